@@ -1,0 +1,90 @@
+"""Labels are dear and collections short-lived: what the expert once said is learned from again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_nlf.batch import Batch, stack_rows
+
+
+@dataclass
+class LabelBuffer:
+    """Labelled rows of past collections, the oldest forgotten first.
+
+    Args:
+        updates: imitation steps after each collection, on top of its minibatches.
+        rows: rows an update.
+        capacity: rows remembered.
+    """
+
+    updates: int = 30
+    rows: int = 256
+    capacity: int = 100_000
+    kept: Batch | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "rows", "capacity"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"label_buffer.{name}: got {getattr(self, name)}, must be at least 1")
+
+    def add(self, labelled: Batch) -> None:
+        """Remember rows with an `expert_mask`; their `mask` and `valid` are False, so nothing else learns from them."""
+        if len(labelled) == 0:
+            return
+        kept = labelled if self.kept is None else stack_rows([self.kept, labelled])
+        self.kept = kept[-self.capacity :]
+
+    def draw(self, like: Batch, rng: np.random.Generator) -> Batch:
+        """Random rows, without repetition; before there are any, a row of `like` from which nothing is learned."""
+        if self.kept is None:
+            nothing = torch.zeros_like(like.mask[:1])
+            expert = {"expert_mask": nothing} if like.expert_mask is not None else {}
+            return replace(like[:1].map(torch.clone), **expert, valid=nothing, mask=nothing)
+        count = min(self.rows, len(self.kept))
+        rows = torch.from_numpy(rng.choice(len(self.kept), count, replace=False))
+        return self.kept[rows].to(like.obs.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.kept is None:
+            return {}
+        return {f.name: value for f in fields(Batch) if (value := getattr(self.kept, f.name)) is not None and f.name != "view"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = Batch(**state) if state else None
+
+
+def labelled_steps(batch: Batch) -> Batch:
+    """Every labelled step as a row of its own: for policies that see one state at a time.
+
+    batch (B, T) → (N, 1), N the True steps of `expert_mask`.
+    """
+    where = batch.expert_mask
+    if where is None or batch.expert_actions is None:
+        raise ValueError("no labels: the batch has no expert_mask and expert_actions")
+
+    def steps(x: Tensor) -> Tensor:
+        return x[where].unsqueeze(1)
+
+    params = None if batch.expert_params is None else {name: steps(x) for name, x in batch.expert_params.items()}
+    actions = steps(batch.expert_actions)
+    nothing = torch.zeros(len(actions), 1, dtype=torch.bool)
+    zero = torch.zeros(len(actions), 1)
+    return Batch(
+        obs=steps(batch.obs),
+        actions=actions,
+        valid=nothing,
+        mask=nothing,
+        # A term that finds no step to learn from still reads its tensors.
+        log_probs=zero,
+        values=zero,
+        returns=zero,
+        advantages=zero,
+        expert_actions=actions,
+        expert_mask=torch.ones_like(nothing),
+        expert_params=params,
+    )

@@ -1,0 +1,1 @@
+from data_modules.pendulum.data_module import PendulumDataModule as PendulumDataModule

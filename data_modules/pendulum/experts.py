@@ -1,0 +1,149 @@
+"""Experts on the pendulum: linear controllers with a Gaussian around them, so that importance weights exist."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_modules.pendulum.simulator import InvertedPendulum
+from lightning_nlf.batch import Expert
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+
+def linearised(difference: float = 1e-5) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A (4, 4) and B (4, 1) of s' = A s + B u around the upright pole at rest: central differences of the real step.
+
+    Differences, because `mjd_transitionFD` refuses the model's RK4 integrator.
+    """
+    simulator = InvertedPendulum(threads=1)
+    size = simulator.obs_dim + simulator.action_dim
+    shifts = difference * np.concatenate([np.eye(size), -np.eye(size)])
+    states = np.zeros((2 * size, simulator.state_dim))
+    states[:, -simulator.obs_dim :] = shifts[:, : simulator.obs_dim]
+    following = simulator.observe(simulator.step(states, shifts[:, simulator.obs_dim :])[0])
+    simulator.close()
+    jacobian = (following[:size] - following[size:]).T / (2 * difference)  # (4, 5)
+    return jacobian[:, : simulator.obs_dim], jacobian[:, simulator.obs_dim :]
+
+
+def lqr_gain(q: Sequence[float], r: float) -> NDArray[np.float64]:
+    """K (4,) of u = K·s, minimising Σ sᵀ diag(q) s + r u² over an endless episode.
+
+    K = −(r + BᵀPB)⁻¹ BᵀPA with P from the discrete algebraic Riccati equation.
+    """
+    from scipy.linalg import solve_discrete_are
+
+    a, b = linearised()
+    cost_to_go = solve_discrete_are(a, b, np.diag(q), np.array([[r]]))
+    return -np.linalg.solve(r + b.T @ cost_to_go @ b, b.T @ cost_to_go @ a)[0]
+
+
+class LinearExpert:
+    """N(clip(K·s, ±3), std): `Expert` for obs s = (x, θ, ẋ, θ̇).
+
+    Args:
+        gain: K, four numbers.
+        std: standard deviation of an action. At 0 the action is the mean and its log-density is +inf, that of a point
+            mass: no importance weight against it exists, and whoever computes one must refuse it.
+
+    Raises:
+        ValueError: std < 0 or not finite, or gain has not four finite entries.
+    """
+
+    def __init__(self, gain: Sequence[float], std: float = 0.1) -> None:
+        _check_at_least_zero("std", std)
+        if len(gain) != InvertedPendulum.obs_dim or not all(map(math.isfinite, gain)):
+            raise ValueError(f"gain: got {tuple(gain)}, must be four finite numbers")
+        self.gain = torch.tensor([float(k) for k in gain], dtype=torch.float32)[:, None]  # (4, 1)
+        self.std = std
+        self._std = torch.tensor([[std]], dtype=torch.float32)
+        self._log_density_at_mean = -self._std.log() - _HALF_LOG_TWO_PI  # (1, 1), +inf where std is 0
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """obs (N, 4) float32 → actions (N, 1), log_probs (N,) and {"mean", "std"}, each (N, 1).
+
+        Drawn from torch's global generator. The action is as sampled: the environment clips it.
+        """
+        limit = InvertedPendulum.action_limit
+        mean = torch.mm(obs, self.gain).clamp_(-limit, limit)  # (N, 1)
+        noise = torch.randn_like(mean)
+        actions = torch.add(mean, noise, alpha=self.std)
+        log_probs = torch.addcmul(self._log_density_at_mean, noise, noise, value=-0.5)  # (N, 1)
+        return actions, log_probs.squeeze(1), {"mean": mean, "std": self._std.expand_as(mean)}
+
+
+class LQRExpert(LinearExpert):
+    """The optimal linear controller of the model at hand, solved for when it is made: 1000 of 1000 steps.
+
+    Args:
+        std: standard deviation of an action, 0 = deterministic (see `LinearExpert`).
+        q: weights of the squared x, θ, ẋ, θ̇.
+        r: weight of the squared action.
+
+    Raises:
+        ValueError: std or an entry of q is negative, r ≤ 0, or q has not four entries.
+    """
+
+    def __init__(
+        self, std: float = 0.1, q: tuple[float, float, float, float] = (1.0, 10.0, 0.1, 0.1), r: float = 0.1
+    ) -> None:
+        if len(q) != InvertedPendulum.obs_dim or not all(math.isfinite(weight) and weight >= 0 for weight in q):
+            raise ValueError(f"q: got {tuple(q)}, must be four numbers >= 0")
+        if not (math.isfinite(r) and r > 0):
+            raise ValueError(f"r: got {r}, must be > 0")
+        super().__init__(lqr_gain(q, r).tolist(), std)
+
+
+class WeakExpert(LinearExpert):
+    """Holds the pole but lets the cart drift away: falls after about 195 of 1000 steps, and so do its clones.
+
+    (A noisy LQR would not do: its mean is optimal, so imitating it surpasses it.)
+    """
+
+    def __init__(self, std: float = 0.1, gain: tuple[float, float, float, float] = (-0.1, 12.145, -0.1, 1.902)) -> None:
+        super().__init__(gain, std)
+
+
+class NoisyExpert:
+    """Another Gaussian expert made worse: N(mean + bias, √(std² + noise²)).
+
+    Args:
+        expert: whose params have "mean" and "std".
+        noise: added to its standard deviation in quadrature.
+        bias: added to its mean, which is not clipped again.
+
+    Raises:
+        ValueError: noise < 0, or a number is not finite.
+    """
+
+    def __init__(self, expert: Expert, noise: float = 0.0, bias: float = 0.0) -> None:
+        _check_at_least_zero("noise", noise)
+        if not math.isfinite(bias):
+            raise ValueError(f"bias: got {bias}, must be finite")
+        self.expert = expert
+        self.noise = noise
+        self.bias = bias
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """As `LinearExpert.act`; the action is drawn anew from the wider Gaussian."""
+        params = self.expert.act(obs)[2]
+        mean = params["mean"] + self.bias  # (N, 1)
+        std = (params["std"].square() + self.noise**2).sqrt()  # (N, 1)
+        noise = torch.randn_like(mean)
+        log_probs = torch.addcmul(
+            -std.log() - _HALF_LOG_TWO_PI, noise, noise, value=-0.5
+        )  # (N, 1), +inf where std is 0
+        return torch.addcmul(mean, std, noise), log_probs.squeeze(1), {"mean": mean, "std": std}
+
+
+def _check_at_least_zero(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}: got {value}, must be finite and >= 0")

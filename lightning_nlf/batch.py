@@ -1,0 +1,165 @@
+"""The one contract between environments and objectives. Imports torch only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of T steps, right-padded; control and text differ only in the trailing shapes.
+
+    One row is one episode, one fragment of it, or one dialogue: no boundary lies inside a row.
+    All but the first four fields are optional.
+    """
+
+    obs: Tensor  # (B, T, *obs)  state, or token ids
+    actions: Tensor  # (B, T, *act)  as sampled, before the environment clips; or the next token
+    valid: Tensor  # (B, T) bool  somebody decided here, learner or expert; returns and γ run over these steps
+    mask: Tensor  # (B, T) bool, ⊆ valid  the learner acted here and learns from it
+    log_probs: Tensor | None = None  # (B, T) of the behaviour, whoever acted
+    rewards: Tensor | None = None  # (B, T)
+    values: Tensor | None = None  # (B, T)
+    returns: Tensor | None = None  # (B, T)
+    advantages: Tensor | None = None  # (B, T)
+    ref_log_probs: Tensor | None = None  # (B, T)
+    final_obs: Tensor | None = None  # (B, *obs)  what followed the last step
+    terminated: Tensor | None = None  # (B,) bool  ended by the environment; else truncated, and V(final_obs) follows
+    expert_actions: Tensor | None = None  # (B, T, *act)  what the expert did, or would have done
+    expert_mask: Tensor | None = None  # (B, T) bool  where that is known
+    expert_params: dict[str, Tensor] | None = None  # each (B, T, …): {"mean", "std"} or {"logits"}
+    group: Tensor | None = None  # (B,) int  rows of one prompt share it; a minibatch never splits a group
+    rank: Tensor | None = None  # (B,) int  0 is best, equal is a tie, −1 is unranked
+    score: Tensor | None = None  # (B,)
+    view: Batch | None = None  # the same actions in the same order behind another prompt
+    extra: dict[str, Tensor] = field(default_factory=dict)  # each (B, …): what a new objective needs
+    # True steps of each mask, averaged over the micro-batches and ranks of one optimizer step (`stamp_totals`)
+    totals: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
+        """`fn` applied to every tensor that has rows; `totals` stay."""
+        return _map(fn, self)
+
+    def __getitem__(self, rows: Any) -> Batch:
+        """The chosen rows, with padding on the right cut to the longest of them; totals are dropped.
+
+        `rows` is a slice, an index tensor (n,) or a boolean tensor (B,).
+        """
+        chosen = replace(self.map(lambda x: x[rows]), totals={})
+        return chosen.trim()
+
+    def trim(self) -> Batch:
+        """Without the columns on the right in which no row has a valid or an expert step."""
+        used = self.valid if self.expert_mask is None else self.valid | self.expert_mask
+        columns = used.any(0).nonzero()
+        length = int(columns[-1]) + 1 if len(columns) else 1
+        width = self.mask.shape[1]
+        if length == width:
+            return self
+        per_step = {f.name for f in fields(Batch)} - _PER_ROW
+        cut = {
+            name: _map(lambda x: x[:, :length], value)
+            for name in per_step
+            if (value := getattr(self, name)) is not None and name != "view"
+        }
+        extra = {k: x[:, :length] if x.ndim > 1 and x.shape[1] == width else x for k, x in self.extra.items()}
+        return replace(self, **cut, extra=extra)
+
+    def to(self, *args: Any, **kwargs: Any) -> Batch:
+        """Every tensor moved, `totals` too. Lightning calls this to bring a batch to the device."""
+        totals = {name: total.to(*args, **kwargs) for name, total in self.totals.items()}
+        return replace(self.map(lambda x: x.to(*args, **kwargs)), totals=totals)
+
+    def detach(self) -> Batch:
+        return self.map(Tensor.detach)
+
+
+_PER_ROW = {"final_obs", "terminated", "group", "rank", "score", "view", "extra", "totals"}
+
+
+def _map(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, dict):
+        return {name: fn(x) for name, x in value.items()}
+    if isinstance(value, Batch):
+        present = {f.name: getattr(value, f.name) for f in fields(value) if f.name != "totals"}
+        return replace(value, **{name: _map(fn, x) for name, x in present.items() if x is not None})
+    return value
+
+
+def stack_rows(batches: Sequence[Batch]) -> Batch:
+    """One batch with the rows of all, padded on the right with zeros (False in masks) to the longest.
+
+    Raises:
+        ValueError: a field is present in some of them only.
+    """
+    length = max(batch.mask.shape[1] for batch in batches)
+
+    def join(name: str, values: list[Any]) -> Any:
+        if all(v is None for v in values):
+            return None
+        if any(v is None for v in values):
+            raise ValueError(f"cannot stack batches: {name} is missing in some of them")
+        if isinstance(values[0], dict):
+            return {key: join(f"{name}.{key}", [v.get(key) for v in values]) for key in values[0]}
+        if isinstance(values[0], Batch):
+            return stack_rows(values)
+        if name.split(".")[0] in _PER_ROW - {"extra"} or values[0].ndim < 2:
+            return torch.cat(values)
+        return torch.cat([pad_steps(v, length) for v in values])
+
+    names = [f.name for f in fields(Batch) if f.name != "totals"]
+    return Batch(**{name: join(name, [getattr(b, name) for b in batches]) for name in names})
+
+
+def pad_steps(x: Tensor, length: int) -> Tensor:
+    """x (B, T, …) → (B, length, …), zeros on the right."""
+    short = length - x.shape[1]
+    return x if short == 0 else torch.cat([x, x.new_zeros(x.shape[0], short, *x.shape[2:])], 1)
+
+
+class Actor(Protocol):
+    """All that a DataModule may know of a model. Runs in eval mode, without gradients, in the Trainer's precision."""
+
+    def act(
+        self, obs: Tensor, state: Any = None, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+        """One step of control: obs (B, *obs) → actions (B, *act), log_probs (B,), values (B,) or None, state.
+
+        `values` is None where `prepare` computes them in one pass. `state` is a recurrent network's, None at first.
+        """
+        ...
+
+    def reply(
+        self, ids: Tensor, lengths: Tensor, state: Any, stop: int, max_new: int, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """One turn of text: what is new since `state`, ids (B, L) right-padded with lengths (B,).
+
+        Returns tokens (B, N ≤ max_new), right-padded; log_probs (B, N); lengths (B,), `stop` included; state.
+        """
+        ...
+
+    def prepare(self, batch: Batch) -> Batch:
+        """What is computed once per collection: values, returns, advantages, all moments over all ranks."""
+        ...
+
+
+class Expert(Protocol):
+    """Whoever can act in the learner's place, and say how: injected in the yaml by `class_path`."""
+
+    def act(self, obs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """obs (N, *obs) → actions (N, *act), log_probs (N,), the distribution's parameters, each (N, …).
+
+        A deterministic expert's log_probs are +inf, the log-density of a point mass: importance weights
+        against it are refused.
+        """
+        ...

@@ -1,0 +1,155 @@
+"""Maths shared by several objectives. Tensors in, tensors out; imports torch only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, Independent, Normal
+
+from lightning_nlf.batch import Batch
+
+
+def masked_mean(x: Tensor, mask: Tensor, total: Tensor | None = None) -> Tensor:
+    """Σ x[mask] / total: a mean over tokens that does not depend on how rows were cut.
+
+    Args: x (B, T); mask (B, T) bool; total () as stamped by the loader, else the True steps of `mask`.
+    Padding may hold anything, NaN too: it is selected away, not multiplied by 0.
+    """
+    count = mask.sum() if total is None else total
+    return torch.where(mask, x, 0).sum() / torch.where(count > 0, count, 1)
+
+
+def stamp_totals(batches: list[Batch], totals: dict[str, Tensor], parts: int) -> list[Batch]:
+    """The micro-batches of one optimizer step, each with `totals / parts`.
+
+    Lightning averages over micro-batches and DDP over ranks, `parts` in all; dividing each part's sum by the
+    *mean* count per part makes that average the mean over all tokens.
+    Args: totals: True steps of each mask, summed over all parts and ranks; parts: micro-batches × ranks.
+    """
+    return [replace(batch, totals={name: total / parts for name, total in totals.items()}) for batch in batches]
+
+
+def row_counts(batch: Batch) -> dict[str, Tensor]:
+    """True steps of each mask a term may run over, by row, each (B,): `mask`, `expert_mask`, `injected`."""
+    expert = torch.zeros_like(batch.mask) if batch.expert_mask is None else batch.expert_mask
+    masks = {"mask": batch.mask, "expert_mask": expert, "injected": batch.valid & ~batch.mask}
+    return {name: mask.sum(1) for name, mask in masks.items()}
+
+
+def reverse_recurrence(add: Tensor, factor: Tensor) -> Tensor:
+    """y_t = add_t + factor_t · y_{t+1} with y_T = 0, for all t at once.
+
+    Recursive doubling (Hillis & Steele 1986): log₂ T rounds instead of T; exact for any factors.
+    Args: add, factor (B, T).  Returns (B, T).
+    """
+    y, reach, step = add, factor, 1
+    while step < y.shape[1]:
+        y = torch.cat([y[:, :-step] + reach[:, :-step] * y[:, step:], y[:, -step:]], 1)
+        reach = torch.cat([reach[:, :-step] * reach[:, step:], torch.zeros_like(reach[:, -step:])], 1)
+        step *= 2
+    return y
+
+
+def next_valid(x: Tensor, valid: Tensor, last: Tensor) -> Tensor:
+    """x at the next valid step; `last` where none follows.  x, valid (B, T), last (B,) → (B, T)."""
+    width = x.shape[1]
+    steps = torch.arange(width, device=x.device).expand_as(valid)
+    own = torch.where(valid, steps, width)
+    following = own.flip(1).cummin(1).values.flip(1)  # this or the next valid step
+    after = torch.cat([following[:, 1:], torch.full_like(following[:, :1], width)], 1)
+    return torch.cat([x, last[:, None].to(x.dtype)], 1).gather(1, after)
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    bootstrap: Tensor,
+    valid: Tensor,
+    gamma: float,
+    lam: float,
+    cut: Tensor | None = None,
+) -> Tensor:
+    """Generalised advantages, eq. 16 of https://arxiv.org/abs/1506.02438, over valid steps only.
+
+    A_t = δ_t + γλ A_{t+1},  δ_t = r_t + γ V_{t+1} − V_t,  V_T = bootstrap
+
+    Args:
+        rewards, values, valid: (B, T); bootstrap: (B,), 0 where the episode terminated.
+        cut: (B, T) bool, steps whose return ends with the next V instead of running on.
+    Returns: (B, T), 0 where `valid` is False. With values = 0 and lam = 1 it is the discounted reward-to-go.
+    """
+    delta = torch.where(valid, rewards + gamma * next_valid(values, valid, bootstrap) - values, 0)
+    factor = torch.where(valid, gamma * lam, 1.0).to(delta.dtype)
+    if cut is not None:
+        factor = torch.where(cut, 0.0, factor)
+    return torch.where(valid, reverse_recurrence(delta, factor), 0)
+
+
+def takeover_cuts(mask: Tensor, valid: Tensor) -> Tensor:
+    """(B, T) bool: learner's steps that are followed by somebody else's."""
+    last = torch.ones_like(mask[:, 0])  # the end of a row is no take-over
+    return mask & ~next_valid(mask, valid, last)
+
+
+def distribution_of(params: dict[str, Tensor]) -> Distribution:
+    """The expert's distribution from `Batch.expert_params`: a Gaussian or a categorical, by the names it has.
+
+    Raises:
+        ValueError: a Gaussian with σ = 0, which is a point mass and has no density to compare.
+    """
+    if "logits" in params:
+        return Categorical(logits=params["logits"], validate_args=False)
+    if not bool((params["std"] > 0).all()):
+        raise ValueError("the expert is deterministic (std = 0): only its actions can be imitated (divergence: nll)")
+    return Independent(Normal(params["mean"], params["std"], validate_args=False), 1, validate_args=False)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number that moves with experience: c(t) for t steps decided so far (environment steps, or tokens)."""
+
+    start: float
+
+    def __call__(self, steps: float) -> float:
+        return self.start
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """c(t) = start."""
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """From `start` to `end` in a straight line over the first `over` steps, then `end`."""
+
+    end: float = 0.0
+    over: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.over <= 0:
+            raise ValueError(f"over is {self.over}: give the number of steps, above 0")
+
+    def __call__(self, steps: float) -> float:
+        return self.start + (self.end - self.start) * min(steps / self.over, 1.0)
+
+
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """c(t) = start · ½^(t / half_life)."""
+
+    half_life: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.half_life <= 0:
+            raise ValueError(f"half_life is {self.half_life}: give the number of steps, above 0")
+
+    def __call__(self, steps: float) -> float:
+        return self.start * 0.5 ** (steps / self.half_life)
+
+
+def scheduled(weight: float | Schedule, steps: float) -> float:
+    """The weight after `steps`: a plain number stays."""
+    return weight(steps) if isinstance(weight, Schedule) else weight

@@ -1,0 +1,218 @@
+"""What is Lightning: one training step, one optimizer, one way of acting. What is optimised is a mixin's business."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torchmetrics import MeanMetric
+
+from lightning_nlf import generation
+from lightning_nlf.batch import Batch
+from lightning_nlf.networks import Policy
+
+Terms = dict[str, Tensor]
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, a reward or a gradient is NaN or infinite. Says which, and at what step."""
+
+
+@dataclass
+class Evaluation:
+    """What the current networks say of a batch, computed once a step and shared by all terms."""
+
+    where: Tensor  # (B, T) bool: the N steps that were evaluated
+    distribution: Distribution  # of batch shape (N,)
+    log_probs: Tensor  # (B, T) of `batch.actions`; 0 elsewhere
+    values: Tensor | None  # (B, T); 0 elsewhere
+    notes: dict[str, Tensor] = field(default_factory=dict)  # what a mixin wants logged beside its terms
+
+    @cached_property
+    def entropy(self) -> Tensor:  # (B, T)
+        return self.scatter(self.distribution.entropy())
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """x (N,) → (B, T), 0 where nothing was evaluated."""
+        return torch.zeros(self.where.shape, dtype=x.dtype, device=x.device).masked_scatter(self.where, x)
+
+
+class Objective:
+    """What a mixin may say. Each method is cooperative: it calls `super()` and adds its own."""
+
+    def terms(self, batch: Batch, now: Evaluation) -> Terms:
+        """The loss terms, each (), by the name they are logged under."""
+        return {}
+
+    def prepare(self, batch: Batch) -> Batch:
+        """What is computed once per collection, without gradients."""
+        return batch
+
+    def advance(self) -> None:
+        """What moves after each optimizer step. Whatever moves is a buffer, so that the checkpoint has it."""
+
+    def critic(self, batch: Batch, where: Tensor) -> Tensor | None:
+        """Values of the N steps of `where`, if there is a network for them."""
+        return None
+
+
+class ObjectiveModule(Objective, L.LightningModule):
+    """Sums the terms of its objectives, logs each by its own name, steps one optimizer.
+
+    Args:
+        optimizer, lr_scheduler: as in any LightningCLI yaml, by `class_path`.
+        network_lr: learning rates of single networks by their name (`value: 0.001`), where they differ.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        network_lr: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.optimizer, self.lr_scheduler, self.network_lr = optimizer, lr_scheduler, network_lr or {}
+        self.register_buffer("experience", torch.zeros((), dtype=torch.float64))  # steps decided so far, all ranks
+        self.played = nn.ModuleList([MeanMetric(), MeanMetric()])  # returns of the two evaluation loaders
+
+    # ---- training
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if not self.training:  # acting switched to eval mode
+            self.train()
+        now = self.evaluate(batch)
+        terms = self.terms(batch, now)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        if not torch.isfinite(loss):
+            self._refuse(", ".join(f"{name} = {float(term)}" for name, term in terms.items()), "loss")
+        if self.trainer._logger_connector.should_update_logs:
+            named = terms | {"loss": loss} | now.notes
+            metrics = {f"train/{name}": x.detach() for name, x in named.items()}
+            self.log_dict(metrics, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return  # a gradient scaler expects infinities, and skips the step itself
+        gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+        norm = nn.utils.get_total_norm(gradients.values())
+        if not torch.isfinite(norm):
+            bad = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
+            self._refuse(", ".join(bad or gradients), "gradient")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.advance()
+
+    def configure_optimizers(self) -> Any:
+        unknown = set(self.network_lr) - {name for name, _ in self.named_children()}
+        if unknown:
+            raise ValueError(f"network_lr names {sorted(unknown)}: the networks are {sorted(dict(self.named_children()))}")
+        groups: list[dict[str, Any]] = []
+        for name, network in self.named_children():
+            parameters = [p for p in network.parameters() if p.requires_grad]
+            if parameters:
+                own = {"lr": self.network_lr[name]} if name in self.network_lr else {}
+                groups.append({"params": parameters, "name": name} | own)
+        optimizer = self.optimizer(groups)
+        return optimizer if self.lr_scheduler is None else ([optimizer], [self.lr_scheduler(optimizer)])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Built by hand, the hyperparameters are live networks: pickled code that no safe loader would read.
+        if "_instantiator" not in checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}):
+            checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, None)
+
+    def _refuse(self, what: str, kind: str) -> None:
+        raise NonFiniteError(f"non-finite {kind} at optimizer step {self.global_step}: {what}")
+
+    # ---- once per collection
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Ends the chain of mixins: counts the experience and refuses non-finite rewards."""
+        self.eval()
+        batch = super().prepare(batch.to(self.device))
+        if batch.rewards is not None:
+            bad = batch.valid & ~torch.isfinite(batch.rewards)
+            if bad.any():
+                row, step = bad.nonzero()[0].tolist()
+                self._refuse(f"row {row}, step {step} is {float(batch.rewards[row, step])}", "reward")
+        self.experience += self.sum_over_ranks(batch.valid.sum())
+        return batch
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        trainer = self._trainer
+        return x if trainer is None or trainer.world_size == 1 else trainer.strategy.reduce(x, reduce_op="sum")
+
+    # ---- evaluation: the first loader plays the mode of the policy, the second samples from it
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._log_returns("val", batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._log_returns("test", batch, dataloader_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
+        return batch
+
+    def _log_returns(self, stage: str, batch: Batch, loader: int) -> None:
+        assert batch.rewards is not None, "an evaluation batch has rewards"
+        metric = self.played[loader]
+        metric.update(torch.where(batch.valid, batch.rewards, 0).sum(1))  # reduces sums and counts over ranks
+        name = ("return", "return_sampled")[loader]
+        self.log(f"{stage}/{name}", metric, batch_size=len(batch), add_dataloader_idx=False)
+
+    def acting(self) -> AbstractContextManager:
+        """Eval mode and the Trainer's precision: dropout or another dtype would break "the ratio is 1"."""
+        if self.training:
+            self.eval()
+        return nullcontext() if self._trainer is None else self._trainer.precision_plugin.forward_context()
+
+
+class PolicyModule(ObjectiveModule):
+    """A policy that acts, and is evaluated where somebody learns from a step."""
+
+    def __init__(self, policy: Policy, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.policy = policy
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        where = batch.mask if batch.expert_mask is None else batch.mask | batch.expert_mask
+        if not where.any():  # a rank with nothing to learn from still takes part in every all-reduce
+            where = torch.zeros_like(where).index_fill(1, torch.zeros(1, dtype=torch.long, device=where.device), True)
+        distribution = self.policy(batch.obs, where)
+        log_probs = distribution.log_prob(batch.actions[where])
+        values = self.critic(batch, where)
+        now = Evaluation(where, distribution, log_probs, None)
+        now.log_probs = now.scatter(log_probs)
+        now.values = None if values is None else now.scatter(values)
+        return now
+
+    @torch.no_grad()
+    def act(
+        self, obs: Tensor, state: Any = None, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+        """`Actor.act`. Values are left to `prepare`, which computes them in one pass."""
+        with self.acting():
+            distribution, state = self.policy.step(obs.to(self.device), state)
+            actions = distribution.mode if deterministic else distribution.sample()
+            return actions, distribution.log_prob(actions), None, state
+
+    @torch.no_grad()
+    def reply(
+        self, ids: Tensor, lengths: Tensor, state: Any, stop: int, max_new: int, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """`Actor.reply`."""
+        with self.acting():
+            ids, lengths = ids.to(self.device), lengths.to(self.device)
+            return generation.reply(self.policy, ids, lengths, state, stop, max_new, deterministic)

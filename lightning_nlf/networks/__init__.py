@@ -1,0 +1,9 @@
+from lightning_nlf.networks.base import Network as Network
+from lightning_nlf.networks.base import Policy as Policy
+from lightning_nlf.networks.base import QValue as QValue
+from lightning_nlf.networks.base import Value as Value
+from lightning_nlf.networks.gru import GRUPolicy as GRUPolicy
+from lightning_nlf.networks.gru import GRUValue as GRUValue
+from lightning_nlf.networks.mlp import GaussianPolicy as GaussianPolicy
+from lightning_nlf.networks.mlp import MLPQValue as MLPQValue
+from lightning_nlf.networks.mlp import MLPValue as MLPValue

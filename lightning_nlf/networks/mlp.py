@@ -1,0 +1,86 @@
+"""Networks over state vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from lightning_nlf.networks.base import Policy, QValue, Value
+
+
+def mlp(sizes: list[int], last_gain: float = 1.0) -> nn.Sequential:
+    """Linear layers with tanh between them; the last one's initial weights times `last_gain`."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
+    last = layers[-2]
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter *= last_gain
+    return nn.Sequential(*layers[:-1])
+
+
+class GaussianPolicy(Policy):
+    """N(mean(s), std): std a parameter of its own, or an output of the network.
+
+    Args:
+        hidden: widths of the hidden layers.
+        log_std: initial log standard deviation.
+        min_log_std: floor below which it cannot fall.
+        state_dependent_std: the network gives the log-std too; it starts near `log_std` everywhere.
+        weights: path of a checkpoint whose policy this one starts from.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: list[int] | None = None,
+        log_std: float = 0.0,
+        min_log_std: float = -3.0,
+        state_dependent_std: bool = False,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.action_dim, self.min_log_std, self.state_dependent_std = action_dim, min_log_std, state_dependent_std
+        outputs = 2 * action_dim if state_dependent_std else action_dim
+        self.net = mlp([obs_dim, *(hidden or [32, 32]), outputs])
+        self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std)))
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, where: Tensor | None = None) -> Distribution:
+        mean = self.net(obs if where is None else obs[where])
+        log_std = self.log_std
+        if self.state_dependent_std:
+            mean, offset = mean.split(self.action_dim, -1)
+            log_std = log_std + offset
+        std = log_std.clamp(min=self.min_log_std).exp().expand_as(mean)
+        return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
+
+
+class MLPValue(Value):
+    """V(s)."""
+
+    def __init__(self, obs_dim: int, hidden: list[int] | None = None, weights: str | None = None) -> None:
+        super().__init__()
+        self.net = mlp([obs_dim, *(hidden or [32, 32]), 1])
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        return self.net(obs if where is None else obs[where]).squeeze(-1)
+
+
+class MLPQValue(QValue):
+    """Q(s, a) over state and action vectors, concatenated."""
+
+    def __init__(
+        self, obs_dim: int, action_dim: int, hidden: list[int] | None = None, weights: str | None = None
+    ) -> None:
+        super().__init__()
+        self.net = mlp([obs_dim + action_dim, *(hidden or [32, 32]), 1])
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, actions: Tensor, where: Tensor | None = None) -> Tensor:
+        joined = torch.cat([obs, actions], -1)
+        return self.net(joined if where is None else joined[where]).squeeze(-1)

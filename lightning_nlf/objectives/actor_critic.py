@@ -1,0 +1,127 @@
+"""Critics: advantages from V by GAE, or the policy gradient weighted by Q."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.functional import gae, masked_mean
+from lightning_nlf.modules import Evaluation, Objective, PolicyModule, Terms
+from lightning_nlf.networks import Policy, QValue, Value
+from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
+
+
+def value_loss(
+    values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    old_values: Tensor | None = None,
+    clip: float | None = None,
+    total: Tensor | None = None,
+) -> Tensor:
+    """½E[(V − G)²]; with `clip` the larger of that and of V kept within ±clip of the old value (PPO's reference code).
+
+    Args: values, returns, mask, old_values (B, T).  Returns ().
+    """
+    error = (values - returns) ** 2
+    if clip is not None:
+        assert old_values is not None, "a clipped value loss needs the old values"
+        error = torch.max(error, (old_values + (values - old_values).clamp(-clip, clip) - returns) ** 2)
+    return 0.5 * masked_mean(error, mask, total)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 − Var[G − V] / Var[G] over `mask`; 1 is a perfect critic, 0 no better than a constant.  ()"""
+
+    def variance(x: Tensor) -> Tensor:
+        return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+
+    return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)
+
+
+class CriticObjective(Objective):
+    """Regression of a critic on λ-returns; what the critic is, the two kinds below say.
+
+    Args:
+        lam: λ of GAE and of the returns; 1 is Monte-Carlo, 0 one-step.
+        value_weight, value_clip: weight of the critic's loss, and how far a value may move in its favour.
+    """
+
+    def __init__(self, lam: float = 0.95, value_weight: float = 0.5, value_clip: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.lam, self.value_weight, self.value_clip = lam, value_weight, value_clip
+
+    def terms(self, batch: Batch, now: Evaluation) -> Terms:
+        assert now.values is not None and batch.returns is not None
+        loss = value_loss(now.values, batch.returns, batch.mask, batch.values, self.value_clip, batch.totals.get("mask"))
+        now.notes["explained_variance"] = explained_variance(now.values.detach(), batch.returns, batch.mask)
+        return super().terms(batch, now) | {"value": self.value_weight * loss}
+
+    def final_values(self, final_obs: Tensor) -> Tensor:
+        """What follows a truncated row: final_obs (B, *obs) → (B,)."""
+        raise NotImplementedError
+
+    def gradient_weights(self, advantages: Tensor, values: Tensor) -> Tensor:
+        """What ∇log π is weighted with, (B, T)."""
+        return advantages
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Batch:
+        batch = batch.to(self.device)
+        assert batch.rewards is not None and batch.final_obs is not None and batch.terminated is not None
+        with self.acting():
+            estimates = self.critic(batch, batch.valid)
+            assert estimates is not None
+            bootstrap = torch.where(batch.terminated, 0, self.final_values(batch.final_obs))
+        values = torch.zeros_like(batch.rewards).masked_scatter(batch.valid, estimates.to(batch.rewards.dtype))
+        advantages = gae(batch.rewards, values, bootstrap, batch.valid, self.gamma, self.lam, self.cuts(batch))
+        weights = self.gradient_weights(advantages, values)
+        return super().prepare(replace(batch, values=values, returns=advantages + values, advantages=weights))
+
+
+class ValueObjective(CriticObjective):
+    """Advantage actor-critic: A by GAE from V, and V(s_T) where a row was truncated."""
+
+    value: Value
+
+    def critic(self, batch: Batch, where: Tensor) -> Tensor:
+        return self.value(batch.obs, where)
+
+    def final_values(self, final_obs: Tensor) -> Tensor:
+        return self.value(final_obs[:, None])[:, 0]
+
+
+class QObjective(CriticObjective):
+    """Q actor-critic: ∇log π(a|s) weighted by Q(s, a), Q learned by SARSA(λ)."""
+
+    q: QValue
+    policy: Policy
+
+    def critic(self, batch: Batch, where: Tensor) -> Tensor:
+        return self.q(batch.obs, batch.actions, where)
+
+    def final_values(self, final_obs: Tensor) -> Tensor:
+        return self.q(final_obs[:, None], self.policy(final_obs[:, None]).sample())[:, 0]
+
+    def gradient_weights(self, advantages: Tensor, values: Tensor) -> Tensor:
+        return values
+
+
+class ActorCriticAgent(ValueObjective, PolicyGradientObjective, PolicyModule):
+    """REINFORCE with a value baseline (λ = 1), A2C (λ < 1) or PPO (`clip` and several passes)."""
+
+    def __init__(self, value: Value, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.value = value
+
+
+class QActorCriticAgent(QObjective, PolicyGradientObjective, PolicyModule):
+    """A policy whose gradient is weighted by a learned Q(s, a)."""
+
+    def __init__(self, q: QValue, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.q = q

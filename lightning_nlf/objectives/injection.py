@@ -1,0 +1,131 @@
+"""Trajectory injection: what is learned from the steps on which the expert took over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.functional import masked_mean
+from lightning_nlf.modules import Evaluation, Objective, Terms
+from lightning_nlf.objectives.actor_critic import ActorCriticAgent
+from lightning_nlf.objectives.imitation import JointAgent, JointPolicy
+from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, importance_ratio
+
+
+def weighted_injection_loss(
+    log_probs: Tensor, behaviour: Tensor, advantages: Tensor, mask: Tensor, clip: float, total: Tensor | None = None
+) -> Tensor:
+    """−E_b[min(ρA, clip(ρ, 0, 1+ε)A)], ρ = π/b: the clipped off-policy gradient, b the expert's density.
+
+    A ratio below 1 − ε is left alone: the expert's action starts out rare, and must be able to grow.
+    Args: log_probs, behaviour, advantages, mask (B, T).  Returns ().
+    """
+    ratio = importance_ratio(log_probs, behaviour, mask)
+    return -masked_mean(torch.min(ratio * advantages, ratio.clamp(max=1 + clip) * advantages), mask, total)
+
+
+def shaped_injection_loss(
+    log_probs: Tensor, behaviour: Tensor, advantages: Tensor, mask: Tensor, shape: float, total: Tensor | None = None
+) -> Tensor:
+    """−E_b[f(x)A], f(x) = x/(x+g): LUFFY's shaping, eq. 6 of https://arxiv.org/abs/2504.14945.
+
+    f′(x) = g/(x+g)² gives rare actions the weight that a plain ratio takes from them.
+    Args: log_probs, advantages, mask (B, T); behaviour (B, T), so that x = π/b, or 0, so that x = π; shape: g.
+    """
+    x = importance_ratio(log_probs, behaviour, mask)
+    return -masked_mean(x / (x + shape) * advantages, mask, total)
+
+
+class InjectionObjective(Objective):
+    """Policy gradient on the injected steps too, from the expert's stored density; how, the two kinds below say.
+
+    Args: injected_weight: weight of the term.
+    """
+
+    def __init__(self, injected_weight: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.injected_weight = injected_weight
+
+    def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
+        """The unweighted loss over `mask` (B, T), the injected steps.  ()"""
+        raise NotImplementedError
+
+    def terms(self, batch: Batch, now: Evaluation) -> Terms:
+        mask = batch.valid & ~batch.mask
+        loss = self.injected(now.log_probs, batch, mask, batch.totals.get("injected"))
+        return super().terms(batch, now) | {"injected": self.injected_weight * loss}
+
+
+def refuse_deterministic(batch: Batch) -> None:
+    """Raises ValueError: the expert that took over has no density (σ = 0), so no ratio against it exists."""
+    if batch.log_probs is not None and torch.isinf(batch.log_probs[batch.valid]).any():
+        raise ValueError("the expert is deterministic (std = 0): importance weights need a stochastic one (std > 0)")
+
+
+class WeightedInjectionObjective(InjectionObjective):
+    """Importance-weighted. Needs a stochastic expert.
+
+    Args: injected_clip: ε, a ratio counts up to 1 + ε.
+    """
+
+    def __init__(self, injected_clip: float = 0.2, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.injected_clip = injected_clip
+
+    def prepare(self, batch: Batch) -> Batch:
+        refuse_deterministic(batch)
+        return super().prepare(batch)
+
+    def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
+        assert batch.log_probs is not None and batch.advantages is not None
+        return weighted_injection_loss(log_probs, batch.log_probs, batch.advantages, mask, self.injected_clip, total)
+
+
+class ShapedInjectionObjective(InjectionObjective):
+    """LUFFY-shaped.
+
+    Args:
+        shape: g.
+        relative: x = π/b (densities, which may exceed 1) rather than x = π (probabilities of tokens).
+    """
+
+    def __init__(self, shape: float = 0.1, relative: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shape, self.relative = shape, relative
+
+    def prepare(self, batch: Batch) -> Batch:
+        if self.relative:
+            refuse_deterministic(batch)
+        return super().prepare(batch)
+
+    def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
+        assert batch.log_probs is not None and batch.advantages is not None
+        behaviour = batch.log_probs if self.relative else torch.zeros_like(batch.log_probs)
+        return shaped_injection_loss(log_probs, behaviour, batch.advantages, mask, self.shape, total)
+
+
+class InjectionPolicy(JointPolicy):
+    """REINFORCE on the learner's steps, imitation on the injected ones."""
+
+
+class InjectionAgent(JointAgent):
+    """The same with a critic, so that a return cut at the take-over ends in V."""
+
+
+class WeightedInjectionPolicy(WeightedInjectionObjective, ReinforcePolicy):
+    """Injected steps learned by importance-weighted policy gradient."""
+
+
+class WeightedInjectionAgent(WeightedInjectionObjective, ActorCriticAgent):
+    """The same with a critic."""
+
+
+class ShapedInjectionPolicy(ShapedInjectionObjective, ReinforcePolicy):
+    """Injected steps learned by LUFFY-shaped policy gradient."""
+
+
+class ShapedInjectionAgent(ShapedInjectionObjective, ActorCriticAgent):
+    """The same with a critic."""

@@ -1,0 +1,155 @@
+"""Policy gradient: REINFORCE with its baselines, and the clipped surrogate of PPO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.functional import gae, masked_mean, takeover_cuts
+from lightning_nlf.modules import Evaluation, Objective, PolicyModule, Terms
+
+
+def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, total: Tensor | None = None) -> Tensor:
+    """−E[log π(a|s) A], Williams 1992; its gradient is that of the return.
+
+    Args: log_probs, advantages, mask (B, T).  Returns ().
+    """
+    return -masked_mean(log_probs * advantages, mask, total)
+
+
+def clipped_policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float, total: Tensor | None = None
+) -> Tensor:
+    """−E[min(ρA, clip(ρ, 1−ε, 1+ε)A)], ρ = π(a|s) / π_old(a|s): eq. 7 of https://arxiv.org/abs/1707.06347.
+
+    Args: log_probs, old_log_probs, advantages, mask (B, T); clip: ε.  Returns ().
+    """
+    ratio = importance_ratio(log_probs, old_log_probs, mask)
+    return -masked_mean(torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages), mask, total)
+
+
+def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """π / b where `mask`, 1 elsewhere: masked before exp, so that padding cannot overflow.  (B, T)"""
+    return torch.where(mask, log_probs - old_log_probs, 0).exp()
+
+
+def no_baseline(returns: Tensor, batch: Batch) -> Tensor:
+    return torch.zeros_like(returns)
+
+
+def batch_mean(returns: Tensor, batch: Batch) -> Tensor:
+    """The mean return of the learner's steps.  (B, T)"""
+    return masked_mean(returns, batch.mask).expand_as(returns)
+
+
+def group_mean(returns: Tensor, batch: Batch) -> Tensor:
+    """The mean return of the group's rows, the row itself included (GRPO, https://arxiv.org/abs/2402.03300).  (B, T)"""
+    total, count, _ = _group_sums(returns, batch)
+    return (total / count.clamp(min=1))[:, None].expand_as(returns)
+
+
+def leave_one_out(returns: Tensor, batch: Batch) -> Tensor:
+    """The mean return of the group's *other* rows (RLOO, https://arxiv.org/abs/2402.14740).  (B, T)
+
+    A row alone in its group has no baseline, and so 0.
+    """
+    total, count, own = _group_sums(returns, batch)
+    return ((total - own) / (count - 1).clamp(min=1))[:, None].expand_as(returns)
+
+
+def _group_sums(returns: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum and number over the group's learner rows, and each row's own mean return, all (B,)."""
+    if batch.group is None:
+        raise ValueError("baseline: a group baseline needs batches with `group`: several replies to one prompt")
+    learns = batch.mask.any(1)
+    own = torch.where(batch.mask, returns, 0).sum(1) / batch.mask.sum(1).clamp(min=1)
+    same = (batch.group[:, None] == batch.group[None, :]) & learns[None, :]
+    return torch.where(same, own[None, :], 0).sum(1), same.sum(1), own
+
+
+BASELINES: dict[str, Callable[[Tensor, Batch], Tensor]] = {
+    "none": no_baseline,
+    "batch_mean": batch_mean,
+    "group_mean": group_mean,
+    "leave_one_out": leave_one_out,
+}
+
+
+class PolicyGradientObjective(Objective):
+    """Policy gradient on the learner's own steps (`mask`).
+
+    Args:
+        gamma: discount, over valid steps.
+        baseline: subtracted from the reward-to-go; a value network's mixin brings its own advantages instead.
+        clip: PPO's ε, for several passes over one collection; without it the plain gradient.
+        normalize_advantages: to mean 0 and variance 1 over all of the collection, on all ranks.
+        entropy_weight: bonus for entropy.
+        cut_at_takeover: the learner's return ends where the expert takes over, with V there if there is one.
+    """
+
+    def __init__(
+        self,
+        gamma: float = 0.99,
+        baseline: Literal["none", "batch_mean", "group_mean", "leave_one_out"] = "none",
+        clip: float | None = None,
+        normalize_advantages: bool = True,
+        entropy_weight: float = 0.0,
+        cut_at_takeover: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.gamma, self.baseline, self.clip = gamma, baseline, clip
+        self.normalize_advantages, self.entropy_weight = normalize_advantages, entropy_weight
+        self.cut_at_takeover = cut_at_takeover
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Batch:
+        batch = super().prepare(batch)
+        if batch.advantages is None:
+            assert batch.rewards is not None
+            zero = torch.zeros_like(batch.rewards)  # V = 0 and λ = 1: the reward-to-go
+            returns = gae(batch.rewards, zero, zero[:, 0], batch.valid, self.gamma, 1.0, self.cuts(batch))
+            batch = replace(batch, returns=returns, advantages=returns - BASELINES[self.baseline](returns, batch))
+        return replace(batch, advantages=self.whiten(batch)) if self.normalize_advantages else batch
+
+    def cuts(self, batch: Batch) -> Tensor | None:
+        return takeover_cuts(batch.mask, batch.valid) if self.cut_at_takeover else None
+
+    def whiten(self, batch: Batch) -> Tensor:
+        """Advantages with mean 0 and (biased) variance 1 over the learner's steps of all ranks.  (B, T)"""
+        assert batch.advantages is not None
+        count = self.sum_over_ranks(batch.mask.sum()).clamp(min=1)
+        mean = self.sum_over_ranks(torch.where(batch.mask, batch.advantages, 0).sum()) / count
+        centred = batch.advantages - mean
+        variance = self.sum_over_ranks(torch.where(batch.mask, centred**2, 0).sum()) / count
+        return torch.where(batch.valid, centred * torch.rsqrt(variance + 1e-8), 0)
+
+    def terms(self, batch: Batch, now: Evaluation) -> Terms:
+        total = batch.totals.get("mask")
+        assert batch.advantages is not None
+        if self.clip is None:
+            loss = policy_gradient_loss(now.log_probs, batch.advantages, batch.mask, total)
+        else:
+            assert batch.log_probs is not None
+            loss = clipped_policy_loss(now.log_probs, batch.log_probs, batch.advantages, batch.mask, self.clip, total)
+            now.notes |= surrogate_notes(now.log_probs.detach(), batch.log_probs, batch.mask, self.clip)
+        terms = super().terms(batch, now) | {"policy": loss}
+        if self.entropy_weight:
+            terms["entropy"] = -self.entropy_weight * masked_mean(now.entropy, batch.mask, total)
+        return terms
+
+
+def surrogate_notes(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, clip: float) -> Terms:
+    """How far the policy moved: share of clipped ratios, and KL(old ‖ new) by k3 = e^d − 1 − d, d = log π − log π_old."""
+    ratio = importance_ratio(log_probs, old_log_probs, mask)
+    clipped = ((ratio - 1).abs() > clip).to(ratio.dtype)
+    return {"clip_fraction": masked_mean(clipped, mask), "kl": masked_mean(ratio - 1 - ratio.log(), mask)}
+
+
+class ReinforcePolicy(PolicyGradientObjective, PolicyModule):
+    """REINFORCE with reward-to-go; PPO without a critic when `clip` is set."""

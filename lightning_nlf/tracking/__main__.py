@@ -1,0 +1,96 @@
+"""Runs and MLflow from the command line: `python -m lightning_nlf.tracking sync | register | ui`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_nlf.tracking.position import without_credentials
+from lightning_nlf.tracking.registry import register
+from lightning_nlf.tracking.replay import run_tracking_uri, sync
+from lightning_nlf.tracking.server import reason
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, or 2 after one line on standard error."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError, RuntimeError) as error:
+        return _fail(error)
+    except Exception as error:
+        # MLflow's errors share no base with others, and importing MLflow for the clause would cost every command 2 s.
+        if type(error).__module__.split(".")[0] not in ("mlflow", "sqlalchemy"):
+            raise
+        return _fail(error)
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    own = isinstance(error, (OSError, ValueError, RuntimeError)) and not hasattr(error, "error_code")
+    text = str(error).splitlines()[0] if own and str(error) else reason(error)
+    print(f"error: {text}", file=sys.stderr)
+    return 2
+
+
+def _sync(options: argparse.Namespace) -> None:
+    for run_dir in options.run_dir:
+        position, sent = sync(run_dir, options.tracking_uri)
+        uri = without_credentials(run_tracking_uri(run_dir, options.tracking_uri))
+        print(f"{run_dir}: {sent} sent, run {position.run_id} at {uri}")
+
+
+def _register(options: argparse.Namespace) -> None:
+    version = register(options.run_dir, options.name, options.alias, options.checkpoint, options.tracking_uri)
+    print(f"models:/{options.name}/{version}")
+    print(f"models:/{options.name}@{options.alias}")
+
+
+def _ui(options: argparse.Namespace) -> None:
+    store = options.outputs_dir.resolve() / "mlflow.db"
+    if not store.is_file():
+        raise FileNotFoundError(f"{options.outputs_dir} has no mlflow.db: no run was made there without a server")
+    command = ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{store}", "--port", str(options.port)]
+    command += ["--workers", "1"]
+    print(shlex.join(command), flush=True)
+    if not options.print:
+        # The jobs of a shared server are eight more processes that a look at one's own runs has no use for.
+        os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+        os.execv(sys.executable, [sys.executable, "-m", *command])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lightning_nlf.tracking", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    uri = argparse.ArgumentParser(add_help=False)
+    uri.add_argument("--tracking_uri", "--tracking-uri", help="the MLflow store (default: the one the run was given)")
+
+    command = commands.add_parser("sync", parents=[uri], help="send what has not reached MLflow")
+    command.add_argument("run_dir", type=Path, nargs="+", metavar="RUN_DIR")
+    command.set_defaults(command=_sync)
+
+    command = commands.add_parser("register", parents=[uri], help="put a checkpoint into the model registry")
+    command.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    command.add_argument("--name", required=True)
+    command.add_argument("--alias", default="champion")
+    command.add_argument("--checkpoint", default="best", help="file in RUN_DIR/checkpoints, without .ckpt")
+    command.set_defaults(command=_register)
+
+    command = commands.add_parser("ui", help="show the runs in a browser")
+    command.add_argument("outputs_dir", type=Path, nargs="?", default=Path("outputs"), metavar="OUTPUTS_DIR")
+    command.add_argument("--port", type=int, default=5000)
+    command.add_argument("--print", action="store_true", help="only print the command")
+    command.set_defaults(command=_ui)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

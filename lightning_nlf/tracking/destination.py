@@ -1,0 +1,204 @@
+"""The MLflow side of a journal: one run on one server, brought up to date a batch at a time.
+
+Sending a record twice changes nothing: a metric row is its own primary key (run, name, step, time, value), tags and
+artifacts are overwritten, a parameter is sent only where the run has none of that name. So whatever is in doubt is sent
+again, and nothing is lost. Artifacts come after the records that wait: a store for files that fails holds up no metric.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_nlf.tracking.journal import JOURNAL, count_records, first_start, read_records
+from lightning_nlf.tracking.position import Position, read_position, write_position
+from lightning_nlf.tracking.server import clean_name, connect, experiment_id, reason
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+log = logging.getLogger(__name__)
+
+METRICS_PER_BATCH = 1000  # what a server takes in one request
+IDENTITY_TAG = "journal"
+_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+
+class RunDeletedError(RuntimeError):
+    """Somebody deleted the MLflow run while it was being written."""
+
+
+class Destination:
+    """The MLflow run that mirrors the journal of `run_dir` at `tracking_uri`.
+
+    It is found by `mlflow.json`, else by the journal's identity, else created. Not for use by two threads at once.
+    """
+
+    def __init__(self, run_dir: str | Path, tracking_uri: str) -> None:
+        self.run_dir = Path(run_dir)
+        self.tracking_uri = tracking_uri
+        self._journal = self.run_dir / JOURNAL
+        self._client: MlflowClient | None = None
+        self._position: Position | None = None
+
+    def ship_next(self) -> int:
+        """Send the next batch of records, or the next artifact when there is none; 0 means that all has arrived.
+
+        Raises:
+            RunDeletedError: the run was deleted meanwhile.
+            Exception: whatever MLflow and its transport raise; the same is then sent again by a later call.
+        """
+        client, position = self.open()
+        batch, end = self._next_batch(position.offset)
+        if batch:
+            self._send(client, position.run_id, batch)
+            paths = [record["path"] for record in batch if record["kind"] == "artifact"]
+            position.artifacts = list(dict.fromkeys(position.artifacts + paths))
+            position.offset = end
+        elif position.artifacts:
+            # To the end first: one that fails must not keep back the others.
+            path = position.artifacts.pop(0)
+            position.artifacts.append(path)
+            self._upload(client, position.run_id, path)
+            position.artifacts.remove(path)
+        else:
+            return 0
+        write_position(self.run_dir, self.tracking_uri, position)
+        return len(batch) or 1
+
+    def left(self) -> int:
+        """How many complete records of the journal and artifacts have not arrived, by `mlflow.json`."""
+        position = read_position(self.run_dir, self.tracking_uri)
+        if position is None or position.journal != first_start(self._journal).get("journal"):
+            return count_records(self._journal)
+        return count_records(self._journal, position.offset) + len(position.artifacts)
+
+    def open(self) -> tuple[MlflowClient, Position]:
+        """Connect, find or create the run, and return the client and the position.
+
+        Raises:
+            ValueError: the folder has no journal.
+            Exception: whatever MLflow and its transport raise.
+        """
+        if self._client is None:
+            self._client = connect(self.tracking_uri)
+        if self._position is None:
+            start = first_start(self._journal)
+            if not start:
+                raise ValueError(f"{self.run_dir} has no journal")
+            self._position = self._known(self._client, start) or self._found_or_created(self._client, start)
+            write_position(self.run_dir, self.tracking_uri, self._position)
+        return self._client, self._position
+
+    def _known(self, client: MlflowClient, start: Mapping[str, Any]) -> Position | None:
+        """The run named by `mlflow.json`, unless it is another journal's or no longer there."""
+        from mlflow.exceptions import MlflowException
+
+        position = read_position(self.run_dir, self.tracking_uri)
+        if position is None or position.journal != start["journal"]:
+            return None
+        try:
+            run = client.get_run(position.run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return position if run.info.lifecycle_stage == "active" else None
+
+    def _found_or_created(self, client: MlflowClient, start: Mapping[str, Any]) -> Position:
+        """The run tagged with the journal's identity (created, but killed before it was noted), else a new one."""
+        experiment = experiment_id(client, start["experiment"], self.tracking_uri)
+        runs = client.search_runs([experiment], f"tags.{IDENTITY_TAG} = '{start['journal']}'", max_results=1)
+        if runs:
+            return Position(start["journal"], experiment, runs[0].info.run_id)
+        tags = {IDENTITY_TAG: start["journal"], "mlflow.source.type": "LOCAL"}
+        tags |= {f"mlflow.{key}": start[key] for key in ("user", "source.name") if start.get(key)}
+        run = client.create_run(experiment, start_time=start["time"], tags=tags, run_name=start["run_name"])
+        return Position(start["journal"], experiment, run.info.run_id)
+
+    def _next_batch(self, offset: int) -> tuple[list[dict[str, Any]], int]:
+        batch: list[dict[str, Any]] = []
+        size = 0
+        for record, end in read_records(self._journal, offset):
+            size += len(record["values"]) if record["kind"] == "metrics" else 1
+            if batch and size > METRICS_PER_BATCH:
+                break
+            batch.append(record)
+            offset = end
+        return batch, offset
+
+    def _send(self, client: MlflowClient, run_id: str, batch: Sequence[Mapping[str, Any]]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._log(client, run_id, batch)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                self._position = None  # a new server at the old address: begin again from the first record
+                raise
+            if error.error_code not in _REFUSED:
+                raise
+            if client.get_run(run_id).info.lifecycle_stage != "active":
+                raise RunDeletedError(f"run {run_id} was deleted") from error
+            # Something in the batch is refused for good: send the records one by one and leave that one out.
+            if len(batch) > 1:
+                for record in batch:
+                    self._send(client, run_id, [record])
+            else:
+                log.warning("MLflow refuses a %s record, it is left out: %s", batch[0]["kind"], reason(error))
+
+    def _log(self, client: MlflowClient, run_id: str, batch: Sequence[Mapping[str, Any]]) -> None:
+        metrics: list[Metric] = []
+        params: dict[str, str] = {}
+        tags: dict[str, str] = {}
+        last: Mapping[str, Any] | None = None
+        for record in batch:
+            match record["kind"]:
+                case "metrics":
+                    metrics += _rows(record)
+                case "params":
+                    params |= {clean_name(key): value for key, value in record["values"].items()}
+                case "tags":
+                    tags |= {clean_name(key): value for key, value in record["values"].items()}
+                case "start" | "end":
+                    last = record
+                case "unreadable":
+                    log.warning("%s has an unreadable line, it is left out", self._journal)
+        self._log_batch(client, run_id, metrics, params, tags)
+        if last and last["kind"] == "end":
+            client.set_terminated(run_id, last["status"], end_time=last["time"])
+        elif last:
+            client.update_run(run_id, status="RUNNING")
+
+    def _log_batch(
+        self, client: MlflowClient, run_id: str, metrics: list[Metric], params: dict[str, str], tags: dict[str, str]
+    ) -> None:
+        from mlflow.entities import Param, RunTag
+
+        if params:
+            # MLflow never changes a parameter. What a resumed run does differently is kept as a tag.
+            known = client.get_run(run_id).data.params
+            tags |= {f"resumed/{key}"[:250]: value for key, value in params.items() if known.get(key, value) != value}
+            params = {key: value for key, value in params.items() if key not in known}
+        rows = [Param(key, value) for key, value in params.items()]
+        client.log_batch(run_id, metrics, rows, [RunTag(key, value) for key, value in tags.items()])
+
+    def _upload(self, client: MlflowClient, run_id: str, path: str) -> None:
+        """Send the file or folder as it is now; one that cannot be read is told and left out."""
+        file = self.run_dir / path
+        if os.access(file, os.R_OK):
+            client.log_artifact(run_id, str(file), posixpath.dirname(path) or None)
+        else:
+            log.warning("artifact %s cannot be read, it is left out", file)
+
+
+def _rows(record: Mapping[str, Any]) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    time, step = record["time"], record["step"]
+    return [Metric(clean_name(key), float(value), time, step) for key, value in record["values"].items()]

@@ -1,0 +1,194 @@
+"""The Lightning logger of this library: a journal in the run folder, mirrored to MLflow by a thread.
+
+A training never waits for MLflow and never fails because of it. What a server has not got yet is in the journal, and
+`python -m lightning_nlf.tracking sync RUN_DIR` sends it later.
+"""
+
+from __future__ import annotations
+
+import atexit
+import getpass
+import logging
+import os
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lightning_nlf.tracking.destination import Destination
+from lightning_nlf.tracking.hyperparameters import LONGEST_TAG, cut, flatten
+from lightning_nlf.tracking.journal import Journal
+from lightning_nlf.tracking.position import resolve_tracking_uri, without_credentials
+from lightning_nlf.tracking.shipper import Shipper
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 30.0  # the longest that the end of a stage waits for MLflow
+_STATUS = {"success": "FINISHED", "finished": "FINISHED", "aborted": "KILLED"}
+
+
+class MLflowJournalLogger(Logger):
+    """Logs to `<save_dir>/journal.jsonl` first, and from there to MLflow.
+
+    The run folder is the run: `name` and `version` are empty, `log_dir` is `save_dir`. A folder that already has a
+    journal continues the same MLflow run. Only rank 0 writes; nothing is opened before the first record.
+
+    Args:
+        save_dir: the run folder.
+        experiment: the MLflow experiment, created where it is missing.
+        run_name: shown by MLflow; by default the name of the run folder.
+        tracking_uri: of the MLflow store. By default the variable MLFLOW_TRACKING_URI, else
+            `sqlite:///<folder above the run folder>/mlflow.db` with `mlartifacts` beside it.
+    """
+
+    def __init__(
+        self,
+        save_dir: str,
+        experiment: str = "lightning_nlf",
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._run_dir = Path(save_dir)
+        self._experiment = experiment
+        self._run_name = run_name or self._run_dir.resolve().name
+        self._given_uri = tracking_uri
+        self._journal: Journal | None = None
+        self._shipper: Shipper | None = None
+        self._process: int | None = None
+        self._step = 0
+        self._status: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Empty: the run folder has no folders for names."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty: the run folder has no folders for versions."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self._run_dir)
+
+    @property
+    def root_dir(self) -> str:
+        """The run folder."""
+        return str(self._run_dir)
+
+    @property
+    def log_dir(self) -> str:
+        """The run folder."""
+        return str(self._run_dir)
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow store in use."""
+        return resolve_tracking_uri(self._run_dir, self._given_uri)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Journal:
+        """The journal, opened on first use. Raises JournalError where the run folder cannot be written."""
+        # A forked process has the object but not its thread: it opens the journal anew.
+        if self._journal is None or self._process != os.getpid():
+            self._open()
+        assert self._journal is not None
+        return self._journal
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append numbers (or tensors of one element) at `step`, by default the last step seen.
+
+        Raises:
+            JournalError: the disk is full or the folder read-only; raised once.
+        """
+        self._step = self._step if step is None else int(step)
+        self.experiment.metrics({key: float(value) for key, value in metrics.items()}, self._step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Append parameters; nested ones get names like `optimizer/init_args/lr`, long values are cut."""
+        if values := flatten(params):
+            self.experiment.append("params", values=values)
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Append tags of the run; a tag set again is replaced."""
+        if tags:
+            self.experiment.append("tags", values={key: cut(str(value), LONGEST_TAG) for key, value in tags.items()})
+
+    @rank_zero_only
+    def log_artifact(self, path: str | Path) -> None:
+        """Have a file or folder of the run folder sent, as it is when the thread comes to it.
+
+        A file may be logged again after each rewrite; MLflow keeps the newest. A relative path begins at the run folder.
+
+        Raises:
+            ValueError: `path` is not inside the run folder.
+        """
+        root = self._run_dir.resolve()
+        file = (root / path).resolve() if not Path(path).is_absolute() else Path(path).resolve()
+        if not file.is_relative_to(root) or file == root:
+            raise ValueError(f"an artifact must be inside the run folder {self._run_dir}: {path}")
+        self.experiment.append("artifact", path=file.relative_to(root).as_posix())
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the run as FINISHED, KILLED (interrupted or terminated) or FAILED, and wait a while for MLflow.
+
+        A record that comes later (a `test` after a `fit`) opens the same run again.
+        """
+        interrupted = isinstance(sys.exc_info()[1], (KeyboardInterrupt, SystemExit))
+        ending = _STATUS.get(status) or ("KILLED" if interrupted else "FAILED")
+        # Never opened, or ended in the same way already: nothing to say.
+        if self._journal is None and self._status in (None, ending):
+            return
+        journal = self.experiment
+        journal.append("end", status=ending)
+        self._status = ending
+        atexit.unregister(self._at_exit)
+        left = self._shipper.close(FLUSH_SECONDS) if self._shipper else 0
+        journal.close()
+        self._journal = self._shipper = None
+        if left:
+            command = shlex.join(["python", "-m", "lightning_nlf.tracking", "sync", self.save_dir])
+            log.warning("%d records have not reached MLflow. When it answers: %s", left, command)
+
+    def _open(self) -> None:
+        self._journal = Journal(self._run_dir)
+        self._process = os.getpid()
+        given = without_credentials(self._given_uri) if self._given_uri else None
+        self._journal.start(experiment=self._experiment, run_name=self._run_name, tracking_uri=given, **_origin())
+        self._shipper = Shipper(self._journal, Destination(self._run_dir, self.tracking_uri))
+        self._shipper.start()
+        atexit.register(self._at_exit)
+
+    def _at_exit(self) -> None:
+        """End what nobody ended: an error outside the Trainer, or a record after the last stage."""
+        if self._journal is not None and self._process == os.getpid():
+            crashed = getattr(sys, "last_value", None) is not None
+            endings = {"FINISHED": "success", "KILLED": "aborted"}
+            self.finalize("failed" if crashed else endings.get(self._status or "", "failed"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned rank gets the settings; the file and the thread stay where they are.
+        return self.__dict__ | {"_journal": None, "_shipper": None, "_process": None}
+
+
+def _origin() -> dict[str, str]:
+    """Who started the run and with which program, as MLflow's list of runs shows it."""
+    origin = {"source.name": Path(sys.argv[0]).name or "python"}
+    try:
+        origin["user"] = getpass.getuser()
+    except (KeyError, OSError):
+        pass  # a container without an entry for this user number
+    return origin

@@ -1,0 +1,77 @@
+"""Where a run's records go, and how far they have come: `<run folder>/mlflow.json`.
+
+    {"http://127.0.0.1:5000": {"journal": "…", "experiment_id": "1", "run_id": "…", "offset": 8192, "artifacts": []}}
+
+One entry for each tracking URI, so that a run made offline can be replayed to one server and then to another. The file
+is replaced atomically: a kill leaves the old entry or the new one, and the old one only means that records are sent
+twice, which MLflow's primary key makes harmless.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+STATE = "mlflow.json"
+
+
+@dataclass
+class Position:
+    """The MLflow run of one journal on one server, the byte of the journal up to which it has arrived, and the artifacts
+    named before that byte that have not."""
+
+    journal: str
+    experiment_id: str
+    run_id: str
+    offset: int = 0
+    artifacts: list[str] = field(default_factory=list)
+
+
+def without_credentials(tracking_uri: str) -> str:
+    """`tracking_uri` as it may be shown and stored: without `user:password@`."""
+    return re.sub(r"//[^/@]+@", "//", tracking_uri)
+
+
+def resolve_tracking_uri(run_dir: Path, tracking_uri: str | None = None) -> str:
+    """`tracking_uri`, else the variable MLFLOW_TRACKING_URI, else `mlflow.db` in the folder above the run folder."""
+    chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return chosen or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+
+
+def artifact_location(tracking_uri: str) -> str | None:
+    """`mlartifacts` beside the data base for an SQLite URI; None for a server, which has a place of its own."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return None
+    return str(Path(tracking_uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts")
+
+
+def read_position(run_dir: Path, tracking_uri: str) -> Position | None:
+    """The position stored for `tracking_uri`, or None where there is none or the file is not what this wrote."""
+    entry = _read(run_dir).get(without_credentials(tracking_uri))
+    try:
+        return None if entry is None else Position(**entry)
+    except TypeError:
+        return None
+
+
+def write_position(run_dir: Path, tracking_uri: str, position: Position) -> None:
+    """Store `position` for `tracking_uri`, leaving the other entries. Raises OSError where that cannot be written."""
+    entries = _read(run_dir) | {without_credentials(tracking_uri): asdict(position)}
+    path = run_dir / STATE
+    # The number keeps a running training and a `sync` beside it from writing the same temporary file.
+    temporary = path.with_name(f".{STATE}.{os.getpid()}")
+    temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _read(run_dir: Path) -> dict[str, Any]:
+    # A damaged file is as good as none: the run is found again by the identity of its journal.
+    try:
+        entries = json.loads((run_dir / STATE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return entries if isinstance(entries, dict) else {}

@@ -1,0 +1,118 @@
+"""What was run: command line, state of the code, packages and machine, each as the text of a small file.
+
+Pure reading. The caller writes the files into the run folder and logs them. Paths of the machine are left out, but for
+those that the user typed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+LONGEST_PATCH = 1_000_000  # characters
+
+
+def gather(folder: str | Path = ".") -> dict[str, str]:
+    """File name → text: `command.txt`, `git.txt`, `packages.txt`, `host.txt`, and `git.patch` where the code is changed.
+
+    `folder` is one in the git repository of the code.
+    """
+    return {
+        "command.txt": command_line() + "\n",
+        "packages.txt": installed_packages(),
+        "host.txt": host(),
+        **git_state(folder),
+    }
+
+
+def command_line(arguments: Sequence[str] | None = None) -> str:
+    """The command as typed, quoted for a shell; interpreter and installed script without their folders.
+
+    `arguments` are by default those of this process.
+    """
+    words = list(sys.orig_argv if arguments is None else arguments)
+    if words:
+        folder = os.path.dirname(words[0])
+        words[0] = os.path.basename(words[0])
+        if folder and len(words) > 1 and os.path.dirname(words[1]) == folder:
+            words[1] = os.path.basename(words[1])
+    return shlex.join(words)
+
+
+def git_state(folder: str | Path = ".") -> dict[str, str]:
+    """`git.txt` (commit, branch, changed and untracked files) and, where tracked files are changed, `git.patch`.
+
+    Without git, or outside a repository, `git.txt` says so. A patch above a million characters is cut and says so.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {"git.txt": "no git repository with a commit\n"}
+    branch = _git(folder, "rev-parse", "--abbrev-ref", "HEAD")
+    changes = _git(folder, "status", "--porcelain") or ""
+    text = f"commit: {commit.strip()}\nbranch: {(branch or 'unknown').strip()}\n"
+    text += f"changed:\n{changes}" if changes else "changed: nothing\n"
+    patch = _git(folder, "diff", "HEAD") or ""
+    if len(patch) > LONGEST_PATCH:
+        patch = patch[:LONGEST_PATCH] + f"\n… cut, {len(patch)} characters in all\n"
+    return {"git.txt": text} | ({"git.patch": patch} if patch else {})
+
+
+def installed_packages() -> str:
+    """One `name==version` a line, sorted by name."""
+    found = {
+        re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower(): distribution.version
+        for distribution in importlib.metadata.distributions()
+        if distribution.metadata["Name"]
+    }
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
+
+
+def host() -> str:
+    """Name of the machine, system, processor, memory, accelerators, and the versions of Python and torch."""
+    import psutil
+
+    lines = {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cpu": f"{_processor()}, {os.cpu_count()} cores",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+    }
+    # Only where it is loaded anyway: asking for accelerators would import it and start the driver.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        lines["accelerators"] = ", ".join(names)
+    return "".join(f"{key}: {value}\n" for key, value in lines.items())
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git(folder: str | Path, *arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.decode("utf-8", "replace")

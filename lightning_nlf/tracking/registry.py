@@ -1,0 +1,141 @@
+"""Finished checkpoints under a name: MLflow's model registry with a checkpoint and a config as plain files.
+
+A version is the checkpoint and the `config.yaml` that rebuilds the module around it, both with their SHA-256 as a tag.
+Nothing is traced or pickled anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_nlf.tracking.position import resolve_tracking_uri
+from lightning_nlf.tracking.replay import run_tracking_uri, sync
+from lightning_nlf.tracking.server import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CONFIG = "config.yaml"
+
+
+class ChecksumError(ValueError):
+    """A registered file is not the one that was registered."""
+
+
+def register(
+    run_dir: str | Path,
+    name: str,
+    alias: str = "champion",
+    checkpoint: str = "best",
+    tracking_uri: str | None = None,
+) -> int:
+    """Register `<run_dir>/checkpoints/<checkpoint>.ckpt` with `config.yaml` as a new version of `name`.
+
+    Records of the run that have not reached MLflow are sent first. `alias` then points to the new version. Returns the
+    number of the version.
+
+    Raises:
+        FileNotFoundError: the checkpoint or the config is not there.
+        ValueError: `run_dir` has no journal.
+        Exception: whatever MLflow and its transport raise.
+    """
+    run_dir = Path(run_dir)
+    weights = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
+    for file in (weights, run_dir / CONFIG):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: nothing to register")
+    run_id = sync(run_dir, tracking_uri)[0].run_id
+    client = connect(run_tracking_uri(run_dir, tracking_uri))
+    tags = {"checkpoint": weights.name, "sha256": sha256(weights), "config_sha256": sha256(run_dir / CONFIG)}
+    # A folder for each content: a second version of the same run must not overwrite the first.
+    folder = f"registered/{tags['sha256'][:12]}-{tags['config_sha256'][:12]}"
+    for file in (weights, run_dir / CONFIG):
+        client.log_artifact(run_id, str(file), folder)
+    client.set_tag(run_id, f"sha256/{weights.name}", tags["sha256"])
+    _create_model(client, name)
+    version = client.create_model_version(name, f"runs:/{run_id}/{folder}", run_id, tags=tags)
+    client.set_registered_model_alias(name, alias, version.version)
+    return int(version.version)
+
+
+def fetch_registered(uri: str, tracking_uri: str | None = None) -> Path:
+    """Download `models:/name@alias` or `models:/name/3` and return the path of the checkpoint, its config beside it.
+
+    Files lie under `$XDG_CACHE_HOME/lightning_nlf` (by default `~/.cache/lightning_nlf`), in a folder named by their
+    checksums, and are not downloaded twice. `tracking_uri` is by default the variable MLFLOW_TRACKING_URI, else
+    `outputs/mlflow.db`.
+
+    Raises:
+        ValueError: `uri` has another form, or the version was not made by `register`.
+        ChecksumError: a file is not the one that was registered; it is not kept.
+        Exception: whatever MLflow and its transport raise, such as an unknown name.
+    """
+    client = connect(resolve_tracking_uri(Path("outputs/run"), tracking_uri))
+    version = _version(client, uri)
+    expected, checkpoint = _expected(version)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_nlf" / "registered"
+    folder = cache / "-".join(digest[:32] for digest in expected.values())
+    if not all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in expected.items()):
+        _download(client, version, expected, folder)
+    return folder / checkpoint
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(client: MlflowClient, uri: str) -> ModelVersion:
+    if found := re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri):
+        return client.get_model_version_by_alias(*found.groups())
+    if found := re.fullmatch(r"models:/([^/@]+)/(\d+)", uri):
+        return client.get_model_version(*found.groups())
+    raise ValueError(f"a registered model is models:/NAME@ALIAS or models:/NAME/VERSION, not {uri!r}")
+
+
+def _expected(version: ModelVersion) -> tuple[dict[str, str], str]:
+    """File name → SHA-256 by the tags of `version`, and which of them is the checkpoint."""
+    tags = version.tags
+    checkpoint, digest, config_digest = (tags.get(key, "") for key in ("checkpoint", "sha256", "config_sha256"))
+    # The tags name files and a folder here, and others can write tags.
+    if not all(re.fullmatch("[0-9a-f]{64}", text) for text in (digest, config_digest)):
+        raise ValueError(f"version {version.version} of {version.name} has no checksums: register() did not make it")
+    if not re.fullmatch(r"[^/\\]+\.ckpt", checkpoint):
+        raise ValueError(f"version {version.version} of {version.name} names no checkpoint: register() did not make it")
+    return {checkpoint: digest, CONFIG: config_digest}, checkpoint
+
+
+def _download(client: MlflowClient, version: ModelVersion, expected: dict[str, str], folder: Path) -> None:
+    """Fetch and check the files in a temporary folder beside `folder`, then put them in its place."""
+    run_id = version.run_id or ""
+    source = (version.source or "").removeprefix(f"runs:/{run_id}/")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        fresh = Path(temporary) / "files"
+        fresh.mkdir()
+        for name, digest in expected.items():
+            file = Path(client.download_artifacts(run_id, f"{source}/{name}", temporary))
+            if sha256(file) != digest:
+                text = f"{name} of {version.name} version {version.version} is not the file that was registered"
+                raise ChecksumError(f"{text} (its SHA-256 differs)")
+            shutil.move(file, fresh / name)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(fresh, folder)
+
+
+def _create_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

@@ -1,0 +1,129 @@
+"""Plans of who acts: their shape, their statistics, their reproducibility."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from data_modules.takeover import Always, Geometric, Never, PerStep, Takeover, Uniform, Window
+
+EVERY = [Geometric(), Uniform(), Uniform(0.5), Window(), PerStep(), Always(), Never()]
+
+
+def plan(takeover: Takeover, episodes: int, horizon: int, typical_length: float = 50.0, seed: int = 0) -> torch.Tensor:
+    return takeover.plan(episodes, horizon, typical_length, np.random.default_rng(seed))
+
+
+def own_steps(expert_acts: torch.Tensor) -> torch.Tensor:
+    """Steps before the expert first acts; the horizon where it never does."""
+    return torch.where(expert_acts.any(1), expert_acts.float().argmax(1), expert_acts.shape[1])
+
+
+@pytest.mark.parametrize("takeover", EVERY, ids=lambda takeover: type(takeover).__name__)
+def test_shape_type_and_reproducibility(takeover):
+    for episodes, horizon in [(0, 5), (1, 1), (7, 1000)]:
+        expert_acts = plan(takeover, episodes, horizon)
+        assert expert_acts.shape == (episodes, horizon)
+        assert expert_acts.dtype == torch.bool
+    assert torch.equal(plan(takeover, 50, 100, seed=3), plan(takeover, 50, 100, seed=3))
+
+
+@pytest.mark.parametrize("takeover", EVERY[:5], ids=lambda takeover: type(takeover).__name__)
+def test_another_seed_is_another_plan(takeover):
+    assert not torch.equal(plan(takeover, 50, 100, seed=3), plan(takeover, 50, 100, seed=4))
+
+
+@pytest.mark.parametrize("takeover", [Geometric(), Uniform(), Uniform(0.5)])
+def test_once_taken_over_the_expert_acts_to_the_end(takeover):
+    expert_acts = plan(takeover, 200, 80)
+    assert (expert_acts[:, 1:] >= expert_acts[:, :-1]).all()
+
+
+def test_geometric_counts_the_learners_own_steps():
+    """p = .4: P(0) = .4, P(1) = .24, mean .6/.4 = 1.5, std √.6/.4 = 1.94. Of 20,000 rows the mean has standard error
+    .0137 and a share at most √(.24)/141 = .0035; four of each are allowed."""
+    n = own_steps(plan(Geometric(0.4), 20_000, 200)).float()
+    assert n.mean().item() == pytest.approx(1.5, abs=4 * 0.0137)
+    assert (n == 0).float().mean().item() == pytest.approx(0.4, abs=4 * 0.0035)
+    assert (n == 1).float().mean().item() == pytest.approx(0.24, abs=4 * 0.0035)
+
+
+def test_geometric_with_p_one_is_always_and_a_tiny_p_is_never():
+    assert plan(Geometric(1.0), 10, 20).all()
+    assert not plan(Geometric(1e-12), 10, 20).any()
+
+
+def test_uniform_starts_anywhere_in_the_typical_length():
+    """40 equally likely points: mean 19.5, variance (40² − 1)/12, std 11.54; 20,000 rows leave .0816 of error."""
+    n = own_steps(plan(Uniform(), 20_000, 100, typical_length=40.0)).float()
+    assert n.min() == 0 and n.max() == 39
+    assert n.mean().item() == pytest.approx(19.5, abs=4 * 0.0816)
+
+
+def test_uniform_leaves_the_rest_of_the_episodes_alone():
+    """Of 20,000 rows a share of .25 has standard error √(.25 · .75)/141 = .0031."""
+    taken_over = plan(Uniform(0.25), 20_000, 100).any(1).float().mean().item()
+    assert taken_over == pytest.approx(0.25, abs=4 * 0.0031)
+
+
+@pytest.mark.parametrize("typical_length", [0.3, 12.5, 1e6])
+def test_a_start_may_lie_past_the_horizon_but_not_past_the_typical_length(typical_length):
+    n = own_steps(plan(Uniform(), 500, 30, typical_length=typical_length))
+    assert n.max() == min(30, math.ceil(typical_length) - 1)
+
+
+def test_window_is_one_run_of_its_length_and_the_learner_again():
+    """Starts below 40 and 7 steps long: it always ends before 60, so each of the rows taken over has 7 True in a run."""
+    expert_acts = plan(Window(length=7, probability=0.25), 20_000, 60, typical_length=40.0)
+    steps = expert_acts.sum(1)
+    assert set(steps.tolist()) == {0, 7}
+    assert (steps == 7).float().mean().item() == pytest.approx(0.25, abs=4 * 0.0031)
+    injected = expert_acts[steps == 7].float()
+    assert (injected.diff(dim=1).abs().sum(1) <= 2).all()
+    assert own_steps(injected.bool()).max() == 39
+
+
+def test_window_is_cut_by_the_horizon():
+    assert plan(Window(length=50, probability=1.0), 500, 30, typical_length=30.0).sum(1).max() == 30
+
+
+def test_per_step_is_a_coin_without_memory():
+    """200,000 steps at .1: standard error √.09/447 = 6.7e-4; the pairs of neighbours, .01 expected, 2.3e-4."""
+    expert_acts = plan(PerStep(0.1), 2_000, 100)
+    assert expert_acts.float().mean().item() == pytest.approx(0.1, abs=4 * 6.7e-4)
+    both = (expert_acts[:, 1:] & expert_acts[:, :-1]).float().mean().item()
+    assert both == pytest.approx(0.01, abs=4 * 2.3e-4)
+
+
+@pytest.mark.parametrize("takeover", [Always(), PerStep(1.0), Window(30, 1.0)])
+def test_the_expert_throughout(takeover):
+    assert plan(takeover, 20, 30, typical_length=1.0).all()
+
+
+@pytest.mark.parametrize("takeover", [Never(), PerStep(0.0), Uniform(0.0), Window(5, 0.0)])
+def test_the_learner_throughout(takeover):
+    assert not plan(takeover, 20, 30).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Geometric(0), r"p: got 0, must be in \(0, 1\]"),
+        (lambda: Geometric(1.5), "p: got 1.5"),
+        (lambda: Geometric(math.nan), "p: got nan"),
+        (lambda: Uniform(-0.1), r"probability: got -0.1, must be in \[0, 1\]"),
+        (lambda: Window(probability=2), "probability: got 2"),
+        (lambda: Window(length=0), "length: got 0"),
+        (lambda: PerStep(math.nan), "probability: got nan"),
+        (lambda: plan(Always(), -1, 5), "episodes: got -1"),
+        (lambda: plan(Never(), 3, 0), "horizon: got 0"),
+        (lambda: plan(Uniform(), 3, 5, typical_length=0), "typical_length: got 0"),
+        (lambda: plan(Uniform(), 3, 5, typical_length=math.inf), "typical_length: got inf"),
+    ],
+)
+def test_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

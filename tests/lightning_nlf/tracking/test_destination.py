@@ -1,0 +1,152 @@
+import pytest
+from mlflow import MlflowClient
+
+from lightning_nlf.tracking.destination import Destination, RunDeletedError
+from lightning_nlf.tracking.journal import Journal
+from lightning_nlf.tracking.position import STATE, read_position
+from lightning_nlf.tracking.server import clean_name, experiment_id, reason
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def journal(tmp_path):
+    journal = Journal(tmp_path / "run")
+    journal.start(experiment="e", run_name="a run")
+    return journal
+
+
+def ship(journal, uri):
+    destination = Destination(journal.path.parent, uri)
+    while destination.ship_next():
+        pass
+    client, position = destination.open()
+    return client, position.run_id
+
+
+def test_metrics_sent_twice_are_there_once(journal, uri):
+    """More than one batch (2,500 rows), with NaN among them; then everything again from the first byte."""
+    for step in range(1250):
+        journal.metrics({"a": step / 4, "b": float("nan")}, step)
+    client, run_id = ship(journal, uri)
+    (journal.path.parent / STATE).unlink()
+    assert ship(journal, uri)[1] == run_id  # found by the identity of the journal
+    for key in ("a", "b"):
+        history = client.get_metric_history(run_id, key)
+        assert sorted(row.step for row in history) == list(range(1250))
+    assert sum(row.value for row in client.get_metric_history(run_id, "a")) == 1250 * 1249 / 2 / 4
+
+
+def test_run_has_name_times_status_and_artifacts_beside_the_data_base(journal, uri, tmp_path):
+    journal.append("end", status="KILLED", time=4102444800000)
+    client, run_id = ship(journal, uri)
+    run = client.get_run(run_id)
+    assert (run.info.run_name, run.info.status, run.info.end_time) == ("a run", "KILLED", 4102444800000)
+    assert run.info.start_time <= 4102444800000
+    assert run.info.artifact_uri.startswith(uri.removeprefix("sqlite:///").removesuffix("mlflow.db") + "mlartifacts/")
+
+
+def test_params_are_kept_and_a_changed_one_becomes_a_tag(journal, uri):
+    journal.append("params", values={"lr": "0.1", "epochs": "5"})
+    ship(journal, uri)
+    journal.append("params", values={"lr": "0.1", "epochs": "9", "new": "x"})
+    client, run_id = ship(journal, uri)
+    data = client.get_run(run_id).data
+    assert data.params == {"lr": "0.1", "epochs": "5", "new": "x"}
+    assert data.tags["resumed/epochs"] == "9"
+    assert "resumed/lr" not in data.tags
+
+
+def test_artifacts_arrive_in_their_folder_and_newest(journal, uri, caplog):
+    folder = journal.path.parent
+    (folder / "plots").mkdir()
+    for text in ("old", "new"):
+        (folder / "plots" / "curve.txt").write_text(text)
+        journal.append("artifact", path="plots/curve.txt")
+        client, run_id = ship(journal, uri)
+    journal.append("artifact", path="gone.png")
+    ship(journal, uri)
+    assert [file.path for file in client.list_artifacts(run_id, "plots")] == ["plots/curve.txt"]
+    assert open(client.download_artifacts(run_id, "plots/curve.txt")).read() == "new"
+    assert "gone.png cannot be read" in caplog.text and len(caplog.records) == 1
+
+
+def test_artifact_that_fails_holds_up_no_metric_and_is_sent_later(journal, uri, monkeypatch):
+    folder = journal.path.parent
+    (folder / "curve.txt").write_text("x")
+    journal.append("artifact", path="curve.txt")
+    destination = Destination(folder, uri)
+
+    def refuse(*arguments):
+        raise OSError("no space on the server")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", refuse)
+        destination.ship_next()
+        with pytest.raises(OSError, match="no space"):
+            destination.ship_next()
+        journal.metrics({"loss": 1.0}, 1)
+        assert destination.ship_next() == 1
+        assert destination.left() == 1
+        client, position = destination.open()
+        assert client.get_run(position.run_id).data.metrics == {"loss": 1.0}
+    client, run_id = ship(journal, uri)
+    assert [file.path for file in client.list_artifacts(run_id)] == ["curve.txt"]
+    assert destination.left() == 0
+
+
+def test_record_refused_for_good_is_left_out_and_the_others_arrive(journal, uri, caplog):
+    journal.append("tags", values={"good": "1"})
+    journal.append("metrics", step=2**70, values={"loss": 1.0})
+    journal.append("tags", values={"better": "2"})
+    client, run_id = ship(journal, uri)
+    tags = client.get_run(run_id).data.tags
+    assert (tags["good"], tags["better"]) == ("1", "2")
+    assert "refuses a metrics record" in caplog.text
+
+
+def test_deleted_run_ends_the_shipping_and_a_replay_makes_a_new_one(journal, uri):
+    journal.metrics({"loss": 1.0}, 1)
+    destination = Destination(journal.path.parent, uri)
+    destination.ship_next()
+    client, position = destination.open()
+    old = position.run_id
+    client.delete_run(old)
+    journal.metrics({"loss": 2.0}, 2)
+    with pytest.raises(RunDeletedError, match=old):
+        destination.ship_next()
+    _, new = ship(journal, uri)
+    assert new != old
+    assert [row.step for row in client.get_metric_history(new, "loss")] == [1, 2]
+
+
+def test_two_stores_are_kept_apart(journal, uri, tmp_path):
+    second = f"sqlite:///{tmp_path / 'second.db'}"
+    journal.metrics({"loss": 1.0}, 1)
+    first_run, second_run = ship(journal, uri)[1], ship(journal, second)[1]
+    assert read_position(journal.path.parent, uri).run_id == first_run
+    assert read_position(journal.path.parent, second).run_id == second_run
+
+
+def test_deleted_experiment_is_told_by_name(uri, tmp_path):
+    client = MlflowClient(uri)
+    client.delete_experiment(experiment_id(client, "gone", uri))
+    with pytest.raises(RuntimeError, match="experiment 'gone' is deleted"):
+        experiment_id(client, "gone", uri)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [("train/loss", "train/loss"), ("acc@5", "acc_5"), ("/a//b/", "a/b"), ("../x", "x"), ("", "_"), ("é: 1", "é: 1")],
+)
+def test_names_are_made_legal(key, name):
+    assert clean_name(key) == name
+
+
+def test_reason_is_one_short_line():
+    assert reason(OSError("HTTPConnectionPool(...): [Errno 111] Connection refused'))")) == "Connection refused"
+    assert reason(ValueError("first\nsecond")) == "ValueError: first"
+    assert reason(ValueError()) == "ValueError: "
