@@ -62,16 +62,17 @@ class Batch:
         columns = used.any(0).nonzero()
         length = int(columns[-1]) + 1 if len(columns) else 1
         width = self.mask.shape[1]
+        view = None if self.view is None else self.view.trim()
         if length == width:
-            return self
+            return self if view is self.view else replace(self, view=view)
         per_step = {f.name for f in fields(Batch)} - _PER_ROW
         cut = {
             name: _map(lambda x: x[:, :length], value)
             for name in per_step
-            if (value := getattr(self, name)) is not None and name != "view"
+            if (value := getattr(self, name)) is not None
         }
         extra = {k: x[:, :length] if x.ndim > 1 and x.shape[1] == width else x for k, x in self.extra.items()}
-        return replace(self, **cut, extra=extra)
+        return replace(self, **cut, extra=extra, view=view)
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
         """Every tensor moved, `totals` too. Lightning calls this to bring a batch to the device."""

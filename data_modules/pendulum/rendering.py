@@ -159,8 +159,9 @@ def _drawn(x: float, theta: float, expert: bool) -> Image:
     def capsule(start: tuple[float, float], end: tuple[float, float], radius: float, colour: Colour) -> None:
         ends = [(4 * across, 4 * down) for across, down in (_pixel(*start), _pixel(*end))]
         draw.line(ends, colour, round(8 * radius * _METRE))
-        for centre in ends:
-            draw.circle(centre, 4 * radius * _METRE, colour)
+        size = 4 * radius * _METRE
+        for across, down in ends:
+            draw.ellipse((across - size, down - size, across + size, down + size), colour)
 
     capsule((-1, 0), (1, 0), 0.02, _GREY)
     capsule((x, 0), (x + 0.6 * math.sin(theta), 0.6 * math.cos(theta)), 0.049, _POLE)
@@ -202,7 +203,7 @@ def _canvas(scene: Image, expert_acted: BoolArray, title: str) -> tuple[Image, I
         draw.rounded_rectangle((2 * left, 2 * 253, 2 * (left + 11), 2 * 264), 5, colour)
         _text(draw, (left + 17, 258), name, _INK, 12)
     _text(draw, (466, 258), f"expert acts in {np.mean(expert_acted):.0%} of the steps", _GREY, 12, "rm")
-    for metres, label in ((-1, "−1 m"), (-0.5, "−0.5 m"), (0, "0"), (0.5, "0.5 m"), (1, "1 m")):
+    for metres, label in ((-1, "-1 m"), (-0.5, "-0.5 m"), (0, "0"), (0.5, "0.5 m"), (1, "1 m")):
         across, down = _pixel(metres, -0.16)
         colour = _LIMIT if abs(metres) == 1 else _GREY  # the cart is stopped there
         draw.line((2 * across, 2 * (SCENE_TOP + down), 2 * across, 2 * (SCENE_TOP + down + 5)), colour, 4)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from data_modules.pendulum import simulator as simulator_module
 from data_modules.pendulum.simulator import FloatArray, InvertedPendulum, has_fallen
 
 Policy = Callable[[int, FloatArray, np.random.Generator], float]
@@ -184,3 +185,28 @@ def test_a_closed_simulator_says_so():
     simulator.close()
     with pytest.raises(RuntimeError, match="closed"):
         simulator.step(states, np.zeros((1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("variables", "library", "expected"),
+    [
+        ({}, True, "egl"),
+        ({}, False, None),
+        ({"DISPLAY": ":0"}, True, None),
+        ({"MUJOCO_GL": "disable"}, True, "disable"),
+    ],
+)
+def test_off_screen_drawing_is_chosen_only_where_it_can_be(monkeypatch, variables, library, expected):
+    """Were EGL chosen where its library is missing, `import mujoco` itself would fail."""
+
+    def open_library(name: str) -> object:
+        if not library:
+            raise OSError(name)
+        return object()
+
+    simulator_module.load_mujoco()  # the real import, which looks at the real environment
+    monkeypatch.setattr(simulator_module.sys, "platform", "linux")
+    monkeypatch.setattr(simulator_module.os, "environ", dict(variables))
+    monkeypatch.setattr(simulator_module.ctypes, "CDLL", open_library)
+    assert simulator_module.load_mujoco().__name__ == "mujoco"
+    assert simulator_module.os.environ.get("MUJOCO_GL") == expected

@@ -100,7 +100,7 @@ def test_artifact_that_fails_holds_up_no_metric_and_is_sent_later(journal, uri, 
 
 def test_record_refused_for_good_is_left_out_and_the_others_arrive(journal, uri, caplog):
     journal.append("tags", values={"good": "1"})
-    journal.append("metrics", step=2**70, values={"loss": 1.0})
+    journal.append("metrics", time=-1, step=1, values={"loss": 1.0})
     journal.append("tags", values={"better": "2"})
     client, run_id = ship(journal, uri)
     tags = client.get_run(run_id).data.tags

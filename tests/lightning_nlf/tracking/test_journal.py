@@ -127,7 +127,7 @@ def test_full_disk_is_one_clear_error_and_leaves_whole_lines(tmp_path):
 
 
 def test_half_written_line_is_taken_back(tmp_path):
-    """A file of at most 4,000 bytes is a disk that takes half a line: 4,000 is no multiple of a line of 138 bytes."""
+    """A file of at most 4,000 bytes is a disk that takes half a line: 4,000 is no multiple of a line of 139 bytes."""
     program = """
 import resource, signal, sys
 from lightning_nlf.tracking.journal import Journal

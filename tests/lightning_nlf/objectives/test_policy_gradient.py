@@ -1,0 +1,206 @@
+"""Policy gradient: hand-worked losses, what each knob does, and that padding and cutting change nothing."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.networks import GaussianPolicy
+from lightning_nlf.objectives import ReinforcePolicy
+from lightning_nlf.objectives.policy_gradient import (
+    BASELINES,
+    clipped_policy_loss,
+    importance_ratio,
+    policy_gradient_loss,
+)
+
+
+def row(*values, **kwargs):
+    return torch.tensor([values], dtype=torch.float32, **kwargs)
+
+
+def episodes(lengths=(3, 5, 2), seed=0, **fields):
+    """Random rows that the learner acted in from start to end."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = len(lengths), max(lengths)
+    valid = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
+    random = lambda *more: torch.randn(*shape, *more, generator=generator)  # noqa: E731
+    rows = Batch(
+        obs=random(4),
+        actions=random(1),
+        valid=valid,
+        mask=valid,
+        log_probs=random(),
+        rewards=random(),
+        final_obs=torch.randn(len(lengths), 4, generator=generator),
+        terminated=torch.ones(len(lengths), dtype=torch.bool),
+    )
+    return replace(rows, **fields)
+
+
+def agent(**knobs):
+    torch.manual_seed(0)
+    return ReinforcePolicy(policy=GaussianPolicy(4, 1), **knobs)
+
+
+def loss_of(module, batch):
+    prepared = module.prepare(batch)
+    return sum(module.terms(prepared, module.evaluate(prepared)).values())
+
+
+def test_policy_gradient_loss_by_hand():
+    """−(log π·A) over two of three steps: −((−1)·2 + (−3)·(−1)) / 2 = −(−2 + 3)/2 = −.5."""
+    loss = policy_gradient_loss(row(-1, -3, -5), row(2, -1, 9), row(1, 1, 0, ).bool())
+    assert loss == pytest.approx(-0.5)
+
+
+def test_clipped_loss_by_hand():
+    """ε=.2. Step 0: ρ=2, A=1 → min(2, 1.2) = 1.2.  Step 1: ρ=.5, A=−1 → min(−.5, −.8) = −.8.  −(1.2 − .8)/2 = −.2."""
+    new, old = row(math.log(2), math.log(0.5)), row(0, 0)
+    assert clipped_policy_loss(new, old, row(1, -1), row(1, 1).bool(), 0.2) == pytest.approx(-0.2)
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "moves"), [(1.5, 1, False), (1.5, -1, True), (0.5, -1, False), (0.5, 1, True)])
+def test_no_gradient_outside_the_clip(ratio, advantage, moves):
+    """Beyond 1 ± ε there is a gradient only if it leads back."""
+    new = row(math.log(ratio)).requires_grad_()
+    clipped_policy_loss(new, row(0), row(advantage), row(1).bool(), 0.2).backward()
+    assert bool(new.grad.abs().sum() > 0) is moves
+
+
+def test_padding_cannot_overflow_the_ratio():
+    assert importance_ratio(row(0, 1e4), row(0, -1e4), row(1, 0).bool()).tolist() == [[1, 1]]
+
+
+def test_the_ratio_is_one_on_the_first_pass():
+    """Log-probabilities stored one state at a time are those of the whole batch's forward."""
+    module, batch = agent(clip=0.2), episodes()
+    steps = [module.act(batch.obs[:, t]) for t in range(batch.mask.shape[1])]
+    batch = replace(
+        batch, actions=torch.stack([s[0] for s in steps], 1), log_probs=torch.stack([s[1] for s in steps], 1)
+    )
+    now = module.evaluate(batch)
+    torch.testing.assert_close(importance_ratio(now.log_probs, batch.log_probs, batch.mask), torch.ones(3, 5))
+    module.terms(module.prepare(batch), now)
+    assert now.notes["kl"] == pytest.approx(0, abs=1e-6) and now.notes["clip_fraction"] == 0
+
+
+def test_on_the_first_pass_ppo_is_policy_gradient():
+    """∇ min(ρA, clip(ρ)A) at ρ = 1 is A ∇log π."""
+    gradients = []
+    for clip in (None, 0.2):
+        module, batch = agent(clip=clip), episodes()
+        batch = replace(batch, log_probs=module.evaluate(batch).log_probs.detach())
+        loss_of(module, batch).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in module.policy.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_reward_to_go_by_hand():
+    """γ=.5, r=[1,2,4]: G = [1+.5·(2+.5·4), 2+.5·4, 4] = [3, 4, 4]."""
+    batch = replace(episodes((3,)), rewards=row(1, 2, 4))
+    prepared = agent(gamma=0.5, normalize_advantages=False).prepare(batch)
+    torch.testing.assert_close(prepared.advantages, row(3, 4, 4))
+
+
+def test_whitening_gives_mean_zero_and_variance_one_over_the_mask():
+    batch = agent().prepare(episodes((30, 50, 20)))
+    chosen = batch.advantages[batch.mask]
+    assert chosen.mean() == pytest.approx(0, abs=1e-5)
+    assert chosen.var(correction=0) == pytest.approx(1, abs=1e-4)
+
+
+def groups():
+    """Returns (one step a row) 1, 3 | 5, 7, 9 | 4."""
+    rewards = torch.tensor([[1.0], [3], [5], [7], [9], [4]])
+    return replace(episodes((1,) * 6), rewards=rewards, group=torch.tensor([0, 0, 1, 1, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "expected"),
+    [
+        ("none", [0, 0, 0, 0, 0, 0]),
+        ("batch_mean", [29 / 6] * 6),
+        ("group_mean", [2, 2, 7, 7, 7, 4]),
+        ("leave_one_out", [3, 1, 8, 7, 6, 0]),
+    ],
+)
+def test_baselines_by_hand(baseline, expected):
+    batch = groups()
+    values = BASELINES[baseline](batch.rewards, batch)
+    torch.testing.assert_close(values[:, 0], torch.tensor(expected, dtype=torch.float32))
+
+
+def test_rows_that_nobody_learns_from_do_not_enter_a_group_baseline():
+    """The expected response stands in the group with `mask` False: the others' mean is (5 + 7)/2."""
+    batch = groups()
+    batch = replace(batch, mask=batch.mask & (torch.arange(6) != 4)[:, None])
+    assert BASELINES["group_mean"](batch.rewards, batch)[2, 0] == 6
+
+
+def test_a_group_baseline_without_groups_is_refused():
+    with pytest.raises(ValueError, match="group"):
+        agent(baseline="group_mean").prepare(episodes())
+
+
+def test_padding_never_changes_the_loss():
+    module, batch = agent(entropy_weight=0.1, clip=0.2), episodes()
+    wider = batch.map(lambda x: torch.cat([x, torch.full_like(x[:, :2], 7)], 1) if x.ndim > 1 and x.shape[1] == 5 else x)
+    padding = torch.arange(7) >= 5
+    wider = replace(wider, valid=wider.valid & ~padding, mask=wider.mask & ~padding)
+    torch.testing.assert_close(loss_of(module, wider), loss_of(module, batch))
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        {"gamma": 0.5},
+        {"baseline": "batch_mean", "normalize_advantages": False},
+        {"clip": 0.01},
+        {"normalize_advantages": False},
+        {"entropy_weight": 0.5},
+        {"cut_at_takeover": True},
+    ],
+    ids=lambda knob: next(iter(knob)),
+)
+def test_every_knob_changes_the_loss(knob):
+    batch = episodes()
+    taken = torch.zeros_like(batch.mask)
+    taken[1, 2:4] = True
+    batch = replace(batch, mask=batch.mask & ~taken)
+    reference = {"normalize_advantages": False} if "baseline" in knob else {}
+    assert not torch.isclose(loss_of(agent(**knob), batch), loss_of(agent(**reference), batch))
+
+
+def test_the_learners_return_is_cut_at_the_takeover():
+    """γ=1, r=[1,1,1,1], the expert acts in steps 2, 3. Kept: G₀=4, G₁=3. Cut, without a critic: 2, 1."""
+    batch = replace(episodes((4,)), rewards=row(1, 1, 1, 1), mask=row(1, 1, 0, 0).bool())
+    for cut, expected in ((False, [4, 3]), (True, [2, 1])):
+        prepared = agent(gamma=1.0, normalize_advantages=False, cut_at_takeover=cut).prepare(batch)
+        assert prepared.returns[0, :2].tolist() == expected
+
+
+def test_experience_counts_all_that_was_decided():
+    module = agent()
+    module.prepare(episodes((3, 5, 2)))
+    module.prepare(episodes((1, 1)))
+    assert module.experience == 12
+
+
+def test_a_step_along_the_gradient_raises_the_return():
+    """Actions near 1 are paid: after 200 steps the mean action is."""
+    module = agent(normalize_advantages=True)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    obs = torch.zeros(64, 1, 4)
+    for _ in range(200):
+        actions, log_probs, _, _ = module.act(obs[:, 0])
+        batch = replace(
+            episodes((1,) * 64), obs=obs, actions=actions[:, None], log_probs=log_probs[:, None],
+            rewards=-((actions - 1) ** 2),
+        )
+        optimizer.zero_grad()
+        loss_of(module, batch).backward()
+        optimizer.step()
+    assert float(module.policy(obs[:1]).mean) == pytest.approx(1, abs=0.15)

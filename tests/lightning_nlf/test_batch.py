@@ -1,0 +1,59 @@
+"""Rows are chosen, padded, stacked and moved without changing what they say."""
+
+import pytest
+import torch
+
+from lightning_nlf.batch import Batch, stack_rows
+
+
+def batch(lengths, width=None, **fields):
+    width = width or max(lengths)
+    valid = torch.arange(width) < torch.tensor(lengths)[:, None]
+    steps = valid * torch.arange(1.0, width + 1)
+    return Batch(obs=steps[..., None], actions=steps[..., None], valid=valid, mask=valid, rewards=steps, **fields)
+
+
+def test_chosen_rows_are_cut_to_the_longest():
+    chosen = batch([2, 5, 3])[torch.tensor([0, 2])]
+    assert chosen.rewards.tolist() == [[1, 2, 0], [1, 2, 3]]
+    assert chosen.obs.shape == (2, 3, 1)
+
+
+def test_fields_of_a_row_keep_their_shape():
+    """`extra` of one number a row is not cut as if it had steps; what has steps is."""
+    b = batch([1, 4], group=torch.tensor([7, 8]), extra={"row": torch.arange(2.0), "step": torch.ones(2, 4)})
+    chosen = b[torch.tensor([True, False])]
+    assert chosen.group.tolist() == [7]
+    assert chosen.extra["row"].shape == (1,) and chosen.extra["step"].shape == (1, 1)
+
+
+def test_a_view_is_chosen_along():
+    chosen = batch([2, 2], view=batch([3, 4]))[:1]
+    assert chosen.view.rewards.tolist() == [[1, 2, 3]]
+
+
+def test_expert_steps_beyond_the_valid_ones_are_kept():
+    labels = torch.tensor([[False, False, True]])
+    assert batch([1], width=3, expert_mask=labels).trim().mask.shape == (1, 3)
+
+
+def test_stacking_pads_and_choosing_undoes_it():
+    a, b = batch([2], expert_params={"std": torch.ones(1, 2, 1)}), batch([4], expert_params={"std": torch.ones(1, 4, 1)})
+    both = stack_rows([a, b])
+    assert both.rewards.tolist() == [[1, 2, 0, 0], [1, 2, 3, 4]]
+    assert both.expert_params["std"].shape == (2, 4, 1)
+    torch.testing.assert_close(both[:1].obs, a.obs)
+
+
+def test_stacking_refuses_a_field_that_one_lacks():
+    with pytest.raises(ValueError, match="group"):
+        stack_rows([batch([1]), batch([1], group=torch.zeros(1))])
+
+
+def test_moving_takes_the_totals_along():
+    b = batch([2], totals={"mask": torch.tensor(2.0)}).to(torch.float64)
+    assert b.totals["mask"].dtype == b.rewards.dtype == torch.float64
+
+
+def test_choosing_drops_totals_that_no_longer_hold():
+    assert batch([2, 2], totals={"mask": torch.tensor(4.0)})[:1].totals == {}

@@ -1,0 +1,126 @@
+"""Hand-worked values of the shared maths, and the properties every objective leans on."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_nlf.functional import (
+    Exponential,
+    Linear,
+    distribution_of,
+    gae,
+    masked_mean,
+    next_valid,
+    reverse_recurrence,
+    scheduled,
+    takeover_cuts,
+)
+
+TRUE = torch.tensor(True)
+
+
+def row(*values):
+    return torch.tensor([values], dtype=torch.float32)
+
+
+def flags(*values):
+    return torch.tensor([values], dtype=torch.bool)
+
+
+def test_gae_by_hand():
+    """r=[0,0,1], V=[.1,.2,.3], γ=1, λ=.95, terminated.
+
+    δ = [0+.2−.1, 0+.3−.2, 1+0−.3] = [.1, .1, .7];  A₂=.7, A₁=.1+.95·.7=.765, A₀=.1+.95·.765=.82675.
+    """
+    advantages = gae(row(0, 0, 1), row(0.1, 0.2, 0.3), torch.zeros(1), flags(1, 1, 1), 1.0, 0.95)
+    torch.testing.assert_close(advantages, row(0.82675, 0.765, 0.7))
+
+
+def test_gae_bootstraps_a_truncated_row():
+    """One step, r=1, V=2, V(s_T)=5, γ=.9: A = 1 + .9·5 − 2 = 3.5."""
+    torch.testing.assert_close(gae(row(1), row(2), torch.tensor([5.0]), flags(1), 0.9, 0.95), row(3.5))
+
+
+def test_lambda_one_is_monte_carlo():
+    """γ=.5, r=[1,2,4], V(s_T)=8: G₂=4+4=8, G₁=2+4=6, G₀=1+3=4; A = G − V whatever V is."""
+    values = row(0.3, -1, 7)
+    advantages = gae(row(1, 2, 4), values, torch.tensor([8.0]), flags(1, 1, 1), 0.5, 1.0)
+    torch.testing.assert_close(advantages + values, row(4, 6, 8))
+
+
+def test_lambda_zero_is_one_step():
+    """A_t = r_t + γV_{t+1} − V_t: [1+.5·2−1, 1+.5·3−2, 1+.5·0−3] = [1, .5, −2]."""
+    advantages = gae(row(1, 1, 1), row(1, 2, 3), torch.zeros(1), flags(1, 1, 1), 0.5, 0.0)
+    torch.testing.assert_close(advantages, row(1, 0.5, -2))
+
+
+def test_environment_tokens_and_padding_do_not_count():
+    """The same episode with a token of the environment inside and padding behind gives the same advantages."""
+    plain = gae(row(1, 2, 3), row(0.1, 0.2, 0.3), torch.tensor([2.0]), flags(1, 1, 1), 0.9, 0.8)
+    spread = gae(
+        row(99, 1, math.nan, 2, 3, 99),
+        row(99, 0.1, 99, 0.2, 0.3, math.nan),
+        torch.tensor([2.0]),
+        flags(0, 1, 0, 1, 1, 0),
+        0.9,
+        0.8,
+    )
+    torch.testing.assert_close(spread, row(0, plain[0, 0], 0, plain[0, 1], plain[0, 2], 0))
+
+
+def test_a_cut_ends_the_return_with_the_next_value():
+    """γ=1, λ=1, r=1 each, V=[0,10,20], cut after step 0: A₀ = 1 + 10 − 0 = 11; steps 1, 2 run on as ever."""
+    advantages = gae(row(1, 1, 1), row(0, 10, 20), torch.zeros(1), flags(1, 1, 1), 1.0, 1.0, flags(1, 0, 0))
+    torch.testing.assert_close(advantages, row(11, 2 - 10, 1 - 20))
+
+
+def test_takeover_cuts_where_somebody_else_goes_on():
+    """Learner, learner, expert, (environment), learner, end: the cut is at the second step only."""
+    mask, valid = flags(1, 1, 0, 0, 1), flags(1, 1, 1, 0, 1)
+    assert takeover_cuts(mask, valid).tolist() == [[False, True, False, False, False]]
+
+
+def test_recurrence_equals_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    add, factor = torch.rand(3, 37, generator=generator), torch.rand(3, 37, generator=generator)
+    expected, following = torch.zeros(3, 37), torch.zeros(3)
+    for t in reversed(range(37)):
+        following = expected[:, t] = add[:, t] + factor[:, t] * following
+    torch.testing.assert_close(reverse_recurrence(add, factor), expected)
+
+
+def test_next_valid_skips_what_is_not():
+    x, last = row(1, 2, 3, 4), torch.tensor([9.0])
+    assert next_valid(x, flags(1, 0, 1, 0), last).tolist() == [[3, 3, 9, 9]]
+
+
+def test_masked_mean_ignores_padding_even_if_it_is_nan():
+    assert masked_mean(row(2, 4, math.nan), flags(1, 1, 0)) == 3
+
+
+def test_masked_mean_of_nothing_is_zero():
+    assert masked_mean(row(1, 2), flags(0, 0)) == 0
+
+
+def test_masked_mean_with_a_total_below_one():
+    """One label on one of four micro-batches: total = 1/4, so the four parts' average is the label's own value."""
+    parts = [masked_mean(row(7), flags(on), torch.tensor(0.25)) for on in (0, 0, 1, 0)]
+    assert sum(parts) / 4 == 7
+
+
+def test_schedules():
+    assert [Linear(1.0, 0.2, 10)(t) for t in (0, 5, 10, 99)] == pytest.approx([1, 0.6, 0.2, 0.2])
+    assert [Exponential(2.0, 4)(t) for t in (0, 4, 8)] == [2, 1, 0.5]
+    assert scheduled(0.3, 1e9) == 0.3
+
+
+@pytest.mark.parametrize("make", [lambda: Linear(1, 0, 0), lambda: Exponential(1, 0)])
+def test_a_schedule_over_no_steps_is_refused(make):
+    with pytest.raises(ValueError, match="above 0"):
+        make()
+
+
+def test_a_point_mass_has_no_distribution():
+    with pytest.raises(ValueError, match="nll"):
+        distribution_of({"mean": torch.zeros(1, 1), "std": torch.zeros(1, 1)})

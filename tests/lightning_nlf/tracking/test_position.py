@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from lightning_nlf.tracking.position import (
+    STATE,
+    Position,
+    artifact_location,
+    read_position,
+    resolve_tracking_uri,
+    without_credentials,
+    write_position,
+)
+
+
+def test_positions_of_two_servers_are_kept_apart(tmp_path):
+    first, second = Position("j", "1", "r1", 10), Position("j", "2", "r2", 20, ["a.png"])
+    write_position(tmp_path, "http://one", first)
+    write_position(tmp_path, "http://two", second)
+    assert read_position(tmp_path, "http://one") == first
+    assert read_position(tmp_path, "http://two") == second
+    assert read_position(tmp_path, "http://three") is None
+    assert [path.name for path in tmp_path.iterdir()] == [STATE]  # no temporary file is left
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"http://one": {"unknown": 1}}'])
+def test_damaged_file_is_as_good_as_none_and_is_replaced(tmp_path, content):
+    (tmp_path / STATE).write_text(content)
+    assert read_position(tmp_path, "http://one") is None
+    write_position(tmp_path, "http://one", Position("j", "1", "r"))
+    assert read_position(tmp_path, "http://one") == Position("j", "1", "r", 0, [])
+
+
+def test_credentials_are_taken_out():
+    assert without_credentials("postgresql://me:pass@host:1/db") == "postgresql://host:1/db"
+    assert without_credentials("sqlite:////tmp/a@b.db") == "sqlite:////tmp/a@b.db"
+
+
+def test_store_is_above_the_run_folder_unless_said_otherwise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_tracking_uri(Path("outputs/run")) == f"sqlite:///{tmp_path}/outputs/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://variable")
+    assert resolve_tracking_uri(Path("outputs/run")) == "http://variable"
+    assert resolve_tracking_uri(Path("outputs/run"), "http://given") == "http://given"
+
+
+def test_artifacts_lie_beside_a_data_base_file():
+    assert artifact_location("sqlite:////data/runs/mlflow.db") == "/data/runs/mlartifacts"
+    assert artifact_location("http://server") is None
