@@ -39,23 +39,37 @@ class LabelBuffer:
         kept = labelled if self.kept is None else stack_rows([self.kept, labelled])
         self.kept = kept[-self.capacity :]
 
-    def draw(self, like: Batch, rng: np.random.Generator) -> Batch:
-        """Random rows, without repetition; before there are any, a row of `like` from which nothing is learned."""
+    def draw(self, like: Batch, rng: np.random.Generator, least: int = 1) -> Batch:
+        """Random rows, without repetition; where labels are short, filled up to `least` with rows that teach nothing.
+
+        Before there are any labels, these are made of a row of `like`.
+        """
         if self.kept is None:
-            nothing = torch.zeros_like(like.mask[:1])
-            expert = {"expert_mask": nothing} if like.expert_mask is not None else {}
-            return replace(like[:1].map(torch.clone), **expert, valid=nothing, mask=nothing)
+            return _nothing(like, least)
         count = min(self.rows, len(self.kept))
         rows = torch.from_numpy(rng.choice(len(self.kept), count, replace=False))
-        return self.kept[rows].to(like.obs.device)
+        drawn = self.kept[rows].to(like.obs.device)
+        return drawn if count >= least else stack_rows([drawn, _nothing(drawn, least - count)])
 
     def state_dict(self) -> dict[str, Any]:
         if self.kept is None:
             return {}
-        return {f.name: value for f in fields(Batch) if (value := getattr(self.kept, f.name)) is not None and f.name != "view"}
+        return {
+            f.name: value
+            for f in fields(Batch)
+            if (value := getattr(self.kept, f.name)) is not None and f.name != "view"
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.kept = Batch(**state) if state else None
+
+
+def _nothing(like: Batch, rows: int) -> Batch:
+    """The first row of `like`, so many times over, without anybody to learn from."""
+    copies = like[torch.zeros(rows, dtype=torch.long)]
+    nothing = torch.zeros_like(copies.mask)
+    known = None if copies.expert_mask is None else nothing
+    return replace(copies, valid=nothing, mask=nothing, expert_mask=known, group=None)
 
 
 def labelled_steps(batch: Batch) -> Batch:

@@ -1,4 +1,40 @@
-from lightning_nlf.cli import main
+"""`python -m lightning_nlf`: the help is answered at once, everything else by `lightning_nlf.cli`."""
+
+from __future__ import annotations
+
+import sys
+
+from lightning_nlf.startup import quick_imports
+
+HELP = """\
+usage: python -m lightning_nlf {fit,validate,test,predict} --config YAML [--config OVERLAY] [--KEY VALUE]
+
+Trains controllers and language models from what a teacher says.
+
+  fit        train, and validate now and then
+  validate   play the evaluation episodes once
+  test       the same on the episodes kept for the end
+  predict    write down what the policy does
+
+A yaml of conf/ is one experiment; every key of it is a flag as well. A run lives in outputs/<yaml>-seed<seed>.
+
+  python -m lightning_nlf fit --config conf/injection.yaml --seed_everything 1
+  python -m lightning_nlf fit --config conf/injection.yaml --ckpt_path last     go on, or begin
+  python -m lightning_nlf test --config conf/injection.yaml --ckpt_path best
+
+More:  fit --help  all flags,  fit --model.help CLASS  those of a class,  fit --config YAML --print_config  all values.
+LIGHTNING_NLF_TRACEBACK=1 shows where an error comes from.
+"""
+
+
+def main() -> None:
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(HELP, end="")
+        return
+    with quick_imports():
+        from lightning_nlf.cli import main as command_line  # Lightning, which takes seconds
+    command_line()
+
 
 if __name__ == "__main__":
     main()

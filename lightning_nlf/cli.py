@@ -1,27 +1,211 @@
-"""The command line: `python -m lightning_nlf fit|validate|test|predict --config conf/….yaml`."""
+"""The command line: `python -m lightning_nlf fit|validate|test|predict --config conf/….yaml`.
+
+Networks and objectives come from the yaml by `class_path`. A mistake in it is one line and exit code 2.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
 import lightning as L
-from jsonargparse import set_parsing_settings
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
 
+from lightning_nlf import callbacks, cli_messages, noise, run_folder
+from lightning_nlf.checkpoint_io import SafeCheckpointIO
+from lightning_nlf.cli_endings import told_in_one_sentence
+from lightning_nlf.cli_errors import ConfigurationError, RunFailure, nearest, traceback_wanted
+from lightning_nlf.construction import plain, surfacing
 from lightning_nlf.modules import ObjectiveModule
+from lightning_nlf.saved_config import SaveRunConfig
+from lightning_nlf.yaml_places import Place, config_files, read_places
 
-# Makes `${seed_everything}` follow a second --config and flags; without it they leave it silently stale.
-set_parsing_settings(omegaconf_absolute_to_relative_paths=True, subclasses_enabled=["is_pure_dataclass"])
+STAGES = ("fit", "validate", "test", "predict")
+ALWAYS_ON: tuple[type[L.Callback], ...] = (
+    callbacks.FitProgress,
+    callbacks.Exhibits,
+    callbacks.Provenance,
+    callbacks.BestCheckpoint,
+    callbacks.LastCheckpoint,
+)
+LOGGER = "lightning_nlf.tracking.logger.MLflowJournalLogger"
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "accelerator": "auto",
+    "devices": 1,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "log_every_n_steps": 10,
+    "logger": {"class_path": LOGGER, "init_args": {"save_dir": "."}},  # the run folder, once it is known
+}
 
 
-def main(args: list[str] | None = None, run: bool = True) -> LightningCLI:
-    return LightningCLI(
-        ObjectiveModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_callback=None,
-        parser_kwargs={"parser_mode": "omegaconf+"},
-        args=args,
-        run=run,
-    )
+class Parser(LightningArgumentParser):
+    """Raises ConfigurationError with one sentence, instead of printing its usage and exiting."""
+
+    places: Sequence[Place] = ()
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # one that jsonargparse made for a class, and whose errors it collects
+            super().error(message, ex)
+        raise ConfigurationError(cli_messages.translate(message, self, self.places)) from ex
+
+
+class CommandLine(LightningCLI):
+    """One stage of one run, in its folder.
+
+    Args:
+        args: the words of the command line, the stage first.
+        run: False builds everything and stops before the stage.
+
+    Raises:
+        ConfigurationError: the configuration cannot be run as it is.
+    """
+
+    def __init__(self, args: list[str], run: bool = True) -> None:
+        self.stage, self.runs = args[0], run
+        self.files = config_files(args)
+        self.places = read_places(args)
+        super().__init__(
+            ObjectiveModule,
+            L.LightningDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=args,
+            auto_configure_optimizers=False,
+        )
+
+    # ---- the parser
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The stage that was asked for: a parser for each of the others would cost time."""
+        return {self.stage: LightningCLI.subcommands()[self.stage]}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        assert isinstance(parser, Parser)
+        parser.places = self.places
+        return parser
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of everything that is drawn.")
+        parser.add_argument(
+            "--run_dir", type=str | None, help="Folder of the run. By default outputs/<yaml>-seed<seed_everything>."
+        )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"weights_only": True})  # a checkpoint is never run as code
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except OmegaConfBaseException as error:
+            raise ConfigurationError(cli_messages.translate_interpolation(error, self.places)) from error
+        self.options = self.config[self.stage]
+        for key in ("model", "data"):
+            if self.options.get(key) is None:
+                raise ConfigurationError(f"{key}: missing. Name a yaml with --config, or a class with --{key}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the yaml says what the model is, not the checkpoint."""
+
+    def _set_seed(self) -> None:
+        L.seed_everything(self.options.seed_everything, workers=True, verbose=False)
+
+    # ---- what is built
+
+    def before_instantiate_classes(self) -> None:
+        options = self.options
+        if options.trainer.default_root_dir is not None:
+            raise ConfigurationError("trainer.default_root_dir: the folder of a run is run_dir")
+        default = run_folder.default_folder(self.files, options.seed_everything)
+        if options.trainer.fast_dev_run:
+            default = default.with_name(f"{default.name}-fast_dev_run")
+        self.run_dir, options.ckpt_path = run_folder.resolve(self.stage, options.run_dir, options.ckpt_path, default)
+        options.run_dir = str(self.run_dir)
+        logger = options.trainer.logger
+        if logger is True:
+            logger = options.trainer.logger = self._parser(self.stage).get_defaults().trainer.logger
+        for one in logger if isinstance(logger, list) else [logger]:
+            if one and one.class_path == LOGGER:
+                one.init_args.save_dir = options.run_dir
+
+    def _add_instantiators(self) -> None:
+        for key, base in (("model", ObjectiveModule), ("data", L.LightningDataModule)):
+            self.parser.add_instantiator(surfacing(_InstantiatorFn(cli=self, key=key), links=True), base)
+        self.parser.add_instantiator(surfacing(plain), object)
+
+    def instantiate_classes(self) -> None:
+        try:
+            with told_in_one_sentence(self.places, self.run_dir):
+                super().instantiate_classes()
+        # Whatever it was: a run that never began leaves no folder behind.
+        except BaseException:
+            run_folder.release(self.run_dir)
+            raise
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        config = self.config_init[self.stage].trainer
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        kwargs |= {
+            "callbacks": self._callbacks(config),
+            "plugins": [*plugins, SafeCheckpointIO()],
+            "default_root_dir": str(self.run_dir),
+        }
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise ConfigurationError(f"trainer: {error}") from error
+
+    def _callbacks(self, config: Any) -> list[L.Callback]:
+        given = config.callbacks or []
+        found: list[L.Callback] = list(given) if isinstance(given, list) else [given]
+        off: list[type] = [Checkpoint] if config.enable_checkpointing is False else []
+        off += [ProgressBar] if config.enable_progress_bar is False else []
+        for callback in ALWAYS_ON:
+            if not issubclass(callback, tuple(off)) and not any(isinstance(own, callback) for own in found):
+                found.append(callback())
+        if self.stage == "fit":
+            text = self._parser(self.stage).dump(self.options, skip_none=False) + "\n"
+            found.insert(0, SaveRunConfig(self.run_dir, text, self.files))
+        return found
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.runs:
+            run_folder.release(self.run_dir)
+        else:
+            with told_in_one_sentence(self.places, self.run_dir):
+                super()._run_subcommand(subcommand)
+
+
+def main(args: list[str] | None = None, run: bool = True) -> CommandLine:
+    """Run one stage, or with `run=False` only build it.
+
+    Raises:
+        SystemExit: 2 after a mistake in the configuration, 1 after a loss, reward or gradient that is not finite. The
+            message is on stderr; with LIGHTNING_NLF_TRACEBACK=1 the error itself comes instead.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: a yaml names classes of the working folder
+    noise.silence()
+    try:
+        if not args or args[0] not in STAGES:
+            hint = nearest(args[0], STAGES) if args else ""
+            raise ConfigurationError(f"the first word is one of {', '.join(STAGES)}. {hint}".strip())
+        return CommandLine(args, run)
+    except (ConfigurationError, RunFailure) as error:
+        if traceback_wanted():
+            raise
+        print("error:", *str(error).split(), file=sys.stderr)  # in one line
+        sys.exit(error.exit_code)

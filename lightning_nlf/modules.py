@@ -95,7 +95,7 @@ class ObjectiveModule(Objective, L.LightningModule):
         terms = self.terms(batch, now)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         if not torch.isfinite(loss):
-            self._refuse(", ".join(f"{name} = {float(term)}" for name, term in terms.items()), "loss")
+            self._refuse(", ".join(f"{name} = {float(term.detach())}" for name, term in terms.items()), "loss")
         if self.trainer._logger_connector.should_update_logs:
             named = terms | {"loss": loss} | now.notes
             metrics = {f"train/{name}": x.detach() for name, x in named.items()}
@@ -132,6 +132,22 @@ class ObjectiveModule(Objective, L.LightningModule):
         # Built by hand, the hyperparameters are live networks: pickled code that no safe loader would read.
         if "_instantiator" not in checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}):
             checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, None)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = "cpu",
+        strict: bool = True,
+        weights_only: bool = True,
+        **changes: Any,
+    ) -> Any:
+        """The module with its networks and weights, from the checkpoint alone: see `construction.rebuild`."""
+        from lightning_nlf.construction import rebuild  # Lightning's own would build this class, without networks
+
+        if not weights_only:
+            raise ValueError("weights_only=False: a checkpoint is never run as code")
+        return rebuild(cls, checkpoint_path, map_location, strict, **changes)
 
     def _refuse(self, what: str, kind: str) -> None:
         raise NonFiniteError(f"non-finite {kind} at optimizer step {self.global_step}: {what}")

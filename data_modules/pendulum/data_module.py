@@ -131,7 +131,9 @@ class PendulumDataModule(RolloutDataModule):
         rewards, steps, rows = self._sum_over_ranks(sums).tolist()
         self.typical_length = max(float(lengths.mean()), 1.0)
         self.statistics = {"return": rewards / rows, "length": steps / rows}
-        self.shown["training"] = batch[int(injected.sum(1).argmax()) :][:1]  # where the expert acted most
+        if injected.any() or "training" not in self.shown:  # the last episode in which the expert acted
+            row = int(injected.sum(1).argmax())
+            self.shown["training"] = batch[row : row + 1]
 
     # ---- evaluation
 
@@ -152,8 +154,9 @@ class PendulumDataModule(RolloutDataModule):
             assert row.rewards is not None
             steps = int(row.valid[0].sum())
             expert_acted = (row.valid & ~row.mask)[0, :steps].numpy()
-            obs, rewards = row.obs[0, :steps].numpy(), row.rewards[0, :steps].numpy()
-            paths.append(episode_gif(obs, expert_acted, rewards, folder / f"{name}.gif", title=name))
+            obs, actions, rewards = (x[0, :steps].numpy() for x in (row.obs, row.actions, row.rewards))
+            path = folder / f"{name}.gif"
+            paths.append(episode_gif(obs, expert_acted, rewards, path, title=f"{name} episode", actions=actions))
         return paths
 
     # ---- checkpoint

@@ -67,10 +67,7 @@ def episode_gif(
     Raises:
         ValueError: T = 0, or the lengths differ.
     """
-    steps = len(obs)
-    lengths = [steps, len(expert_acted), len(rewards)] + ([] if actions is None else [len(actions)])
-    if steps == 0 or len(set(lengths)) > 1:
-        raise ValueError(f"obs, expert_acted, rewards, actions: got lengths {lengths}, must be equal and at least 1")
+    steps = _common_length(obs, expert_acted, rewards, *([] if actions is None else [actions]))
     shown = np.unique(np.linspace(0, steps - 1, min(steps, MAX_FRAMES)).round().astype(int))
     obs, expert_acted = np.asarray(obs, dtype=np.float64), np.asarray(expert_acted, dtype=bool)
     forces = np.zeros(steps) if actions is None else np.ravel(actions) / InvertedPendulum.action_limit
@@ -87,6 +84,13 @@ def episode_gif(
     # 0.04 s a step is real time; a subsampled episode runs faster, since 80 ms a picture is as slow as one can watch.
     _save(frames, path, milliseconds=int(min(80, 40 * steps / len(frames))))
     return path
+
+
+def _common_length(*arrays: NDArray[Any]) -> int:
+    lengths = [len(array) for array in arrays]
+    if lengths[0] == 0 or len(set(lengths)) > 1:
+        raise ValueError(f"obs, expert_acted, rewards, actions: got lengths {lengths}, must be equal and at least 1")
+    return lengths[0]
 
 
 def _save(frames: list[Image], path: Path, milliseconds: int) -> None:

@@ -21,9 +21,7 @@ def load_mujoco() -> ModuleType:
 
     Without EGL nothing is told: with MUJOCO_GL=egl and no such library, already the import of mujoco would fail.
     """
-    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"} & {
-        k for k, v in os.environ.items() if v
-    }:
+    if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"))):
         try:
             ctypes.CDLL("libEGL.so.1")
         except OSError:

@@ -1,0 +1,1 @@
+from data_modules.text.tokens import TokenTaskDataModule as TokenTaskDataModule

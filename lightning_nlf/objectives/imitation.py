@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -29,32 +30,30 @@ def reverse_kl(expert: Distribution, policy: Distribution) -> Tensor:
 def jensen_shannon(expert: Distribution, policy: Distribution, mix: float = 0.5) -> Tensor:
     """a·KL(T ‖ M) + (1 − a)·KL(S ‖ M), M = (1 − a)S + aT: eq. 1 of https://arxiv.org/abs/2306.13649.  (N,)
 
+    = H(a) + ∫ aT log(aT/M) + (1 − a)S log((1 − a)S/M), whose integrand vanishes wherever one of T, S does.
     Exact for categoricals; for Gaussians by quadrature, in one action dimension.
     Args: expert T, policy S; mix: a.
     Raises: ValueError: Gaussians of several dimensions, where there is no closed form.
     """
-    return mix * _kl_to_mixture(expert, policy, expert, mix) + (1 - mix) * _kl_to_mixture(policy, policy, expert, mix)
+    points, widths = _support(expert, policy)
+    log_expert = expert.log_prob(points) + math.log(mix)  # (K, N)
+    log_policy = policy.log_prob(points) + math.log(1 - mix)
+    log_mixture = torch.logaddexp(log_expert, log_policy)
+    integrand = log_expert.exp() * (log_expert - log_mixture) + log_policy.exp() * (log_policy - log_mixture)
+    return (widths * integrand).sum(0) - mix * math.log(mix) - (1 - mix) * math.log(1 - mix)
 
 
-def _kl_to_mixture(of: Distribution, policy: Distribution, expert: Distribution, mix: float) -> Tensor:
-    """E_x~of [log of(x) − log((1 − a)S(x) + aT(x))], (N,)."""
-    weights, points = _support(of)
-    log_mixture = torch.logaddexp(
-        policy.log_prob(points) + torch.tensor(1 - mix).log(), expert.log_prob(points) + torch.tensor(mix).log()
-    )
-    return (weights * (of.log_prob(points) - log_mixture)).sum(0)
-
-
-def _support(of: Distribution) -> tuple[Tensor, Tensor]:
-    """Weights (K, N) and points (K, N, …) whose weighted sum is the expectation under `of`."""
-    if isinstance(of, Categorical):
-        points = of.enumerate_support()
-        return of.log_prob(points).exp(), points
-    if of.event_shape != (1,):
+def _support(expert: Distribution, policy: Distribution) -> tuple[Tensor, Tensor | float]:
+    """Points (K, N, …) and the width that each stands for, (N,): all tokens, or ±8σ of the narrower Gaussian."""
+    if isinstance(policy, Categorical):
+        return policy.enumerate_support(), 1.0
+    if policy.event_shape != (1,):
         raise ValueError("divergence: jsd needs one action dimension; use forward or reverse")
-    z = torch.linspace(-8, 8, 161, device=of.mean.device)[:, None]  # the trapezoid rule is spectrally exact here
-    weights = torch.softmax(-(z**2) / 2, 0).expand(-1, len(of.mean))
-    return weights, of.mean + of.variance.sqrt() * z[..., None]
+    narrower = expert.variance < policy.variance  # (N, 1)
+    mean = torch.where(narrower, expert.mean, policy.mean).detach()
+    std = torch.where(narrower, expert.variance, policy.variance).sqrt().detach()
+    z = torch.linspace(-8, 8, 161, device=mean.device)[:, None, None]  # the trapezoid rule is spectrally exact here
+    return mean + std * z, std[:, 0] * 0.1
 
 
 DIVERGENCES: dict[str, Callable[[Distribution, Distribution], Tensor]] = {
@@ -92,6 +91,7 @@ class ImitationObjective(Objective):
         loss = self.imitation(batch, now)
         now.notes["divergence"] = loss.detach()
         return super().terms(batch, now) | {"imitation": weight * loss}
+
     def imitation(self, batch: Batch, now: Evaluation) -> Tensor:
         """The unweighted loss, (); 0 on a batch without an expert."""
         if batch.expert_mask is None:

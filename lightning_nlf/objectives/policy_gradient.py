@@ -38,22 +38,31 @@ def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> 
     return torch.where(mask, log_probs - old_log_probs, 0).exp()
 
 
-def no_baseline(returns: Tensor, batch: Batch) -> Tensor:
+Sum = Callable[[Tensor], Tensor]
+
+
+def one_process(x: Tensor) -> Tensor:
+    """The sum over ranks where there is one."""
+    return x
+
+
+def no_baseline(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) -> Tensor:
     return torch.zeros_like(returns)
 
 
-def batch_mean(returns: Tensor, batch: Batch) -> Tensor:
-    """The mean return of the learner's steps.  (B, T)"""
-    return masked_mean(returns, batch.mask).expand_as(returns)
+def batch_mean(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) -> Tensor:
+    """The mean return of the learner's steps, on all ranks.  (B, T)"""
+    total = over_ranks(torch.where(batch.mask, returns, 0).sum())
+    return (total / over_ranks(batch.mask.sum()).clamp(min=1)).expand_as(returns)
 
 
-def group_mean(returns: Tensor, batch: Batch) -> Tensor:
+def group_mean(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) -> Tensor:
     """The mean return of the group's rows, the row itself included (GRPO, https://arxiv.org/abs/2402.03300).  (B, T)"""
     total, count, _ = _group_sums(returns, batch)
     return (total / count.clamp(min=1))[:, None].expand_as(returns)
 
 
-def leave_one_out(returns: Tensor, batch: Batch) -> Tensor:
+def leave_one_out(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) -> Tensor:
     """The mean return of the group's *other* rows (RLOO, https://arxiv.org/abs/2402.14740).  (B, T)
 
     A row alone in its group has no baseline, and so 0.
@@ -72,7 +81,7 @@ def _group_sums(returns: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(same, own[None, :], 0).sum(1), same.sum(1), own
 
 
-BASELINES: dict[str, Callable[[Tensor, Batch], Tensor]] = {
+BASELINES: dict[str, Callable[[Tensor, Batch, Sum], Tensor]] = {
     "none": no_baseline,
     "batch_mean": batch_mean,
     "group_mean": group_mean,
@@ -114,7 +123,8 @@ class PolicyGradientObjective(Objective):
             assert batch.rewards is not None
             zero = torch.zeros_like(batch.rewards)  # V = 0 and λ = 1: the reward-to-go
             returns = gae(batch.rewards, zero, zero[:, 0], batch.valid, self.gamma, 1.0, self.cuts(batch))
-            batch = replace(batch, returns=returns, advantages=returns - BASELINES[self.baseline](returns, batch))
+            baseline = BASELINES[self.baseline](returns, batch, self.sum_over_ranks)
+            batch = replace(batch, returns=returns, advantages=returns - baseline)
         return replace(batch, advantages=self.whiten(batch)) if self.normalize_advantages else batch
 
     def cuts(self, batch: Batch) -> Tensor | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
+import sqlite3
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,11 +62,25 @@ def _ui(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{options.outputs_dir} has no mlflow.db: no run was made there without a server")
     command = ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{store}", "--port", str(options.port)]
     command += ["--workers", "1"]
-    print(shlex.join(command), flush=True)
+    print(shlex.join(command))
+    # The bare address opens on pages about traces; these open on the runs.
+    for name, number in _experiments(store):
+        print(f"{name}: http://127.0.0.1:{options.port}/#/experiments/{number}/runs?workflowType=machine_learning")
+    sys.stdout.flush()
     if not options.print:
         # The jobs of a shared server are eight more processes that a look at one's own runs has no use for.
         os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
         os.execv(sys.executable, [sys.executable, "-m", *command])
+
+
+def _experiments(store: Path) -> list[tuple[str, str]]:
+    """Name and number of each experiment in the data base, without the seconds that importing MLflow takes."""
+    query = "SELECT name, experiment_id FROM experiments WHERE lifecycle_stage = 'active' AND experiment_id > 0"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as connection:
+            return connection.execute(query).fetchall()
+    except sqlite3.Error:
+        return []  # the table is MLflow's own and may change; the links are a courtesy
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METRICS_PER_BATCH = 1000  # what a server takes in one request
-IDENTITY_TAG = "journal"
+IDENTITY_TAG = "mlflow.journal"  # the pages do not show tags that begin with mlflow
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
@@ -113,7 +113,7 @@ class Destination:
     def _found_or_created(self, client: MlflowClient, start: Mapping[str, Any]) -> Position:
         """The run tagged with the journal's identity (created, but killed before it was noted), else a new one."""
         experiment = experiment_id(client, start["experiment"], self.tracking_uri)
-        runs = client.search_runs([experiment], f"tags.{IDENTITY_TAG} = '{start['journal']}'", max_results=1)
+        runs = client.search_runs([experiment], f"tags.`{IDENTITY_TAG}` = '{start['journal']}'", max_results=1)
         if runs:
             return Position(start["journal"], experiment, runs[0].info.run_id)
         tags = {IDENTITY_TAG: start["journal"], "mlflow.source.type": "LOCAL"}

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_nlf.tracking.destination import Destination
 from lightning_nlf.tracking.hyperparameters import LONGEST_TAG, cut, flatten
-from lightning_nlf.tracking.journal import Journal
+from lightning_nlf.tracking.journal import Journal, last_lifecycle
 from lightning_nlf.tracking.position import resolve_tracking_uri, without_credentials
 from lightning_nlf.tracking.shipper import Shipper
 
@@ -174,10 +174,14 @@ class MLflowJournalLogger(Logger):
 
     def _at_exit(self) -> None:
         """End what nobody ended: an error outside the Trainer, or a record after the last stage."""
-        if self._journal is not None and self._process == os.getpid():
-            crashed = getattr(sys, "last_value", None) is not None
-            endings = {"FINISHED": "success", "KILLED": "aborted"}
-            self.finalize("failed" if crashed else endings.get(self._status or "", "failed"))
+        if self._journal is None or self._process != os.getpid():
+            return
+        # A launcher that spawned rank 0 leaves the last word to it.
+        if last_lifecycle(self._journal.path).get("pid") != self._process:
+            return
+        crashed = getattr(sys, "last_value", None) is not None
+        endings = {"FINISHED": "success", "KILLED": "aborted"}
+        self.finalize("failed" if crashed else endings.get(self._status or "", "failed"))
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned rank gets the settings; the file and the thread stay where they are.

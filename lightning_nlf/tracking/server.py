@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import posixpath
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lightning_nlf.tracking.position import artifact_location, without_credentials
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +41,27 @@ def connect(tracking_uri: str) -> MlflowClient:
     # A new data base announces each of its migrations otherwise.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    with _alone(tracking_uri):
+        return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+
+@contextlib.contextmanager
+def _alone(tracking_uri: str) -> Iterator[None]:
+    """Only one process of this machine at a time opens an SQLite store: two that create its tables break each other."""
+    location = artifact_location(tracking_uri)
+    if location is None or fcntl is None:
+        yield
+        return
+    # The folder is locked, not a file that would have to lie there for ever; closing it unlocks.
+    os.makedirs(os.path.dirname(location), exist_ok=True)
+    folder = os.open(os.path.dirname(location), os.O_RDONLY)
+    try:
+        # Some network folders know no locks: then as MLflow does it.
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:

@@ -50,7 +50,8 @@ class Shipper:
         A server that fails `LAST_ATTEMPTS` times in a row is given up earlier. The thread is not used again.
         """
         self._closing.set()
-        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
         return 0 if self._deleted else self._destination.left()
 
     def _run(self) -> None:

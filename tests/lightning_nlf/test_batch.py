@@ -38,7 +38,10 @@ def test_expert_steps_beyond_the_valid_ones_are_kept():
 
 
 def test_stacking_pads_and_choosing_undoes_it():
-    a, b = batch([2], expert_params={"std": torch.ones(1, 2, 1)}), batch([4], expert_params={"std": torch.ones(1, 4, 1)})
+    a, b = (
+        batch([2], expert_params={"std": torch.ones(1, 2, 1)}),
+        batch([4], expert_params={"std": torch.ones(1, 4, 1)}),
+    )
     both = stack_rows([a, b])
     assert both.rewards.tolist() == [[1, 2, 0, 0], [1, 2, 3, 4]]
     assert both.expert_params["std"].shape == (2, 4, 1)

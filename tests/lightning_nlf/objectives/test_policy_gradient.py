@@ -52,7 +52,15 @@ def loss_of(module, batch):
 
 def test_policy_gradient_loss_by_hand():
     """−(log π·A) over two of three steps: −((−1)·2 + (−3)·(−1)) / 2 = −(−2 + 3)/2 = −.5."""
-    loss = policy_gradient_loss(row(-1, -3, -5), row(2, -1, 9), row(1, 1, 0, ).bool())
+    loss = policy_gradient_loss(
+        row(-1, -3, -5),
+        row(2, -1, 9),
+        row(
+            1,
+            1,
+            0,
+        ).bool(),
+    )
     assert loss == pytest.approx(-0.5)
 
 
@@ -62,7 +70,9 @@ def test_clipped_loss_by_hand():
     assert clipped_policy_loss(new, old, row(1, -1), row(1, 1).bool(), 0.2) == pytest.approx(-0.2)
 
 
-@pytest.mark.parametrize(("ratio", "advantage", "moves"), [(1.5, 1, False), (1.5, -1, True), (0.5, -1, False), (0.5, 1, True)])
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "moves"), [(1.5, 1, False), (1.5, -1, True), (0.5, -1, False), (0.5, 1, True)]
+)
 def test_no_gradient_outside_the_clip(ratio, advantage, moves):
     """Beyond 1 ± ε there is a gradient only if it leads back."""
     new = row(math.log(ratio)).requires_grad_()
@@ -147,7 +157,9 @@ def test_a_group_baseline_without_groups_is_refused():
 
 def test_padding_never_changes_the_loss():
     module, batch = agent(entropy_weight=0.1, clip=0.2), episodes()
-    wider = batch.map(lambda x: torch.cat([x, torch.full_like(x[:, :2], 7)], 1) if x.ndim > 1 and x.shape[1] == 5 else x)
+    wider = batch.map(
+        lambda x: torch.cat([x, torch.full_like(x[:, :2], 7)], 1) if x.ndim > 1 and x.shape[1] == 5 else x
+    )
     padding = torch.arange(7) >= 5
     wider = replace(wider, valid=wider.valid & ~padding, mask=wider.mask & ~padding)
     torch.testing.assert_close(loss_of(module, wider), loss_of(module, batch))
@@ -197,7 +209,10 @@ def test_a_step_along_the_gradient_raises_the_return():
     for _ in range(200):
         actions, log_probs, _, _ = module.act(obs[:, 0])
         batch = replace(
-            episodes((1,) * 64), obs=obs, actions=actions[:, None], log_probs=log_probs[:, None],
+            episodes((1,) * 64),
+            obs=obs,
+            actions=actions[:, None],
+            log_probs=log_probs[:, None],
             rewards=-((actions - 1) ** 2),
         )
         optimizer.zero_grad()

@@ -66,12 +66,20 @@ def wait_for_fixture() -> Callable[[Callable[[], object], float], None]:
     return wait_for
 
 
-@pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@pytest.fixture(scope="session")
+def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"))
-    server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def server(one_server: Server) -> Server:
+    """A server that answers, shared by the tests; a test may kill it."""
+    if not one_server.answers():
+        one_server.kill()
+        one_server.start()
+    return one_server
 
 
 @pytest.fixture(autouse=True)

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from mlflow import MlflowClient
 
@@ -70,7 +74,7 @@ def test_artifacts_arrive_in_their_folder_and_newest(journal, uri, caplog):
     journal.append("artifact", path="gone.png")
     ship(journal, uri)
     assert [file.path for file in client.list_artifacts(run_id, "plots")] == ["plots/curve.txt"]
-    assert open(client.download_artifacts(run_id, "plots/curve.txt")).read() == "new"
+    assert Path(client.download_artifacts(run_id, "plots/curve.txt")).read_text() == "new"
     assert "gone.png cannot be read" in caplog.text and len(caplog.records) == 1
 
 
@@ -129,6 +133,26 @@ def test_two_stores_are_kept_apart(journal, uri, tmp_path):
     first_run, second_run = ship(journal, uri)[1], ship(journal, second)[1]
     assert read_position(journal.path.parent, uri).run_id == first_run
     assert read_position(journal.path.parent, second).run_id == second_run
+
+
+@pytest.mark.slow
+def test_processes_that_create_the_store_at_once_do_not_break_it(tmp_path):
+    program = """
+import sys
+from lightning_nlf.tracking.destination import Destination
+from lightning_nlf.tracking.journal import Journal
+journal = Journal(sys.argv[1])
+journal.start(experiment="e", run_name="r")
+print(Destination(sys.argv[1], sys.argv[2]).ship_next())
+"""
+    store = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
+    commands = [[sys.executable, "-c", program, str(tmp_path / name), store] for name in ("one", "two")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    assert [process.communicate(timeout=120)[0] for process in processes] == ["1\n", "1\n"]
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("e")
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mlflow.db"]
 
 
 def test_deleted_experiment_is_told_by_name(uri, tmp_path):

@@ -1,7 +1,9 @@
+import os
 import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from lightning_nlf.tracking.logger import MLflowJournalLogger
 from lightning_nlf.tracking.position import read_position
 
 DEAD = "http://127.0.0.1:9"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(logger_module.__file__).parents[2])}
 
 
 def records(folder):
@@ -25,9 +28,14 @@ def records(folder):
 
 def run_of(logger):
     client = MlflowClient(logger.tracking_uri)
-    from pathlib import Path
-
     return client, client.get_run(read_position(Path(logger.save_dir), logger.tracking_uri).run_id)
+
+
+@pytest.fixture
+def unshipped(monkeypatch):
+    """Journals only: no thread, no MLflow."""
+    monkeypatch.setattr(logger_module.Shipper, "start", lambda self: None)
+    monkeypatch.setattr(logger_module.Shipper, "close", lambda self, timeout: 0)
 
 
 class Raise(Callback):
@@ -63,9 +71,8 @@ class Logging(BoringModel):
         return out
 
 
-def test_log_metrics_costs_less_than_50_microseconds(tmp_path, monkeypatch):
+def test_log_metrics_costs_less_than_50_microseconds(tmp_path, unshipped):
     """Ten terms a step, the best of 20 rounds of 200: the cost without what other processes take from the machine."""
-    monkeypatch.setattr(logger_module.Shipper, "start", lambda self: None)
     logger = MLflowJournalLogger(str(tmp_path), tracking_uri=DEAD)
     values = {f"train/term_{index}": 0.1234567 * index for index in range(10)}
     logger.log_metrics(values, 0)
@@ -75,8 +82,9 @@ def test_log_metrics_costs_less_than_50_microseconds(tmp_path, monkeypatch):
         for step in range(200):
             logger.log_metrics(values, step)
         rounds.append((time.perf_counter() - began) / 200)
+    logger.finalize("success")
     assert min(rounds) < 50e-6
-    assert len(records(tmp_path)) == 2 + 20 * 200
+    assert len(records(tmp_path)) == 3 + 20 * 200  # start, the first, end
 
 
 def test_run_folder_is_all_the_folders_there_are(tmp_path):
@@ -114,9 +122,7 @@ logger:
     assert logger.log_dir == str(tmp_path)
 
 
-def test_records_of_every_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(logger_module.Shipper, "start", lambda self: None)
-    monkeypatch.setattr(logger_module.Shipper, "close", lambda self, timeout: 0)
+def test_records_of_every_kind(tmp_path, unshipped):
     logger = MLflowJournalLogger(str(tmp_path), experiment="e", tracking_uri=DEAD)
     (tmp_path / "curve.png").write_bytes(b"x")
     logger.log_hyperparams(
@@ -151,14 +157,15 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_copy_for_a_spawned_process_has_the_settings_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(logger_module.Shipper, "start", lambda self: None)
+def test_copy_for_a_spawned_process_has_the_settings_only(tmp_path, unshipped):
     logger = MLflowJournalLogger(str(tmp_path), tracking_uri=DEAD)
     logger.log_metrics({"loss": 1.0}, 3)
     copy = pickle.loads(pickle.dumps(logger))
     assert copy.save_dir == logger.save_dir and copy.tracking_uri == DEAD
     copy.log_metrics({"loss": 2.0}, 4)
-    assert [record["kind"] for record in records(tmp_path)] == ["start", "metrics", "start", "metrics"]
+    for each in (logger, copy):
+        each.finalize("success")
+    assert [record["kind"] for record in records(tmp_path)] == ["start", "metrics"] * 2 + ["end"] * 2
 
 
 @pytest.mark.slow
@@ -209,7 +216,10 @@ def test_fit_without_a_server_finishes_and_names_the_command(tmp_path, caplog):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ending", "status"), [("raise ValueError('x')", "FAILED"), ("", "FAILED")])
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [("raise ValueError", "FAILED"), ("logger.finalize('success'); logger.set_tags({1: 2})", "FINISHED")],
+)
 def test_process_that_ends_nothing_leaves_no_running_run(tmp_path, ending, status):
     """An error before the Trainer's own handling; the folder the process was started in stays empty."""
     program = f"""
@@ -219,13 +229,26 @@ logger.log_metrics({{"loss": 1.0}}, 0)
 {ending}
 """
     (tmp_path / "here").mkdir()
-    import lightning_nlf
-
-    root = str(next(iter(lightning_nlf.__path__))).rsplit("/", 1)[0]
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path / "here", env={"PYTHONPATH": root}, capture_output=True, text=True
-    )
-    assert done.returncode == bool(ending)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=False, cwd=tmp_path / "here", env=ENVIRONMENT, capture_output=True)
+    assert done.returncode == (status == "FAILED")
     assert not list((tmp_path / "here").iterdir())
     assert run_of(MLflowJournalLogger(str(tmp_path / "outputs" / "run")))[1].info.status == status
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["mlflow.db", "run"]
+
+
+def test_spawned_rank_has_the_last_word(tmp_path, unshipped):
+    """The launching process opened the journal first; that it ends later must not turn the run to FAILED."""
+    logger = MLflowJournalLogger(str(tmp_path), tracking_uri=DEAD)
+    logger.log_hyperparams({"lr": 0.1})
+    program = """
+import sys
+from lightning_nlf.tracking.journal import Journal
+journal = Journal(sys.argv[1])
+journal.start()
+journal.append("end", status="FINISHED")
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, env=ENVIRONMENT)
+    logger._at_exit()
+    assert [record["kind"] for record in records(tmp_path)] == ["start", "params", "start", "end"]
+    assert records(tmp_path)[-1]["status"] == "FINISHED"

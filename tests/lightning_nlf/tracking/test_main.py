@@ -40,6 +40,14 @@ def test_ui_prints_the_command(tmp_path, capsys):
     assert capsys.readouterr().out == command
 
 
+def test_ui_prints_the_page_of_the_runs(run, capsys):
+    assert main(["sync", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["ui", str(run.parent), "--print"]) == 0
+    page = "e: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+    assert capsys.readouterr().out.splitlines()[1:] == [page]
+
+
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
@@ -64,5 +72,5 @@ def test_module_runs_without_lightning_and_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
-    done = subprocess.run([sys.executable, "-m", "lightning_nlf.tracking"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "lightning_nlf.tracking"], check=False, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr

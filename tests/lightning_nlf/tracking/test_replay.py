@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -47,7 +48,7 @@ def test_run_made_offline_arrives_and_twice_is_once(tmp_path, server):
     assert (run.info.run_name, run.info.status, run.data.params) == ("offline", "FINISHED", {"lr": "0.1"})
     rows = client.get_metric_history(position.run_id, "train/loss")
     assert sorted((row.step, row.value) for row in rows) == [(step, step / 4) for step in range(50)]
-    assert open(client.download_artifacts(position.run_id, "note.txt", str(tmp_path))).read() == "hello"
+    assert Path(client.download_artifacts(position.run_id, "note.txt", str(tmp_path))).read_text() == "hello"
 
 
 def test_dead_process_is_failed_and_a_living_one_is_not(tmp_path, uri, wait_for):

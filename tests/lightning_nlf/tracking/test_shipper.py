@@ -29,14 +29,13 @@ def shipped(folder, uri):
 def test_every_record_arrives_over_a_kill_and_a_restart_and_no_call_waits(tmp_path, server, wait_for, caplog):
     """300 steps: 100 while the server lives, 100 after SIGKILL, 100 after it is back; each is there exactly once."""
     journal, shipper = opened(tmp_path, server.uri)
-    slowest = 0.0
+    durations = []
 
     def steps(numbers):
-        nonlocal slowest
         for step in numbers:
             began = time.perf_counter()
             journal.metrics({"train/loss": step / 8, "train/entropy": 1.0}, step)
-            slowest = max(slowest, time.perf_counter() - began)
+            durations.append(time.perf_counter() - began)
             time.sleep(0.002)
 
     journal.metrics({"before": 1.0}, 0)
@@ -49,7 +48,8 @@ def test_every_record_arrives_over_a_kill_and_a_restart_and_no_call_waits(tmp_pa
     steps(range(200, 300))
     wait_for(lambda: shipped(tmp_path, server.uri), 60)
     assert shipper.close(30) == 0
-    assert slowest < 0.05
+    # Three of 300 are left to a busy machine's scheduler; a call that waits for the server takes seconds.
+    assert sorted(durations)[-4] < 0.05 and max(durations) < 1
     warnings = [record.getMessage() for record in caplog.records if record.name.startswith("lightning_nlf")]
     assert len(warnings) == 1 and server.uri in warnings[0] and "Training goes on" in warnings[0]
     client = MlflowClient(server.uri)
@@ -86,7 +86,7 @@ def test_machine_is_sampled_at_the_seconds_since_the_start(tmp_path, monkeypatch
     monkeypatch.setattr(shipper_module, "SAMPLE_INTERVAL", 0.05)
     monkeypatch.setattr(shipper_module, "INTERVAL", 0.05)
     monkeypatch.setattr(Destination, "ship_next", lambda self: 0)
-    journal, shipper = opened(tmp_path, DEAD)
+    _, shipper = opened(tmp_path, DEAD)
 
     def samples():
         return [record for record, _ in read_records(tmp_path / JOURNAL) if record["kind"] == "metrics"]

@@ -1,0 +1,183 @@
+"""One trainer epoch = the rows of this rank, prepared once, and some passes of minibatches over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_nlf.batch import Actor, Batch
+from lightning_nlf.functional import row_counts, stamp_totals
+
+TRAINING, VALIDATION, TEST = range(3)  # streams of chance that never meet
+
+
+class MinibatchDataModule(L.LightningDataModule):
+    """Cuts rows into the micro-batches of optimizer steps that do not depend on how they were cut.
+
+    A child says where the rows come from (`collect`), and keeps `counters` and `statistics`.
+
+    Args:
+        seed: of everything drawn here; epoch i of rank r depends on (seed, i, r) alone, so a run that is resumed at
+            epoch i goes on as if it had never stopped.
+        minibatches: optimizer steps a pass; each has its share of the rows, and never splits a group.
+        passes: over the rows of one epoch.
+    """
+
+    trainer: L.Trainer  # Lightning sets it before it asks for a loader
+
+    def __init__(self, seed: int = 0, minibatches: int = 1, passes: int = 1) -> None:
+        super().__init__()
+        for name, value in (("minibatches", minibatches), ("passes", passes)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, must be at least 1")
+        self.seed, self.minibatches, self.passes = seed, minibatches, passes
+        self.counters: dict[str, int] = {"iteration": 0}  # all ranks
+        self.statistics: dict[str, float] = {}  # of the last epoch's rows, all ranks
+
+    def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
+        """This rank's rows of one epoch; counts what they cost."""
+        raise NotImplementedError
+
+    # ---- from rows to optimizer steps
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps an epoch, the same on every rank."""
+        return self.passes * self.minibatches
+
+    def train_dataloader(self) -> DataLoader:
+        return loader(self.iteration, self.updates * self._accumulate)
+
+    def iteration(self) -> Iterator[Batch]:
+        """Collect, prepare, then the micro-batches of each optimizer step, with their totals stamped."""
+        rng = self._rng(TRAINING, self.trainer.current_epoch)
+        torch.manual_seed(int(rng.integers(2**63)))  # actions, dropout: whatever draws until the next collection
+        actor = self._actor
+        with torch.no_grad():
+            batch = actor.prepare(self.collect(actor, rng))
+        self.counters["iteration"] += 1
+        yield from self.cut(batch, rng)
+
+    def cut(self, batch: Batch, rng: np.random.Generator) -> Iterator[Batch]:
+        """The micro-batches of every optimizer step of an epoch whose prepared rows are `batch`."""
+        steps = [rows for _ in range(self.passes) for rows in shuffled(batch, self.minibatches, rng)]
+        yield from self._stamped([batch] * len(steps), steps, rng)
+
+    def _stamped(self, batches: list[Batch], steps: list[Tensor], rng: np.random.Generator) -> Iterator[Batch]:
+        """The rows of each optimizer step, as micro-batches that know how many steps of each mask it has in all."""
+        counts = [row_counts(batch) for batch in batches]
+        names = list(counts[0]) if counts else []
+        local = [
+            [count[name][rows.to(count[name].device)].sum() for name in names]
+            for count, rows in zip(counts, steps, strict=True)
+        ]
+        totals = self._sum_over_ranks(torch.tensor(local, dtype=torch.float32))  # (optimizer steps, masks)
+        for batch, rows, total in zip(batches, steps, totals, strict=True):
+            parts = [rows]
+            if self._accumulate > 1:
+                parts = [rows[part] for part in shuffled(batch[rows], self._accumulate, rng)]
+            named = dict(zip(names, total.to(batch.obs.device), strict=True))
+            yield from stamp_totals([batch[part] for part in parts], named, self._accumulate * self._world_size)
+
+    @property
+    def _actor(self) -> Actor:
+        return cast(Actor, self.trainer.lightning_module)
+
+    # ---- ranks
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size
+
+    @property
+    def _accumulate(self) -> int:
+        return self.trainer.accumulate_grad_batches
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([self.seed, self.trainer.global_rank, *stream]))
+
+    def _share(self, amount: int) -> int:
+        """This rank's part of `amount`, the remainder to the first ranks."""
+        return amount // self._world_size + (self.trainer.global_rank < amount % self._world_size)
+
+    def _sum_over_ranks(self, x: Tensor) -> Tensor:
+        if self._world_size == 1:
+            return x
+        strategy = self.trainer.strategy
+        return strategy.reduce(x.to(strategy.root_device), reduce_op="sum").cpu()
+
+    def count(self, **amounts: int) -> None:
+        """Add to the counters, over all ranks."""
+        totals = self._sum_over_ranks(torch.tensor(list(amounts.values()), dtype=torch.float64))
+        for name, total in zip(amounts, totals.tolist(), strict=True):
+            self.counters[name] += round(total)
+
+    # ---- checkpoint: counters are the same everywhere, the rest is each rank's own
+
+    def rank_state(self) -> dict[str, Any]:
+        """What only this rank knows, as plain containers and tensors."""
+        return {}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Back to where `rank_state` was taken."""
+
+    def state_dict(self) -> dict[str, Any]:
+        own = self.rank_state()
+        ranks: list[Any] = [own]
+        if self._world_size > 1:
+            ranks = [None] * self._world_size
+            torch.distributed.all_gather_object(ranks, own)
+        return {"counters": dict(self.counters), "ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        ranks = state_dict["ranks"]
+        if len(ranks) != self._world_size:
+            raise ValueError(f"the checkpoint is of {len(ranks)} processes, this run has {self._world_size}")
+        self.counters.update(state_dict["counters"])
+        self.load_rank_state(ranks[self.trainer.global_rank])
+
+
+def grouped(batch: Batch) -> tuple[Tensor, int]:
+    """Which group each row is in, (B,) from 0 to n − 1, and n. Without `group` every row is alone."""
+    if batch.group is None:
+        return torch.arange(len(batch)), len(batch)
+    names, places = batch.group.cpu().unique(return_inverse=True)
+    return places, len(names)
+
+
+def shuffled(batch: Batch, parts: int, rng: np.random.Generator) -> list[Tensor]:
+    """Row indices in `parts` random parts of nearly equal numbers of groups; rows of one group stay together.
+
+    Raises:
+        ValueError: fewer groups than parts.
+    """
+    places, groups = grouped(batch)
+    if groups < parts:
+        what = "rows" if batch.group is None else "groups"
+        raise ValueError(f"minibatches: {parts} parts asked of a collection of {groups} {what}")
+    order = torch.from_numpy(rng.permutation(groups))
+    return [torch.isin(places, part).nonzero()[:, 0] for part in order.tensor_split(parts)]
+
+
+class _Iterations(IterableDataset):
+    def __init__(self, start: Callable[[], Iterator[Batch]], length: int) -> None:
+        self.start, self.length = start, length
+
+    def __len__(self) -> int:
+        # Without a length Lightning fetches one batch ahead, and the rollout comes from a policy one update old.
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.start()
+
+
+def loader(start: Callable[[], Iterator[Batch]], length: int) -> DataLoader:
+    """A loader of `length` batches that `start` yields, each as it is."""
+    # Every iterator draws a seed for workers that are never started: from a generator that nobody else draws from.
+    return DataLoader(_Iterations(start, length), batch_size=None, generator=torch.Generator())

@@ -1,0 +1,102 @@
+"""Rows that are already there: a saved batch instead of rollouts."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_modules.minibatches import MinibatchDataModule, grouped
+from lightning_nlf.batch import Actor, Batch
+
+_FIELDS = {field.name for field in fields(Batch)} - {"totals"}
+_NEEDED = ("obs", "actions", "valid", "mask")
+
+
+def save_batch(batch: Batch, path: str | Path) -> None:
+    """The fields that are there as a plain dict of tensors, for `OfflineDataModule`; totals are left out."""
+    torch.save(_plain(batch.detach().map(lambda x: x.cpu().clone())), path)
+
+
+def load_batch(path: str | Path) -> Batch:
+    """What `save_batch` wrote.
+
+    Raises:
+        ValueError: no such file, more in it than tensors, a field that is unknown, missing or has other rows.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"path: there is no file {path}")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        cause = str(error).partition("\n")[0]
+        raise ValueError(f"path: {path} is no file of plain tensors: {cause}") from None
+    if not isinstance(saved, dict):
+        raise ValueError(f"path: {path} holds a {type(saved).__name__} instead of a dict of field names and tensors")
+    return _checked(saved, f"path: {path}")
+
+
+def _plain(batch: Batch) -> dict[str, Any]:
+    present = {name: value for name in sorted(_FIELDS) if (value := getattr(batch, name)) is not None}
+    return {name: _plain(value) if isinstance(value, Batch) else value for name, value in present.items()}
+
+
+def _checked(saved: dict[str, Any], where: str) -> Batch:
+    if unknown := sorted(set(saved) - _FIELDS):
+        raise ValueError(f"{where}: unknown field {', '.join(unknown)}; a batch has {', '.join(sorted(_FIELDS))}")
+    if missing := [name for name in _NEEDED if name not in saved]:
+        raise ValueError(f"{where}: {', '.join(missing)} is missing; a batch needs {', '.join(_NEEDED)}")
+    if "view" in saved:
+        saved = saved | {"view": _checked(saved["view"], f"{where}, view")}
+    sizes = dict(size for name, value in saved.items() for size in _sizes(name, value, where))
+    for name, size in sizes.items():
+        if size != sizes["mask"]:
+            raise ValueError(f"{where}: {name} has {size} rows, mask has {sizes['mask']}")
+    return Batch(**saved)
+
+
+def _sizes(name: str, value: Any, where: str) -> Iterator[tuple[str, int]]:
+    """The number of rows of every tensor in a field, by its full name."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _sizes(f"{name}.{key}", inner, where)
+    elif isinstance(value, Batch) or isinstance(value, Tensor) and value.ndim > 0:
+        yield name, len(value)
+    else:
+        raise ValueError(f"{where}: {name} is a {type(value).__name__}, must be a tensor with rows")
+
+
+class OfflineDataModule(MinibatchDataModule):
+    """Trains on the rows of a file: behaviour cloning, replies that were scored once, whatever `save_batch` kept.
+
+    Every epoch the rows are prepared anew by the model and shuffled. Ranks share them by group, the same rows a rank
+    in every epoch.
+
+    Args:
+        path: of the file.
+        seed, minibatches, passes: of `MinibatchDataModule`.
+    """
+
+    def __init__(self, path: str, seed: int = 0, minibatches: int = 1, passes: int = 1) -> None:
+        super().__init__(seed, minibatches, passes)
+        self.path = path
+        self.rows: Batch | None = None
+
+    def setup(self, stage: str) -> None:
+        if self.rows is None:
+            self.rows = load_batch(self.path)
+
+    def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
+        assert self.rows is not None, "setup comes first"
+        places, groups = grouped(self.rows)
+        parts = self._world_size * self.minibatches * self._accumulate
+        if groups < parts:  # seen by every rank alike, so that none is left waiting for the others
+            what = "rows" if self.rows.group is None else "groups"
+            raise ValueError(f"minibatches: {parts} parts over all processes asked of {groups} {what} in {self.path}")
+        return self.rows[places % self._world_size == self.trainer.global_rank]

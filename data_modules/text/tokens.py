@@ -1,0 +1,204 @@
+"""A toy dialogue over a small vocabulary: the proof that text fits the same batch and the same objectives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from data_modules.rollout import RolloutDataModule
+from lightning_nlf.batch import Actor, Batch, stack_rows
+
+STOP, ASK = 0, 1  # ends a reply; the environment's second question
+FIRST_SYMBOL = 2
+MAX_NEW = 3  # tokens a reply may have; a right one has two
+
+
+@dataclass
+class Dialogue:
+    """One row before it is padded: what was said, and who decided what."""
+
+    tokens: list[int]
+    prompt_length: int
+    replies: list[tuple[int, list[int], list[float]]]  # position of the first token, tokens, log-probabilities
+    scores: list[float]  # of each reply
+
+    def row(self, expert: bool) -> dict[str, Tensor]:
+        """Fields (T,) of a batch whose action at t is token t + 1."""
+        length = len(self.tokens) - 1
+        valid, log_probs, rewards = torch.zeros(length, dtype=torch.bool), torch.zeros(length), torch.zeros(length)
+        for (start, tokens, token_log_probs), score in zip(self.replies, self.scores, strict=True):
+            steps = slice(start - 1, start - 1 + len(tokens))
+            valid[steps], log_probs[steps] = True, torch.tensor(token_log_probs)
+            rewards[steps.stop - 1] = score
+        ids = torch.tensor(self.tokens)
+        return {
+            "obs": ids[:-1],
+            "actions": ids[1:],
+            "valid": valid,
+            "mask": valid & (not expert),
+            "log_probs": log_probs,
+            "rewards": rewards,
+            "expert_actions": ids[1:],
+            "expert_mask": valid & expert,
+        }
+
+
+class TokenTaskDataModule(RolloutDataModule):
+    """A prompt of two to four symbols; say its first, then stop; the environment asks again; say its last, then stop.
+
+    A dialogue scores 1 at best: for each of its two replies .25 for the symbol and .25 for stopping right behind it.
+    Ids: 0 stops, 1 is the environment's question, the rest are symbols.
+
+    Args:
+        vocabulary: ids in all.
+        prompts, replies: prompts a collection (over all ranks), and dialogues for each: they share a `group`.
+        feedback: the teacher gives each dialogue its score, or only puts the group in order, ties included; then a
+            dialogue is paid the share of the others that it beats, a tie counting half.
+        expected_share: part of the prompts for which the teacher also gives the expected dialogue: a row of the same
+            group that nobody learns from but imitation.
+        evaluation_prompts: one dialogue each, on symbols drawn from another stream of chance.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int = 12,
+        prompts: int = 16,
+        replies: int = 4,
+        feedback: Literal["score", "comparison"] = "score",
+        expected_share: float = 0.0,
+        evaluation_prompts: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if vocabulary <= FIRST_SYMBOL:
+            raise ValueError(f"vocabulary: got {vocabulary}, must be above {FIRST_SYMBOL}")
+        if replies < 2 and feedback == "comparison":
+            raise ValueError(f"replies: got {replies}, a comparison needs at least 2")
+        if not 0 <= expected_share <= 1:
+            raise ValueError(f"expected_share: got {expected_share}, must be in [0, 1]")
+        self.vocabulary, self.prompts, self.replies = vocabulary, prompts, replies
+        self.feedback, self.expected_share, self.evaluation_prompts = feedback, expected_share, evaluation_prompts
+        self.counters["feedback_calls"] = 0
+        self.transcript: list[Dialogue] = []
+
+    # ---- collection
+
+    def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
+        prompts = self._draw(self._share(self.prompts), rng)
+        repeated = [prompt for prompt in prompts for _ in range(self.replies)]
+        learner = as_batch(self._converse(actor, repeated, deterministic=False), expert=False)
+        group = torch.arange(len(prompts)).repeat_interleave(self.replies)
+        assert learner.rewards is not None
+        score = learner.rewards.sum(1)
+        learner = replace(learner, group=group, score=score, rank=ranks(score, group))
+        if self.feedback == "comparison":
+            learner = replace(learner, rewards=paid_by_rank(learner))
+        shown = int(round(self.expected_share * len(prompts)))
+        batch = self._with_expected(learner, prompts[:shown])
+        self._account(batch, score, calls=(len(prompts) if self.feedback == "comparison" else len(score)) + shown)
+        return batch
+
+    def _with_expected(self, learner: Batch, prompts: list[list[int]]) -> Batch:
+        """The learner's rows and, at the end, the expected dialogue of each of the first `prompts`."""
+        if not prompts:
+            return learner
+        expected = as_batch([expected_dialogue(prompt) for prompt in prompts], expert=True)
+        unranked = torch.full((len(prompts),), -1)
+        score = torch.ones(len(prompts))
+        return stack_rows([learner, replace(expected, group=torch.arange(len(prompts)), score=score, rank=unranked)])
+
+    def _account(self, batch: Batch, score: Tensor, calls: int) -> None:
+        assert batch.expert_mask is not None
+        labels = int(batch.expert_mask.sum())
+        self.count(env_steps=int(batch.mask.sum()), expert_steps=0, labels=labels, feedback_calls=calls)
+        total, rows = self._sum_over_ranks(torch.tensor([float(score.sum()), len(score)])).tolist()
+        self.statistics = {"return": total / rows}
+
+    def _draw(self, count: int, rng: np.random.Generator) -> list[list[int]]:
+        lengths = rng.integers(2, 5, count)
+        return [rng.integers(FIRST_SYMBOL, self.vocabulary, length).tolist() for length in lengths]
+
+    def _converse(self, actor: Actor, prompts: list[list[int]], deterministic: bool) -> list[Dialogue]:
+        dialogues = [Dialogue(list(prompt), len(prompt), [], []) for prompt in prompts]
+        new, state = [list(prompt) for prompt in prompts], None
+        for turn in range(2):
+            lengths = torch.tensor([len(ids) for ids in new])
+            padded = pad_sequence([torch.tensor(ids) for ids in new], batch_first=True)
+            tokens, log_probs, counts, state = actor.reply(padded, lengths, state, STOP, MAX_NEW, deterministic)
+            for row, dialogue in enumerate(dialogues):
+                said, count = tokens[row].tolist(), int(counts[row])
+                dialogue.replies.append((len(dialogue.tokens), said[:count], log_probs[row, :count].tolist()))
+                dialogue.scores.append(score_of(said[:count], prompts[row][-turn]))
+                dialogue.tokens += said[:count] + ([ASK] if turn == 0 else [])
+                # Token in, token out: the state has read all but the last token of the reply.
+                new[row] = [said[count - 1], ASK]
+        return dialogues
+
+    # ---- evaluation
+
+    def evaluate(self, actor: Actor, rng: np.random.Generator, deterministic: bool) -> Batch:
+        prompts = self._draw(max(self._share(self.evaluation_prompts), 1), rng)
+        dialogues = self._converse(actor, prompts, deterministic)
+        if deterministic:
+            self.transcript = dialogues[:20]
+        return as_batch(dialogues, expert=False)
+
+    def exhibits(self, folder: Path) -> list[Path]:
+        path = folder / "transcript.md"
+        lines = ["| prompt | first reply | second reply | score |", "| --- | --- | --- | --- |"]
+        for dialogue in self.transcript:
+            said = " | ".join(" ".join(map(spelled, tokens)) for _, tokens, _ in dialogue.replies)
+            prompt = " ".join(map(spelled, dialogue.tokens[: dialogue.prompt_length]))
+            lines.append(f"| {prompt} | {said} | {sum(dialogue.scores):.2f} |")
+        path.write_text("\n".join(lines) + "\n")
+        return [path]
+
+
+def score_of(reply: list[int], wanted: int) -> float:
+    """.25 for the wanted symbol, .25 more for stopping right behind it."""
+    return 0.25 * (reply[0] == wanted) + 0.25 * (reply[:2] == [wanted, STOP])
+
+
+def expected_dialogue(prompt: list[int]) -> Dialogue:
+    """What the teacher would have said; certain of it, so with the log-density of a point mass."""
+    first, last, certain = [prompt[0], STOP], [prompt[-1], STOP], [float("inf")] * 2
+    tokens = [*prompt, *first, ASK, *last]
+    replies = [(len(prompt), first, certain), (len(prompt) + 3, last, certain)]
+    return Dialogue(tokens, len(prompt), replies, [0.5, 0.5])
+
+
+def spelled(token: int) -> str:
+    """0 → ., 1 → ?, 2 → a, 3 → b, …"""
+    return ".?"[token] if token < FIRST_SYMBOL else chr(ord("a") + token - FIRST_SYMBOL)
+
+
+def as_batch(dialogues: list[Dialogue], expert: bool) -> Batch:
+    """Right-padded rows; a dialogue always terminates."""
+    rows = [dialogue.row(expert) for dialogue in dialogues]
+    fields = {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in rows[0]}
+    final_obs = torch.tensor([dialogue.tokens[-1] for dialogue in dialogues])
+    return Batch(**fields, final_obs=final_obs, terminated=torch.ones(len(rows), dtype=torch.bool))
+
+
+def ranks(score: Tensor, group: Tensor) -> Tensor:
+    """(B,) 0 for the best of its group, equal for equal scores."""
+    better = (group[:, None] == group[None, :]) & (score[None, :] > score[:, None])
+    return better.sum(1)
+
+
+def paid_by_rank(batch: Batch) -> Tensor:
+    """Rewards (B, T): at the last valid step the share of the group's others that the row beats, a tie half."""
+    assert batch.group is not None and batch.rank is not None and batch.rewards is not None
+    same = batch.group[:, None] == batch.group[None, :]
+    wins = (same & (batch.rank[:, None] < batch.rank[None, :])).sum(1)
+    ties = (same & (batch.rank[:, None] == batch.rank[None, :])).sum(1) - 1
+    pay = (wins + 0.5 * ties) / (same.sum(1) - 1).clamp(min=1)
+    steps = torch.arange(batch.valid.shape[1])
+    last = torch.where(batch.valid, steps, -1).max(1).values
+    return torch.where(steps == last[:, None], pay[:, None], 0.0)

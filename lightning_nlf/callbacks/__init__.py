@@ -1,0 +1,9 @@
+"""What happens around a training: checkpoints, progress, exhibits, provenance, and when to stop."""
+
+from lightning_nlf.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from lightning_nlf.callbacks.exhibits import Exhibits
+from lightning_nlf.callbacks.progress import FitProgress
+from lightning_nlf.callbacks.provenance import Provenance
+from lightning_nlf.callbacks.stopping import StopWhenSolved
+
+__all__ = ["BestCheckpoint", "Exhibits", "FitProgress", "LastCheckpoint", "Provenance", "StopWhenSolved"]

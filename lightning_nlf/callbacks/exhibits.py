@@ -1,0 +1,189 @@
+"""What a run shows of itself: its counters beside its metrics, a learning curve, and what the DataModule exhibits."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.callbacks.learning_curve import History, draw
+from lightning_nlf.callbacks.protocols import (
+    Exhibiting,
+    counters_of,
+    data_module_of,
+    last_step,
+    log_artifacts,
+    rehearses,
+    run_folder,
+    statistics_of,
+)
+
+LOADERS = ("deterministic", "sampled")
+LEAST_SHARE = 50  # rendering takes at most one part in so many of the time
+
+
+class Exhibits(L.Callback):
+    """Logs the DataModule's counters and statistics, and keeps `<run>/exhibits` for people to look at.
+
+    The counters are logged at the step under which Lightning logs that iteration's metrics, so that a validation can
+    be drawn against environment steps. Exhibits are made at the end of a fit, also of one that failed, and at a
+    validation if there are none yet of the last `every_seconds`. One that fails is a warning. A prediction writes one
+    line an episode to `<run>/predictions/episodes.jsonl`, and the exhibits beside it.
+
+    Raises:
+        ValueError: `every_seconds` is negative.
+    """
+
+    def __init__(self, every_seconds: float = 60.0) -> None:
+        if every_seconds < 0:
+            raise ValueError(f"every_seconds: got {every_seconds}, must not be negative")
+        self.every_seconds = every_seconds
+        self.history = History()
+        self._logged = -1  # the step at which counters were last logged
+        self._due = 0.0  # when the next exhibits are
+        self._failed: set[str] = set()  # said once each
+
+    # ---- numbers
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._due, self._logged = time.monotonic() + self.every_seconds, -1
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        metrics = trainer.callback_metrics  # on every rank: what is not computed yet may be a collective
+        if not trainer.is_global_zero:
+            return
+        self._log(trainer, {})
+        for name in ("val/return", "val/return_sampled"):
+            if name in metrics:
+                self.history.append(name, self._cost(trainer), float(metrics[name]))
+        if time.monotonic() >= self._due:
+            self._exhibit(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        statistics = statistics_of(trainer)
+        self._log(trainer, {f"train/{name}": value for name, value in statistics.items()})
+        if "return" in statistics:
+            self.history.append("train", self._cost(trainer), statistics["return"])
+
+    def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
+        step = last_step(trainer)
+        if step != self._logged:  # a validation and the end of its iteration share a step
+            metrics = counters_of(trainer) | metrics
+            self._logged = step
+        if metrics:
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=step)
+
+    def _cost(self, trainer: L.Trainer) -> int:
+        """What the run had cost so far, in the history's unit."""
+        steps = counters_of(trainer).get("env_steps")
+        self.history.unit = "optimizer steps" if steps is None else "environment steps"
+        return trainer.global_step if steps is None else steps
+
+    # ---- pictures
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._exhibit(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == "fit":
+            self._exhibit(trainer)
+
+    def _exhibit(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero or rehearses(trainer):
+            return
+        began, folder = time.monotonic(), run_folder(trainer) / "exhibits"
+        paths = self._curve(folder, run_folder(trainer).name) + self._shown(trainer, folder)
+        log_artifacts(trainer, paths)
+        now = time.monotonic()
+        self._due = now + max(self.every_seconds, LEAST_SHARE * (now - began))
+
+    def _curve(self, folder: Path, title: str) -> list[Path]:
+        if not self.history.points:
+            return []
+        try:
+            return [draw(self.history, folder / "learning_curve.png", title)]
+        # Whatever goes wrong in drawing, a picture is not worth a run.
+        except Exception as error:
+            return self._warn("the learning curve", error)
+
+    def _shown(self, trainer: L.Trainer, folder: Path) -> list[Path]:
+        data_module = data_module_of(trainer)
+        if not isinstance(data_module, Exhibiting):
+            return []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return data_module.exhibits(folder)
+        # A renderer may fail in any way its libraries know, and a picture is not worth a run.
+        except Exception as error:
+            return self._warn("the DataModule's exhibits", error)
+
+    def _warn(self, what: str, error: Exception) -> list[Path]:
+        if what not in self._failed:
+            self._failed.add(what)
+            rank_zero_warn(f"{what} could not be made: {type(error).__name__}: {error}")
+        return []
+
+    # ---- predictions
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        path = self._episodes(trainer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if isinstance(outputs, Batch):
+            lines = [json.dumps(episode) + "\n" for episode in episodes(outputs, acting(dataloader_idx))]
+            with open(self._episodes(trainer), "a", encoding="utf-8") as file:
+                file.writelines(lines)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            path = self._episodes(trainer)
+            log_artifacts(trainer, [path, *self._shown(trainer, path.parent)])
+
+    def _episodes(self, trainer: L.Trainer) -> Path:
+        rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
+        return run_folder(trainer) / "predictions" / f"episodes{rank}.jsonl"
+
+    # ---- checkpoint
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history.load_state_dict(state_dict["history"])
+
+
+def acting(loader: int) -> str:
+    """How the policy acts in an evaluation loader: the first plays its mode, the second samples."""
+    return LOADERS[loader] if loader < len(LOADERS) else f"loader {loader}"
+
+
+def episodes(batch: Batch, who: str) -> list[dict[str, Any]]:
+    """One dictionary a row of `batch`: `who` acted, `return`, `length` in steps, and whether it `terminated`."""
+    lengths = batch.valid.sum(1).tolist()
+    rows: list[dict[str, Any]] = [{"who": who, "length": length} for length in lengths]
+    if batch.rewards is not None:
+        returns = batch.rewards.where(batch.valid, batch.rewards.new_zeros(())).sum(1)
+        rows = [row | {"return": x} for row, x in zip(rows, returns.tolist(), strict=True)]
+    if batch.terminated is not None:
+        rows = [row | {"terminated": x} for row, x in zip(rows, batch.terminated.tolist(), strict=True)]
+    return rows

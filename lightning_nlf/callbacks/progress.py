@@ -1,0 +1,191 @@
+"""One progress bar for a whole fit, and a few plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from torch import Tensor
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.callbacks.exhibits import acting, episodes
+from lightning_nlf.callbacks.protocols import counters_of, run_folder, statistics_of
+
+if TYPE_CHECKING:
+    from lightning_nlf.callbacks.progress_display import Display
+
+
+class FitProgress(ProgressBar):
+    """Iterations done, the returns, the speed and the time left, on rank 0.
+
+    On a terminal it is one bar that is redrawn a few times a second; elsewhere, a line at most every `every_seconds`.
+    A fit ends with a short summary, a validation, test or prediction with a table of what it measured.
+
+    Raises:
+        ValueError: `every_seconds` is negative.
+    """
+
+    def __init__(self, every_seconds: float = 10.0) -> None:
+        super().__init__()
+        if every_seconds < 0:
+            raise ValueError(f"every_seconds: got {every_seconds}, must not be negative")
+        self.every_seconds = every_seconds
+        self._enabled = True
+        self._display: Display | None = None
+        self._due = self._began = 0.0
+        self._first = 0  # iterations and environment steps at the start: a resumed run has some
+        self._first_steps = 0
+        self._ended = ""  # the summary, until it is printed
+        self._loss: Tensor | None = None
+        self._metrics: dict[str, float] = {}  # of the last validation or test
+        self._returns: dict[str, list[float]] = {}  # of a prediction, by who acted
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        # While a bar is shown, rich puts whatever is printed above it.
+        if self._enabled:
+            print(*args, **kwargs)
+
+    # ---- fit
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._began, self._first = time.monotonic(), trainer.current_epoch
+        self._first_steps = counters_of(trainer).get("env_steps", 0)
+        self._ended, self._loss, self._metrics = "", None, {}
+        if self._enabled:
+            from lightning_nlf.callbacks.progress_display import Bar, Lines
+
+            name = run_folder(trainer).name
+            kind = Bar if sys.stdout.isatty() else Lines
+            self._display = kind(name, iterations_in_all(trainer), self._first, self.every_seconds)
+            self._due = 0.0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Only as often as somebody sees it, and without metrics of this epoch: to compute them costs time, and may be a
+        # collective that the other ranks would have to join.
+        if self._display is not None and time.monotonic() >= self._due:
+            self._display.show(trainer.current_epoch + 1, self._standing(trainer))
+            self._due = time.monotonic() + self._display.seconds
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close(trainer, "Finished")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close(trainer, f"Stopped by {type(exception).__name__}")
+        self._summary(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._summary(trainer)
+
+    def _close(self, trainer: L.Trainer, how: str) -> None:
+        if self._display is not None:
+            from lightning_nlf.callbacks.progress_display import clock
+
+            standing = self._standing(trainer)
+            self._display.close(trainer.current_epoch, standing)
+            self._display = None
+            done, seconds = trainer.current_epoch - self._first, time.monotonic() - self._began
+            self._ended = f"{how}: {done} iterations in {clock(seconds)}" + (f"\n  {standing}" if standing else "")
+
+    def _standing(self, trainer: L.Trainer) -> str:
+        """Returns, environment steps and speed, in one line."""
+        parts = []
+        collected = statistics_of(trainer).get("return")
+        if collected is not None:
+            parts.append(f"return {collected:.1f}")
+        elif self._loss is not None:
+            parts.append(f"loss {float(self._loss):.4g}")
+        validation = {name: value for name, value in self._metrics.items() if name.startswith("val/")}
+        if "val/return" in validation:
+            sampled = f", sampled {validation['val/return_sampled']:.1f}" if "val/return_sampled" in validation else ""
+            parts.append(f"validation {validation['val/return']:.1f}{sampled}")
+        else:
+            parts += [f"{name} {value:.4g}" for name, value in list(validation.items())[:2]]
+        steps = counters_of(trainer).get("env_steps")
+        if steps is not None:
+            speed = (steps - self._first_steps) / max(time.monotonic() - self._began, 1e-9)
+            parts.append(f"{steps:,} env steps, {speed:,.0f}/s")
+        return " · ".join(parts)
+
+    def _summary(self, trainer: L.Trainer) -> None:
+        """Last of all, so that it stands below what the other callbacks had to say."""
+        if not self._ended:
+            return
+        folder, here = run_folder(trainer), Path.cwd()
+        shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+        command = shlex.join(["python", "-m", "lightning_nlf.tracking", "ui", str(shown.parent)])
+        self.print(f"\n{self._ended}\n  run folder: {shown}\n  look at it: {command}\n")
+        self._ended = ""
+
+    # ---- validate, test, predict
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            trainer.validate_loop.verbose = False  # its table of raw names would come below ours
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.test_loop.verbose = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._remember(trainer)
+        if trainer.state.fn == "validate":
+            self._table("Validation", self._metrics)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._remember(trainer)
+        self._table("Test", self._metrics)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._returns = {}
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if isinstance(outputs, Batch) and outputs.rewards is not None:
+            who = acting(dataloader_idx)
+            self._returns.setdefault(who, []).extend(row["return"] for row in episodes(outputs, who))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        means = {f"return, {who}": sum(x) / len(x) for who, x in self._returns.items()}
+        self._table("Prediction", means | {f"episodes, {who}": len(x) for who, x in self._returns.items()})
+
+    def _remember(self, trainer: L.Trainer) -> None:
+        self._metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    def _table(self, title: str, values: Mapping[str, float]) -> None:
+        if self._enabled and values:
+            from lightning_nlf.callbacks.progress_display import table
+
+            table(title, values)
+
+
+def iterations_in_all(trainer: L.Trainer) -> int | None:
+    """How many iterations the fit will have, None where it has no end."""
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        return trainer.max_epochs
+    if trainer.max_steps > 0 and math.isfinite(trainer.num_training_batches):
+        return math.ceil(trainer.max_steps / (trainer.num_training_batches / trainer.accumulate_grad_batches))
+    return None

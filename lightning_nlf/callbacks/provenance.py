@@ -1,0 +1,73 @@
+"""What was run, kept beside its results."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_nlf.callbacks.protocols import log_artifacts, rehearses, run_folder
+from lightning_nlf.tracking.provenance import gather
+
+
+class Provenance(L.Callback):
+    """Writes command line, state of the code, packages and machine to `<run>/provenance`, and logs the configuration.
+
+    A run that is resumed may have another state of the code: each further start gets a folder of its own,
+    `provenance/start-2` and so on. It is gathered in a thread: git and the list of packages take longer than an
+    iteration does. What cannot be written is a warning.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._paths: list[Path] = []
+        self._failure: Exception | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or rehearses(trainer):
+            return
+        folder, self._paths, self._failure = run_folder(trainer), [], None
+        self._thread = threading.Thread(target=self._write, args=(folder / "provenance",), daemon=True)
+        self._thread.start()
+        written = [*sorted(folder.glob("config*.yaml")), *sorted((folder / "raw").rglob("*"))]
+        log_artifacts(trainer, [path for path in written if path.is_file()])
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._thread is not None and not self._thread.is_alive():
+            self._finish(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._finish(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._finish(trainer)
+
+    def _finish(self, trainer: L.Trainer) -> None:
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        if self._failure is not None:
+            rank_zero_warn(f"the provenance of this run is incomplete: {self._failure}")
+        log_artifacts(trainer, self._paths)
+
+    def _write(self, folder: Path) -> None:
+        try:
+            starts = len(list(folder.glob("**/command.txt")))
+            folder = folder / f"start-{starts + 1}" if starts else folder
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in gather(_code_folder()).items():
+                (folder / name).write_text(text, encoding="utf-8")
+                self._paths.append(folder / name)
+        # A record of a run must never end it, and a thread has nobody to raise to: told in `_finish`.
+        except Exception as error:
+            self._failure = error
+
+
+def _code_folder() -> Path:
+    """Where the command was given, if that is in a git repository; else this package."""
+    here = Path.cwd()
+    known = any((folder / ".git").exists() for folder in (here, *here.parents))
+    return here if known else Path(__file__).parent

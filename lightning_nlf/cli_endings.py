@@ -1,0 +1,53 @@
+"""Which errors of a run are told in one sentence; every other is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_nlf.cli_errors import ConfigurationError, RunFailure, raised_by_us
+from lightning_nlf.cli_messages import translate_construction
+from lightning_nlf.construction import ConstructionFailed
+from lightning_nlf.modules import NonFiniteError
+from lightning_nlf.run_folder import describe_last_checkpoint
+from lightning_nlf.valid_names import import_hint
+from lightning_nlf.yaml_places import Place
+
+
+@contextmanager
+def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[None]:
+    """Around what builds and runs: what a user can mend comes out as a sentence.
+
+    Raises:
+        ConfigurationError: for a value that a constructor or a check of ours refused, a missing package, a Trainer
+            that cannot be had, a checkpoint of other networks.
+        RunFailure: for something that is not finite, or a disk that cannot be written.
+    """
+    try:
+        yield
+    except ConstructionFailed as failed:
+        error = failed.__cause__
+        assert error is not None
+        if isinstance(error, (ValueError, ImportError, MisconfigurationException)):
+            raise ConfigurationError(translate_construction(failed.class_name, error, places)) from error
+        raise error from error.__cause__
+    except NonFiniteError as error:
+        raise RunFailure(f"{error}. {describe_last_checkpoint(run_dir)}") from error
+    except MisconfigurationException as error:
+        raise ConfigurationError(str(error)) from error
+    except (ValueError, ImportError) as error:
+        if not raised_by_us(error):
+            raise
+        raise ConfigurationError(import_hint(error)) from error
+    except OSError as error:
+        if not raised_by_us(error):
+            raise
+        raise RunFailure(f"{error}. {describe_last_checkpoint(run_dir)}") from error
+    except RuntimeError as error:
+        if not str(error).startswith("Error(s) in loading state_dict"):
+            raise
+        first = str(error).splitlines()[1:2]
+        raise ConfigurationError(f"ckpt_path: the checkpoint is of other networks: {''.join(first)}") from error

@@ -1,0 +1,50 @@
+"""How a command ends that cannot go on: a user's mistake is one short message, a bug keeps its traceback."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import traceback
+from collections.abc import Iterable
+
+# What a package that may be missing comes with.
+EXTRAS = {
+    "transformers": "text",
+    "tokenizers": "text",
+    "peft": "text",
+    "chess": "games",
+    "textworld": "games",
+    "stable_baselines3": "benchmark",
+    "envpool": "benchmark",
+}
+_OURS = ("lightning_nlf", "data_modules")
+
+
+class ConfigurationError(Exception):
+    """The configuration cannot be run as it is. The message says which key, where it stands, and what would do."""
+
+    exit_code = 2
+
+
+class RunFailure(Exception):
+    """A run that began well could not go on. The message says what is left of it."""
+
+    exit_code = 1
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`Did you mean 'gamma'?`, or nothing where no name is near."""
+    close = difflib.get_close_matches(name, sorted(names), 1, cutoff=0.6)
+    return f"Did you mean {close[0]!r}?" if close else ""
+
+
+def traceback_wanted() -> bool:
+    """`LIGHTNING_NLF_TRACEBACK=1` shows where any message comes from."""
+    return os.environ.get("LIGHTNING_NLF_TRACEBACK", "") not in ("", "0")
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Whether the innermost frame is in our packages: a check of ours, not something that broke further down."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+    return module.split(".")[0] in _OURS

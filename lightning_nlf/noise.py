@@ -1,0 +1,38 @@
+"""What Lightning says of every run, and that means nothing here."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+_WARNINGS = (
+    r".*does not have many workers.*",  # collection happens in the main process
+    r".*`IterableDataset` has `__len__` defined.*",  # there is one worker at most
+    r".*Checkpoint directory .* exists and is not empty.*",  # the run folder is claimed, or continued on purpose
+    r".*isinstance\(treespec, LeafSpec\).*",  # between Lightning and torch
+    r".*You are using `torch.load` with `weights_only=False`.*",
+)
+_MESSAGES = (
+    "litlogger",
+    "litmodels",
+    "GPU available: False",
+    "TPU available: False",
+    "HPU available: False",
+    "Restored all states from the checkpoint",
+    "`Trainer.fit` stopped: `max_epochs",  # the summary says it
+    "Loaded model weights from the checkpoint",
+)
+
+
+def silence() -> None:
+    """Leave these out; everything else still comes."""
+    for pattern in _WARNINGS:
+        warnings.filterwarnings("ignore", message=pattern)
+    # A filter on a logger sees only what is said through that very logger.
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_says_something)
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not any(part in message for part in _MESSAGES)

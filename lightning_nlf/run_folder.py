@@ -1,0 +1,135 @@
+"""Where a run lives: one folder with its checkpoints, configuration, journal and exhibits.
+
+By default `outputs/<stems of the yamls, joined by +>-seed<seed>`; `--run_dir` names another.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_nlf.cli_errors import ConfigurationError
+
+NAMES = ("best", "last")
+_HANDED_DOWN = "LIGHTNING_NLF_RUN_DIR"  # to the processes that Lightning starts for the other ranks
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
+_TRACES = ("config.yaml", "journal.jsonl", "checkpoints", "raw")
+
+
+def default_folder(configs: Sequence[str], seed: int) -> Path:
+    """`outputs/injection+debug-seed0` for conf/injection.yaml, conf/debug.yaml and seed 0."""
+    return Path("outputs") / f"{'+'.join(Path(config).stem for config in configs) or 'run'}-seed{seed}"
+
+
+def resolve(stage: str, run_dir: str | None, ckpt_path: str | None, default: Path) -> tuple[Path, str | None]:
+    """The run folder, and the checkpoint file that `best`, `last` or a path stand for.
+
+    A fresh `fit` claims a folder that holds no run yet: by default the next free one of `default`, `default-2`, ….
+
+    Raises:
+        ConfigurationError: the folder holds a run already, several runs could be meant, or there is no such checkpoint.
+    """
+    if not _is_first_process():
+        # The first process has looked for a free folder and checked it; by now it may have begun to write.
+        folder = Path(os.environ.get(_HANDED_DOWN) or run_dir or default)
+    elif run_dir is not None:
+        folder = Path(run_dir)
+        if stage == "fit":
+            _refuse_other_run(folder, ckpt_path)
+    elif ckpt_path in NAMES:
+        folder = _only_run(default, ckpt_path)
+    elif ckpt_path and (owner := _owner(ckpt_path)):
+        folder = owner
+    else:
+        folder = _next_free(default) if stage == "fit" else default.with_name(f"{default.name}-{stage}")
+    file = _checkpoint(folder, stage, ckpt_path)
+    os.environ[_HANDED_DOWN] = str(folder.absolute())
+    return folder, file
+
+
+def release(folder: Path) -> None:
+    """Give back a claimed folder in which nothing happened."""
+    for claimed in (folder / "raw", folder):
+        try:
+            claimed.rmdir()
+        except OSError:
+            return  # something is in it: a run
+
+
+def holds_run(folder: Path) -> bool:
+    return any((folder / trace).exists() for trace in _TRACES)
+
+
+def describe_last_checkpoint(folder: Path) -> str:
+    """Where a run that broke off can go on from."""
+    file = folder / "checkpoints" / "last.ckpt"
+    return f"The last good checkpoint is {file}" if file.is_file() else f"There is no checkpoint in {folder} yet"
+
+
+def _is_first_process() -> bool:
+    return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
+
+
+def _claim(folder: Path) -> bool:
+    """True for the one process that gets it: two runs started together must not share a folder."""
+    if holds_run(folder):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "raw").mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _next_free(default: Path) -> Path:
+    number, folder = 1, default
+    while not _claim(folder):
+        number += 1
+        folder = default.with_name(f"{default.name}-{number}")
+    return folder
+
+
+def _refuse_other_run(folder: Path, ckpt_path: str | None) -> None:
+    owner = None if ckpt_path is None else _owner(ckpt_path)
+    goes_on = ckpt_path in NAMES or (owner is not None and owner.resolve() == folder.resolve())
+    if not goes_on and not _claim(folder):
+        raise ConfigurationError(
+            f"run_dir: {folder} holds a run already. To go on with it: --ckpt_path last; else give another --run_dir"
+        )
+
+
+def _runs(default: Path) -> list[Path]:
+    numbered = re.compile(re.escape(default.name) + r"-(\d+)")
+    others = [(int(match[1]), path) for path in default.parent.glob("*") if (match := numbered.fullmatch(path.name))]
+    return [path for path in (default, *(path for _, path in sorted(others))) if holds_run(path)]
+
+
+def _only_run(default: Path, ckpt_path: str) -> Path:
+    runs = _runs(default)
+    if len(runs) > 1:
+        raise ConfigurationError(
+            f"ckpt_path: {ckpt_path!r} could be of {', '.join(map(str, runs))}. Say which with --run_dir"
+        )
+    return runs[0] if runs else default
+
+
+def _owner(ckpt_path: str) -> Path | None:
+    """The run folder in whose `checkpoints` the file lies."""
+    checkpoints = Path(ckpt_path).parent
+    return checkpoints.parent if checkpoints.name == "checkpoints" and holds_run(checkpoints.parent) else None
+
+
+def _checkpoint(folder: Path, stage: str, ckpt_path: str | None) -> str | None:
+    if ckpt_path is None or "://" in ckpt_path or ckpt_path.split(":")[0] in ("hpc", "registry"):
+        return ckpt_path
+    file = folder / "checkpoints" / f"{ckpt_path}.ckpt" if ckpt_path in NAMES else Path(ckpt_path)
+    if file.is_file():
+        return str(file)
+    if stage == "fit" and ckpt_path == "last":
+        return None  # one command for a job that may be preempted: the first time there is nothing to go on with
+    there = sorted(path.name for path in file.parent.glob("*.ckpt"))
+    found = f"there is {', '.join(there)}" if there else f"there is no checkpoint in {file.parent}"
+    raise ConfigurationError(f"ckpt_path: {file} does not exist; {found}")

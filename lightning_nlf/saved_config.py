@@ -1,0 +1,71 @@
+"""The configuration of a run, kept in its folder: resolved as `config.yaml`, as given under `raw/`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import yaml
+
+
+class SaveRunConfig(L.Callback):
+    """Writes the configuration before a fit begins.
+
+    A run that goes on with another configuration keeps both: `config-resumed-1.yaml` and `raw/resumed-1/`, and so on.
+
+    Args:
+        folder: of the run.
+        text: the resolved configuration as yaml.
+        files: the yamls it came from.
+    """
+
+    def __init__(self, folder: Path, text: str, files: Sequence[str]) -> None:
+        self.folder, self.text = folder, text
+        self.raw = {Path(file).name: Path(file).read_text(encoding="utf-8") for file in files}
+        if len(self.raw) < len(files):  # one name in two folders
+            self.raw = {
+                f"{i}-{Path(file).name}": Path(file).read_text(encoding="utf-8") for i, file in enumerate(files)
+            }
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Once the checkpoint is loaded: a resume that is refused leaves no trace.
+        # Nothing collective may be asked of rank 0 alone, such as trainer.log_dir: the others would wait for ever.
+        if trainer.is_global_zero:
+            self.save()
+
+    def save(self) -> None:
+        """Write what is not there yet. Raises OSError where the folder cannot be written."""
+        configs = _numbered(self.folder)
+        if not configs:
+            self._write(self.folder / "config.yaml", self.folder / "raw")
+        elif not any(_same(self.text, path) for path in configs[-1:]):
+            number = len(configs)
+            self._write(self.folder / f"config-resumed-{number}.yaml", self.folder / "raw" / f"resumed-{number}")
+
+    def _write(self, config: Path, raw: Path) -> None:
+        raw.mkdir(parents=True, exist_ok=True)
+        for name, text in self.raw.items():
+            _write_whole(raw / name, text)
+        _write_whole(config, self.text)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """`config.yaml`, then `config-resumed-1.yaml` and so on, as far as they are there."""
+    paths = [folder / "config.yaml"]
+    while paths[-1].is_file():
+        paths.append(folder / f"config-resumed-{len(paths)}.yaml")
+    return paths[:-1]
+
+
+def _same(text: str, path: Path) -> bool:
+    """Whether the same would be trained: where it goes on from is no difference."""
+    now, before = yaml.safe_load(text), yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {**now, "ckpt_path": None} == {**before, "ckpt_path": None}
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,67 @@
+"""The names that a mistake could have meant: keys, parameters, classes, modules, packages."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Sequence
+from types import ModuleType
+
+from jsonargparse import ArgumentParser
+
+from lightning_nlf.cli_errors import EXTRAS, nearest
+
+
+def of_the_stage(parser: ArgumentParser) -> ArgumentParser:
+    """The parser of `fit` and so on, which has the keys."""
+    stages = [sub for action in parser._actions for sub in (getattr(action, "_name_parser_map", None) or {}).values()]
+    return stages[0] if stages else parser
+
+
+def options(parser: ArgumentParser, keys: Sequence[str]) -> set[str]:
+    """The keys below `keys` that are flags."""
+    prefix = "".join(f"{key}." for key in keys)
+    names = [action.dest for action in parser._actions if action.dest.startswith(prefix)]
+    return {name.removeprefix(prefix).split(".")[0] for name in names} - {"help", "print_config"}
+
+
+def parameters(class_path: str) -> set[str]:
+    """Names that the constructors of a class and of its bases take."""
+    found = _imported(class_path.rpartition(".")[0])
+    cls = getattr(found, class_path.rpartition(".")[2], None)
+    bases = inspect.getmro(cls) if inspect.isclass(cls) else ()
+    own = [inspect.signature(vars(base)["__init__"]).parameters.values() for base in bases if "__init__" in vars(base)]
+    return {p.name for values in own for p in values if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+
+
+def contents(module_name: str) -> set[str]:
+    """Classes of a module, and the modules in it."""
+    module = _imported(module_name)
+    if module is None:
+        return set()
+    inside = {info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []))}
+    return inside | {name for name, thing in vars(module).items() if inspect.isclass(thing)}
+
+
+def _imported(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def import_hint(error: Exception) -> str:
+    """The message; for a package that is missing, what it comes with."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    return missing_module(name) if name else str(error).strip() or type(error).__name__
+
+
+def missing_module(name: str) -> str:
+    """What to do about a package that cannot be imported."""
+    root = name.split(".")[0]
+    if root in EXTRAS:
+        return f"{root} is not installed. It comes with: pip install 'lightning_nlf[{EXTRAS[root]}]'"
+    parent, _, last = name.rpartition(".")
+    hint = nearest(last, contents(parent)) if parent else nearest(name, ("lightning_nlf", "data_modules", "torch"))
+    return f"there is no module {name}. {hint}".strip()

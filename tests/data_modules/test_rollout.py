@@ -1,0 +1,267 @@
+"""Cutting rows into optimizer steps, the label buffer, chance, counters: with rows that cost nothing."""
+
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from data_modules.label_buffer import LabelBuffer, labelled_steps
+from data_modules.minibatches import shuffled
+from data_modules.rollout import RolloutDataModule
+from lightning_nlf.batch import Batch
+from lightning_nlf.functional import masked_mean
+
+
+def rows_of(lengths, **fields):
+    """Rows of so many steps, all of the learner; the observation is the row's number."""
+    valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    obs = torch.arange(len(lengths))[:, None, None].expand(*valid.shape, 1).float()
+    return replace(Batch(obs=obs, actions=obs, valid=valid, mask=valid), **fields)
+
+
+def labels(*numbers):
+    """Rows of one labelled step each."""
+    obs = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
+    known = torch.ones(len(numbers), 1, dtype=torch.bool)
+    return labelled_steps(Batch(obs=obs, actions=obs, valid=known, mask=known, expert_mask=known, expert_actions=obs))
+
+
+class Invented(RolloutDataModule):
+    """Rows from nowhere: obs are random numbers, each row costs its steps, the first step of each is labelled."""
+
+    def __init__(self, lengths=(3, 1, 4, 1, 5, 9, 2, 6), **knobs):
+        super().__init__(**knobs)
+        self.lengths = lengths
+
+    def collect(self, actor, rng):
+        batch = rows_of(self.lengths)
+        first = torch.zeros_like(batch.mask).index_fill(1, torch.tensor([0]), True)
+        drawn = torch.from_numpy(rng.random(batch.obs.shape)).float()
+        batch = replace(batch, extra={"drawn": drawn, "torch": torch.rand(len(batch))})
+        batch = replace(batch, expert_mask=first, expert_actions=batch.actions)
+        self.count(env_steps=int(batch.valid.sum()), labels=len(batch))
+        if self.label_buffer is not None:
+            self.label_buffer.add(labelled_steps(batch))
+        return batch
+
+
+class Passive:
+    """An actor that prepares nothing."""
+
+    def prepare(self, batch):
+        return batch
+
+
+def attached(data, epoch=0, rank=0, accumulate=1):
+    """The data module as a Trainer would see it in one process."""
+    data.trainer = SimpleNamespace(
+        world_size=1,
+        global_rank=rank,
+        current_epoch=epoch,
+        accumulate_grad_batches=accumulate,
+        lightning_module=Passive(),
+    )
+    return data
+
+
+def numbers(batch):
+    return batch.obs[:, 0, 0].int().tolist()
+
+
+# ---- shuffled
+
+
+def test_shuffled_parts_hold_every_row_once_and_are_nearly_equal():
+    parts = shuffled(rows_of([1] * 11), 4, np.random.default_rng(0))
+    assert sorted(len(part) for part in parts) == [2, 3, 3, 3]
+    assert sorted(torch.cat(parts).tolist()) == list(range(11))
+
+
+def test_shuffled_keeps_groups_together():
+    """Seven groups of 1 to 7 rows, interleaved, in three parts: 2 or 3 groups each."""
+    group = torch.tensor([g for size in range(7) for g in range(size, 7)])
+    batch = rows_of([1] * len(group), group=group * 10 - 30)
+    parts = [batch.group[part].tolist() for part in shuffled(batch, 3, np.random.default_rng(1))]
+    assert sorted(len(set(part)) for part in parts) == [2, 2, 3]
+    assert sum((Counter(part) for part in parts), Counter()) == Counter(batch.group.tolist())
+    assert not (set(parts[0]) & set(parts[1]) | set(parts[1]) & set(parts[2]) | set(parts[0]) & set(parts[2]))
+
+
+def test_shuffled_follows_the_generator():
+    batch = rows_of([1] * 20)
+    first, again, other = (torch.cat(shuffled(batch, 4, np.random.default_rng(s))).tolist() for s in (0, 0, 1))
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("group", "message"), [(None, "3 parts asked of a collection of 2 rows"), (torch.tensor([5, 5]), "1 groups")]
+)
+def test_more_parts_than_groups_are_refused(group, message):
+    with pytest.raises(ValueError, match=message):
+        shuffled(rows_of([1, 1], group=group), 3, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("knob", ["minibatches", "passes"])
+def test_less_than_one_is_refused(knob):
+    with pytest.raises(ValueError, match=f"{knob}: got 0"):
+        Invented(**{knob: 0})
+
+
+# ---- an iteration
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_iteration_yields_what_its_loader_announces(accumulate):
+    data = attached(Invented(minibatches=3, passes=2, label_buffer=LabelBuffer(5, 4)), accumulate=accumulate)
+    assert data.updates == 3 * 2 + 5
+    assert len(list(data.train_dataloader())) == len(data.train_dataloader()) == 11 * accumulate
+
+
+def test_every_pass_sees_every_row_once_in_another_order():
+    batches = list(attached(Invented(minibatches=4, passes=2)).iteration())
+    passes = [[n for batch in batches[i : i + 4] for n in numbers(batch)] for i in (0, 4)]
+    assert sorted(passes[0]) == sorted(passes[1]) == list(range(8))
+    assert passes[0] != passes[1]
+
+
+def test_micro_batches_are_the_minibatch_of_the_same_seed():
+    whole = [numbers(batch) for batch in attached(Invented(minibatches=2)).iteration()]
+    parts = [numbers(batch) for batch in attached(Invented(minibatches=2), accumulate=2).iteration()]
+    assert [sorted(parts[0] + parts[1]), sorted(parts[2] + parts[3])] == [sorted(rows) for rows in whole]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_a_mean_over_tokens_does_not_depend_on_the_cut(accumulate):
+    """Rows of 3, 1, 4, 1, 5, 9, 2, 6 = 31 steps of the row's number: 3·0 + 1·1 + 4·2 + 1·3 + 5·4 + 9·5 + 2·6 + 6·7
+    = 131, mean 131/31; the 8 labels are on first steps: (0 + … + 7)/8 = 3.5."""
+    batches = list(attached(Invented(), accumulate=accumulate).iteration())
+    assert len(batches) == accumulate
+    for mask, expected in (("mask", 131 / 31), ("expert_mask", 3.5)):
+        means = [masked_mean(batch.obs[..., 0], getattr(batch, mask), batch.totals[mask]) for batch in batches]
+        assert float(sum(means)) / accumulate == pytest.approx(expected, abs=1e-5)
+
+
+# ---- the label buffer
+
+
+def test_a_drawn_row_is_one_that_was_added_and_none_comes_twice():
+    buffer = LabelBuffer(updates=1, rows=4)
+    buffer.add(labels(1, 2, 3))
+    buffer.add(labels(4, 5, 6))
+    for seed in range(20):
+        drawn = numbers(buffer.draw(rows_of([1]), np.random.default_rng(seed)))
+        assert len(drawn) == len(set(drawn)) == 4
+        assert set(drawn) <= {1, 2, 3, 4, 5, 6}
+    assert len(buffer.draw(rows_of([1]), np.random.default_rng(0)).mask) == 4
+
+
+def test_with_few_labels_all_are_drawn():
+    buffer = LabelBuffer(rows=4)
+    buffer.add(labels(7, 8))
+    assert sorted(numbers(buffer.draw(rows_of([1]), np.random.default_rng(0)))) == [7, 8]
+
+
+def test_the_oldest_labels_are_forgotten():
+    buffer = LabelBuffer(capacity=4)
+    buffer.add(labels(1, 2, 3))
+    buffer.add(labels(4, 5))
+    buffer.add(labels())
+    assert numbers(buffer.kept) == [2, 3, 4, 5]
+    buffer.add(labels(6, 7, 8, 9, 10))
+    assert numbers(buffer.kept) == [7, 8, 9, 10]
+
+
+def test_labelled_rows_teach_by_their_label_alone():
+    row = labels(3)
+    assert row.expert_mask.all() and not row.mask.any() and not row.valid.any()
+
+
+def test_before_there_is_a_label_nothing_is_learned():
+    """A row of the collection stands in, so that every rank has something to evaluate: no mask of it is True."""
+    batch = attached(Invented()).collect(None, np.random.default_rng(0))
+    drawn = LabelBuffer().draw(batch, np.random.default_rng(0))
+    assert len(drawn) == 1
+    assert not drawn.valid.any() and not drawn.mask.any() and not drawn.expert_mask.any()
+    assert batch.mask[0].any()  # the collection itself is left as it was
+
+
+def test_labels_are_drawn_anew_for_every_update_and_stamped():
+    data = attached(Invented(label_buffer=LabelBuffer(updates=6, rows=3)))
+    drawn = list(data.iteration())[1:]
+    assert len({tuple(numbers(batch)) for batch in drawn}) > 1
+    assert all(batch.totals["expert_mask"] == 3 and batch.totals["mask"] == 0 for batch in drawn)
+
+
+def test_an_update_of_fewer_labels_than_micro_batches():
+    """One label, or none, with four micro-batches an optimizer step: some learn nothing, their mean is the label's."""
+    for known in ([6], []):
+        data = attached(Invented(label_buffer=LabelBuffer(updates=1, rows=2)), accumulate=4)
+        batch = rows_of([1] * 4, expert_mask=torch.zeros(4, 1, dtype=torch.bool))
+        data.label_buffer.add(replace(labels(*known), log_probs=None, values=None, returns=None, advantages=None))
+        parts = list(data.cut(batch, np.random.default_rng(0)))[4:]
+        assert len(parts) == 4
+        means = [masked_mean(part.obs[..., 0], part.expert_mask, part.totals["expert_mask"]) for part in parts]
+        assert float(sum(means)) / 4 == sum(known)
+
+
+@pytest.mark.parametrize("knob", ["updates", "rows", "capacity"])
+def test_a_buffer_of_nothing_is_refused(knob):
+    with pytest.raises(ValueError, match=f"label_buffer.{knob}: got 0"):
+        LabelBuffer(**{knob: 0})
+
+
+def test_labels_need_an_expert():
+    with pytest.raises(ValueError, match="no labels"):
+        labelled_steps(rows_of([1]))
+
+
+# ---- chance
+
+
+def drawn_at(epoch, seed=0, rank=0, before=()):
+    data = attached(Invented(seed=seed, passes=1), rank=rank)
+    for earlier in (*before, epoch):
+        data.trainer.current_epoch = earlier
+        batch = next(iter(data.train_dataloader()))
+    order = numbers(batch)
+    return order, batch.extra["drawn"].sum().item(), batch.extra["torch"].tolist()
+
+
+def test_a_collection_depends_on_seed_epoch_and_rank_alone():
+    """Not on the collections before it, nor on what else was drawn from torch: a resumed run goes on as it was."""
+    reference = drawn_at(3, before=(0, 1, 2))
+    torch.rand(7)
+    assert drawn_at(3) == reference
+    for other in (drawn_at(2), drawn_at(3, seed=1), drawn_at(3, rank=1)):
+        assert other[1] != reference[1] and other[2] != reference[2]
+
+
+# ---- counters and checkpoint
+
+
+def test_counters_add_up():
+    data = attached(Invented())
+    for _ in range(3):
+        list(data.iteration())
+    assert data.counters == {"iteration": 3, "env_steps": 93, "expert_steps": 0, "labels": 24}
+
+
+def test_the_checkpoint_has_counters_and_labels():
+    data = attached(Invented(label_buffer=LabelBuffer(2, 4)))
+    list(data.iteration())
+    resumed = attached(Invented(label_buffer=LabelBuffer(2, 4)))
+    resumed.load_state_dict(data.state_dict())
+    assert resumed.counters == data.counters
+    assert numbers(resumed.label_buffer.kept) == numbers(data.label_buffer.kept) == list(range(8))
+    resumed.count(env_steps=1)
+    assert data.counters["env_steps"] == 31  # a copy, not the same dict
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused():
+    data = attached(Invented())
+    state = data.state_dict()
+    with pytest.raises(ValueError, match="of 2 processes, this run has 1"):
+        data.load_state_dict(state | {"ranks": state["ranks"] * 2})

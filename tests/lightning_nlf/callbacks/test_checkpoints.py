@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from lightning_nlf.callbacks import BestCheckpoint, LastCheckpoint
+from lightning_nlf.checkpoint_io import SafeCheckpointIO
+
+
+def weight(path: Path) -> float:
+    """The scripted module's only weight: how many epochs it had been trained for."""
+    return float(SafeCheckpointIO().load_checkpoint(path)["state_dict"]["weight"])
+
+
+def test_both_files_are_written_and_nothing_else(fit: Any) -> None:
+    fit.scripted([(1, 0), (3, 0), (2, 0)], [BestCheckpoint(), LastCheckpoint()])
+    folder = fit.folder / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert weight(folder / "best.ckpt") == 2
+    assert weight(folder / "last.ckpt") == 3
+
+
+def test_a_tie_goes_to_the_better_sampled_return_and_then_to_the_first(fit: Any) -> None:
+    """1000 in epochs 2 to 5; sampled 900, 950, 950, 940: epoch 3 is the first with 950."""
+    script = [(10, 999), (1000, 900), (1000, 950), (1000, 950), (1000, 940), (999, 1000)]
+    best = BestCheckpoint()
+    fit.scripted(script, [best])
+    assert weight(fit.folder / "checkpoints/best.ckpt") == 3
+    assert best.best_scores == (1000, 950)
+    assert best.best_model_path == str(fit.folder / "checkpoints/best.ckpt")
+
+
+def test_without_a_tie_break_the_first_stays(fit: Any) -> None:
+    fit.scripted([(1000, 900), (1000, 950)], [BestCheckpoint(tie_break=None)])
+    assert weight(fit.folder / "checkpoints/best.ckpt") == 1
+
+
+def test_the_least_is_the_best_in_mode_min(fit: Any) -> None:
+    """2 in epochs 2 and 3, the second of which has the smaller tie break."""
+    fit.scripted([(3, 0), (2, 9), (2, 8), (4, 0)], [BestCheckpoint(mode="min")])
+    assert weight(fit.folder / "checkpoints/best.ckpt") == 3
+
+
+def test_nan_is_never_the_best(fit: Any) -> None:
+    fit.scripted([(float("nan"), 0), (1, 0), (float("nan"), 0)], [BestCheckpoint()])
+    assert weight(fit.folder / "checkpoints/best.ckpt") == 2
+
+
+def test_a_stale_metric_of_an_earlier_validation_is_not_saved_again(fit: Any) -> None:
+    """Validated in epochs 2 and 4 only; epoch 4 is worse."""
+    fit.scripted([(9, 9), (5, 0), (9, 9), (4, 0), (9, 9)], [BestCheckpoint()], every=2)
+    assert weight(fit.folder / "checkpoints/best.ckpt") == 2
+
+
+def test_a_metric_that_is_not_there_is_named(fit: Any) -> None:
+    with pytest.raises(ValueError, match="val/score"):
+        fit.scripted([(1, 0)], [BestCheckpoint(monitor="val/score")])
+
+
+@pytest.mark.parametrize("order", [("last", "best"), ("best", "last")])
+def test_a_run_resumed_from_last_keeps_its_best(fit: Any, order: tuple[str, str]) -> None:
+    """The best is epoch 2 (5); the resumed run reaches 4, more than the 3 before that best, and then 6."""
+    script = [(3.0, 0.0), (5.0, 0.0), (4.0, 0.0), (6.0, 0.0)]
+    make: dict[str, Any] = {"last": LastCheckpoint, "best": BestCheckpoint}
+    folder = fit.folder / "checkpoints"
+    fit.scripted(script, [make[name]() for name in order], epochs=2)
+    fit.scripted(script, [make[name]() for name in order], epochs=3, resume=folder / "last.ckpt")
+    assert weight(folder / "best.ckpt") == 2
+    assert weight(folder / "last.ckpt") == 3
+    fit.scripted(script, [make[name]() for name in order], epochs=4, resume=folder / "last.ckpt")
+    assert weight(folder / "best.ckpt") == 4
+
+
+def test_a_best_that_a_kill_prevented_is_written_at_the_resume(fit: Any) -> None:
+    """`last` of epoch 2 was there, `best` of epoch 2 not yet: the file on the disk is still that of epoch 1."""
+    script = [(3.0, 0.0), (5.0, 0.0), (4.0, 0.0)]
+    folder = fit.folder / "checkpoints"
+    fit.scripted(script, [LastCheckpoint(), BestCheckpoint()], epochs=1)
+    stale = (folder / "best.ckpt").read_bytes()
+    fit.scripted(script, [LastCheckpoint(), BestCheckpoint()], epochs=2, resume=folder / "last.ckpt")
+    (folder / "best.ckpt").write_bytes(stale)
+    fit.scripted(script, [LastCheckpoint(), BestCheckpoint()], epochs=3, resume=folder / "last.ckpt")
+    assert weight(folder / "best.ckpt") == 2
+
+
+def test_a_run_that_goes_on_in_another_folder_gets_a_best_of_its_own(fit: Any, tmp_path: Path) -> None:
+    fit.scripted([(5.0, 0.0), (4.0, 0.0)], [LastCheckpoint(), BestCheckpoint()], epochs=2)
+    old, fit.folder = fit.folder, tmp_path / "other"
+    script = [(5.0, 0.0), (4.0, 0.0), (3.0, 0.0)]
+    fit.scripted(script, [LastCheckpoint(), BestCheckpoint()], epochs=3, resume=old / "checkpoints/last.ckpt")
+    assert weight(fit.folder / "checkpoints/best.ckpt") == 3
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(fit: Any, tmp_path: Path) -> None:
+    _, straight, counted = fit.pendulum(4, [LastCheckpoint(), BestCheckpoint()], every=2)
+    fit.folder = tmp_path / "resumed"
+    fit.pendulum(2, [LastCheckpoint(), BestCheckpoint()], every=2)
+    kept = [(fit.folder / "checkpoints" / name).rename(tmp_path / name) for name in ("last.ckpt", "best.ckpt")]
+    for resume in kept:
+        trainer, resumed, data_module = fit.pendulum(4, [BestCheckpoint()], every=2, resume=resume)
+        assert trainer.current_epoch == 4
+        assert data_module.counters == counted.counters and counted.counters["iteration"] == 4
+        for ours, theirs in zip(resumed.parameters(), straight.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_last_is_written_every_n_iterations_and_at_the_end(fit: Any) -> None:
+    seen = []
+
+    class Seen(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            path = fit.folder / "checkpoints/last.ckpt"
+            seen.append(weight(path) if path.exists() else 0)
+
+    fit.scripted([(0, 0)] * 5, [Seen(), LastCheckpoint(every_n_iterations=2)])
+    assert seen == [0, 0, 2, 2, 4]
+    assert weight(fit.folder / "checkpoints/last.ckpt") == 5
+    # What was saved after the last iteration is as good to go on from as any other.
+    resume = fit.folder / "checkpoints/last.ckpt"
+    trainer, module = fit.scripted([(0, 0)] * 7, [LastCheckpoint(2)], resume=resume)
+    assert trainer.current_epoch == 7 and module.weight.item() == 7
+
+
+def test_every_n_iterations_is_at_least_1() -> None:
+    with pytest.raises(ValueError, match="every_n_iterations: got 0"):
+        LastCheckpoint(0)
+
+
+def test_an_iteration_that_raised_is_not_saved(fit: Any, failing_at: Any) -> None:
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit.scripted([(0, 0)] * 5, [LastCheckpoint(), failing_at(3)])
+    assert weight(fit.folder / "checkpoints/last.ckpt") == 3
+
+
+def test_a_rehearsal_leaves_no_files(fit: Any) -> None:
+    fit.scripted([(1, 0)], [LastCheckpoint(), BestCheckpoint()], fast_dev_run=True)
+    assert not fit.folder.exists()
+
+
+def test_files_and_digests_are_logged_at_the_end(fit: Any) -> None:
+    fit.scripted([(1, 0)], [LastCheckpoint(), BestCheckpoint()])
+    for name in ("last", "best"):
+        path = fit.folder / f"checkpoints/{name}.ckpt"
+        assert fit.logger.tags[f"checkpoint/{name}_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert path in fit.logger.artifacts
+
+
+def test_files_are_logged_of_a_fit_that_failed(fit: Any, failing_at: Any) -> None:
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit.scripted([(0, 0)] * 5, [LastCheckpoint(), failing_at(3)])
+    assert fit.folder / "checkpoints/last.ckpt" in fit.logger.artifacts
+    assert fit.logger.endings[0] == "failed"

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import threading
+from typing import Any
+
+import lightning as L
+import pytest
+
+from lightning_nlf.callbacks import FitProgress, LastCheckpoint, progress, progress_display
+from lightning_nlf.callbacks.progress_display import Pace
+
+TIMES = r"\d:\d\d:\d\d elapsed(, \d:\d\d:\d\d left)?"
+
+
+def test_lines_where_there_is_no_terminal(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fit.pendulum(3, [FitProgress(every_seconds=0)], every=2)
+    lines = capsys.readouterr().out.splitlines()
+    number = r"[\d.]+"
+    returns = [rf" · return {number}", rf" · return {number} · validation {number}, sampled {number}"]
+    for done, line, standing in zip((1, 2, 3), lines[:3], (*returns, returns[1]), strict=True):
+        assert re.fullmatch(rf"run {done}/3{standing} · [\d,]+ env steps, [\d,]+/s · {TIMES}", line), line
+    assert lines[3] == "" and lines[4].startswith("Finished: 3 iterations in 0:00:0")
+    assert lines[5].startswith("  return ")
+    assert lines[6] == f"  run folder: {fit.folder}"
+    assert lines[7] == f"  look at it: python -m lightning_nlf.tracking ui {fit.folder.parent}"
+    assert "\x1b" not in "".join(lines)
+
+
+def test_lines_come_seldom(fit: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An iteration a second, a line each 10 s: after the first, the 11th and 21st, and the last."""
+    now = 0.0
+    for module in (progress, progress_display):
+        monkeypatch.setattr(module.time, "monotonic", lambda: now)
+
+    class Clock(L.Callback):
+        def on_train_epoch_start(self, *args: Any) -> None:
+            nonlocal now
+            now += 1
+
+    fit.scripted([(7, 6)] * 25, [Clock(), FitProgress()])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run ")]
+    assert lines == [
+        "run 1/25 · loss -0 · validation 7.0, sampled 6.0 · 0:00:01 elapsed, 0:00:24 left",
+        "run 11/25 · loss -10 · validation 7.0, sampled 6.0 · 0:00:11 elapsed, 0:00:14 left",
+        "run 21/25 · loss -20 · validation 7.0, sampled 6.0 · 0:00:21 elapsed, 0:00:04 left",
+        "run 25/25 · loss -24 · validation 7.0, sampled 6.0 · 0:00:25 elapsed",
+    ]
+
+
+def test_a_resumed_run_counts_on(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fit.scripted([(0, 0)] * 2, [LastCheckpoint()])
+    resume = fit.folder / "checkpoints/last.ckpt"
+    fit.scripted([(0, 0)] * 5, [FitProgress(every_seconds=0)], resume=resume)
+    out = capsys.readouterr().out
+    assert re.findall(r"^run (\d)/5", out, re.MULTILINE) == ["3", "4", "5"]
+    assert "Finished: 3 iterations" in out
+
+
+def test_what_stopped_a_fit_is_said(fit: Any, failing_at: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit.scripted([(0, 0)] * 5, [FitProgress(), failing_at(2)])
+    assert "\nStopped by RuntimeError: 2 iterations in" in capsys.readouterr().out
+
+
+def test_the_time_left_follows_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 iterations of 10 s, then 10 of 20 s: of the last 60 s on, the pace is 20 s, and 5 are left."""
+    now = 0.0
+    monkeypatch.setattr(progress_display.time, "monotonic", lambda: now)
+    pace = Pace(total=25, first=0)
+    assert pace.times() == "0:00:00 elapsed"
+    for done in range(1, 21):
+        now += 10 if done <= 10 else 20
+        pace.count(done)
+    assert pace.times() == "0:05:00 elapsed, 0:01:40 left"
+    now += 30  # within the next iteration the clock goes on
+    assert pace.times() == "0:05:30 elapsed, 0:01:10 left"
+    endless = Pace(total=None, first=0)
+    now += 7
+    endless.count(1)
+    assert endless.times() == "0:00:07 elapsed"
+
+
+def test_a_bar_on_a_terminal(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while part := os.read(master, 65536):
+                shown.append(part)
+        except OSError:
+            pass  # how Linux says that the other end is closed
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with io.TextIOWrapper(os.fdopen(slave, "wb"), encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("COLUMNS", "80")
+        fit.scripted([(1000, 900)] * 3, [FitProgress()])
+        monkeypatch.undo()
+    reader.join(timeout=10)
+    os.close(master)
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", b"".join(shown).decode())
+    assert "\x1b[?25l" in b"".join(shown).decode() and "\x1b[?25h" in b"".join(shown).decode()  # cursor off and on
+    lines = [line.rstrip() for line in text.replace("\r", "\n").split("\n")]
+    assert any(re.fullmatch(rf"run ━+ 3/3 {TIMES}", line) for line in lines), text
+    assert "  loss -2 · validation 1000.0, sampled 900.0" in lines
+    end = next(number for number, line in enumerate(lines) if line.startswith("Finished"))
+    assert max(map(len, lines[:end])) <= 80
+
+
+def test_stages_end_with_a_table(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer, module, data_module = fit.pendulum(1, [FitProgress()])
+    capsys.readouterr()
+    for stage, title in ((trainer.validate, "Validation"), (trainer.test, "Test")):
+        stage(module, data_module)
+        out = capsys.readouterr().out
+        assert out.count("return_sampled") == 1 and "DataLoader" not in out  # Lightning's own table is not shown
+        assert out.startswith(title)
+    trainer.predict(module, data_module)
+    out = capsys.readouterr().out
+    assert out.startswith("Prediction") and re.search(r"episodes, sampled +│ +2 ", out)
+
+
+def test_other_ranks_say_nothing(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    bar = FitProgress(every_seconds=0)
+    bar.disable()
+    fit.scripted([(0, 0)], [bar])
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="every_seconds: got -1"):
+        FitProgress(-1)

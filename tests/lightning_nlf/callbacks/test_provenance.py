@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lightning_nlf.callbacks import Provenance, provenance
+
+
+def test_each_start_is_described_in_a_folder_of_its_own(fit: Any) -> None:
+    fit.folder.mkdir()
+    (fit.folder / "raw").mkdir()
+    (fit.folder / "config.yaml").write_text("a: 1")
+    (fit.folder / "raw/reinforce.yaml").write_text("a: 1")
+    fit.scripted([(0, 0)], [Provenance()])
+    fit.scripted([(0, 0)], [Provenance()])
+    for folder in ("provenance", "provenance/start-2"):
+        for name in ("command.txt", "packages.txt", "host.txt", "git.txt"):
+            path = fit.folder / folder / name
+            assert path.read_text() and path in fit.logger.artifacts
+    assert not (fit.folder / "provenance/start-3").exists()
+    assert fit.folder / "config.yaml" in fit.logger.artifacts
+    assert fit.folder / "raw/reinforce.yaml" in fit.logger.artifacts
+
+
+def test_one_that_cannot_be_gathered_is_a_warning(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(folder: object) -> dict[str, str]:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(provenance, "gather", broken)
+    with pytest.warns(UserWarning, match="incomplete: no space left"):
+        trainer, _ = fit.scripted([(0, 0)], [Provenance()])
+    assert trainer.current_epoch == 1
+
+
+def test_a_rehearsal_leaves_no_files(fit: Any) -> None:
+    fit.scripted([(0, 0)], [Provenance()], fast_dev_run=True)
+    assert not fit.folder.exists()

@@ -1,0 +1,278 @@
+"""The command line from yaml to checkpoint and back, mostly in this process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_nlf import callbacks
+from lightning_nlf.cli import main
+from lightning_nlf.modules import ObjectiveModule
+from lightning_nlf.objectives import InjectionPolicy
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+DEBUG = CONF / "debug.yaml"
+EXPERIMENTS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path != DEBUG)
+INJECTION = ["fit", "--config", str(CONF / "injection.yaml")]
+QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIGHTNING_NLF_RUN_DIR", "")
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+
+
+def command(*args: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "lightning_nlf", *args], capture_output=True, text=True, env=os.environ | environment
+    )
+
+
+# ---- the configuration
+
+
+def test_interpolation_follows_an_overlay_and_a_flag():
+    Path("overlay.yaml").write_text("seed_everything: 5\n")
+    assert main(INJECTION, run=False).datamodule.seed == 0
+    overlaid = [*INJECTION, "--config", "overlay.yaml"]
+    assert main(overlaid, run=False).datamodule.seed == 5
+    assert main([*overlaid, "--seed_everything", "3"], run=False).datamodule.seed == 3
+    assert main([*overlaid, "--data.seed", "7"], run=False).datamodule.seed == 7
+
+
+def test_the_seed_is_always_applied():
+    def weights(*flags: str) -> torch.Tensor:
+        torch.manual_seed(123)
+        return main([*INJECTION, *flags], run=False).model.policy.net[0].weight
+
+    assert torch.equal(weights(), weights())
+    assert not torch.equal(weights(), weights("--seed_everything", "1"))
+
+
+def test_an_overlay_can_swap_the_model():
+    overlay = yaml.safe_load((CONF / "reinforce.yaml").read_text())
+    Path("overlay.yaml").write_text(yaml.safe_dump({"model": overlay["model"]}))
+    model = main([*INJECTION, "--config", "overlay.yaml"], run=False).model
+    assert type(model).__name__ == overlay["model"]["class_path"].rpartition(".")[2] != "InjectionPolicy"
+
+
+def test_trainer_defaults_and_their_override():
+    trainer = main(INJECTION, run=False).trainer
+    assert (trainer.log_every_n_steps, trainer.num_sanity_val_steps, trainer.num_devices) == (10, 0, 1)
+    assert trainer.logger.save_dir == trainer.default_root_dir == trainer.logger.log_dir
+    assert main([*INJECTION, "--trainer.log_every_n_steps", "3"], run=False).trainer.log_every_n_steps == 3
+    flags = ["--run_dir", "mine", "--trainer.logger.experiment", "other"]
+    logger = main([*INJECTION, *flags], run=False).trainer.logger
+    assert (logger._experiment, logger.save_dir) == ("other", "mine")
+
+
+def test_callbacks_are_always_on_and_once():
+    Path("overlay.yaml").write_text(
+        "trainer:\n  callbacks:\n"
+        "    - class_path: lightning_nlf.callbacks.LastCheckpoint\n      init_args: {every_n_iterations: 7}\n"
+    )
+    found = main([*INJECTION, "--config", "overlay.yaml"], run=False).trainer.callbacks
+    for name in ("FitProgress", "Exhibits", "Provenance", "BestCheckpoint", "LastCheckpoint"):
+        assert sum(isinstance(callback, getattr(callbacks, name)) for callback in found) == 1, name
+    found = main([*INJECTION, "--trainer.enable_checkpointing", "false", *QUIET], run=False).trainer.callbacks
+    assert {type(callback).__name__ for callback in found} >= {"Exhibits", "Provenance"}
+    assert not any(isinstance(callback, (callbacks.LastCheckpoint, callbacks.FitProgress)) for callback in found)
+
+
+def test_building_alone_leaves_no_folder():
+    main(INJECTION, run=False)
+    assert not list(Path("outputs").iterdir())
+
+
+def test_all_values_can_be_printed_and_read_back(capsys):
+    with pytest.raises(SystemExit) as ending:
+        main([*INJECTION, "--seed_everything", "4", "--print_config"])
+    assert ending.value.code in (0, None)
+    Path("all.yaml").write_text(capsys.readouterr().out)
+    assert main(["fit", "--config", "all.yaml"], run=False).datamodule.seed == 4
+
+
+def test_help_of_a_stage_lists_its_flags(capsys):
+    with pytest.raises(SystemExit) as ending:
+        main(["fit", "--help"])
+    printed = capsys.readouterr().out
+    assert ending.value.code in (0, None)
+    for flag in ("--run_dir", "--seed_everything", "--ckpt_path", "--trainer.max_epochs", "--model", "--data"):
+        assert flag in printed
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=str)
+def test_every_yaml_builds(experiment):
+    cli = main(["fit", "--config", str(CONF / experiment)], run=False)
+    assert isinstance(cli.model, ObjectiveModule)
+    assert cli.files and str(experiment.stem) in str(cli.run_dir)
+
+
+# ---- a run
+
+
+def same_policy(one: torch.nn.Module, other: torch.nn.Module, batch) -> bool:
+    with torch.no_grad():
+        outputs = [module.eval().policy(batch.obs, batch.valid) for module in (one, other)]
+    logits = [x.logits if hasattr(x, "logits") else torch.cat([x.mean, x.stddev], -1) for x in outputs]
+    return torch.equal(*logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=str)
+def test_every_yaml_trains_and_its_checkpoint_is_the_model(experiment):
+    cli = main(
+        [
+            "fit",
+            "--config",
+            str(CONF / experiment),
+            "--config",
+            str(DEBUG),
+            "--trainer.max_epochs",
+            "1",
+            *QUIET,
+            "--run_dir",
+            "run",
+        ]
+    )
+    loaded = ObjectiveModule.load_from_checkpoint("run/checkpoints/last.ckpt")
+    assert type(loaded) is type(cli.model) and cli.trainer.global_step > 0
+    state = cli.model.state_dict()
+    assert state.keys() == loaded.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in loaded.state_dict().items())
+    if hasattr(cli.model, "policy"):
+        batch = next(iter(cli.datamodule.val_dataloader()[0]))
+        assert same_policy(cli.model, loaded, batch)
+        with torch.no_grad():
+            next(loaded.policy.parameters()).add_(1)
+        assert not same_policy(cli.model, loaded, batch)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A short run of conf/injection.yaml, with its logger."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    main([*INJECTION, "--config", str(DEBUG), "--run_dir", str(folder)])
+    return folder
+
+
+def test_everything_of_a_run_lies_in_its_folder(run):
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "journal.jsonl"):
+        assert (run / name).is_file(), name
+    assert (run / "raw" / "injection.yaml").read_text() == (CONF / "injection.yaml").read_text()
+    assert (run / "raw" / "debug.yaml").read_text() == DEBUG.read_text()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["max_epochs"] == 2 and config["data"]["init_args"]["seed"] == 0
+    kinds = {json.loads(line)["kind"] for line in (run / "journal.jsonl").read_text().splitlines()}
+    assert "metrics" in kinds
+
+
+def test_the_checkpoint_holds_no_code_and_all_it_needs(run):
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["_class_path"] == "lightning_nlf.objectives.InjectionPolicy"
+    for base in (ObjectiveModule, InjectionPolicy):
+        module = base.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True, gamma=0.5)
+        assert type(module) is InjectionPolicy and module.gamma == 0.5
+        assert module.imitation_weight.over == checkpoint["hyper_parameters"]["imitation_weight"]["init_args"]["over"]
+        assert torch.equal(module.policy.log_std, checkpoint["state_dict"]["policy.log_std"])
+
+
+def test_a_network_that_started_from_another_run_is_rebuilt_without_it(run):
+    source = run.parent / "source.ckpt"
+    source.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes())
+    flags = ["--model.policy.weights", str(source), "--trainer.max_epochs", "1"]
+    main([*INJECTION, *flags, *QUIET, "--run_dir", "started"])
+    source.unlink()
+    loaded = ObjectiveModule.load_from_checkpoint("started/checkpoints/last.ckpt")
+    state = torch.load("started/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(loaded.policy.log_std, state["policy.log_std"])
+
+
+def test_a_module_built_by_hand_says_how_to_load_it(run):
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    del checkpoint["hyper_parameters"]
+    torch.save(checkpoint, "by_hand.ckpt")
+    with pytest.raises(ValueError, match="does not say how.*load_state_dict"):
+        ObjectiveModule.load_from_checkpoint("by_hand.ckpt")
+
+
+def test_fit_goes_on_from_last_and_keeps_both_configs(run):
+    folder = Path(shutil.copytree(run, "outputs/injection+debug-seed0"))
+    args = [*INJECTION, "--config", str(DEBUG), *QUIET]
+    cli = main([*args, "--trainer.max_epochs", "3", "--ckpt_path", "last"])
+    assert cli.run_dir == folder and cli.datamodule.counters["iteration"] == cli.trainer.current_epoch == 3
+    assert (folder / "config.yaml").read_text() == (run / "config.yaml").read_text()
+    assert yaml.safe_load((folder / "config-resumed-1.yaml").read_text())["trainer"]["max_epochs"] == 3
+    assert main(args, run=False).run_dir.name == "injection+debug-seed0-2"  # a fresh one
+
+
+def test_fit_from_last_begins_where_there_is_none():
+    cli = main([*INJECTION, "--ckpt_path", "last"], run=False)
+    assert (cli.run_dir, cli.options.ckpt_path) == (Path("outputs/injection-seed0"), None)
+
+
+@pytest.mark.parametrize("stage, name", [("validate", "val/return"), ("test", "test/return")])
+def test_stages_take_a_checkpoint_by_name(run, stage, name):
+    before = (run / "config.yaml").read_text()
+    args = [stage, "--config", str(run / "config.yaml"), "--ckpt_path", "best", *QUIET]
+    cli = main(args)  # the resolved config names its run folder
+    assert cli.trainer.callback_metrics[name] > 0
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(cli.model.policy.log_std.cpu(), best["policy.log_std"])
+    assert (run / "config.yaml").read_text() == before and not (run / "config-resumed-1.yaml").exists()
+
+
+def test_networks_of_another_size_are_a_mistake(run, capsys):
+    with pytest.raises(SystemExit) as ending:
+        args = ["--ckpt_path", "best", "--run_dir", str(run), "--model.policy.hidden", "[8]", *QUIET]
+        main(["test", *INJECTION[1:], *args])
+    assert ending.value.code == 2
+    assert "the checkpoint is of other networks" in capsys.readouterr().err
+
+
+# ---- in a process of its own
+
+
+def test_help_comes_without_lightning():
+    check = "import sys; sys.argv[1:] = ['--help']; import lightning_nlf.__main__ as m; m.main(); "
+    check += "assert not {'lightning', 'torch'} & set(sys.modules)"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for word in ("fit", "validate", "test", "predict", "--config", "--ckpt_path last"):
+        assert word in result.stdout
+
+
+@pytest.mark.slow
+def test_a_mistake_is_one_line_of_a_process():
+    result = command("fit", "--config", str(CONF / "injection.yaml"), "--model.gama", "1")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: --model.gama: InjectionPolicy has no such key. Did you mean 'gamma'?\n"
+
+
+@pytest.mark.slow
+def test_a_run_is_quiet_but_for_its_progress():
+    result = command(*INJECTION, "--trainer.max_epochs", "1", "--trainer.logger", "false", "--run_dir", "run")
+    assert result.returncode == 0 and result.stderr == ""
+    assert Path("run/checkpoints/last.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_another_process_loads_the_checkpoint_alone(run):
+    code = (
+        "import sys, torch; from lightning_nlf.modules import ObjectiveModule as M; "
+        "m = M.load_from_checkpoint(sys.argv[1]); print(type(m).__name__, m.policy(torch.ones(1, 1, 4)).mean.item())"
+    )
+    path = str(run / "checkpoints" / "best.ckpt")
+    result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    here = ObjectiveModule.load_from_checkpoint(path).policy(torch.ones(1, 1, 4)).mean.item()
+    assert result.stdout.split() == ["InjectionPolicy", str(here)], result.stderr
+    assert result.stderr == ""

@@ -1,0 +1,253 @@
+"""A user's mistake is one line that names the key, the file, the line and the nearest name; a bug is a traceback."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_nlf.cli import main
+from lightning_nlf.cli_errors import EXTRAS
+
+ROOT = Path(__file__).parents[2]
+LINEAR = "lightning_nlf.functional.Linear"
+POLICY = "model.init_args.policy"
+BASE = yaml.safe_load((ROOT / "conf" / "injection.yaml").read_text())
+
+
+@pytest.fixture(autouse=True)
+def quiet_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LIGHTNING_NLF_TRACEBACK", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+
+
+def changed(key: str, value) -> str:
+    """conf/injection.yaml with one key set, as text."""
+    config = copy.deepcopy(BASE)
+    *above, last = key.split(".")
+    node = config
+    for name in above:
+        node = node[name]
+    node[last] = value
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def line_of(text: str, key: str) -> int:
+    return 1 + next(i for i, line in enumerate(text.splitlines()) if line.strip().startswith(f"{key}:"))
+
+
+def refused(capsys, args: list[str], run: bool = False) -> str:
+    """The message of a command that ends with exit code 2."""
+    with pytest.raises(SystemExit) as ending:
+        main(args, run=run)
+    message = capsys.readouterr().err
+    assert ending.value.code == 2
+    assert len(message.splitlines()) <= 4
+    assert "Traceback" not in message and "usage:" not in message
+    return message
+
+
+UNKNOWN_KEYS = [
+    ("modle", 1, "model"),
+    ("modle", None, "model"),
+    ("trainer.max_epoch", 3, "max_epochs"),
+    ("trainer.max_epoch", None, "max_epochs"),
+    ("model.init_arg", {"gamma": 1.0}, "init_args"),
+    ("model.init_args.gama", 0.9, "gamma"),
+    (f"{POLICY}.init_args.hiden", [3], "hidden"),
+    ("model.init_args.imitation_weight", {"class_path": LINEAR, "init_args": {"strat": 1}}, "start"),
+    ("model.init_args.optimizer.init_args.lrr", 0.1, "lr"),
+    ("data.init_args.episode", 3, "episodes"),
+    ("data.init_args.expert.init_args.sdt", 0.1, "std"),
+    ("data.init_args.takeover.init_args.lenth", 3, "length"),
+    ("data.init_args.label_buffer", {"update": 3}, "updates"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key, value, meant", UNKNOWN_KEYS)
+def test_unknown_key(capsys, key, value, meant):
+    text = changed(key, value)
+    Path("wrong.yaml").write_text(text)
+    message = refused(capsys, ["fit", "--config", "wrong.yaml"])
+    written = {"model.init_args.imitation_weight": "strat", "data.init_args.label_buffer": "update"}.get(key)
+    written = written or key.split(".")[-1]
+    assert f"{written} (wrong.yaml, line {line_of(text, written)})" in message
+    assert f"Did you mean '{meant}'?" in message
+
+
+@pytest.mark.parametrize(
+    "key, value, parts",
+    [
+        ("model.class_path", "lightning_nlf.objectives.InjectionPolice", ["Did you mean 'InjectionPolicy'?"]),
+        ("model.class_path", "lightning_nlf.objective.InjectionPolicy", ["Did you mean 'objectives'?"]),
+        (f"{POLICY}.class_path", "lightning_nlf.networks.GausianPolicy", [POLICY, "Did you mean 'GaussianPolicy'?"]),
+        (f"{POLICY}.class_path", "lightning_nlf.networks.MLPValue", [POLICY, "MLPValue is no Policy"]),
+        ("data.class_path", "data_modules.pendulum.PendulumDataModul", ["Did you mean 'PendulumDataModule'?"]),
+        ("data.class_path", "data_module.pendulum.PendulumDataModule", ["Did you mean 'data_modules'?"]),
+        ("data.init_args.expert.class_path", "data_modules.pendulum.experts.LQRExprt", ["Did you mean 'LQRExpert'?"]),
+        ("model.init_args.optimizer.class_path", "torch.optim.Adm", ["optimizer", "Did you mean 'Adam'?"]),
+    ],
+)
+def test_misspelt_class(capsys, key, value, parts):
+    text = changed(key, value)
+    Path("wrong.yaml").write_text(text)
+    message = refused(capsys, ["fit", "--config", "wrong.yaml"])
+    line = 1 + next(i for i, line in enumerate(text.splitlines()) if line.strip() == f"class_path: {value}")
+    for part in [f"class_path (wrong.yaml, line {line})", *parts]:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "key, value, parts",
+    [
+        ("trainer.max_epochs", "many", ["expected int or null, got 'many'"]),
+        ("seed_everything", "x", ["expected int, got 'x'"]),
+        ("model.init_args.gamma", "high", ["expected float, got 'high'"]),
+        ("model.init_args.divergence", "forwards", ["one of 'forward'", "Did you mean 'forward'?"]),
+        ("data.init_args.episodes", 2.5, ["expected int, got '2.5'"]),
+        ("data.init_args.episodes", 0, ["got 0, must be at least 1"]),
+        ("data.init_args.seed", "${seed_everythin}", ["${seed_everythin} names no key", "'seed_everything'"]),
+        ("data.init_args.seed", "${seed_everything", ["cannot be resolved"]),
+        ("model.init_args.network_lr", 3, ["got '3'"]),
+    ],
+)
+def test_bad_value(capsys, key, value, parts):
+    text = changed(key, value)
+    Path("wrong.yaml").write_text(text)
+    message = refused(capsys, ["fit", "--config", "wrong.yaml"])
+    for part in [f"{key} (wrong.yaml, line {line_of(text, key.split('.')[-1])})", *parts]:
+        assert part in message
+
+
+def test_value_refused_by_a_constructor_inside_a_union(capsys):
+    linear = {"class_path": LINEAR, "init_args": {"start": 1.0, "over": 0}}
+    Path("wrong.yaml").write_text(changed("model.init_args.imitation_weight", linear))
+    message = refused(capsys, ["fit", "--config", "wrong.yaml"])
+    assert "imitation_weight" in message and "Linear: over is 0" in message
+    assert not Path("outputs/wrong-seed0").exists()
+
+
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ("trainer:\n  max_epochs: 3\n model: 3\n", "wrong.yaml, line 3: not valid yaml"),
+        ("trainer:\n\tmax_epochs: 3\n", "wrong.yaml, line 2: not valid yaml"),
+        (
+            "seed_everything: 0\nseed_everything: 3\n",
+            "seed_everything (wrong.yaml, line 2): the key stands there twice",
+        ),
+        ("- 3\n", "wrong.yaml: expected keys with values"),
+        ("", "wrong.yaml: expected keys with values, found nothing"),
+        ("seed_everything: 1\n", "data and model: missing"),
+    ],
+)
+def test_broken_yaml(capsys, text, part):
+    Path("wrong.yaml").write_text(text)
+    assert part in refused(capsys, ["fit", "--config", "wrong.yaml"])
+
+
+INJECTION = ["fit", "--config", str(ROOT / "conf" / "injection.yaml")]
+
+
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        (["fit", "--config", str(ROOT / "conf" / "injecton.yaml")], ["no such file", "conf/injection.yaml?"]),
+        ([], ["fit, validate, test, predict"]),
+        (["fitt"], ["Did you mean 'fit'?"]),
+        (["--config", "a.yaml", "fit"], ["the first word is one of"]),
+        ([*INJECTION, "--trainer.max_epoch", "3"], ["--trainer.max_epoch", "'--trainer.max_epochs'"]),
+        ([*INJECTION, "--model.gama", "3"], ["--model.gama", "Did you mean 'gamma'?"]),
+        ([*INJECTION, "--model.policy.hiden=3"], ["--model.policy.hiden", "Did you mean 'hidden'?"]),
+        ([*INJECTION, "--model.init_args.gamma", "high"], ["--model.init_args.gamma: expected float, got 'high'"]),
+        ([*INJECTION, "--sed_everything", "3"], ["Did you mean '--seed_everything'?"]),
+        ([*INJECTION, "--trainer.accelerator", "gpuu"], ["trainer", "gpuu"]),
+        ([*INJECTION, "--trainer.default_root_dir", "x"], ["trainer.default_root_dir", "run_dir"]),
+        ([*INJECTION, "--model", "lightning_nlf.objectives.ReinforcePolic"], ["Did you mean 'ReinforcePolicy'?"]),
+        (["test", *INJECTION[1:], "--ckpt_path", "best"], ["ckpt_path", "best.ckpt does not exist"]),
+    ],
+)
+def test_wrong_words(capsys, args, parts):
+    message = refused(capsys, args)
+    for part in parts:
+        assert part in message
+
+
+def test_missing_argument_of_a_network(capsys):
+    Path("wrong.yaml").write_text(changed(f"{POLICY}.init_args", {"obs_dim": 4}))
+    assert "GaussianPolicy needs action_dim" in refused(capsys, ["fit", "--config", "wrong.yaml"])
+
+
+def test_missing_package_names_its_extra(capsys, monkeypatch):
+    monkeypatch.setitem(EXTRAS, "no_such_package", "games")
+    Path("needs_a_package.py").write_text("import no_such_package\n")
+    Path("wrong.yaml").write_text(changed("data.class_path", "needs_a_package.Games"))
+    message = refused(capsys, ["fit", "--config", "wrong.yaml"])
+    assert "no_such_package is not installed" in message and "'lightning_nlf[games]'" in message
+
+
+# ---- what only comes out in a run
+
+
+def short_fit(*flags: str) -> list[str]:
+    limits = ["--trainer.max_epochs", "2", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+    return ["fit", "--config", str(ROOT / "conf" / "reinforce.yaml"), "--run_dir", "run", *limits, *flags]
+
+
+def policy_that(name: str, terms: str = "", init: str = "") -> list[str]:
+    """Flags for a policy of the working folder: `terms` is run in each step, `init` at construction."""
+    Path(f"{name}.py").write_text(
+        "import torch\n"
+        "from lightning_nlf.objectives import ReinforcePolicy\n"
+        "class Policy(ReinforcePolicy):\n"
+        "    def __init__(self, **kwargs):\n"
+        f"        {init or 'pass'}\n"
+        "        super().__init__(**kwargs)\n"
+        "    def terms(self, batch, now):\n"
+        f"        {terms or 'pass'}\n"
+        "        return super().terms(batch, now)\n"
+    )
+    config = yaml.safe_load((ROOT / "conf" / "reinforce.yaml").read_text())
+    config["model"]["class_path"] = f"{name}.Policy"
+    Path("own.yaml").write_text(yaml.safe_dump(config))
+    return ["--config", "own.yaml"]
+
+
+def test_a_check_of_ours_in_training_is_a_mistake(capsys):
+    message = refused(capsys, short_fit("--data.minibatches", "8"), run=True)
+    assert "minibatches: 8 parts asked of a collection of 2 rows" in message
+
+
+def test_an_optimizer_that_refuses_its_value_is_a_mistake(capsys):
+    message = refused(capsys, short_fit("--model.optimizer.lr=-1"), run=True)
+    assert "optimizer" in message and "Invalid learning rate: -1" in message
+
+
+@pytest.mark.parametrize("at, part", [(0, "no checkpoint in run yet"), (1, "last good checkpoint is run/checkpoints/")])
+def test_non_finite_loss_ends_with_the_last_good_checkpoint(capsys, at, part):
+    terms = f"if self.global_step >= {at}: return {{'policy': now.log_probs.sum() * torch.nan}}"
+    with pytest.raises(SystemExit) as ending:
+        main(short_fit(*policy_that(f"not_finite_{at}", terms)))
+    message = capsys.readouterr().err
+    assert ending.value.code == 1
+    assert "non-finite loss" in message and part in message and "Traceback" not in message
+
+
+def test_a_bug_in_training_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        main(short_fit(*policy_that("divides", "1 / 0")))
+
+
+def test_a_bug_in_a_constructor_keeps_its_traceback():
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        main(short_fit(*policy_that("buggy", init="torch.nothing_like_it()")))
+    assert not Path("run").exists()
+
+
+def test_the_traceback_comes_when_asked_for(monkeypatch):
+    monkeypatch.setenv("LIGHTNING_NLF_TRACEBACK", "1")
+    with pytest.raises(Exception, match="8 parts asked") as raised:
+        main(short_fit("--data.minibatches", "8"))
+    assert isinstance(raised.value.__cause__, ValueError)

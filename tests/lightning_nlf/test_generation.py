@@ -1,0 +1,63 @@
+"""The token loop against the training forward, and turn by turn against the whole dialogue at once."""
+
+import torch
+
+from lightning_nlf import generation
+from lightning_nlf.networks import GRUPolicy
+
+STOP = 0
+
+
+def policy(seed=0):
+    torch.manual_seed(seed)
+    network = GRUPolicy(vocabulary=6, width=16)
+    with torch.no_grad():
+        network.head.weight *= 8  # an untrained head is nearly uniform, and would hide a mix-up of rows
+    return network
+
+
+@torch.no_grad()
+def test_stored_log_probs_are_those_of_the_training_forward_over_two_turns():
+    network = policy()
+    prompts, lengths = torch.tensor([[2, 3, 4], [5, 9 % 6, 0], [4, 4, 0]]), torch.tensor([3, 2, 1])
+    first, first_log_probs, first_count, state = generation.reply(network, prompts, lengths, None, STOP, 4)
+    new = torch.stack([first[torch.arange(3), first_count - 1], torch.ones(3, dtype=torch.long)], 1)
+    second, second_log_probs, second_count, _ = generation.reply(
+        network, new, torch.tensor([2, 2, 2]), state, STOP, 4
+    )
+    for row in range(3):
+        a, b = int(first_count[row]), int(second_count[row])
+        said = torch.cat([prompts[row, : lengths[row]], first[row, :a], torch.tensor([1]), second[row, :b]])
+        log_probs = network(said[None, :-1]).log_prob(said[None, 1:])[0]
+        start = int(lengths[row]) - 1
+        torch.testing.assert_close(log_probs[start : start + a], first_log_probs[row, :a])
+        torch.testing.assert_close(log_probs[start + a + 1 :], second_log_probs[row, :b])
+
+
+@torch.no_grad()
+def test_a_reply_ends_with_its_first_stop_token_and_is_padded_behind():
+    torch.manual_seed(1)
+    tokens, log_probs, count, _ = generation.reply(
+        policy(), torch.full((200, 1), 2), torch.ones(200, dtype=torch.long), None, STOP, 5
+    )
+    assert 1 < len(count.unique())  # rows of several lengths are there
+    for row, length in zip(tokens.tolist(), count.tolist(), strict=True):
+        assert STOP not in row[: length - 1] and (row[length - 1] == STOP or length == 5)
+        assert set(row[length:]) <= {STOP}
+    assert (log_probs[torch.arange(tokens.shape[1]) >= count[:, None]] == 0).all()
+
+
+@torch.no_grad()
+def test_greedy_takes_the_likeliest_token():
+    network = policy()
+    tokens, *_ = generation.reply(network, torch.tensor([[2]]), torch.tensor([1]), None, STOP, 1, deterministic=True)
+    assert tokens[0, 0] == network(torch.tensor([[2]])).logits[0, 0].argmax()
+
+
+@torch.no_grad()
+def test_padding_of_a_prompt_is_never_read():
+    network = policy()
+    lengths = torch.tensor([2])
+    short, padded = torch.tensor([[2, 3]]), torch.tensor([[2, 3, 5, 5]])
+    for a, b in zip(*(network.read(ids, lengths) for ids in (short, padded)), strict=True):
+        torch.testing.assert_close(*(x.logits if hasattr(x, "logits") else x for x in (a, b)))

@@ -1,0 +1,159 @@
+"""What every objective gets from the module: one evaluation a step, guards, parameter groups, the ways of acting."""
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.modules import NonFiniteError
+from lightning_nlf.networks import GaussianPolicy, MLPValue
+from lightning_nlf.objectives import ActorCriticAgent, ImitationPolicy, ReinforcePolicy
+
+
+def batch(rewards=1.0, steps=4):
+    valid = torch.ones(3, steps, dtype=torch.bool)
+    return Batch(
+        obs=torch.ones(3, steps, 4),
+        actions=torch.zeros(3, steps, 1),
+        valid=valid,
+        mask=valid,
+        log_probs=torch.zeros(3, steps),
+        rewards=torch.full((3, steps), rewards),
+        advantages=torch.ones(3, steps),
+        returns=torch.ones(3, steps),
+        final_obs=torch.zeros(3, 4),
+        terminated=torch.zeros(3, dtype=torch.bool),
+    )
+
+
+class CountingPolicy(GaussianPolicy):
+    def __init__(self):
+        super().__init__(4, 1)
+        self.seen = []
+
+    def forward(self, obs, where=None):
+        self.seen.append(int(where.sum()) if where is not None else obs.shape[:-1].numel())
+        return super().forward(obs, where)
+
+
+def fit(module, batches):
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    return module
+
+
+def test_only_steps_that_somebody_learns_from_are_evaluated():
+    """5 of 12 steps have `mask`, 2 others `expert_mask`: the policy sees 7, once."""
+    module = ReinforcePolicy(policy=CountingPolicy())
+    rows = batch()
+    mask, expert = torch.zeros(12, dtype=torch.bool), torch.zeros(12, dtype=torch.bool)
+    mask[:5], expert[9:11] = True, True
+    rows = Batch(**(vars(rows) | {"mask": mask.view(3, 4), "expert_mask": expert.view(3, 4)}))
+    now = module.evaluate(rows)
+    assert module.policy.seen == [7]
+    assert now.log_probs.shape == now.entropy.shape == (3, 4)
+    assert (now.log_probs[~now.where] == 0).all() and (now.log_probs[now.where] != 0).all()
+
+
+def test_a_batch_that_nobody_learns_from_still_gives_every_parameter_a_gradient():
+    """A DDP rank without labels must join each all-reduce; what it adds is 0."""
+    nothing = torch.zeros(3, 4, dtype=torch.bool)
+    module = ReinforcePolicy(policy=GaussianPolicy(4, 1))
+    rows = Batch(**(vars(batch()) | {"mask": nothing, "valid": nothing}))
+    sum(module.terms(rows, module.evaluate(rows)).values()).backward()
+    gradients = [p.grad for p in module.policy.parameters()]
+    assert all(g is not None and not g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_reward_is_named_by_row_and_step(bad):
+    rows = batch()
+    rows.rewards[1, 2] = bad
+    with pytest.raises(NonFiniteError, match="row 1, step 2"):
+        ReinforcePolicy(policy=GaussianPolicy(4, 1)).prepare(rows)
+
+
+def test_a_bad_loss_names_its_term_and_its_step_and_changes_nothing():
+    """The second optimizer step has an infinite advantage: parameters stay those of the first."""
+    good, bad = batch(), batch()
+    bad.advantages[0, 0] = float("inf")
+    module, reference = (ReinforcePolicy(policy=GaussianPolicy(4, 1)) for _ in range(2))
+    reference.load_state_dict(module.state_dict())
+    with pytest.raises(NonFiniteError, match=r"loss at optimizer step 1: policy = "):
+        fit(module, [good, bad])
+    fit(reference, [good])
+    for own, expected in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(own, expected)
+
+
+class SquareRootPolicy(GaussianPolicy):
+    """√0 has an infinite slope: a finite loss with a gradient that is not."""
+
+    def __init__(self):
+        super().__init__(4, 1)
+        self.scale = nn.Parameter(torch.zeros(1))
+
+    def forward(self, obs, where=None):
+        distribution = super().forward(obs, where)
+        distribution.base_dist.loc = distribution.base_dist.loc + self.scale.sqrt()
+        return distribution
+
+
+def test_a_bad_gradient_names_the_parameter():
+    with pytest.raises(NonFiniteError, match=r"gradient at optimizer step 0: policy.scale"):
+        fit(ReinforcePolicy(policy=SquareRootPolicy()), [batch()])
+
+
+def test_parameters_are_grouped_by_network_with_learning_rates_of_their_own():
+    module = ActorCriticAgent(policy=GaussianPolicy(4, 1), value=MLPValue(4), network_lr={"value": 0.5})
+    groups = {group["name"]: group for group in module.configure_optimizers().param_groups}
+    assert set(groups) == {"policy", "value"}
+    assert groups["value"]["lr"] == 0.5 and groups["policy"]["lr"] == 1e-3
+
+
+def test_a_learning_rate_for_a_network_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="critic"):
+        ActorCriticAgent(
+            policy=GaussianPolicy(4, 1), value=MLPValue(4), network_lr={"critic": 1}
+        ).configure_optimizers()
+
+
+class DropoutPolicy(GaussianPolicy):
+    def forward(self, obs, where=None):
+        return super().forward(nn.functional.dropout(obs, 0.5, self.training), where)
+
+
+def test_acting_is_in_eval_mode_and_training_is_not():
+    """Dropout while acting would make the stored log-probabilities another policy's."""
+    module = ReinforcePolicy(policy=DropoutPolicy(4, 1))
+    module.train()
+    obs = torch.ones(64, 4)
+    means = {float(module.act(row[None], deterministic=True)[0]) for row in obs}
+    assert len(means) == 1
+    fit(module, [batch()])
+    assert module.training
+
+
+def test_the_deterministic_action_is_the_mean():
+    module = ReinforcePolicy(policy=GaussianPolicy(4, 1))
+    obs = torch.randn(5, 4)
+    torch.testing.assert_close(module.act(obs, deterministic=True)[0], module.policy(obs).mean)
+    assert not torch.equal(module.act(obs)[0], module.act(obs)[0])
+
+
+def test_the_clock_of_schedules_is_in_the_state():
+    module = ReinforcePolicy(policy=GaussianPolicy(4, 1))
+    module.prepare(batch())
+    assert module.state_dict()["experience"] == 12
+
+
+def test_built_by_hand_no_live_network_is_pickled_into_a_checkpoint():
+    module = ImitationPolicy(policy=GaussianPolicy(4, 1))
+    checkpoint = {module.CHECKPOINT_HYPER_PARAMS_KEY: dict(module.hparams)}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint == {}

@@ -1,0 +1,152 @@
+"""Where a run lives, without running one."""
+
+from pathlib import Path
+
+import pytest
+
+from lightning_nlf import run_folder
+from lightning_nlf.cli_errors import ConfigurationError
+from lightning_nlf.saved_config import SaveRunConfig
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (*run_folder._RANKS, run_folder._HANDED_DOWN):
+        monkeypatch.setenv(name, "")  # and so back to what it was, at the end of the test
+
+
+DEFAULT = Path("outputs/injection-seed0")
+
+
+def a_run(folder: Path, *checkpoints: str) -> Path:
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("{}")
+    for name in checkpoints:
+        (folder / "checkpoints" / f"{name}.ckpt").touch()
+    return folder
+
+
+def test_default_name_joins_the_yamls_and_the_seed():
+    assert run_folder.default_folder(["conf/injection.yaml", "conf/debug.yaml"], 3) == Path(
+        "outputs/injection+debug-seed3"
+    )
+    assert run_folder.default_folder([], 0) == Path("outputs/run-seed0")
+
+
+def test_fresh_fits_take_the_next_free_folder():
+    folders = [run_folder.resolve("fit", None, None, DEFAULT)[0] for _ in range(3)]
+    assert [folder.name for folder in folders] == ["injection-seed0", "injection-seed0-2", "injection-seed0-3"]
+
+
+def test_a_released_folder_is_free_again():
+    folder, _ = run_folder.resolve("fit", None, None, DEFAULT)
+    run_folder.release(folder)
+    assert not folder.exists()
+    assert run_folder.resolve("fit", None, None, DEFAULT)[0] == DEFAULT
+
+
+def test_release_keeps_what_a_run_wrote():
+    folder, _ = run_folder.resolve("fit", None, None, DEFAULT)
+    (folder / "journal.jsonl").write_text("{}")
+    run_folder.release(folder)
+    assert (folder / "journal.jsonl").exists()
+
+
+def test_named_folder_with_a_run_is_refused_and_says_what_to_do():
+    a_run(Path("mine"), "last")
+    with pytest.raises(ConfigurationError, match="mine holds a run already.*--ckpt_path last.*--run_dir"):
+        run_folder.resolve("fit", "mine", None, DEFAULT)
+    other = a_run(Path("other"), "last") / "checkpoints" / "last.ckpt"
+    with pytest.raises(ConfigurationError, match="holds a run already"):
+        run_folder.resolve("fit", "mine", str(other), DEFAULT)
+
+
+@pytest.mark.parametrize("run_dir", [None, "outputs/injection-seed0"])
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_checkpoint_names_are_files_of_the_run(run_dir, name):
+    a_run(DEFAULT, "last", "best")
+    for stage in ("fit", "test"):
+        folder, file = run_folder.resolve(stage, run_dir, name, DEFAULT)
+        assert (folder, file) == (DEFAULT, f"outputs/injection-seed0/checkpoints/{name}.ckpt")
+
+
+def test_several_runs_are_ambiguous_and_all_named():
+    for suffix in ("", "-2", "-10"):
+        a_run(DEFAULT.with_name(DEFAULT.name + suffix), "last")
+    a_run(DEFAULT.with_name(DEFAULT.name + "0"), "last")  # of seed 00: another name, no candidate
+    with pytest.raises(ConfigurationError, match="injection-seed0, .*injection-seed0-2, .*injection-seed0-10. "):
+        run_folder.resolve("fit", None, "last", DEFAULT)
+    assert run_folder.resolve("fit", str(DEFAULT), "last", DEFAULT)[0] == DEFAULT
+
+
+def test_fit_from_last_begins_where_there_is_none():
+    assert run_folder.resolve("fit", None, "last", DEFAULT) == (DEFAULT, None)
+    assert run_folder.resolve("fit", "mine", "last", DEFAULT) == (Path("mine"), None)
+
+
+@pytest.mark.parametrize(
+    "stage, ckpt_path", [("fit", "best"), ("test", "best"), ("validate", "last"), ("predict", "no/such.ckpt")]
+)
+def test_missing_checkpoint_is_an_error(stage, ckpt_path):
+    with pytest.raises(ConfigurationError, match="ckpt_path: .*does not exist"):
+        run_folder.resolve(stage, None, ckpt_path, DEFAULT)
+
+
+def test_missing_checkpoint_names_those_that_are_there():
+    a_run(DEFAULT, "last")
+    with pytest.raises(ConfigurationError, match=r"best\.ckpt does not exist; there is last\.ckpt"):
+        run_folder.resolve("test", None, "best", DEFAULT)
+
+
+def test_a_checkpoint_file_brings_its_run_along():
+    file = a_run(Path("elsewhere"), "best") / "checkpoints" / "best.ckpt"
+    assert run_folder.resolve("test", None, str(file), DEFAULT) == (Path("elsewhere"), str(file))
+
+
+def test_a_stage_without_a_checkpoint_does_not_write_into_a_training_run():
+    a_run(DEFAULT, "last")
+    assert run_folder.resolve("validate", None, None, DEFAULT)[0].name == "injection-seed0-validate"
+
+
+def test_other_ranks_follow_the_first(monkeypatch):
+    first, _ = run_folder.resolve("fit", None, None, DEFAULT)
+    a_run(first)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run_folder.resolve("fit", None, None, DEFAULT)[0] == first.absolute()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert run_folder.resolve("fit", None, None, DEFAULT)[0].name == "injection-seed0-2"
+
+
+def saved(folder: Path, text: str, raw: str = "raw") -> None:
+    Path("a.yaml").write_text(raw)
+    SaveRunConfig(folder, text, ["a.yaml"]).save()
+
+
+def test_config_is_kept_raw_and_resolved():
+    saved(DEFAULT, "gamma: 1\n")
+    assert (DEFAULT / "config.yaml").read_text() == "gamma: 1\n"
+    assert (DEFAULT / "raw" / "a.yaml").read_text() == "raw"
+
+
+def test_a_resume_keeps_another_config_beside_the_first():
+    saved(DEFAULT, "gamma: 1\nckpt_path: null\n")
+    saved(DEFAULT, "gamma: 1\nckpt_path: last.ckpt\n")  # the same run
+    assert not (DEFAULT / "config-resumed-1.yaml").exists()
+    saved(DEFAULT, "gamma: 2\n", "second")
+    saved(DEFAULT, "gamma: 3\n", "third")
+    saved(DEFAULT, "gamma: 3\n", "third")
+    texts = {path.name: path.read_text() for path in DEFAULT.glob("*.yaml")}
+    assert texts["config-resumed-1.yaml"] == "gamma: 2\n" and texts["config-resumed-2.yaml"] == "gamma: 3\n"
+    assert texts["config.yaml"].startswith("gamma: 1\n") and len(texts) == 3
+    assert (DEFAULT / "raw" / "a.yaml").read_text() == "raw"
+    assert (DEFAULT / "raw" / "resumed-2" / "a.yaml").read_text() == "third"
+
+
+def test_two_yamls_of_one_name_are_both_kept(tmp_path):
+    files = [tmp_path / "x" / "a.yaml", tmp_path / "y" / "a.yaml"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(file.parent.name)
+    SaveRunConfig(DEFAULT, "{}", [str(file) for file in files]).save()
+    assert sorted(path.read_text() for path in (DEFAULT / "raw").iterdir()) == ["x", "y"]

@@ -1,0 +1,100 @@
+"""Everything the README says to do is done here, in an empty folder beside a copy of `conf/`."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def shell(command, folder):
+    """The command as a user types it, with this environment's python; fails the test with what it printed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    python = os.environ.get("PYTHONPATH")
+    environ = os.environ | {"PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), python]))}
+    done = subprocess.run(command, shell=True, cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with the yamls, in which the main job has been run by the README's own command."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    install_and_fit = blocks("bash")[0]
+    assert install_and_fit.startswith("pip install -e . && ")
+    shell(install_and_fit.split("&&")[1], folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_main_job_leaves_what_the_table_says(project):
+    run = project / "outputs" / "injection-seed0"
+    for name in ("best.ckpt", "last.ckpt"):
+        assert (run / "checkpoints" / name).is_file()
+    for name in ("config.yaml", "raw/injection.yaml", "exhibits/learning_curve.png", "journal.jsonl"):
+        assert (run / name).stat().st_size > 0
+    assert len(list((run / "exhibits").glob("*.gif"))) == 2 and list((run / "provenance").iterdir())
+
+
+@pytest.mark.slow
+def test_the_five_lines_balance_the_pole_in_plain_gymnasium(project):
+    (code,) = [block for block in blocks("python") if "gymnasium.make" in block]
+    (project / "five_lines.py").write_text(code)
+    assert float(shell("python five_lines.py", project)) >= 950
+
+
+@pytest.mark.slow
+def test_the_commands_on_a_finished_run(project):
+    """Each line of the second block, but the page server, which is only asked what it would start."""
+    (block,) = [block for block in blocks("bash") if "--ckpt_path last" in block]
+    lines = [line.split("  #")[0].split(" #")[0].strip() for line in block.splitlines()]
+    assert len(lines) == 5
+    for line in lines:
+        shell(line + " --print" if ".tracking ui" in line else line, project)
+    assert "return" in shell(lines[2], project)
+
+
+@pytest.mark.slow
+def test_an_objective_in_three_steps(project):
+    (code,) = [block for block in blocks("python") if "FrugalPolicy" in block]
+    (yaml,) = [block for block in blocks("yaml") if "frugal.FrugalPolicy" in block]
+    (command,) = [block for block in blocks("bash") if "frugal.yaml" in block]
+    (project / "frugal.py").write_text(code)
+    (project / "frugal.yaml").write_text(yaml)
+    shell(f"{command.strip()} --config conf/debug.yaml", project)
+    (journal,) = (project / "outputs").glob("frugal*/journal.jsonl")
+    assert '"train/force"' in journal.read_text()
+
+
+def test_every_yaml_the_readme_names_is_there():
+    named = set(re.findall(r"conf/[\w/]+\.yaml", README))
+    assert len(named) > 10
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_every_yaml_has_a_row_in_the_readme():
+    yamls = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
+    assert [name for name in sorted(yamls) if name not in README] == []
+
+
+def test_figures_in_the_readme_are_those_of_the_results_file():
+    """The results table is the one that the benchmark wrote, to the letter."""
+    table = (ROOT / "benchmarks" / "results" / "configs.md").read_text().split("\n\n")[0]
+    assert table in README
+
+
+def test_pictures_are_there():
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / picture).is_file(), picture

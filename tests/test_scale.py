@@ -1,0 +1,261 @@
+"""The same update however the rows are cut: into micro-batches, or over two processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from data_modules.label_buffer import LabelBuffer
+from data_modules.offline import OfflineDataModule, load_batch, save_batch
+from data_modules.pendulum import PendulumDataModule
+from data_modules.pendulum.experts import LQRExpert
+from lightning_nlf.batch import Batch
+from lightning_nlf.networks import GaussianPolicy, MLPValue
+from lightning_nlf.objectives import ActorCriticAgent, JointAgent, ReinforcePolicy
+
+LENGTHS = (1, 40, 3, 17, 2, 29, 8, 5, 11, 23, 4, 2)
+BUDGET = 61  # labels of the rollouts
+
+MODULES: dict[str, Callable[..., Any]] = {
+    "reinforce": lambda **knobs: ReinforcePolicy(baseline="batch_mean", entropy_weight=0.02, **knobs),
+    "joint": lambda **knobs: JointAgent(value=MLPValue(4), imitation_weight=0.5, **knobs),
+    "ppo": lambda **knobs: ActorCriticAgent(value=MLPValue(4), clip=0.1, value_clip=0.02, **knobs),
+}
+
+
+def rows_of_very_different_lengths() -> Batch:
+    """The expert acted on 5 steps of two rows, both of which a second process gets; half of the rows are truncated."""
+    generator = torch.Generator().manual_seed(0)
+    shape = len(LENGTHS), max(LENGTHS)
+    valid = torch.arange(shape[1]) < torch.tensor(LENGTHS)[:, None]
+    injected = torch.zeros_like(valid)
+    injected[1, 5:8] = injected[5, 20:22] = True
+
+    def random(*more: int) -> torch.Tensor:
+        return torch.randn(*shape, *more, generator=generator)
+
+    return Batch(
+        obs=random(4),
+        actions=random(1),
+        valid=valid,
+        mask=valid & ~injected,
+        log_probs=-1.4 + 0.3 * random(),
+        rewards=1 + random(),
+        final_obs=torch.randn(len(LENGTHS), 4, generator=generator),
+        terminated=torch.arange(len(LENGTHS)) % 2 == 0,
+        expert_actions=random(1),
+        expert_mask=injected,
+        expert_params={"mean": random(1), "std": random(1).exp()},
+    )
+
+
+def made(name: str) -> L.LightningModule:
+    torch.manual_seed(0)
+    optimizer = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)  # noqa: E731
+    return MODULES[name](policy=GaussianPolicy(4, 1), optimizer=optimizer)
+
+
+def parameters(module: L.LightningModule) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def trained(module: L.LightningModule, data: L.LightningDataModule, epochs: int = 2, **knobs: Any) -> L.Trainer:
+    trainer = L.Trainer(
+        **{"accelerator": "cpu", "devices": 1, "max_epochs": epochs} | knobs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, data)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "rows.pt"
+    save_batch(rows_of_very_different_lengths(), path)
+    return str(path)
+
+
+# ---- gradient accumulation
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_accumulated_gradients_are_those_of_the_whole(name, path):
+    """Three optimizer steps an epoch on 4 rows each, at once or one row at a time."""
+    after = []
+    for accumulate in (1, 4):
+        module = made(name)
+        trainer = trained(module, OfflineDataModule(path, minibatches=3), accumulate_grad_batches=accumulate)
+        assert trainer.global_step == 6
+        after.append(parameters(module))
+    assert (after[0] - parameters(made(name))).abs().max() > 1e-2
+    torch.testing.assert_close(after[1], after[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_order_of_the_rows_does_not_matter(name, path, tmp_path):
+    save_batch(load_batch(path)[torch.arange(len(LENGTHS)).flip(0)], tmp_path / "reversed.pt")
+    after = []
+    for file in (path, str(tmp_path / "reversed.pt")):
+        module = made(name)
+        trained(module, OfflineDataModule(file, passes=3))
+        after.append(parameters(module))
+    torch.testing.assert_close(after[1], after[0], atol=1e-5, rtol=0)
+
+
+# ---- two processes, in one launch of Lightning's own
+
+
+class Recorded(PendulumDataModule):
+    """Keeps what this rank collected, before and after it was prepared."""
+
+    def __init__(self, **knobs: Any) -> None:
+        super().__init__(**knobs)
+        self.collections: list[Batch] = []
+
+    def cut(self, batch, rng):
+        self.collections.append(batch)
+        for part in super().cut(batch, rng):
+            self.parts += 1
+            yield part
+
+    parts = 0
+
+
+def in_two_processes(path: str, folder: str) -> None:
+    """What each process runs: every module on the file, then one on rollouts; each writes down what it got."""
+    result: dict[str, Any] = {}
+    two = {"strategy": "ddp", "devices": 2}
+    for name in MODULES:
+        module = made(name)
+        result[name] = trained(module, OfflineDataModule(path, passes=3), **two).world_size, parameters(module)
+    module = made("joint")
+    data = Recorded(
+        episodes=5,
+        evaluation_episodes=3,
+        horizon=50,
+        minibatches=2,
+        passes=2,
+        expert=LQRExpert(0.1),
+        label_share=0.5,
+        label_budget=BUDGET,
+        label_buffer=LabelBuffer(updates=3, rows=16),
+        threads=1,
+    )
+    trainer = trained(module, data, epochs=4, **two)
+    result["rollouts"] = {
+        "parameters": parameters(module),
+        "experience": float(module.experience),
+        "global_step": trainer.global_step,
+        "parts": data.parts,
+        "counters": data.counters,
+        "return": float(trainer.callback_metrics["val/return"]),
+        "starts": [batch.obs[:, 0].clone() for batch in data.collections],
+        "steps": [int(batch.valid.sum()) for batch in data.collections],
+        "labels": [int(batch.expert_mask.sum()) for batch in data.collections],
+        "advantages": [batch.advantages[batch.mask] for batch in data.collections],
+    }
+    torch.save(result, Path(folder) / f"rank{trainer.global_rank}.pt")
+
+
+SCRIPT = """
+import runpy, sys
+
+runpy.run_path(sys.argv[1])["in_two_processes"](*sys.argv[2:])
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def ranks(path, tmp_path_factory):
+    """What the two processes wrote down."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    launcher_variables = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR"}
+    environment = {name: value for name, value in os.environ.items() if name not in launcher_variables}
+    root = str(Path(__file__).parents[1])
+    environment |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    process = subprocess.Popen(
+        [sys.executable, str(script), __file__, path, str(folder)],
+        env=environment,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that the second process, a child of the first, can be ended with it
+    )
+    try:
+        output, _ = process.communicate(timeout=180)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert process.returncode == 0, output
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODULES)
+def test_two_processes_make_the_update_of_one(name, ranks, path):
+    module = made(name)
+    trained(module, OfflineDataModule(path, passes=3))
+    assert (parameters(module) - parameters(made(name))).abs().max() > 1e-2
+    for rank in ranks:
+        world_size, after = rank[name]
+        assert world_size == 2
+        torch.testing.assert_close(after, parameters(module), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_play_different_episodes(ranks):
+    for first, second in zip(*(rank["rollouts"]["starts"] for rank in ranks), strict=True):
+        assert len(first) == 3 and len(second) == 2
+        assert not torch.isin(first, second).any()
+
+
+@pytest.mark.slow
+def test_two_processes_count_together(ranks):
+    """Counters, experience and the budget are of both; each of them made 4 × (2 · 2 + 3) updates."""
+    own = [rank["rollouts"] for rank in ranks]
+    steps = sum(sum(result["steps"]) for result in own)
+    assert sum(sum(result["labels"]) for result in own) == BUDGET
+    for result in own:
+        assert result["counters"] == {"iteration": 4, "env_steps": steps, "expert_steps": 0, "labels": BUDGET}
+        assert result["experience"] == steps
+        assert result["global_step"] == result["parts"] == 4 * (2 * 2 + 3)
+    assert own[0]["steps"] != own[1]["steps"]
+    assert own[0]["return"] == own[1]["return"] > 0
+
+
+@pytest.mark.slow
+def test_two_processes_whiten_together(ranks):
+    """Over both the advantages have mean 0 and variance 1; over one of them they have not."""
+    for both in zip(*(rank["rollouts"]["advantages"] for rank in ranks), strict=True):
+        together = torch.cat(both)
+        assert float(together.mean()) == pytest.approx(0, abs=1e-4)
+        assert float(together.var(correction=0)) == pytest.approx(1, abs=1e-3)
+        assert abs(float(both[0].mean())) > 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_stay_one_model(ranks):
+    first, second = (rank["rollouts"]["parameters"] for rank in ranks)
+    assert torch.equal(first, second)
+    assert (first - parameters(made("joint"))).abs().max() > 1e-2
