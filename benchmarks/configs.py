@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-NAMES = ["reinforce", "a2c", "q_actor_critic", "ppo", "joint", "injection", "bc", "dagger"]
+NAMES = ["reinforce", "a2c", "q_actor_critic", "ppo", "joint", "injection", "injection_weighted", "injection_shaped", "bc"]
+NAMES += ["dagger"]
 RUNS = Path("outputs/benchmarks/configs")
 RESULTS = Path(__file__).parent / "results"
 SOLVED, TIMES = 950.0, 3
@@ -72,7 +73,7 @@ def interval(values: list[float], draws: int = 10_000) -> tuple[float, float, fl
 
 def table(rows: list[dict]) -> str:
     lines = [
-        "| yaml | solved | environment steps to 950: median [95 %] | expert labels | sampled return at the end | seconds |",
+        "| yaml | solved | environment steps to 950, median [95 %] | expert labels | last sampled return | seconds |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in dict.fromkeys(row["name"] for row in rows):

@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py
 
-Medians of 5, of whole processes for the command line. A row of steps/s trains REINFORCE on 256 episodes at a time through
-the Trainer, after the policy has learned to stay up; evaluation is off. Writes `results/speed.{json,md}`.
+Medians of 5, of whole processes for the command line. A row of steps/s trains REINFORCE on 256 episodes at a time
+through the Trainer, after the policy has learned to stay up; evaluation is off. Writes `results/speed.{json,md}`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def main() -> None:
     rows["main job, seconds to the first training step"] = [first for first, _ in pairs]
     rows["main job, seconds in all"] = [whole for _, whole in pairs]
     for threads in (1, 2):
-        rows[f"environment steps/s, collect + update, {threads} thread{'s' * (threads > 1)}"] = steps_per_second(threads)
+        rows[f"environment steps/s, collect + update, {threads} thread{'s' * (threads > 1)}"] = steps_per_second(
+            threads
+        )
     machine = f"{os.cpu_count()} cores of {platform.machine()}"
     lines = ["| what | median | least | most |", "| --- | --- | --- | --- |"]
     for name, values in rows.items():

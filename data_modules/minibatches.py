@@ -137,9 +137,11 @@ class MinibatchDataModule(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         ranks = state_dict["ranks"]
+        self.counters.update(state_dict["counters"])
+        if self.trainer.state.fn != "fit":
+            return  # nothing is collected
         if len(ranks) != self._world_size:
             raise ValueError(f"the checkpoint is of {len(ranks)} processes, this run has {self._world_size}")
-        self.counters.update(state_dict["counters"])
         self.load_rank_state(ranks[self.trainer.global_rank])
 
 

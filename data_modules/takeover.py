@@ -90,7 +90,9 @@ class Window(Takeover):
 
 
 class PerStep(Takeover):
-    """A coin at every step: the expert acts with `probability`, the β of DAgger's mixture (Ross et al. 2011, algorithm 3.1).
+    """A coin at every step: the expert acts with `probability`.
+
+    The β of DAgger's mixture, algorithm 3.1 of Ross et al. 2011.
 
     Raises:
         ValueError: probability outside [0, 1].

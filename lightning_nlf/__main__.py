@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from lightning_nlf.startup import quick_imports
+from lightning_nlf.cli.startup import quick_imports
 
 HELP = """\
 usage: python -m lightning_nlf {fit,validate,test,predict} --config YAML [--config OVERLAY] [--KEY VALUE]
@@ -31,8 +32,10 @@ def main() -> None:
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(HELP, end="")
         return
+    # Idle OpenMP threads would spin beside MuJoCo's: on two busy cores a fit took ten times as long. Read at import.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with quick_imports():
-        from lightning_nlf.cli import main as command_line  # Lightning, which takes seconds
+        from lightning_nlf.cli.command_line import main as command_line  # Lightning, which takes seconds
     command_line()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from torchmetrics import MeanMetric
 
 from lightning_nlf import generation
 from lightning_nlf.batch import Batch
+from lightning_nlf.construction import rebuild
 from lightning_nlf.networks import Policy
 
 Terms = dict[str, Tensor]
@@ -44,8 +45,10 @@ class Evaluation:
         return torch.zeros(self.where.shape, dtype=x.dtype, device=x.device).masked_scatter(self.where, x)
 
 
-class Objective:
+class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore[misc]
     """What a mixin may say. Each method is cooperative: it calls `super()` and adds its own."""
+
+    experience: Tensor  # () float64: steps decided so far, by all ranks; the clock of schedules
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         """The loss terms, each (), by the name they are logged under."""
@@ -61,6 +64,19 @@ class Objective:
     def critic(self, batch: Batch, where: Tensor) -> Tensor | None:
         """Values of the N steps of `where`, if there is a network for them."""
         return None
+
+    # ---- what it may use
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        """Σ x over the ranks of the Trainer; x itself without one."""
+        trainer = self._trainer
+        return x if trainer is None or trainer.world_size == 1 else trainer.strategy.reduce(x, reduce_op="sum")
+
+    def acting(self) -> AbstractContextManager:
+        """Eval mode and the Trainer's precision: dropout or another dtype would break "the ratio is 1"."""
+        if self.training:
+            self.eval()
+        return nullcontext() if self._trainer is None else self._trainer.precision_plugin.forward_context()
 
 
 class ObjectiveModule(Objective, L.LightningModule):
@@ -80,7 +96,8 @@ class ObjectiveModule(Objective, L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.optimizer, self.lr_scheduler, self.network_lr = optimizer, lr_scheduler, network_lr or {}
-        self.register_buffer("experience", torch.zeros((), dtype=torch.float64))  # steps decided so far, all ranks
+        self.register_buffer("experience", torch.zeros((), dtype=torch.float64))
+        self._unlogged: dict[str, list[Tensor]] = {}
         self.played = nn.ModuleList([MeanMetric(), MeanMetric()])  # returns of the two evaluation loaders
 
     # ---- training
@@ -96,11 +113,27 @@ class ObjectiveModule(Objective, L.LightningModule):
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         if not torch.isfinite(loss):
             self._refuse(", ".join(f"{name} = {float(term.detach())}" for name, term in terms.items()), "loss")
+        for name, x in (terms | {"loss": loss} | now.notes).items():
+            self._unlogged.setdefault(name, []).append(x.detach())
         if self.trainer._logger_connector.should_update_logs:
-            named = terms | {"loss": loss} | now.notes
-            metrics = {f"train/{name}": x.detach() for name, x in named.items()}
-            self.log_dict(metrics, batch_size=len(batch), sync_dist=self.trainer.world_size > 1)
+            self._log_terms(self.global_step)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        self._log_terms(self.global_step - 1)
+
+    def _log_terms(self, step: int) -> None:
+        """Each term's mean since the last time, over the batches that had a step for it: 0 is no step, not a value."""
+        if not self._unlogged:
+            return
+        seen = torch.stack([torch.stack(values).float() for values in self._unlogged.values()])  # (terms, batches)
+        sums, counts = self.sum_over_ranks(torch.stack([seen.sum(1), (seen != 0).sum(1)])).cpu()
+        names = [f"train/{name}" for name in self._unlogged]
+        self._unlogged.clear()
+        metrics = {name: sums[i] / counts[i] for i, name in enumerate(names) if counts[i]}
+        self.log_dict(metrics, logger=False)
+        for logger in self.loggers:  # `log_dict` would repeat old values of terms that had no step this time
+            logger.log_metrics({name: float(x) for name, x in metrics.items()}, step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
@@ -118,7 +151,9 @@ class ObjectiveModule(Objective, L.LightningModule):
     def configure_optimizers(self) -> Any:
         unknown = set(self.network_lr) - {name for name, _ in self.named_children()}
         if unknown:
-            raise ValueError(f"network_lr names {sorted(unknown)}: the networks are {sorted(dict(self.named_children()))}")
+            raise ValueError(
+                f"network_lr names {sorted(unknown)}: the networks are {sorted(dict(self.named_children()))}"
+            )
         groups: list[dict[str, Any]] = []
         for name, network in self.named_children():
             parameters = [p for p in network.parameters() if p.requires_grad]
@@ -142,9 +177,10 @@ class ObjectiveModule(Objective, L.LightningModule):
         weights_only: bool = True,
         **changes: Any,
     ) -> Any:
-        """The module with its networks and weights, from the checkpoint alone: see `construction.rebuild`."""
-        from lightning_nlf.construction import rebuild  # Lightning's own would build this class, without networks
+        """The module with its networks and weights, from the checkpoint alone: see `construction.rebuild`.
 
+        Lightning's own would build this class, whatever the checkpoint is of, and without networks.
+        """
         if not weights_only:
             raise ValueError("weights_only=False: a checkpoint is never run as code")
         return rebuild(cls, checkpoint_path, map_location, strict, **changes)
@@ -166,10 +202,6 @@ class ObjectiveModule(Objective, L.LightningModule):
         self.experience += self.sum_over_ranks(batch.valid.sum())
         return batch
 
-    def sum_over_ranks(self, x: Tensor) -> Tensor:
-        trainer = self._trainer
-        return x if trainer is None or trainer.world_size == 1 else trainer.strategy.reduce(x, reduce_op="sum")
-
     # ---- evaluation: the first loader plays the mode of the policy, the second samples from it
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -184,15 +216,10 @@ class ObjectiveModule(Objective, L.LightningModule):
     def _log_returns(self, stage: str, batch: Batch, loader: int) -> None:
         assert batch.rewards is not None, "an evaluation batch has rewards"
         metric = self.played[loader]
+        assert isinstance(metric, MeanMetric)
         metric.update(torch.where(batch.valid, batch.rewards, 0).sum(1))  # reduces sums and counts over ranks
         name = ("return", "return_sampled")[loader]
         self.log(f"{stage}/{name}", metric, batch_size=len(batch), add_dataloader_idx=False)
-
-    def acting(self) -> AbstractContextManager:
-        """Eval mode and the Trainer's precision: dropout or another dtype would break "the ratio is 1"."""
-        if self.training:
-            self.eval()
-        return nullcontext() if self._trainer is None else self._trainer.precision_plugin.forward_context()
 
 
 class PolicyModule(ObjectiveModule):

@@ -1,4 +1,4 @@
-"""Real faults in real processes: kill -9 in the middle of a run, numbers that are not finite, servers that are not there."""
+"""Real faults in real processes: kill -9, numbers that are not finite, servers that are not there."""
 
 import json
 import os

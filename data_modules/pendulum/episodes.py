@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +99,7 @@ class _Record:
             self.params[name][rows, t] = x
 
     def batch(self, final_obs: Tensor) -> Batch:
-        expert = {}
+        expert: dict[str, Any] = {}
         if self.params is not None:
             expert = {"expert_actions": self.actions.clone(), "expert_mask": self.expert_mask}
         return Batch(

@@ -30,7 +30,7 @@ EXPERT: Colour = (249, 115, 22)
 WIDTH, HEIGHT = 480, 300  # px
 SCENE_TOP, SCENE_HEIGHT = 50, 192  # px
 BAR = (14, 276, 466, 288)  # px, the timeline: left, top, right, bottom
-MAX_FRAMES = 120
+MAX_FRAMES = 80
 MAX_BYTES = 1_000_000
 
 _METRE = 180  # px
@@ -51,7 +51,7 @@ def episode_gif(
     title: str = "",
     actions: NDArray[Any] | None = None,
 ) -> Path:
-    """Writes one episode as a GIF of 480 × 300 px, at most 120 frames and 1 MB; long episodes are subsampled.
+    """Writes one episode as a GIF of 480 × 300 px, at most 80 frames and 1 MB; long episodes are subsampled.
 
     Args:
         obs: (T, 4), the observation before each step.

@@ -106,7 +106,7 @@ class InvertedPendulum:
     def reset(self, episodes: int, rng: np.random.Generator) -> FloatArray:
         """First states (B, S): every coordinate uniform in ±0.01.
 
-        A row draws its four numbers in gymnasium's order, so `reset(1, np.random.default_rng(s))` is `env.reset(seed=s)`.
+        A row draws its four numbers in gymnasium's order: `reset(1, np.random.default_rng(s))` is `env.reset(seed=s)`.
         """
         states = np.zeros((episodes, self.state_dim))
         states[:, self._time_dim :] = rng.uniform(-self.reset_noise, self.reset_noise, (episodes, self.obs_dim))

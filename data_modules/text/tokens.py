@@ -181,7 +181,7 @@ def spelled(token: int) -> str:
 def as_batch(dialogues: list[Dialogue], expert: bool) -> Batch:
     """Right-padded rows; a dialogue always terminates."""
     rows = [dialogue.row(expert) for dialogue in dialogues]
-    fields = {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in rows[0]}
+    fields: dict[str, Any] = {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in rows[0]}
     final_obs = torch.tensor([dialogue.tokens[-1] for dialogue in dialogues])
     return Batch(**fields, final_obs=final_obs, terminated=torch.ones(len(rows), dtype=torch.bool))
 

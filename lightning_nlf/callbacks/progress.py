@@ -109,13 +109,13 @@ class FitProgress(ProgressBar):
         parts = []
         collected = statistics_of(trainer).get("return")
         if collected is not None:
-            parts.append(f"return {collected:.1f}")
+            parts.append(f"return {collected:,.4g}")
         elif self._loss is not None:
             parts.append(f"loss {float(self._loss):.4g}")
         validation = {name: value for name, value in self._metrics.items() if name.startswith("val/")}
         if "val/return" in validation:
-            sampled = f", sampled {validation['val/return_sampled']:.1f}" if "val/return_sampled" in validation else ""
-            parts.append(f"validation {validation['val/return']:.1f}{sampled}")
+            sampled = f", sampled {validation['val/return_sampled']:,.4g}" if "val/return_sampled" in validation else ""
+            parts.append(f"validation {validation['val/return']:,.4g}{sampled}")
         else:
             parts += [f"{name} {value:.4g}" for name, value in list(validation.items())[:2]]
         steps = counters_of(trainer).get("env_steps")

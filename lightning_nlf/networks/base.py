@@ -31,7 +31,9 @@ class Network(nn.Module):
         try:
             self.load_state_dict(own)
         except RuntimeError as error:
-            raise ValueError(f"weights: the {self.role} in {weights} has another shape than this one: {error}") from None
+            raise ValueError(
+                f"weights: the {self.role} in {weights} has another shape than this one: {error}"
+            ) from None
 
 
 class Policy(Network):

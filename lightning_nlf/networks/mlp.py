@@ -9,15 +9,11 @@ from torch.distributions import Distribution, Independent, Normal
 from lightning_nlf.networks.base import Policy, QValue, Value
 
 
-def mlp(sizes: list[int], last_gain: float = 1.0) -> nn.Sequential:
-    """Linear layers with tanh between them; the last one's initial weights times `last_gain`."""
+def mlp(sizes: list[int]) -> nn.Sequential:
+    """Linear layers with tanh between them."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
         layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
-    last = layers[-2]
-    with torch.no_grad():
-        for parameter in last.parameters():
-            parameter *= last_gain
     return nn.Sequential(*layers[:-1])
 
 

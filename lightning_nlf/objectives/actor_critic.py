@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import gae, masked_mean
-from lightning_nlf.modules import Evaluation, Objective, PolicyModule, Terms
+from lightning_nlf.modules import Evaluation, PolicyModule, Terms
 from lightning_nlf.networks import Policy, QValue, Value
 from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 
@@ -43,21 +43,25 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)
 
 
-class CriticObjective(Objective):
-    """Regression of a critic on λ-returns; what the critic is, the two kinds below say.
+class CriticObjective(PolicyGradientObjective):
+    """Policy gradient with a critic, regressed on λ-returns; what the critic is, the two kinds below say.
 
     Args:
         lam: λ of GAE and of the returns; 1 is Monte-Carlo, 0 one-step.
         value_weight, value_clip: weight of the critic's loss, and how far a value may move in its favour.
     """
 
-    def __init__(self, lam: float = 0.95, value_weight: float = 0.5, value_clip: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, lam: float = 0.95, value_weight: float = 0.5, value_clip: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.lam, self.value_weight, self.value_clip = lam, value_weight, value_clip
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         assert now.values is not None and batch.returns is not None
-        loss = value_loss(now.values, batch.returns, batch.mask, batch.values, self.value_clip, batch.totals.get("mask"))
+        loss = value_loss(
+            now.values, batch.returns, batch.mask, batch.values, self.value_clip, batch.totals.get("mask")
+        )
         now.notes["explained_variance"] = explained_variance(now.values.detach(), batch.returns, batch.mask)
         return super().terms(batch, now) | {"value": self.value_weight * loss}
 
@@ -111,7 +115,7 @@ class QObjective(CriticObjective):
         return values
 
 
-class ActorCriticAgent(ValueObjective, PolicyGradientObjective, PolicyModule):
+class ActorCriticAgent(ValueObjective, PolicyModule):
     """REINFORCE with a value baseline (λ = 1), A2C (λ < 1) or PPO (`clip` and several passes)."""
 
     def __init__(self, value: Value, **kwargs: Any) -> None:
@@ -119,7 +123,7 @@ class ActorCriticAgent(ValueObjective, PolicyGradientObjective, PolicyModule):
         self.value = value
 
 
-class QActorCriticAgent(QObjective, PolicyGradientObjective, PolicyModule):
+class QActorCriticAgent(QObjective, PolicyModule):
     """A policy whose gradient is weighted by a learned Q(s, a)."""
 
     def __init__(self, q: QValue, **kwargs: Any) -> None:

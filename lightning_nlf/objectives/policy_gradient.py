@@ -155,7 +155,7 @@ class PolicyGradientObjective(Objective):
 
 
 def surrogate_notes(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, clip: float) -> Terms:
-    """How far the policy moved: share of clipped ratios, and KL(old ‖ new) by k3 = e^d − 1 − d, d = log π − log π_old."""
+    """Share of clipped ratios, and KL(old ‖ new) by k3 = e^d − 1 − d with d = log π − log π_old."""
     ratio = importance_ratio(log_probs, old_log_probs, mask)
     clipped = ((ratio - 1).abs() > clip).to(ratio.dtype)
     return {"clip_fraction": masked_mean(clipped, mask), "kl": masked_mean(ratio - 1 - ratio.log(), mask)}

@@ -171,8 +171,8 @@ def first_start(path: Path) -> dict[str, Any]:
 def last_lifecycle(path: Path) -> dict[str, Any]:
     """The last "start" or "end" record of the journal at `path`, or an empty dict."""
     record: dict[str, Any] = {}
-    for record in _lifecycle(path):
-        pass
+    for found in _lifecycle(path):
+        record = found
     return record
 
 

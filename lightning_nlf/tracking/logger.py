@@ -7,6 +7,7 @@ A training never waits for MLflow and never fails because of it. What a server h
 from __future__ import annotations
 
 import atexit
+import contextlib
 import getpass
 import logging
 import os
@@ -130,7 +131,8 @@ class MLflowJournalLogger(Logger):
     def log_artifact(self, path: str | Path) -> None:
         """Have a file or folder of the run folder sent, as it is when the thread comes to it.
 
-        A file may be logged again after each rewrite; MLflow keeps the newest. A relative path begins at the run folder.
+        A file may be logged again after each rewrite; MLflow keeps the newest.
+        A relative path begins at the run folder.
 
         Raises:
             ValueError: `path` is not inside the run folder.
@@ -191,8 +193,6 @@ class MLflowJournalLogger(Logger):
 def _origin() -> dict[str, str]:
     """Who started the run and with which program, as MLflow's list of runs shows it."""
     origin = {"source.name": Path(sys.argv[0]).name or "python"}
-    try:
+    with contextlib.suppress(KeyError, OSError):  # a container without an entry for this user number
         origin["user"] = getpass.getuser()
-    except (KeyError, OSError):
-        pass  # a container without an entry for this user number
     return origin

@@ -21,8 +21,10 @@ STATE = "mlflow.json"
 
 @dataclass
 class Position:
-    """The MLflow run of one journal on one server, the byte of the journal up to which it has arrived, and the artifacts
-    named before that byte that have not."""
+    """The MLflow run of one journal on one server.
+
+    With the byte of the journal up to which it has arrived, and the artifacts named before that byte that have not.
+    """
 
     journal: str
     experiment_id: str

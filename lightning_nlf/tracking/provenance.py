@@ -20,7 +20,7 @@ LONGEST_PATCH = 1_000_000  # characters
 
 
 def gather(folder: str | Path = ".") -> dict[str, str]:
-    """File name → text: `command.txt`, `git.txt`, `packages.txt`, `host.txt`, and `git.patch` where the code is changed.
+    """File name → text: `command.txt`, `git.txt`, `packages.txt`, `host.txt`; `git.patch` where the code is changed.
 
     `folder` is one in the git repository of the code.
     """

@@ -76,7 +76,7 @@ def test_a_start_may_lie_past_the_horizon_but_not_past_the_typical_length(typica
 
 
 def test_window_is_one_run_of_its_length_and_the_learner_again():
-    """Starts below 40 and 7 steps long: it always ends before 60, so each of the rows taken over has 7 True in a run."""
+    """Starts below 40 and 7 steps long: it ends before 60, so each row taken over has 7 True in a run."""
     expert_acts = plan(Window(length=7, probability=0.25), 20_000, 60, typical_length=40.0)
     steps = expert_acts.sum(1)
     assert set(steps.tolist()) == {0, 7}

@@ -123,6 +123,16 @@ def test_a_learning_rate_for_a_network_that_is_not_there_is_refused():
         ).configure_optimizers()
 
 
+def test_a_term_is_logged_by_its_mean_over_the_batches_that_had_a_step_for_it():
+    """One batch with advantage 1, then two from which nobody learns: the policy term is that of the first."""
+    nothing = torch.zeros(3, 4, dtype=torch.bool)
+    rows, labels = batch(), Batch(**(vars(batch()) | {"mask": nothing}))
+    module = ReinforcePolicy(policy=GaussianPolicy(4, 1), optimizer=lambda groups: torch.optim.SGD(groups, lr=0))
+    expected = -module.evaluate(rows).log_probs.mean()
+    fit(module, [rows, labels, labels])
+    torch.testing.assert_close(module.trainer.callback_metrics["train/policy"], expected.detach())
+
+
 class DropoutPolicy(GaussianPolicy):
     def forward(self, obs, where=None):
         return super().forward(nn.functional.dropout(obs, 0.5, self.training), where)

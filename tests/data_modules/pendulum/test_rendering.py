@@ -49,7 +49,7 @@ def episode(steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return obs, third == 1, np.ones(steps)
 
 
-@pytest.mark.parametrize(("steps", "frames"), [(1, 1), (2, 2), (120, 120), (121, 120), (1000, 120)])
+@pytest.mark.parametrize(("steps", "frames"), [(1, 1), (2, 2), (80, 80), (81, 80), (1000, 80)])
 def test_frames_size_and_weight(drawn, tmp_path, steps, frames):
     path = episode_gif(*episode(steps), tmp_path / "new" / "folder" / "episode.gif", title="a title")
     with Image.open(path) as gif:
@@ -94,10 +94,10 @@ def test_first_and_last_step_are_always_shown(drawn, tmp_path):
 
 def test_a_heavy_file_loses_frames_and_keeps_its_end(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(rendering, "MAX_BYTES", 60_000)
-    path = episode_gif(*episode(120), tmp_path / "episode.gif")
+    path = episode_gif(*episode(80), tmp_path / "episode.gif")
     frames = frames_of(path)
     assert path.stat().st_size <= 60_000
-    assert 2 <= len(frames) < 120
+    assert 2 <= len(frames) < 80
     assert actor_at(frames[-1], cart(1)) == "learner"
 
 

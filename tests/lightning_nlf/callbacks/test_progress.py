@@ -44,10 +44,10 @@ def test_lines_come_seldom(fit: Any, capsys: pytest.CaptureFixture[str], monkeyp
     fit.scripted([(7, 6)] * 25, [Clock(), FitProgress()])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run ")]
     assert lines == [
-        "run 1/25 · loss -0 · validation 7.0, sampled 6.0 · 0:00:01 elapsed, 0:00:24 left",
-        "run 11/25 · loss -10 · validation 7.0, sampled 6.0 · 0:00:11 elapsed, 0:00:14 left",
-        "run 21/25 · loss -20 · validation 7.0, sampled 6.0 · 0:00:21 elapsed, 0:00:04 left",
-        "run 25/25 · loss -24 · validation 7.0, sampled 6.0 · 0:00:25 elapsed",
+        "run 1/25 · loss -0 · validation 7, sampled 6 · 0:00:01 elapsed, 0:00:24 left",
+        "run 11/25 · loss -10 · validation 7, sampled 6 · 0:00:11 elapsed, 0:00:14 left",
+        "run 21/25 · loss -20 · validation 7, sampled 6 · 0:00:21 elapsed, 0:00:04 left",
+        "run 25/25 · loss -24 · validation 7, sampled 6 · 0:00:25 elapsed",
     ]
 
 
@@ -109,7 +109,7 @@ def test_a_bar_on_a_terminal(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[?25l" in b"".join(shown).decode() and "\x1b[?25h" in b"".join(shown).decode()  # cursor off and on
     lines = [line.rstrip() for line in text.replace("\r", "\n").split("\n")]
     assert any(re.fullmatch(rf"run ━+ 3/3 {TIMES}", line) for line in lines), text
-    assert "  loss -2 · validation 1000.0, sampled 900.0" in lines
+    assert "  loss -2 · validation 1,000, sampled 900" in lines
     end = next(number for number, line in enumerate(lines) if line.startswith("Finished"))
     assert max(map(len, lines[:end])) <= 80
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from jsonargparse import ArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_nlf.cli_errors import nearest
-from lightning_nlf.valid_names import contents, import_hint, missing_module, of_the_stage, options, parameters
-from lightning_nlf.yaml_places import Place, find
+from lightning_nlf.cli.errors import nearest
+from lightning_nlf.cli.valid_names import contents, import_hint, missing_module, of_the_stage, options, parameters
+from lightning_nlf.cli.yaml_places import Place, find
 
 _KEY = re.compile(r'Parser key "([^"]+)":\s*(.*)')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)':")

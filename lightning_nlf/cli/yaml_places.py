@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from lightning_nlf.cli_errors import ConfigurationError, nearest
+from lightning_nlf.cli.errors import ConfigurationError, nearest
 
 _NOT_SHOWN = ("init_args", "dict_kwargs")
 _BESIDE_CLASS_PATH = ("class_path", *_NOT_SHOWN)

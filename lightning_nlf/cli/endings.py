@@ -8,13 +8,13 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_nlf.cli_errors import ConfigurationError, RunFailure, raised_by_us
-from lightning_nlf.cli_messages import translate_construction
+from lightning_nlf.cli.errors import ConfigurationError, RunFailure, raised_by_us
+from lightning_nlf.cli.messages import translate_construction
+from lightning_nlf.cli.run_folder import describe_last_checkpoint
+from lightning_nlf.cli.valid_names import import_hint
+from lightning_nlf.cli.yaml_places import Place
 from lightning_nlf.construction import ConstructionFailed
 from lightning_nlf.modules import NonFiniteError
-from lightning_nlf.run_folder import describe_last_checkpoint
-from lightning_nlf.valid_names import import_hint
-from lightning_nlf.yaml_places import Place
 
 
 @contextmanager

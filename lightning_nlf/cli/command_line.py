@@ -16,14 +16,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _Instan
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_nlf import callbacks, cli_messages, noise, run_folder
+from lightning_nlf import callbacks
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
-from lightning_nlf.cli_endings import told_in_one_sentence
-from lightning_nlf.cli_errors import ConfigurationError, RunFailure, nearest, traceback_wanted
+from lightning_nlf.cli import messages, noise, run_folder
+from lightning_nlf.cli.endings import told_in_one_sentence
+from lightning_nlf.cli.errors import ConfigurationError, RunFailure, nearest, traceback_wanted
+from lightning_nlf.cli.saved_config import SaveRunConfig
+from lightning_nlf.cli.yaml_places import Place, config_files, read_places
 from lightning_nlf.construction import plain, surfacing
 from lightning_nlf.modules import ObjectiveModule
-from lightning_nlf.saved_config import SaveRunConfig
-from lightning_nlf.yaml_places import Place, config_files, read_places
 
 STAGES = ("fit", "validate", "test", "predict")
 ALWAYS_ON: tuple[type[L.Callback], ...] = (
@@ -52,7 +53,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # one that jsonargparse made for a class, and whose errors it collects
             super().error(message, ex)
-        raise ConfigurationError(cli_messages.translate(message, self, self.places)) from ex
+        raise ConfigurationError(messages.translate(message, self, self.places)) from ex
 
 
 class CommandLine(LightningCLI):
@@ -110,7 +111,7 @@ class CommandLine(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except OmegaConfBaseException as error:
-            raise ConfigurationError(cli_messages.translate_interpolation(error, self.places)) from error
+            raise ConfigurationError(messages.translate_interpolation(error, self.places)) from error
         self.options = self.config[self.stage]
         for key in ("model", "data"):
             if self.options.get(key) is None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_nlf.cli_errors import ConfigurationError
+from lightning_nlf.cli.errors import ConfigurationError
 
 NAMES = ("best", "last")
 _HANDED_DOWN = "LIGHTNING_NLF_RUN_DIR"  # to the processes that Lightning starts for the other ranks

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from lightning_nlf import callbacks
-from lightning_nlf.cli import main
+from lightning_nlf.cli.command_line import main
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.objectives import InjectionPolicy
 

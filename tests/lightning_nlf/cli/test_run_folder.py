@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_nlf import run_folder
-from lightning_nlf.cli_errors import ConfigurationError
-from lightning_nlf.saved_config import SaveRunConfig
+from lightning_nlf.cli import run_folder
+from lightning_nlf.cli.errors import ConfigurationError
+from lightning_nlf.cli.saved_config import SaveRunConfig
 
 
 @pytest.fixture(autouse=True)

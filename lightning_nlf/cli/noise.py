@@ -8,6 +8,7 @@ import warnings
 _WARNINGS = (
     r".*does not have many workers.*",  # collection happens in the main process
     r".*`IterableDataset` has `__len__` defined.*",  # there is one worker at most
+    r".*The number of training batches .* is smaller than the logging interval.*",  # many short epochs: it adds up
     r".*Checkpoint directory .* exists and is not empty.*",  # the run folder is claimed, or continued on purpose
     r".*isinstance\(treespec, LeafSpec\).*",  # between Lightning and torch
     r".*You are using `torch.load` with `weights_only=False`.*",

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from jsonargparse import ArgumentParser
 
-from lightning_nlf.cli_errors import EXTRAS, nearest
+from lightning_nlf.cli.errors import EXTRAS, nearest
 
 
 def of_the_stage(parser: ArgumentParser) -> ArgumentParser:

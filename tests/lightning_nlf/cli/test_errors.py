@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_nlf.cli import main
-from lightning_nlf.cli_errors import EXTRAS
+from lightning_nlf.cli.command_line import main
+from lightning_nlf.cli.errors import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 LINEAR = "lightning_nlf.functional.Linear"
