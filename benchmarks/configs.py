@@ -23,8 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-NAMES = ["reinforce", "a2c", "q_actor_critic", "ppo", "joint", "injection", "injection_weighted", "injection_shaped", "bc"]
-NAMES += ["dagger"]
+NAMES = "reinforce a2c q_actor_critic ppo joint injection injection_weighted injection_shaped bc dagger".split()
 RUNS = Path("outputs/benchmarks/configs")
 RESULTS = Path(__file__).parent / "results"
 SOLVED, TIMES = 950.0, 3

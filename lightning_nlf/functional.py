@@ -106,6 +106,19 @@ def distribution_of(params: dict[str, Tensor]) -> Distribution:
     return Independent(Normal(params["mean"], params["std"], validate_args=False), 1, validate_args=False)
 
 
+def params_of(distribution: Distribution) -> dict[str, Tensor]:
+    """What `distribution_of` is made from; each of the batch shape and one dimension more.
+
+    Raises:
+        ValueError: neither a Gaussian nor a categorical.
+    """
+    if isinstance(distribution, Categorical):
+        return {"logits": distribution.logits}
+    if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
+        return {"mean": distribution.base_dist.loc, "std": distribution.base_dist.scale}
+    raise ValueError(f"an expert is a Gaussian or a categorical, not a {type(distribution).__name__}")
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A number that moves with experience: c(t) for t steps decided so far (environment steps, or tokens)."""

@@ -2,81 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torchmetrics import MeanMetric
 
 from lightning_nlf import generation
 from lightning_nlf.batch import Batch
 from lightning_nlf.construction import rebuild
 from lightning_nlf.networks import Policy
-
-Terms = dict[str, Tensor]
+from lightning_nlf.objective import Evaluation, Objective
 
 
 class NonFiniteError(RuntimeError):
     """A loss, a reward or a gradient is NaN or infinite. Says which, and at what step."""
-
-
-@dataclass
-class Evaluation:
-    """What the current networks say of a batch, computed once a step and shared by all terms."""
-
-    where: Tensor  # (B, T) bool: the N steps that were evaluated
-    distribution: Distribution  # of batch shape (N,)
-    log_probs: Tensor  # (B, T) of `batch.actions`; 0 elsewhere
-    values: Tensor | None  # (B, T); 0 elsewhere
-    notes: dict[str, Tensor] = field(default_factory=dict)  # what a mixin wants logged beside its terms
-
-    @cached_property
-    def entropy(self) -> Tensor:  # (B, T)
-        return self.scatter(self.distribution.entropy())
-
-    def scatter(self, x: Tensor) -> Tensor:
-        """x (N,) → (B, T), 0 where nothing was evaluated."""
-        return torch.zeros(self.where.shape, dtype=x.dtype, device=x.device).masked_scatter(self.where, x)
-
-
-class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore[misc]
-    """What a mixin may say. Each method is cooperative: it calls `super()` and adds its own."""
-
-    experience: Tensor  # () float64: steps decided so far, by all ranks; the clock of schedules
-
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
-        """The loss terms, each (), by the name they are logged under."""
-        return {}
-
-    def prepare(self, batch: Batch) -> Batch:
-        """What is computed once per collection, without gradients."""
-        return batch
-
-    def advance(self) -> None:
-        """What moves after each optimizer step. Whatever moves is a buffer, so that the checkpoint has it."""
-
-    def critic(self, batch: Batch, where: Tensor) -> Tensor | None:
-        """Values of the N steps of `where`, if there is a network for them."""
-        return None
-
-    # ---- what it may use
-
-    def sum_over_ranks(self, x: Tensor) -> Tensor:
-        """Σ x over the ranks of the Trainer; x itself without one."""
-        trainer = self._trainer
-        return x if trainer is None or trainer.world_size == 1 else trainer.strategy.reduce(x, reduce_op="sum")
-
-    def acting(self) -> AbstractContextManager:
-        """Eval mode and the Trainer's precision: dropout or another dtype would break "the ratio is 1"."""
-        if self.training:
-            self.eval()
-        return nullcontext() if self._trainer is None else self._trainer.precision_plugin.forward_context()
 
 
 class ObjectiveModule(Objective, L.LightningModule):

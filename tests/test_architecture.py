@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ["batch", "functional", "networks", "generation", "construction", "modules", "objectives", "callbacks", "cli"]
+FLOORS = [
+    "batch",
+    "functional",
+    "networks",
+    "generation",
+    "construction",
+    "objective",
+    "modules",
+    "objectives",
+    "experts",
+    "callbacks",
+    "cli",
+]
 LEAVES = ("lightning_nlf/batch.py", "lightning_nlf/functional.py")
 STDLIB = {"__future__", "collections", "dataclasses", "typing"}
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import gae, masked_mean
-from lightning_nlf.modules import Evaluation, PolicyModule, Terms
+from lightning_nlf.modules import PolicyModule
 from lightning_nlf.networks import Policy, QValue, Value
+from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 
 

@@ -12,7 +12,8 @@ from torch.distributions import Categorical, Distribution, kl_divergence
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import Schedule, distribution_of, masked_mean, scheduled
-from lightning_nlf.modules import Evaluation, Objective, PolicyModule, Terms
+from lightning_nlf.modules import PolicyModule
+from lightning_nlf.objective import Evaluation, Objective, Terms
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import masked_mean
-from lightning_nlf.modules import Evaluation, Objective, Terms
+from lightning_nlf.objective import Evaluation, Objective, Terms
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent
 from lightning_nlf.objectives.imitation import JointAgent, JointPolicy
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, importance_ratio

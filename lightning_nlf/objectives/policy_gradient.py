@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import gae, masked_mean, takeover_cuts
-from lightning_nlf.modules import Evaluation, Objective, PolicyModule, Terms
+from lightning_nlf.modules import PolicyModule
+from lightning_nlf.objective import Evaluation, Objective, Terms
 
 
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, total: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from lightning_nlf.functional import (
     gae,
     masked_mean,
     next_valid,
+    params_of,
     reverse_recurrence,
     scheduled,
     takeover_cuts,
@@ -119,6 +120,16 @@ def test_schedules():
 def test_a_schedule_over_no_steps_is_refused(make):
     with pytest.raises(ValueError, match="above 0"):
         make()
+
+
+@pytest.mark.parametrize(
+    "params", [{"mean": torch.randn(5, 2), "std": torch.rand(5, 2) + 0.1}, {"logits": torch.randn(5, 3).log_softmax(-1)}]
+)
+def test_a_distribution_and_its_parameters_are_one(params):
+    restored = params_of(distribution_of(params))
+    assert restored.keys() == params.keys()
+    for name, x in params.items():
+        torch.testing.assert_close(restored[name], x)
 
 
 def test_a_point_mass_has_no_distribution():

@@ -1,0 +1,34 @@
+"""A policy that was trained here as the expert of another run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_nlf.functional import params_of
+from lightning_nlf.modules import PolicyModule
+
+
+class CheckpointExpert:
+    """Samples from the policy of a checkpoint of ours.
+
+    Args:
+        checkpoint: its path, or its name in MLflow's model registry, `models:/pendulum@champion`.
+
+    Raises:
+        ValueError: no such file, or one that holds more than tensors.
+    """
+
+    def __init__(self, checkpoint: str) -> None:
+        if checkpoint.startswith("models:/"):
+            from lightning_nlf.tracking.registry import fetch_registered  # MLflow, which takes seconds
+
+            checkpoint = str(fetch_registered(checkpoint))
+        self.policy = PolicyModule.load_from_checkpoint(checkpoint).policy.eval()
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """`Expert.act`: obs (N, *obs) → actions (N, *act), log_probs (N,), the distribution's parameters (N, …)."""
+        distribution, _ = self.policy.step(obs)
+        actions = distribution.sample()
+        return actions, distribution.log_prob(actions), params_of(distribution)
