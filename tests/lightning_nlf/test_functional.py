@@ -123,7 +123,8 @@ def test_a_schedule_over_no_steps_is_refused(make):
 
 
 @pytest.mark.parametrize(
-    "params", [{"mean": torch.randn(5, 2), "std": torch.rand(5, 2) + 0.1}, {"logits": torch.randn(5, 3).log_softmax(-1)}]
+    "params",
+    [{"mean": torch.randn(5, 2), "std": torch.rand(5, 2) + 0.1}, {"logits": torch.randn(5, 3).log_softmax(-1)}],
 )
 def test_a_distribution_and_its_parameters_are_one(params):
     restored = params_of(distribution_of(params))
