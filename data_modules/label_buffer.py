@@ -86,19 +86,26 @@ def labelled_steps(batch: Batch) -> Batch:
 
     params = None if batch.expert_params is None else {name: steps(x) for name, x in batch.expert_params.items()}
     actions = steps(batch.expert_actions)
-    nothing = torch.zeros(len(actions), 1, dtype=torch.bool)
-    zero = torch.zeros(len(actions), 1)
-    return Batch(
-        obs=steps(batch.obs),
-        actions=actions,
-        valid=nothing,
-        mask=nothing,
-        # A term that finds no step to learn from still reads its tensors.
-        log_probs=zero,
-        values=zero,
-        returns=zero,
-        advantages=zero,
-        expert_actions=actions,
-        expert_mask=torch.ones_like(nothing),
-        expert_params=params,
+    known = torch.ones(len(actions), 1, dtype=torch.bool)
+    return as_labels(
+        Batch(
+            obs=steps(batch.obs),
+            actions=actions,
+            valid=known,
+            mask=known,
+            expert_actions=actions,
+            expert_mask=known,
+            expert_params=params,
+        )
+    )
+
+
+def as_labels(batch: Batch) -> Batch:
+    """The rows with an expert to imitate and nothing else: no valid step, no return.
+
+    What a term reads that finds no step to learn from is there, and 0.
+    """
+    nothing, zero = torch.zeros_like(batch.mask), torch.zeros(batch.mask.shape)
+    return replace(
+        batch, valid=nothing, mask=nothing, log_probs=zero, rewards=zero, values=zero, returns=zero, advantages=zero
     )

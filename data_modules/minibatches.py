@@ -44,6 +44,15 @@ class MinibatchDataModule(L.LightningDataModule):
         """This rank's rows of one epoch; counts what they cost."""
         raise NotImplementedError
 
+    def refuse_too_few(self, name: str, amount: int, what: str = "rows") -> None:
+        """Raises ValueError on every rank alike, so that none is left waiting for the others.
+
+        Args: amount: rows (or groups) of an epoch, over all ranks; name: the knob that says so.
+        """
+        parts = self._world_size * self.minibatches * self._accumulate
+        if amount < parts:
+            raise ValueError(f"{name}: {amount} {what} for {parts} parts (processes × minibatches × accumulation)")
+
     # ---- from rows to optimizer steps
 
     @property
@@ -71,7 +80,8 @@ class MinibatchDataModule(L.LightningDataModule):
 
     def _stamped(self, batches: list[Batch], steps: list[Tensor], rng: np.random.Generator) -> Iterator[Batch]:
         """The rows of each optimizer step, as micro-batches that know how many steps of each mask it has in all."""
-        counts = [row_counts(batch) for batch in batches]
+        known = {id(batch): row_counts(batch) for batch in batches}  # the same batch stands in many steps
+        counts = [known[id(batch)] for batch in batches]
         names = list(counts[0]) if counts else []
         local = [
             [count[name][rows.to(count[name].device)].sum() for name in names]

@@ -95,8 +95,5 @@ class OfflineDataModule(MinibatchDataModule):
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
         assert self.rows is not None, "setup comes first"
         places, groups = grouped(self.rows)
-        parts = self._world_size * self.minibatches * self._accumulate
-        if groups < parts:  # seen by every rank alike, so that none is left waiting for the others
-            what = "rows" if self.rows.group is None else "groups"
-            raise ValueError(f"minibatches: {parts} parts over all processes asked of {groups} {what} in {self.path}")
+        self.refuse_too_few(self.path, groups, "rows" if self.rows.group is None else "groups")
         return self.rows[places % self._world_size == self.trainer.global_rank]

@@ -70,9 +70,11 @@ class RolloutDataModule(MinibatchDataModule):
     def _evaluation_loaders(self, stream: int) -> list[DataLoader]:
         def played(deterministic: bool) -> Iterator[Batch]:
             rng = self._rng(stream, int(deterministic))
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+            device = self.trainer.strategy.root_device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
                 torch.manual_seed(int(rng.integers(2**63)))
-                yield self.evaluate(self._actor, rng, deterministic)
+                batch = self.evaluate(self._actor, rng, deterministic)
+            yield batch  # outside: Lightning holds the generator, and would stay within
 
         return [loader(partial(played, mode), 1) for mode in (True, False)]
 

@@ -19,7 +19,7 @@ class Takeover(Protocol):
 
         Args:
             episodes: rows to plan.
-            horizon: steps after which an episode is truncated.
+            horizon: steps of a row at most.
             typical_length: mean length, in steps, of the episodes of the previous collection: a point drawn over the
                 whole horizon would come after the fall of nearly every early episode.
             rng: the only source of chance.
@@ -31,7 +31,7 @@ class Takeover(Protocol):
 
 
 class Geometric(Takeover):
-    """The learner acts for n steps, P(n) = p (1 − p)ⁿ with mean (1 − p) / p, then the expert to the end.
+    """The learner acts for n steps, P(n) = p (1 − p)ⁿ with mean (1 − p) / p, then the expert to the end of the row.
 
     p = 0.4, mean 1.5, is the setting of github.com/TanayGahlot/LearnFromNaturalLanguageFeedback.
 
@@ -50,7 +50,7 @@ class Geometric(Takeover):
 
 
 class Uniform(Takeover):
-    """From a point uniform in [0, typical_length) the expert acts to the end, in a share of the episodes.
+    """From a point uniform in [0, typical_length) the expert acts to the end of the row, in a share of the rows.
 
     Args:
         probability: that an episode is taken over at all.

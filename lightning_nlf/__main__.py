@@ -34,9 +34,12 @@ def main() -> None:
         return
     # Idle OpenMP threads would spin beside MuJoCo's: on two busy cores a fit took ten times as long. Read at import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with quick_imports():
-        from lightning_nlf.cli.command_line import main as command_line  # Lightning, which takes seconds
-    command_line()
+    try:
+        with quick_imports():
+            from lightning_nlf.cli.command_line import main as command_line  # Lightning, which takes seconds
+        command_line()
+    except KeyboardInterrupt:  # before or after a stage: Lightning takes those within
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,14 @@ class Batch:
     rank: Tensor | None = None  # (B,) int  0 is best, equal is a tie, −1 is unranked
     score: Tensor | None = None  # (B,)
     view: Batch | None = None  # the same actions in the same order behind another prompt
-    extra: dict[str, Tensor] = field(default_factory=dict)  # each (B, …): what a new objective needs
+    extra: dict[str, Tensor] = field(default_factory=dict)  # each (B,) or (B, T, …): what a new objective needs
     # True steps of each mask, averaged over the micro-batches and ranks of one optimizer step (`stamp_totals`)
     totals: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, x in self.extra.items():
+            if x.ndim > 1 and x.shape[:2] != self.mask.shape[:2]:
+                raise ValueError(f"extra.{name}: shape {tuple(x.shape)} is neither (B,) nor (B, T, …)")
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -71,7 +76,7 @@ class Batch:
             for name in per_step
             if (value := getattr(self, name)) is not None
         }
-        extra = {k: x[:, :length] if x.ndim > 1 and x.shape[1] == width else x for k, x in self.extra.items()}
+        extra = {name: x if x.ndim == 1 else x[:, :length] for name, x in self.extra.items()}
         return replace(self, **cut, extra=extra, view=view)
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
@@ -111,7 +116,8 @@ def stack_rows(batches: Sequence[Batch]) -> Batch:
         if any(v is None for v in values):
             raise ValueError(f"cannot stack batches: {name} is missing in some of them")
         if isinstance(values[0], dict):
-            return {key: join(f"{name}.{key}", [v.get(key) for v in values]) for key in values[0]}
+            keys = dict.fromkeys(key for v in values for key in v)
+            return {key: join(f"{name}.{key}", [v.get(key) for v in values]) for key in keys}
         if isinstance(values[0], Batch):
             return stack_rows(values)
         if name.split(".")[0] in _PER_ROW - {"extra"} or values[0].ndim < 2:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
+
+from lightning_nlf.checkpoint_io import SafeCheckpointIO
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -67,11 +68,12 @@ def rebuild(
         changes: of init_args, at the top level.
 
     Raises:
-        ValueError: the checkpoint is of a module built by hand, and does not say how.
+        FileNotFoundError, ValueError: there is no such checkpoint, or it is damaged or holds code; or it is of a module
+            built by hand, and does not say how.
         argparse.ArgumentError: a class or parameter it names does not exist (any more), or is no subclass.
         RuntimeError: the weights do not fit.
     """
-    checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    checkpoint = SafeCheckpointIO().load_checkpoint(path, map_location)
     init_args = dict(checkpoint.get(base.CHECKPOINT_HYPER_PARAMS_KEY) or {})
     class_path = init_args.pop("_class_path", None)
     init_args.pop("_instantiator", None)

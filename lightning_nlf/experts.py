@@ -14,16 +14,17 @@ class CheckpointExpert:
 
     Args:
         checkpoint: its path, or its name in MLflow's model registry, `models:/pendulum@champion`.
+        tracking_uri: of the registry; by default MLFLOW_TRACKING_URI or `outputs/mlflow.db`.
 
     Raises:
-        ValueError: no such file, or one that holds more than tensors.
+        FileNotFoundError, ValueError: no such checkpoint, or one that is damaged or holds code.
     """
 
-    def __init__(self, checkpoint: str) -> None:
+    def __init__(self, checkpoint: str, tracking_uri: str | None = None) -> None:
         if checkpoint.startswith("models:/"):
             from lightning_nlf.tracking.registry import fetch_registered  # MLflow, which takes seconds
 
-            checkpoint = str(fetch_registered(checkpoint))
+            checkpoint = str(fetch_registered(checkpoint, tracking_uri))
         self.policy = PolicyModule.load_from_checkpoint(checkpoint).policy.eval()
 
     @torch.no_grad()

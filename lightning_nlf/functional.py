@@ -62,6 +62,23 @@ def next_valid(x: Tensor, valid: Tensor, last: Tensor) -> Tensor:
     return torch.cat([x, last[:, None].to(x.dtype)], 1).gather(1, after)
 
 
+def with_final_obs(batch: Batch) -> tuple[Tensor, Tensor]:
+    """obs with `final_obs` right behind each row's last valid step, (B, T + 1, *obs), and where, (B, T + 1) bool.
+
+    So a recurrent network reads what led there.
+    """
+    assert batch.final_obs is not None
+    width = batch.valid.shape[1]
+    steps = torch.arange(1, width + 1, device=batch.valid.device)
+    behind = (batch.valid * steps).max(1).values  # (B,)
+    rows = torch.arange(len(behind), device=behind.device)
+    obs = torch.cat([batch.obs, torch.zeros_like(batch.obs[:, :1])], 1)
+    obs[rows, behind] = batch.final_obs
+    where = torch.zeros(len(behind), width + 1, dtype=torch.bool, device=behind.device)
+    where[rows, behind] = True
+    return obs, where
+
+
 def gae(
     rewards: Tensor,
     values: Tensor,

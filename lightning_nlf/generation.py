@@ -27,7 +27,7 @@ def reply(
     for _ in range(max_new):
         distribution, following = policy.read(ids, lengths, state)
         # A finished row's state must stay where its last token was drawn: the next turn goes on from there.
-        state = following if state is None else torch.where(running[None, :, None], following, state)
+        state = following if state is None else policy.keep(running, following, state)
         sampled = distribution.mode if deterministic else distribution.sample()
         token = torch.where(running, sampled, stop)
         tokens.append(token)

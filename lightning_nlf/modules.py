@@ -14,7 +14,7 @@ from lightning_nlf import generation
 from lightning_nlf.batch import Batch
 from lightning_nlf.construction import rebuild
 from lightning_nlf.networks import Policy
-from lightning_nlf.objective import Evaluation, Objective
+from lightning_nlf.objective import Evaluation, Objective, scattered
 
 
 class NonFiniteError(RuntimeError):
@@ -39,10 +39,21 @@ class ObjectiveModule(Objective, L.LightningModule):
         self.save_hyperparameters()
         self.optimizer, self.lr_scheduler, self.network_lr = optimizer, lr_scheduler, network_lr or {}
         self.register_buffer("experience", torch.zeros((), dtype=torch.float64))
-        self._unlogged: dict[str, list[Tensor]] = {}
+        self._unlogged: dict[str, list[Tensor]] = {}  # each (2,): a value, and whether it counts
+        self._suspect = ""
         self.played = nn.ModuleList([MeanMetric(), MeanMetric()])  # returns of the two evaluation loaders
 
     # ---- training
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
+            raise ValueError(f"trainer.precision: {self.trainer.precision} is not what states come in; use bf16-mixed")
+
+    def on_train_start(self) -> None:
+        """Refuses another learning rate than the checkpoint's: it would be recorded, and not used."""
+        lrs = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        if self.lr_scheduler is None and lrs != self._configured_lrs:
+            raise ValueError(f"optimizer.lr: the checkpoint goes on with {lrs}, not {self._configured_lrs}")
 
     def evaluate(self, batch: Batch) -> Evaluation:
         raise NotImplementedError
@@ -54,9 +65,10 @@ class ObjectiveModule(Objective, L.LightningModule):
         terms = self.terms(batch, now)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         if not torch.isfinite(loss):
-            self._refuse(", ".join(f"{name} = {float(term.detach())}" for name, term in terms.items()), "loss")
+            self._refuse_loss(", ".join(f"{name} = {float(term.detach())}" for name, term in terms.items()))
         for name, x in (terms | {"loss": loss} | now.notes).items():
-            self._unlogged.setdefault(name, []).append(x.detach())
+            total = batch.totals.get(now.over.get(name, ""))
+            self.note(name, x, total is None or bool(total > 0))
         if self.trainer._logger_connector.should_update_logs:
             self._log_terms(self.global_step)
         return loss
@@ -64,12 +76,16 @@ class ObjectiveModule(Objective, L.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._log_terms(self.global_step - 1)
 
+    def note(self, name: str, x: Tensor, counts: bool = True) -> None:
+        x = x.detach().float()
+        self._unlogged.setdefault(name, []).append(torch.stack([x, torch.ones_like(x)]) * counts)
+
     def _log_terms(self, step: int) -> None:
-        """Each term's mean since the last time, over the batches that had a step for it: 0 is no step, not a value."""
+        """Each term's mean since the last time, over the optimizer steps that had something for it."""
         if not self._unlogged:
             return
-        seen = torch.stack([torch.stack(values).float() for values in self._unlogged.values()])  # (terms, batches)
-        sums, counts = self.sum_over_ranks(torch.stack([seen.sum(1), (seen != 0).sum(1)])).cpu()
+        local = torch.stack([torch.stack(values).sum(0) for values in self._unlogged.values()])  # (terms, 2)
+        sums, counts = self.sum_over_ranks(local).T.cpu()
         names = [f"train/{name}" for name in self._unlogged]
         self._unlogged.clear()
         metrics = {name: sums[i] / counts[i] for i, name in enumerate(names) if counts[i]}
@@ -80,22 +96,26 @@ class ObjectiveModule(Objective, L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             return  # a gradient scaler expects infinities, and skips the step itself
-        gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
-        norm = nn.utils.get_total_norm(gradients.values())
-        if not torch.isfinite(norm):
-            bad = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
-            self._refuse(", ".join(bad or gradients), "gradient")
+        for name, network in self.named_children():
+            gradients = {f"{name}.{key}": p.grad for key, p in network.named_parameters() if p.grad is not None}
+            if not gradients:
+                continue
+            norm = nn.utils.get_total_norm(gradients.values())
+            if not torch.isfinite(norm):
+                bad = [key for key, gradient in gradients.items() if not torch.isfinite(gradient).all()]
+                self._refuse(", ".join(bad or gradients) + self._suspect, "gradient")
+            if not norm:  # nothing was learned about this network: momentum must not move it
+                network.zero_grad(set_to_none=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.advance()
 
     def configure_optimizers(self) -> Any:
-        unknown = set(self.network_lr) - {name for name, _ in self.named_children()}
+        names = [name for name, network in self.named_children() if any(p.requires_grad for p in network.parameters())]
+        unknown = set(self.network_lr) - set(names)
         if unknown:
-            raise ValueError(
-                f"network_lr names {sorted(unknown)}: the networks are {sorted(dict(self.named_children()))}"
-            )
+            raise ValueError(f"network_lr names {sorted(unknown)}: the networks are {names}")
         groups: list[dict[str, Any]] = []
         for name, network in self.named_children():
             parameters = [p for p in network.parameters() if p.requires_grad]
@@ -103,6 +123,7 @@ class ObjectiveModule(Objective, L.LightningModule):
                 own = {"lr": self.network_lr[name]} if name in self.network_lr else {}
                 groups.append({"params": parameters, "name": name} | own)
         optimizer = self.optimizer(groups)
+        self._configured_lrs = [group["lr"] for group in optimizer.param_groups]
         return optimizer if self.lr_scheduler is None else ([optimizer], [self.lr_scheduler(optimizer)])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -127,6 +148,12 @@ class ObjectiveModule(Objective, L.LightningModule):
             raise ValueError("weights_only=False: a checkpoint is never run as code")
         return rebuild(cls, checkpoint_path, map_location, strict, **changes)
 
+    def _refuse_loss(self, what: str) -> None:
+        if self.trainer.world_size == 1:
+            self._refuse(what, "loss")
+        # One rank that stopped here would leave the others waiting: its gradient brings the news to all of them.
+        self._suspect = f" (on rank {self.global_rank}: {what})"
+
     def _refuse(self, what: str, kind: str) -> None:
         raise NonFiniteError(f"non-finite {kind} at optimizer step {self.global_step}: {what}")
 
@@ -138,9 +165,9 @@ class ObjectiveModule(Objective, L.LightningModule):
         batch = super().prepare(batch.to(self.device))
         if batch.rewards is not None:
             bad = batch.valid & ~torch.isfinite(batch.rewards)
-            if bad.any():
-                row, step = bad.nonzero()[0].tolist()
-                self._refuse(f"row {row}, step {step} is {float(batch.rewards[row, step])}", "reward")
+            if self.sum_over_ranks(bad.any().float()):  # all ranks stop together
+                where = [f"row {r}, step {t} is {float(batch.rewards[r, t])}" for r, t in bad.nonzero()[:1].tolist()]
+                self._refuse(where[0] if where else "on another rank", "reward")
         self.experience += self.sum_over_ranks(batch.valid.sum())
         return batch
 
@@ -178,10 +205,9 @@ class PolicyModule(ObjectiveModule):
         distribution = self.policy(batch.obs, where)
         log_probs = distribution.log_prob(batch.actions[where])
         values = self.critic(batch, where)
-        now = Evaluation(where, distribution, log_probs, None)
-        now.log_probs = now.scatter(log_probs)
-        now.values = None if values is None else now.scatter(values)
-        return now
+        return Evaluation(
+            where, distribution, scattered(log_probs, where), None if values is None else scattered(values, where)
+        )
 
     @torch.no_grad()
     def act(

@@ -26,6 +26,7 @@ class Evaluation:
     log_probs: Tensor  # (B, T) of `batch.actions`; 0 elsewhere
     values: Tensor | None  # (B, T); 0 elsewhere
     notes: dict[str, Tensor] = field(default_factory=dict)  # what a mixin wants logged beside its terms
+    over: dict[str, str] = field(default_factory=dict)  # the mask in `Batch.totals` that a term or note is a mean over
 
     @cached_property
     def entropy(self) -> Tensor:  # (B, T)
@@ -33,7 +34,12 @@ class Evaluation:
 
     def scatter(self, x: Tensor) -> Tensor:
         """x (N,) → (B, T), 0 where nothing was evaluated."""
-        return torch.zeros(self.where.shape, dtype=x.dtype, device=x.device).masked_scatter(self.where, x)
+        return scattered(x, self.where)
+
+
+def scattered(x: Tensor, where: Tensor) -> Tensor:
+    """x (N,) at the N True steps of `where` (B, T), 0 elsewhere.  (B, T)"""
+    return torch.zeros(where.shape, dtype=x.dtype, device=x.device).masked_scatter(where, x)
 
 
 class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore[misc]
@@ -57,6 +63,9 @@ class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore
         return None
 
     # ---- what it may use
+
+    def note(self, name: str, x: Tensor, counts: bool = True) -> None:
+        """Have x () logged as `train/name`, in the mean of what is noted until the next logging."""
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
         """Σ x over the ranks of the Trainer; x itself without one."""

@@ -19,7 +19,13 @@ from data_modules.pendulum import PendulumDataModule
 from data_modules.pendulum.experts import LQRExpert
 from lightning_nlf.batch import Batch
 from lightning_nlf.networks import GaussianPolicy, MLPValue
-from lightning_nlf.objectives import ActorCriticAgent, JointAgent, ReinforcePolicy
+from lightning_nlf.objectives import (
+    ActorCriticAgent,
+    JointAgent,
+    ReinforcePolicy,
+    ShapedInjectionPolicy,
+    WeightedInjectionAgent,
+)
 
 LENGTHS = (1, 40, 3, 17, 2, 29, 8, 5, 11, 23, 4, 2)
 BUDGET = 61  # labels of the rollouts
@@ -27,6 +33,8 @@ BUDGET = 61  # labels of the rollouts
 MODULES: dict[str, Callable[..., Any]] = {
     "reinforce": lambda **knobs: ReinforcePolicy(baseline="batch_mean", entropy_weight=0.02, **knobs),
     "joint": lambda **knobs: JointAgent(value=MLPValue(4), imitation_weight=0.5, **knobs),
+    "weighted": lambda **knobs: WeightedInjectionAgent(value=MLPValue(4), **knobs),
+    "shaped": lambda **knobs: ShapedInjectionPolicy(**knobs),
     "ppo": lambda **knobs: ActorCriticAgent(value=MLPValue(4), clip=0.1, value_clip=0.02, **knobs),
 }
 

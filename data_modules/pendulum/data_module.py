@@ -60,6 +60,7 @@ class PendulumDataModule(RolloutDataModule):
         self.evaluation_episodes = evaluation_episodes
         self.simulator = InvertedPendulum(threads)
         self.pending: Ended | None = None  # where the rows of the last collection stopped
+        self.finished: list[tuple[float, int]] = []  # return and length of the episodes that ended in this collection
         self.labels_used = 0  # by this rank
         self.typical_length = 20.0  # steps an episode, of the last collection
         self.shown: dict[str, Batch] = {}  # one row each, by the exhibit's name
@@ -67,7 +68,9 @@ class PendulumDataModule(RolloutDataModule):
     # ---- collection
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
+        self.refuse_too_few("episodes", self.episodes)
         rows, wanted = self._share(self.episodes), self._share(self.min_steps)
+        self.finished = []
         waves = [self._wave(actor, rng, rows)]
         while sum(int(wave.valid.sum()) for wave in waves) < wanted:
             waves.append(self._wave(actor, rng, rows))
@@ -78,14 +81,26 @@ class PendulumDataModule(RolloutDataModule):
         return batch
 
     def _wave(self, actor: Actor, rng: np.random.Generator, rows: int) -> Batch:
-        states, elapsed = self.simulator.reset(rows, rng), np.zeros(rows, dtype=np.int64)
+        states, elapsed, returns = self.simulator.reset(rows, rng), np.zeros(rows, dtype=np.int64), np.zeros(rows)
         if self.pending is not None:
             states = np.where(self.pending.over[:, None], states, self.pending.states)
             elapsed = np.where(self.pending.over, elapsed, self.pending.elapsed)
+            returns = np.where(self.pending.over, returns, self.pending.returns)
         left = self._labels_left
         plan = None if self.takeover is None else self.takeover.plan(rows, self.horizon, self.typical_length, rng)
         batch, self.pending = play(
-            self.simulator, actor, states, elapsed, self.horizon, expert=self.expert, plan=plan, expert_steps=left
+            self.simulator,
+            actor,
+            states,
+            elapsed,
+            self.horizon,
+            returns=returns,
+            expert=self.expert,
+            plan=plan,
+            expert_steps=left,
+        )
+        self.finished += zip(
+            self.pending.returns[self.pending.over], self.pending.elapsed[self.pending.over], strict=True
         )
         if batch.expert_mask is not None:
             self.labels_used += int(batch.expert_mask.sum())
@@ -126,14 +141,14 @@ class PendulumDataModule(RolloutDataModule):
         injected = batch.valid & ~batch.mask
         labels = 0 if batch.expert_mask is None else int(batch.expert_mask.sum())
         self.count(env_steps=int(batch.valid.sum()), expert_steps=int(injected.sum()), labels=labels)
-        lengths = batch.valid.sum(1).double()
-        sums = torch.stack([batch.rewards.double().sum(), lengths.sum(), torch.tensor(len(batch)).double()])
-        rewards, steps, rows = self._sum_over_ranks(sums).tolist()
-        self.typical_length = max(float(lengths.mean()), 1.0)
-        self.statistics = {"return": rewards / rows, "length": steps / rows}
+        self.typical_length = max(float(batch.valid.sum(1).double().mean()), 1.0)
+        sums = torch.tensor([*np.sum(self.finished, 0), len(self.finished)] if self.finished else [0.0] * 3)
+        returns, steps, episodes = self._sum_over_ranks(sums.double()).tolist()
+        if episodes:  # else every episode goes on in the next collection
+            self.statistics = {"return": returns / episodes, "length": steps / episodes}
         if injected.any() or "training" not in self.shown:  # the last episode in which the expert acted
             row = int(injected.sum(1).argmax())
-            self.shown["training"] = batch[row : row + 1]
+            self.shown["training"] = batch[row : row + 1].map(torch.clone)  # not a view of the whole collection
 
     # ---- evaluation
 

@@ -20,6 +20,7 @@ class Ended:
     states: FloatArray  # (B, S)
     elapsed: np.ndarray  # (B,) steps since the episode's reset
     over: BoolArray  # (B,) terminated, or out of time; else the next collection can go on from here
+    returns: FloatArray  # (B,) of the episodes so far
 
 
 def play(
@@ -29,6 +30,7 @@ def play(
     elapsed: np.ndarray,
     horizon: int,
     *,
+    returns: FloatArray | None = None,
     expert: Expert | None = None,
     plan: Tensor | None = None,
     expert_steps: int | None = None,
@@ -37,7 +39,7 @@ def play(
     """At most `horizon` steps from each of the B states.
 
     Args:
-        elapsed: (B,) steps since each episode's reset.
+        elapsed, returns: (B,) steps and rewards since each episode's reset.
         plan: (B, horizon) bool, where the expert acts; at most `expert_steps` times in all.
     Returns: the rows, with `expert_*` filled in where the expert acted, and where they stopped.
     """
@@ -68,7 +70,8 @@ def play(
         if not len(running):
             break
     final_obs = torch.from_numpy(simulator.observe(states).astype(np.float32))
-    return record.batch(final_obs), Ended(states, elapsed, over)
+    earned = record.rewards.sum(1).double().numpy() + (0 if returns is None else returns)
+    return record.batch(final_obs), Ended(states, elapsed, over, earned)
 
 
 class _Record:

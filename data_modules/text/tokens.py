@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from data_modules.label_buffer import as_labels
 from data_modules.rollout import RolloutDataModule
 from lightning_nlf.batch import Actor, Batch, stack_rows
 
@@ -90,6 +91,7 @@ class TokenTaskDataModule(RolloutDataModule):
     # ---- collection
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
+        self.refuse_too_few("prompts", self.prompts, "groups")
         prompts = self._draw(self._share(self.prompts), rng)
         repeated = [prompt for prompt in prompts for _ in range(self.replies)]
         learner = as_batch(self._converse(actor, repeated, deterministic=False), expert=False)
@@ -111,6 +113,8 @@ class TokenTaskDataModule(RolloutDataModule):
         expected = as_batch([expected_dialogue(prompt) for prompt in prompts], expert=True)
         unranked = torch.full((len(prompts),), -1)
         score = torch.ones(len(prompts))
+        if self.label_buffer is not None:
+            self.label_buffer.add(as_labels(expected))
         return stack_rows([learner, replace(expected, group=torch.arange(len(prompts)), score=score, rank=unranked)])
 
     def _account(self, batch: Batch, score: Tensor, calls: int) -> None:

@@ -21,6 +21,7 @@ class _InPlaceCheckpoint(ModelCheckpoint):
         super().__init__(
             filename=filename, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False, **kwargs
         )
+        self._began = False  # training; a resume may be refused before
 
     @property
     def path(self) -> Path:
@@ -32,12 +33,17 @@ class _InPlaceCheckpoint(ModelCheckpoint):
         # Not super(): that prefers the logger's folder, and warns of a folder with files, as every resumed run has.
         self.dirpath = trainer.strategy.broadcast(str(run_folder(trainer) / "checkpoints"))
         self._fs = get_filesystem(self.dirpath)
+        self._began = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._began = True
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._announce(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == "fit":
+        # A resume that is refused says nothing: the files are those of a run that may have ended well.
+        if trainer.state.fn == "fit" and self._began:
             self._announce(trainer)
 
     def _announce(self, trainer: L.Trainer) -> None:
@@ -54,7 +60,8 @@ class _InPlaceCheckpoint(ModelCheckpoint):
 class LastCheckpoint(_InPlaceCheckpoint):
     """`last.ckpt`, after every `every_n_iterations` training epochs and at the end of fit.
 
-    Nothing is written in an iteration that raised: the file is what the iteration before left.
+    Nothing is written in an iteration that raised or was stopped half way (max_steps, max_time): the file is what a
+    whole iteration left, from which a resume is exact. Only where there is no file yet, half an iteration is better.
 
     Raises:
         ValueError: `every_n_iterations` is below 1.
@@ -73,7 +80,10 @@ class LastCheckpoint(_InPlaceCheckpoint):
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        # Lightning ends the epoch of a stop half way like any other. One decision for all ranks: saving is collective.
+        if trainer.strategy.broadcast(trainer.is_last_batch or not self.path.exists()):
             self.last_model_path = str(self.path)
             self._save_checkpoint(trainer, str(self.path))
 
@@ -118,6 +128,7 @@ class BestCheckpoint(_InPlaceCheckpoint):
             self.best_scores, self._due = scores, True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         # The process ended between `last` and `best` of one iteration: what was loaded is the best.
         if self._due:
             self._save(trainer)

@@ -44,9 +44,16 @@ class Exhibits(L.Callback):
             raise ValueError(f"every_seconds: got {every_seconds}, must not be negative")
         self.every_seconds = every_seconds
         self.history = History()
+        self._began = False  # training; a resume may be refused before
         self._logged = -1  # the step at which counters were last logged
         self._due = 0.0  # when the next exhibits are
         self._failed: set[str] = set()  # said once each
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._began = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._began = True
 
     # ---- numbers
 
@@ -95,7 +102,7 @@ class Exhibits(L.Callback):
         self._exhibit(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and self._began:
             self._exhibit(trainer)
 
     def _exhibit(self, trainer: L.Trainer) -> None:

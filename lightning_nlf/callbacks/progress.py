@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.callbacks.exhibits import acting, episodes
-from lightning_nlf.callbacks.protocols import counters_of, run_folder, statistics_of
+from lightning_nlf.callbacks.protocols import counters_of, rehearses, run_folder, statistics_of
+from lightning_nlf.tracking.position import without_credentials
 
 if TYPE_CHECKING:
     from lightning_nlf.callbacks.progress_display import Display
@@ -128,10 +129,11 @@ class FitProgress(ProgressBar):
         """Last of all, so that it stands below what the other callbacks had to say."""
         if not self._ended:
             return
-        folder, here = run_folder(trainer), Path.cwd()
-        shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
-        command = shlex.join(["python", "-m", "lightning_nlf.tracking", "ui", str(shown.parent)])
-        self.print(f"\n{self._ended}\n  run folder: {shown}\n  look at it: {command}\n")
+        lines = [self._ended]
+        if not rehearses(trainer):
+            folder = _from_here(run_folder(trainer))
+            lines += [f"run folder: {folder}", *(f"look at it: {where}" for where in _stores(trainer))]
+        self.print("\n" + "\n  ".join(lines) + "\n")
         self._ended = ""
 
     # ---- validate, test, predict
@@ -180,6 +182,26 @@ class FitProgress(ProgressBar):
             from lightning_nlf.callbacks.progress_display import table
 
             table(title, values)
+
+
+def _stores(trainer: L.Trainer) -> list[str]:
+    """Where the run can be looked at: a command for a data base, the address of a server."""
+    # Not imported for this: a run without the logger need not pay for it.
+    module = sys.modules.get("lightning_nlf.tracking.logger")
+    loggers = [one for one in trainer.loggers if module is not None and isinstance(one, module.MLflowJournalLogger)]
+    return [_look_at(logger.tracking_uri) for logger in loggers]
+
+
+def _look_at(uri: str) -> str:
+    store = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or store.name != "mlflow.db":  # the one name that `ui` looks for
+        return without_credentials(uri)
+    return shlex.join(["python", "-m", "lightning_nlf.tracking", "ui", str(_from_here(store.parent))])
+
+
+def _from_here(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def iterations_in_all(trainer: L.Trainer) -> int | None:

@@ -17,7 +17,7 @@ class Provenance(L.Callback):
 
     A run that is resumed may have another state of the code: each further start gets a folder of its own,
     `provenance/start-2` and so on. It is gathered in a thread: git and the list of packages take longer than an
-    iteration does. What cannot be written is a warning.
+    iteration does. What cannot be written is a warning. A resume that is refused leaves nothing.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Provenance(L.Callback):
         self._paths: list[Path] = []
         self._failure: Exception | None = None
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or rehearses(trainer):
             return
         folder, self._paths, self._failure = run_folder(trainer), [], None

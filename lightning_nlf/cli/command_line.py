@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_nlf import callbacks
@@ -22,7 +23,7 @@ from lightning_nlf.cli import messages, noise, run_folder
 from lightning_nlf.cli.endings import told_in_one_sentence
 from lightning_nlf.cli.errors import ConfigurationError, RunFailure, nearest, traceback_wanted
 from lightning_nlf.cli.saved_config import SaveRunConfig
-from lightning_nlf.cli.yaml_places import Place, config_files, read_places
+from lightning_nlf.cli.yaml_places import Place, config_files, find, read_places
 from lightning_nlf.construction import plain, surfacing
 from lightning_nlf.modules import ObjectiveModule
 
@@ -56,6 +57,26 @@ class Parser(LightningArgumentParser):
         raise ConfigurationError(messages.translate(message, self, self.places)) from ex
 
 
+@rank_zero_only
+def rank_zero_print(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+class NothingLeft(L.Callback):
+    """Says why a fit that was resumed at its end did nothing."""
+
+    def __init__(self) -> None:
+        self.began = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.began = True
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        done, asked = trainer.current_epoch, trainer.max_epochs
+        if not self.began and asked is not None and done >= asked > 0:
+            rank_zero_print(f"already at {done} of {asked} iterations; raise trainer.max_epochs to go on")
+
+
 class CommandLine(LightningCLI):
     """One stage of one run, in its folder.
 
@@ -76,7 +97,7 @@ class CommandLine(LightningCLI):
             L.LightningDataModule,
             save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
-            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "python -m lightning_nlf"},
             parser_class=Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -121,7 +142,11 @@ class CommandLine(LightningCLI):
         """Nothing: the yaml says what the model is, not the checkpoint."""
 
     def _set_seed(self) -> None:
-        L.seed_everything(self.options.seed_everything, workers=True, verbose=False)
+        try:
+            L.seed_everything(self.options.seed_everything, workers=True, verbose=False)
+        except ValueError as error:
+            place = find(self.places, ("seed_everything",)) or "seed_everything"
+            raise ConfigurationError(f"{place}: {error}") from error
 
     # ---- what is built
 
@@ -133,6 +158,8 @@ class CommandLine(LightningCLI):
         if options.trainer.fast_dev_run:
             default = default.with_name(f"{default.name}-fast_dev_run")
         self.run_dir, options.ckpt_path = run_folder.resolve(self.stage, options.run_dir, options.ckpt_path, default)
+        if self.stage == "fit" and options.ckpt_path and options.trainer.max_steps != -1:
+            raise ConfigurationError("trainer.max_steps: a resume is exact by iterations only; use trainer.max_epochs")
         options.run_dir = str(self.run_dir)
         logger = options.trainer.logger
         if logger is True:
@@ -179,14 +206,21 @@ class CommandLine(LightningCLI):
         if self.stage == "fit":
             text = self._parser(self.stage).dump(self.options, skip_none=False) + "\n"
             found.insert(0, SaveRunConfig(self.run_dir, text, self.files))
+            found.append(NothingLeft())
         return found
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not self.runs:
             run_folder.release(self.run_dir)
-        else:
+            return
+        if self.stage != "fit" and self.options.ckpt_path is None:
+            rank_zero_print("no --ckpt_path: these are untrained weights; --ckpt_path best evaluates the run's best")
+        try:
             with told_in_one_sentence(self.places, self.run_dir):
                 super()._run_subcommand(subcommand)
+        finally:
+            if self.options.trainer.fast_dev_run:
+                run_folder.release(self.run_dir)
 
 
 def main(args: list[str] | None = None, run: bool = True) -> CommandLine:
@@ -194,7 +228,8 @@ def main(args: list[str] | None = None, run: bool = True) -> CommandLine:
 
     Raises:
         SystemExit: 2 after a mistake in the configuration, 1 after a loss, reward or gradient that is not finite. The
-            message is on stderr; with LIGHTNING_NLF_TRACEBACK=1 the error itself comes instead.
+            message is on stderr; with LIGHTNING_NLF_TRACEBACK=1 the error itself comes instead. 143 and 130 after a
+            SIGTERM and a Ctrl-C, as a shell counts them.
     """
     args = list(sys.argv[1:] if args is None else args)
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -210,3 +245,10 @@ def main(args: list[str] | None = None, run: bool = True) -> CommandLine:
             raise
         print("error:", *str(error).split(), file=sys.stderr)  # in one line
         sys.exit(error.exit_code)
+    except SIGTERMException:  # has no code, which would count as success
+        # Another rank that ended with a code would make Lightning kill the first, which still has to clean up.
+        sys.exit(143 if run_folder.is_first_process() else 0)
+    except SystemExit as ending:
+        if isinstance(ending.__context__, KeyboardInterrupt):  # Lightning's own answer to a Ctrl-C: 1, as a failure
+            sys.exit(130)
+        raise

@@ -31,7 +31,7 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
     except ConstructionFailed as failed:
         error = failed.__cause__
         assert error is not None
-        if isinstance(error, (ValueError, ImportError, MisconfigurationException)):
+        if isinstance(error, (ValueError, ImportError, FileNotFoundError, MisconfigurationException)):
             raise ConfigurationError(translate_construction(failed.class_name, error, places)) from error
         raise error from error.__cause__
     except NonFiniteError as error:
@@ -45,6 +45,8 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
     except OSError as error:
         if not raised_by_us(error):
             raise
+        if "is being written by process" in str(error):  # its checkpoint is none of this run
+            raise RunFailure(str(error)) from error
         raise RunFailure(f"{error}. {describe_last_checkpoint(run_dir)}") from error
     except RuntimeError as error:
         if not str(error).startswith("Error(s) in loading state_dict"):

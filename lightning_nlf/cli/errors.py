@@ -34,7 +34,10 @@ class RunFailure(Exception):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """`Did you mean 'gamma'?`, or nothing where no name is near."""
-    close = difflib.get_close_matches(name, sorted(names), 1, cutoff=0.6)
+    names = sorted(names)
+    # What was cut short is far from its name as difflib counts; two letters begin too many.
+    longer = [other for other in names if other.startswith(name)] if len(name.lstrip("-")) > 2 else []
+    close = sorted(longer, key=len)[:1] or difflib.get_close_matches(name, names, 1, cutoff=0.6)
     return f"Did you mean {close[0]!r}?" if close else ""
 
 

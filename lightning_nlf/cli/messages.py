@@ -46,6 +46,8 @@ def translate(message: str, parser: ArgumentParser, places: Sequence[Place]) -> 
                 return text
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         flag = match[1].split("=")[0]
+        if flag.endswith((".yaml", ".yml")) and not flag.startswith("-"):
+            return f"{flag}: a yaml is named by --config {flag}"
         flags = [name for action in parser._actions for name in action.option_strings]
         return _joined(f"{flag}: no such flag.", nearest(flag, flags))
     fault = faults[-1] if faults else Fault((), None, message)

@@ -19,9 +19,14 @@ _MESSAGES = (
     "GPU available: False",
     "TPU available: False",
     "HPU available: False",
+    "Restoring states from the checkpoint path",
     "Restored all states from the checkpoint",
     "`Trainer.fit` stopped: `max_epochs",  # the summary says it
     "Loaded model weights from the checkpoint",
+    "Initializing distributed",  # and the rest of this banner
+    "distributed_backend=",
+    "All distributed processes registered",
+    "-" * 100,
 )
 
 

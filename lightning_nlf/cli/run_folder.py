@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_nlf.cli.errors import ConfigurationError
+from lightning_nlf.cli.errors import ConfigurationError, nearest
 
 NAMES = ("best", "last")
 _HANDED_DOWN = "LIGHTNING_NLF_RUN_DIR"  # to the processes that Lightning starts for the other ranks
@@ -29,9 +29,12 @@ def resolve(stage: str, run_dir: str | None, ckpt_path: str | None, default: Pat
     A fresh `fit` claims a folder that holds no run yet: by default the next free one of `default`, `default-2`, ….
 
     Raises:
-        ConfigurationError: the folder holds a run already, several runs could be meant, or there is no such checkpoint.
+        ConfigurationError: the folder holds a run already or cannot be written, several runs could be meant, or there
+            is no such checkpoint.
     """
-    if not _is_first_process():
+    if run_dir is not None and not run_dir.strip():
+        raise ConfigurationError("run_dir: is empty; leave it out for a folder below outputs, or name one")
+    if not is_first_process():
         # The first process has looked for a free folder and checked it; by now it may have begun to write.
         folder = Path(os.environ.get(_HANDED_DOWN) or run_dir or default)
     elif run_dir is not None:
@@ -68,19 +71,22 @@ def describe_last_checkpoint(folder: Path) -> str:
     return f"The last good checkpoint is {file}" if file.is_file() else f"There is no checkpoint in {folder} yet"
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
 
 
 def _claim(folder: Path) -> bool:
     """True for the one process that gets it: two runs started together must not share a folder."""
-    if holds_run(folder):
-        return False
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        (folder / "raw").mkdir()
-    except FileExistsError:
-        return False
+        if holds_run(folder):
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / "raw").mkdir()
+        except FileExistsError:
+            return False
+    except OSError as error:
+        raise ConfigurationError(f"run_dir: {folder} cannot be written: {error.strerror}") from error
     return True
 
 
@@ -130,6 +136,8 @@ def _checkpoint(folder: Path, stage: str, ckpt_path: str | None) -> str | None:
         return str(file)
     if stage == "fit" and ckpt_path == "last":
         return None  # one command for a job that may be preempted: the first time there is nothing to go on with
+    if hint := nearest(ckpt_path, NAMES):
+        raise ConfigurationError(f"ckpt_path: {ckpt_path} does not exist. {hint}")
     there = sorted(path.name for path in file.parent.glob("*.ckpt"))
     found = f"there is {', '.join(there)}" if there else f"there is no checkpoint in {file.parent}"
     raise ConfigurationError(f"ckpt_path: {file} does not exist; {found}")

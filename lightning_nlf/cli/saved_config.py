@@ -9,6 +9,9 @@ from pathlib import Path
 import lightning as L
 import yaml
 
+from lightning_nlf.callbacks.protocols import rehearses
+from lightning_nlf.cli.errors import ConfigurationError
+
 
 class SaveRunConfig(L.Callback):
     """Writes the configuration before a fit begins.
@@ -32,11 +35,21 @@ class SaveRunConfig(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Once the checkpoint is loaded: a resume that is refused leaves no trace.
         # Nothing collective may be asked of rank 0 alone, such as trainer.log_dir: the others would wait for ever.
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not rehearses(trainer):
             self.save()
 
     def save(self) -> None:
-        """Write what is not there yet. Raises OSError where the folder cannot be written."""
+        """Write what is not there yet.
+
+        Raises:
+            ConfigurationError: the folder cannot be written.
+        """
+        try:
+            self._save()
+        except OSError as error:
+            raise ConfigurationError(f"run_dir: {self.folder} cannot be written: {error.strerror}") from error
+
+    def _save(self) -> None:
         configs = _numbered(self.folder)
         if not configs:
             self._write(self.folder / "config.yaml", self.folder / "raw")

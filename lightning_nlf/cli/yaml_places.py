@@ -66,8 +66,10 @@ def short(keys: Sequence[str]) -> tuple[str, ...]:
 
 def _places_of(file: str) -> list[Place]:
     path = Path(file)
+    if not file:
+        raise ConfigurationError("--config: names no file")
     if not path.is_file():
-        siblings = [str(path.with_name(other.name)) for other in path.parent.glob("*.y*ml")]
+        siblings = [str(path.parent / other.name) for other in path.parent.glob("*.y*ml")]
         close = difflib.get_close_matches(file, siblings, 1)
         raise ConfigurationError(f"--config {file}: no such file" + (f". Did you mean {close[0]}?" if close else ""))
     try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+
+from lightning_nlf.checkpoint_io import SafeCheckpointIO
 
 
 class Network(nn.Module):
@@ -25,7 +26,7 @@ class Network(nn.Module):
             return
         if not Path(weights).is_file():
             raise ValueError(f"weights: there is no file {weights}")
-        state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
+        state = SafeCheckpointIO().load_checkpoint(weights).get("state_dict", {})
         prefix = f"{self.role}."
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         try:
@@ -49,6 +50,10 @@ class Policy(Network):
 
     def read(self, ids: Tensor, lengths: Tensor, state: Any = None) -> tuple[Distribution, Any]:
         """Text: new ids (B, L), right-padded with lengths (B,) → the next token's distribution (B,), and the state."""
+        raise NotImplementedError
+
+    def keep(self, running: Tensor, following: Any, state: Any) -> Any:
+        """The state after `read`: `following` for the rows that are `running` (B,), `state` for the finished ones."""
         raise NotImplementedError
 
 

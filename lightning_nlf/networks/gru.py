@@ -23,12 +23,15 @@ class GRUPolicy(Policy):
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Distribution:
         hidden = self.rnn(self.embed(obs))[0]
-        return Categorical(logits=self.head(hidden if where is None else hidden[where]), validate_args=False)
+        return Categorical(logits=self.head(hidden if where is None else hidden[where]).float(), validate_args=False)
 
     def read(self, ids: Tensor, lengths: Tensor, state: Any = None) -> tuple[Distribution, Any]:
         outputs, _ = self.rnn(self.embed(ids), state)
         last = outputs[torch.arange(len(ids), device=ids.device), lengths - 1]  # padding on the right is never read
-        return Categorical(logits=self.head(last), validate_args=False), last[None].contiguous()
+        return Categorical(logits=self.head(last).float(), validate_args=False), last[None].contiguous()
+
+    def keep(self, running: Tensor, following: Any, state: Any) -> Any:
+        return torch.where(running[None, :, None], following, state)
 
 
 class GRUValue(Value):

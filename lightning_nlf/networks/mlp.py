@@ -41,17 +41,18 @@ class GaussianPolicy(Policy):
         super().__init__()
         self.action_dim, self.min_log_std, self.state_dependent_std = action_dim, min_log_std, state_dependent_std
         outputs = 2 * action_dim if state_dependent_std else action_dim
-        self.net = mlp([obs_dim, *(hidden or [32, 32]), outputs])
+        self.net = mlp([obs_dim, *([32, 32] if hidden is None else hidden), outputs])
         self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std)))
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Distribution:
-        mean = self.net(obs if where is None else obs[where])
-        log_std = self.log_std
+        mean = self.net(obs if where is None else obs[where]).float()  # a density in bf16 is off by 1 %
+        log_std: Tensor = self.log_std
         if self.state_dependent_std:
             mean, offset = mean.split(self.action_dim, -1)
             log_std = log_std + offset
-        std = log_std.clamp(min=self.min_log_std).exp().expand_as(mean)
+        log_std = log_std + (self.min_log_std - log_std).clamp(min=0).detach()  # the floor, and a way back up from it
+        std = log_std.exp().expand_as(mean)
         return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
 
 
@@ -60,7 +61,7 @@ class MLPValue(Value):
 
     def __init__(self, obs_dim: int, hidden: list[int] | None = None, weights: str | None = None) -> None:
         super().__init__()
-        self.net = mlp([obs_dim, *(hidden or [32, 32]), 1])
+        self.net = mlp([obs_dim, *([32, 32] if hidden is None else hidden), 1])
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
@@ -74,7 +75,7 @@ class MLPQValue(QValue):
         self, obs_dim: int, action_dim: int, hidden: list[int] | None = None, weights: str | None = None
     ) -> None:
         super().__init__()
-        self.net = mlp([obs_dim + action_dim, *(hidden or [32, 32]), 1])
+        self.net = mlp([obs_dim + action_dim, *([32, 32] if hidden is None else hidden), 1])
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, actions: Tensor, where: Tensor | None = None) -> Tensor:

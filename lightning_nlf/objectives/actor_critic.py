@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import gae, masked_mean
+from lightning_nlf.functional import gae, masked_mean, with_final_obs
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.networks import Policy, QValue, Value
-from lightning_nlf.objective import Evaluation, Terms
-from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
+from lightning_nlf.objective import Evaluation, Terms, scattered
+from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective, Sum, one_process
 
 
 def value_loss(
@@ -35,13 +35,19 @@ def value_loss(
     return 0.5 * masked_mean(error, mask, total)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 − Var[G − V] / Var[G] over `mask`; 1 is a perfect critic, 0 no better than a constant.  ()"""
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, over_ranks: Sum = one_process) -> Tensor:
+    """1 − Var[G − V] / Var[G] over `mask`; 1 is a perfect critic, 0 no better than a constant.  ()
+
+    Args: values, returns, mask (B, T).  Returns 0 where G does not vary.
+    """
+    count = over_ranks(mask.sum()).clamp(min=1)
 
     def variance(x: Tensor) -> Tensor:
-        return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+        mean = over_ranks(torch.where(mask, x, 0).sum()) / count
+        return over_ranks(torch.where(mask, (x - mean) ** 2, 0).sum()) / count
 
-    return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)
+    of_returns = variance(returns)
+    return torch.where(of_returns > 1e-8, 1 - variance(returns - values) / of_returns.clamp(min=1e-8), 0)
 
 
 class CriticObjective(PolicyGradientObjective):
@@ -56,6 +62,8 @@ class CriticObjective(PolicyGradientObjective):
         self, lam: float = 0.95, value_weight: float = 0.5, value_clip: float | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        if self.baseline != "none":
+            raise ValueError(f"baseline: {self.baseline} beside a critic, which is the baseline; leave it out")
         self.lam, self.value_weight, self.value_clip = lam, value_weight, value_clip
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
@@ -63,11 +71,11 @@ class CriticObjective(PolicyGradientObjective):
         loss = value_loss(
             now.values, batch.returns, batch.mask, batch.values, self.value_clip, batch.totals.get("mask")
         )
-        now.notes["explained_variance"] = explained_variance(now.values.detach(), batch.returns, batch.mask)
+        now.over["value"] = "mask"
         return super().terms(batch, now) | {"value": self.value_weight * loss}
 
-    def final_values(self, final_obs: Tensor) -> Tensor:
-        """What follows a truncated row: final_obs (B, *obs) → (B,)."""
+    def final_values(self, batch: Batch) -> Tensor:
+        """V or Q of what follows each row, (B,)."""
         raise NotImplementedError
 
     def gradient_weights(self, advantages: Tensor, values: Tensor) -> Tensor:
@@ -81,9 +89,12 @@ class CriticObjective(PolicyGradientObjective):
         with self.acting():
             estimates = self.critic(batch, batch.valid)
             assert estimates is not None
-            bootstrap = torch.where(batch.terminated, 0, self.final_values(batch.final_obs))
-        values = torch.zeros_like(batch.rewards).masked_scatter(batch.valid, estimates.to(batch.rewards.dtype))
+            bootstrap = torch.where(batch.terminated, 0, self.final_values(batch).float())
+        values = scattered(estimates.float(), batch.valid)
         advantages = gae(batch.rewards, values, bootstrap, batch.valid, self.gamma, self.lam, self.cuts(batch))
+        self.note(
+            "explained_variance", explained_variance(values, advantages + values, batch.mask, self.sum_over_ranks)
+        )
         weights = self.gradient_weights(advantages, values)
         return super().prepare(replace(batch, values=values, returns=advantages + values, advantages=weights))
 
@@ -96,8 +107,8 @@ class ValueObjective(CriticObjective):
     def critic(self, batch: Batch, where: Tensor) -> Tensor:
         return self.value(batch.obs, where)
 
-    def final_values(self, final_obs: Tensor) -> Tensor:
-        return self.value(final_obs[:, None])[:, 0]
+    def final_values(self, batch: Batch) -> Tensor:
+        return self.value(*with_final_obs(batch))
 
 
 class QObjective(CriticObjective):
@@ -109,8 +120,11 @@ class QObjective(CriticObjective):
     def critic(self, batch: Batch, where: Tensor) -> Tensor:
         return self.q(batch.obs, batch.actions, where)
 
-    def final_values(self, final_obs: Tensor) -> Tensor:
-        return self.q(final_obs[:, None], self.policy(final_obs[:, None]).sample())[:, 0]
+    def final_values(self, batch: Batch) -> Tensor:
+        obs, last = with_final_obs(batch)
+        actions = torch.cat([batch.actions, torch.zeros_like(batch.actions[:, :1])], 1)
+        actions[last] = self.policy(obs, last).sample()
+        return self.q(obs, actions, last)
 
     def gradient_weights(self, advantages: Tensor, values: Tensor) -> Tensor:
         return values

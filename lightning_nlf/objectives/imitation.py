@@ -36,25 +36,25 @@ def jensen_shannon(expert: Distribution, policy: Distribution, mix: float = 0.5)
     Args: expert T, policy S; mix: a.
     Raises: ValueError: Gaussians of several dimensions, where there is no closed form.
     """
-    points, widths = _support(expert, policy)
-    log_expert = expert.log_prob(points) + math.log(mix)  # (K, N)
-    log_policy = policy.log_prob(points) + math.log(1 - mix)
+    log_expert, log_policy, widths = _log_densities(expert, policy)
+    log_expert, log_policy = log_expert + math.log(mix), log_policy + math.log(1 - mix)
     log_mixture = torch.logaddexp(log_expert, log_policy)
     integrand = log_expert.exp() * (log_expert - log_mixture) + log_policy.exp() * (log_policy - log_mixture)
     return (widths * integrand).sum(0) - mix * math.log(mix) - (1 - mix) * math.log(1 - mix)
 
 
-def _support(expert: Distribution, policy: Distribution) -> tuple[Tensor, Tensor | float]:
-    """Points (K, N, …) and the width that each stands for, (N,): all tokens, or ±8σ of the narrower Gaussian."""
-    if isinstance(policy, Categorical):
-        return policy.enumerate_support(), 1.0
+def _log_densities(expert: Distribution, policy: Distribution) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Both (K, N) at K points, and the width that each stands for: all tokens, or ±8σ of the narrower Gaussian."""
+    if isinstance(expert, Categorical) and isinstance(policy, Categorical):
+        return expert.logits.movedim(-1, 0), policy.logits.movedim(-1, 0), 1.0
     if policy.event_shape != (1,):
         raise ValueError("divergence: jsd needs one action dimension; use forward or reverse")
     narrower = expert.variance < policy.variance  # (N, 1)
     mean = torch.where(narrower, expert.mean, policy.mean).detach()
     std = torch.where(narrower, expert.variance, policy.variance).sqrt().detach()
     z = torch.linspace(-8, 8, 161, device=mean.device)[:, None, None]  # the trapezoid rule is spectrally exact here
-    return mean + std * z, std[:, 0] * 0.1
+    points = mean + std * z
+    return expert.log_prob(points), policy.log_prob(points), std[:, 0] * 0.1
 
 
 DIVERGENCES: dict[str, Callable[[Distribution, Distribution], Tensor]] = {
@@ -91,6 +91,7 @@ class ImitationObjective(Objective):
         now.notes["imitation_weight"] = now.log_probs.new_tensor(weight)
         loss = self.imitation(batch, now)
         now.notes["divergence"] = loss.detach()
+        now.over |= dict.fromkeys(("imitation", "divergence"), "expert_mask")
         return super().terms(batch, now) | {"imitation": weight * loss}
 
     def imitation(self, batch: Batch, now: Evaluation) -> Tensor:

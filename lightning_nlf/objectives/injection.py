@@ -45,9 +45,25 @@ class InjectionObjective(Objective):
     Args: injected_weight: weight of the term.
     """
 
+    needs_density = True  # of the expert
+
     def __init__(self, injected_weight: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.injected_weight = injected_weight
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Batch:
+        batch = super().prepare(batch)
+        steps = batch.valid & ~batch.mask
+        if steps.any() and (batch.expert_mask is None or (steps & ~batch.expert_mask).any()):
+            raise ValueError("injected steps are not in expert_mask: the policy would not be evaluated there")
+        deterministic = batch.log_probs is not None and torch.isinf(batch.log_probs[steps]).any()
+        if self.needs_density and self.sum_over_ranks(torch.as_tensor(float(deterministic), device=self.device)):
+            raise ValueError("the expert is deterministic (std = 0): ratios to its density need a stochastic one")
+        return batch
+
+    def learned(self, batch: Batch) -> Tensor:
+        return batch.valid if self.injected_weight else batch.mask
 
     def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
         """The unweighted loss over `mask` (B, T), the injected steps.  ()"""
@@ -56,13 +72,8 @@ class InjectionObjective(Objective):
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         mask = batch.valid & ~batch.mask
         loss = self.injected(now.log_probs, batch, mask, batch.totals.get("injected"))
+        now.over["injected"] = "injected"
         return super().terms(batch, now) | {"injected": self.injected_weight * loss}
-
-
-def refuse_deterministic(batch: Batch) -> None:
-    """Raises ValueError: the expert that took over has no density (σ = 0), so no ratio against it exists."""
-    if batch.log_probs is not None and torch.isinf(batch.log_probs[batch.valid]).any():
-        raise ValueError("the expert is deterministic (std = 0): importance weights need a stochastic one (std > 0)")
 
 
 class WeightedInjectionObjective(InjectionObjective):
@@ -74,10 +85,6 @@ class WeightedInjectionObjective(InjectionObjective):
     def __init__(self, injected_clip: float = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.injected_clip = injected_clip
-
-    def prepare(self, batch: Batch) -> Batch:
-        refuse_deterministic(batch)
-        return super().prepare(batch)
 
     def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
         assert batch.log_probs is not None and batch.advantages is not None
@@ -94,12 +101,7 @@ class ShapedInjectionObjective(InjectionObjective):
 
     def __init__(self, shape: float = 0.1, relative: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.shape, self.relative = shape, relative
-
-    def prepare(self, batch: Batch) -> Batch:
-        if self.relative:
-            refuse_deterministic(batch)
-        return super().prepare(batch)
+        self.shape, self.relative, self.needs_density = shape, relative, relative
 
     def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
         assert batch.log_probs is not None and batch.advantages is not None

@@ -39,6 +39,18 @@ def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> 
     return torch.where(mask, log_probs - old_log_probs, 0).exp()
 
 
+def surrogate_notes(
+    log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, clip: float, total: Tensor | None = None
+) -> Terms:
+    """Share of clipped ratios, and KL(old ‖ new) by k3 = e^d − 1 − d with d = log π − log π_old.
+
+    Args: log_probs, old_log_probs, mask (B, T); clip: ε.  Returns two numbers, each ().
+    """
+    ratio = importance_ratio(log_probs, old_log_probs, mask)
+    clipped = ((ratio - 1).abs() > clip).to(ratio.dtype)
+    return {"clip_fraction": masked_mean(clipped, mask, total), "kl": masked_mean(ratio - 1 - ratio.log(), mask, total)}
+
+
 Sum = Callable[[Tensor], Tensor]
 
 
@@ -93,11 +105,13 @@ BASELINES: dict[str, Callable[[Tensor, Batch, Sum], Tensor]] = {
 class PolicyGradientObjective(Objective):
     """Policy gradient on the learner's own steps (`mask`).
 
+    Without a critic a truncated row counts as ended, a bias against whatever would have come after.
+
     Args:
         gamma: discount, over valid steps.
-        baseline: subtracted from the reward-to-go; a value network's mixin brings its own advantages instead.
+        baseline: subtracted from the reward-to-go. The whitening below takes `batch_mean` off as well.
         clip: PPO's ε, for several passes over one collection; without it the plain gradient.
-        normalize_advantages: to mean 0 and variance 1 over all of the collection, on all ranks.
+        normalize_advantages: to mean 0 and variance 1 over the steps learned from, of the collection, on all ranks.
         entropy_weight: bonus for entropy.
         cut_at_takeover: the learner's return ends where the expert takes over, with V there if there is one.
     """
@@ -121,7 +135,8 @@ class PolicyGradientObjective(Objective):
     def prepare(self, batch: Batch) -> Batch:
         batch = super().prepare(batch)
         if batch.advantages is None:
-            assert batch.rewards is not None
+            if batch.rewards is None:
+                raise ValueError("the batch has no rewards, and policy gradient learns from nothing else")
             zero = torch.zeros_like(batch.rewards)  # V = 0 and λ = 1: the reward-to-go
             returns = gae(batch.rewards, zero, zero[:, 0], batch.valid, self.gamma, 1.0, self.cuts(batch))
             baseline = BASELINES[self.baseline](returns, batch, self.sum_over_ranks)
@@ -131,13 +146,18 @@ class PolicyGradientObjective(Objective):
     def cuts(self, batch: Batch) -> Tensor | None:
         return takeover_cuts(batch.mask, batch.valid) if self.cut_at_takeover else None
 
+    def learned(self, batch: Batch) -> Tensor:
+        """(B, T) bool: the steps that the gradient runs over."""
+        return batch.mask
+
     def whiten(self, batch: Batch) -> Tensor:
-        """Advantages with mean 0 and (biased) variance 1 over the learner's steps of all ranks.  (B, T)"""
+        """Advantages with mean 0 and (biased) variance 1 over the learned steps of all ranks.  (B, T)"""
         assert batch.advantages is not None
-        count = self.sum_over_ranks(batch.mask.sum()).clamp(min=1)
-        mean = self.sum_over_ranks(torch.where(batch.mask, batch.advantages, 0).sum()) / count
+        learned = self.learned(batch)
+        count = self.sum_over_ranks(learned.sum()).clamp(min=1)
+        mean = self.sum_over_ranks(torch.where(learned, batch.advantages, 0).sum()) / count
         centred = batch.advantages - mean
-        variance = self.sum_over_ranks(torch.where(batch.mask, centred**2, 0).sum()) / count
+        variance = self.sum_over_ranks(torch.where(learned, centred**2, 0).sum()) / count
         return torch.where(batch.valid, centred * torch.rsqrt(variance + 1e-8), 0)
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
@@ -146,20 +166,15 @@ class PolicyGradientObjective(Objective):
         if self.clip is None:
             loss = policy_gradient_loss(now.log_probs, batch.advantages, batch.mask, total)
         else:
-            assert batch.log_probs is not None
+            if batch.log_probs is None:
+                raise ValueError("clip: the batch has no log_probs of the policy that acted, so there is no ratio")
             loss = clipped_policy_loss(now.log_probs, batch.log_probs, batch.advantages, batch.mask, self.clip, total)
-            now.notes |= surrogate_notes(now.log_probs.detach(), batch.log_probs, batch.mask, self.clip)
+            now.notes |= surrogate_notes(now.log_probs.detach(), batch.log_probs, batch.mask, self.clip, total)
+        now.over |= dict.fromkeys(("policy", "entropy", "clip_fraction", "kl"), "mask")
         terms = super().terms(batch, now) | {"policy": loss}
         if self.entropy_weight:
             terms["entropy"] = -self.entropy_weight * masked_mean(now.entropy, batch.mask, total)
         return terms
-
-
-def surrogate_notes(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, clip: float) -> Terms:
-    """Share of clipped ratios, and KL(old ‖ new) by k3 = e^d − 1 − d with d = log π − log π_old."""
-    ratio = importance_ratio(log_probs, old_log_probs, mask)
-    clipped = ((ratio - 1).abs() > clip).to(ratio.dtype)
-    return {"clip_fraction": masked_mean(clipped, mask), "kl": masked_mean(ratio - 1 - ratio.log(), mask)}
 
 
 class ReinforcePolicy(PolicyGradientObjective, PolicyModule):

@@ -23,13 +23,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_nlf.tracking.destination import Destination
 from lightning_nlf.tracking.hyperparameters import LONGEST_TAG, cut, flatten
-from lightning_nlf.tracking.journal import Journal, last_lifecycle
-from lightning_nlf.tracking.position import resolve_tracking_uri, without_credentials
+from lightning_nlf.tracking.journal import Journal, first_start, last_lifecycle
+from lightning_nlf.tracking.position import default_tracking_uri, resolve_tracking_uri, without_credentials
 from lightning_nlf.tracking.shipper import Shipper
 
 log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 30.0  # the longest that the end of a stage waits for MLflow
+FLUSH_SECONDS = 15.0  # the longest that the end of a stage waits for MLflow
+INTERRUPTED_SECONDS = 3.0  # the same for somebody who pressed Ctrl-C, which Lightning does not hear a second time
 _STATUS = {"success": "FINISHED", "finished": "FINISHED", "aborted": "KILLED"}
 
 
@@ -37,7 +38,8 @@ class MLflowJournalLogger(Logger):
     """Logs to `<save_dir>/journal.jsonl` first, and from there to MLflow.
 
     The run folder is the run: `name` and `version` are empty, `log_dir` is `save_dir`. A folder that already has a
-    journal continues the same MLflow run. Only rank 0 writes; nothing is opened before the first record.
+    journal continues the same MLflow run, from the first record that training makes: a resume that is refused before
+    leaves no trace. Only rank 0 writes; nothing is opened before the first record.
 
     Args:
         save_dir: the run folder.
@@ -62,6 +64,8 @@ class MLflowJournalLogger(Logger):
         self._journal: Journal | None = None
         self._shipper: Shipper | None = None
         self._process: int | None = None
+        self._started = False  # this process stands in the journal
+        self._params: dict[str, str] = {}  # come before training does
         self._step = 0
         self._status: str | None = None
 
@@ -98,7 +102,10 @@ class MLflowJournalLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Journal:
-        """The journal, opened on first use. Raises JournalError where the run folder cannot be written."""
+        """The journal, opened on first use. Raises JournalError where the run folder cannot be written.
+
+        Lightning asks for it before it loads a checkpoint.
+        """
         # A forked process has the object but not its thread: it opens the journal anew.
         if self._journal is None or self._process != os.getpid():
             self._open()
@@ -113,19 +120,23 @@ class MLflowJournalLogger(Logger):
             JournalError: the disk is full or the folder read-only; raised once.
         """
         self._step = self._step if step is None else int(step)
-        self.experiment.metrics({key: float(value) for key, value in metrics.items()}, self._step)
+        self._writing().metrics({key: float(value) for key, value in metrics.items()}, self._step)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Append parameters; nested ones get names like `optimizer/init_args/lr`, long values are cut."""
         if values := flatten(params):
-            self.experiment.append("params", values=values)
+            _ = self.experiment  # so that a folder that cannot be written is told now
+            if self._started:
+                self._writing().append("params", values=values)
+            else:
+                self._params |= values
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Append tags of the run; a tag set again is replaced."""
         if tags:
-            self.experiment.append("tags", values={key: cut(str(value), LONGEST_TAG) for key, value in tags.items()})
+            self._writing().append("tags", values={key: cut(str(value), LONGEST_TAG) for key, value in tags.items()})
 
     @rank_zero_only
     def log_artifact(self, path: str | Path) -> None:
@@ -141,7 +152,7 @@ class MLflowJournalLogger(Logger):
         file = (root / path).resolve() if not Path(path).is_absolute() else Path(path).resolve()
         if not file.is_relative_to(root) or file == root:
             raise ValueError(f"an artifact must be inside the run folder {self._run_dir}: {path}")
-        self.experiment.append("artifact", path=file.relative_to(root).as_posix())
+        self._writing().append("artifact", path=file.relative_to(root).as_posix())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -154,25 +165,54 @@ class MLflowJournalLogger(Logger):
         # Never opened, or ended in the same way already: nothing to say.
         if self._journal is None and self._status in (None, ending):
             return
-        journal = self.experiment
+        # A resume that was refused: the run is what it was.
+        if self._journal is not None and not self._started:
+            self._journal.close()
+            self._journal = None
+            return
+        journal = self._writing()
         journal.append("end", status=ending)
         self._status = ending
         atexit.unregister(self._at_exit)
-        left = self._shipper.close(FLUSH_SECONDS) if self._shipper else 0
+        left = self._shipper.close(INTERRUPTED_SECONDS if interrupted else FLUSH_SECONDS) if self._shipper else 0
         journal.close()
         self._journal = self._shipper = None
+        self._started = False
         if left:
-            command = shlex.join(["python", "-m", "lightning_nlf.tracking", "sync", self.save_dir])
-            log.warning("%d records have not reached MLflow. When it answers: %s", left, command)
+            command = ["python", "-m", "lightning_nlf.tracking", "sync", self.save_dir]
+            command += ["--tracking_uri", uri] if (uri := self._chosen_uri()) else []
+            log.warning("%d records have not reached MLflow. When it answers: %s", left, shlex.join(command))
+
+    def _chosen_uri(self) -> str | None:
+        """As it may be written down; None for the default, which moves with the run folder."""
+        uri = self.tracking_uri
+        return None if uri == default_tracking_uri(self._run_dir) else without_credentials(uri)
 
     def _open(self) -> None:
         self._journal = Journal(self._run_dir)
         self._process = os.getpid()
-        given = without_credentials(self._given_uri) if self._given_uri else None
-        self._journal.start(experiment=self._experiment, run_name=self._run_name, tracking_uri=given, **_origin())
-        self._shipper = Shipper(self._journal, Destination(self._run_dir, self.tracking_uri))
+        self._started = False
+        self._params = {}
+        if not first_start(self._journal.path):
+            self._start(self._journal)
+
+    def _start(self, journal: Journal) -> None:
+        """Write down that this process writes, and begin to send."""
+        self._started = True
+        uri = self._chosen_uri()
+        journal.start(experiment=self._experiment, run_name=self._run_name, tracking_uri=uri, **_origin())
+        if self._params:
+            journal.append("params", values=self._params)
+        self._shipper = Shipper(journal, Destination(self._run_dir, self.tracking_uri))
         self._shipper.start()
         atexit.register(self._at_exit)
+
+    def _writing(self) -> Journal:
+        """The journal, in which this process stands."""
+        journal = self.experiment
+        if not self._started:
+            self._start(journal)
+        return journal
 
     def _at_exit(self) -> None:
         """End what nobody ended: an error outside the Trainer, or a record after the last stage."""
@@ -187,12 +227,14 @@ class MLflowJournalLogger(Logger):
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned rank gets the settings; the file and the thread stay where they are.
-        return self.__dict__ | {"_journal": None, "_shipper": None, "_process": None}
+        return self.__dict__ | {"_journal": None, "_shipper": None, "_process": None, "_started": False}
 
 
 def _origin() -> dict[str, str]:
     """Who started the run and with which program, as MLflow's list of runs shows it."""
-    origin = {"source.name": Path(sys.argv[0]).name or "python"}
+    program = Path(sys.argv[0])
+    # `python -m package` has the path of the package's __main__.py here.
+    origin = {"source.name": (program.parent if program.name == "__main__.py" else program).name or "python"}
     with contextlib.suppress(KeyError, OSError):  # a container without an entry for this user number
         origin["user"] = getpass.getuser()
     return origin

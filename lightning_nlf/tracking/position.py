@@ -40,8 +40,12 @@ def without_credentials(tracking_uri: str) -> str:
 
 def resolve_tracking_uri(run_dir: Path, tracking_uri: str | None = None) -> str:
     """`tracking_uri`, else the variable MLFLOW_TRACKING_URI, else `mlflow.db` in the folder above the run folder."""
-    chosen = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return chosen or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(run_dir)
+
+
+def default_tracking_uri(run_dir: Path) -> str:
+    """`mlflow.db` in the folder above the run folder."""
+    return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
 
 
 def artifact_location(tracking_uri: str) -> str | None:

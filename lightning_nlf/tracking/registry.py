@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_nlf.tracking.position import resolve_tracking_uri
+from lightning_nlf.tracking.position import default_tracking_uri, resolve_tracking_uri
 from lightning_nlf.tracking.replay import run_tracking_uri, sync
 from lightning_nlf.tracking.server import connect
 
@@ -73,11 +73,15 @@ def fetch_registered(uri: str, tracking_uri: str | None = None) -> Path:
     `outputs/mlflow.db`.
 
     Raises:
-        ValueError: `uri` has another form, or the version was not made by `register`.
+        ValueError: `uri` has another form, there is no such version or no store, or `register` did not make it.
         ChecksumError: a file is not the one that was registered; it is not kept.
-        Exception: whatever MLflow and its transport raise, such as an unknown name.
+        Exception: whatever else MLflow and its transport raise.
     """
-    client = connect(resolve_tracking_uri(Path("outputs/run"), tracking_uri))
+    store = resolve_tracking_uri(Path("outputs/run"), tracking_uri)
+    # To look for it would create it.
+    if store == default_tracking_uri(Path("outputs/run")) and not Path("outputs/mlflow.db").is_file():
+        raise ValueError(f"{uri}: there is no outputs/mlflow.db here; set MLFLOW_TRACKING_URI")
+    client = connect(store)
     version = _version(client, uri)
     expected, checkpoint = _expected(version)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_nlf" / "registered"
@@ -94,10 +98,18 @@ def sha256(path: Path) -> str:
 
 
 def _version(client: MlflowClient, uri: str) -> ModelVersion:
-    if found := re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri):
-        return client.get_model_version_by_alias(*found.groups())
-    if found := re.fullmatch(r"models:/([^/@]+)/(\d+)", uri):
-        return client.get_model_version(*found.groups())
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if found := re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri):
+            return client.get_model_version_by_alias(*found.groups())
+        if found := re.fullmatch(r"models:/([^/@]+)/(\d+)", uri):
+            return client.get_model_version(*found.groups())
+    except MlflowException as error:
+        # An unknown alias is an invalid value, an unknown name or version does not exist.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise ValueError(f"{uri}: {str(error).splitlines()[0]}") from error
     raise ValueError(f"a registered model is models:/NAME@ALIAS or models:/NAME/VERSION, not {uri!r}")
 
 

@@ -21,13 +21,14 @@ log = logging.getLogger(__name__)
 INTERVAL = 1.0  # seconds between two looks at the journal
 LONGEST_WAIT = 30.0  # seconds between two attempts at a server that does not answer
 SAMPLE_INTERVAL = 10.0  # seconds between two samples of the machine
+QUIET_SECONDS = 2.0  # a closing thread that takes longer is worth a line
 LAST_ATTEMPTS = 3  # failures in a row after which a closing thread stops trying
 
 
 class Shipper:
     """Ships `journal` to `destination` from a daemon thread, and samples CPU and memory of this process into it.
 
-    `system/cpu_percent` (100 is one busy core) and `system/memory_mb` (resident, 10^6 bytes) have the seconds since the
+    `system/cpu_percent` (of this process, 100 = one core) and `system/memory_mb` (resident, 10^6 bytes) have the seconds since the
     run began as their step.
     """
 
@@ -47,11 +48,16 @@ class Shipper:
     def close(self, timeout: float) -> int:
         """Send what is left, for at most `timeout` seconds, and return how many records have not arrived.
 
-        A server that fails `LAST_ATTEMPTS` times in a row is given up earlier. The thread is not used again.
+        A server that fails `LAST_ATTEMPTS` times in a row is given up earlier. A long wait is announced. The thread is
+        not used again.
         """
         self._closing.set()
         if self._thread.is_alive():
-            self._thread.join(timeout)
+            self._thread.join(min(timeout, QUIET_SECONDS))
+        if self._thread.is_alive() and timeout > QUIET_SECONDS:
+            uri = without_credentials(self._destination.tracking_uri)
+            log.warning("waiting up to %.0f s for MLflow at %s …", timeout, uri)
+            self._thread.join(timeout - QUIET_SECONDS)
         return 0 if self._deleted else self._destination.left()
 
     def _run(self) -> None:
@@ -60,7 +66,8 @@ class Shipper:
         while not self._closing.is_set():
             if time.monotonic() >= next_attempt:
                 next_attempt = time.monotonic() + self._attempt()
-            sample()
+            if not self._closing.is_set():  # else the journal may be closed: an attempt can outlast the patience
+                sample()
             self._closing.wait(min(INTERVAL, max(0.0, next_attempt - time.monotonic())))
         self._failures = 0
         while self._failures < LAST_ATTEMPTS:

@@ -58,6 +58,8 @@ class Passive:
 def attached(data, epoch=0, rank=0, accumulate=1):
     """The data module as a Trainer would see it in one process."""
     data.trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
         world_size=1,
         global_rank=rank,
         current_epoch=epoch,

@@ -53,6 +53,17 @@ def test_stacking_refuses_a_field_that_one_lacks():
         stack_rows([batch([1]), batch([1], group=torch.zeros(1))])
 
 
+def test_stacking_refuses_an_extra_that_one_lacks():
+    for extras in ([{}, {"x": torch.ones(1)}], [{"x": torch.ones(1)}, {}]):
+        with pytest.raises(ValueError, match="extra.x"):
+            stack_rows([batch([1], extra=extra) for extra in extras])
+
+
+def test_an_extra_that_is_neither_by_row_nor_by_step_is_refused():
+    with pytest.raises(ValueError, match="extra.x"):
+        batch([2, 3], extra={"x": torch.ones(2, 7)})
+
+
 def test_moving_takes_the_totals_along():
     b = batch([2], totals={"mask": torch.tensor(2.0)}).to(torch.float64)
     assert b.totals["mask"].dtype == b.rewards.dtype == torch.float64

@@ -41,5 +41,5 @@ def test_it_labels_and_takes_over_like_any_expert(checkpoint):
 
 
 def test_a_checkpoint_that_is_not_there_is_refused():
-    with pytest.raises((ValueError, OSError), match="nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         CheckpointExpert("nowhere.ckpt")

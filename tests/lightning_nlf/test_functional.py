@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lightning_nlf.batch import Batch
 from lightning_nlf.functional import (
     Exponential,
     Linear,
@@ -16,6 +17,7 @@ from lightning_nlf.functional import (
     reverse_recurrence,
     scheduled,
     takeover_cuts,
+    with_final_obs,
 )
 
 TRUE = torch.tensor(True)
@@ -89,6 +91,18 @@ def test_recurrence_equals_a_loop():
     for t in reversed(range(37)):
         following = expected[:, t] = add[:, t] + factor[:, t] * following
     torch.testing.assert_close(reverse_recurrence(add, factor), expected)
+
+
+def test_the_final_observation_stands_behind_the_last_valid_step():
+    """Rows of 2 and 1 valid steps, the second with a token of the environment behind it."""
+    valid = flags(1, 1, 0).repeat(2, 1) & torch.tensor([[True], [False]]) | torch.tensor(
+        [[False] * 3, [True, False, False]]
+    )
+    ids = torch.tensor([[3, 4, 0], [5, 6, 0]])
+    rows = Batch(obs=ids, actions=ids, valid=valid, mask=valid, final_obs=torch.tensor([8, 9]))
+    obs, where = with_final_obs(rows)
+    assert obs.tolist() == [[3, 4, 8, 0], [5, 9, 0, 0]]
+    assert where.int().tolist() == [[0, 0, 1, 0], [0, 1, 0, 0]]
 
 
 def test_next_valid_skips_what_is_not():

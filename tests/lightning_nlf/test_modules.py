@@ -126,11 +126,53 @@ def test_a_learning_rate_for_a_network_that_is_not_there_is_refused():
 def test_a_term_is_logged_by_its_mean_over_the_batches_that_had_a_step_for_it():
     """One batch with advantage 1, then two from which nobody learns: the policy term is that of the first."""
     nothing = torch.zeros(3, 4, dtype=torch.bool)
-    rows, labels = batch(), Batch(**(vars(batch()) | {"mask": nothing}))
+    rows = Batch(**(vars(batch()) | {"totals": {"mask": torch.tensor(12.0)}}))
+    labels = Batch(**(vars(batch()) | {"mask": nothing, "totals": {"mask": torch.tensor(0.0)}}))
     module = ReinforcePolicy(policy=GaussianPolicy(4, 1), optimizer=lambda groups: torch.optim.SGD(groups, lr=0))
     expected = -module.evaluate(rows).log_probs.mean()
     fit(module, [rows, labels, labels])
     torch.testing.assert_close(module.trainer.callback_metrics["train/policy"], expected.detach())
+
+
+def test_advance_is_called_once_an_optimizer_step():
+    class Moving(ReinforcePolicy):
+        moved = 0
+
+        def advance(self):
+            super().advance()
+            self.moved += 1
+
+    assert fit(Moving(policy=GaussianPolicy(4, 1)), [batch()] * 3).moved == 3
+
+
+def test_the_learning_rate_follows_its_scheduler():
+    """StepLR halves it every epoch: .5 after one."""
+    module = ReinforcePolicy(
+        policy=GaussianPolicy(4, 1),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0),
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5),
+    )
+    fit(module, [batch()])
+    assert module.trainer.optimizers[0].param_groups[0]["lr"] == 0.5
+
+
+def test_momentum_does_not_move_a_network_that_nothing_was_learned_about():
+    """A step with a gradient, then one without: Adam alone would go on along its mean."""
+    nothing = torch.zeros(3, 4, dtype=torch.bool)
+    labels = Batch(**(vars(batch()) | {"mask": nothing, "valid": nothing}))
+    modules = [ReinforcePolicy(policy=GaussianPolicy(4, 1)) for _ in range(2)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    for module, batches in zip(modules, ([batch()], [batch(), labels]), strict=True):
+        fit(module, batches)
+    for once, twice in zip(*(module.parameters() for module in modules), strict=True):
+        torch.testing.assert_close(once, twice, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true"])
+def test_precisions_that_would_cut_states_are_refused(precision):
+    trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match="bf16-mixed"):
+        trainer.fit(ReinforcePolicy(policy=GaussianPolicy(4, 1)), DataLoader([batch()], batch_size=None))
 
 
 class DropoutPolicy(GaussianPolicy):

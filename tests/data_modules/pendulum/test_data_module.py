@@ -43,7 +43,13 @@ def made(actor, epoch=0, rank=0, **knobs):
     """A data module as its Trainer would see it in one process."""
     data = PendulumDataModule(**{"episodes": 3, "evaluation_episodes": 2, "threads": 1} | knobs)
     data.trainer = SimpleNamespace(
-        world_size=1, global_rank=rank, current_epoch=epoch, accumulate_grad_batches=1, lightning_module=actor
+        state=SimpleNamespace(fn="fit"),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        world_size=1,
+        global_rank=rank,
+        current_epoch=epoch,
+        accumulate_grad_batches=1,
+        lightning_module=actor,
     )
     return data
 

@@ -16,7 +16,7 @@ from lightning_nlf.cli.command_line import main
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.objectives import InjectionPolicy
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONF = ROOT / "conf"
 DEBUG = CONF / "debug.yaml"
 EXPERIMENTS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path != DEBUG)

@@ -10,7 +10,7 @@ import yaml
 from lightning_nlf.cli.command_line import main
 from lightning_nlf.cli.errors import EXTRAS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LINEAR = "lightning_nlf.functional.Linear"
 POLICY = "model.init_args.policy"
 BASE = yaml.safe_load((ROOT / "conf" / "injection.yaml").read_text())

@@ -32,6 +32,17 @@ def test_the_std_has_a_floor():
     )  # e^(2·−2)
 
 
+def test_the_std_can_rise_again_from_its_floor():
+    policy = GaussianPolicy(4, 1, log_std=-9.0, min_log_std=-2.0)
+    policy(torch.zeros(1, 4)).variance.sum().backward()
+    assert policy.log_std.grad > 0
+
+
+def test_a_density_is_never_in_half_precision():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert GaussianPolicy(4, 1)(torch.randn(3, 4)).mean.dtype == torch.float32
+
+
 def test_critics_give_one_number_a_step():
     obs, actions, where = torch.randn(3, 5, 4), torch.randn(3, 5, 2), torch.rand(3, 5) > 0.5
     value, q = MLPValue(4), MLPQValue(4, 2)

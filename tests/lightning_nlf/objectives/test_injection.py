@@ -290,3 +290,22 @@ def test_what_the_expert_showed_becomes_likelier(kind):
         optimizer.step()
         means.append(float(module.policy(obs[:1]).mean.detach()))
     assert means[-1] > means[0] + 0.3
+
+
+def test_injected_advantages_are_whitened_with_the_learners():
+    """One step of its own in each row, as after an early take-over: by its moments alone 50 steps would be at 10⁴."""
+    valid = torch.ones(2, 50, dtype=torch.bool)
+    mask = torch.arange(50).expand(2, -1) == 0
+    batch = replace(
+        episodes((50, 50), taken=False), valid=valid, mask=mask, expert_mask=~mask, rewards=torch.ones(2, 50)
+    )
+    advantages = made(WeightedInjectionPolicy).prepare(batch).advantages
+    assert advantages.mean() == pytest.approx(0, abs=1e-5)
+    assert advantages.var(correction=0) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", [WeightedInjectionPolicy, ShapedInjectionPolicy])
+def test_injected_steps_that_nobody_would_evaluate_are_refused(kind):
+    batch = episodes()
+    with pytest.raises(ValueError, match="expert_mask"):
+        made(kind).prepare(replace(batch, expert_mask=torch.zeros_like(batch.mask)))

@@ -14,6 +14,7 @@ from lightning_nlf.objectives.policy_gradient import (
     clipped_policy_loss,
     importance_ratio,
     policy_gradient_loss,
+    surrogate_notes,
 )
 
 
@@ -192,6 +193,21 @@ def test_the_learners_return_is_cut_at_the_takeover():
     for cut, expected in ((False, [4, 3]), (True, [2, 1])):
         prepared = agent(gamma=1.0, normalize_advantages=False, cut_at_takeover=cut).prepare(batch)
         assert prepared.returns[0, :2].tolist() == expected
+
+
+def test_notes_of_the_surrogate_by_hand():
+    """ε=.2; ρ = 2, ½, 1.1: two of three are outside. KL: Σ ρ − 1 − ln ρ = .306853 + .193147 + .004690, / 3."""
+    ratio = row(2, 0.5, 1.1)
+    notes = surrogate_notes(ratio.log(), row(0, 0, 0), row(1, 1, 1).bool(), 0.2)
+    assert notes["clip_fraction"] == pytest.approx(2 / 3)
+    assert notes["kl"] == pytest.approx(0.168230, abs=1e-5)
+
+
+def test_the_experts_steps_are_experience_too():
+    batch = episodes((3, 5, 2))
+    module = agent()
+    module.prepare(replace(batch, mask=torch.zeros_like(batch.mask)))
+    assert module.experience == 10
 
 
 def test_experience_counts_all_that_was_decided():
