@@ -186,10 +186,9 @@ class FitProgress(ProgressBar):
 
 def _stores(trainer: L.Trainer) -> list[str]:
     """Where the run can be looked at: a command for a data base, the address of a server."""
-    # Not imported for this: a run without the logger need not pay for it.
-    module = sys.modules.get("lightning_nlf.tracking.logger")
-    loggers = [one for one in trainer.loggers if module is not None and isinstance(one, module.MLflowJournalLogger)]
-    return [_look_at(logger.tracking_uri) for logger in loggers]
+    from lightning_nlf.tracking.logger import MLflowJournalLogger
+
+    return [_look_at(logger.tracking_uri) for logger in trainer.loggers if isinstance(logger, MLflowJournalLogger)]
 
 
 def _look_at(uri: str) -> str:

@@ -159,6 +159,7 @@ class CommandLine(LightningCLI):
             default = default.with_name(f"{default.name}-fast_dev_run")
         self.run_dir, options.ckpt_path = run_folder.resolve(self.stage, options.run_dir, options.ckpt_path, default)
         if self.stage == "fit" and options.ckpt_path and options.trainer.max_steps != -1:
+            run_folder.release(self.run_dir)
             raise ConfigurationError("trainer.max_steps: a resume is exact by iterations only; use trainer.max_epochs")
         options.run_dir = str(self.run_dir)
         logger = options.trainer.logger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ def translate(message: str, parser: ArgumentParser, places: Sequence[Place]) -> 
             return f"{flag}: a yaml is named by --config {flag}"
         flags = [name for action in parser._actions for name in action.option_strings]
         return _joined(f"{flag}: no such flag.", nearest(flag, flags))
+    if text := _unknown_section(parser, places):
+        return text
     fault = faults[-1] if faults else Fault((), None, message)
     return _at(fault.keys, places, fault.text[:_LONGEST])
 
@@ -128,25 +131,49 @@ def _unknown_key(fault: Fault, faults: list[Fault], parser: ArgumentParser, plac
     return _at(keys, places, _joined(text, hint))
 
 
+def _unknown_section(parser: ArgumentParser, places: Sequence[Place]) -> str | None:
+    """For a key with nothing below it, of which jsonargparse says no more than that the whole is unexpected."""
+    for place in places:
+        if not place.file:
+            continue
+        keys = tuple(key.rstrip(":") for key in place.keys)  # `{modle:}` is a key "modle:" to one of two yaml readers
+        for depth, key in enumerate(keys):
+            if (names := options(parser, keys[:depth])) and key not in names:
+                shown = Place(keys, place.shown.rstrip(":"), place.file, place.line)
+                return _joined(f"{shown}: no such key.", nearest(key, names))
+    return None
+
+
 def _missing_key(fault: Fault, faults: list[Fault], parser: ArgumentParser, places: Sequence[Place]) -> str | None:
     if not (match := re.search(r"arguments are required: (.+)", fault.text)):
         return None
     names = [name.split(".")[-1] for name in match[1].split(", ")]
     if fault.owner is None:
         return f"{' and '.join(names)}: missing. Name a yaml with --config"
-    return _at((*fault.keys, "class_path"), places, f"{_name(fault.owner)} needs {' and '.join(names)}")
+    owner = fault.owner
+    if "expects a function or a callable class" in fault.text:  # one level deeper than jsonargparse tells
+        given = [re.match(r"Namespace\(class_path='([^']+)'", f.value or "") for f in faults if f.keys == fault.keys]
+        owner = next((match[1] for match in given if match), owner)
+    return _at((*fault.keys, "class_path"), places, f"{_name(owner)} needs {' and '.join(names)}")
 
 
 def _bad_class_path(fault: Fault, faults: list[Fault], parser: ArgumentParser, places: Sequence[Place]) -> str | None:
     keys = (*fault.keys, "class_path")
     if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", fault.text):
-        hint = nearest(match[2], contents(match[1]))
+        hint = nearest(match[2], contents(match[1])) or _module_beside(*match.groups())
         return _at(keys, places, _joined(f"{match[1]} has no {match[2]}.", hint))
     if match := re.search(r"No module named '?([\w.]+)'?", fault.text):
         return _at(keys, places, missing_module(match[1]))
     if match := re.search(r"Import path ([\w.]+) does not correspond to a subclass of (\w+)", fault.text):
         return _at(keys, places, f"{match[1]} is no {match[2]}")
     return None
+
+
+def _module_beside(module: str, name: str) -> str:
+    """A hint at the module of nearly that name which has the class."""
+    parent, _, last = module.rpartition(".")
+    near = difflib.get_close_matches(last, sorted(contents(parent) - {last}), 1) if parent else []
+    return f"Did you mean {near[0]!r}?" if near and name in contents(f"{parent}.{near[0]}") else ""
 
 
 def _bad_type(fault: Fault, faults: list[Fault], parser: ArgumentParser, places: Sequence[Place]) -> str | None:

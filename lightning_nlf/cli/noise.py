@@ -28,6 +28,12 @@ _MESSAGES = (
     "All distributed processes registered",
     "-" * 100,
 )
+_LOGGERS = (
+    "lightning.pytorch",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.distributed",
+)
 
 
 def silence() -> None:
@@ -35,7 +41,7 @@ def silence() -> None:
     for pattern in _WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     # A filter on a logger sees only what is said through that very logger.
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric.utilities.rank_zero"):
+    for name in _LOGGERS:
         logging.getLogger(name).addFilter(_says_something)
 
 

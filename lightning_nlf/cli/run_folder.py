@@ -136,7 +136,7 @@ def _checkpoint(folder: Path, stage: str, ckpt_path: str | None) -> str | None:
         return str(file)
     if stage == "fit" and ckpt_path == "last":
         return None  # one command for a job that may be preempted: the first time there is nothing to go on with
-    if hint := nearest(ckpt_path, NAMES):
+    if ckpt_path not in NAMES and (hint := nearest(ckpt_path, NAMES)):
         raise ConfigurationError(f"ckpt_path: {ckpt_path} does not exist. {hint}")
     there = sorted(path.name for path in file.parent.glob("*.ckpt"))
     found = f"there is {', '.join(there)}" if there else f"there is no checkpoint in {file.parent}"

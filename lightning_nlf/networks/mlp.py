@@ -17,6 +17,17 @@ def mlp(sizes: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def states(obs: Tensor, where: Tensor | None, obs_dim: int) -> Tensor:
+    """The states to look at: obs (B, T, obs_dim), or (N, obs_dim) of the True steps of `where`.
+
+    Raises:
+        ValueError: a state has another number of entries.
+    """
+    if obs.shape[-1] != obs_dim:
+        raise ValueError(f"obs_dim: the network is made for {obs_dim} numbers a state, a state has {obs.shape[-1]}")
+    return obs if where is None else obs[where]
+
+
 class GaussianPolicy(Policy):
     """N(mean(s), std): std a parameter of its own, or an output of the network.
 
@@ -39,14 +50,19 @@ class GaussianPolicy(Policy):
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        self.action_dim, self.min_log_std, self.state_dependent_std = action_dim, min_log_std, state_dependent_std
+        self.obs_dim, self.action_dim, self.min_log_std, self.state_dependent_std = (
+            obs_dim,
+            action_dim,
+            min_log_std,
+            state_dependent_std,
+        )
         outputs = 2 * action_dim if state_dependent_std else action_dim
         self.net = mlp([obs_dim, *([32, 32] if hidden is None else hidden), outputs])
         self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std)))
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Distribution:
-        mean = self.net(obs if where is None else obs[where]).float()  # a density in bf16 is off by 1 %
+        mean = self.net(states(obs, where, self.obs_dim)).float()  # a density in bf16 is off by 1 %
         log_std: Tensor = self.log_std
         if self.state_dependent_std:
             mean, offset = mean.split(self.action_dim, -1)
@@ -61,11 +77,12 @@ class MLPValue(Value):
 
     def __init__(self, obs_dim: int, hidden: list[int] | None = None, weights: str | None = None) -> None:
         super().__init__()
+        self.obs_dim = obs_dim
         self.net = mlp([obs_dim, *([32, 32] if hidden is None else hidden), 1])
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
-        return self.net(obs if where is None else obs[where]).squeeze(-1)
+        return self.net(states(obs, where, self.obs_dim)).squeeze(-1)
 
 
 class MLPQValue(QValue):
@@ -75,9 +92,10 @@ class MLPQValue(QValue):
         self, obs_dim: int, action_dim: int, hidden: list[int] | None = None, weights: str | None = None
     ) -> None:
         super().__init__()
+        self.obs_dim = obs_dim
         self.net = mlp([obs_dim + action_dim, *([32, 32] if hidden is None else hidden), 1])
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, actions: Tensor, where: Tensor | None = None) -> Tensor:
-        joined = torch.cat([obs, actions], -1)
-        return self.net(joined if where is None else joined[where]).squeeze(-1)
+        taken = actions if where is None else actions[where]
+        return self.net(torch.cat([states(obs, where, self.obs_dim), taken], -1)).squeeze(-1)

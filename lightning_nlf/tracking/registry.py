@@ -77,6 +77,8 @@ def fetch_registered(uri: str, tracking_uri: str | None = None) -> Path:
         ChecksumError: a file is not the one that was registered; it is not kept.
         Exception: whatever else MLflow and its transport raise.
     """
+    if not re.fullmatch(r"models:/[^/@]+(@[^/@]+|/\d+)", uri):
+        raise ValueError(f"a registered model is models:/NAME@ALIAS or models:/NAME/VERSION, not {uri!r}")
     store = resolve_tracking_uri(Path("outputs/run"), tracking_uri)
     # To look for it would create it.
     if store == default_tracking_uri(Path("outputs/run")) and not Path("outputs/mlflow.db").is_file():
@@ -100,17 +102,16 @@ def sha256(path: Path) -> str:
 def _version(client: MlflowClient, uri: str) -> ModelVersion:
     from mlflow.exceptions import MlflowException
 
+    name, at, alias = uri.removeprefix("models:/").partition("@")
     try:
-        if found := re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri):
-            return client.get_model_version_by_alias(*found.groups())
-        if found := re.fullmatch(r"models:/([^/@]+)/(\d+)", uri):
-            return client.get_model_version(*found.groups())
+        if at:
+            return client.get_model_version_by_alias(name, alias)
+        return client.get_model_version(*name.split("/"))
     except MlflowException as error:
         # An unknown alias is an invalid value, an unknown name or version does not exist.
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise ValueError(f"{uri}: {str(error).splitlines()[0]}") from error
-    raise ValueError(f"a registered model is models:/NAME@ALIAS or models:/NAME/VERSION, not {uri!r}")
 
 
 def _expected(version: ModelVersion) -> tuple[dict[str, str], str]:

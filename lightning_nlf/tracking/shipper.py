@@ -28,8 +28,8 @@ LAST_ATTEMPTS = 3  # failures in a row after which a closing thread stops trying
 class Shipper:
     """Ships `journal` to `destination` from a daemon thread, and samples CPU and memory of this process into it.
 
-    `system/cpu_percent` (of this process, 100 = one core) and `system/memory_mb` (resident, 10^6 bytes) have the seconds since the
-    run began as their step.
+    `system/cpu_percent` (of this process, 100 = one core) and `system/memory_mb` (resident, 10^6 bytes) have the
+    seconds since the run began as their step.
     """
 
     def __init__(self, journal: Journal, destination: Destination) -> None:

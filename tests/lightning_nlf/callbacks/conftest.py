@@ -48,7 +48,7 @@ class Memory(Logger):
 
 
 class Scripted(L.LightningModule):
-    """One optimizer step an epoch; the validation of epoch i returns `script[i]`: (return, return_sampled)."""
+    """One optimizer step a batch; the validation of epoch i returns `script[i]`: (return, return_sampled)."""
 
     def __init__(self, script: list[tuple[float, float]]) -> None:
         super().__init__()
@@ -107,12 +107,13 @@ class Fit:
         callbacks: list[L.Callback],
         epochs: int | None = None,
         resume: Path | None = None,
+        steps: int = 1,
         **options: Any,
     ) -> tuple[L.Trainer, Scripted]:
         module = Scripted(script)
         trainer = self.trainer(epochs or len(script), callbacks, **options)
-        loader: DataLoader = DataLoader(torch.zeros(1, 1))  # type: ignore[arg-type]
-        trainer.fit(module, loader, loader, ckpt_path=resume)
+        train, validate = (DataLoader(torch.zeros(n, 1)) for n in (steps, 1))  # type: ignore[arg-type, var-annotated]
+        trainer.fit(module, train, validate, ckpt_path=resume)
         return trainer, module
 
 

@@ -8,8 +8,11 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_nlf.callbacks import BestCheckpoint, LastCheckpoint
+from lightning_nlf.callbacks import BestCheckpoint, Exhibits, LastCheckpoint, Provenance
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
+from lightning_nlf.tracking.journal import read_records
+from lightning_nlf.tracking.logger import MLflowJournalLogger
+from lightning_nlf.tracking.shipper import Shipper
 
 
 def weight(path: Path) -> float:
@@ -135,6 +138,51 @@ def test_an_iteration_that_raised_is_not_saved(fit: Any, failing_at: Any) -> Non
     with pytest.raises(RuntimeError, match="on purpose"):
         fit.scripted([(0, 0)] * 5, [LastCheckpoint(), failing_at(3)])
     assert weight(fit.folder / "checkpoints/last.ckpt") == 3
+
+
+def test_half_an_iteration_does_not_replace_a_whole_one(fit: Any) -> None:
+    """Three steps an iteration, stopped after 7: the file is that of 6, and a resume ends where a straight run does."""
+    last = fit.folder / "checkpoints/last.ckpt"
+    fit.scripted([(0, 0)] * 9, [LastCheckpoint()], steps=3, max_steps=7)
+    assert weight(last) == 6
+    trainer, module = fit.scripted([(0, 0)] * 9, [LastCheckpoint()], epochs=4, resume=last, steps=3)
+    assert (trainer.current_epoch, module.weight.item(), weight(last)) == (4, 12, 12)
+    # One that ends with an iteration is whole.
+    fit.scripted([(0, 0)] * 9, [LastCheckpoint()], resume=last, steps=3, max_steps=15)
+    assert weight(last) == 15
+
+
+def test_half_an_iteration_is_better_than_no_file(fit: Any) -> None:
+    fit.scripted([(0, 0)], [LastCheckpoint()], steps=3, max_steps=2)
+    assert weight(fit.folder / "checkpoints/last.ckpt") == 2
+
+
+def test_a_resume_that_is_refused_leaves_no_trace(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of other networks, in the folder of a run that ended well, with the logger of the library."""
+    monkeypatch.setattr(Shipper, "start", lambda self: None)
+    monkeypatch.setattr(Shipper, "close", lambda self, timeout: 0)
+    script = [(1.0, 0.0)] * 2
+
+    def callbacks() -> list[L.Callback]:
+        return [LastCheckpoint(), BestCheckpoint(), Exhibits(), Provenance()]
+
+    fit.logger = MLflowJournalLogger(str(fit.folder))
+    fit.scripted(script, callbacks(), epochs=1)
+    last = fit.folder / "checkpoints/last.ckpt"
+    other = SafeCheckpointIO().load_checkpoint(last)
+    other["state_dict"]["weight"] = torch.zeros(3)
+    SafeCheckpointIO().save_checkpoint(other, fit.folder / "other.ckpt")
+    before = {path: path.read_bytes() for path in fit.folder.rglob("*") if path.is_file()}
+    assert b'"FINISHED"' in before[fit.folder / "journal.jsonl"]
+    fit.logger = MLflowJournalLogger(str(fit.folder))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        fit.scripted(script, callbacks(), resume=fit.folder / "other.ckpt")
+    assert {path: path.read_bytes() for path in fit.folder.rglob("*") if path.is_file()} == before
+    # One that is not refused goes on in the journal.
+    fit.logger = MLflowJournalLogger(str(fit.folder))
+    fit.scripted(script, callbacks(), resume=last)
+    kinds = [record["kind"] for record, _ in read_records(fit.folder / "journal.jsonl")]
+    assert kinds.count("start") == kinds.count("end") == 2
 
 
 def test_a_rehearsal_leaves_no_files(fit: Any) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from lightning_nlf.callbacks import FitProgress, LastCheckpoint, progress, progress_display
 from lightning_nlf.callbacks.progress_display import Pace
+from lightning_nlf.tracking.logger import MLflowJournalLogger
+from lightning_nlf.tracking.shipper import Shipper
 
 TIMES = r"\d:\d\d:\d\d elapsed(, \d:\d\d:\d\d left)?"
 
@@ -25,9 +27,27 @@ def test_lines_where_there_is_no_terminal(fit: Any, capsys: pytest.CaptureFixtur
         assert re.fullmatch(rf"run {done}/3{standing} · [\d,]+ env steps, [\d,]+/s · {TIMES}", line), line
     assert lines[3] == "" and lines[4].startswith("Finished: 3 iterations in 0:00:0")
     assert lines[5].startswith("  return ")
-    assert lines[6] == f"  run folder: {fit.folder}"
-    assert lines[7] == f"  look at it: python -m lightning_nlf.tracking ui {fit.folder.parent}"
+    assert lines[6:] == [f"  run folder: {fit.folder}", ""]  # without MLflow there is nothing to look at
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize("uri", [None, "http://me:secret@127.0.0.1:9"])
+def test_the_summary_says_where_the_run_can_be_seen(
+    fit: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, uri: str | None
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(Shipper, "start", lambda self: None)
+    monkeypatch.setattr(Shipper, "close", lambda self, timeout: 0)
+    fit.logger = MLflowJournalLogger(str(fit.folder), tracking_uri=uri)
+    fit.scripted([(0, 0)], [FitProgress()])
+    command = f"python -m lightning_nlf.tracking ui {fit.folder.parent}"
+    assert f"\n  look at it: {'http://127.0.0.1:9' if uri else command}\n" in capsys.readouterr().out
+
+
+def test_a_rehearsal_has_no_folder_to_look_at(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    fit.scripted([(0, 0)], [FitProgress()], fast_dev_run=True)
+    out = capsys.readouterr().out
+    assert "Finished" in out and "run folder" not in out and "look at it" not in out
 
 
 def test_lines_come_seldom(fit: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,22 @@ def test_fit_from_last_begins_where_there_is_none():
     assert (cli.run_dir, cli.options.ckpt_path) == (Path("outputs/injection-seed0"), None)
 
 
+def test_a_fit_resumed_at_its_end_says_so(run, capsys):
+    shutil.copytree(run, "outputs/injection+debug-seed0")
+    main([*INJECTION, "--config", str(DEBUG), *QUIET, "--ckpt_path", "last"])
+    assert "already at 2 of 2 iterations; raise trainer.max_epochs" in capsys.readouterr().err
+
+
+def test_fast_dev_run_leaves_no_folder():
+    main([*INJECTION, "--trainer.fast_dev_run", "true"])
+    assert not list(Path("outputs").iterdir())
+
+
+def test_an_evaluation_without_a_checkpoint_says_so(capsys):
+    main(["validate", *INJECTION[1:], *QUIET])
+    assert "no --ckpt_path: these are untrained weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stage, name", [("validate", "val/return"), ("test", "test/return")])
 def test_stages_take_a_checkpoint_by_name(run, stage, name):
     before = (run / "config.yaml").read_text()
@@ -256,6 +273,23 @@ def test_a_mistake_is_one_line_of_a_process():
     result = command("fit", "--config", str(CONF / "injection.yaml"), "--model.gama", "1")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: --model.gama: InjectionPolicy has no such key. Did you mean 'gamma'?\n"
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_fit_with_its_code():
+    args = [*INJECTION, "--trainer.max_epochs", "100000", "--trainer.log_every_n_steps", "1", "--run_dir", "run"]
+    process = subprocess.Popen([sys.executable, "-m", "lightning_nlf", *args], stderr=subprocess.PIPE, text=True)
+    # The first line of metrics: from then on Lightning has its handler.
+    deadline, journal = time.monotonic() + 60, Path("run/journal.jsonl")
+    try:
+        while not (journal.is_file() and '"metrics"' in journal.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143 and "Traceback" not in errors
 
 
 @pytest.mark.slow

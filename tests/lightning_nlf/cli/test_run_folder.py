@@ -143,6 +143,12 @@ def test_a_resume_keeps_another_config_beside_the_first():
     assert (DEFAULT / "raw" / "resumed-2" / "a.yaml").read_text() == "third"
 
 
+def test_a_config_that_cannot_be_written_is_a_mistake():
+    Path("taken").touch()
+    with pytest.raises(ConfigurationError, match="run_dir: taken cannot be written"):
+        saved(Path("taken"), "gamma: 1\n")
+
+
 def test_two_yamls_of_one_name_are_both_kept(tmp_path):
     files = [tmp_path / "x" / "a.yaml", tmp_path / "y" / "a.yaml"]
     for file in files:

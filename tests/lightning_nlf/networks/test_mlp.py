@@ -52,6 +52,12 @@ def test_critics_give_one_number_a_step():
     assert not torch.equal(q(obs, actions), q(obs, actions + 1))
 
 
+@pytest.mark.parametrize("network", [GaussianPolicy(5, 1), MLPValue(5)])
+def test_states_of_another_size_are_refused(network):
+    with pytest.raises(ValueError, match="obs_dim.*5.*4"):
+        network(torch.zeros(2, 3, 4))
+
+
 def test_weights_come_from_the_network_of_the_same_role(tmp_path):
     policy, value = GaussianPolicy(4, 1), MLPValue(4)
     state = {f"policy.{k}": v for k, v in policy.state_dict().items()}

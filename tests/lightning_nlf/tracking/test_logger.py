@@ -1,5 +1,6 @@
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import time
@@ -14,10 +15,13 @@ from lightning.pytorch.loggers import Logger
 from mlflow import MlflowClient
 
 from lightning_nlf.tracking import logger as logger_module
+from lightning_nlf.tracking.destination import Destination
 from lightning_nlf.tracking.journal import JOURNAL, read_records
 from lightning_nlf.tracking.logger import MLflowJournalLogger
 from lightning_nlf.tracking.position import read_position
+from lightning_nlf.tracking.replay import run_tracking_uri
 
+COMMAND = "python -m lightning_nlf.tracking sync"
 DEAD = "http://127.0.0.1:9"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(logger_module.__file__).parents[2])}
 
@@ -181,7 +185,7 @@ def test_fit_then_resume_then_test_is_one_run(tmp_path):
     assert run_of(second)[1].info.status == "FINISHED"
     assert len(client.search_runs([run.info.experiment_id])) == 1
     assert sorted(row.step for row in client.get_metric_history(run.info.run_id, "train/loss")) == [0, 0, 1, 1, 2, 3]
-    assert [record["kind"] for record in records(tmp_path / "run")].count("start") == 3  # fit, fit, test
+    assert [record["kind"] for record in records(tmp_path / "run")].count("start") == 2  # the test has nothing to log
 
 
 @pytest.mark.slow
@@ -200,10 +204,12 @@ def test_resumed_run_is_running_meanwhile(tmp_path, wait_for):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("error", "status"), [(ValueError("bad"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
-def test_crash_is_failed_and_an_interrupt_killed(tmp_path, error, status):
+def test_crash_is_failed_and_an_interrupt_killed(tmp_path, error, status, wait_for):
     logger = MLflowJournalLogger(str(tmp_path / "run"))
     with pytest.raises((ValueError, SystemExit)):
         fit(logger, Raise(error))
+    # An interrupt does not wait for MLflow to be imported; the thread goes on.
+    wait_for(lambda: Destination(tmp_path / "run", logger.tracking_uri).left() == 0, 60)
     assert run_of(logger)[1].info.status == status
 
 
@@ -213,6 +219,86 @@ def test_fit_without_a_server_finishes_and_names_the_command(tmp_path, caplog):
     assert fit(logger).state.finished
     assert f"python -m lightning_nlf.tracking sync {tmp_path / 'run'}" in caplog.records[-1].getMessage()
     assert records(tmp_path / "run")[-1]["status"] == "FINISHED"
+
+
+@pytest.mark.slow
+def test_slow_server_costs_no_call_and_an_announced_wait(tmp_path, caplog):
+    """It takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        logger = MLflowJournalLogger(str(tmp_path), tracking_uri=uri)
+        durations = []
+        for step in range(100):
+            began = time.perf_counter()
+            logger.log_metrics({"loss": 1.0}, step)
+            durations.append(time.perf_counter() - began)
+            time.sleep(0.005)
+        began = time.monotonic()
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            logger.finalize("failed")
+        assert 2 < time.monotonic() - began < 20
+    assert sorted(durations)[50] < 0.05
+    kinds = [record["kind"] for record in records(tmp_path) if "system/memory_mb" not in record.get("values", {})]
+    assert kinds == ["start", *["metrics"] * 100, "end"]
+    said = [record.getMessage() for record in caplog.records]
+    assert f"waiting up to 3 s for MLflow at {uri} …" in said
+    assert any(text.endswith(f"When it answers: {COMMAND} {tmp_path} --tracking_uri {uri}") for text in said)
+
+
+def test_end_waits_15_seconds_and_3_when_interrupted(tmp_path, unshipped, monkeypatch):
+    waited = []
+    monkeypatch.setattr(logger_module.Shipper, "close", lambda self, timeout: waited.append(timeout) or 0)
+    logger = MLflowJournalLogger(str(tmp_path), tracking_uri=DEAD)
+    for error in (ValueError, KeyboardInterrupt):
+        logger.log_metrics({"loss": 1.0}, 0)
+        try:
+            raise error
+        except error:
+            logger.finalize("failed")
+    assert waited == [15, 3]
+
+
+def test_store_of_the_variable_is_remembered_without_it(tmp_path, unshipped, monkeypatch, caplog):
+    monkeypatch.setattr(logger_module.Shipper, "close", lambda self, timeout: 7)
+    for name, uri in (("server", "http://me:secret@127.0.0.1:9"), ("default", "")):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        logger = MLflowJournalLogger(str(tmp_path / name))
+        logger.log_metrics({"loss": 1.0}, 0)
+        logger.finalize("success")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert run_tracking_uri(tmp_path / "server") == "http://127.0.0.1:9"
+    assert run_tracking_uri(tmp_path / "default") == f"sqlite:///{tmp_path}/mlflow.db"
+    server, default = [record.getMessage() for record in caplog.records]
+    assert server.endswith(f"sync {tmp_path}/server --tracking_uri http://127.0.0.1:9")
+    assert default.endswith(f"sync {tmp_path}/default")
+
+
+def test_source_is_the_package_that_was_run(tmp_path, unshipped, monkeypatch):
+    for words, name in ((["/x/lightning_nlf/__main__.py", "fit"], "lightning_nlf"), (["/x/train.py"], "train.py")):
+        monkeypatch.setattr(sys, "argv", words)
+        logger = MLflowJournalLogger(str(tmp_path / name), tracking_uri=DEAD)
+        logger.log_metrics({"loss": 1.0}, 0)
+        logger.finalize("success")
+        assert records(tmp_path / name)[0]["source.name"] == name
+
+
+def test_run_that_failed_before_its_first_step_is_failed(tmp_path, unshipped):
+    logger = MLflowJournalLogger(str(tmp_path), tracking_uri=DEAD)
+    logger.log_hyperparams({"lr": 0.1})
+    logger.finalize("failed")
+    assert [record["kind"] for record in records(tmp_path)] == ["start", "params", "end"]
+    # The next process in the folder is refused before it trains, the one after it is not.
+    refused = MLflowJournalLogger(str(tmp_path), tracking_uri=DEAD)
+    refused.log_hyperparams({"lr": 0.2})
+    refused.finalize("failed")
+    assert len(records(tmp_path)) == 3
+    resumed = MLflowJournalLogger(str(tmp_path), tracking_uri=DEAD)
+    resumed.log_hyperparams({"lr": 0.3})
+    resumed.log_metrics({"loss": 1.0}, 0)
+    resumed.finalize("success")
+    assert [record["kind"] for record in records(tmp_path)[3:]] == ["start", "params", "metrics", "end"]
 
 
 @pytest.mark.slow

@@ -1,8 +1,15 @@
+from pathlib import Path
+
 import pytest
+import torch
 from mlflow import MlflowClient
 
+from lightning_nlf.cli.command_line import main
+from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.tracking.journal import Journal
 from lightning_nlf.tracking.registry import ChecksumError, fetch_registered, register, sha256
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -79,6 +86,37 @@ def test_version_that_register_did_not_make_is_refused(run, uri):
 def test_round_trip_through_a_server(run, server):
     assert register(run, "pendulum", alias="best", tracking_uri=server.uri) == 1
     assert fetch_registered("models:/pendulum@best", server.uri).read_bytes() == b"weights one"
+
+
+@pytest.mark.slow
+def test_trained_policy_comes_back_and_acts_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(ROOT)
+    run_dir = tmp_path / "outputs" / "run"
+    configs = [word for name in ("injection", "debug") for word in ("--config", f"conf/{name}.yaml")]
+    main(["fit", *configs, "--run_dir", str(run_dir), "--data.horizon", "50", "--data.evaluation_episodes", "2"])
+    register(run_dir, "pendulum")
+    fetched = fetch_registered("models:/pendulum@champion", f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    assert fetched.is_relative_to(tmp_path / "cache")
+    obs = torch.randn(2, 3, 4)
+    paths = (fetched, run_dir / "checkpoints" / "best.ckpt")
+    modules = [ObjectiveModule.load_from_checkpoint(path, map_location="cpu") for path in paths]
+    means = [module.policy(obs).mean for module in modules]
+    assert torch.equal(*means) and means[0].shape == (2, 3, 1)
+
+
+@pytest.mark.slow
+def test_no_store_and_unknown_names_are_told_in_one_line(run, uri, monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"^models:/x@y: there is no outputs/mlflow.db here; set MLFLOW_TRACKING_URI$"):
+        fetch_registered("models:/x@y")
+    assert not list((tmp_path / "empty").iterdir())
+    monkeypatch.chdir(tmp_path)
+    register(run, "pendulum")
+    for text in ("models:/nobody@champion", "models:/pendulum@nobody", "models:/pendulum/7"):
+        with pytest.raises(ValueError, match=f"^{text}: [^\\n]+$"):
+            fetch_registered(text)
 
 
 def test_missing_files_are_named_before_anything_is_sent(run, uri):
