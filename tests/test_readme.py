@@ -49,6 +49,35 @@ def test_the_main_job_leaves_what_the_table_says(project):
 
 
 @pytest.mark.slow
+def test_the_main_job_balances_the_pole(project):
+    """Ten deterministic episodes of the best policy, on the seeds that are kept for the end."""
+    said = shell("python -m lightning_nlf test --config conf/injection.yaml --ckpt_path best", project)
+    (value,) = re.findall(r"test/return\s+│\s+([\d.,]+)", said)
+    assert float(value.replace(",", "")) >= 950
+
+
+@pytest.mark.slow
+def test_the_main_job_is_in_mlflow(project):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{project}/outputs/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "lightning_nlf"]
+    runs = client.search_runs([experiment.experiment_id])
+    (run,) = [run for run in runs if run.info.run_name == "injection-seed0"]
+    assert run.info.status == "FINISHED" and run.data.metrics["val/return"] >= 950
+    assert {"env_steps", "iteration", "expert_steps", "labels", "train/imitation"} <= run.data.metrics.keys()
+    assert {"checkpoint/best_sha256", "checkpoint/last_sha256"} <= run.data.tags.keys()
+    logged = {
+        artifact.path
+        for folder in ("", "checkpoints", "exhibits", "provenance", "raw")
+        for artifact in client.list_artifacts(run.info.run_id, folder)
+    }
+    names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "exhibits/evaluation.gif", "exhibits/learning_curve.png"]
+    names += ["provenance/command.txt", "provenance/packages.txt", "raw/injection.yaml", "config.yaml"]
+    assert set(names) <= logged
+
+
+@pytest.mark.slow
 def test_the_five_lines_balance_the_pole_in_plain_gymnasium(project):
     (code,) = [block for block in blocks("python") if "gymnasium.make" in block]
     (project / "five_lines.py").write_text(code)
