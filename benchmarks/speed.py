@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is there
+
 RESULTS = Path(__file__).parent / "results"
 COMMAND = [sys.executable, "-m", "lightning_nlf"]
 FIT = [*COMMAND, "fit", "--config", "conf/injection.yaml", "--run_dir"]
