@@ -33,7 +33,7 @@ def test_damaged_file_is_as_good_as_none_and_is_replaced(tmp_path, content):
 
 def test_credentials_are_taken_out():
     assert without_credentials("postgresql://me:pass@host:1/db") == "postgresql://host:1/db"
-    assert without_credentials("sqlite:////tmp/a@b.db") == "sqlite:////tmp/a@b.db"
+    assert without_credentials("sqlite:////data/a@b.db") == "sqlite:////data/a@b.db"
 
 
 def test_store_is_above_the_run_folder_unless_said_otherwise(tmp_path, monkeypatch):
