@@ -215,7 +215,7 @@ class CommandLine(LightningCLI):
             run_folder.release(self.run_dir)
             return
         if self.stage != "fit" and self.options.ckpt_path is None:
-            rank_zero_print("no --ckpt_path: these are untrained weights; --ckpt_path best evaluates the run's best")
+            rank_zero_print("no --ckpt_path: these are the yaml's initial weights; --ckpt_path best plays the best")
         try:
             with told_in_one_sentence(self.places, self.run_dir):
                 super()._run_subcommand(subcommand)

@@ -234,7 +234,7 @@ def test_fast_dev_run_leaves_no_folder():
 
 def test_an_evaluation_without_a_checkpoint_says_so(capsys):
     main(["validate", *INJECTION[1:], *QUIET])
-    assert "no --ckpt_path: these are untrained weights" in capsys.readouterr().err
+    assert "no --ckpt_path: these are the yaml's initial weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage, name", [("validate", "val/return"), ("test", "test/return")])
