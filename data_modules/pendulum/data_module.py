@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class PendulumDataModule(RolloutDataModule):
         self.label_share, self.label_budget = label_share, label_budget
         self.evaluation_episodes = evaluation_episodes
         self.simulator = InvertedPendulum(threads)
+        self.play = partial(play, self.simulator)
         self.pending: Ended | None = None  # where the rows of the last collection stopped
         self.finished: list[tuple[float, int]] = []  # return and length of the episodes that ended in this collection
         self.labels_used = 0  # by this rank
@@ -88,16 +90,8 @@ class PendulumDataModule(RolloutDataModule):
             returns = np.where(self.pending.over, returns, self.pending.returns)
         left = self._labels_left
         plan = None if self.takeover is None else self.takeover.plan(rows, self.horizon, self.typical_length, rng)
-        batch, self.pending = play(
-            self.simulator,
-            actor,
-            states,
-            elapsed,
-            self.horizon,
-            returns=returns,
-            expert=self.expert,
-            plan=plan,
-            expert_steps=left,
+        batch, self.pending = self.play(
+            actor, states, elapsed, self.horizon, returns=returns, expert=self.expert, plan=plan, expert_steps=left
         )
         self.finished += zip(
             self.pending.returns[self.pending.over], self.pending.elapsed[self.pending.over], strict=True
@@ -156,7 +150,7 @@ class PendulumDataModule(RolloutDataModule):
         rows = max(self._share(self.evaluation_episodes), 1)
         states, elapsed = self.simulator.reset(rows, rng), np.zeros(rows, dtype=np.int64)
         limit = self.simulator.time_limit
-        batch, _ = play(self.simulator, actor, states, elapsed, limit, deterministic=deterministic)
+        batch, _ = self.play(actor, states, elapsed, limit, deterministic=deterministic)
         if deterministic:
             self.shown["evaluation"] = batch[:1]
         return batch
