@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_nlf.functional import Linear, Schedule, scheduled
+
 
 class Takeover(Protocol):
     """Decides before a collection, for each of its steps, who acts."""
 
-    def plan(self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator) -> Tensor:
+    def plan(
+        self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
+    ) -> Tensor:
         """Bool (episodes, horizon), True where the expert acts.
 
         Args:
@@ -23,6 +27,7 @@ class Takeover(Protocol):
             typical_length: mean length, in steps, of the episodes of the previous collection: a point drawn over the
                 whole horizon would come after the fall of nearly every early episode.
             rng: the only source of chance.
+            experience: steps decided before this collection, by all ranks; the clock of schedules.
 
         Raises:
             ValueError: episodes < 0, horizon < 1, or typical_length is not above 0.
@@ -30,41 +35,74 @@ class Takeover(Protocol):
         ...
 
 
+@runtime_checkable
+class Triggered(Takeover, Protocol):
+    """A take-over that cannot be planned: what the learner's critic says of a state decides, while it is played.
+
+    The player asks `trigger` before each step about the rows in which the learner would act, and lets the expert act
+    for `length` steps where the answer is yes. Whatever moves is in `state_dict`.
+    """
+
+    length: int
+
+    def trigger(self, values: Tensor) -> Tensor:
+        """V(s) (n,) of the states to decide in → bool (n,), True where the expert takes over."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
 class Geometric(Takeover):
     """The learner acts for n steps, P(n) = p (1 − p)ⁿ with mean (1 − p) / p, then the expert to the end of the row.
 
     p = 0.4, mean 1.5, is the setting of github.com/TanayGahlot/LearnFromNaturalLanguageFeedback.
 
+    Args:
+        p: that the expert takes over at the next step.
+        every: of so many rows one is taken over, the last; 2 gives each of the learner's own episodes an injected one.
+
     Raises:
-        ValueError: p outside (0, 1].
+        ValueError: p outside (0, 1], or every < 1.
     """
 
-    def __init__(self, p: float = 0.4) -> None:
+    def __init__(self, p: float = 0.4, every: int = 1) -> None:
         if not 0 < p <= 1:
             raise ValueError(f"p: got {p}, must be in (0, 1]")
-        self.p = p
+        if every < 1:
+            raise ValueError(f"every: got {every}, must be at least 1")
+        self.p, self.every = p, every
 
-    def plan(self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator) -> Tensor:
+    def plan(
+        self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
+    ) -> Tensor:
         _check_plan(episodes, horizon, typical_length)
-        return _between(rng.geometric(self.p, episodes) - 1, horizon, horizon)
+        starts = rng.geometric(self.p, episodes) - 1
+        mine = np.arange(1, episodes + 1) % self.every == 0
+        return _between(np.where(mine, starts, horizon), horizon, horizon)
 
 
 class Uniform(Takeover):
     """From a point uniform in [0, typical_length) the expert acts to the end of the row, in a share of the rows.
 
     Args:
-        probability: that an episode is taken over at all.
+        probability: that an episode is taken over at all; or a schedule, which anneals it away.
 
     Raises:
         ValueError: probability outside [0, 1].
     """
 
-    def __init__(self, probability: float = 1.0) -> None:
+    def __init__(self, probability: float | Schedule = 1.0) -> None:
         self.probability = _checked_probability(probability)
 
-    def plan(self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator) -> Tensor:
+    def plan(
+        self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
+    ) -> Tensor:
         _check_plan(episodes, horizon, typical_length)
-        return _between(_starts(episodes, horizon, typical_length, self.probability, rng), horizon, horizon)
+        return _between(
+            _starts(episodes, horizon, typical_length, scheduled(self.probability, experience), rng), horizon, horizon
+        )
 
 
 class Window(Takeover):
@@ -72,25 +110,31 @@ class Window(Takeover):
 
     Args:
         length: steps of the expert.
-        probability: that an episode has such a window at all.
+        probability: that an episode has such a window at all; or a schedule of it.
 
     Raises:
         ValueError: length < 1, or probability outside [0, 1].
     """
 
-    def __init__(self, length: int = 20, probability: float = 0.25) -> None:
+    def __init__(self, length: int = 20, probability: float | Schedule = 0.25) -> None:
         if length < 1:
             raise ValueError(f"length: got {length}, must be at least 1")
         self.length = length
         self.probability = _checked_probability(probability)
 
-    def plan(self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator) -> Tensor:
+    def plan(
+        self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
+    ) -> Tensor:
         _check_plan(episodes, horizon, typical_length)
-        return _between(_starts(episodes, horizon, typical_length, self.probability, rng), self.length, horizon)
+        return _between(
+            _starts(episodes, horizon, typical_length, scheduled(self.probability, experience), rng),
+            self.length,
+            horizon,
+        )
 
 
 class PerStep(Takeover):
-    """A coin at every step: the expert acts with `probability`.
+    """A coin at every step: the expert acts with `probability`, a number or a schedule.
 
     The β of DAgger's mixture, algorithm 3.1 of Ross et al. 2011.
 
@@ -98,18 +142,112 @@ class PerStep(Takeover):
         ValueError: probability outside [0, 1].
     """
 
-    def __init__(self, probability: float = 0.1) -> None:
+    def __init__(self, probability: float | Schedule = 0.1) -> None:
         self.probability = _checked_probability(probability)
 
-    def plan(self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator) -> Tensor:
+    def plan(
+        self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
+    ) -> Tensor:
         _check_plan(episodes, horizon, typical_length)
-        return torch.from_numpy(rng.random((episodes, horizon), dtype=np.float32) < self.probability)
+        return torch.from_numpy(
+            rng.random((episodes, horizon), dtype=np.float32) < scheduled(self.probability, experience)
+        )
+
+
+class ReverseCurriculum(Takeover):
+    """From a step that moves later and later the expert acts, to the end of the row or for `length` steps.
+
+    The learner plays the beginning, and more and more of it: the mirror image of Florensa et al. 2017
+    (https://arxiv.org/abs/1707.05300), where it plays the end, from starts further and further from the goal.
+
+    Args:
+        start, end: the expert's first step in a row, at first and at last.
+        over: steps decided until it has moved there, in a straight line.
+        length: steps of the expert; None = to the end of the row.
+        probability: that an episode is taken over at all; or a schedule of it.
+
+    Raises:
+        ValueError: start or end < 0, over or length < 1, or probability outside [0, 1].
+    """
+
+    def __init__(
+        self, start: int, end: int, over: int, length: int | None = None, probability: float | Schedule = 1.0
+    ) -> None:
+        for name, value in (("start", start), ("end", end)):
+            if value < 0:
+                raise ValueError(f"{name}: got {value}, must be at least 0")
+        if length is not None and length < 1:
+            raise ValueError(f"length: got {length}, must be at least 1")
+        self.first = Linear(start, end, over)
+        self.length = length
+        self.probability = _checked_probability(probability)
+
+    def plan(
+        self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
+    ) -> Tensor:
+        _check_plan(episodes, horizon, typical_length)
+        taken = rng.random(episodes) < scheduled(self.probability, experience)
+        starts = np.where(taken, round(self.first(experience)), horizon)
+        return _between(starts, horizon if self.length is None else self.length, horizon)
+
+
+class ValueTriggered(Triggered):
+    """For `length` steps the expert acts where V(s) is among the lowest `fraction` of the wave before.
+
+    A quantile, because values may be negative and grow with the critic: "half of the mean V" would mean nothing. In
+    the first wave nobody is taken over. The bound is drawn when a wave is planned, and stays while it is played.
+
+    Args:
+        fraction: of the learner's decisions that call the expert, if the values stay as they were; or a schedule of it.
+        length: steps of the expert, from the state in question on.
+
+    Raises:
+        ValueError: fraction outside [0, 1], or length < 1.
+    """
+
+    kept = 1_000  # values remembered, spread evenly over the wave
+
+    def __init__(self, fraction: float | Schedule = 0.1, length: int = 20) -> None:
+        if length < 1:
+            raise ValueError(f"length: got {length}, must be at least 1")
+        self.fraction = _checked_probability(fraction, "fraction")
+        self.length = length
+        self.before = torch.empty(0)  # V in the wave before this one
+        self.seen: list[Tensor] = []  # V in this one
+        self.bound = -math.inf
+
+    def plan(
+        self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
+    ) -> Tensor:
+        _check_plan(episodes, horizon, typical_length)
+        self.before, self.seen = self._latest(), []
+        fraction = scheduled(self.fraction, experience)
+        self.bound = float(self.before.quantile(fraction)) if len(self.before) and fraction > 0 else -math.inf
+        return torch.zeros(episodes, horizon, dtype=torch.bool)
+
+    def trigger(self, values: Tensor) -> Tensor:
+        values = values.detach().float().cpu()
+        self.seen.append(values)
+        return values < self.bound
+
+    def _latest(self) -> Tensor:
+        """V in the last wave in which anybody was asked, `kept` at most."""
+        seen = torch.cat(self.seen) if self.seen else self.before
+        return seen[:: max(math.ceil(len(seen) / self.kept), 1)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"values": self._latest()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.before, self.seen = state["values"], []
 
 
 class Always(Takeover):
     """The expert acts throughout: what behaviour cloning is trained on."""
 
-    def plan(self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator) -> Tensor:
+    def plan(
+        self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
+    ) -> Tensor:
         _check_plan(episodes, horizon, typical_length)
         return torch.ones(episodes, horizon, dtype=torch.bool)
 
@@ -117,7 +255,9 @@ class Always(Takeover):
 class Never(Takeover):
     """The learner acts throughout."""
 
-    def plan(self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator) -> Tensor:
+    def plan(
+        self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
+    ) -> Tensor:
         _check_plan(episodes, horizon, typical_length)
         return torch.zeros(episodes, horizon, dtype=torch.bool)
 
@@ -136,9 +276,11 @@ def _between(starts: NDArray[np.int64], length: int, horizon: int) -> Tensor:
     return torch.from_numpy((since >= 0) & (since < length))
 
 
-def _checked_probability(probability: float) -> float:
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability: got {probability}, must be in [0, 1]")
+def _checked_probability(probability: float | Schedule, name: str = "probability") -> float | Schedule:
+    """Schedules run from their value at 0 to that at ∞."""
+    for steps in (0.0, math.inf):
+        if not 0 <= (value := scheduled(probability, steps)) <= 1:
+            raise ValueError(f"{name}: got {value}, must be in [0, 1]")
     return probability
 
 

@@ -146,6 +146,14 @@ class Actor(Protocol):
         """
         ...
 
+    def values(self, obs: Tensor) -> Tensor:
+        """What the critic says of single states, for a take-over that depends on it: obs (N, *obs) → V (N,).
+
+        Raises:
+            ValueError: there is no critic of states.
+        """
+        ...
+
     def reply(
         self, ids: Tensor, lengths: Tensor, state: Any, stop: int, max_new: int, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Any]:

@@ -220,6 +220,15 @@ class PolicyModule(ObjectiveModule):
             return actions, distribution.log_prob(actions), None, state
 
     @torch.no_grad()
+    def values(self, obs: Tensor) -> Tensor:
+        """`Actor.values`."""
+        value = getattr(self, "value", None)
+        if value is None:
+            raise ValueError("takeover: it asks what states are worth, and the model has no value network")
+        with self.acting():
+            return value(obs.to(self.device)[:, None])[:, 0]
+
+    @torch.no_grad()
     def reply(
         self, ids: Tensor, lengths: Tensor, state: Any, stop: int, max_new: int, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Any]:

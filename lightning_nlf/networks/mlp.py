@@ -9,9 +9,33 @@ from torch.distributions import Distribution, Independent, Normal
 from lightning_nlf.networks.base import Policy, QValue, Value
 
 
-def mlp(sizes: list[int]) -> nn.Sequential:
-    """Linear layers with tanh between them."""
-    layers: list[nn.Module] = []
+class Standardised(nn.Module):
+    """(x − mean) / std, by numbers that are known beforehand.
+
+    Raises:
+        ValueError: not `size` numbers each, or a std that is not above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: int, mean: list[float] | None, std: list[float] | None) -> None:
+        super().__init__()
+        for name, given in (("obs_mean", mean), ("obs_std", std)):
+            if given is not None and len(given) != size:
+                raise ValueError(f"{name}: got {len(given)} numbers, a state has {size}")
+        if std is not None and not min(std) > 0:
+            raise ValueError(f"obs_std: got {std}, each must be above 0")
+        self.register_buffer("mean", torch.zeros(size) if mean is None else torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.ones(size) if std is None else torch.tensor(std, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def mlp(sizes: list[int], mean: list[float] | None = None, std: list[float] | None = None) -> nn.Sequential:
+    """Linear layers with tanh between them, behind `Standardised` where a mean or std is given."""
+    layers: list[nn.Module] = [] if mean is None and std is None else [Standardised(sizes[0], mean, std)]
     for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
         layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
@@ -37,6 +61,7 @@ class GaussianPolicy(Policy):
         min_log_std: floor below which it cannot fall.
         state_dependent_std: the network gives the log-std too; it starts near `log_std` everywhere.
         weights: path of a checkpoint whose policy this one starts from.
+        obs_mean, obs_std: of each number of a state, roughly: what comes in is brought to mean 0 and std 1 by them.
     """
 
     def __init__(
@@ -48,6 +73,8 @@ class GaussianPolicy(Policy):
         min_log_std: float = -3.0,
         state_dependent_std: bool = False,
         weights: str | None = None,
+        obs_mean: list[float] | None = None,
+        obs_std: list[float] | None = None,
     ) -> None:
         super().__init__()
         self.obs_dim, self.action_dim, self.min_log_std, self.state_dependent_std = (
@@ -57,7 +84,7 @@ class GaussianPolicy(Policy):
             state_dependent_std,
         )
         outputs = 2 * action_dim if state_dependent_std else action_dim
-        self.net = mlp([obs_dim, *([32, 32] if hidden is None else hidden), outputs])
+        self.net = mlp([obs_dim, *([32, 32] if hidden is None else hidden), outputs], obs_mean, obs_std)
         self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std)))
         self.load_weights(weights)
 
@@ -73,12 +100,19 @@ class GaussianPolicy(Policy):
 
 
 class MLPValue(Value):
-    """V(s)."""
+    """V(s). Args: as of `GaussianPolicy`."""
 
-    def __init__(self, obs_dim: int, hidden: list[int] | None = None, weights: str | None = None) -> None:
+    def __init__(
+        self,
+        obs_dim: int,
+        hidden: list[int] | None = None,
+        weights: str | None = None,
+        obs_mean: list[float] | None = None,
+        obs_std: list[float] | None = None,
+    ) -> None:
         super().__init__()
         self.obs_dim = obs_dim
-        self.net = mlp([obs_dim, *([32, 32] if hidden is None else hidden), 1])
+        self.net = mlp([obs_dim, *([32, 32] if hidden is None else hidden), 1], obs_mean, obs_std)
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:

@@ -3,10 +3,13 @@ from lightning_nlf.objectives.actor_critic import QActorCriticAgent as QActorCri
 from lightning_nlf.objectives.imitation import ImitationPolicy as ImitationPolicy
 from lightning_nlf.objectives.imitation import JointAgent as JointAgent
 from lightning_nlf.objectives.imitation import JointPolicy as JointPolicy
+from lightning_nlf.objectives.imitation import SummedJointPolicy as SummedJointPolicy
 from lightning_nlf.objectives.injection import InjectionAgent as InjectionAgent
 from lightning_nlf.objectives.injection import InjectionPolicy as InjectionPolicy
 from lightning_nlf.objectives.injection import ShapedInjectionAgent as ShapedInjectionAgent
 from lightning_nlf.objectives.injection import ShapedInjectionPolicy as ShapedInjectionPolicy
+from lightning_nlf.objectives.injection import SummedInjectionPolicy as SummedInjectionPolicy
+from lightning_nlf.objectives.injection import UnweightedInjectionPolicy as UnweightedInjectionPolicy
 from lightning_nlf.objectives.injection import WeightedInjectionAgent as WeightedInjectionAgent
 from lightning_nlf.objectives.injection import WeightedInjectionPolicy as WeightedInjectionPolicy
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy as ReinforcePolicy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from lightning_nlf.functional import Schedule, distribution_of, masked_mean, sch
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.objective import Evaluation, Objective, Terms
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent
-from lightning_nlf.objectives.policy_gradient import ReinforcePolicy
+from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, Sum, SummedObjective, one_process
 
 
 def forward_kl(expert: Distribution, policy: Distribution) -> Tensor:
@@ -69,25 +70,91 @@ def imitation_loss(divergence: Tensor, mask: Tensor, total: Tensor | None = None
     return masked_mean(divergence, mask, total)
 
 
+def suffix_weights(
+    advantages: Tensor, mask: Tensor, temperature: float, over_ranks: Sum = one_process, clip: float = 20.0
+) -> Tensor:
+    """min(e^{z/τ}, clip), brought to mean 1: the weights of https://arxiv.org/abs/1910.00177, algorithm 1.
+
+    z are the advantages with mean 0 and (biased) variance 1 over the steps themselves, here as in the mean over all
+    ranks: τ means the same whatever the rewards are.
+    Args: advantages (B, T); mask (B, T) bool, the injected steps; temperature: τ.  Returns (B, T), 1 outside `mask`.
+    """
+    count = over_ranks(mask.sum()).clamp(min=1)
+    centred = torch.where(mask, advantages - over_ranks(torch.where(mask, advantages, 0).sum()) / count, 0)
+    z = centred * torch.rsqrt(over_ranks((centred**2).sum()) / count + 1e-8)
+    weights = (z / temperature).clamp(max=math.log(clip)).exp()
+    mean = over_ranks(torch.where(mask, weights, 0).sum()) / count
+    return torch.where(mask, weights / mean, 1.0)
+
+
+def own_returns(batch: Batch, over_ranks: Sum = one_process) -> tuple[Tensor, Tensor]:
+    """Mean undiscounted return of the rows in which only the learner acted, and how many those are; both ().
+
+    Raises: ValueError: no rewards.
+    """
+    if batch.rewards is None:
+        raise ValueError("until_return: the batch has no rewards, so there is no return to compare")
+    own = batch.mask.any(1) & (batch.mask == batch.valid).all(1)
+    returns = torch.where(batch.mask & own[:, None], batch.rewards, 0).sum()
+    count = over_ranks(own.sum())
+    return over_ranks(returns) / count.clamp(min=1), count
+
+
 class ImitationObjective(Objective):
     """Towards the expert, on the states where its choice is known (`expert_mask`), whoever acted there.
 
     Args:
         divergence: between the distributions, analytic; or `nll` of the expert's action, when only that is known.
         imitation_weight: c, or a schedule c(t) over the steps decided so far, such as `Linear`.
+        until_return: no imitation while the learner's own rows earn so much, such as what the expert earns: their
+            mean return, undiscounted, in a moving average over collections. A row counts as an episode, so cut none.
+        suffix_temperature: τ of `suffix_weights`: injected steps that went well count for more, the lower τ the more.
+            Labels, and whatever a label buffer brings back, count 1.
+
+    Raises:
+        ValueError: suffix_temperature is not above 0.
     """
+
+    memory = 0.9  # of the average return, per collection
+    average_return: Tensor  # (); NaN until a row was the learner's own
 
     def __init__(
         self,
         divergence: Literal["forward", "reverse", "jsd", "nll"] = "forward",
         imitation_weight: float | Schedule = 1.0,
+        until_return: float | None = None,
+        suffix_temperature: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if suffix_temperature is not None and not suffix_temperature > 0:
+            raise ValueError(f"suffix_temperature: got {suffix_temperature}, must be above 0")
         self.divergence, self.imitation_weight = divergence, imitation_weight
+        self.until_return, self.suffix_temperature = until_return, suffix_temperature
+        if until_return is not None:
+            self.register_buffer("average_return", torch.tensor(math.nan))
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Batch:
+        batch = super().prepare(batch)
+        if self.until_return is not None:
+            mean, count = own_returns(batch, self.sum_over_ranks)
+            if count > 0:
+                first = self.average_return.isnan()
+                self.average_return.copy_(torch.where(first, mean, self.average_return.lerp(mean, 1 - self.memory)))
+        if self.suffix_temperature is None:
+            return batch
+        if batch.advantages is None:
+            raise ValueError("suffix_temperature: there are no advantages; join the imitation with a policy gradient")
+        weights = suffix_weights(
+            batch.advantages, batch.valid & ~batch.mask, self.suffix_temperature, self.sum_over_ranks
+        )
+        return replace(batch, extra=batch.extra | {"imitation_weights": weights})
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         weight = scheduled(self.imitation_weight, float(self.experience))
+        if self.until_return is not None and bool(self.average_return >= self.until_return):
+            weight = 0.0
         now.notes["imitation_weight"] = now.log_probs.new_tensor(weight)
         loss = self.imitation(batch, now)
         now.notes["divergence"] = loss.detach()
@@ -107,7 +174,10 @@ class ImitationObjective(Objective):
             known = batch.expert_mask[now.where]
             params = {name: _filled(x[now.where], known) for name, x in batch.expert_params.items()}
             distance = DIVERGENCES[self.divergence](distribution_of(params), now.distribution)
-        return imitation_loss(now.scatter(distance), batch.expert_mask, batch.totals.get("expert_mask"))
+        distance = now.scatter(distance)  # (B, T)
+        if "imitation_weights" in batch.extra:
+            distance = distance * batch.extra["imitation_weights"]
+        return imitation_loss(distance, batch.expert_mask, batch.totals.get("expert_mask"))
 
 
 def _filled(x: Tensor, known: Tensor) -> Tensor:
@@ -121,6 +191,10 @@ class ImitationPolicy(ImitationObjective, PolicyModule):
 
 class JointPolicy(ImitationObjective, ReinforcePolicy):
     """The joint objective: REINFORCE plus imitation of the expert on the learner's own states."""
+
+
+class SummedJointPolicy(SummedObjective, JointPolicy):
+    """The same, summed over steps: the joint loss of TanayGahlot/LearnFromNaturalLanguageFeedback at α = ½."""
 
 
 class JointAgent(ImitationObjective, ActorCriticAgent):

@@ -12,7 +12,12 @@ from lightning_nlf.functional import masked_mean
 from lightning_nlf.objective import Evaluation, Objective, Terms
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent
 from lightning_nlf.objectives.imitation import JointAgent, JointPolicy
-from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, importance_ratio
+from lightning_nlf.objectives.policy_gradient import (
+    ReinforcePolicy,
+    SummedObjective,
+    importance_ratio,
+    policy_gradient_loss,
+)
 
 
 def weighted_injection_loss(
@@ -40,7 +45,7 @@ def shaped_injection_loss(
 
 
 class InjectionObjective(Objective):
-    """Policy gradient on the injected steps too, from the expert's stored density; how, the two kinds below say.
+    """Policy gradient on the injected steps too; how, the kinds below say.
 
     Args: injected_weight: weight of the term.
     """
@@ -74,6 +79,19 @@ class InjectionObjective(Objective):
         loss = self.injected(now.log_probs, batch, mask, batch.totals.get("injected"))
         now.over["injected"] = "injected"
         return super().terms(batch, now) | {"injected": self.injected_weight * loss}
+
+
+class UnweightedInjectionObjective(InjectionObjective):
+    """−E[log π(a_E) A]: the expert's actions taken for the learner's own. Biased, and needs no density.
+
+    With rewards ≥ 0 and no baseline it is imitation, weighted by the return.
+    """
+
+    needs_density = False
+
+    def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
+        assert batch.advantages is not None
+        return policy_gradient_loss(log_probs, batch.advantages, mask, total)
 
 
 class WeightedInjectionObjective(InjectionObjective):
@@ -115,6 +133,14 @@ class InjectionPolicy(JointPolicy):
 
 class InjectionAgent(JointAgent):
     """The same with a critic, so that a return cut at the take-over ends in V."""
+
+
+class UnweightedInjectionPolicy(UnweightedInjectionObjective, ReinforcePolicy):
+    """Injected steps learned by policy gradient, as if they were the learner's own."""
+
+
+class SummedInjectionPolicy(SummedObjective, UnweightedInjectionPolicy):
+    """The same, summed over steps: trajectory injection as in TanayGahlot/LearnFromNaturalLanguageFeedback."""
 
 
 class WeightedInjectionPolicy(WeightedInjectionObjective, ReinforcePolicy):

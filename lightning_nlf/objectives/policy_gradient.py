@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import gae, masked_mean, takeover_cuts
+from lightning_nlf.functional import gae, masked_mean, row_counts, takeover_cuts
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.objective import Evaluation, Objective, Terms
 
@@ -175,6 +175,20 @@ class PolicyGradientObjective(Objective):
         if self.entropy_weight:
             terms["entropy"] = -self.entropy_weight * masked_mean(now.entropy, batch.mask, total)
         return terms
+
+
+class SummedObjective(Objective):
+    """Sums over the steps of an optimizer step where the other terms take means; stands first among the mixins.
+
+    So a long row counts for more than a short one, and an update for more than the one before: Adam, which takes a
+    constant factor off, does not take this off. The textbook's REINFORCE, an episode an update, is such a sum.
+    """
+
+    def terms(self, batch: Batch, now: Evaluation) -> Terms:
+        trainer = self._trainer
+        parts = 1 if trainer is None else trainer.world_size * trainer.accumulate_grad_batches
+        one = batch.mask.new_full((), 1 / parts, dtype=torch.float32)  # what a total of 1 is stamped as
+        return super().terms(replace(batch, totals=dict.fromkeys(row_counts(batch), one)), now)
 
 
 class ReinforcePolicy(PolicyGradientObjective, PolicyModule):

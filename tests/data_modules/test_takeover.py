@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from data_modules.takeover import Always, Geometric, Never, PerStep, Takeover, Uniform, Window
+from data_modules.takeover import (
+    Always,
+    Geometric,
+    Never,
+    PerStep,
+    ReverseCurriculum,
+    Takeover,
+    Triggered,
+    Uniform,
+    ValueTriggered,
+    Window,
+)
+from lightning_nlf.functional import Constant, Exponential, Linear
 
-EVERY = [Geometric(), Uniform(), Uniform(0.5), Window(), PerStep(), Always(), Never()]
+RANDOM = [Geometric(), Uniform(), Uniform(0.5), Window(), PerStep(), ReverseCurriculum(3, 9, 100, probability=0.5)]
+EVERY = [*RANDOM, ReverseCurriculum(3, 9, 100, 2), ValueTriggered(), Always(), Never()]
 
 
-def plan(takeover: Takeover, episodes: int, horizon: int, typical_length: float = 50.0, seed: int = 0) -> torch.Tensor:
-    return takeover.plan(episodes, horizon, typical_length, np.random.default_rng(seed))
+def plan(takeover: Takeover, episodes: int, horizon: int, typical_length: float = 50.0, seed: int = 0, **more):
+    return takeover.plan(episodes, horizon, typical_length, np.random.default_rng(seed), **more)
 
 
 def own_steps(expert_acts: torch.Tensor) -> torch.Tensor:
@@ -31,7 +45,7 @@ def test_shape_type_and_reproducibility(takeover):
     assert torch.equal(plan(takeover, 50, 100, seed=3), plan(takeover, 50, 100, seed=3))
 
 
-@pytest.mark.parametrize("takeover", EVERY[:5], ids=lambda takeover: type(takeover).__name__)
+@pytest.mark.parametrize("takeover", RANDOM, ids=lambda takeover: type(takeover).__name__)
 def test_another_seed_is_another_plan(takeover):
     assert not torch.equal(plan(takeover, 50, 100, seed=3), plan(takeover, 50, 100, seed=4))
 
@@ -54,6 +68,13 @@ def test_geometric_counts_the_learners_own_steps():
 def test_geometric_with_p_one_is_always_and_a_tiny_p_is_never():
     assert plan(Geometric(1.0), 10, 20).all()
     assert not plan(Geometric(1e-12), 10, 20).any()
+
+
+def test_geometric_leaves_rows_between_alone():
+    """Every second row, beginning with the learner's own; those taken over are taken over as ever."""
+    forked = plan(Geometric(0.4, every=2), 7, 200)
+    assert forked.any(1).tolist() == [False, True] * 3 + [False]
+    assert torch.equal(forked[1::2], plan(Geometric(0.4), 7, 200)[1::2])
 
 
 def test_uniform_starts_anywhere_in_the_typical_length():
@@ -98,6 +119,103 @@ def test_per_step_is_a_coin_without_memory():
     assert both == pytest.approx(0.01, abs=4 * 2.3e-4)
 
 
+@pytest.mark.parametrize("kind", [Uniform, Window, PerStep, partial(ReverseCurriculum, 3, 9, 100)])
+def test_a_scheduled_probability_is_that_of_the_moment(kind):
+    """From .8 to .2 over 100 steps: .5 after 50, and .2 from then on. The same draws, so the same plan."""
+    annealed = kind(probability=Linear(0.8, 0.2, 100))
+    for experience, probability in [(0, 0.8), (50, 0.5), (100, 0.2), (10**9, 0.2)]:
+        expected = plan(kind(probability=probability), 200, 30, experience=experience)
+        assert torch.equal(plan(annealed, 200, 30, experience=experience), expected)
+    assert plan(annealed, 200, 30).sum() > plan(annealed, 200, 30, experience=100).sum()
+
+
+@pytest.mark.parametrize("schedule", [Constant(0.3), Exponential(0.3, 10), Linear(0.3, 0.0, 10)])
+def test_without_experience_a_schedule_is_at_its_start(schedule):
+    assert torch.equal(plan(PerStep(schedule), 50, 20), plan(PerStep(0.3), 50, 20))
+
+
+def test_annealed_away_nothing_is_injected():
+    assert not plan(Window(probability=Linear(1.0, 0.0, 10)), 100, 60, experience=10).any()
+
+
+@pytest.mark.parametrize(("experience", "first"), [(0, 4), (25, 8), (50, 12), (100, 20), (10**9, 20)])
+def test_the_curriculum_moves_later(experience, first):
+    """From step 4 to 20 over 100 steps: 4 + 16 · 25/100 = 8 after a quarter."""
+    to_the_end = plan(ReverseCurriculum(4, 20, 100), 5, 30, experience=experience)
+    assert to_the_end.tolist() == [[False] * first + [True] * (30 - first)] * 5
+    window = plan(ReverseCurriculum(4, 20, 100, length=3), 5, 30, experience=experience)
+    assert window.tolist() == [[False] * first + [True] * 3 + [False] * (27 - first)] * 5
+
+
+def test_the_curriculum_in_some_of_the_episodes():
+    taken_over = plan(ReverseCurriculum(0, 9, 100, probability=0.25), 20_000, 20)
+    assert taken_over.any(1).float().mean().item() == pytest.approx(0.25, abs=4 * 0.0031)
+    assert set(taken_over.sum(1).tolist()) == {0, 20}
+
+
+def wave(takeover: ValueTriggered, values: torch.Tensor, experience: int = 0) -> torch.Tensor:
+    """Plans, and asks about values (steps, rows) step by step."""
+    assert not plan(takeover, values.shape[1], len(values), experience=experience).any()
+    return torch.stack([takeover.trigger(v) for v in values])
+
+
+def test_the_lowest_values_call_the_expert():
+    """Before: 1 … 10, whose lowest fifth ends at 2.8 (linear between 2 and 3). So of 2, 2.7, 2.9 the first two."""
+    takeover = ValueTriggered(0.2, 5)
+    assert not wave(takeover, torch.arange(1.0, 11.0).view(5, 2)).any()
+    assert wave(takeover, torch.tensor([[2.0, 2.7], [2.9, 9.0]])).tolist() == [[True, True], [False, False]]
+
+
+def test_it_is_asked_for_a_share_of_the_decisions():
+    """Of 2 · 10⁵ values drawn alike a fraction .1; 1,000 values fix the bound with standard error √.09/31.6 = .0095."""
+    takeover = ValueTriggered(0.1)
+    draws = torch.randn(2, 2_000, 100, generator=torch.Generator().manual_seed(0))
+    wave(takeover, draws[0])
+    assert wave(takeover, draws[1]).float().mean().item() == pytest.approx(0.1, abs=4 * 0.0095)
+
+
+def test_values_may_be_negative_or_scaled():
+    before, now = torch.randn(2, 20, 5, generator=torch.Generator().manual_seed(0))
+    asked = []
+    for scale, shift in [(1, 0), (8, 0), (0.5, -64)]:
+        takeover = ValueTriggered(0.3)
+        wave(takeover, scale * before + shift)
+        asked.append(wave(takeover, scale * now + shift))
+    assert asked[0].any() and torch.equal(asked[0], asked[1]) and torch.equal(asked[0], asked[2])
+
+
+def test_a_scheduled_fraction_is_that_of_the_moment():
+    values = torch.arange(100.0).view(10, 10)
+    takeover = ValueTriggered(Linear(0.5, 0.0, 100))
+    called = [int(wave(takeover, values, experience).sum()) for experience in (0, 0, 50, 100)]
+    assert called == [0, 50, 25, 0]  # none in the first wave, where there is nothing to compare with
+
+
+def test_a_wave_without_a_question_changes_nothing():
+    takeover = ValueTriggered(0.5)
+    wave(takeover, torch.arange(10.0).view(5, 2))
+    plan(takeover, 2, 5)
+    plan(takeover, 2, 5)
+    assert takeover.trigger(torch.tensor([4.0, 5.0])).tolist() == [True, False]
+
+
+def test_a_trigger_goes_on_from_its_state():
+    generator = torch.Generator().manual_seed(0)
+    before, now = torch.randn(700, 10, generator=generator), torch.randn(20, 10, generator=generator)
+    takeover, resumed = ValueTriggered(0.3), ValueTriggered(0.3)
+    wave(takeover, before)
+    state = takeover.state_dict()
+    assert 500 <= len(state["values"]) <= 1_000  # every seventh
+    resumed.load_state_dict(state)
+    expected = wave(takeover, now)
+    assert expected.any() and torch.equal(wave(resumed, now), expected)
+
+
+def test_who_is_triggered_can_be_told():
+    assert isinstance(ValueTriggered(), Triggered)
+    assert not any(isinstance(takeover, Triggered) for takeover in RANDOM)
+
+
 @pytest.mark.parametrize("takeover", [Always(), PerStep(1.0), Window(30, 1.0)])
 def test_the_expert_throughout(takeover):
     assert plan(takeover, 20, 30, typical_length=1.0).all()
@@ -118,6 +236,16 @@ def test_the_learner_throughout(takeover):
         (lambda: Window(probability=2), "probability: got 2"),
         (lambda: Window(length=0), "length: got 0"),
         (lambda: PerStep(math.nan), "probability: got nan"),
+        (lambda: Geometric(every=0), "every: got 0"),
+        (lambda: Window(probability=Linear(1.5, 0.0, 10)), "probability: got 1.5"),
+        (lambda: PerStep(Linear(0.5, -0.5, 10)), "probability: got -0.5"),
+        (lambda: ReverseCurriculum(-1, 5, 10), "start: got -1"),
+        (lambda: ReverseCurriculum(1, -5, 10), "end: got -5"),
+        (lambda: ReverseCurriculum(1, 5, 0), "over is 0"),
+        (lambda: ReverseCurriculum(1, 5, 10, length=0), "length: got 0"),
+        (lambda: ReverseCurriculum(1, 5, 10, probability=2), "probability: got 2"),
+        (lambda: ValueTriggered(1.1), "fraction: got 1.1"),
+        (lambda: ValueTriggered(length=0), "length: got 0"),
         (lambda: plan(Always(), -1, 5), "episodes: got -1"),
         (lambda: plan(Never(), 3, 0), "horizon: got 0"),
         (lambda: plan(Uniform(), 3, 5, typical_length=0), "typical_length: got 0"),

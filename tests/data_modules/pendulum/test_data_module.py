@@ -9,7 +9,8 @@ from torch.distributions import Normal
 from data_modules.label_buffer import LabelBuffer
 from data_modules.pendulum import PendulumDataModule
 from data_modules.pendulum.experts import LQRExpert
-from data_modules.takeover import Always, PerStep, Window
+from data_modules.takeover import Always, PerStep, ValueTriggered, Window
+from lightning_nlf.functional import Schedule
 from lightning_nlf.networks import GaussianPolicy
 from lightning_nlf.objectives import ImitationPolicy
 
@@ -133,7 +134,7 @@ class Spy(Window):
         super().__init__(5, 1.0)
         self.told = []
 
-    def plan(self, episodes, horizon, typical_length, rng):
+    def plan(self, episodes, horizon, typical_length, rng, experience=0):
         self.told.append(typical_length)
         return super().plan(episodes, horizon, typical_length, rng)
 
@@ -310,3 +311,49 @@ def test_padding_of_a_collection_is_zero():
     for x in (batch.obs, batch.actions, batch.log_probs, batch.rewards, *batch.expert_params.values()):
         assert (x[padding] == 0).all()
     assert batch.valid.any(0).all()  # and no column is padding throughout
+
+
+class Doubting(Balancing):
+    """Values each state by how long it has been asked: 0, −1, −2 …, and from the second wave on −100 at the third."""
+
+    def __init__(self):
+        self.asked, self.waves = 0, 0
+
+    def values(self, obs):
+        self.asked += 1
+        worst = self.waves > 0 and self.asked == 3
+        return torch.full((len(obs),), -100.0 if worst else -float(self.asked))
+
+
+def test_the_critic_calls_the_expert():
+    """In the second wave the third state is below all of the first wave's: the expert acts in steps 2 to 5."""
+    actor = Doubting()
+    data = made(actor, expert=EXPERT, takeover=ValueTriggered(0.01, length=4), horizon=12, episodes=1)
+    assert not collected(data).expert_mask.any()
+    actor.waves, actor.asked = 1, 0
+    acted = (lambda batch: batch.valid & ~batch.mask)(collected(data))
+    assert acted[0].nonzero()[:, 0].tolist() == [2, 3, 4, 5]
+
+
+def test_what_the_critic_has_seen_is_in_the_checkpoint():
+    data = made(Doubting(), expert=EXPERT, takeover=ValueTriggered(), horizon=12, episodes=1)
+    collected(data)
+    resumed = made(Doubting(), expert=EXPERT, takeover=ValueTriggered(), horizon=12, episodes=1)
+    resumed.load_state_dict(data.state_dict())
+    assert torch.equal(resumed.takeover.before, -torch.arange(1.0, 13.0))
+
+
+def test_a_take_over_by_value_needs_a_critic():
+    with pytest.raises(ValueError, match="no value network"):
+        collected(made(learner(), expert=EXPERT, takeover=ValueTriggered()))
+
+
+def test_a_schedule_of_take_overs_runs_on_environment_steps():
+    """Always before 20 steps, then never: in rows of 10 steps the third one is the learner's."""
+
+    class Until(Schedule):
+        def __call__(self, steps):
+            return float(steps < 20)
+
+    data = made(Balancing(), expert=EXPERT, takeover=PerStep(Until(1.0)), horizon=10, episodes=1)
+    assert [bool(collected(data).mask.any()) for _ in range(3)] == [False, False, True]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,33 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIGHTNING_NLF_RUN_DIR", "")
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The checkpoint another yaml would leave by default, of a training of seconds; each yaml is trained once."""
+    kept: dict[str, Path] = {}
+
+    def checkpoint(run: str) -> Path:
+        if run not in kept:
+            (source,) = CONF.rglob(f"{run.rpartition('-seed')[0]}.yaml")
+            folder = tmp_path_factory.mktemp("trained") / run
+            flags = ["--trainer.max_epochs", "1", "--data.minibatches", "1", "--data.passes", "1"]
+            main(["fit", "--config", str(source), "--config", str(DEBUG), *flags, *QUIET, "--run_dir", str(folder)])
+            kept[run] = folder / "checkpoints" / "best.ckpt"
+        return kept[run]
+
+    return checkpoint
+
+
+@pytest.fixture
+def experiment(request, trained):
+    """A yaml; the checkpoints that it names, of runs of other yamls, lie where it looks for them."""
+    for run in re.findall(r"checkpoint: outputs/([\w-]+)/", (CONF / request.param).read_text()):
+        folder = Path("outputs", run, "checkpoints")
+        folder.mkdir(parents=True)
+        shutil.copy(trained(run), folder / "best.ckpt")
+    return request.param
 
 
 def command(*args: str, **environment: str) -> subprocess.CompletedProcess:
@@ -111,7 +139,7 @@ def test_help_of_a_stage_lists_its_flags(capsys):
         assert flag in printed
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=str)
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=str, indirect=True)
 def test_every_yaml_builds(experiment):
     cli = main(["fit", "--config", str(CONF / experiment)], run=False)
     assert isinstance(cli.model, ObjectiveModule)
@@ -129,7 +157,7 @@ def same_policy(one: torch.nn.Module, other: torch.nn.Module, batch) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=str)
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=str, indirect=True)
 def test_every_yaml_trains_and_its_checkpoint_is_the_model(experiment):
     cli = main(
         [

@@ -74,3 +74,40 @@ def test_weights_come_from_the_network_of_the_same_role(tmp_path):
 def test_missing_weights_are_refused():
     with pytest.raises(ValueError, match="no file"):
         GaussianPolicy(4, 1, weights="nowhere.ckpt")
+
+
+@pytest.mark.parametrize("network", [GaussianPolicy, MLPValue])
+def test_states_are_brought_to_mean_0_and_std_1(network):
+    """obs = mean + std · x gives what x gives without; either of the two may be left out."""
+    sizes = {"obs_dim": 2} | ({"action_dim": 1} if network is GaussianPolicy else {})
+    mean, std, x = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0]), torch.randn(6, 2)
+
+    def said(obs, **knobs):
+        torch.manual_seed(0)
+        out = network(**sizes, **knobs)(obs)
+        return out if isinstance(out, torch.Tensor) else out.mean
+
+    plain = said(x)
+    torch.testing.assert_close(said(mean + std * x, obs_mean=mean.tolist(), obs_std=std.tolist()), plain)
+    torch.testing.assert_close(said(mean + x, obs_mean=mean.tolist()), plain)
+    torch.testing.assert_close(said(std * x, obs_std=std.tolist()), plain)
+    assert not torch.allclose(said(x, obs_std=std.tolist()), plain)
+
+
+def test_what_states_are_brought_to_is_in_the_checkpoint_and_only_where_it_is_given():
+    state = GaussianPolicy(2, 1, obs_mean=[1, 2], obs_std=[3, 4]).state_dict()
+    assert state["net.0.mean"].tolist() == [1, 2] and state["net.0.std"].tolist() == [3, 4]
+    assert "net.0.mean" not in GaussianPolicy(2, 1).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"obs_mean": [1.0]}, "obs_mean: got 1 numbers, a state has 2"),
+        ({"obs_std": [1.0, 1.0, 1.0]}, "obs_std: got 3 numbers"),
+        ({"obs_std": [1.0, 0.0]}, "obs_std: got .*must be above 0"),
+    ],
+)
+def test_wrong_means_and_stds_are_refused(knobs, message):
+    with pytest.raises(ValueError, match=message):
+        MLPValue(2, **knobs)

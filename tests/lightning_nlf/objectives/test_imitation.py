@@ -9,10 +9,17 @@ import torch
 from torch.distributions import Categorical, Independent, Normal
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import Constant, Exponential, Linear
+from lightning_nlf.functional import Constant, Exponential, Linear, row_counts, stamp_totals
 from lightning_nlf.networks import GaussianPolicy, GRUPolicy, MLPValue, Policy
-from lightning_nlf.objectives import ActorCriticAgent, ImitationPolicy, JointAgent, JointPolicy, ReinforcePolicy
-from lightning_nlf.objectives.imitation import forward_kl, imitation_loss, jensen_shannon, reverse_kl
+from lightning_nlf.objectives import (
+    ActorCriticAgent,
+    ImitationPolicy,
+    JointAgent,
+    JointPolicy,
+    ReinforcePolicy,
+    SummedJointPolicy,
+)
+from lightning_nlf.objectives.imitation import forward_kl, imitation_loss, jensen_shannon, reverse_kl, suffix_weights
 
 DIVERGENCES = ["forward", "reverse", "jsd", "nll"]
 S, T = Categorical(probs=torch.tensor([[0.7, 0.2, 0.1]])), Categorical(probs=torch.tensor([[0.5, 0.3, 0.2]]))
@@ -343,3 +350,208 @@ def test_cloning_finds_the_experts_gaussian():
     learned = module.policy(batch.obs, batch.expert_mask)
     assert float((learned.mean - 0.5).abs().max()) < 0.05
     assert float(learned.variance.sqrt().mean()) == pytest.approx(0.2, abs=0.02)
+
+
+# ---- until the policy beats the expert
+
+
+def paid(*returns, taken=()):
+    """Rows of two steps that earn so much; in the rows `taken` the expert made the second step."""
+    batch = episodes((2,) * len(returns))
+    mask = batch.valid.clone()
+    mask[list(taken), 1] = False
+    rewards = torch.tensor(returns)[:, None] * torch.tensor([0.25, 0.75])
+    return replace(batch, rewards=rewards, mask=mask, expert_mask=batch.valid)
+
+
+def test_imitation_ends_when_the_policy_beats_the_expert():
+    """Returns 10, 30: mean 20, so the average is 20. Then 120: .9 · 20 + .1 · 120 = 30. Then 3: 27.3."""
+    module = joint(until_return=29.0)
+    for batch, average, imitates in [(paid(10.0, 30.0), 20, True), (paid(120.0), 30, False), (paid(3.0), 27.3, True)]:
+        terms = terms_of(module, batch)
+        assert float(module.average_return) == pytest.approx(average)
+        assert bool(terms["imitation"] != 0) == imitates and terms["policy"] != 0
+
+
+def test_until_return_is_noted_and_multiplies_the_schedule():
+    module, batch = joint(until_return=50.0, imitation_weight=Linear(2.0, 0.0, 4)), paid(10.0)
+    weights = []
+    for rows in (batch, paid(1000.0)):
+        prepared = module.prepare(rows)
+        now = module.evaluate(prepared)
+        module.terms(prepared, now)
+        weights.append(float(now.notes["imitation_weight"]))
+    assert weights == [1.0, 0.0]  # two steps of four: half of 2; then .9 · 10 + .1 · 1000 = 109
+
+
+def test_rows_with_an_expert_in_them_are_no_return_of_the_policys():
+    """Only the middle row, 5, is the learner's own; where there is none the average stays as it was."""
+    module = joint(until_return=100.0)
+    module.prepare(paid(900.0, taken=(0,)))
+    assert module.average_return.isnan()
+    module.prepare(paid(900.0, 5.0, 900.0, taken=(0, 2)))
+    module.prepare(paid(900.0, taken=(0,)))
+    assert module.average_return == 5
+
+
+def test_padding_and_labels_are_no_return():
+    """Rewards of 10⁶ behind the last step; a row of labels alone, that nobody played."""
+    batch, module = paid(4.0, 8.0), joint(until_return=100.0)
+    wide = batch.map(lambda x: torch.cat([x, torch.zeros_like(x)], 1) if x.shape[1:2] == (2,) else x)
+    rewards = wide.rewards.masked_fill(~wide.valid, 1e6)
+    nobody = torch.tensor([[True], [False]])
+    module.prepare(replace(wide, rewards=rewards, valid=wide.valid & nobody, mask=wide.mask & nobody))
+    assert module.average_return == 4
+
+
+def test_the_average_is_in_the_checkpoint():
+    module, resumed = joint(until_return=29.0), joint(until_return=29.0)
+    module.prepare(paid(40.0))
+    resumed.load_state_dict(module.state_dict())
+    assert resumed.average_return == 40
+    assert joint().state_dict().keys() == ReinforcePolicy(policy=policy()).state_dict().keys()
+
+
+def test_until_return_without_rewards_is_refused():
+    with pytest.raises(ValueError, match="until_return: the batch has no rewards"):
+        ImitationPolicy(policy=policy(), until_return=1.0).prepare(replace(episodes(), rewards=None))
+
+
+# ---- suffixes weighted by how they went
+
+
+def test_suffix_weights_by_hand():
+    """A = 1, 3 and τ = 1: z = ∓1, e^{∓1} = .3678794, 2.7182818, mean 1.5430806: .2384058, 1.7615942."""
+    weights = suffix_weights(row(1, 77, 3, math.nan), row(1, 0, 1, 0).bool(), 1.0)
+    torch.testing.assert_close(weights, row(0.2384058, 1, 1.7615942, 1))
+
+
+def test_a_weight_counts_twenty_at_most():
+    """Of 10 steps one is 3σ up, e³ = 20.0855 → 20, the others e^{−1/3} = .7165313: mean (20 + 6.448782)/10."""
+    weights = suffix_weights(row(*[0] * 9, 1), row(*[1] * 10).bool(), 1.0)
+    assert weights[0, -1] / weights[0, 0] == pytest.approx(20 / 0.7165313, rel=1e-5)
+    assert weights[0, -1] == pytest.approx(20 / 2.6448782, rel=1e-5)
+    cold = suffix_weights(row(*[0] * 9, 1), row(*[1] * 10).bool(), 1e-30)
+    torch.testing.assert_close(cold, row(*[0] * 9, 10))
+
+
+def test_suffix_weights_do_not_depend_on_the_scale_of_rewards():
+    advantages, mask = torch.randn(4, 6), torch.rand(4, 6) < 0.7
+    weights = suffix_weights(advantages, mask, 0.5)
+    assert weights[mask].mean() == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(suffix_weights(100 * advantages - 7, mask, 0.5), weights, rtol=1e-4, atol=1e-5)
+    hot = suffix_weights(advantages, mask, 1e6)
+    torch.testing.assert_close(hot, torch.ones_like(hot))
+
+
+@pytest.mark.parametrize("mask", [row(0, 0, 0).bool(), row(1, 1, 1).bool()], ids=["none", "alike"])
+def test_nothing_to_prefer_is_no_preference(mask):
+    assert suffix_weights(row(2, 2, 2), mask, 1e-3).tolist() == [[1, 1, 1]]
+
+
+def test_suffix_weights_are_those_of_all_ranks():
+    """Two ranks with a row each, whose sums are added up as the Trainer would: as one process with both rows."""
+    advantages, mask = torch.randn(2, 5), torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]]).bool()
+    tapes = [_Tape(), _Tape()]
+    for _ in range(9):  # each pass knows one more of the other rank's sums
+        halves = [
+            suffix_weights(advantages[i : i + 1], mask[i : i + 1], 0.7, tapes[i].against(tapes[1 - i])) for i in (0, 1)
+        ]
+    torch.testing.assert_close(torch.cat(halves), suffix_weights(advantages, mask, 0.7))
+
+
+class _Tape:
+    """A rank's contributions to its sums, in order."""
+
+    def __init__(self):
+        self.sums = []
+
+    def against(self, other):
+        theirs, self.sums = iter(other.sums), []
+
+        def over_ranks(x):
+            self.sums.append(x)
+            return x + next(theirs, torch.zeros_like(x))
+
+        return over_ranks
+
+
+def injected(rewards=(0.0, 0.0, 1.0, 1.0, 5.0, 9.0)):
+    """Three rows of two steps, the expert's all but the first row's, with labels on that."""
+    batch = episodes((2, 2, 2))
+    mask = torch.tensor([[1, 1], [0, 0], [0, 0]]).bool()
+    return replace(batch, mask=mask, expert_mask=batch.valid, rewards=torch.tensor(rewards).view(3, 2))
+
+
+def test_good_suffixes_are_imitated_more():
+    """By hand: nll under N(0, 1) of the expert's actions, times the weights of the injected steps, 1 on labels."""
+    batch = injected()
+    module = JointPolicy(policy=Fixed(), divergence="nll", suffix_temperature=0.5)
+    prepared = module.prepare(batch)
+    weights = suffix_weights(prepared.advantages, batch.valid & ~batch.mask, 0.5)
+    assert weights[0].tolist() == [1, 1] and weights[2, 0] > 1 > weights[1, 0]
+    nll = 0.5 * batch.expert_actions.squeeze(-1) ** 2 + 0.5 * math.log(2 * math.pi)
+    loss = module.terms(prepared, module.evaluate(prepared))["imitation"]
+    torch.testing.assert_close(loss, (weights * nll).mean())
+    assert loss != terms_of(JointPolicy(policy=Fixed(), divergence="nll"), batch)["imitation"]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_learners_own_spread_does_not_move_the_weights(normalize):
+    module = joint(suffix_temperature=0.5, normalize_advantages=normalize)
+    weights = [module.prepare(injected((a, 0.0, 1, 1, 5, 9))).extra["imitation_weights"] for a in (0.0, 1.0, -50.0)]
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights[0], weights[2], rtol=1e-4, atol=1e-5)
+
+
+def test_weighted_suffixes_do_not_depend_on_how_rows_are_cut():
+    module = joint(suffix_temperature=0.5)
+    prepared = module.prepare(injected())
+    whole = module.terms(prepared, module.evaluate(prepared))["imitation"]
+    totals = {name: count.sum().float() for name, count in row_counts(prepared).items()}
+    parts = stamp_totals([prepared[:1], prepared[1:]], totals, 2)
+    cut = [module.terms(part, module.evaluate(part))["imitation"] for part in parts]
+    torch.testing.assert_close(sum(cut) / 2, whole)
+
+
+def test_rows_of_a_label_buffer_count_one():
+    """They come without the weights of a collection."""
+    batch = as_labels(episodes())
+    weighted, plain = joint(suffix_temperature=0.5), joint()
+    assert weighted.imitation(batch, weighted.evaluate(batch)) == plain.imitation(batch, plain.evaluate(batch)) != 0
+
+
+def as_labels(batch):
+    return replace(batch, valid=torch.zeros_like(batch.mask), mask=torch.zeros_like(batch.mask))
+
+
+def test_suffixes_without_advantages_are_refused():
+    with pytest.raises(ValueError, match="suffix_temperature: there are no advantages"):
+        ImitationPolicy(policy=policy(), suffix_temperature=1.0).prepare(episodes())
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_a_temperature_that_is_not_above_zero_is_refused(temperature):
+    with pytest.raises(ValueError, match="suffix_temperature: got"):
+        joint(suffix_temperature=temperature)
+
+
+# ---- sums
+
+
+def test_the_summed_joint_loss_by_hand():
+    """Policy N(0, 1), γ = .5, rewards 1, 2, 4 → G = 3, 4, 4; actions 1, 0, 2, the expert's 0, 1, 0; c = ½ ln 2π.
+
+    Σ −log π(a) G = 11c + (1·3 + 0·4 + 4·4)/2 = 11c + 9.5;  Σ −log π(a_E) = 3c + .5.
+    """
+    batch = replace(
+        episodes((3,)),
+        rewards=row(1, 2, 4),
+        actions=row(1, 0, 2)[..., None],
+        expert_actions=row(0, 1, 0)[..., None],
+        expert_mask=row(1, 1, 1).bool(),
+    )
+    module = SummedJointPolicy(policy=Fixed(), gamma=0.5, normalize_advantages=False, divergence="nll")
+    terms, c = terms_of(module, batch), 0.5 * math.log(2 * math.pi)
+    assert float(terms["policy"]) == pytest.approx(11 * c + 9.5, rel=1e-5)
+    assert float(terms["imitation"]) == pytest.approx(3 * c + 0.5, rel=1e-5)

@@ -16,12 +16,14 @@ from lightning_nlf.objectives import (
     ReinforcePolicy,
     ShapedInjectionAgent,
     ShapedInjectionPolicy,
+    SummedInjectionPolicy,
+    UnweightedInjectionPolicy,
     WeightedInjectionAgent,
     WeightedInjectionPolicy,
 )
 from lightning_nlf.objectives.injection import shaped_injection_loss, weighted_injection_loss
 
-POLICIES = [InjectionPolicy, WeightedInjectionPolicy, ShapedInjectionPolicy]
+POLICIES = [InjectionPolicy, WeightedInjectionPolicy, ShapedInjectionPolicy, UnweightedInjectionPolicy]
 AGENTS = [InjectionAgent, WeightedInjectionAgent, ShapedInjectionAgent]
 
 
@@ -126,7 +128,8 @@ def test_shaped_gradient_by_hand(x, gradient):
 def test_the_gradient_through_the_module_is_that_of_one_injected_step(kind):
     """Policy N(m, 1) with m the last layer's bias, injected action m + .3, behaviour log-density that makes x = .5.
 
-    ∂log π/∂m = .3. Weighted: −.5·A·.3. Shaped, g=.1: −A·.5·.1/.6²·.3 = −A·.0416667.  A = r − 0 = 2, not normalised.
+    ∂log π/∂m = .3. Weighted: −.5·A·.3. Shaped, g=.1: −A·.5·.1/.6²·.3 = −A·.0416667.
+    Unweighted: −A·.3.  A = r − 0 = 2, not normalised.
     """
     module = made(kind, normalize_advantages=False)
     obs = torch.zeros(1, 1, 4)
@@ -143,7 +146,11 @@ def test_the_gradient_through_the_module_is_that_of_one_injected_step(kind):
         expert_mask=injected,
     )
     terms_of(module, batch)["injected"].backward()
-    expected = {WeightedInjectionPolicy: -0.5 * 2 * 0.3, ShapedInjectionPolicy: -2 * 0.5 * 0.1 / 0.36 * 0.3}[kind]
+    expected = {
+        WeightedInjectionPolicy: -0.5 * 2 * 0.3,
+        ShapedInjectionPolicy: -2 * 0.5 * 0.1 / 0.36 * 0.3,
+        UnweightedInjectionPolicy: -2 * 0.3,
+    }[kind]
     assert float(module.policy.net[-1].bias.grad) == pytest.approx(expected, abs=1e-5)
 
 
@@ -189,6 +196,7 @@ def test_the_two_kinds_of_step_meet_only_their_own_term():
     [
         (WeightedInjectionPolicy, {"injected_weight": 0.5}),
         (WeightedInjectionPolicy, {"injected_clip": 3.0}),
+        (UnweightedInjectionPolicy, {"injected_weight": 0.5}),
         (ShapedInjectionPolicy, {"injected_weight": 0.5}),
         (ShapedInjectionPolicy, {"shape": 0.5}),
         (ShapedInjectionPolicy, {"relative": False}),
@@ -244,14 +252,19 @@ def deterministic(batch):
     )
 
 
-@pytest.mark.parametrize("kind", [*POLICIES[1:], *AGENTS[1:]])
+@pytest.mark.parametrize("kind", [*POLICIES[1:3], *AGENTS[1:]])
 def test_importance_weights_against_a_deterministic_expert_are_refused(kind):
     with pytest.raises(ValueError, match="the expert is deterministic"):
         made(kind).prepare(deterministic(episodes()))
 
 
 @pytest.mark.parametrize(
-    ("kind", "knob"), [(ShapedInjectionPolicy, {"relative": False}), (InjectionPolicy, {"divergence": "nll"})]
+    ("kind", "knob"),
+    [
+        (ShapedInjectionPolicy, {"relative": False}),
+        (UnweightedInjectionPolicy, {}),
+        (InjectionPolicy, {"divergence": "nll"}),
+    ],
 )
 def test_without_a_ratio_a_deterministic_expert_is_fine(kind, knob):
     batch = episodes()
@@ -304,8 +317,28 @@ def test_injected_advantages_are_whitened_with_the_learners():
     assert advantages.var(correction=0) == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", [WeightedInjectionPolicy, ShapedInjectionPolicy])
+@pytest.mark.parametrize("kind", POLICIES[1:])
 def test_injected_steps_that_nobody_would_evaluate_are_refused(kind):
     batch = episodes()
     with pytest.raises(ValueError, match="expert_mask"):
         made(kind).prepare(replace(batch, expert_mask=torch.zeros_like(batch.mask)))
+
+
+def test_the_originals_update_is_the_sum_over_prefix_and_suffix():
+    """−Σ_t log π(a_t) G_t over the whole second row, whoever acted: what its second update minimises."""
+    batch = episodes()[1:2]
+    module = made(SummedInjectionPolicy, normalize_advantages=False, gamma=0.9)
+    log_probs, rewards = module.policy(batch.obs).log_prob(batch.actions)[0], batch.rewards[0].tolist()
+    returns, following = [], 0.0
+    for reward in reversed(rewards):
+        following = reward + 0.9 * following
+        returns.insert(0, following)
+    torch.testing.assert_close(loss_of(module, batch), -(log_probs * torch.tensor(returns)).sum())
+
+
+def test_unweighted_is_the_mean_of_what_is_summed():
+    batch = episodes()
+    means, sums = (terms_of(made(kind), batch) for kind in (UnweightedInjectionPolicy, SummedInjectionPolicy))
+    assert means["injected"] != 0
+    torch.testing.assert_close(2 * means["injected"], sums["injected"])  # 2 injected steps
+    torch.testing.assert_close(8 * means["policy"], sums["policy"])  # 8 of the learner's

@@ -2,15 +2,18 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lightning_nlf.batch import Batch
+from lightning_nlf.functional import row_counts, stamp_totals
 from lightning_nlf.networks import GaussianPolicy
 from lightning_nlf.objectives import ReinforcePolicy
 from lightning_nlf.objectives.policy_gradient import (
     BASELINES,
+    SummedObjective,
     clipped_policy_loss,
     importance_ratio,
     policy_gradient_loss,
@@ -235,3 +238,47 @@ def test_a_step_along_the_gradient_raises_the_return():
         loss_of(module, batch).backward()
         optimizer.step()
     assert float(module.policy(obs[:1]).mean) == pytest.approx(1, abs=0.15)
+
+
+class Summed(SummedObjective, ReinforcePolicy):
+    """REINFORCE of the textbook."""
+
+
+def summed(**knobs):
+    torch.manual_seed(0)
+    return Summed(policy=GaussianPolicy(4, 1), **knobs)
+
+
+def test_summed_is_the_mean_times_the_steps():
+    """10 steps of the learner's, in the policy's term and in that of the entropy."""
+    batch = episodes((3, 5, 2))
+    torch.testing.assert_close(
+        loss_of(summed(entropy_weight=0.1), batch), 10 * loss_of(agent(entropy_weight=0.1), batch)
+    )
+
+
+def test_a_long_row_counts_for_more():
+    """One row an update, as when it is stamped with its own number of steps: 5 to 2, where means count alike."""
+    prepared = summed(normalize_advantages=False).prepare(episodes((5, 2)))
+    ones = replace(prepared, advantages=torch.ones_like(prepared.advantages))
+
+    def pulls(module):
+        now = [module.evaluate(ones[i : i + 1]) for i in (0, 1)]
+        for evaluation, width in zip(now, (5, 2), strict=True):
+            evaluation.log_probs = -torch.ones(1, width)
+        return [float(module.terms(ones[i : i + 1], now[i])["policy"]) for i in (0, 1)]
+
+    assert pulls(summed()) == [5, 2] and pulls(agent()) == [1, 1]
+
+
+@pytest.mark.parametrize(("accumulate", "world_size"), [(2, 1), (1, 2)], ids=["accumulated", "ranks"])
+def test_a_sum_does_not_depend_on_how_rows_are_cut(accumulate, world_size):
+    """Lightning averages over micro-batches and DDP over ranks: of the parts' losses the mean is the sum over all."""
+    module = summed()
+    prepared = module.prepare(episodes((3, 5, 2)))
+    whole = module.terms(prepared, module.evaluate(prepared))["policy"]
+    totals = {name: count.sum().float() for name, count in row_counts(prepared).items()}
+    parts = stamp_totals([prepared[:1], prepared[1:]], totals, 2)
+    module._trainer = SimpleNamespace(accumulate_grad_batches=accumulate, world_size=world_size)
+    cut = [module.terms(part, module.evaluate(part))["policy"] for part in parts]
+    torch.testing.assert_close(sum(cut) / 2, whole)

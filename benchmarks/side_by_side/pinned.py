@@ -1,0 +1,37 @@
+"""A process of its own for measurements, held to some cores of this machine."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from multiprocessing import get_context
+from typing import Any
+
+
+class Pinned:
+    """Calls functions of `benchmarks` in a fresh process on `cores` cores with `threads` OpenMP threads.
+
+    It lives until `close`, so that what is imported once is not measured, and sleeps between two calls.
+    """
+
+    def __init__(self, cores: int, threads: int) -> None:
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _pin, (cores, threads))
+
+    def __call__(self, function: str, /, **arguments: Any) -> dict[str, Any]:
+        """`function`: "module.function"."""
+        return self._pool.submit(_call, function, arguments).result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _pin(cores: int, threads: int) -> None:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported, which it is not yet
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+
+
+def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    module, function = name.split(".")
+    return getattr(import_module(f"benchmarks.{module}"), function)(**arguments)

@@ -1,0 +1,272 @@
+"""Many runs in one process: each run is a greenlet with its own module, data and chance; only the playing is shared.
+
+Where a run would call `episodes.play`, it is parked, and its rows are stepped together with those of all the others:
+one MuJoCo call and one batched policy forward a step. A run goes on as soon as its own rows are done. What it gets is
+what `play` would have given it (tests/benchmarks/test_fleet.py), so its numbers are those of the Trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import greenlet
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from data_modules.pendulum.episodes import Ended
+from data_modules.pendulum.simulator import InvertedPendulum
+from lightning_nlf.batch import Batch, Expert
+from lightning_nlf.networks import Policy
+
+HALF_LOG_TWO_PI = 0.9189385332046727
+PER_STEP = {"obs": 4, "actions": 1, "expert_mean": 1, "expert_std": 1}
+
+
+@dataclass
+class Request:
+    """The arguments of `play`, and the generator that the run would have drawn from."""
+
+    policy: Policy
+    states: np.ndarray
+    elapsed: np.ndarray
+    horizon: int
+    returns: np.ndarray | None
+    expert: Expert | None
+    plan: Tensor | None
+    expert_steps: int
+    deterministic: bool
+    allowance: float  # steps that the rows may lose to their time limits before it is all over
+    generator: torch.Generator
+    slot: int = 0
+    lost: float = 0.0
+    final: Callable[[], Any] | None = None
+
+
+class Fleet:
+    """Steps the rows of up to `slots` runs, each with at most `rows` of them.
+
+    Args: policy: any policy of the shape that all of them have.
+    """
+
+    def __init__(self, policy: Policy, slots: int, rows: int = 10, threads: int = 1) -> None:
+        self.simulator = InvertedPendulum(threads)
+        self.template, self.rows, self.slots = policy, rows, slots
+        self.hub = greenlet.getcurrent()
+        self.free = list(range(slots))
+        self.active: dict[int, Request] = {}
+        self.weights = {name: torch.zeros(slots, *p.shape) for name, p in policy.named_parameters()}
+        count, limit = slots * rows, InvertedPendulum.time_limit
+        self.states = np.zeros((count, self.simulator.state_dim))
+        self.elapsed, self.t, self.ends = (np.zeros(count, dtype=np.int64) for _ in range(3))
+        self.over, self.terminated, self.running, self.sampled = (np.zeros(count, dtype=bool) for _ in range(4))
+        self.plan = np.zeros((count, limit), dtype=bool)
+        self.planned = np.zeros(count, dtype=bool)
+        self.record = {name: np.zeros((count, limit, width), dtype=np.float32) for name, width in PER_STEP.items()}
+        self.record |= {name: np.zeros((count, limit), dtype=np.float32) for name in ("log_probs", "rewards")}
+        self.expert_acted = np.zeros((count, limit), dtype=bool)
+        self.padded = torch.zeros(slots, rows, InvertedPendulum.obs_dim)
+        self.noise = torch.zeros(slots, rows, 1)
+        self.stepped = 0
+
+    # ---- for the runs
+
+    def play(
+        self,
+        actor: Any,
+        states: np.ndarray,
+        elapsed: np.ndarray,
+        horizon: int,
+        *,
+        returns: np.ndarray | None = None,
+        expert: Expert | None = None,
+        plan: Tensor | None = None,
+        expert_steps: int | None = None,
+        deterministic: bool = False,
+        allowance: float = np.inf,
+    ) -> tuple[Batch, Ended]:
+        """`episodes.play` with this fleet's simulator; parked until the rows are done."""
+        if expert is not None:
+            expert.act(torch.zeros(1, InvertedPendulum.obs_dim))  # `play` asks for the shapes, and so does its chance
+        generator = torch.Generator()
+        generator.set_state(torch.get_rng_state())
+        left = np.iinfo(np.int64).max if expert_steps is None else expert_steps
+        request = Request(
+            actor.policy, states, elapsed, horizon, returns, expert, plan, left, deterministic, allowance, generator
+        )  # fmt: skip
+        with torch.enable_grad():  # torch's mode belongs to the thread, and so to all the runs
+            result = self.hub.switch(request)
+        torch.set_rng_state(generator.get_state())
+        return result
+
+    def run(self, jobs: Iterable[Callable[[], Any]]) -> Iterable[Any]:
+        """The results of the jobs, each in a greenlet of its own, in the order in which they end."""
+        waiting = iter(jobs)
+        runs: dict[int, greenlet.greenlet] = {}
+        while True:
+            while self.free and (job := next(waiting, None)) is not None:
+                slot = self.free.pop()
+                runs[slot] = greenlet.greenlet(job)
+                yield from self._go_on(slot, runs, runs[slot].switch)
+            if not runs:
+                return
+            for slot, result in self._step():
+                yield from self._go_on(slot, runs, partial(runs[slot].switch, result))
+
+    def _go_on(self, slot: int, runs: dict[int, greenlet.greenlet], switch: Callable[[], Any]) -> Iterable[Any]:
+        asked = switch()
+        if runs[slot].dead:
+            del runs[slot]
+            self.free.append(slot)
+            yield asked
+        else:
+            self._join(slot, asked)
+
+    # ---- the rows
+
+    def _join(self, slot: int, request: Request) -> None:
+        request.slot = slot
+        self.active[slot] = request
+        for name, p in request.policy.named_parameters():
+            self.weights[name][slot] = p.detach()
+        count = len(request.states)
+        own = self._own(request)
+        self.states[own], self.elapsed[own], self.t[own], self.ends[own] = (
+            request.states,
+            request.elapsed,
+            0,
+            request.horizon,
+        )
+        self.over[own], self.terminated[own], self.running[own] = False, False, True
+        self.sampled[own] = not request.deterministic
+        self.expert_acted[own] = False
+        self.planned[own] = request.plan is not None and request.expert is not None
+        if request.plan is not None:
+            self.plan[own, : request.horizon] = request.plan.numpy()[:count]
+
+    def _own(self, request: Request) -> slice:
+        start = request.slot * self.rows
+        return slice(start, start + len(request.states))
+
+    def _step(self) -> list[tuple[int, tuple[Batch, Ended]]]:
+        """One step of every running row; the slots whose rows are done, with their results."""
+        running = np.flatnonzero(self.running)
+        self.stepped += len(running)
+        slots, places = np.divmod(running, self.rows)
+        obs = self.simulator.observe(self.states[running]).astype(np.float32)
+        mean, std = self._forward(obs, slots, places)
+        noise = self._draw(slots)
+        actions = np.where(self.sampled[running, None], mean + std * noise, mean)
+        with np.errstate(over="ignore"):
+            log_probs = (-((actions - mean) ** 2) / (2 * std**2) - np.log(std) - HALF_LOG_TWO_PI)[:, 0]
+        t = self.t[running]
+        if self.planned[running].any():
+            self._take_over(running, slots, t, obs, actions, log_probs)
+        following, rewards, terminated = self.simulator.step(self.states[running], actions)
+        for name, x in {"obs": obs, "actions": actions, "log_probs": log_probs, "rewards": rewards}.items():
+            self.record[name][running, t] = x
+        self.states[running] = following
+        self.elapsed[running] += 1
+        self.t[running] = t + 1
+        ended = terminated | (self.elapsed[running] >= InvertedPendulum.time_limit)
+        done = ended | (t + 1 >= self.ends[running])
+        if not done.any():
+            return []
+        self.terminated[running] = terminated
+        self.over[running] = ended
+        self.running[running[done]] = False
+        for row in running[terminated]:
+            self.active[row // self.rows].lost += InvertedPendulum.time_limit - self.elapsed[row]
+        touched = [self.active[slot] for slot in np.unique(slots[done])]
+        return [(request.slot, self._leave(request)) for request in touched if self._finished(request)]
+
+    def _finished(self, request: Request) -> bool:
+        return request.lost > request.allowance or not self.running[self._own(request)].any()
+
+    def _forward(self, obs: np.ndarray, slots: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std of the running rows, (n, 1) each."""
+        self.padded[slots, places] = torch.from_numpy(obs)
+
+        def distribution(weights: dict[str, Tensor], obs: Tensor) -> tuple[Tensor, Tensor]:
+            normal = functional_call(self.template, weights, (obs,)).base_dist
+            return normal.loc, normal.scale
+
+        with torch.no_grad():
+            mean, std = vmap(distribution)(self.weights, self.padded)
+        return mean[slots, places].numpy(), std[slots, places].numpy()
+
+    def _draw(self, slots: np.ndarray) -> np.ndarray:
+        """The noise each run would have drawn for its running rows, from its own generator.  (n, 1)"""
+        parts = []
+        own, counts = np.unique(slots, return_counts=True)
+        for slot, count in zip(own.tolist(), counts.tolist(), strict=True):
+            request = self.active[slot]
+            noise = torch.zeros(count, 1)
+            parts.append(noise if request.deterministic else noise.normal_(generator=request.generator))
+        return torch.cat(parts).numpy()
+
+    def _take_over(
+        self,
+        running: np.ndarray,
+        slots: np.ndarray,
+        t: np.ndarray,
+        obs: np.ndarray,
+        actions: np.ndarray,
+        log_probs: np.ndarray,
+    ) -> None:
+        taken = np.flatnonzero(self.planned[running] & self.plan[running, t])
+        for slot in np.unique(slots[taken]).tolist():
+            request = self.active[slot]
+            own = taken[slots[taken] == slot][: request.expert_steps]
+            if not len(own):
+                continue
+            request.expert_steps -= len(own)
+            assert request.expert is not None
+            torch.set_rng_state(request.generator.get_state())
+            chosen, densities, params = request.expert.act(torch.from_numpy(obs[own]))
+            request.generator.set_state(torch.get_rng_state())
+            actions[own], log_probs[own] = chosen.numpy(), densities.numpy()
+            rows = running[own]
+            self.expert_acted[rows, t[own]] = True
+            for name, x in params.items():
+                self.record[f"expert_{name}"][rows, t[own]] = x.numpy()
+
+    def _leave(self, request: Request) -> tuple[Batch, Ended]:
+        own = self._own(request)
+        self.running[own] = False
+        del self.active[request.slot]
+        length = int(self.t[own].max())
+        valid = torch.from_numpy(np.arange(length) < self.t[own, None])
+
+        def kept(x: np.ndarray) -> Tensor:
+            tensor = torch.from_numpy(x[own, :length].copy())
+            return torch.where(valid.view(*valid.shape, *[1] * (tensor.ndim - 2)), tensor, 0)
+
+        expert_mask = kept(self.expert_acted).bool()
+        expert: dict[str, Any] = {}
+        if request.expert is not None:
+            acted = expert_mask[..., None]
+            params = {name: torch.where(acted, kept(self.record[f"expert_{name}"]), 0) for name in ("mean", "std")}
+            expert = {
+                "expert_actions": kept(self.record["actions"]),
+                "expert_mask": expert_mask,
+                "expert_params": params,
+            }
+        rewards = kept(self.record["rewards"])
+        batch = Batch(
+            obs=kept(self.record["obs"]),
+            actions=kept(self.record["actions"]),
+            valid=valid,
+            mask=valid & ~expert_mask,
+            log_probs=kept(self.record["log_probs"]),
+            rewards=rewards,
+            final_obs=torch.from_numpy(self.simulator.observe(self.states[own]).astype(np.float32)),
+            terminated=torch.from_numpy(self.terminated[own].copy()),
+            **expert,
+        )
+        earned = rewards.sum(1).double().numpy() + (0 if request.returns is None else request.returns)
+        return batch, Ended(self.states[own].copy(), self.elapsed[own].copy(), self.over[own].copy(), earned)

@@ -1,0 +1,199 @@
+"""What `speedup.py` found, as json, a table that can be read, and three pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.intervals import faster, interval, medians, speed_up
+from benchmarks.study.convergence import MODES
+from benchmarks.study.learner import stands
+
+Rows = dict[str, list[dict[str, Any]]]
+BASELINE = "reinforce/all"
+GRID = np.geomspace(100, 200_000, 60)  # environment steps at which curves are drawn
+SETTINGS = {
+    "all": "an expert who may label everything",
+    "fifty": "50 labels in all",
+    "weak": "a weak expert (195 of 1000)",
+}
+NAMES = {"sust": "mode of the policy", "sto": "sampled policy"}
+
+
+def summary(rows: Rows, comparisons: int) -> dict[str, dict[str, Any]]:
+    """The figures of the table: by arm and measure.
+
+    Args: comparisons: intervals that hold together; each is at level 1 − .05 / comparisons.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for arm, runs in rows.items():
+        found[arm] = {}
+        for mode in MODES:
+            steps, baseline = ([run[mode]["steps"] for run in own] for own in (runs, rows.get(BASELINE, runs)))
+            probability, p = faster(baseline, steps)
+            low, middle, high = np.quantile(steps, [0.25, 0.5, 0.75], method="lower")
+            found[arm][mode] = {
+                "median": middle,
+                "interval": interval(medians(steps)),
+                "quartiles": [low, high],
+                "failures": sum(map(math.isinf, steps)),
+                "seeds": len(steps),
+                "ratio": speed_up(baseline, steps),
+                "corrected": speed_up(baseline, steps, 1 - 0.05 / comparisons),
+                "faster": probability,
+                "p_corrected": min(p * comparisons, 1.0),
+                "labels": float(np.quantile([run[mode]["labels"] for run in runs], 0.5, method="lower")),
+            }
+    return found
+
+
+def table(figures: dict[str, dict[str, Any]], cells: dict[str, Any], setting: str) -> str:
+    """The arms of one setting; the baselines without an expert stand in every table."""
+    lines = [
+        "| arm | sust: median [quartiles] | failed | × REINFORCE (95 %) | **at least** | P(faster) "
+        "| sto: median [quartiles] | failed | × REINFORCE (95 %) | **at least** | P(faster) | labels |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for arm, own in figures.items():
+        if arm.split("/")[1] != setting:
+            continue
+        columns: list[str] = []
+        for mode in MODES:
+            x = own[mode]
+            ratio = "" if arm == BASELINE else "{} ({}–{})".format(*map(_times, x["ratio"]))
+            least = "" if arm == BASELINE else f"**{_times(x['corrected'][1])}**"
+            steps = f"{_steps(x['median'])} [{', '.join(map(_steps, x['quartiles']))}]"
+            chance = "" if arm == BASELINE else f"{x['faster']:.2f}"
+            columns += [steps, f"{x['failures']}/{x['seeds']}", ratio, least, chance]
+        lines.append(f"| {arm.split('/')[0]} | {' | '.join(columns)} | {own['sust']['labels']:,.0f} |")
+    return "\n".join(lines)
+
+
+def _steps(x: float) -> str:
+    return "never" if math.isinf(x) else f"{x:,.0f}"
+
+
+def _times(x: float) -> str:
+    return "∞" if math.isinf(x) else f"{x:.2g}" if x < 10 else f"{x:.0f}"
+
+
+def write(rows: Rows, cells: dict[str, Any], arms: dict[str, Any], machine: str, folder: Path, whole: bool) -> None:
+    """Prints the tables; with all arms also writes them, the json and the pictures to `folder`."""
+    rows = {name: own for name, own in rows.items() if own}
+    comparisons = 2 * max(len(arms) - 1, 1)
+    figures = summary(rows, comparisons)
+    parts = []
+    for setting, title in SETTINGS.items():
+        if any(name.split("/")[1] == setting for name in rows):
+            parts += [f"**Setting: {title}**", table(figures, cells, setting)]
+    text = "\n\n".join(parts)
+    print(text)
+    if not whole:
+        return
+    seeds = max(x["sust"]["seeds"] for x in figures.values())
+    note = (
+        f"Environment steps to 950, median [quartiles] of {seeds} fresh seeds (1000–{999 + seeds}) on {machine}; a "
+        f"ratio is median(REINFORCE tuned) / median(arm) with its 95 % bootstrap interval, **at least** the lower bound that "
+        f"holds for all {comparisons} comparisons together. `python benchmarks/speedup.py`; one row again: "
+        f"`python benchmarks/speedup.py --only ARM/SETTING`, where the settings are {', '.join(SETTINGS)}."
+    )
+    (folder / "speedup.md").write_text(
+        "\n\n".join([text, note, _yamls(figures, cells, arms), _chosen(cells, arms)]) + "\n"
+    )
+    kept = {
+        "machine": machine,
+        "summary": figures,
+        "runs": {
+            name: [{"seed": r["seed"], "sust": r["sust"], "sto": r["sto"], "decided": r["decided"]} for r in own]
+            for name, own in rows.items()
+        },
+        "curves": {
+            name: {mode: curve(own, mode).mean(0).round(1).tolist() for mode in MODES} for name, own in rows.items()
+        },
+    }
+    (folder / "speedup.json").write_text(json.dumps(kept) + "\n")
+    _draw(rows, folder / "speedup_profile.png", _profile, "share of seeds that are solved")
+    _draw(rows, folder / "speedup_curves.png", _curve, "return of one episode, mean of seeds and its 95 % band")
+
+
+def _yamls(figures: dict[str, dict[str, Any]], cells: dict[str, Any], arms: dict[str, Any]) -> str:
+    """The arms that are a yaml as it stands."""
+    lines = ["| yaml | arm | sust | sto |", "| --- | --- | --- | --- |"]
+    for name, own in figures.items():
+        if stands(arms[name]["yaml"], arms[name]["changes"] | cells[name]["cell"]):
+            columns = [f"{_steps(own[m]['median'])} [{', '.join(map(_steps, own[m]['quartiles']))}]" for m in MODES]
+            lines.append(f"| {arms[name]['yaml']} | {name} | {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def _chosen(cells: dict[str, Any], arms: dict[str, Any]) -> str:
+    rows = [
+        f"| {name} | `{arm['yaml']}` | {_cell(cells[name]['cell'])} |" for name, arm in arms.items() if name in cells
+    ]
+    return "\n".join(["| arm | its yaml | chosen of 16 cells |", "| --- | --- | --- |", *rows])
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    return ", ".join(f"`{key}={_value(value)}`" for key, value in cell.items()) or "as it is"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict) and "class_path" in value:
+        own = ", ".join(f"{k}={v}" for k, v in value.get("init_args", {}).items())
+        return f"{value['class_path'].rsplit('.', 1)[1]}({own})"
+    return str(value)
+
+
+def curve(runs: list[dict[str, Any]], mode: str) -> np.ndarray:
+    """Returns at `GRID`, (runs, 60): the last episode that was evaluated before each point."""
+    found = np.zeros((len(runs), len(GRID)))
+    for own, run in zip(found, runs, strict=True):
+        points = np.array([[0.0, 0.0], *sorted(run["curves"][mode])])
+        own[:] = points[np.searchsorted(points[:, 0], GRID, side="right") - 1, 1]
+    return found
+
+
+def _profile(axes: Any, runs: list[dict[str, Any]], mode: str, **style: Any) -> None:
+    steps = np.sort([run[mode]["steps"] for run in runs])
+    axes.step(np.minimum(steps, GRID[-1]), (np.arange(len(steps)) + 1) / len(steps) * np.isfinite(steps), **style)
+
+
+def _curve(axes: Any, runs: list[dict[str, Any]], mode: str, **style: Any) -> None:
+    returns = curve(runs, mode)
+    rng = np.random.default_rng(0)
+    resampled = returns[rng.integers(len(returns), size=(1000, len(returns)))].mean(1)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    axes.plot(GRID, returns.mean(0), **style)
+    axes.fill_between(GRID, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _draw(rows: Rows, path: Path, panel: Callable[..., None], what: str) -> None:
+    names = list(dict.fromkeys(name.split("/")[0] for name in rows))
+    colours = dict(zip(names, plt.colormaps["tab20"](np.linspace(0, 1, 20)), strict=False))
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8), sharex=True, sharey=True)
+    for row, mode in enumerate(MODES):
+        for column, (setting, title) in enumerate(SETTINGS.items()):
+            own = axes[row, column]
+            for name, runs in rows.items():
+                arm, where = name.split("/")
+                if where == setting or name == BASELINE:
+                    dashes = "--" if name == BASELINE else "-"
+                    panel(own, runs, mode, color=colours[arm], label=arm, linestyle=dashes)
+            own.set_xscale("log")
+            own.grid(alpha=0.3)
+            own.set_title(f"{title}\n{NAMES[mode]}" if row == 0 else NAMES[mode], fontsize=10)
+            own.legend(fontsize=7)
+    figure.supxlabel("environment steps, the expert's included")
+    figure.supylabel(what)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

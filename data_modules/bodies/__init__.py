@@ -1,0 +1,1 @@
+from data_modules.bodies.data_module import GymnasiumDataModule as GymnasiumDataModule

@@ -1,0 +1,51 @@
+"""How a curve becomes a figure: thresholds that must hold, runs that never get there, and ratios that are bounds."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2]))  # scripts are not installed
+
+from benchmarks import bodies  # noqa: E402
+
+CURVE = [(10, 1, 5.0), (20, 2, 9.0), (30, 3, 4.0), (40, 4, 9.0), (50, 5, 8.0), (60, 6, 9.0), (70, 7, 1.0)]
+
+
+def test_a_threshold_is_reached_at_the_first_of_three_in_a_row():
+    """One good evaluation, at 20, may be luck; from 40 on there are three."""
+    assert bodies.reached(CURVE, 8.0) == {"steps": 40, "labels": 4}
+    assert bodies.reached(CURVE, 4.0) == {"steps": 10, "labels": 1}
+    assert bodies.reached(CURVE, 9.0) == {"steps": math.inf, "labels": 7}
+    assert bodies.reached(CURVE[:5], 8.0)["steps"] == math.inf  # the third has not come
+
+
+def test_a_ratio_by_hand():
+    """Medians 30 and 10; all seeds alike, so the interval is a point."""
+    assert bodies.ratio([10, 10, 10], [30, 30, 30], budget=100) == (3, 3, 3)
+
+
+def test_a_ratio_is_a_lower_bound():
+    """PPO that never got there took at least its budget, an arm that never did is infinitely slow."""
+    assert bodies.ratio([10, 10, 10], [math.inf] * 3, budget=100) == (10, 10, 10)
+    assert bodies.ratio([math.inf] * 3, [50, 50, 50], budget=100) == (0, 0, 0)
+    assert bodies.ratio([10, 40], [20, math.inf], budget=100)[0] == pytest.approx(60 / 25)
+
+
+def test_thresholds_are_shares_of_the_expert_or_returns():
+    assert bodies.BODIES["double_pendulum"].returns(1234.0) == {"9000": 9000.0}
+    assert bodies.BODIES["hopper"].returns(3000.0)["half of the expert"] == 1500
+
+
+def test_the_tables_have_a_row_for_every_arm():
+    rows = [
+        {"body": "hopper", "arm": arm, "seed": seed, "curve": CURVE}
+        | {"reached": {name: bodies.reached(CURVE, 8.0) for name in bodies.BODIES["hopper"].thresholds}}
+        for arm in bodies.ARMS
+        for seed in range(3)
+    ]
+    text = bodies.tables(rows, {"hopper": {"return": 16.0, "return_sampled": 15.0, "best_after": 100.0}})
+    for arm in bodies.ARMS:
+        assert f"| bodies/hopper_{arm} | half of the expert: 8 | 3/3 | 40 [40, 40] | 4 [4, 4] |" in text
+    assert "| 1.0 [1.0, 1.0] |" in text

@@ -1,0 +1,135 @@
+"""What the study concludes from its runs, by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.intervals import faster, interval, median, medians, speed_up
+from benchmarks.speedup import arms, kept
+from benchmarks.study.convergence import FirstStreak, Progress
+from benchmarks.study.learner import read
+from benchmarks.study.tuning import Race, cells, score, winner
+
+INF = math.inf
+
+
+def naive(passed, times=3):
+    return next((i for i in range(len(passed) - times + 1) if all(passed[i : i + times])), None)
+
+
+def test_a_streak_is_the_first_one_and_needs_fewer_tests():
+    """0 1 1 0 1 1 1: the streak begins at 4; 0 and 1 are never tested, because 2 or 3 rule them out."""
+    passed, asked = [False, True, True, False, True, True, True], []
+    streak = FirstStreak()
+
+    def passes(i):
+        asked.append(i)
+        return passed[i]
+
+    found = [streak.search(count, passes) for count in range(len(passed) + 1)]
+    assert found == [None] * 7 + [4]
+    assert asked == [2, 1, 0, 3, 6, 5, 4]
+
+
+def test_a_streak_in_random_rows_is_that_of_trying_all():
+    rng = np.random.default_rng(0)
+    for share in (0.3, 0.6, 0.9):
+        for _ in range(100):
+            passed = (rng.random(12) < share).tolist()
+            streak = FirstStreak()
+            found = next((x for n in range(13) if (x := streak.search(n, passed.__getitem__)) is not None), None)
+            assert found == naive(passed)
+
+
+def test_medians_of_resamples_have_the_chances_of_the_binomial():
+    """The median of 3 draws from {1, 2, 3} is 1 where at least two are: 3·(1/9)(2/3) + 1/27 = 7/27."""
+    drawn = medians([3.0, 1.0, 2.0])
+    assert np.mean(drawn == 1) == pytest.approx(7 / 27, abs=0.005)
+    assert np.mean(drawn == 3) == pytest.approx(7 / 27, abs=0.005)
+    assert interval(drawn) == (1, 3)
+
+
+def test_a_speed_up_by_hand():
+    assert median([4.0, 1.0, INF, 2.0]) == 2  # the lower one
+    assert speed_up([20.0] * 5, [5.0] * 5) == (4, 4, 4)
+    assert speed_up([20.0] * 5, [INF] * 5) == (0, 0, 0)  # never is not faster
+    assert speed_up([INF] * 5, [5.0] * 5) == (INF, INF, INF)
+
+
+def test_the_lower_bound_falls_with_the_number_of_comparisons():
+    rng = np.random.default_rng(0)
+    slow, fast = rng.lognormal(2, 1, 50), rng.lognormal(0, 1, 50)
+    assert speed_up(slow, fast, 1 - 0.05 / 40)[1] < speed_up(slow, fast)[1] < speed_up(slow, fast)[0]
+
+
+def test_the_chance_to_be_faster_by_hand():
+    """Of the 4 pairs (2, 1), (2, 3), (∞, 1), (∞, 3) the second is faster in 3; ties count half."""
+    assert faster([2, INF], [1, 3])[0] == 0.75
+    assert faster([1, 1], [1, 1])[0] == 0.5
+
+
+def test_a_grid_by_hand():
+    assert cells({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+    assert len(cells({})) == 1
+
+
+def outcome(sust, sto):
+    return {"sust": {"steps": sust}, "sto": {"steps": sto}}
+
+
+def test_a_cell_is_chosen_by_both_measures():
+    """Medians (100, 400) have the geometric mean 200, (150, 200) 173; where half fail, fewer failures are better."""
+    assert score({"sust": [100.0] * 3, "sto": [400.0] * 3}) == 200
+    assert winner([[outcome(100, 400)] * 3, [outcome(150, 200)] * 3]) == 1
+    failing = [outcome(INF, INF)] * 2
+    assert winner([[*failing, outcome(INF, INF)], [*failing, outcome(100, INF)]]) == 1
+
+
+def finished(progress, steps):
+    progress.finish({"decided": steps, "lost": False} | outcome(steps, steps))
+
+
+def test_a_cell_is_stopped_only_when_it_can_no_longer_win():
+    """Cell 0 reaches a score of 100; cell 1 may still be anything above 90, then only above 110."""
+    race = Race(2, 3)
+    for progress in race.progress[0]:
+        finished(progress, 100)
+    for bound, stopped in ((90, False), (110, True)):
+        for progress in race.progress[1]:
+            progress.open = {"sust": bound, "sto": bound}
+        race.watch()
+        assert [p.stopped for p in race.progress[1]] == [stopped] * 3
+    assert not any(p.stopped for p in race.progress[0])
+
+
+def test_a_run_that_was_stopped_is_not_taken_for_a_failure():
+    progress = Progress()
+    progress.finish({"decided": 50, "lost": True} | outcome(INF, INF))
+    assert progress.solved == {}
+    progress.finish({"decided": 50, "lost": False} | outcome(40, INF))
+    assert progress.solved == {"sust": 40, "sto": INF}
+
+
+def test_half_a_line_of_a_killed_run_is_no_run(tmp_path):
+    (tmp_path / "runs").write_text('{"run": "a", "x": 1}\n{"run": "b", "x"')
+    assert kept(tmp_path / "runs") == {"a": {"run": "a", "x": 1}}
+    assert kept(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize("name", arms())
+def test_every_arm_can_be_built_in_its_first_and_last_cell(name):
+    arm = arms()[name]
+    grid = cells(arm["grid"])
+    assert len(grid) == (16 if arm["grid"] else 1)
+    for cell in (grid[0], grid[-1]):
+        module, data, _ = read(arm["yaml"], arm["changes"] | cell, seed=3)
+        assert data.seed == 3
+        for key, value in cell.items():  # a misspelt key would tune nothing
+            *path, last = key.split(".")[1:]
+            owner = module if key.startswith("model") else data
+            for part in path:
+                if part not in ("init_args",):
+                    owner = getattr(owner, part)
+            if path[:1] != ["optimizer"]:
+                assert getattr(owner, last) == value
