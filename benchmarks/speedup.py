@@ -169,7 +169,7 @@ def study(names: list[str], seeds: range, tune_again: bool, jobs: int) -> None:
         for row in tqdm(tuned, desc="tuning, arms", total=sum(bool(known[name]["grid"]) for name in to_tune)):
             table[row.pop("arm")] = row
             FROZEN.parent.mkdir(exist_ok=True)
-            FROZEN.write_text(json.dumps(table, indent=1) + "\n")
+            FROZEN.write_text(json.dumps(report.plain(table), indent=1) + "\n")
         frozen = {name: row["cell"] for name, row in table.items()}
         parts = [pool.submit(confirm, todo[i::jobs], frozen) for i in range(jobs)]
         with tqdm(desc="fresh seeds, runs", total=len(todo)) as bar:

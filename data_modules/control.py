@@ -11,7 +11,8 @@ from torch import Tensor
 
 from data_modules.label_buffer import labelled_steps
 from data_modules.rollout import RolloutDataModule
-from data_modules.takeover import Takeover, Triggered
+from data_modules.takeover import Takeover
+from data_modules.value_trigger import Triggered
 from lightning_nlf.batch import Actor, Batch, Expert, stack_rows
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_modules.takeover import Triggered
+from data_modules.value_trigger import Triggered
 from lightning_nlf.batch import Actor, Batch, Expert
 
 FloatArray = NDArray[np.float64]

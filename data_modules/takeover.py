@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,25 +35,6 @@ class Takeover(Protocol):
         ...
 
 
-@runtime_checkable
-class Triggered(Takeover, Protocol):
-    """A take-over that cannot be planned: what the learner's critic says of a state decides, while it is played.
-
-    The player asks `trigger` before each step about the rows in which the learner would act, and lets the expert act
-    for `length` steps where the answer is yes. Whatever moves is in `state_dict`.
-    """
-
-    length: int
-
-    def trigger(self, values: Tensor) -> Tensor:
-        """V(s) (n,) of the states to decide in → bool (n,), True where the expert takes over."""
-        ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
-
-
 class Geometric(Takeover):
     """The learner acts for n steps, P(n) = p (1 − p)ⁿ with mean (1 − p) / p, then the expert to the end of the row.
 
@@ -77,7 +58,7 @@ class Geometric(Takeover):
     def plan(
         self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
     ) -> Tensor:
-        _check_plan(episodes, horizon, typical_length)
+        check_plan(episodes, horizon, typical_length)
         starts = rng.geometric(self.p, episodes) - 1
         mine = np.arange(1, episodes + 1) % self.every == 0
         return _between(np.where(mine, starts, horizon), horizon, horizon)
@@ -94,12 +75,12 @@ class Uniform(Takeover):
     """
 
     def __init__(self, probability: float | Schedule = 1.0) -> None:
-        self.probability = _checked_probability(probability)
+        self.probability = checked_probability(probability)
 
     def plan(
         self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
     ) -> Tensor:
-        _check_plan(episodes, horizon, typical_length)
+        check_plan(episodes, horizon, typical_length)
         return _between(
             _starts(episodes, horizon, typical_length, scheduled(self.probability, experience), rng), horizon, horizon
         )
@@ -120,12 +101,12 @@ class Window(Takeover):
         if length < 1:
             raise ValueError(f"length: got {length}, must be at least 1")
         self.length = length
-        self.probability = _checked_probability(probability)
+        self.probability = checked_probability(probability)
 
     def plan(
         self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
     ) -> Tensor:
-        _check_plan(episodes, horizon, typical_length)
+        check_plan(episodes, horizon, typical_length)
         return _between(
             _starts(episodes, horizon, typical_length, scheduled(self.probability, experience), rng),
             self.length,
@@ -143,12 +124,12 @@ class PerStep(Takeover):
     """
 
     def __init__(self, probability: float | Schedule = 0.1) -> None:
-        self.probability = _checked_probability(probability)
+        self.probability = checked_probability(probability)
 
     def plan(
         self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
     ) -> Tensor:
-        _check_plan(episodes, horizon, typical_length)
+        check_plan(episodes, horizon, typical_length)
         return torch.from_numpy(
             rng.random((episodes, horizon), dtype=np.float32) < scheduled(self.probability, experience)
         )
@@ -180,66 +161,15 @@ class ReverseCurriculum(Takeover):
             raise ValueError(f"length: got {length}, must be at least 1")
         self.first = Linear(start, end, over)
         self.length = length
-        self.probability = _checked_probability(probability)
+        self.probability = checked_probability(probability)
 
     def plan(
         self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
     ) -> Tensor:
-        _check_plan(episodes, horizon, typical_length)
+        check_plan(episodes, horizon, typical_length)
         taken = rng.random(episodes) < scheduled(self.probability, experience)
         starts = np.where(taken, round(self.first(experience)), horizon)
         return _between(starts, horizon if self.length is None else self.length, horizon)
-
-
-class ValueTriggered(Triggered):
-    """For `length` steps the expert acts where V(s) is among the lowest `fraction` of the wave before.
-
-    A quantile, because values may be negative and grow with the critic: "half of the mean V" would mean nothing. In
-    the first wave nobody is taken over. The bound is drawn when a wave is planned, and stays while it is played.
-
-    Args:
-        fraction: of the learner's decisions that call the expert, if the values stay as they were; or a schedule of it.
-        length: steps of the expert, from the state in question on.
-
-    Raises:
-        ValueError: fraction outside [0, 1], or length < 1.
-    """
-
-    kept = 1_000  # values remembered, spread evenly over the wave
-
-    def __init__(self, fraction: float | Schedule = 0.1, length: int = 20) -> None:
-        if length < 1:
-            raise ValueError(f"length: got {length}, must be at least 1")
-        self.fraction = _checked_probability(fraction, "fraction")
-        self.length = length
-        self.before = torch.empty(0)  # V in the wave before this one
-        self.seen: list[Tensor] = []  # V in this one
-        self.bound = -math.inf
-
-    def plan(
-        self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
-    ) -> Tensor:
-        _check_plan(episodes, horizon, typical_length)
-        self.before, self.seen = self._latest(), []
-        fraction = scheduled(self.fraction, experience)
-        self.bound = float(self.before.quantile(fraction)) if len(self.before) and fraction > 0 else -math.inf
-        return torch.zeros(episodes, horizon, dtype=torch.bool)
-
-    def trigger(self, values: Tensor) -> Tensor:
-        values = values.detach().float().cpu()
-        self.seen.append(values)
-        return values < self.bound
-
-    def _latest(self) -> Tensor:
-        """V in the last wave in which anybody was asked, `kept` at most."""
-        seen = torch.cat(self.seen) if self.seen else self.before
-        return seen[:: max(math.ceil(len(seen) / self.kept), 1)]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"values": self._latest()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.before, self.seen = state["values"], []
 
 
 class Always(Takeover):
@@ -248,7 +178,7 @@ class Always(Takeover):
     def plan(
         self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
     ) -> Tensor:
-        _check_plan(episodes, horizon, typical_length)
+        check_plan(episodes, horizon, typical_length)
         return torch.ones(episodes, horizon, dtype=torch.bool)
 
 
@@ -258,7 +188,7 @@ class Never(Takeover):
     def plan(
         self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
     ) -> Tensor:
-        _check_plan(episodes, horizon, typical_length)
+        check_plan(episodes, horizon, typical_length)
         return torch.zeros(episodes, horizon, dtype=torch.bool)
 
 
@@ -276,7 +206,7 @@ def _between(starts: NDArray[np.int64], length: int, horizon: int) -> Tensor:
     return torch.from_numpy((since >= 0) & (since < length))
 
 
-def _checked_probability(probability: float | Schedule, name: str = "probability") -> float | Schedule:
+def checked_probability(probability: float | Schedule, name: str = "probability") -> float | Schedule:
     """Schedules run from their value at 0 to that at ∞."""
     for steps in (0.0, math.inf):
         if not 0 <= (value := scheduled(probability, steps)) <= 1:
@@ -284,7 +214,7 @@ def _checked_probability(probability: float | Schedule, name: str = "probability
     return probability
 
 
-def _check_plan(episodes: int, horizon: int, typical_length: float) -> None:
+def check_plan(episodes: int, horizon: int, typical_length: float) -> None:
     if episodes < 0:
         raise ValueError(f"episodes: got {episodes}, must be at least 0")
     if horizon < 1:

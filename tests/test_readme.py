@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_nlf.cli.command_line import main
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -118,21 +120,37 @@ def test_every_yaml_has_a_row_in_the_readme():
     assert [name for name in sorted(yamls) if name not in README] == []
 
 
-@pytest.mark.parametrize("name", ["configs", "speed"])
+FITS = sorted(set(re.findall(r"`python -m lightning_nlf (fit [^`]+)`", README)))
+
+
+@pytest.mark.parametrize("command", [command for command in FITS if "outputs/" not in command])
+def test_the_commands_of_the_table_of_rows_build(command, monkeypatch):
+    """With another word misspelt, or a knob that is gone, they would not. Bodies need an expert first."""
+    monkeypatch.chdir(ROOT)
+    if re.search(r"bodies/\w+_(joint|injection)", command):
+        pytest.skip("its expert has to be trained first")
+    main(command.split(), run=False)
+
+
+def results(name):
+    return (ROOT / "benchmarks" / "results" / f"{name}.md").read_text().strip().split("\n\n")
+
+
+@pytest.mark.parametrize("name", ["configs", "speed", "bodies", "speedup"])
 def test_tables_in_the_readme_are_those_of_the_results_files(name):
-    """To the letter as the benchmark wrote them."""
-    for table in (ROOT / "benchmarks" / "results" / f"{name}.md").read_text().strip().split("\n\n"):
-        assert table in README
+    """To the letter as the benchmark wrote them; the long list of what was tuned stays where it is."""
+    tables = [part for part in results(name) if part.startswith("|") and "chosen of 16 cells" not in part]
+    assert tables and [table for table in tables if table not in README] == []
 
 
 def test_every_yaml_says_what_it_reached():
-    """The header quotes the figure of its row in the results file."""
-    rows = re.findall(r"^\| ([\w/]+) \|(.*)\|$", (ROOT / "benchmarks" / "results" / "configs.md").read_text(), re.M)
-    figures = {
-        name: re.findall(r"\S+ \[\S+ \S+\]", columns)
-        for name, columns in rows
-        if (ROOT / f"conf/{name}.yaml").is_file()
-    }
+    """The header quotes the figure of its row in the results files."""
+    parts = [part for name in ("configs", "bodies", "speedup") for part in results(name) if part.startswith("|")]
+    rows = [row for part in parts for row in re.findall(r"^\| ([\w/]+) \|(.*)\|$", part, re.M)]
+    figures: dict[str, list[str]] = {}
+    for name, columns in rows:
+        if (ROOT / f"conf/{name}.yaml").is_file():
+            figures.setdefault(name, re.findall(r"\S+ \[\S+ \S+\]", columns))
     yamls = {path.relative_to(ROOT / "conf").with_suffix("").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     assert figures.keys() == yamls - {"debug"}
     for name, quoted in figures.items():

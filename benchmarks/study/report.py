@@ -29,17 +29,19 @@ SETTINGS = {
 NAMES = {"sust": "mode of the policy", "sto": "sampled policy"}
 
 
-def summary(rows: Rows, comparisons: int) -> dict[str, dict[str, Any]]:
+def summary(rows: Rows, baseline: list[dict[str, Any]], comparisons: int) -> dict[str, dict[str, Any]]:
     """The figures of the table: by arm and measure.
 
-    Args: comparisons: intervals that hold together; each is at level 1 − .05 / comparisons.
+    Args:
+        baseline: the runs of tuned REINFORCE.
+        comparisons: intervals that hold together; each is at level 1 − .05 / comparisons.
     """
     found: dict[str, dict[str, Any]] = {}
     for arm, runs in rows.items():
         found[arm] = {}
         for mode in MODES:
-            steps, baseline = ([run[mode]["steps"] for run in own] for own in (runs, rows.get(BASELINE, runs)))
-            probability, p = faster(baseline, steps)
+            steps, slow = ([run[mode]["steps"] for run in own] for own in (runs, baseline))
+            probability, p = faster(slow, steps)
             low, middle, high = np.quantile(steps, [0.25, 0.5, 0.75], method="lower")
             found[arm][mode] = {
                 "median": middle,
@@ -47,8 +49,8 @@ def summary(rows: Rows, comparisons: int) -> dict[str, dict[str, Any]]:
                 "quartiles": [low, high],
                 "failures": sum(map(math.isinf, steps)),
                 "seeds": len(steps),
-                "ratio": speed_up(baseline, steps),
-                "corrected": speed_up(baseline, steps, 1 - 0.05 / comparisons),
+                "ratio": speed_up(slow, steps),
+                "corrected": speed_up(slow, steps, 1 - 0.05 / comparisons),
                 "faster": probability,
                 "p_corrected": min(p * comparisons, 1.0),
                 "labels": float(np.quantile([run[mode]["labels"] for run in runs], 0.5, method="lower")),
@@ -89,8 +91,8 @@ def _times(x: float) -> str:
 def write(rows: Rows, cells: dict[str, Any], arms: dict[str, Any], machine: str, folder: Path, whole: bool) -> None:
     """Prints the tables; with all arms also writes them, the json and the pictures to `folder`."""
     rows = {name: own for name, own in rows.items() if own}
-    comparisons = 2 * max(len(arms) - 1, 1)
-    figures = summary(rows, comparisons)
+    comparisons = 2 * (len(arms) - 1)
+    figures = summary(rows, rows.get(BASELINE) or _committed(folder), comparisons)
     parts = []
     for setting, title in SETTINGS.items():
         if any(name.split("/")[1] == setting for name in rows):
@@ -102,8 +104,8 @@ def write(rows: Rows, cells: dict[str, Any], arms: dict[str, Any], machine: str,
     seeds = max(x["sust"]["seeds"] for x in figures.values())
     note = (
         f"Environment steps to 950, median [quartiles] of {seeds} fresh seeds (1000–{999 + seeds}) on {machine}; a "
-        f"ratio is median(REINFORCE tuned) / median(arm) with its 95 % bootstrap interval, **at least** the lower bound that "
-        f"holds for all {comparisons} comparisons together. `python benchmarks/speedup.py`; one row again: "
+        f"ratio is median(REINFORCE tuned) / median(arm) with its 95 % bootstrap interval, **at least** the lower bound "
+        f"that holds for all {comparisons} comparisons together. `python benchmarks/speedup.py`; one row again: "
         f"`python benchmarks/speedup.py --only ARM/SETTING`, where the settings are {', '.join(SETTINGS)}."
     )
     (folder / "speedup.md").write_text(
@@ -120,9 +122,27 @@ def write(rows: Rows, cells: dict[str, Any], arms: dict[str, Any], machine: str,
             name: {mode: curve(own, mode).mean(0).round(1).tolist() for mode in MODES} for name, own in rows.items()
         },
     }
-    (folder / "speedup.json").write_text(json.dumps(kept) + "\n")
+    (folder / "speedup.json").write_text(json.dumps(plain(kept), allow_nan=False) + "\n")
     _draw(rows, folder / "speedup_profile.png", _profile, "share of seeds that are solved")
     _draw(rows, folder / "speedup_curves.png", _curve, "return of one episode, mean of seeds and its 95 % band")
+
+
+def plain(x: Any) -> Any:
+    """For json, which has no infinity: null is a run that never got there."""
+    if isinstance(x, dict):
+        return {key: plain(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [plain(value) for value in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _committed(folder: Path) -> list[dict[str, Any]]:
+    """The baseline's runs of the last whole study, for a row that is run alone."""
+    runs = json.loads((folder / "speedup.json").read_text())["runs"][BASELINE]
+    return [
+        {mode: {"steps": math.inf if run[mode]["steps"] is None else run[mode]["steps"]} for mode in MODES}
+        for run in runs
+    ]
 
 
 def _yamls(figures: dict[str, dict[str, Any]], cells: dict[str, Any], arms: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_modules.episodes import IntArray, play_rows
 from data_modules.pendulum.simulator import BoolArray, FloatArray, InvertedPendulum
-from data_modules.takeover import Triggered
+from data_modules.value_trigger import Triggered
 from lightning_nlf.batch import Actor, Batch, Expert
 
 

@@ -16,15 +16,13 @@ from data_modules.takeover import (
     PerStep,
     ReverseCurriculum,
     Takeover,
-    Triggered,
     Uniform,
-    ValueTriggered,
     Window,
 )
 from lightning_nlf.functional import Constant, Exponential, Linear
 
 RANDOM = [Geometric(), Uniform(), Uniform(0.5), Window(), PerStep(), ReverseCurriculum(3, 9, 100, probability=0.5)]
-EVERY = [*RANDOM, ReverseCurriculum(3, 9, 100, 2), ValueTriggered(), Always(), Never()]
+EVERY = [*RANDOM, ReverseCurriculum(3, 9, 100, 2), Always(), Never()]
 
 
 def plan(takeover: Takeover, episodes: int, horizon: int, typical_length: float = 50.0, seed: int = 0, **more):
@@ -153,69 +151,6 @@ def test_the_curriculum_in_some_of_the_episodes():
     assert set(taken_over.sum(1).tolist()) == {0, 20}
 
 
-def wave(takeover: ValueTriggered, values: torch.Tensor, experience: int = 0) -> torch.Tensor:
-    """Plans, and asks about values (steps, rows) step by step."""
-    assert not plan(takeover, values.shape[1], len(values), experience=experience).any()
-    return torch.stack([takeover.trigger(v) for v in values])
-
-
-def test_the_lowest_values_call_the_expert():
-    """Before: 1 … 10, whose lowest fifth ends at 2.8 (linear between 2 and 3). So of 2, 2.7, 2.9 the first two."""
-    takeover = ValueTriggered(0.2, 5)
-    assert not wave(takeover, torch.arange(1.0, 11.0).view(5, 2)).any()
-    assert wave(takeover, torch.tensor([[2.0, 2.7], [2.9, 9.0]])).tolist() == [[True, True], [False, False]]
-
-
-def test_it_is_asked_for_a_share_of_the_decisions():
-    """Of 2 · 10⁵ values drawn alike a fraction .1; 1,000 values fix the bound with standard error √.09/31.6 = .0095."""
-    takeover = ValueTriggered(0.1)
-    draws = torch.randn(2, 2_000, 100, generator=torch.Generator().manual_seed(0))
-    wave(takeover, draws[0])
-    assert wave(takeover, draws[1]).float().mean().item() == pytest.approx(0.1, abs=4 * 0.0095)
-
-
-def test_values_may_be_negative_or_scaled():
-    before, now = torch.randn(2, 20, 5, generator=torch.Generator().manual_seed(0))
-    asked = []
-    for scale, shift in [(1, 0), (8, 0), (0.5, -64)]:
-        takeover = ValueTriggered(0.3)
-        wave(takeover, scale * before + shift)
-        asked.append(wave(takeover, scale * now + shift))
-    assert asked[0].any() and torch.equal(asked[0], asked[1]) and torch.equal(asked[0], asked[2])
-
-
-def test_a_scheduled_fraction_is_that_of_the_moment():
-    values = torch.arange(100.0).view(10, 10)
-    takeover = ValueTriggered(Linear(0.5, 0.0, 100))
-    called = [int(wave(takeover, values, experience).sum()) for experience in (0, 0, 50, 100)]
-    assert called == [0, 50, 25, 0]  # none in the first wave, where there is nothing to compare with
-
-
-def test_a_wave_without_a_question_changes_nothing():
-    takeover = ValueTriggered(0.5)
-    wave(takeover, torch.arange(10.0).view(5, 2))
-    plan(takeover, 2, 5)
-    plan(takeover, 2, 5)
-    assert takeover.trigger(torch.tensor([4.0, 5.0])).tolist() == [True, False]
-
-
-def test_a_trigger_goes_on_from_its_state():
-    generator = torch.Generator().manual_seed(0)
-    before, now = torch.randn(700, 10, generator=generator), torch.randn(20, 10, generator=generator)
-    takeover, resumed = ValueTriggered(0.3), ValueTriggered(0.3)
-    wave(takeover, before)
-    state = takeover.state_dict()
-    assert 500 <= len(state["values"]) <= 1_000  # every seventh
-    resumed.load_state_dict(state)
-    expected = wave(takeover, now)
-    assert expected.any() and torch.equal(wave(resumed, now), expected)
-
-
-def test_who_is_triggered_can_be_told():
-    assert isinstance(ValueTriggered(), Triggered)
-    assert not any(isinstance(takeover, Triggered) for takeover in RANDOM)
-
-
 @pytest.mark.parametrize("takeover", [Always(), PerStep(1.0), Window(30, 1.0)])
 def test_the_expert_throughout(takeover):
     assert plan(takeover, 20, 30, typical_length=1.0).all()
@@ -244,8 +179,6 @@ def test_the_learner_throughout(takeover):
         (lambda: ReverseCurriculum(1, 5, 0), "over is 0"),
         (lambda: ReverseCurriculum(1, 5, 10, length=0), "length: got 0"),
         (lambda: ReverseCurriculum(1, 5, 10, probability=2), "probability: got 2"),
-        (lambda: ValueTriggered(1.1), "fraction: got 1.1"),
-        (lambda: ValueTriggered(length=0), "length: got 0"),
         (lambda: plan(Always(), -1, 5), "episodes: got -1"),
         (lambda: plan(Never(), 3, 0), "horizon: got 0"),
         (lambda: plan(Uniform(), 3, 5, typical_length=0), "typical_length: got 0"),

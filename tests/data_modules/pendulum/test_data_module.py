@@ -9,7 +9,8 @@ from torch.distributions import Normal
 from data_modules.label_buffer import LabelBuffer
 from data_modules.pendulum import PendulumDataModule
 from data_modules.pendulum.experts import LQRExpert
-from data_modules.takeover import Always, PerStep, ValueTriggered, Window
+from data_modules.takeover import Always, PerStep, Window
+from data_modules.value_trigger import ValueTriggered
 from lightning_nlf.functional import Schedule
 from lightning_nlf.networks import GaussianPolicy
 from lightning_nlf.objectives import ImitationPolicy
