@@ -58,7 +58,7 @@ def summary(rows: Rows, baseline: list[dict[str, Any]], comparisons: int) -> dic
     return found
 
 
-def table(figures: dict[str, dict[str, Any]], cells: dict[str, Any], setting: str) -> str:
+def table(figures: dict[str, dict[str, Any]], setting: str) -> str:
     """The arms of one setting; the baselines without an expert stand in every table."""
     lines = [
         "| arm | sust: median [quartiles] | failed | × REINFORCE (95 %) | **at least** | P(faster) "
@@ -96,7 +96,7 @@ def write(rows: Rows, cells: dict[str, Any], arms: dict[str, Any], machine: str,
     parts = []
     for setting, title in SETTINGS.items():
         if any(name.split("/")[1] == setting for name in rows):
-            parts += [f"**Setting: {title}**", table(figures, cells, setting)]
+            parts += [f"**Setting: {title}**", table(figures, setting)]
     text = "\n\n".join(parts)
     print(text)
     if not whole:
@@ -104,8 +104,8 @@ def write(rows: Rows, cells: dict[str, Any], arms: dict[str, Any], machine: str,
     seeds = max(x["sust"]["seeds"] for x in figures.values())
     note = (
         f"Environment steps to 950, median [quartiles] of {seeds} fresh seeds (1000–{999 + seeds}) on {machine}; a "
-        f"ratio is median(REINFORCE tuned) / median(arm) with its 95 % bootstrap interval, **at least** the lower bound "
-        f"that holds for all {comparisons} comparisons together. `python benchmarks/speedup.py`; one row again: "
+        f"ratio is median(tuned REINFORCE) / median(arm) with its 95 % bootstrap interval, **at least** the lower "
+        f"bound that holds for all {comparisons} comparisons together. `python benchmarks/speedup.py`; one row again: "
         f"`python benchmarks/speedup.py --only ARM/SETTING`, where the settings are {', '.join(SETTINGS)}."
     )
     (folder / "speedup.md").write_text(

@@ -7,8 +7,9 @@ import pytest
 
 from benchmarks.intervals import faster, interval, median, medians, speed_up
 from benchmarks.speedup import arms, kept
+from benchmarks.study import report
 from benchmarks.study.convergence import FirstStreak, Progress
-from benchmarks.study.learner import read
+from benchmarks.study.learner import read, stands
 from benchmarks.study.tuning import Race, cells, score, winner
 
 INF = math.inf
@@ -133,3 +134,36 @@ def test_every_arm_can_be_built_in_its_first_and_last_cell(name):
                     owner = getattr(owner, part)
             if path[:1] != ["optimizer"]:
                 assert getattr(owner, last) == value
+
+
+def ran(steps, curve=()):
+    return {"seed": 1000, "decided": 500, "curves": {"sust": list(curve), "sto": []}} | {
+        mode: {"steps": steps, "labels": 7.0, "updates": 1.0} for mode in ("sust", "sto")
+    }
+
+
+def test_a_curve_keeps_the_last_episode_that_was_evaluated():
+    """The grid begins at 100 steps: nothing was evaluated before 150, then 20, then 900 from 1,000 on."""
+    (curve,) = report.curve([ran(INF, [(1000.0, 900.0), (150.0, 20.0)])], "sust")
+    at = dict(zip(report.GRID.round().tolist(), curve.tolist(), strict=True))
+    assert at[100.0] == 0 and curve[-1] == 900
+    assert {value for steps, value in at.items() if 150 <= steps < 1000} == {20.0}
+
+
+def test_a_row_of_the_table_by_hand():
+    """REINFORCE takes 2,000 steps in all runs and the arm 500: 4 times, without any spread, faster in every pair."""
+    figures = report.summary({"joint/all": [ran(500.0)] * 6}, [ran(2000.0)] * 6, comparisons=2)
+    row = report.table(figures, "all").splitlines()[-1]
+    one = "500 [500, 500] | 0/6 | 4 (4–4) | **4** | 1.00"
+    assert row == f"| joint | {one} | {one} | 7 |"
+    assert report.table(figures, "weak").count("\n") == 1  # a head, no row
+
+
+def test_json_has_no_infinity():
+    assert report.plain({"a": [INF, 1.0], "b": (2,)}) == {"a": [None, 1.0], "b": [2]}
+
+
+def test_a_yaml_that_is_an_arm_as_it_stands():
+    assert stands("joint", {"data.episodes": 2, "model.optimizer.init_args.lr": 0.02})
+    assert not stands("joint", {"data.episodes": 1})
+    assert not stands("joint", {"data.label_budget": 50})
