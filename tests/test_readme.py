@@ -144,7 +144,7 @@ def test_tables_in_the_readme_are_those_of_the_results_files(name):
 
 
 def test_every_yaml_says_what_it_reached():
-    """The header quotes the figure of its row in the results files."""
+    """The header quotes the figure of its row in the results files, or says that there is none yet."""
     parts = [part for name in ("configs", "bodies", "speedup") for part in results(name) if part.startswith("|")]
     rows = [row for part in parts for row in re.findall(r"^\| ([\w/]+) \|(.*)\|$", part, re.M)]
     figures: dict[str, list[str]] = {}
@@ -152,13 +152,11 @@ def test_every_yaml_says_what_it_reached():
         if (ROOT / f"conf/{name}.yaml").is_file():
             figures.setdefault(name, re.findall(r"\S+ \[\S+ \S+\]", columns))
     yamls = {path.relative_to(ROOT / "conf").with_suffix("").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
-    assert figures.keys() == yamls - {"debug"}
-    for name, quoted in figures.items():
-        header = " ".join(
-            line.lstrip("# ")
-            for line in (ROOT / f"conf/{name}.yaml").read_text().split("seed_everything")[0].splitlines()
-        )
-        assert quoted[0] in header, name
+    assert figures.keys() <= yamls
+    for name in yamls - {"debug"}:
+        text = (ROOT / f"conf/{name}.yaml").read_text().split("seed_everything")[0]
+        header = " ".join(line.lstrip("# ") for line in text.splitlines())
+        assert figures.get(name, ["Not measured yet"])[0] in header, name
 
 
 def test_pictures_are_there():
