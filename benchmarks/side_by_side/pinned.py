@@ -34,4 +34,4 @@ def _pin(cores: int, threads: int) -> None:
 
 def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     module, function = name.split(".")
-    return getattr(import_module(f"benchmarks.{module}"), function)(**arguments)
+    return getattr(import_module(f"benchmarks.side_by_side.{module}"), function)(**arguments)

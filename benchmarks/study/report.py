@@ -184,7 +184,9 @@ def curve(runs: list[dict[str, Any]], mode: str) -> np.ndarray:
 
 def _profile(axes: Any, runs: list[dict[str, Any]], mode: str, **style: Any) -> None:
     steps = np.sort([run[mode]["steps"] for run in runs])
-    axes.step(np.minimum(steps, GRID[-1]), (np.arange(len(steps)) + 1) / len(steps) * np.isfinite(steps), **style)
+    steps = steps[np.isfinite(steps)]
+    shares = np.append(np.arange(len(steps) + 1), len(steps)) / len(runs)
+    axes.step(np.concatenate([GRID[:1], steps, GRID[-1:]]), shares, where="post", **style)
 
 
 def _curve(axes: Any, runs: list[dict[str, Any]], mode: str, **style: Any) -> None:
@@ -211,7 +213,7 @@ def _draw(rows: Rows, path: Path, panel: Callable[..., None], what: str) -> None
             own.set_xscale("log")
             own.grid(alpha=0.3)
             own.set_title(f"{title}\n{NAMES[mode]}" if row == 0 else NAMES[mode], fontsize=10)
-            own.legend(fontsize=7)
+            own.legend(fontsize=7, framealpha=0.6)
     figure.supxlabel("environment steps, the expert's included")
     figure.supylabel(what)
     figure.tight_layout()

@@ -270,7 +270,7 @@ def test_store_of_the_variable_is_remembered_without_it(tmp_path, unshipped, mon
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert run_tracking_uri(tmp_path / "server") == "http://127.0.0.1:9"
     assert run_tracking_uri(tmp_path / "default") == f"sqlite:///{tmp_path}/mlflow.db"
-    server, default = [record.getMessage() for record in caplog.records]
+    server, default = [r.getMessage() for r in caplog.records if r.name.endswith("tracking.logger")]
     assert server.endswith(f"sync {tmp_path}/server --tracking_uri http://127.0.0.1:9")
     assert default.endswith(f"sync {tmp_path}/default")
 
