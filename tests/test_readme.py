@@ -1,5 +1,6 @@
 """Everything the README says to do is done here, in an empty folder beside a copy of `conf/`."""
 
+import json
 import os
 import re
 import shutil
@@ -157,6 +158,14 @@ def test_every_yaml_says_what_it_reached():
         text = (ROOT / f"conf/{name}.yaml").read_text().split("seed_everything")[0]
         header = " ".join(line.lstrip("# ") for line in text.splitlines())
         assert figures.get(name, ["Not measured yet"])[0] in header, name
+
+
+@pytest.mark.parametrize("name", ["joint", "injection", "dagger", "bc"])
+def test_yamls_claim_the_lower_bounds_of_the_study(name):
+    summary = json.loads((ROOT / "benchmarks" / "results" / "speedup.json").read_text())["summary"][f"{name}/all"]
+    mode, sampled = (summary[measure]["corrected"][1] for measure in ("sust", "sto"))
+    claim = f"at least {mode:.0f}× tuned REINFORCE, as it samples {sampled:.0f}×"
+    assert claim in (ROOT / "conf" / f"{name}.yaml").read_text()
 
 
 def test_pictures_are_there():

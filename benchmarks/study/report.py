@@ -102,15 +102,16 @@ def write(rows: Rows, cells: dict[str, Any], arms: dict[str, Any], machine: str,
     if not whole:
         return
     seeds = max(x["sust"]["seeds"] for x in figures.values())
+    shorter = [f"{name} {arm['budget']:,}" for name, arm in arms.items() if name in rows and arm["budget"] < GRID[-1]]
     note = (
         f"Environment steps to 950, median [quartiles] of {seeds} fresh seeds (1000–{999 + seeds}) on {machine}; a "
         f"ratio is median(tuned REINFORCE) / median(arm) with its 95 % bootstrap interval, **at least** the lower "
-        f"bound that holds for all {comparisons} comparisons together. `python benchmarks/speedup.py`; one row again: "
+        f"bound that holds for all {comparisons} comparisons together. A run fails after {GRID[-1]:,.0f} steps"
+        f"{' (' + ', '.join(shorter) + ')' if shorter else ''}. `python benchmarks/speedup.py`; one row again: "
         f"`python benchmarks/speedup.py --only ARM/SETTING`, where the settings are {', '.join(SETTINGS)}."
     )
-    (folder / "speedup.md").write_text(
-        "\n\n".join([text, note, _yamls(figures, cells, arms), _chosen(cells, arms)]) + "\n"
-    )
+    sections = filter(None, [text, note, _yamls(figures, cells, arms), _chosen(cells, arms)])
+    (folder / "speedup.md").write_text("\n\n".join(sections) + "\n")
     kept = {
         "machine": machine,
         "summary": figures,
@@ -152,7 +153,7 @@ def _yamls(figures: dict[str, dict[str, Any]], cells: dict[str, Any], arms: dict
         if stands(arms[name]["yaml"], arms[name]["changes"] | cells[name]["cell"]):
             columns = [f"{_steps(own[m]['median'])} [{', '.join(map(_steps, own[m]['quartiles']))}]" for m in MODES]
             lines.append(f"| {arms[name]['yaml']} | {name} | {' | '.join(columns)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def _chosen(cells: dict[str, Any], arms: dict[str, Any]) -> str:
