@@ -144,6 +144,10 @@ def test_tables_in_the_readme_are_those_of_the_results_files(name):
     assert tables and [table for table in tables if table not in README] == []
 
 
+def test_the_claims_of_speed_in_the_readme_are_those_that_were_measured():
+    assert results("throughput")[0] in README
+
+
 def test_every_yaml_says_what_it_reached():
     """The header quotes the figure of its row in the results files, or says that there is none yet."""
     parts = [part for name in ("configs", "bodies", "speedup") for part in results(name) if part.startswith("|")]
