@@ -155,11 +155,25 @@ class Actor(Protocol):
         ...
 
     def reply(
-        self, ids: Tensor, lengths: Tensor, state: Any, stop: int, max_new: int, deterministic: bool = False
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        state: Any = None,
+        *,
+        stop: Sequence[int],
+        max_new: int,
+        copies: int = 1,
+        seeds: Tensor | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        deterministic: bool = False,
+        resume: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """One turn of text: what is new since `state`, ids (B, L) right-padded with lengths (B,).
+        """One turn of text: what is new since `state`, ids (B, L) right-padded with lengths (B,), each ≥ 1.
 
-        Returns tokens (B, N ≤ max_new), right-padded; log_probs (B, N); lengths (B,), `stop` included; state.
+        Args: as of `lightning_nlf.generation.reply`.
+        Returns tokens (B·copies, N ≤ max_new), right-padded; log_probs (B·copies, N); lengths (B·copies,), the stop
+        token included; the state for the next turn if there is one (`resume`), else None.
         """
         ...
 
@@ -176,5 +190,16 @@ class Expert(Protocol):
 
         A deterministic expert's log_probs are +inf, the log-density of a point mass: importance weights
         against it are refused.
+        """
+        ...
+
+
+class Scorer(Protocol):
+    """Whoever pays for text in the place of the true reward: a reward model, injected in the yaml by `class_path`."""
+
+    def score(self, batch: Batch) -> Tensor:
+        """Rewards (B, T) on valid steps: of a whole reply on its last one, of a process at the ends of its steps.
+
+        Needs `obs`, `actions`, `valid`, `mask` and `final_obs`.
         """
         ...

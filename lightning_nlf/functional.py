@@ -79,6 +79,27 @@ def with_final_obs(batch: Batch) -> tuple[Tensor, Tensor]:
     return obs, where
 
 
+def after_actions(batch: Batch, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """obs with `final_obs` behind them, (B, T + 1, *obs), and where the outcome of each of `steps` is seen, (B, T + 1).
+
+    What is said of an action is read behind it: a reply's reward at its last token, a step's at the step's end.
+    Args: steps (B, T) bool, a subset of `valid`.
+    """
+    obs, _ = with_final_obs(batch)
+    return obs, torch.cat([torch.zeros_like(steps[:, :1]), steps], 1)
+
+
+def last_valid(valid: Tensor) -> Tensor:
+    """(B, T) bool: each row's last valid step; none in a row without one."""
+    later = valid.flip(1).cumsum(1).flip(1)
+    return valid & (later == 1)
+
+
+def row_sums(x: Tensor, mask: Tensor) -> Tensor:
+    """Σ x over the True steps of each row: a reply's log-probability from its tokens'.  x, mask (B, T) → (B,)"""
+    return torch.where(mask, x, 0).sum(1)
+
+
 def gae(
     rewards: Tensor,
     values: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,32 +10,124 @@ from torch import Tensor
 
 from lightning_nlf.networks import Policy
 
+COMPACT_AT = 0.75  # finished rows leave the batch when this share of it, or less, still runs
+
 
 def reply(
-    policy: Policy, ids: Tensor, lengths: Tensor, state: Any, stop: int, max_new: int, deterministic: bool = False
+    policy: Policy,
+    ids: Tensor,
+    lengths: Tensor,
+    state: Any = None,
+    *,
+    stop: Sequence[int],
+    max_new: int,
+    copies: int = 1,
+    seeds: Tensor | None = None,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    deterministic: bool = False,
+    resume: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """Sample until `stop`, which is kept, or for `max_new` tokens.
+    """Sample until a stop token, which is kept, or for `max_new` tokens.
 
     Args:
         ids: (B, L) what is new since `state`, right-padded; lengths: (B,), each ≥ 1.
-    Returns: tokens (B, N), right-padded with `stop`; log_probs (B, N), 0 on padding; lengths (B,); the state,
-        which has not read the last token.
+        stop: token ids, each of which ends a reply.
+        copies: replies to each row, next to each other; what they share is read once. At the first turn only.
+        seeds: (B·copies,) int64: what row i draws depends on seeds[i] alone, not on its neighbours. By default drawn.
+        top_k, top_p: only the k likeliest tokens, 0 is all; only the likeliest that have the probability p together.
+        deterministic: the likeliest token instead of a draw.
+        resume: another turn follows, from the state that is returned.
+    Returns: tokens (B·copies, N ≤ max_new), right-padded with the first stop token; log_probs (B·copies, N) under the
+        distribution that was sampled from (with top_k and top_p: what they leave, scaled to 1), 0 on padding;
+        lengths (B·copies,); the state, which has not read the last token, or None.
     """
-    batch = len(ids)
-    running = torch.ones(batch, dtype=torch.bool, device=ids.device)
-    count = torch.zeros(batch, dtype=torch.long, device=ids.device)
-    tokens, log_probs = [], []
-    for _ in range(max_new):
-        distribution, following = policy.read(ids, lengths, state)
-        # A finished row's state must stay where its last token was drawn: the next turn goes on from there.
-        state = following if state is None else policy.keep(running, following, state)
-        sampled = distribution.mode if deterministic else distribution.sample()
-        token = torch.where(running, sampled, stop)
-        tokens.append(token)
-        log_probs.append(torch.where(running, distribution.log_prob(sampled), 0))
-        count += running
-        running = running & (token != stop)
-        if not running.any():
+    logits, state = policy.read(ids, lengths, state, room=max_new)
+    if copies > 1:
+        of = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
+        logits, state = logits[of], policy.rows_of(state, of)
+    count = len(logits)
+    if seeds is None:
+        seeds = torch.randint(2**62, (count,))
+    seeds = seeds.to(ids.device)
+    stops = torch.as_tensor(list(stop), device=ids.device)
+    tokens = stops[0].expand(count, max_new).clone()
+    log_probs = torch.zeros(count, max_new, device=ids.device)
+    ends = torch.zeros(count, dtype=torch.long, device=ids.device)
+    rows = torch.arange(count, device=ids.device)  # of the whole, that are in the working batch
+    running = torch.ones_like(rows, dtype=torch.bool)  # of those
+    whole = state
+    for step in range(max_new):
+        token, log_prob = draw(logits, uniforms(seeds[rows], step), top_k, top_p, deterministic)
+        live = rows[running]
+        tokens[live, step], log_probs[live, step] = token[running], log_prob[running]
+        ends[live] = step + 1
+        running = running & ~torch.isin(token, stops)
+        left = int(running.sum())
+        if left == 0 or step + 1 == max_new:
             break
-        ids, lengths = token[:, None], torch.ones_like(lengths)
-    return torch.stack(tokens, 1), torch.stack(log_probs, 1), count, state
+        if left <= COMPACT_AT * len(rows):
+            if resume and len(rows) < count:
+                whole = policy.with_rows(whole, rows, state)
+            kept = running.nonzero()[:, 0]
+            state, rows, token = policy.rows_of(state, kept), rows[kept], token[kept]
+            running = torch.ones_like(rows, dtype=torch.bool)
+        logits, state = policy.read(token[:, None], running.long(), state)
+        if len(rows) == count:
+            whole = state
+    if resume and len(rows) < count:
+        whole = policy.with_rows(whole, rows, state)
+    width = int(ends.max())
+    return tokens[:, :width], log_probs[:, :width], ends, whole if resume else None
+
+
+def draw(
+    logits: Tensor, uniform: Tensor, top_k: int = 0, top_p: float = 1.0, deterministic: bool = False
+) -> tuple[Tensor, Tensor]:
+    """A token a row by the inverse of the cumulative distribution, and its log-probability; both (B,).
+
+    Args: logits (B, V); uniform (B,) in [0, 1).
+    """
+    if top_k or top_p < 1:
+        logits = truncated(logits, top_k, top_p)
+    log_normaliser = logits.logsumexp(-1, keepdim=True)
+    if deterministic:
+        token = logits.argmax(-1, keepdim=True)
+    else:
+        cumulative = (logits - log_normaliser).exp().cumsum(-1)
+        # Times the last: rounding must not leave a gap at the top. `right`: a token without probability is never hit.
+        target = uniform[:, None].to(cumulative.dtype) * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
+        last_possible = logits.shape[-1] - 1 - logits.isfinite().flip(-1).int().argmax(-1, keepdim=True)
+        token = token.minimum(last_possible)
+    return token[:, 0], (logits.gather(-1, token) - log_normaliser)[:, 0]
+
+
+def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """−∞ for all but the `top_k` likeliest (0: all), and of those all but the likeliest that reach `top_p`.  (B, V)"""
+    values, order = logits.sort(-1, descending=True)
+    if top_k:
+        values = values.index_fill(-1, torch.arange(top_k, values.shape[-1], device=values.device), -torch.inf)
+    if top_p < 1:
+        before = values.softmax(-1).cumsum(-1) - values.softmax(-1)  # the probability of those that come first
+        values = values.masked_fill(before >= top_p, -torch.inf)
+    return torch.empty_like(logits).scatter(-1, order, values)
+
+
+def uniforms(seeds: Tensor, step: int) -> Tensor:
+    """Numbers in [0, 1), float64, from (seed, step) alone: SplitMix64 (Steele, Lea & Flood 2014).  seeds (B,) → (B,)"""
+    x = seeds + _signed((step + 1) * 0x9E3779B97F4A7C15)
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    x = x ^ _shifted(x, 31)
+    return _shifted(x, 11).double() * 2.0**-53
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """x >> bits of the unsigned number that the int64 stands for."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    """The int64 with the lowest 64 bits of x."""
+    return (x + 2**63) % 2**64 - 2**63

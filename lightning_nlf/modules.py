@@ -41,7 +41,6 @@ class ObjectiveModule(Objective, L.LightningModule):
         self.register_buffer("experience", torch.zeros((), dtype=torch.float64))
         self._unlogged: dict[str, list[Tensor]] = {}  # each (2,): a value, and whether it counts
         self._suspect = ""
-        self.played = nn.ModuleList([MeanMetric(), MeanMetric()])  # returns of the two evaluation loaders
 
     # ---- training
 
@@ -171,24 +170,20 @@ class ObjectiveModule(Objective, L.LightningModule):
         self.experience += self.sum_over_ranks(batch.valid.sum())
         return batch
 
-    # ---- evaluation: the first loader plays the mode of the policy, the second samples from it
+    # ---- evaluation
+
+    def measure(self, stage: str, batch: Batch, loader: int) -> None:
+        """Logs what an evaluation batch says of the networks, as `stage/…`; `loader` says of which loader."""
+        raise NotImplementedError
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._log_returns("val", batch, dataloader_idx)
+        self.measure("val", batch, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._log_returns("test", batch, dataloader_idx)
+        self.measure("test", batch, dataloader_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
         return batch
-
-    def _log_returns(self, stage: str, batch: Batch, loader: int) -> None:
-        assert batch.rewards is not None, "an evaluation batch has rewards"
-        metric = self.played[loader]
-        assert isinstance(metric, MeanMetric)
-        metric.update(torch.where(batch.valid, batch.rewards, 0).sum(1))  # reduces sums and counts over ranks
-        name = ("return", "return_sampled")[loader]
-        self.log(f"{stage}/{name}", metric, batch_size=len(batch), add_dataloader_idx=False)
 
 
 class PolicyModule(ObjectiveModule):
@@ -197,14 +192,25 @@ class PolicyModule(ObjectiveModule):
     def __init__(self, policy: Policy, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.policy = policy
+        self.played = nn.ModuleList([MeanMetric(), MeanMetric()])  # returns of the two evaluation loaders
+
+    def measure(self, stage: str, batch: Batch, loader: int) -> None:
+        """The first loader plays the mode of the policy, the second samples from it."""
+        assert batch.rewards is not None, "an evaluation batch has rewards"
+        metric = self.played[loader]
+        assert isinstance(metric, MeanMetric)
+        metric.update(torch.where(batch.valid, batch.rewards, 0).sum(1))  # reduces sums and counts over ranks
+        name = ("return", "return_sampled")[loader]
+        self.log(f"{stage}/{name}", metric, batch_size=len(batch), add_dataloader_idx=False)
 
     def evaluate(self, batch: Batch) -> Evaluation:
         where = batch.mask if batch.expert_mask is None else batch.mask | batch.expert_mask
         if not where.any():  # a rank with nothing to learn from still takes part in every all-reduce
             where = torch.zeros_like(where).index_fill(1, torch.zeros(1, dtype=torch.long, device=where.device), True)
-        distribution = self.policy(batch.obs, where)
+        features = self.policy.features(batch.obs, where)
+        distribution = self.policy.distribution(features)
         log_probs = distribution.log_prob(batch.actions[where])
-        values = self.critic(batch, where)
+        values = self.critic(batch, where, features)
         return Evaluation(
             where, distribution, scattered(log_probs, where), None if values is None else scattered(values, where)
         )
@@ -229,10 +235,7 @@ class PolicyModule(ObjectiveModule):
             return value(obs.to(self.device)[:, None])[:, 0]
 
     @torch.no_grad()
-    def reply(
-        self, ids: Tensor, lengths: Tensor, state: Any, stop: int, max_new: int, deterministic: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+    def reply(self, ids: Tensor, lengths: Tensor, state: Any = None, **how: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
         """`Actor.reply`."""
         with self.acting():
-            ids, lengths = ids.to(self.device), lengths.to(self.device)
-            return generation.reply(self.policy, ids, lengths, state, stop, max_new, deterministic)
+            return generation.reply(self.policy, ids.to(self.device), lengths.to(self.device), state, **how)

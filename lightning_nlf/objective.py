@@ -58,8 +58,11 @@ class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore
     def advance(self) -> None:
         """What moves after each optimizer step. Whatever moves is a buffer, so that the checkpoint has it."""
 
-    def critic(self, batch: Batch, where: Tensor) -> Tensor | None:
-        """Values of the N steps of `where`, if there is a network for them."""
+    def critic(self, batch: Batch, where: Tensor, features: Tensor | None = None) -> Tensor | None:
+        """Values (N,) of the N steps of `where`, if there is a network for them.
+
+        Args: features: the policy's (N, d), where they are known already.
+        """
         return None
 
     # ---- what it may use

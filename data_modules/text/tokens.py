@@ -134,7 +134,9 @@ class TokenTaskDataModule(RolloutDataModule):
         for turn in range(2):
             lengths = torch.tensor([len(ids) for ids in new])
             padded = pad_sequence([torch.tensor(ids) for ids in new], batch_first=True)
-            tokens, log_probs, counts, state = actor.reply(padded, lengths, state, STOP, MAX_NEW, deterministic)
+            tokens, log_probs, counts, state = actor.reply(
+                padded, lengths, state, stop=(STOP,), max_new=MAX_NEW, deterministic=deterministic, resume=turn == 0
+            )
             for row, dialogue in enumerate(dialogues):
                 said, count = tokens[row].tolist(), int(counts[row])
                 dialogue.replies.append((len(dialogue.tokens), said[:count], log_probs[row, :count].tolist()))

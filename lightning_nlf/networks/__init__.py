@@ -1,6 +1,7 @@
 from lightning_nlf.networks.base import Network as Network
 from lightning_nlf.networks.base import Policy as Policy
 from lightning_nlf.networks.base import QValue as QValue
+from lightning_nlf.networks.base import Reward as Reward
 from lightning_nlf.networks.base import Value as Value
 from lightning_nlf.networks.gru import GRUPolicy as GRUPolicy
 from lightning_nlf.networks.gru import GRUValue as GRUValue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +43,47 @@ class Policy(Network):
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Distribution:
         """obs (B, T, *obs) → a distribution of batch shape (B, T); (N,) over the True steps of `where` (B, T)."""
+        return self.distribution(self.features(obs, where))
+
+    def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        """What a head on a shared trunk sees: (B, T, d), or (N, d) over the True steps of `where`."""
         raise NotImplementedError
+
+    def distribution(self, features: Tensor) -> Distribution:
+        """features (…, d) → a distribution of batch shape (…)."""
+        raise NotImplementedError
+
+    def frozen(self) -> Policy:
+        """This policy as it is now, for comparison: it does not follow, and is never trained."""
+        return copy.deepcopy(self).requires_grad_(False).eval()
 
     def step(self, obs: Tensor, state: Any = None) -> tuple[Distribution, Any]:
         """One step of control: obs (B, *obs) → a distribution of batch shape (B,), and the recurrent state."""
         return self(obs), None
 
-    def read(self, ids: Tensor, lengths: Tensor, state: Any = None) -> tuple[Distribution, Any]:
-        """Text: new ids (B, L), right-padded with lengths (B,) → the next token's distribution (B,), and the state."""
+    def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Any]:
+        """Text: new ids (B, L), right-padded with lengths (B,) → the next token's logits (B, V), float, and the state.
+
+        A row of length 0 has nothing new: its state stays, and its logits mean nothing. Without a state each length
+        is ≥ 1. A state is used up by `read`: only what it returns goes on.
+        Args: room: tokens that will be read one by one after these; a cache makes room for them.
+        """
         raise NotImplementedError
 
-    def keep(self, running: Tensor, following: Any, state: Any) -> Any:
-        """The state after `read`: `following` for the rows that are `running` (B,), `state` for the finished ones."""
+    def rows_of(self, state: Any, index: Tensor) -> Any:
+        """The state of the rows `index` (N,), which may leave some out and repeat others."""
+        raise NotImplementedError
+
+    def with_rows(self, state: Any, index: Tensor, part: Any) -> Any:
+        """`state` with `part` as the state of its rows `index` (N,), all different; `part` has read further."""
         raise NotImplementedError
 
 
 class Value(Network):
+    """V(s). One that is a head on the policy's trunk says so by `on_policy`, and is given the policy's features."""
+
     role = "value"
+    on_policy = False
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
         """obs (B, T, *obs) → values (B, T); (N,) over the True steps of `where` (B, T)."""
@@ -70,4 +95,14 @@ class QValue(Network):
 
     def forward(self, obs: Tensor, actions: Tensor, where: Tensor | None = None) -> Tensor:
         """obs (B, T, *obs), actions (B, T, *act) → values (B, T); (N,) over the True steps of `where` (B, T)."""
+        raise NotImplementedError
+
+
+class Reward(Network):
+    """What a reply, or a step of it, is worth: read behind its last token."""
+
+    role = "reward"
+
+    def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        """obs (B, T, *obs) → rewards (B, T); (N,) over the True steps of `where` (B, T)."""
         raise NotImplementedError

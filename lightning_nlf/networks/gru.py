@@ -21,17 +21,26 @@ class GRUPolicy(Policy):
         self.head = nn.Linear(width, vocabulary)
         self.load_weights(weights)
 
-    def forward(self, obs: Tensor, where: Tensor | None = None) -> Distribution:
+    def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
         hidden = self.rnn(self.embed(obs))[0]
-        return Categorical(logits=self.head(hidden if where is None else hidden[where]).float(), validate_args=False)
+        return hidden if where is None else hidden[where]
 
-    def read(self, ids: Tensor, lengths: Tensor, state: Any = None) -> tuple[Distribution, Any]:
+    def distribution(self, features: Tensor) -> Distribution:
+        return Categorical(logits=self.head(features).float(), validate_args=False)
+
+    def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Any]:
         outputs, _ = self.rnn(self.embed(ids), state)
-        last = outputs[torch.arange(len(ids), device=ids.device), lengths - 1]  # padding on the right is never read
-        return Categorical(logits=self.head(last).float(), validate_args=False), last[None].contiguous()
+        # padding on the right is never read
+        last = outputs[torch.arange(len(ids), device=ids.device), (lengths - 1).clamp(min=0)][None]
+        if state is not None:
+            last = torch.where((lengths > 0)[None, :, None], last, state)
+        return self.head(last[0]).float(), last.contiguous()
 
-    def keep(self, running: Tensor, following: Any, state: Any) -> Any:
-        return torch.where(running[None, :, None], following, state)
+    def rows_of(self, state: Any, index: Tensor) -> Any:
+        return state[:, index].contiguous()
+
+    def with_rows(self, state: Any, index: Tensor, part: Any) -> Any:
+        return state.index_copy(1, index, part)
 
 
 class GRUValue(Value):

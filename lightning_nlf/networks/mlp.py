@@ -88,8 +88,11 @@ class GaussianPolicy(Policy):
         self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std)))
         self.load_weights(weights)
 
-    def forward(self, obs: Tensor, where: Tensor | None = None) -> Distribution:
-        mean = self.net(states(obs, where, self.obs_dim)).float()  # a density in bf16 is off by 1 %
+    def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        return states(obs, where, self.obs_dim)
+
+    def distribution(self, features: Tensor) -> Distribution:
+        mean = self.net(features).float()  # a density in bf16 is off by 1 %
         log_std: Tensor = self.log_std
         if self.state_dependent_std:
             mean, offset = mean.split(self.action_dim, -1)

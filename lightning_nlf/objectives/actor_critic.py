@@ -102,13 +102,19 @@ class CriticObjective(PolicyGradientObjective):
 class ValueObjective(CriticObjective):
     """Advantage actor-critic: A by GAE from V, and V(s_T) where a row was truncated."""
 
+    policy: Policy
     value: Value
 
-    def critic(self, batch: Batch, where: Tensor) -> Tensor:
-        return self.value(batch.obs, where)
+    def critic(self, batch: Batch, where: Tensor, features: Tensor | None = None) -> Tensor:
+        return self._value(batch.obs, where, features)
 
     def final_values(self, batch: Batch) -> Tensor:
-        return self.value(*with_final_obs(batch))
+        return self._value(*with_final_obs(batch))
+
+    def _value(self, obs: Tensor, where: Tensor, features: Tensor | None = None) -> Tensor:
+        if not self.value.on_policy:
+            return self.value(obs, where)
+        return self.value(self.policy.features(obs, where) if features is None else features)
 
 
 class QObjective(CriticObjective):
@@ -117,7 +123,7 @@ class QObjective(CriticObjective):
     q: QValue
     policy: Policy
 
-    def critic(self, batch: Batch, where: Tensor) -> Tensor:
+    def critic(self, batch: Batch, where: Tensor, features: Tensor | None = None) -> Tensor:
         return self.q(batch.obs, batch.actions, where)
 
     def final_values(self, batch: Batch) -> Tensor:
