@@ -67,8 +67,11 @@ def joint(**knobs):
 class Fixed(Policy):
     """N(0, 1) whatever it sees."""
 
-    def forward(self, obs, where=None):
-        mean = torch.zeros_like((obs if where is None else obs[where])[..., :1])
+    def features(self, obs, where=None):
+        return obs if where is None else obs[where]
+
+    def distribution(self, features):
+        mean = torch.zeros_like(features[..., :1])
         return Independent(Normal(mean, torch.ones_like(mean)), 1)
 
 
