@@ -1,0 +1,64 @@
+"""What a text task is: cases to start from, a dialogue about each, and what its teacher would have said. Strings only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt, and what the task must know to judge a reply to it."""
+
+    id: str  # unique within the task, and the same in every process
+    prompt: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What follows a reply."""
+
+    reward: float
+    parts: Mapping[str, float] = field(default_factory=dict)  # what the reward is made of, by name
+    text: str = ""  # what the environment says next: attended to, never learned
+    done: bool = True
+
+
+class Dialogue(Protocol):
+    """One running episode."""
+
+    def reply(self, text: str, finished: bool) -> Outcome:
+        """The learner's turn, without its stop token; `finished` is whether it ended by itself."""
+        ...
+
+
+class TextEnvironment(Protocol):
+    """A task whose rewards are rules."""
+
+    turns: int  # replies an episode has at most
+
+    def cases(self, split: Split) -> Sequence[Case]:
+        """All prompts of a split, in the same order every time; the splits share none."""
+        ...
+
+    def begin(self, case: Case) -> Dialogue: ...
+
+    def corpus(self) -> Iterator[str]:
+        """Texts that hold every word of the task, for a tokenizer to be made from."""
+        ...
+
+    def demonstrations(self, split: Split) -> Sequence[tuple[str, str]]:
+        """Prompts and replies of the start, which need not be good: what the first policy imitates."""
+        ...
+
+    def expected(self, case: Case) -> str | None:
+        """What the teacher would have said."""
+        ...
+
+    def critique(self, case: Case, reply: str, seed: int) -> str | None:
+        """What is wrong with a reply, in words; the same words for the same seed."""
+        ...
