@@ -168,6 +168,7 @@ class Actor(Protocol):
         top_p: float = 1.0,
         deterministic: bool = False,
         resume: bool = False,
+        keep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Any]:
         """One turn of text: what is new since `state`, ids (B, L) right-padded with lengths (B,), each ≥ 1.
 

@@ -27,6 +27,7 @@ def reply(
     top_p: float = 1.0,
     deterministic: bool = False,
     resume: bool = False,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
     """Sample until a stop token, which is kept, or for `max_new` tokens.
 
@@ -38,10 +39,13 @@ def reply(
         top_k, top_p: only the k likeliest tokens, 0 is all; only the likeliest that have the probability p together.
         deterministic: the likeliest token instead of a draw.
         resume: another turn follows, from the state that is returned.
+        keep: (B,) the rows of `state` that this turn is about, where other dialogues are over. By default all.
     Returns: tokens (B·copies, N ≤ max_new), right-padded with the first stop token; log_probs (B·copies, N) under the
         distribution that was sampled from (with top_k and top_p: what they leave, scaled to 1), 0 on padding;
         lengths (B·copies,); the state, which has not read the last token, or None.
     """
+    if keep is not None:
+        state = policy.rows_of(state, keep.to(ids.device))
     logits, state = policy.read(ids, lengths, state, room=max_new)
     if copies > 1:
         of = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
