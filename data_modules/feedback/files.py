@@ -1,0 +1,119 @@
+"""Feedback files: JSON lines, one judged prompt a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from data_modules.feedback.parsing import Faults, Scale, parse
+from data_modules.feedback.schema import Judgement
+
+LISTED = 10  # bad lines that a message lists
+
+
+def read(path: str | Path, scale: Scale = (0.0, 1.0), on_bad: Literal["raise", "skip"] = "raise") -> list[Judgement]:
+    """The judgements of a file, in its order. Blank lines are no lines.
+
+    Args:
+        scale: lowest and highest score there is.
+        on_bad: `skip` goes on without the lines that are wrong, and warns how many and which.
+    Raises:
+        ValueError: no such file, no judgement in it, lines that are wrong: file, line, field and mend of the first ten.
+    """
+    if on_bad not in ("raise", "skip"):
+        raise ValueError(f"on_bad: got {on_bad!r}, must be raise or skip")
+    judgements, bad = scan(path, scale)
+    if bad and on_bad == "raise":
+        raise ValueError(listed(path, bad))
+    if not judgements:
+        raise ValueError(listed(path, bad) if bad else f"{path}: there is no judgement in it")
+    if bad:
+        warnings.warn(f"skipped: {listed(path, bad)}", stacklevel=2)
+    return judgements
+
+
+def scan(path: str | Path, scale: Scale = (0.0, 1.0)) -> tuple[list[Judgement], dict[int, list[str]]]:
+    """The judgements of a file, and by line number what is wrong with the other lines.
+
+    Raises:
+        ValueError: no such file, or no scale.
+    """
+    if not scale[0] < scale[1]:
+        raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, must go upwards")
+    if not Path(path).is_file():
+        raise ValueError(f"path: there is no file {path}")
+    judgements: list[Judgement] = []
+    bad: dict[int, list[str]] = {}
+    first: dict[str, int] = {}  # line of each id
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # some editors mark UTF-8 so
+            if not line.strip():
+                continue
+            try:
+                judgement = parse(_decoded(line), scale, f"{path}:{number}")
+            except Faults as error:
+                bad[number] = error.faults
+                continue
+            if judgement.id is not None and first.setdefault(judgement.id, number) != number:
+                bad[number] = [f"id: {judgement.id!r} is that of line {first[judgement.id]} as well; make it unique"]
+                continue
+            judgements.append(judgement)
+    return judgements, bad
+
+
+def listed(path: str | Path, bad: dict[int, list[str]]) -> str:
+    """All that is wrong with a file, the first ten lines of it in full."""
+    lines = [f"{path}:{number}: {'; '.join(faults)}" for number, faults in list(bad.items())[:LISTED]]
+    more = [f"… and {len(bad) - LISTED} more lines"] if len(bad) > LISTED else []
+    return "\n  ".join([f"{path}: {len(bad)} lines are wrong", *lines, *more]) if len(bad) > 1 else lines[0]
+
+
+def write(path: str | Path, judgements: Iterable[Judgement]) -> None:
+    """A file that `read` reads, whole or not at all: another reader never sees half of it.
+
+    Raises:
+        ValueError: a judgement that could not be read back; then the file stays as it was.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    seen: set[str] = set()
+    try:
+        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+            for number, judgement in enumerate(judgements, 1):
+                record = judgement.record()
+                try:
+                    parse(record)
+                except Faults as error:
+                    raise ValueError(f"judgement {number}: {error}") from None
+                if judgement.id is not None and (judgement.id in seen or seen.add(judgement.id)):
+                    raise ValueError(f"judgement {number}: id: {judgement.id!r} is taken; make it unique")
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode(), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        raise Faults([f"byte {error.start + 1} is not UTF-8; save the file as UTF-8"]) from None
+    except json.JSONDecodeError as error:
+        raise Faults([f"not JSON: {error.msg} at column {error.colno}; one object a line"]) from None
+    except RecursionError:
+        raise Faults(["not JSON that anybody would write: brackets within brackets without end"]) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Faults([f"{twice}: stands twice; keep one of the two"])
+    return found

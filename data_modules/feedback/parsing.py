@@ -1,0 +1,208 @@
+"""From a line of a feedback file to a judgement, or to all that is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from data_modules.feedback.ranking import format_ranking, letter, parse_ranking
+from data_modules.feedback.schema import FIELDS, ROLES, Judgement, Message, Span, Step
+
+Scale = tuple[float, float]
+T = TypeVar("T")
+
+
+class Faults(ValueError):
+    """All that is wrong with one line: `faults`, each naming the field and the mend."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+
+
+def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement:
+    """The judgement in one line of a file. A field that is null is missing.
+
+    Args: scale: lowest and highest score there is; None: any number.
+    Raises:
+        Faults: whatever is wrong.
+    """
+    if not isinstance(record, dict):
+        raise Faults([f'a line is an object like {{"prompt": …}}, not {_kind(record)}'])
+    faults = [_unknown(name) for name in record if name not in FIELDS]
+    known: dict[str, Any] = {}
+
+    def take(name: str, read: Callable[[Any], Any]) -> None:
+        if record.get(name) is not None:
+            try:
+                known[name] = read(record[name])
+            except ValueError as error:
+                faults.append(f"{name}: {error}")
+
+    take("prompt", _prompt)
+    if record.get("prompt") is None:
+        faults.append("prompt: is missing; every line needs one")
+    take("responses", _responses)
+    take("expected", _text)
+    if record.get("responses") is None and record.get("expected") is None:
+        faults.append("responses: there are none and no expected either; give at least one of the two")
+    if "responses" in known or record.get("responses") is None:
+        responses = known.get("responses", ())
+        take("score", lambda value: _each(value, responses, lambda x, _: _score(x, scale)))
+        take("critique", lambda value: _each(value, responses, lambda x, _: _text(x)))
+        take("ranking", lambda value: format_ranking(parse_ranking(_text(value), len(_some(responses)))))
+        take("spans", lambda value: _each(value, responses, _spans, of_objects=True))
+        take("steps", lambda value: _each(value, responses, _steps, of_objects=True))
+    for name in ("source", "episode", "id"):
+        take(name, _text)
+    take("meta", _meta)
+    if faults:
+        raise Faults(faults)
+    return Judgement(**known, where=where)
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, FIELDS, 1)
+    return f"{name}: unknown field; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(FIELDS)}")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be a text, is {_kind(value)}")
+    if not value or value.isspace():
+        raise ValueError("the text is empty; leave the field out, or the line if this is a response")
+    if not value.isascii() and _HALVES.search(value):
+        raise ValueError("the text has half of a surrogate pair, which is no character; take it out")
+    return value
+
+
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"must be a number, is {_kind(value)}")
+    if abs(value) > 1e300 or not math.isfinite(value):
+        raise ValueError(f"{value if isinstance(value, float) else 'so large a number'} is no number to learn from")
+    return float(value)
+
+
+def _prompt(value: Any) -> str | tuple[Message, ...]:
+    return tuple(_message(m, i) for i, m in enumerate(value, 1)) if isinstance(value, list) and value else _text(value)
+
+
+def _message(value: Any, number: int) -> Message:
+    form = '{"role": "user", "content": "…"}'
+    if not isinstance(value, dict) or set(value) != {"role", "content"}:
+        raise ValueError(f"message {number} must be {form}, with no other field")
+    if value["role"] not in ROLES:
+        raise ValueError(f"message {number}: role {value['role']!r} is none of {', '.join(ROLES)}")
+    try:
+        return Message(value["role"], _text(value["content"]))
+    except ValueError as error:
+        raise ValueError(f"message {number}: content: {error}") from None
+
+
+def _responses(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f'must be a list like ["…"] of at least one text, is {_kind(value)}')
+    return tuple(_named(i, len(value), _text, text) for i, text in enumerate(value))
+
+
+def _score(value: Any, scale: Scale | None) -> float:
+    score = _number(value)
+    if scale is not None and not scale[0] <= score <= scale[1]:
+        raise ValueError(f"{value} is off the scale {scale[0]:g} to {scale[1]:g}; mend it, or declare another scale")
+    return score
+
+
+def _spans(value: Any, response: str) -> tuple[Span, ...]:
+    return tuple(_span(*_numbers(item, "start", "end"), response) for item in _objects(value))
+
+
+def _span(start: float, end: float, response: str) -> Span:
+    if not (start == int(start) and end == int(end) and 0 <= start < end <= len(response)):
+        raise ValueError(f"{start:g} to {end:g} is no range within the {len(response)} characters of the response")
+    return Span(int(start), int(end))
+
+
+def _steps(value: Any, response: str) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    for item in _objects(value):
+        end, label = _numbers(item, "end", "label")
+        before = steps[-1].end if steps else 0
+        if not (end == int(end) and before < end <= len(response)):
+            raise ValueError(
+                f"end {end:g} is no character above {before}, where the last step ended, "
+                f"and up to {len(response)}, where the response ends"
+            )
+        steps.append(Step(int(end), label))
+    return tuple(steps)
+
+
+def _objects(value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"must be a list of at least one object, is {_kind(value)}")
+    return value
+
+
+def _numbers(item: Any, *names: str) -> tuple[float, ...]:
+    if not isinstance(item, dict) or set(item) != set(names):
+        raise ValueError("each must be {" + ", ".join(f'"{name}": …' for name in names) + "}, with no other field")
+    return tuple(_number(item[name]) for name in names)
+
+
+def _meta(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object, is {_kind(value)}")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"cannot be written as JSON: {error}") from None
+    return value
+
+
+def _each(
+    value: Any, responses: tuple[str, ...], read: Callable[[Any, str], T], of_objects: bool = False
+) -> tuple[T | None, ...]:
+    """A value for each response: a list as long as they are, null where there is none; of a lone one without a list.
+
+    Args: of_objects: a value is itself a list of objects.
+    """
+    count = len(_some(responses))
+    listed = isinstance(value, list) and not (of_objects and value and all(isinstance(x, dict) for x in value))
+    if not listed and count == 1:
+        return (read(value, responses[0]),)
+    if not listed:
+        raise ValueError(f"is one for {count} responses; give a list with one for each, null where there is none")
+    if len(value) != count:
+        raise ValueError(f"is a list of {len(value)} for {count} responses; give one for each, null where none is")
+    if all(x is None for x in value):
+        raise ValueError("has nothing but null; leave the field out")
+    pairs = list(zip(value, responses, strict=True))
+    return tuple(None if x is None else _named(i, count, read, x, own) for i, (x, own) in enumerate(pairs))
+
+
+def _some(responses: tuple[str, ...]) -> tuple[str, ...]:
+    if not responses:
+        raise ValueError("there is no response that it could be about; add responses, or leave it out")
+    return responses
+
+
+def _named(index: int, count: int, read: Callable[..., T], *args: Any) -> T:
+    """What `read` makes of it; what is wrong is said of the response by its letter."""
+    try:
+        return read(*args)
+    except ValueError as error:
+        raise ValueError(f"of response {letter(index)}: {error}" if count > 1 else str(error)) from None
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", str: "a text", list: "a list", dict: "an object", type(None): "null"}
+    if value == [] or value == {}:
+        return f"empty {names[type(value)].split()[1]}"
+    return names.get(type(value), f"the number {value}" if isinstance(value, int | float) else type(value).__name__)
