@@ -32,10 +32,34 @@ def stamp_totals(batches: list[Batch], totals: dict[str, Tensor], parts: int) ->
 
 
 def row_counts(batch: Batch) -> dict[str, Tensor]:
-    """True steps of each mask a term may run over, by row, each (B,): `mask`, `expert_mask`, `injected`."""
+    """What a term may be a mean over, by row, each (B,): True steps of each mask, and the row's share of comparisons.
+
+    Masks: `mask`, `expert_mask`, `injected`, and each boolean `extra`. Comparisons: those of `comparison_shares`, 0
+    without ranks.
+    """
     expert = torch.zeros_like(batch.mask) if batch.expert_mask is None else batch.expert_mask
     masks = {"mask": batch.mask, "expert_mask": expert, "injected": batch.valid & ~batch.mask}
-    return {name: mask.sum(1) for name, mask in masks.items()}
+    masks |= {name: x.view(len(batch), -1) for name, x in batch.extra.items() if x.dtype == torch.bool and x.ndim < 3}
+    unranked = batch.valid.new_full((len(batch),), -1, dtype=torch.long)
+    group, rank = (unranked if x is None else x for x in (batch.group, batch.rank))
+    return {name: mask.sum(1) for name, mask in masks.items()} | comparison_shares(group, rank)
+
+
+def comparison_shares(group: Tensor, rank: Tensor) -> dict[str, Tensor]:
+    """Each row's share of what the ranked rows of its group are compared in, each (B,); a group's shares sum to it.
+
+    `pairs`: C(K, 2); `strict_pairs`: those that are no tie; `rankings`: 1 where not all of them are tied.
+    Args: group, rank (B,) int; rank −1 takes no part.
+    """
+    ranked = rank >= 0
+    groups, of = group[ranked].unique(return_inverse=True)
+    sizes = of.bincount(minlength=len(groups))[of].float()  # of each row's group
+    levels, level = rank[ranked].unique(return_inverse=True)
+    _, block, ties = (of * len(levels) + level).unique(return_inverse=True, return_counts=True)
+    beaten = sizes - ties[block]  # those that stand above or below, not beside
+    shares = {"pairs": (sizes - 1) / 2, "strict_pairs": beaten / 2, "rankings": (beaten > 0) / sizes}
+    nothing = torch.zeros(rank.shape, device=rank.device)
+    return {name: nothing.masked_scatter(ranked, share) for name, share in shares.items()}
 
 
 def reverse_recurrence(add: Tensor, factor: Tensor) -> Tensor:

@@ -9,13 +9,16 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     "batch",
     "functional",
+    "preferences",
     "networks",
     "generation",
     "construction",
     "objective",
     "modules",
+    "reward_module",
     "objectives",
     "experts",
+    "scorers",
     "callbacks",
     "cli",
 ]

@@ -9,6 +9,7 @@ from lightning_nlf.batch import Batch
 from lightning_nlf.functional import (
     Exponential,
     Linear,
+    comparison_shares,
     distribution_of,
     gae,
     masked_mean,
@@ -150,3 +151,11 @@ def test_a_distribution_and_its_parameters_are_one(params):
 def test_a_point_mass_has_no_distribution():
     with pytest.raises(ValueError, match="nll"):
         distribution_of({"mean": torch.zeros(1, 1), "std": torch.zeros(1, 1)})
+
+
+def test_comparison_shares_sum_to_what_a_group_compares():
+    """Group 7 is B > C = D > A: C(4, 2) = 6 pairs, one of them a tie. Group 3 is one tie, group 9 one row."""
+    group = torch.tensor([7, 7, 7, 7, 3, 3, 9, 9])
+    shares = comparison_shares(group, torch.tensor([2, 0, 1, 1, 0, 0, -1, 4]))
+    sums = {name: [float(share[group == g].sum()) for g in (7, 3, 9)] for name, share in shares.items()}
+    assert sums == {"pairs": [6, 1, 0], "strict_pairs": [5, 0, 0], "rankings": [1, 0, 0]}

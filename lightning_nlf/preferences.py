@@ -1,0 +1,151 @@
+"""What rankings say of numbers: pairs and whole rankings, with ties, of rewards or of β times log-ratios."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_nlf.functional import masked_mean
+
+EXACT = 5  # rows in a tied block up to which all its permutations are summed
+
+
+class Pairs(NamedTuple):
+    """All pairs of rows that were ranked for the same prompt; P of them."""
+
+    better: Tensor  # (P,) row; of a tie the one that comes first
+    worse: Tensor  # (P,) row
+    tie: Tensor  # (P,) bool
+
+    def difference(self, x: Tensor) -> Tensor:
+        """x of the better minus x of the worse.  x (B,) → (P,)"""
+        return x[self.better] - x[self.worse]
+
+
+def rankings(group: Tensor, rank: Tensor) -> Tensor:
+    """The rows of each group, best first, (G, K ≥ 1); −1 is padding. Rows of rank −1 are left out.
+
+    Args: group, rank (B,) int.
+    """
+    rows = (rank >= 0).nonzero()[:, 0]
+    rows = rows[rank[rows].argsort(stable=True)]
+    rows = rows[group[rows].argsort(stable=True)]
+    sizes = group[rows].unique_consecutive(return_counts=True)[1]
+    place = torch.arange(len(rows), device=rows.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    width = int(sizes.max()) if len(sizes) else 1
+    table = rows.new_full((len(sizes), width), -1)
+    table[torch.arange(len(sizes), device=rows.device).repeat_interleave(sizes), place] = rows
+    return table
+
+
+def pairs(group: Tensor, rank: Tensor) -> Pairs:
+    """All C(K, 2) pairs of each group's K ranked rows, from one number a row.  group, rank (B,) int."""
+    table = rankings(group, rank)
+    first, second = torch.triu_indices(table.shape[1], table.shape[1], 1, device=table.device)
+    better, worse = table[:, first], table[:, second]  # (G, C(K, 2)); padding stands last, so it is never the first
+    both = worse >= 0
+    better, worse = better[both], worse[both]
+    return Pairs(better, worse, rank[better] == rank[worse])
+
+
+def bradley_terry_loss(
+    difference: Tensor, tie: Tensor, margin: Tensor | float = 0.0, total: Tensor | None = None
+) -> Tensor:
+    """Mean of −log σ(d − m) over the strict pairs: Bradley & Terry 1952; the margin m as in arXiv 2307.09288, eq. 2.
+
+    Args: difference (P,) d of the better and the worse; tie (P,) bool; margin (P,); total: strict pairs, as stamped.
+    """
+    return masked_mean(-F.logsigmoid(difference - margin), ~tie, total)
+
+
+def rao_kupper_log_probs(difference: Tensor, log_theta: Tensor | float) -> Tensor:
+    """log P of (win, tie, lose): Rao & Kupper 1967, with θ = e^a ≥ 1.  difference (P,) → (P, 3)
+
+    P(win) = σ(d − a), P(lose) = σ(−d − a), P(tie) = (θ² − 1) σ(d − a) σ(−d − a).  θ = 1 is Bradley-Terry.
+    """
+    a = torch.as_tensor(log_theta, dtype=difference.dtype, device=difference.device)
+    win, lose = F.logsigmoid(difference - a), F.logsigmoid(-difference - a)
+    return torch.stack([win, 2 * a + torch.log(-torch.expm1(-2 * a)) + win + lose, lose], -1)
+
+
+def davidson_log_probs(difference: Tensor, log_nu: Tensor | float) -> Tensor:
+    """log P of (win, tie, lose): Davidson 1970, with ν ≥ 0.  difference (P,) → (P, 3)
+
+    P(win) = e^{d/2} / Z, P(tie) = 2ν / Z, P(lose) = e^{−d/2} / Z.  ν = 0 (log ν = −∞) is Bradley-Terry.
+    """
+    tie = torch.as_tensor(log_nu, dtype=difference.dtype, device=difference.device) + math.log(2)
+    logits = torch.stack([difference / 2, tie.expand_as(difference), -difference / 2], -1)
+    return logits - logits.logsumexp(-1, keepdim=True)
+
+
+def outcome_loss(log_probs: Tensor, tie: Tensor, total: Tensor | None = None) -> Tensor:
+    """Mean of −log P of what was said of each pair: the better won, or it was a tie.
+
+    Args: log_probs (P, 3) of (win, tie, lose); tie (P,) bool; total: pairs, as stamped.
+    """
+    return masked_mean(-torch.where(tie, log_probs[..., 1], log_probs[..., 0]), torch.ones_like(tie), total)
+
+
+def rao_kupper_loss(difference: Tensor, tie: Tensor, log_theta: Tensor | float, total: Tensor | None = None) -> Tensor:
+    """`outcome_loss` of `rao_kupper_log_probs`; infinite where θ = 1 and there are ties."""
+    return outcome_loss(rao_kupper_log_probs(difference, log_theta), tie, total)
+
+
+def davidson_loss(difference: Tensor, tie: Tensor, log_nu: Tensor | float, total: Tensor | None = None) -> Tensor:
+    """`outcome_loss` of `davidson_log_probs`; infinite where ν = 0 and there are ties."""
+    return outcome_loss(davidson_log_probs(difference, log_nu), tie, total)
+
+
+def plackett_luce_loss(scores: Tensor, group: Tensor, rank: Tensor, total: Tensor | None = None) -> Tensor:
+    """Mean over rankings of −log P(the ranking): Plackett 1975, Luce 1959.
+
+    P = Π over blocks, best first, of the probability that exactly these rows come next: the sum over the orders that
+    they may come in, see `block_log_probs`. Without ties Π_i e^{s_i} / Σ_{j not before i} e^{s_j}.
+
+    Args: scores (B,); group, rank (B,) int, rank −1 takes no part; total: rankings of unequal rows, as stamped.
+    """
+    table = rankings(group, rank)
+    present, rows = table >= 0, table.clamp(min=0)
+    s, ranks = scores[rows], torch.where(present, rank[rows], torch.iinfo(rank.dtype).max)  # (G, K)
+    same = (ranks[:, :, None] == ranks[:, None, :]) & present[:, None, :]  # (G, K, K)
+    later = (ranks[:, :, None] < ranks[:, None, :]) & present[:, None, :]
+    place = torch.arange(table.shape[1], device=table.device)
+    starts = present & ~(same & (place < place[:, None])).any(2)  # the first row of each block
+    followed = later.any(2)
+    # log Σ over those that come after; −∞ behind the last, by a path without 0 · ∞ in its gradient
+    after = torch.where(later | ~followed[..., None], s[:, None, :], -torch.inf).logsumexp(2)
+    after = torch.where(followed, after, -torch.inf)
+    sizes = torch.where(starts, same.sum(2), 0)
+    log_prob = scores.sum() * 0
+    for size in sizes.unique().tolist():
+        if size:
+            of, start = (sizes == size).nonzero().T
+            block = s[of[:, None], start[:, None] + place[:size]]
+            log_prob = log_prob + block_log_probs(block, after[of, start]).sum()
+    count = followed.any(1).sum() if total is None else total
+    return -log_prob / torch.where(count > 0, count, 1)
+
+
+def block_log_probs(block: Tensor, after: Tensor) -> Tensor:
+    """log P(the m tied rows come next, in whatever order).  block (N, m), after (N,) → (N,)
+
+    Exact up to m = 5: Σ over permutations π of Π_l e^{s_π(l)} / (Σ_{k ≥ l} e^{s_π(k)} + e^{after}). Above, Efron's
+    approximation (Efron 1977): m! Π_l e^{s_l} / ((1 − l/m) Σ_k e^{s_k} + e^{after}), l from 0; exact for equal scores.
+    Args: after: log Σ e^s over the rows that come later, −∞ without any.
+    """
+    m = block.shape[1]
+    if m > EXACT:
+        share = torch.log1p(-torch.arange(m, device=block.device, dtype=block.dtype) / m)
+        left = block.logsumexp(1, keepdim=True) + share
+        return math.lgamma(m + 1) + (block - torch.logaddexp(left, after[:, None])).sum(1)
+    orders = torch.tensor(list(itertools.permutations(range(m))), device=block.device)  # (m!, m)
+    s = block[:, orders]  # (N, m!, m)
+    candidates = torch.cat([s, after[:, None, None].expand(*s.shape[:2], 1)], 2)
+    gone = torch.ones(m, m + 1, dtype=torch.bool, device=block.device).tril(-1)
+    left = candidates[:, :, None, :].masked_fill(gone, -torch.inf).logsumexp(3)  # (N, m!, m)
+    return (s - left).sum(2).logsumexp(1)
