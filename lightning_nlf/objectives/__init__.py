@@ -12,4 +12,7 @@ from lightning_nlf.objectives.injection import SummedInjectionPolicy as SummedIn
 from lightning_nlf.objectives.injection import UnweightedInjectionPolicy as UnweightedInjectionPolicy
 from lightning_nlf.objectives.injection import WeightedInjectionAgent as WeightedInjectionAgent
 from lightning_nlf.objectives.injection import WeightedInjectionPolicy as WeightedInjectionPolicy
+from lightning_nlf.objectives.kl_penalty import RLHFAgent as RLHFAgent
+from lightning_nlf.objectives.kl_penalty import RLHFPolicy as RLHFPolicy
+from lightning_nlf.objectives.one_step import OneStepRLHFPolicy as OneStepRLHFPolicy
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy as ReinforcePolicy

@@ -13,7 +13,7 @@ from lightning_nlf.functional import gae, masked_mean, with_final_obs
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.networks import Policy, QValue, Value
 from lightning_nlf.objective import Evaluation, Terms, scattered
-from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective, Sum, one_process
+from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective, Sum, moments, one_process
 
 
 def value_loss(
@@ -40,14 +40,9 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, over_ranks
 
     Args: values, returns, mask (B, T).  Returns 0 where G does not vary.
     """
-    count = over_ranks(mask.sum()).clamp(min=1)
-
-    def variance(x: Tensor) -> Tensor:
-        mean = over_ranks(torch.where(mask, x, 0).sum()) / count
-        return over_ranks(torch.where(mask, (x - mean) ** 2, 0).sum()) / count
-
-    of_returns = variance(returns)
-    return torch.where(of_returns > 1e-8, 1 - variance(returns - values) / of_returns.clamp(min=1e-8), 0)
+    _, of_returns = moments(returns, mask, over_ranks)
+    _, left = moments(returns - values, mask, over_ranks)
+    return torch.where(of_returns > 1e-8, 1 - left / of_returns.clamp(min=1e-8), 0)
 
 
 class CriticObjective(PolicyGradientObjective):
@@ -62,8 +57,9 @@ class CriticObjective(PolicyGradientObjective):
         self, lam: float = 0.95, value_weight: float = 0.5, value_clip: float | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if self.baseline != "none":
-            raise ValueError(f"baseline: {self.baseline} beside a critic, which is the baseline; leave it out")
+        for name, value in (("baseline", self.baseline), ("advantage_scale", self.advantage_scale)):
+            if value != "none":
+                raise ValueError(f"{name}: {value} beside a critic, which is the baseline; leave it out")
         self.lam, self.value_weight, self.value_clip = lam, value_weight, value_clip
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:

@@ -42,13 +42,17 @@ def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> 
 def surrogate_notes(
     log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, clip: float, total: Tensor | None = None
 ) -> Terms:
-    """Share of clipped ratios, and KL(old ‖ new) by k3 = e^d − 1 − d with d = log π − log π_old.
+    """Share of clipped ratios ρ, KL(old ‖ new) by k3 = ρ − 1 − log ρ, the mean of ρ and its variance E[(ρ − 1)²].
 
-    Args: log_probs, old_log_probs, mask (B, T); clip: ε.  Returns two numbers, each ().
+    Args: log_probs, old_log_probs, mask (B, T); clip: ε.  Returns four numbers, each ().
     """
     ratio = importance_ratio(log_probs, old_log_probs, mask)
-    clipped = ((ratio - 1).abs() > clip).to(ratio.dtype)
-    return {"clip_fraction": masked_mean(clipped, mask, total), "kl": masked_mean(ratio - 1 - ratio.log(), mask, total)}
+    return {
+        "clip_fraction": masked_mean(((ratio - 1).abs() > clip).to(ratio.dtype), mask, total),
+        "approx_kl": masked_mean(ratio - 1 - ratio.log(), mask, total),
+        "ratio_mean": masked_mean(ratio, mask, total),
+        "ratio_variance": masked_mean((ratio - 1) ** 2, mask, total),
+    }
 
 
 Sum = Callable[[Tensor], Tensor]
@@ -57,6 +61,13 @@ Sum = Callable[[Tensor], Tensor]
 def one_process(x: Tensor) -> Tensor:
     """The sum over ranks where there is one."""
     return x
+
+
+def moments(x: Tensor, mask: Tensor, over_ranks: Sum = one_process) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance over the True steps of `mask`, on all ranks.  x, mask (B, T) → (), ()"""
+    count = over_ranks(mask.sum()).clamp(min=1)
+    mean = over_ranks(torch.where(mask, x, 0).sum()) / count
+    return mean, over_ranks(torch.where(mask, (x - mean) ** 2, 0).sum()) / count
 
 
 def no_baseline(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) -> Tensor:
@@ -71,8 +82,9 @@ def batch_mean(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) -> 
 
 def group_mean(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) -> Tensor:
     """The mean return of the group's rows, the row itself included (GRPO, https://arxiv.org/abs/2402.03300).  (B, T)"""
-    total, count, _ = _group_sums(returns, batch)
-    return (total / count.clamp(min=1))[:, None].expand_as(returns)
+    same, own = _groups(returns, batch)
+    mean = same @ own / same.sum(1).clamp(min=1)
+    return mean[:, None].to(returns.dtype).expand_as(returns)
 
 
 def leave_one_out(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) -> Tensor:
@@ -80,18 +92,32 @@ def leave_one_out(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) 
 
     A row alone in its group has no baseline, and so 0.
     """
-    total, count, own = _group_sums(returns, batch)
-    return ((total - own) / (count - 1).clamp(min=1))[:, None].expand_as(returns)
+    same, own = _groups(returns, batch)
+    mean = (same @ own - own) / (same.sum(1) - 1).clamp(min=1)
+    return mean[:, None].to(returns.dtype).expand_as(returns)
 
 
-def _group_sums(returns: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum and number over the group's learner rows, and each row's own mean return, all (B,)."""
+def group_scale(returns: Tensor, batch: Batch) -> Tensor:
+    """1 / the standard deviation of the group's returns (GRPO, eq. 3.2 of https://arxiv.org/abs/2402.03300).  (B, 1)
+
+    1 where they are all the same; without it the objective is that of Dr. GRPO, https://arxiv.org/abs/2503.20783.
+    """
+    same, own = _groups(returns, batch)
+    count = same.sum(1).clamp(min=1)
+    variance = same @ (own - same @ own / count) ** 2 / count  # a group's rows share its mean
+    return torch.where(variance > 0, torch.rsqrt(variance + 1e-8), 1)[:, None].to(returns.dtype)
+
+
+def _groups(returns: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Which learner's rows share a group, (B, B) of 0 and 1, and each row's mean return, (B,).
+
+    In float64, where the mean of equal returns is that return: a group without spread must teach nothing.
+    """
     if batch.group is None:
         raise ValueError("baseline: a group baseline needs batches with `group`: several replies to one prompt")
-    learns = batch.mask.any(1)
-    own = torch.where(batch.mask, returns, 0).sum(1) / batch.mask.sum(1).clamp(min=1)
-    same = (batch.group[:, None] == batch.group[None, :]) & learns[None, :]
-    return torch.where(same, own[None, :], 0).sum(1), same.sum(1), own
+    same = (batch.group[:, None] == batch.group[None, :]) & batch.mask.any(1)[None, :]
+    own = torch.where(batch.mask, returns, 0).sum(1, dtype=torch.float64) / batch.mask.sum(1).clamp(min=1)
+    return same.double(), own
 
 
 BASELINES: dict[str, Callable[[Tensor, Batch, Sum], Tensor]] = {
@@ -111,6 +137,8 @@ class PolicyGradientObjective(Objective):
         gamma: discount, over valid steps.
         baseline: subtracted from the reward-to-go. The whitening below takes `batch_mean` off as well.
         clip: PPO's ε, for several passes over one collection; without it the plain gradient.
+        advantage_scale: `group_std` divides by the deviation of the group's returns, as GRPO does; the whitening below
+            would come on top.
         normalize_advantages: to mean 0 and variance 1 over the steps learned from, of the collection, on all ranks.
         entropy_weight: bonus for entropy.
         cut_at_takeover: the learner's return ends where the expert takes over, with V there if there is one.
@@ -121,6 +149,7 @@ class PolicyGradientObjective(Objective):
         gamma: float = 0.99,
         baseline: Literal["none", "batch_mean", "group_mean", "leave_one_out"] = "none",
         clip: float | None = None,
+        advantage_scale: Literal["none", "group_std"] = "none",
         normalize_advantages: bool = True,
         entropy_weight: float = 0.0,
         cut_at_takeover: bool = False,
@@ -128,6 +157,7 @@ class PolicyGradientObjective(Objective):
     ) -> None:
         super().__init__(**kwargs)
         self.gamma, self.baseline, self.clip = gamma, baseline, clip
+        self.advantage_scale = advantage_scale
         self.normalize_advantages, self.entropy_weight = normalize_advantages, entropy_weight
         self.cut_at_takeover = cut_at_takeover
 
@@ -140,7 +170,10 @@ class PolicyGradientObjective(Objective):
             zero = torch.zeros_like(batch.rewards)  # V = 0 and λ = 1: the reward-to-go
             returns = gae(batch.rewards, zero, zero[:, 0], batch.valid, self.gamma, 1.0, self.cuts(batch))
             baseline = BASELINES[self.baseline](returns, batch, self.sum_over_ranks)
-            batch = replace(batch, returns=returns, advantages=returns - baseline)
+            advantages = returns - baseline
+            if self.advantage_scale == "group_std":
+                advantages = advantages * group_scale(returns, batch)
+            batch = replace(batch, returns=returns, advantages=advantages)
         return replace(batch, advantages=self.whiten(batch)) if self.normalize_advantages else batch
 
     def cuts(self, batch: Batch) -> Tensor | None:
@@ -153,15 +186,12 @@ class PolicyGradientObjective(Objective):
     def whiten(self, batch: Batch) -> Tensor:
         """Advantages with mean 0 and (biased) variance 1 over the learned steps of all ranks.  (B, T)"""
         assert batch.advantages is not None
-        learned = self.learned(batch)
-        count = self.sum_over_ranks(learned.sum()).clamp(min=1)
-        mean = self.sum_over_ranks(torch.where(learned, batch.advantages, 0).sum()) / count
-        centred = batch.advantages - mean
-        variance = self.sum_over_ranks(torch.where(learned, centred**2, 0).sum()) / count
-        return torch.where(batch.valid, centred * torch.rsqrt(variance + 1e-8), 0)
+        mean, variance = moments(batch.advantages, self.learned(batch), self.sum_over_ranks)
+        return torch.where(batch.valid, (batch.advantages - mean) * torch.rsqrt(variance + 1e-8), 0)
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         total = batch.totals.get("mask")
+        notes: Terms = {}
         assert batch.advantages is not None
         if self.clip is None:
             loss = policy_gradient_loss(now.log_probs, batch.advantages, batch.mask, total)
@@ -169,8 +199,9 @@ class PolicyGradientObjective(Objective):
             if batch.log_probs is None:
                 raise ValueError("clip: the batch has no log_probs of the policy that acted, so there is no ratio")
             loss = clipped_policy_loss(now.log_probs, batch.log_probs, batch.advantages, batch.mask, self.clip, total)
-            now.notes |= surrogate_notes(now.log_probs.detach(), batch.log_probs, batch.mask, self.clip, total)
-        now.over |= dict.fromkeys(("policy", "entropy", "clip_fraction", "kl"), "mask")
+            notes = surrogate_notes(now.log_probs.detach(), batch.log_probs, batch.mask, self.clip, total)
+        now.notes |= notes
+        now.over |= dict.fromkeys(("policy", "entropy", *notes), "mask")
         terms = super().terms(batch, now) | {"policy": loss}
         if self.entropy_weight:
             terms["entropy"] = -self.entropy_weight * masked_mean(now.entropy, batch.mask, total)

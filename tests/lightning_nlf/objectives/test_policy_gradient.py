@@ -98,7 +98,7 @@ def test_the_ratio_is_one_on_the_first_pass():
     now = module.evaluate(batch)
     torch.testing.assert_close(importance_ratio(now.log_probs, batch.log_probs, batch.mask), torch.ones(3, 5))
     module.terms(module.prepare(batch), now)
-    assert now.notes["kl"] == pytest.approx(0, abs=1e-6) and now.notes["clip_fraction"] == 0
+    assert now.notes["approx_kl"] == pytest.approx(0, abs=1e-6) and now.notes["clip_fraction"] == 0
 
 
 def test_on_the_first_pass_ppo_is_policy_gradient():
@@ -199,11 +199,15 @@ def test_the_learners_return_is_cut_at_the_takeover():
 
 
 def test_notes_of_the_surrogate_by_hand():
-    """ε=.2; ρ = 2, ½, 1.1: two of three are outside. KL: Σ ρ − 1 − ln ρ = .306853 + .193147 + .004690, / 3."""
+    """ε=.2; ρ = 2, ½, 1.1: two of three are outside. KL: Σ ρ − 1 − ln ρ = .306853 + .193147 + .004690, / 3.
+
+    Mean 3.6/3 = 1.2; variance (1 + .25 + .01)/3 = .42.
+    """
     ratio = row(2, 0.5, 1.1)
     notes = surrogate_notes(ratio.log(), row(0, 0, 0), row(1, 1, 1).bool(), 0.2)
     assert notes["clip_fraction"] == pytest.approx(2 / 3)
-    assert notes["kl"] == pytest.approx(0.168230, abs=1e-5)
+    assert notes["approx_kl"] == pytest.approx(0.168230, abs=1e-5)
+    assert notes["ratio_mean"] == pytest.approx(1.2) and notes["ratio_variance"] == pytest.approx(0.42)
 
 
 def test_the_experts_steps_are_experience_too():
