@@ -1,3 +1,17 @@
+from typing import TYPE_CHECKING, Any
+
 from data_modules.feedback.files import read as read
 from data_modules.feedback.files import write as write
 from data_modules.feedback.schema import Judgement as Judgement
+
+if TYPE_CHECKING:
+    from data_modules.feedback.data_module import FeedbackDataModule as FeedbackDataModule
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch and Lightning takes seconds, and the command line needs neither.
+    if name == "FeedbackDataModule":
+        from data_modules.feedback.data_module import FeedbackDataModule
+
+        return FeedbackDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

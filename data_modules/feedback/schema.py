@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from data_modules.feedback.ranking import parse_ranking
 
@@ -56,6 +56,11 @@ class Judgement:
     def ranks(self) -> tuple[int, ...] | None:
         """The rank of each response, 0 for the best; None where nobody put them in order."""
         return None if self.ranking is None else parse_ranking(self.ranking, len(self.responses))
+
+    def of(self, name: Literal["score", "critique", "spans", "steps"], response: int) -> Any:
+        """What is said of one response; None where nothing is."""
+        values = getattr(self, name)
+        return None if values is None else values[response]
 
     def record(self) -> dict[str, Any]:
         """The line of a file: what is there, and without a list around what a lone response has."""

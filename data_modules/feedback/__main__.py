@@ -1,0 +1,124 @@
+"""Feedback files from the command line: `python -m data_modules.feedback check | show | rank`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from data_modules.feedback.files import listed, scan, write
+from data_modules.feedback.ranking import format_ranking, ranks_of_scores
+from data_modules.feedback.schema import Judgement
+from data_modules.feedback.summary import shown, summary
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, or 2 after one message on standard error."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _read(options: argparse.Namespace) -> list[Judgement]:
+    """The judgements; whatever is skipped is listed on standard error."""
+    judgements, bad = scan(options.file, tuple(options.scale))
+    if bad and options.on_bad == "raise":
+        raise ValueError(listed(options.file, bad))
+    if bad:
+        print(f"skipped: {listed(options.file, bad)}", file=sys.stderr)
+    if not judgements:
+        raise ValueError(f"{options.file}: there is no judgement in it")
+    return judgements
+
+
+def _check(options: argparse.Namespace) -> None:
+    print(summary(_read(options), tuple(options.scale)))
+
+
+def _show(options: argparse.Namespace) -> None:
+    judgements = _read(options)
+    if options.id is not None:
+        judgements = [judgement for judgement in judgements if judgement.id == options.id]
+        if not judgements:
+            raise ValueError(f"{options.file}: there is no judgement with the id {options.id!r}")
+    print("\n\n".join(shown(judgement) for judgement in judgements[: options.first]))
+
+
+def _rank(options: argparse.Namespace) -> None:
+    judgements = [ranked(judgement, options.ties) for judgement in _read(options)]
+    done = [judgement.ranks for judgement in judgements if judgement.ranks is not None]
+    if not done:
+        raise ValueError(f"{options.file}: no line has two responses that all have a score, so there is no order")
+    write(options.out, judgements)
+    tied = sum(len(set(ranks)) < len(ranks) for ranks in done)
+    flat = sum(len(set(ranks)) == 1 for ranks in done)
+    print(f"{options.out}: {len(done)} prompts ranked, {tied} with ties, {flat} of them with nothing but ties")
+    if len(done) < len(judgements):
+        print(f"{len(judgements) - len(done)} left as they were: fewer than two responses, or not a score for each")
+
+
+def ranked(judgement: Judgement, ties: float) -> Judgement:
+    """With the ranking that the scores give, in place of any other; as it was where a response has no score."""
+    scores = [score for score in judgement.score or () if score is not None]
+    if len(scores) < 2 or len(scores) < len(judgement.responses):
+        return judgement
+    return replace(judgement, ranking=format_ranking(ranks_of_scores(scores, ties)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_modules.feedback",
+        description="Look after files of feedback: JSON lines, one judged prompt a line.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    one = argparse.ArgumentParser(add_help=False)
+    one.add_argument("file", type=Path, metavar="FILE", help="JSON lines")
+    one.add_argument(
+        "--scale", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"), help="of scores (default: 0 1)"
+    )
+    one.add_argument(
+        "--on-bad",
+        "--on_bad",
+        choices=("raise", "skip"),
+        default="raise",
+        help="what a bad line leads to (default: raise)",
+    )
+
+    command = commands.add_parser("check", parents=[one], help="say what is wrong with a file, or what is in it")
+    command.set_defaults(command=_check)
+
+    command = commands.add_parser("show", parents=[one], help="print items for people to read")
+    command.add_argument("--first", type=_count, default=5, metavar="N", help="how many (default: 5)")
+    command.add_argument("--id", help="only the one with this id")
+    command.set_defaults(command=_show)
+
+    command = commands.add_parser("rank", parents=[one], help="put the responses to each prompt in order")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="RANKED", help="the file to write, whole or not at all"
+    )
+    command.add_argument("--by", choices=("score",), required=True, help="what says which is better")
+    command.add_argument(
+        "--ties", type=float, default=0.0, metavar="TOLERANCE", help="scores no further apart are a tie (default: 0)"
+    )
+    command.set_defaults(command=_rank)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, must be at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

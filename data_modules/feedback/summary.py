@@ -1,0 +1,96 @@
+"""Feedback in words: what there is of it, and how an item of it reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+
+from data_modules.feedback.parsing import Scale
+from data_modules.feedback.ranking import letter
+from data_modules.feedback.schema import FIELDS, Judgement
+
+BINS, WIDTH = 10, 40  # of the histogram
+
+
+def summary(judgements: Sequence[Judgement], scale: Scale) -> str:
+    """How many prompts have which field, who said it, how the scores lie, and what the rankings tell."""
+    responses = sum(len(judgement.responses) for judgement in judgements)
+    prompts = len({judgement.prompt for judgement in judgements})
+    filled = {name: sum(bool(getattr(j, name)) for j in judgements) for name in FIELDS}
+    lines = [f"{len(judgements)} judgements of {prompts} different prompts, {responses} responses"]
+    lines += ["", "field        judgements", *(f"{name:<13}{count}" for name, count in filled.items() if count)]
+    sources = Counter(judgement.source for judgement in judgements if judgement.source)
+    if sources:
+        lines += ["", "source       judgements", *(f"{name:<13}{count}" for name, count in sources.most_common())]
+    scores = [score for j in judgements for score in j.score or () if score is not None]
+    if scores:
+        mean = sum(scores) / len(scores)
+        lines += ["", f"{len(scores)} scores on the scale {scale[0]:g} to {scale[1]:g}, mean {mean:.3g}"]
+        lines += histogram(scores, scale)
+    if filled["ranking"]:
+        lines += ["", _pairs(judgements)]
+    return "\n".join(lines)
+
+
+def histogram(scores: Sequence[float], scale: Scale) -> list[str]:
+    """A line a bin of the scale; the highest score is in the last."""
+    low, high = scale
+    places = Counter(min(int((score - low) / (high - low) * BINS), BINS - 1) for score in scores)
+    edges = [low + (high - low) * i / BINS for i in range(BINS + 1)]
+    longest = max(places.values())
+    return [
+        f"{edges[i]:>7.4g} – {edges[i + 1]:<7.4g} {places[i]:>7} {'█' * -(-places[i] * WIDTH // longest)}".rstrip()
+        for i in range(BINS)
+    ]
+
+
+def _pairs(judgements: Sequence[Judgement]) -> str:
+    strict = tied = silent = 0
+    for judgement in judgements:
+        if judgement.ranking is None:
+            continue
+        pairs = list(combinations(judgement.ranks or (), 2))
+        ties = sum(first == second for first, second in pairs)
+        strict, tied, silent = strict + len(pairs) - ties, tied + ties, silent + (ties == len(pairs))
+    return f"rankings: {strict} strict pairs and {tied} ties; {silent} rankings put nothing above anything"
+
+
+def shown(judgement: Judgement) -> str:
+    """An item for people to read."""
+    lines = [f"── {judgement.where}" + (f" (id {judgement.id})" if judgement.id else "")]
+    if isinstance(judgement.prompt, str):
+        lines.append(_entry("prompt", judgement.prompt))
+    else:
+        lines += [_entry(message.role, message.content) for message in judgement.prompt]
+    for i, response in enumerate(judgement.responses):
+        lines.append(_entry(letter(i), response))
+        score, critique = judgement.of("score", i), judgement.of("critique", i)
+        if score is not None:
+            lines.append(_entry("score", f"{score:g}", indent=4))
+        if critique is not None:
+            lines.append(_entry("critique", critique, indent=4))
+        for start, end, what in _pointed(judgement, i):
+            lines.append(_entry(what, repr(response[start:end]), indent=4))
+    lines += [
+        _entry(name, value)
+        for name in ("ranking", "expected", "source", "episode")
+        if (value := getattr(judgement, name))
+    ]
+    return "\n".join(lines)
+
+
+def _pointed(judgement: Judgement, i: int) -> list[tuple[int, int, str]]:
+    """Start, end and name of each span and step of a response."""
+    found = [(span.start, span.end, "at") for span in judgement.of("spans", i) or ()]
+    start = 0
+    for step in judgement.of("steps", i) or ():
+        found.append((start, step.end, f"{step.label:g}"))
+        start = step.end
+    return found
+
+
+def _entry(name: str, text: str, indent: int = 2) -> str:
+    """A name, and the text beside it with its further lines below."""
+    first = f"{'':{indent}}{name:<10}"
+    return first + text.replace("\n", "\n" + " " * max(len(first), 10))

@@ -1,0 +1,138 @@
+"""`python -m data_modules.feedback`: what it prints, what it writes, and how it refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from data_modules.feedback.__main__ import main
+from data_modules.feedback.files import read, write
+from data_modules.feedback.schema import Judgement, Message, Span, Step
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Scores .9, .3, .25, .1 on one prompt; a lone response; one without a score; an expected response alone."""
+    path = tmp_path / "replies.jsonl"
+    write(
+        path,
+        [
+            Judgement("p", ("a", "b", "c", "d"), score=(0.3, 0.9, 0.25, 0.1), source="rule", id="x"),
+            Judgement("q", ("a",), score=(0.5,), source="rule"),
+            Judgement("r", ("a", "b"), score=(0.5, None), source="person 3"),
+            Judgement("p", expected="e"),
+        ],
+    )
+    return path
+
+
+def test_ranks_by_score_with_ties(path, tmp_path, capsys):
+    out = tmp_path / "ranked.jsonl"
+    assert main(["rank", str(path), "--out", str(out), "--by", "score", "--ties", "0.05"]) == 0
+    assert [judgement.ranking for judgement in read(out)] == ["B > A = C > D", None, None, None]
+    said = capsys.readouterr().out
+    assert "1 prompts ranked, 1 with ties, 0 of them with nothing but ties" in said and "3 left as they were" in said
+    main(["rank", str(out), "--out", str(out), "--by", "score"])
+    assert read(out)[0].ranking == "B > A > C > D"
+
+
+def test_nothing_to_rank_is_refused(tmp_path, capsys):
+    path, out = tmp_path / "replies.jsonl", tmp_path / "ranked.jsonl"
+    write(path, [Judgement("p", ("a", "b"))])
+    assert main(["rank", str(path), "--out", str(out), "--by", "score"]) == 2
+    assert "no line has two responses that all have a score" in capsys.readouterr().err and not out.exists()
+
+
+def test_the_summary_counts(path, capsys):
+    """Six scores, of mean 2.55 / 6 = .425: bins .1, .2, .3 and .9 hold one each, .5 two and so the longest bar."""
+    assert main(["check", str(path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "4 judgements of 3 different prompts, 7 responses"
+    rows = {line.split()[0]: line.split()[-1] for line in said if line}
+    assert rows["responses"] == "3" and rows["score"] == "3" and rows["expected"] == "1" and "ranking" not in rows
+    assert rows["rule"] == "2" and rows["person"] == "1"
+    assert "6 scores on the scale 0 to 1, mean 0.425" in said
+    bins = [line.split()[3:] for line in said if "–" in line]
+    assert [int(found[0]) for found in bins] == [0, 1, 1, 1, 0, 2, 0, 0, 0, 1]
+    assert [len(found[1]) if len(found) > 1 else 0 for found in bins] == [0, 20, 20, 20, 0, 40, 0, 0, 0, 20]
+
+
+def test_the_summary_counts_pairs(tmp_path, capsys):
+    """A > B = C has two strict pairs and a tie, A = B one tie, and that tells nothing."""
+    path = tmp_path / "ranked.jsonl"
+    write(path, [Judgement("p", ("a", "b", "c"), ranking="A > B = C"), Judgement("p", ("a", "b"), ranking="A = B")])
+    main(["check", str(path)])
+    assert "2 strict pairs and 2 ties; 1 rankings put nothing above anything" in capsys.readouterr().out
+
+
+def test_items_are_shown(tmp_path, capsys):
+    path = tmp_path / "feedback.jsonl"
+    shown = Judgement(
+        (Message("system", "be brief"), Message("user", "one\ntwo")),
+        ("abcd", "ef"),
+        score=(0.5, None),
+        critique=(None, "no source"),
+        spans=((Span(1, 3),), None),
+        steps=(None, (Step(1, 1.0), Step(2, 0.0))),
+        expected="e",
+        ranking="B > A",
+        id="x",
+    )
+    write(path, [shown, Judgement("second", expected="f")])
+    main(["show", str(path), "--first", "1"])
+    said = capsys.readouterr().out
+    assert [line.split() for line in said.splitlines()] == [
+        ["──", f"{path}:1", "(id", "x)"],
+        ["system", "be", "brief"],
+        ["user", "one"],
+        ["two"],
+        ["A", "abcd"],
+        ["score", "0.5"],
+        ["at", "'bc'"],
+        ["B", "ef"],
+        ["critique", "no", "source"],
+        ["1", "'e'"],
+        ["0", "'f'"],
+        ["ranking", "B", ">", "A"],
+        ["expected", "e"],
+    ]
+    assert main(["show", str(path), "--id", "y"]) == 2
+    assert "no judgement with the id 'y'" in capsys.readouterr().err
+
+
+def test_bad_lines_are_skipped_aloud(path, capsys):
+    with open(path, "a") as file:
+        file.write("x\n")
+    assert main(["check", str(path)]) == 2
+    assert f"error: {path}:5: not JSON" in capsys.readouterr().err
+    assert main(["check", str(path), "--on-bad", "skip"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("4 judgements") and f"skipped: {path}:5: not JSON" in said.err
+
+
+def test_a_scale_is_declared_once(tmp_path, capsys):
+    path = tmp_path / "feedback.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "responses": ["a"], "score": 7}) + "\n")
+    assert main(["check", str(path)]) == 2
+    assert "score: 7 is off the scale 0 to 1" in capsys.readouterr().err
+    assert main(["check", str(path), "--scale", "0", "10"]) == 0
+
+
+def test_a_process_of_its_own_refuses_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "data_modules.feedback", "check", str(tmp_path / "none.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"error: path: there is no file {tmp_path / 'none.jsonl'}\n"
+
+
+def test_a_process_of_its_own_ranks_without_importing_torch(path, tmp_path):
+    out = tmp_path / "ranked.jsonl"
+    arguments = ["rank", str(path), "--out", str(out), "--by", "score"]
+    code = (
+        "import sys; from data_modules.feedback.__main__ import main; "
+        f"code = main({arguments!r}); assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read(out)[0].ranking == "B > A > C > D"
