@@ -1,1 +1,5 @@
+from data_modules.text.model_tokenizer import FolderTokenizer as FolderTokenizer
+from data_modules.text.tokenizer import BPETokenizer as BPETokenizer
+from data_modules.text.tokenizer import ByteTokenizer as ByteTokenizer
+from data_modules.text.tokenizer import WordTokenizer as WordTokenizer
 from data_modules.text.tokens import TokenTaskDataModule as TokenTaskDataModule

@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data_modules.label_buffer import as_labels
 from data_modules.rollout import RolloutDataModule
+from data_modules.text import rows
+from data_modules.text.rows import EXPERT, LEARNER, Segment
 from lightning_nlf.batch import Actor, Batch, stack_rows
 
 STOP, ASK = 0, 1  # ends a reply; the environment's second question
@@ -29,25 +31,14 @@ class Dialogue:
     replies: list[tuple[int, list[int], list[float]]]  # position of the first token, tokens, log-probabilities
     scores: list[float]  # of each reply
 
-    def row(self, expert: bool) -> dict[str, Tensor]:
-        """Fields (T,) of a batch whose action at t is token t + 1."""
-        length = len(self.tokens) - 1
-        valid, log_probs, rewards = torch.zeros(length, dtype=torch.bool), torch.zeros(length), torch.zeros(length)
-        for (start, tokens, token_log_probs), score in zip(self.replies, self.scores, strict=True):
-            steps = slice(start - 1, start - 1 + len(tokens))
-            valid[steps], log_probs[steps] = True, torch.tensor(token_log_probs)
-            rewards[steps.stop - 1] = score
-        ids = torch.tensor(self.tokens)
-        return {
-            "obs": ids[:-1],
-            "actions": ids[1:],
-            "valid": valid,
-            "mask": valid & (not expert),
-            "log_probs": log_probs,
-            "rewards": rewards,
-            "expert_actions": ids[1:],
-            "expert_mask": valid & expert,
-        }
+    def segments(self, expert: bool) -> list[Segment]:
+        """What was said in turns, prompt and question included."""
+        turns, read = [], 0
+        for (start, tokens, log_probs), score in zip(self.replies, self.scores, strict=True):
+            turns.append(Segment(self.tokens[read:start]))
+            turns.append(Segment(tokens, EXPERT if expert else LEARNER, log_probs, score))
+            read = start + len(tokens)
+        return turns
 
 
 class TokenTaskDataModule(RolloutDataModule):
@@ -186,10 +177,7 @@ def spelled(token: int) -> str:
 
 def as_batch(dialogues: list[Dialogue], expert: bool) -> Batch:
     """Right-padded rows; a dialogue always terminates."""
-    rows = [dialogue.row(expert) for dialogue in dialogues]
-    fields: dict[str, Any] = {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in rows[0]}
-    final_obs = torch.tensor([dialogue.tokens[-1] for dialogue in dialogues])
-    return Batch(**fields, final_obs=final_obs, terminated=torch.ones(len(rows), dtype=torch.bool))
+    return rows.as_batch([dialogue.segments(expert) for dialogue in dialogues])
 
 
 def ranks(score: Tensor, group: Tensor) -> Tensor:
