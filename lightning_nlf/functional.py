@@ -39,7 +39,8 @@ def row_counts(batch: Batch) -> dict[str, Tensor]:
     """
     expert = torch.zeros_like(batch.mask) if batch.expert_mask is None else batch.expert_mask
     masks = {"mask": batch.mask, "expert_mask": expert, "injected": batch.valid & ~batch.mask}
-    masks |= {name: x.view(len(batch), -1) for name, x in batch.extra.items() if x.dtype == torch.bool and x.ndim < 3}
+    flags = {name: x for name, x in batch.extra.items() if x.dtype == torch.bool and x.ndim < 3}
+    masks |= {name: x if x.ndim == 2 else x[:, None] for name, x in flags.items()}
     unranked = batch.valid.new_full((len(batch),), -1, dtype=torch.long)
     group, rank = (unranked if x is None else x for x in (batch.group, batch.rank))
     return {name: mask.sum(1) for name, mask in masks.items()} | comparison_shares(group, rank)

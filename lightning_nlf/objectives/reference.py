@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,23 +12,32 @@ from torch import Tensor
 from lightning_nlf.batch import Batch
 from lightning_nlf.networks import Policy
 from lightning_nlf.objective import Objective, scattered
+from lightning_nlf.objectives.reference_cache import LogProbCache, digest, row_keys, settings
 
 
 class ReferenceObjective(Objective):
     """Adds the `ref_log_probs` of the learner's and the expert's steps to what is prepared, if they are not there.
 
     The reference is the policy as it was built: from `weights`, or at random from the seed. It is not saved; its
-    digest is, and a run that would resume with another is refused.
+    digest is, and a run that would resume with another is refused. A row that comes again, as those of a file do in
+    every epoch, is not read again.
+
+    Args:
+        reference_cache: folder for what the reference said of each row, one file per reference: for rows that come
+            again in another run. Without it that is known within the run only.
     """
 
     policy: Policy
     CHUNK = 64  # rows at a time: the logits of a whole collection would not fit
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, reference_cache: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # In a list: no child of the module, so neither saved nor trained, nor given to DDP.
         self._frozen = [self.policy.frozen()]
         self._reference_digest = digest(self._frozen[0])
+        self._reference_settings = settings(self._frozen[0])
+        self.reference_cache = reference_cache
+        self._known: LogProbCache | None = None
 
     @property
     def reference(self) -> Policy:
@@ -39,18 +48,32 @@ class ReferenceObjective(Objective):
         batch = super().prepare(batch)
         return batch if batch.ref_log_probs is not None else replace(batch, ref_log_probs=self.referred(batch))
 
+    @torch.no_grad()
     def referred(self, batch: Batch) -> Tensor:
         """log π_ref(a|s) on `mask` and `expert_mask`, (B, T); 0 elsewhere."""
-        self._frozen[0] = self.reference.to(batch.obs.device)
         where = batch.mask if batch.expert_mask is None else batch.mask | batch.expert_mask
-        parts = []
+        precision = "32-true" if self._trainer is None else self._trainer.precision
+        keys = row_keys(batch, where, f"{precision} {self._reference_settings}")
+        if self._known is None:
+            folder = self.reference_cache
+            self._known = LogProbCache(None if folder is None else Path(folder) / f"{self._reference_digest}.pt")
+        unknown = torch.tensor([row for row, key in enumerate(keys) if key not in self._known], dtype=torch.long)
+        for rows in unknown.split(self.CHUNK):
+            log_probs = self._read_reference(batch, rows, where)
+            for row, own in zip(rows.tolist(), log_probs.cpu().split(where[rows].sum(1).tolist()), strict=True):
+                self._known[keys[row]] = own.clone()  # a view would keep the whole chunk
+        known = torch.cat([self._known[key] for key in keys])
+        self._known.settle()
+        return scattered(known.to(batch.obs.device), where)
+
+    def _read_reference(self, batch: Batch, rows: Tensor, where: Tensor) -> Tensor:
+        """log π_ref (N,) at the True steps of `where` in `rows`."""
+        if not len(rows):
+            return torch.empty(0)
+        self._frozen[0] = self.reference.to(batch.obs.device)
+        own = where[rows]
         with self.acting():
-            for first in range(0, len(batch), self.CHUNK):
-                rows = slice(first, first + self.CHUNK)
-                own = where[rows]
-                log_probs = self.reference(batch.obs[rows], own).log_prob(batch.actions[rows][own])
-                parts.append(scattered(log_probs, own))
-        return torch.cat(parts)
+            return self.reference(batch.obs[rows], own).log_prob(batch.actions[rows][own])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -66,11 +89,3 @@ class ReferenceObjective(Objective):
                 "the reference is another one than when the run began: keep `policy.weights` (and the seed)"
             )
 
-
-def digest(network: torch.nn.Module) -> str:
-    """SHA-256 of the names, shapes and values of all parameters and buffers."""
-    total = hashlib.sha256()
-    for name, x in network.state_dict().items():
-        total.update(f"{name}{tuple(x.shape)}{x.dtype}".encode())
-        total.update(x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()

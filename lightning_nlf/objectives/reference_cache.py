@@ -1,0 +1,148 @@
+"""Log-probabilities of rows, remembered by what the rows are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.checkpoint_io import SafeCheckpointIO
+
+
+class LogProbCache:
+    """Log-probabilities by the key of their row: in memory, and in a file if there is one.
+
+    Without a file the rows that were not asked for longest are forgotten, when there are more than `LIMIT` numbers.
+    A file is read at once and written whole, beside the old one. A damaged one is ignored with a warning.
+
+    Args: path: of the file, which need not be there.
+    """
+
+    LIMIT = 2**25  # log-probabilities in memory: 128 MiB
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.rows: dict[bytes, Tensor] = {}  # each (n,) on the CPU; the order is that of their last use
+        self._unsaved = False
+        if path is not None:
+            self.rows = read_rows(path)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self.rows
+
+    def __getitem__(self, key: bytes) -> Tensor:
+        self.rows[key] = row = self.rows.pop(key)
+        return row
+
+    def __setitem__(self, key: bytes, log_probs: Tensor) -> None:
+        self.rows[key] = log_probs
+        self._unsaved = True
+
+    def settle(self) -> None:
+        """Write what is new to the file, beside what others wrote meanwhile; or forget what is too much."""
+        if self.path is not None:
+            if self._unsaved:
+                self.rows = read_rows(self.path) | self.rows
+                write_rows(self.rows, self.path)
+        else:
+            excess = sum(map(len, self.rows.values())) - self.LIMIT
+            for key in list(self.rows):
+                if excess <= 0:
+                    break
+                excess -= len(self.rows.pop(key))
+        self._unsaved = False
+
+
+def read_rows(path: Path) -> dict[bytes, Tensor]:
+    """What `write_rows` wrote; nothing, and a warning, where that cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        saved = SafeCheckpointIO().load_checkpoint(path)
+        if saved["check"] != _check(saved):
+            raise ValueError(f"{path} is not what was written")
+    except (ValueError, KeyError, AttributeError) as error:
+        warnings.warn(f"reference_cache: {error}; it is ignored, and written anew", stacklevel=2)
+        return {}
+    keys = [bytes(key) for key in saved["keys"].numpy()]
+    return dict(zip(keys, saved["log_probs"].split(saved["lengths"].tolist()), strict=True))
+
+
+def write_rows(rows: dict[bytes, Tensor], path: Path) -> None:
+    """Replaces `path` in one step, whoever else does the same.
+
+    Raises: OSError: it could not be written.
+    """
+    keys = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(len(rows), -1)
+    lengths = torch.tensor([len(row) for row in rows.values()])
+    content: dict[str, Any] = {"keys": keys, "lengths": lengths, "log_probs": torch.cat(list(rows.values()))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            torch.save(content | {"check": _check(content)}, file)
+        except (OSError, RuntimeError):
+            os.unlink(file.name)
+            raise
+    os.replace(file.name, path)
+
+
+def _check(content: dict[str, Any]) -> str:
+    total = hashlib.sha256()
+    for name in ("keys", "lengths", "log_probs"):
+        total.update(as_bytes(content[name]))
+    return total.hexdigest()
+
+
+def row_keys(batch: Batch, steps: Tensor, setting: str) -> list[bytes]:
+    """SHA-256 of each row's obs and actions up to the last of its `steps`, and of which these are.
+
+    So padding does not matter, nor what a row stands beside.
+    Args: steps (B, T) bool; setting: whatever else the numbers depend on.
+    """
+    parts = [batch.obs, batch.actions, steps]
+    setting = " ".join([setting, *(f"{x.dtype}{tuple(x.shape[2:])}" for x in parts)])
+    count, width = steps.shape
+    lengths = (steps * torch.arange(1, width + 1, device=steps.device)).max(1).values.tolist()
+    data = [_as_uint8(x).reshape(count, width, -1).numpy() for x in parts]
+    keys = []
+    for row, length in enumerate(lengths):
+        key = hashlib.sha256(setting.encode())
+        for x in data:
+            key.update(x[row, :length].tobytes())
+        keys.append(key.digest())
+    return keys
+
+
+def settings(network: nn.Module) -> str:
+    """The kinds of its parts and their plain attributes: heads, temperature, all that weights do not show."""
+    found = []
+    for name, part in network.named_modules():
+        plain = {key: x for key, x in vars(part).items() if isinstance(x, int | float | str) and key[0] != "_"}
+        plain.pop("training")
+        found.append(f"{name}:{type(part).__qualname__}{sorted(plain.items())}")
+    return ";".join(found)
+
+
+def digest(network: nn.Module) -> str:
+    """SHA-256 of the names, shapes and values of all parameters and buffers."""
+    total = hashlib.sha256()
+    for name, x in network.state_dict().items():
+        total.update(f"{name}{tuple(x.shape)}{x.dtype}".encode())
+        total.update(as_bytes(x))
+    return total.hexdigest()
+
+
+def as_bytes(x: Tensor) -> bytes:
+    """The bytes of its values, whatever the dtype."""
+    return _as_uint8(x).numpy().tobytes()
+
+
+def _as_uint8(x: Tensor) -> Tensor:
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
