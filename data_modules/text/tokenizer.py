@@ -79,9 +79,14 @@ class Tokenizer:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of tokenizer.json in canonical form, and of which tokens pad and end."""
-        content = json.loads(self._backend.to_str()) | {"padding": None, "truncation": None}
-        canonical = json.dumps([content, self.eos, self.pad], sort_keys=True, separators=(",", ":"))
+        """SHA-256 of what decides about ids: tokenizer.json in canonical form, and which tokens begin, end and pad.
+
+        A round trip through transformers leaves it as it is.
+        """
+        content = json.loads(self._backend.to_str())
+        for name in ("padding", "truncation", "post_processor"):  # of all that these do, only `_begin` is done here
+            content.pop(name)
+        canonical = json.dumps([content, self._begin, self.eos, self.pad], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
