@@ -15,6 +15,7 @@ FLOORS = [
     "construction",
     "objective",
     "modules",
+    "reliability",
     "reward_module",
     "objectives",
     "experts",

@@ -1,4 +1,4 @@
-"""What a run shows of itself: its counters beside its metrics, a learning curve, and what the DataModule exhibits."""
+"""What a run shows of itself: its counters beside its metrics, a learning curve, and what data and model exhibit."""
 
 from __future__ import annotations
 
@@ -124,15 +124,17 @@ class Exhibits(L.Callback):
             return self._warn("the learning curve", error)
 
     def _shown(self, trainer: L.Trainer, folder: Path) -> list[Path]:
-        data_module = data_module_of(trainer)
-        if not isinstance(data_module, Exhibiting):
-            return []
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return data_module.exhibits(folder)
-        # A renderer may fail in any way its libraries know, and a picture is not worth a run.
-        except Exception as error:
-            return self._warn("the DataModule's exhibits", error)
+        paths = []
+        shown = {"the DataModule's exhibits": data_module_of(trainer), "the model's exhibits": trainer.lightning_module}
+        for what, whose in shown.items():
+            if isinstance(whose, Exhibiting):
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    paths += whose.exhibits(folder)
+                # A renderer may fail in any way its libraries know, and a picture is not worth a run.
+                except Exception as error:
+                    self._warn(what, error)
+        return paths
 
     def _warn(self, what: str, error: Exception) -> list[Path]:
         if what not in self._failed:

@@ -20,7 +20,7 @@ class Collecting(Protocol):
 
 @runtime_checkable
 class Exhibiting(Protocol):
-    """A DataModule that has something to look at."""
+    """A DataModule or a model that has something to look at."""
 
     def exhibits(self, folder: Path) -> list[Path]: ...
 

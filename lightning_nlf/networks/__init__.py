@@ -4,6 +4,7 @@ from lightning_nlf.networks.base import QValue as QValue
 from lightning_nlf.networks.base import Reward as Reward
 from lightning_nlf.networks.base import Value as Value
 from lightning_nlf.networks.gru import GRUPolicy as GRUPolicy
+from lightning_nlf.networks.gru import GRUReward as GRUReward
 from lightning_nlf.networks.gru import GRUValue as GRUValue
 from lightning_nlf.networks.mlp import GaussianPolicy as GaussianPolicy
 from lightning_nlf.networks.mlp import MLPQValue as MLPQValue

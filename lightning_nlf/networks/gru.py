@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
-from lightning_nlf.networks.base import Policy, Value
+from lightning_nlf.networks.base import Policy, Reward, Value
 
 
 class GRUPolicy(Policy):
@@ -51,6 +51,23 @@ class GRUValue(Value):
         self.embed = nn.Embedding(vocabulary, width)
         self.rnn = nn.GRU(width, width, batch_first=True)
         self.head = nn.Linear(width, 1)
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        hidden = self.rnn(self.embed(obs))[0]
+        return self.head(hidden if where is None else hidden[where]).squeeze(-1)
+
+
+class GRUReward(Reward):
+    """What the tokens so far are worth. Its head starts small: normal, of standard deviation 1/√(width + 1)."""
+
+    def __init__(self, vocabulary: int, width: int = 64, weights: str | None = None) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.rnn = nn.GRU(width, width, batch_first=True)
+        self.head = nn.Linear(width, 1)
+        nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5)
+        nn.init.zeros_(self.head.bias)
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:

@@ -16,3 +16,9 @@ from lightning_nlf.objectives.kl_penalty import RLHFAgent as RLHFAgent
 from lightning_nlf.objectives.kl_penalty import RLHFPolicy as RLHFPolicy
 from lightning_nlf.objectives.one_step import OneStepRLHFPolicy as OneStepRLHFPolicy
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy as ReinforcePolicy
+from lightning_nlf.objectives.preference_reward import BradleyTerryReward as BradleyTerryReward
+from lightning_nlf.objectives.preference_reward import DavidsonReward as DavidsonReward
+from lightning_nlf.objectives.preference_reward import PlackettLuceReward as PlackettLuceReward
+from lightning_nlf.objectives.preference_reward import RaoKupperReward as RaoKupperReward
+from lightning_nlf.objectives.process_reward import ProcessReward as ProcessReward
+from lightning_nlf.objectives.process_reward import StepValueReward as StepValueReward
