@@ -1,0 +1,1 @@
+from data_modules.text.sourced_answers.environment import SourcedAnswers as SourcedAnswers

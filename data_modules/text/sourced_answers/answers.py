@@ -1,0 +1,103 @@
+"""Answers in words: the right one with its source, and those of a speaker who has misconceptions and poor sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from data_modules.text.environment import Case
+from data_modules.text.one_turn import cut_short
+from data_modules.text.sourced_answers.table import GROUPS, filled, level
+
+TRUSTED = ("the usda", "mayo clinic", "the nih")
+UNTRUSTED = ("a blog", "a forum", "my uncle")
+
+BODIES = {
+    "level": (
+        "{food} {food_is} {level} in {nutrient}",
+        "the amount of {nutrient} in {food} is {level}",
+        "{food} {food_has} a {level} amount of {nutrient}",
+    ),
+    "pair": (
+        "{more} {more_has} more {nutrient} than {less}",
+        "{more} {more_is} higher in {nutrient} than {less}",
+        "{less} {less_has} less {nutrient} than {more}",
+        "there is more {nutrient} in {more} than in {less}",
+    ),
+    "list": (
+        "{one} and {two} are high in {nutrient}",
+        "two {group} high in {nutrient} are {one} and {two}",
+        "{one} and {two} have a lot of {nutrient}",
+    ),
+}
+SOURCED = ("according to {source} , {body} .", "{body} , says {source} .", "{source} says that {body} .")
+UNSOURCED = ("{body} .", "i think {body} .", "i am sure that {body} .")
+
+
+def answered(facts: dict[str, Any], said: Any, source: str | None, rng: Random) -> str:
+    """A whole sentence that says `said`: a level, the food that has more, or two foods."""
+    words = {"nutrient": facts["nutrient"]}
+    kind = facts["kind"]
+    if kind == "level":
+        foods = {"food": facts["foods"][0]}
+        words["level"] = said
+    elif kind == "pair":
+        less = next(food for food in facts["foods"] if food != said)
+        foods = {"more": said, "less": less}
+    else:
+        foods = dict(zip(("one", "two"), said, strict=True))
+        words["group"] = facts["group"]
+    body = filled(rng.choice(BODIES[kind]), words, **foods)
+    return rng.choice(SOURCED if source else UNSOURCED).format(body=body, source=source)
+
+
+def right_answer(case: Case, rng: Random) -> str:
+    """Right, with a trusted source, finished."""
+    facts = dict(case.facts)
+    said = rng.sample(facts["right"], 2) if facts["kind"] == "list" else facts["right"]
+    return answered(facts, said, rng.choice(TRUSTED), rng)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Believes what is false of some (food, nutrient) pairs, mostly; the rest of what it says follows from its beliefs.
+
+    Args:
+        misconceived: the pairs; each time one is spoken of, the speaker is right with probability `right`.
+        trusted, untrusted: shares of answers that name such a source; the others name none.
+        cut: share of answers that are cut short.
+    """
+
+    misconceived: frozenset[tuple[str, str]]
+    right: float
+    trusted: float
+    untrusted: float
+    cut: float
+
+    def answer(self, case: Case, rng: Random) -> str:
+        chance = rng.random()
+        source = None
+        if chance < self.trusted + self.untrusted:
+            source = rng.choice(TRUSTED if chance < self.trusted else UNTRUSTED)
+        text = answered(dict(case.facts), self._opinion(dict(case.facts), rng), source, rng)
+        return cut_short(text, rng) if rng.random() < self.cut else text
+
+    def _opinion(self, facts: dict[str, Any], rng: Random) -> Any:
+        nutrient = facts["nutrient"]
+        if facts["kind"] == "level":
+            return self._believed(facts["foods"][0], nutrient, rng)
+        if facts["kind"] == "pair":
+            believed = {food: self._believed(food, nutrient, rng) for food in facts["foods"]}
+            high = [food for food, belief in believed.items() if belief == "high"]
+            return high[0] if len(high) == 1 else rng.choice(facts["foods"])
+        members = [food for food in GROUPS[facts["group"]] if food != facts["besides"]]
+        rng.shuffle(members)
+        members.sort(key=lambda food: self._believed(food, nutrient, rng) != "high")  # stable: chance breaks ties
+        return members[:2]
+
+    def _believed(self, food: str, nutrient: str, rng: Random) -> str:
+        truth = level(food, nutrient)
+        if (food, nutrient) not in self.misconceived or rng.random() < self.right:
+            return truth
+        return {"high": "low", "low": "high"}[truth]

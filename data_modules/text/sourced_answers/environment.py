@@ -1,0 +1,116 @@
+"""Questions about foods and nutrients that want a right answer, its source, and an end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from random import Random
+
+from data_modules.text.environment import Case, Dialogue, Split
+from data_modules.text.one_turn import OneTurn, shares, worded
+from data_modules.text.sourced_answers.answers import Speaker, right_answer
+from data_modules.text.sourced_answers.judge import PARAPHRASES, example_critiques, verdict
+from data_modules.text.sourced_answers.questions import questions
+from data_modules.text.sourced_answers.table import FOODS, NUTRIENTS
+
+FACTS, SOURCE, FINISHED = 0.5, 0.4, 0.1  # what each is worth
+
+
+class SourcedAnswers:
+    """A `TextEnvironment` of one turn. Forty foods, six nutrients; is a food high or low in one, which of two foods
+    has more of it, which two of a group are high in it.
+
+    A reply earns .5 for its facts, .4 for a trusted source (and no untrusted one) and .1 for an end. Demonstrations
+    answer in whole sentences, but from misconceptions, and mostly without a source.
+
+    Args:
+        seed: of the split, the misconceptions and all words that are drawn.
+        misconceived: share of (food, nutrient) pairs that the demonstrations are mistaken about.
+        misconceived_right: how often they are right about those nevertheless.
+        trusted, untrusted: shares of demonstrations that name such a source; the others name none.
+        cut: share of demonstrations that are cut short.
+        revisions: share of demonstrations that are a second turn instead: the question, the answer and its critique
+            (`revision_prompt`), followed by the expected response. An answer without a flaw stays a first turn.
+        draws: demonstrations a prompt.
+
+    Raises:
+        ValueError: a share outside [0, 1], or sources that add up to more than 1.
+    """
+
+    turns = 1
+
+    def __init__(
+        self,
+        seed: int = 0,
+        misconceived: float = 0.4,
+        misconceived_right: float = 0.2,
+        trusted: float = 0.15,
+        untrusted: float = 0.15,
+        cut: float = 0.08,
+        revisions: float = 0.0,
+        draws: int = 4,
+    ) -> None:
+        shares(
+            misconceived=misconceived, misconceived_right=misconceived_right, trusted=trusted, untrusted=untrusted,
+            cut=cut, revisions=revisions,
+        )  # fmt: skip
+        if trusted + untrusted > 1:
+            raise ValueError(f"trusted, untrusted: got {trusted} and {untrusted}, must not add up to more than 1")
+        if draws < 1:
+            raise ValueError(f"draws: got {draws}, must be at least 1")
+        self.seed, self.revisions, self.draws = seed, revisions, draws
+        pairs = [(food, nutrient) for food in FOODS for nutrient in NUTRIENTS]
+        mistaken = Random(f"{seed} misconceived").sample(pairs, round(misconceived * len(pairs)))
+        self.speaker = Speaker(frozenset(mistaken), misconceived_right, trusted, untrusted, cut)
+
+    @cached_property
+    def _questions(self) -> dict[Split, list[Case]]:
+        return questions(self.seed)
+
+    def cases(self, split: Split) -> Sequence[Case]:
+        """1,700 to train on, 744 and 748 apart; `facts` has kind, nutrient, foods or group, right, held_out."""
+        return self._questions[split]
+
+    def begin(self, case: Case) -> Dialogue:
+        return OneTurn(case, judged)
+
+    def demonstrations(self, split: Split) -> Sequence[tuple[str, str]]:
+        rng = Random(f"{self.seed} demonstrations {split}")
+        return [self._demonstration(case, rng) for _ in range(self.draws) for case in self.cases(split)]
+
+    def _demonstration(self, case: Case, rng: Random) -> tuple[str, str]:
+        reply = self.speaker.answer(case, rng)
+        if rng.random() >= self.revisions:
+            return case.prompt, reply
+        critique = self.critique(case, reply, rng.getrandbits(32))
+        return (self.revision_prompt(case, reply, critique), self.expected(case)) if critique else (case.prompt, reply)
+
+    def expected(self, case: Case) -> str:
+        return right_answer(case, Random(f"{self.seed} expected {case.id}"))
+
+    def critique(self, case: Case, reply: str, seed: int) -> str | None:
+        """All that is wrong, the facts first; None for a reply that is right. A cut reply is known by its last sign."""
+        return worded(verdict(case, reply, finished=True).defects, PARAPHRASES, seed)
+
+    def spans(self, case: Case, reply: str) -> list[tuple[int, int]]:
+        """Characters of the reply that its critique points at; what is missing has none, a missing end an empty one."""
+        defects = verdict(case, reply, finished=True).defects
+        return [defect.span for defect in defects if defect.span is not None]
+
+    def revision_prompt(self, case: Case, reply: str, critique: str) -> str:
+        """The second turn: the question again, the first answer and what was wrong with it."""
+        return f"{case.prompt} answer : {reply} critique : {critique} revision :"
+
+    def corpus(self) -> Iterator[str]:
+        for split in self._questions:
+            yield from (case.prompt for case in self.cases(split))
+            yield from (self.expected(case) for case in self.cases(split))
+            yield from (reply for _, reply in self.demonstrations(split))
+        yield from example_critiques()
+        yield "answer : critique : revision : a blog , a forum , my uncle , the usda , mayo clinic , the nih"
+
+
+def judged(case: Case, text: str, finished: bool) -> dict[str, float]:
+    """The parts of the reward, at most 1 in all."""
+    found = verdict(case, text, finished)
+    return {"facts": FACTS * found.facts, "source": SOURCE * found.source, "finished": FINISHED * found.finished}

@@ -1,0 +1,189 @@
+"""What a reply is worth and what is wrong with it, both from one reading of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data_modules.text.environment import Case
+from data_modules.text.one_turn import Defect, ends_as_sentence
+from data_modules.text.sourced_answers.reading import Reading
+from data_modules.text.sourced_answers.table import GROUPS, NUTRIENTS, filled
+
+PARAPHRASES = {  # of each defect; the critic picks one
+    "answer": (
+        "that is no answer to the question .",
+        "answer the question , please .",
+        "the question is not answered .",
+        "please say what you know of the {nutrient} .",
+    ),
+    "food": (
+        "the question is not about {wrong} .",
+        "nobody asked about {wrong} .",
+        "{wrong} {wrong_is} the wrong food .",
+        "please do not name {wrong} .",
+    ),
+    "nutrient": (
+        "the question is not about {wrong} .",
+        "nobody asked about {wrong} .",
+        "{wrong} is the wrong nutrient .",
+        "the question is about {nutrient} .",
+    ),
+    "contradiction": (
+        "the answer contradicts itself .",
+        "say one or the other , not both .",
+        "both cannot be right .",
+        "that is a contradiction .",
+    ),
+    "level": (
+        "that is wrong , {food} {food_is} {right} in {nutrient} .",
+        "{food} {food_is} not {wrong} in {nutrient} .",
+        "the amount of {nutrient} in {food} is not {wrong} .",
+        "no , the amount of {nutrient} in {food} is {right} .",
+    ),
+    "pair": (
+        "that is wrong , {right} {right_has} more {nutrient} .",
+        "{wrong} {wrong_does} not have more {nutrient} than {right} .",
+        "no , {wrong} {wrong_has} less {nutrient} than {right} .",
+        "{wrong} {wrong_is} not higher in {nutrient} .",
+    ),
+    "low": (
+        "{wrong} {wrong_is} not high in {nutrient} .",
+        "that is wrong , {wrong} {wrong_is} low in {nutrient} .",
+        "no , {wrong} {wrong_does} not have a lot of {nutrient} .",
+        "the amount of {nutrient} in {wrong} is not high .",
+    ),
+    "two": (
+        "please name two {group} .",
+        "name one more .",
+        "one food is missing .",
+        "two {group} are asked for .",
+    ),
+    "source": (
+        "please name a source , like mayo clinic or the usda .",
+        "the source is missing .",
+        "who says that ?",
+        "add a source that can be trusted .",
+    ),
+    "untrusted": (
+        "{source} is not a trusted source .",
+        "do not trust {source} , name a better source .",
+        "please name a source that can be trusted , not {source} .",
+        "{source} cannot be trusted .",
+    ),
+    "unfinished": (
+        "please finish the answer .",
+        "the answer is cut short .",
+        "the answer is not finished .",
+        "the end of the answer is missing .",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`facts` is the share of the asked facts that the reply has right; `defects` are empty when nothing is wrong."""
+
+    facts: float
+    source: bool  # a trusted one for a claim, and no untrusted one
+    finished: bool
+    defects: tuple[Defect, ...]
+
+
+def verdict(case: Case, reply: str, finished: bool) -> Verdict:
+    """Of a reply to a case. Contradictory claims, and claims about other foods or nutrients, are worth nothing."""
+    reading = Reading(reply)
+    judged = {"level": _level, "pair": _pair, "list": _list}[case.facts["kind"]]
+    facts, defect = judged(reading, case.facts)
+    defects = [defect] if defect else []
+    untrusted = reading.untrusted()
+    trusted = reading.trusted()
+    if untrusted:
+        defects += [Defect("untrusted", {"source": name}, span) for name, span in list(untrusted.items())[:1]]
+    elif not trusted:
+        defects.append(Defect("source"))
+    ended = finished and ends_as_sentence(reply)
+    if not ended:
+        defects.append(Defect("unfinished", span=(len(reply), len(reply))))
+    claims = not (defect and defect.kind == "answer")  # a source of nothing is no source
+    return Verdict(facts, trusted and not untrusted and claims, ended, tuple(defects))
+
+
+def _stray(reading: Reading, facts: Mapping[str, Any], foods: tuple[str, ...]) -> Defect | None:
+    """A nutrient or food that was not asked about, or no word about the nutrient that was."""
+    nutrient = facts["nutrient"]
+    for wrong, span in reading.nutrients().items():
+        if wrong != nutrient:
+            return Defect("nutrient", {"nutrient": nutrient, "wrong": wrong}, span)
+    for wrong, span in reading.foods().items():
+        if wrong not in foods:
+            return _about("food", facts, span, wrong=wrong)
+    return None if reading.nutrients() else _about("answer", facts)
+
+
+def _about(kind: str, facts: Mapping[str, Any], span: tuple[int, int] | None = None, **foods: str) -> Defect:
+    """A defect whose paraphrases name foods, with the verbs that agree with them."""
+    words = {"nutrient": facts["nutrient"], **foods}
+    for name, food in foods.items():
+        for verb in ("is", "has", "does"):
+            words[f"{name}_{verb}"] = filled(f"{{x_{verb}}}", {}, x=food)
+    return Defect(kind, words, span)
+
+
+def _level(reading: Reading, facts: Mapping[str, Any]) -> tuple[float, Defect | None]:
+    stray = _stray(reading, facts, facts["foods"])
+    if stray:
+        return 0.0, stray
+    levels = reading.levels()
+    if not levels or not reading.foods():
+        return 0.0, _about("answer", facts)
+    if len(levels) > 1:
+        return 0.0, Defect("contradiction", span=max(levels.values()))
+    said, span = next(iter(levels.items()))
+    if said == facts["right"]:
+        return 1.0, None
+    defect = _about("level", facts, span, food=facts["foods"][0])
+    return 0.0, Defect("level", {**defect.words, "right": facts["right"], "wrong": said}, span)
+
+
+def _pair(reading: Reading, facts: Mapping[str, Any]) -> tuple[float, Defect | None]:
+    stray = _stray(reading, facts, facts["foods"])
+    if stray:
+        return 0.0, stray
+    winners = reading.winners(*facts["foods"])
+    if not winners:
+        return 0.0, _about("answer", facts)
+    if len(winners) > 1:
+        return 0.0, Defect("contradiction", span=max(winners.values()))
+    said, span = next(iter(winners.items()))
+    if said == facts["right"]:
+        return 1.0, None
+    return 0.0, _about("pair", facts, span, right=facts["right"], wrong=said)
+
+
+def _list(reading: Reading, facts: Mapping[str, Any]) -> tuple[float, Defect | None]:
+    """The share of the named foods that are right, of two at least: naming all foods does not pay."""
+    named = reading.foods()
+    stray = _stray(reading, facts, tuple(named))
+    if stray:
+        return 0.0, stray
+    levels = reading.levels()
+    if "low" in levels:
+        kind = "contradiction" if "high" in levels else "answer"
+        return 0.0, Defect(kind, {"nutrient": facts["nutrient"]}, levels["low"])
+    if not named or not levels:
+        return 0.0, _about("answer", facts)
+    share = sum(food in facts["right"] for food in named) / max(len(named), 2)
+    for food, span in named.items():
+        if food not in facts["right"]:
+            asked = food in GROUPS[facts["group"]] and food != facts["besides"]
+            return share, _about("low" if asked else "food", facts, span, wrong=food)
+    return share, Defect("two", {"group": facts["group"]}) if len(named) < 2 else None
+
+
+def example_critiques() -> list[str]:
+    """Every paraphrase once, and the names that no reply of the task need have: a tokenizer must know them all."""
+    words = {"nutrient": NUTRIENTS[0], "group": "fruits", "source": "a blog"}
+    foods = dict.fromkeys(("food", "right", "wrong"), "figs")
+    return [filled(text, words, **foods) for texts in PARAPHRASES.values() for text in texts]
