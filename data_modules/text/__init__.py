@@ -1,3 +1,4 @@
+from data_modules.text.data_module import TextDataModule as TextDataModule
 from data_modules.text.model_tokenizer import FolderTokenizer as FolderTokenizer
 from data_modules.text.sourced_answers import SourcedAnswers as SourcedAnswers
 from data_modules.text.tokenizer import BPETokenizer as BPETokenizer

@@ -1,0 +1,191 @@
+"""The loop over turns: what the policy replies, what the environment says to that, and the rows that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from data_modules.text.environment import Case, Dialogue, Outcome, TextEnvironment
+from data_modules.text.rows import LEARNER, Segment
+from data_modules.text.tokenizer import Tokenizer
+from lightning_nlf.batch import Actor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A case and the ids its dialogue starts with."""
+
+    case: Case
+    ids: list[int]
+
+
+@dataclass
+class Turn:
+    """A reply and what followed. The tokens are those that were sampled: nothing is encoded twice."""
+
+    tokens: list[int]  # with the one that ended it
+    log_probs: list[float]
+    finished: bool  # ended by itself
+    text: str
+    outcome: Outcome
+
+
+@dataclass
+class Episode:
+    prompt: Prompt
+    turns: list[Turn] = field(default_factory=list)
+
+    @property
+    def score(self) -> float:
+        """The sum of the rewards by the task's rule."""
+        return sum(turn.outcome.reward for turn in self.turns)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What the score is made of, by name, summed over turns."""
+        total: dict[str, float] = {}
+        for turn in self.turns:
+            for name, amount in turn.outcome.parts.items():
+                total[name] = total.get(name, 0.0) + amount
+        return total
+
+    @property
+    def finished(self) -> bool:
+        """Every reply ended by itself."""
+        return all(turn.finished for turn in self.turns)
+
+    @property
+    def decided(self) -> int:
+        """Tokens of all replies."""
+        return sum(len(turn.tokens) for turn in self.turns)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """How episodes of a task are played, and how they become rows.
+
+    Args:
+        max_new: tokens a reply may have.
+        window: turns that the policy sees, its own included: a row is then one turn, and starts with what was said
+            `window` turns ago. Without it the whole dialogue is one row, of which the policy keeps its state.
+        suffix: text behind what a row starts with.
+    """
+
+    task: TextEnvironment
+    tokenizer: Tokenizer
+    max_new: int
+    window: int | None = None
+    suffix: str = ""
+    top_k: int = 0
+    top_p: float = 1.0
+
+    @cached_property
+    def opening(self) -> Any:
+        """text → the ids of what a row starts with. Tasks repeat themselves: kept."""
+        return lru_cache(65536)(lambda text: self.tokenizer.encode_prompt(text + self.suffix))
+
+    @cached_property
+    def answer(self) -> Any:
+        """text → the ids of what the environment says within a row."""
+        return lru_cache(65536)(self.tokenizer.encode)
+
+    def play(
+        self, actor: Actor, prompts: list[Prompt], seeds: np.ndarray, copies: int = 1, deterministic: bool = False
+    ) -> list[Episode]:
+        """One episode for each of the `copies` of every prompt, next to each other, until it is over.
+
+        Args: seeds: (episodes, turns) int64; a reply depends on its own alone.
+        """
+        episodes = [Episode(prompt) for prompt in prompts for _ in range(copies)]
+        dialogues = [self.task.begin(episode.prompt.case) for episode in episodes]
+        running, keep, state = list(range(len(episodes))), None, None
+        for turn in range(self.task.turns):
+            first = turn == 0
+            new = [prompt.ids for prompt in prompts] if first else [self._unread(episodes[row]) for row in running]
+            tokens, log_probs, counts, state = actor.reply(
+                pad_sequence([torch.tensor(ids) for ids in new], batch_first=True),
+                torch.tensor([len(ids) for ids in new]),
+                state,
+                stop=(self.tokenizer.eos,),
+                max_new=self.max_new,
+                copies=copies if first else 1,
+                seeds=torch.from_numpy(seeds[running, turn]),
+                top_k=self.top_k,
+                top_p=self.top_p,
+                deterministic=deterministic,
+                resume=self.window is None and turn + 1 < self.task.turns,
+                keep=keep,
+            )
+            said = zip(tokens.tolist(), log_probs.tolist(), counts.tolist(), strict=True)
+            for row, (ids, chances, count) in zip(running, said, strict=True):
+                episodes[row].turns.append(self._turn(dialogues[row], ids[:count], chances[:count]))
+            left = [place for place, row in enumerate(running) if not episodes[row].turns[-1].outcome.done]
+            if not left:
+                break
+            keep = torch.tensor(left) if self.window is None and len(left) < len(running) else None
+            running = [running[place] for place in left]
+        return episodes
+
+    def _turn(self, dialogue: Dialogue, tokens: list[int], log_probs: list[float]) -> Turn:
+        finished = tokens[-1] == self.tokenizer.eos
+        text = self.tokenizer.decode(tokens)
+        return Turn(tokens, log_probs, finished, text, dialogue.reply(text, finished))
+
+    def _unread(self, episode: Episode) -> list[int]:
+        """What the policy has to read before its next reply: with a window everything it sees, else what is new."""
+        if self.window is not None:
+            return self._seen(episode, len(episode.turns), self.window)
+        last = episode.turns[-1]  # whose last token the state has not read
+        return [last.tokens[-1], *self.answer(last.outcome.text)]
+
+    def _seen(self, episode: Episode, turn: int, window: int) -> list[int]:
+        """The ids in front of the reply of `turn`."""
+        first = max(turn - window + 1, 0)
+        ids = list(self.opening(episode.turns[first - 1].outcome.text) if first else episode.prompt.ids)
+        for between in episode.turns[first:turn]:
+            ids += between.tokens + self.answer(between.outcome.text)
+        return ids
+
+    # ---- rows
+
+    def rows(self, episode: Episode) -> list[list[Segment]]:
+        """What an episode is learned from: one dialogue, or with a window one a turn, in order."""
+        if self.window is None:
+            return [self.dialogue(episode)]
+        return [
+            [Segment(self._seen(episode, turn, self.window)), said(reply)] for turn, reply in enumerate(episode.turns)
+        ]
+
+    def dialogue(self, episode: Episode) -> list[Segment]:
+        """The whole of it in one row."""
+        segments = [Segment(episode.prompt.ids)]
+        for turn in episode.turns:
+            segments += [said(turn), Segment(self.answer(turn.outcome.text))]
+        return segments[:-1]
+
+
+def said(turn: Turn) -> Segment:
+    """The reply, paid by the task's rule."""
+    return Segment(turn.tokens, LEARNER, turn.log_probs, turn.outcome.reward)
+
+
+def cut_short(dialogues: Sequence[Sequence[Segment]], eos: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Which steps of the rows belong to a reply that did not end by itself, and which are the last of one; (B, T) bool.
+
+    Args: like: (B, T), for its shape.
+    """
+    steps, ends = (torch.zeros(like.shape, dtype=torch.bool) for _ in range(2))
+    for row, dialogue in enumerate(dialogues):
+        read = -1  # the action at t is token t + 1
+        for segment in dialogue:
+            begin, read = read, read + len(segment.ids)
+            if segment.by == LEARNER and segment.ids[-1] != eos:
+                steps[row, begin:read] = ends[row, read - 1] = True
+    return steps, ends

@@ -1,0 +1,223 @@
+"""What every DataModule of a text task has: the prompts in tokens, and how a model is judged on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data_modules.minibatches import TEST, loader
+from data_modules.rollout import RolloutDataModule
+from data_modules.text.conversation import Conversation, Episode, Prompt
+from data_modules.text.environment import Split, TextEnvironment
+from data_modules.text.rows import as_batch
+from data_modules.text.tokenizer import Tokenizer
+from data_modules.text.transcript import cells, write_tables
+from lightning_nlf.batch import Actor, Batch, Scorer
+from lightning_nlf.functional import row_sums
+
+SHOWN = 20  # dialogues in a transcript
+PREDICTED = 64  # prompts at a time
+
+
+class TextTaskDataModule(RolloutDataModule):
+    """A text task whose prompts are encoded and checked, played for evaluation, and shown. A child says `collect`.
+
+    Args:
+        task: prompts, rules and demonstrations.
+        tokenizer: made from the task's corpus at `setup`, or a model's own.
+        replies: episodes of one prompt, in training and in a prediction.
+        max_new: tokens a reply may have.
+        reward: who pays in place of the task's rule, such as a reward model; the rule is logged as `true_reward`.
+        window: turns that the policy sees, its own included, for tasks whose last words say all: 1 where they do. A
+            row is then one turn, and `extra` says of which `episode` and which `part` of it. Else a dialogue is a row.
+        top_k, top_p: of sampling; the stored log-probabilities are of what is left, so the first ratio is not 1.
+        evaluation_prompts: of a split, from its first on; None = all. One greedy episode each, and
+            `evaluation_replies` sampled ones.
+        predict_split: whose prompts `predict` samples `replies` replies to.
+        prompt_suffix: text behind every prompt, a control code for instance.
+        context: tokens that the policy can read; a prompt that leaves no room for a reply is refused at `setup`.
+        seed, minibatches, passes, label_buffer: of `RolloutDataModule`.
+    """
+
+    recorded = "replies"  # the file that `records` go to
+
+    def __init__(
+        self,
+        task: TextEnvironment,
+        tokenizer: Tokenizer,
+        replies: int = 4,
+        max_new: int = 32,
+        reward: Scorer | None = None,
+        window: int | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        evaluation_prompts: int | None = 64,
+        evaluation_replies: int = 1,
+        predict_split: Split = "test",
+        prompt_suffix: str = "",
+        context: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        at_least_one(replies=replies, max_new=max_new, window=window, evaluation_replies=evaluation_replies)
+        at_least_one(evaluation_prompts=evaluation_prompts)
+        if window is not None and task.turns == 1:
+            raise ValueError(f"window: got {window} for a task of one turn, which has nothing to leave out; drop it")
+        if top_k < 0:
+            raise ValueError(f"top_k: got {top_k}, must be 0 (all tokens) or more")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p: got {top_p}, must be in (0, 1]")
+        self.task, self.tokenizer, self.replies, self.reward = task, tokenizer, replies, reward
+        self.evaluation_prompts, self.evaluation_replies = evaluation_prompts, evaluation_replies
+        self.predict_split, self.context = predict_split, context
+        self.conversation = Conversation(task, tokenizer, max_new, window, prompt_suffix, top_k, top_p)
+        self.cases: dict[Split, list[Prompt]] = {}
+        self.shown: list[list[str]] = []
+
+    def setup(self, stage: str) -> None:
+        """Raises ValueError: a prompt that cannot be encoded or has no room, or two cases of one id."""
+        if self.cases:
+            return
+        self.tokenizer.fit(self.task.corpus())
+        splits: tuple[Split, ...] = ("train", "val", "test")
+        self.cases = {split: self._encoded(split) for split in splits}
+
+    def _encoded(self, split: Split) -> list[Prompt]:
+        found: dict[str, Prompt] = {}
+        for case in self.task.cases(split):
+            where = f"{split} case {case.id!r}"
+            if case.id in found:
+                raise ValueError(f"{where}: two prompts have this id; give each its own")
+            try:
+                ids = self.conversation.opening(case.prompt)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            if not ids:
+                raise ValueError(f"{where}: the prompt is empty; a reply needs at least one token before it")
+            if self.context is not None and len(ids) + self.conversation.max_new > self.context:
+                raise ValueError(
+                    f"{where}: {len(ids)} tokens and {self.conversation.max_new} of the reply (max_new) are more than "
+                    f"the context of {self.context}: shorten the prompt or max_new"
+                )
+            found[case.id] = Prompt(case, ids)
+        return list(found.values())
+
+    def _seeds(self, episodes: int, rng: np.random.Generator) -> np.ndarray:
+        return rng.integers(2**62, size=(episodes, self.task.turns))
+
+    def _paid(self, batch: Batch) -> Tensor:
+        """(B, T) by the rule, or by who pays in its place."""
+        assert batch.rewards is not None
+        return batch.rewards if self.reward is None else self.reward.score(batch).to(batch.rewards)
+
+    # ---- evaluation
+
+    def evaluate(self, actor: Actor, rng: np.random.Generator, deterministic: bool) -> Batch:
+        """Whole dialogues; `extra` holds what is averaged beside the return, each (B,)."""
+        prompts = self._judged("test" if self.trainer.testing else "val")
+        copies = 1 if deterministic else self.evaluation_replies
+        episodes, batch = self._judge(actor, rng, prompts, copies, deterministic)
+        if deterministic:
+            assert batch.rewards is not None
+            scores = row_sums(batch.rewards, batch.valid).tolist()
+            pairs = list(zip(episodes, scores, strict=True))[:SHOWN]
+            self.shown = [cells(episode, score, self.task.expected(episode.prompt.case)) for episode, score in pairs]
+        return replace(batch, extra=self.beside(episodes))
+
+    def _judged(self, split: Split) -> list[Prompt]:
+        """This rank's share of the prompts, always the same."""
+        prompts = self.cases[split][: self.evaluation_prompts]
+        return prompts[self.trainer.global_rank :: self._world_size] or prompts[:1]
+
+    def _judge(
+        self, actor: Actor, rng: np.random.Generator, prompts: list[Prompt], copies: int, deterministic: bool
+    ) -> tuple[list[Episode], Batch]:
+        seeds = self._seeds(len(prompts) * copies, rng)
+        episodes = self.conversation.play(actor, prompts, seeds, copies, deterministic)
+        batch = as_batch([self.conversation.dialogue(episode) for episode in episodes])
+        return episodes, replace(batch, rewards=self._paid(batch))
+
+    def beside(self, episodes: list[Episode]) -> dict[str, Tensor]:
+        """What is averaged beside the return, (B,) each, by the same names on every rank.
+
+        `part/…` of the reward; tokens a reply (`length`), replies (`turns`), whether all `finished`, `true_reward`.
+        """
+        beside = {
+            f"part/{name}": [episode.parts.get(name, 0.0) for episode in episodes] for name in self._parts(episodes)
+        }
+        beside["length"] = [episode.decided / len(episode.turns) for episode in episodes]
+        beside["finished"] = [float(episode.finished) for episode in episodes]
+        if self.task.turns > 1:
+            beside["turns"] = [float(len(episode.turns)) for episode in episodes]
+        if self.reward is not None:
+            beside["true_reward"] = [episode.score for episode in episodes]
+        return {name: torch.tensor(amounts) for name, amounts in beside.items()}
+
+    def _parts(self, episodes: list[Episode]) -> list[str]:
+        """Names of parts of the reward on any rank."""
+        known: list[Any] = [{name for episode in episodes for name in episode.parts}]
+        if self._world_size > 1:
+            known *= self._world_size
+            torch.distributed.all_gather_object(known, known[0])
+        return sorted(set().union(*known))
+
+    def exhibits(self, folder: Path) -> list[Path]:
+        """The last evaluation as a table of prompt, reply, score, its parts, and the expected response."""
+        return write_tables(self.shown, folder) if self.shown else []
+
+    # ---- prediction
+
+    def predict_dataloader(self) -> list[DataLoader]:
+        prompts = self._judged(self.predict_split)
+        firsts = range(0, len(prompts), PREDICTED)
+
+        def sampled() -> Iterator[Batch]:
+            rng = self._rng(TEST, 2)
+            for first in firsts:
+                some = prompts[first : first + PREDICTED]
+                with torch.no_grad():
+                    _, batch = self._judge(self._actor, rng, some, self.replies, False)
+                yield replace(batch, group=torch.arange(len(batch)) // self.replies + first)
+
+        return [loader(sampled, len(firsts))]
+
+    def records(self, batch: Batch) -> list[dict[str, Any]]:
+        """Each prompt of a predicted batch with its replies and what they earned: feedback to be completed."""
+        assert batch.group is not None and batch.rewards is not None
+        prompts = self._judged(self.predict_split)
+        lines: dict[int, dict[str, Any]] = {}
+        scores = row_sums(batch.rewards, batch.valid).tolist()
+        for row, (place, score) in enumerate(zip(batch.group.tolist(), scores, strict=True)):
+            prompt = prompts[place]
+            empty = {"id": prompt.case.id, "prompt": prompt.case.prompt, "responses": [], "score": []}
+            line = lines.setdefault(place, empty)
+            last = int(batch.valid[row].nonzero()[-1])
+            ids = batch.actions[row, len(prompt.ids) - 1 : last + 1]
+            line["responses"].append(self.tokenizer.decode(ids.tolist()))
+            line["score"].append(score)
+        return list(lines.values())
+
+    # ---- checkpoint
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"tokenizer": self.tokenizer.digest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError: the tokenizer is another one than the model was trained with."""
+        if state_dict["tokenizer"] != self.tokenizer.digest:
+            raise ValueError("tokenizer: the checkpoint was trained with another one, so its ids mean something else")
+        super().load_state_dict(state_dict)
+
+
+def at_least_one(**amounts: int | None) -> None:
+    """Raises ValueError naming the first that is not; None stands for no limit."""
+    for name, amount in amounts.items():
+        if amount is not None and amount < 1:
+            raise ValueError(f"{name}: got {amount}, must be at least 1")

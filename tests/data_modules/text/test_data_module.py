@@ -1,0 +1,325 @@
+"""Rollouts of text tasks: the tokens, the rows, who pays, what unfinished replies cost, and what is shown."""
+
+import json
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from data_modules.text import TextDataModule, WordTokenizer
+from data_modules.text.environment import Case
+from lightning_nlf.networks import GRUPolicy, GRUValue
+from lightning_nlf.objectives import ActorCriticAgent, JointPolicy, ReinforcePolicy
+
+SIZE = 24  # ids that hold either task
+
+
+def agent(kind=ReinforcePolicy, seed=0, sharp=6, **kw):
+    torch.manual_seed(seed)
+    policy = GRUPolicy(vocabulary=SIZE, width=16)
+    with torch.no_grad():
+        policy.head.weight *= sharp  # an untrained head is nearly uniform, and would hide a mix-up of rows
+    if kind is ActorCriticAgent:
+        kw["value"] = GRUValue(vocabulary=SIZE, width=16)
+    return kind(policy=policy, optimizer=lambda groups: torch.optim.Adam(groups, lr=0.01), **kw)
+
+
+def module(task, **kw):
+    data = TextDataModule(task, tokenizer=WordTokenizer(), **({"prompts": 6, "replies": 3, "max_new": 4} | kw))
+    data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.setup("fit")
+    return data
+
+
+def collected(data, actor, seed=3):
+    return data.collect(actor, np.random.default_rng(seed))
+
+
+def fitted(actor, data, epochs=2, **kw):
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **({"limit_val_batches": 0} | kw),
+    )  # fmt: skip
+    trainer.fit(actor, data)
+    return trainer
+
+
+@pytest.mark.parametrize(("task", "window"), [("echo", None), ("walks", None), ("walks", 1), ("walks", 2)])
+def test_stored_log_probs_are_those_of_the_training_forward(task, window, request):
+    """So the ratio of the first pass is 1, whether a row is one turn, a whole dialogue or a window of it."""
+    actor, data = agent(), module(request.getfixturevalue(task), window=window)
+    batch = collected(data, actor)
+    now = actor.evaluate(batch)
+    torch.testing.assert_close(now.log_probs, batch.log_probs, rtol=0, atol=1e-4)
+    assert (now.log_probs[batch.mask] < -0.1).any() and batch.mask.any(1).all()
+
+
+def test_a_dialogue_is_one_row_and_only_the_replies_are_learned_from(walks):
+    """Prompt `3 more`, reply, `2 more`, reply, `1 more`, reply: what the environment says is read, not learned."""
+    data = module(walks)
+    batch = collected(data, agent())
+    words = data.tokenizer.encode("0 1 2 3 more")
+    for row in range(len(batch)):
+        said = torch.cat([batch.obs[row, :1], batch.actions[row]])[: int(batch.valid[row].nonzero()[-1]) + 2]
+        turns = int(np.isin(said[:1], words[2:4]) * said[0] - words[0])  # ids of numbers are in their order
+        read = said[~torch.cat([torch.tensor([False]), batch.valid[row]])[: len(said)]]
+        wanted = [word for n in range(turns, 0, -1) for word in (words[n], words[4])]
+        assert read.tolist() == wanted
+    assert data.statistics["turns"] == pytest.approx(2)  # 6 prompts: each of 1, 2, 3 turns twice
+    assert data.counters["env_steps"] == int(batch.mask.sum())
+
+
+def test_a_window_is_a_turn_a_row_and_starts_with_what_was_said_last(walks):
+    data, actor = module(walks, window=1, replies=1), agent()
+    batch = collected(data, actor)
+    assert batch.group is None  # of one reply each: minibatches may split an episode
+    assert batch.extra["episode"].bincount().sort().values.tolist() == [1, 1, 2, 2, 3, 3]
+    for episode in batch.extra["episode"].unique():
+        rows = batch.extra["episode"] == episode
+        count = int(rows.sum())
+        assert batch.extra["part"][rows].tolist() == list(range(count))
+        starts = [data.tokenizer.decode(ids[:2].tolist()) for ids in batch.obs[rows]]
+        assert starts == [f"{n} more" for n in range(count, 0, -1)]
+        assert batch.score[rows].unique().numel() == 1
+        torch.testing.assert_close(batch.rewards[rows].sum(), batch.score[rows][0])
+
+
+def test_a_window_as_long_as_the_dialogue_sees_all_of_it(walks):
+    """Its last row holds the tokens of the whole dialogue, sampled from the same seeds."""
+    whole = collected(module(walks), agent())
+    parts = collected(module(walks, window=3), agent())
+    last = torch.cat([parts.extra["episode"][1:] != parts.extra["episode"][:-1], torch.tensor([True])])
+    assert torch.equal(parts[last].obs, whole.obs) and torch.equal(parts[last].actions, whole.actions)
+    torch.testing.assert_close(parts[last].log_probs[parts[last].mask], whole.log_probs[parts[last].mask])
+
+
+def test_a_reply_does_not_depend_on_its_neighbours(walks):
+    data, actor = module(walks), agent()
+    prompts, seeds = data.cases["train"], np.arange(3 * 3 * 3).reshape(9, 3)
+    together = data.conversation.play(actor, prompts, seeds, copies=3)
+    alone = data.conversation.play(actor, prompts[2:], seeds[8:])
+    assert [turn.tokens for turn in alone[0].turns] == [turn.tokens for turn in together[8].turns]
+
+
+def test_the_same_epoch_gives_the_same_rows_and_a_run_that_is_resumed_ends_alike(echo, tmp_path):
+    straight = agent()
+    fitted(straight, module(echo), epochs=4)
+    halved = agent()
+    fitted(halved, module(echo), epochs=2).save_checkpoint(tmp_path / "half.ckpt", weights_only=False)
+    resumed = agent(seed=1)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=4, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    data = module(echo)
+    trainer.fit(resumed, data, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    for own, expected in zip(resumed.parameters(), straight.parameters(), strict=True):
+        torch.testing.assert_close(own, expected, rtol=0, atol=0)
+    assert data.counters["iteration"] == 4
+
+
+def test_every_prompt_has_its_turn_before_one_comes_again(echo):
+    batch = collected(module(echo, prompts=4, replies=2), agent())
+    assert len(batch.obs[:, 1].unique()) == 4 and batch.group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+# ---- who pays
+
+
+class PaysLength:
+    """A reward model that likes long replies."""
+
+    def score(self, batch):
+        last = torch.where(batch.valid, torch.arange(batch.valid.shape[1]), -1).max(1).values
+        return torch.zeros(batch.valid.shape).scatter(1, last[:, None], batch.valid.sum(1, keepdim=True).float())
+
+
+def test_a_scorer_pays_in_place_of_the_rule_which_is_still_reported(echo):
+    by_rule, by_model = module(echo), module(echo, reward=PaysLength())
+    ruled, scored = collected(by_rule, agent()), collected(by_model, agent())
+    assert torch.equal(ruled.obs, scored.obs)
+    torch.testing.assert_close(scored.rewards.sum(1), scored.valid.sum(1).float())
+    assert by_model.statistics["true_reward"] == pytest.approx(by_rule.statistics["return"])
+    assert by_model.statistics["return"] == pytest.approx(float(scored.valid.sum(1).float().mean()))
+    assert by_model.counters["feedback_calls"] == 0 and by_rule.counters["feedback_calls"] == 18
+    played = by_model.evaluate(agent(), np.random.default_rng(0), True)
+    assert torch.equal(played.rewards.sum(1), played.valid.sum(1).float()) and "true_reward" in played.extra
+
+
+# ---- unfinished replies
+
+
+def cut(batch, data):
+    """(B,) whether the row's last token is no stop."""
+    return batch.final_obs != data.tokenizer.eos
+
+
+@pytest.fixture
+def kept(echo):
+    data = module(echo, max_new=3, prompts=8)
+    batch = collected(data, agent())
+    assert 0 < cut(batch, data).sum() < len(batch)
+    return batch, cut(batch, data)
+
+
+def test_replaced(echo, kept):
+    plain, unfinished = kept
+    batch = collected(module(echo, max_new=3, prompts=8, unfinished="replace", unfinished_reward=-3.0), agent())
+    assert (batch.score[unfinished] == -3).all()
+    assert torch.equal(batch.rewards[~unfinished], plain.rewards[~unfinished])
+
+
+def test_penalised(echo, kept):
+    plain, unfinished = kept
+    batch = collected(module(echo, max_new=3, prompts=8, unfinished="penalty", unfinished_reward=-3.0), agent())
+    torch.testing.assert_close(batch.score - plain.score, -3.0 * unfinished)
+
+
+def test_dropped_rows_stay_without_a_valid_step(echo, kept):
+    plain, unfinished = kept
+    data = module(echo, max_new=3, prompts=8, unfinished="drop")
+    batch = collected(data, agent())
+    assert len(batch) == len(plain) and torch.equal(batch.group, plain.group)
+    assert not batch.valid[unfinished].any() and not batch.mask[unfinished].any()
+    assert torch.equal(batch.valid[~unfinished], plain.valid[~unfinished])
+    fitted(agent(), data)
+
+
+def test_rejected_ones_are_played_again_and_all_tokens_count(echo, kept):
+    plain, unfinished = kept
+    data = module(echo, max_new=3, prompts=8, unfinished="reject", resamples=1)
+    batch = collected(data, agent())
+    same = (batch.obs == plain.obs).all(1)
+    assert same[~unfinished].all() and not same[unfinished].all()
+    assert data.statistics["played_again"] == pytest.approx(float(unfinished.float().mean()))
+    assert data.counters["env_steps"] > int(batch.mask.sum())
+    data.resamples = 50
+    assert not cut(collected(data, agent()), data).any() and data.statistics["finished"] == 1
+
+
+def test_one_cut_turn_of_many_is_replaced_alone(walks):
+    plain = module(walks, max_new=2)
+    changed = module(walks, max_new=2, unfinished="replace", unfinished_reward=-5.0)
+    before, after = collected(plain, agent()), collected(changed, agent())
+    ends = before.mask & ~torch.cat([before.mask[:, 1:], torch.zeros_like(before.mask[:, :1])], 1)
+    unfinished = ends & (before.actions != plain.tokenizer.eos)
+    assert unfinished.any() and (ends & ~unfinished).any()
+    expected = torch.where(unfinished, -5.0, before.rewards)
+    torch.testing.assert_close(after.rewards, expected)
+
+
+# ---- the expected response
+
+
+def test_expected_responses_are_rows_of_the_group_that_only_imitation_learns_from(echo):
+    data = module(echo, prompts=4, replies=2, expected_share=0.5)
+    batch = collected(data, agent())
+    assert len(batch) == 10 and batch.group.tolist()[8:] == [0, 1] and batch.rank.tolist()[8:] == [-1, -1]
+    assert not batch.mask[8:].any() and torch.equal(batch.expert_mask[8:], batch.valid[8:])
+    assert not batch.expert_mask[:8].any() and (batch.score[8:] == 1.25).all()
+    for row, first in ((8, 0), (9, 2)):
+        assert torch.equal(batch.obs[row, :2], batch.obs[first, :2])
+        assert data.tokenizer.decode(batch.actions[row, 1:3].tolist()) == data.tokenizer.decode([int(batch.obs[row, 1])])
+    assert data.counters["labels"] == 4 and data.counters["feedback_calls"] == 10
+    fitted(agent(JointPolicy, baseline="group_mean", divergence="nll"), data)
+
+
+# ---- what is asked and what is said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prompts": 0}, "prompts"), ({"replies": 0}, "replies"), ({"max_new": 0}, "max_new"), ({"top_p": 0}, "top_p"),
+        ({"top_k": -1}, "top_k"), ({"window": 1}, "window"), ({"expected_share": 2}, "expected_share"),
+        ({"evaluation_prompts": 0}, "evaluation_prompts"), ({"context": 5}, "train case 'train-ant'.*context of 5"),
+        ({"prompt_suffix": " please"}, "train case 'train-ant'.*please"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named(echo, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        module(echo, **wrong)
+
+
+def test_two_cases_of_one_id_are_refused(echo):
+    echo.cases = lambda split: [Case("a", "say ant", {"word": "ant"})] * 2
+    with pytest.raises(ValueError, match="train case 'a'"):
+        module(echo)
+
+
+def test_another_tokenizer_than_the_checkpoints_is_refused(echo, walks):
+    with pytest.raises(ValueError, match="tokenizer"):
+        module(walks).load_state_dict(module(echo).state_dict())
+
+
+def test_a_suffix_stands_behind_every_prompt(echo):
+    data = module(echo, prompt_suffix=" dog")
+    batch = collected(data, agent())
+    assert (batch.obs[:, 2] == data.tokenizer.encode("dog")[0]).all() and not batch.mask[:, 1].any()
+
+
+def test_top_k_of_one_is_the_likeliest_token(echo):
+    data = module(echo, top_k=1)
+    assert collected(data, agent()).log_probs.abs().max() == 0
+    assert data.statistics["no_spread"] == 1
+
+
+def test_a_group_without_spread_and_replies_all_cut_are_warned_of_once(echo):
+    actor = agent()
+    with torch.no_grad():
+        actor.policy.head.bias[1] = -1e4  # never stops
+    data = module(echo, top_k=1)
+    with pytest.warns(UserWarning) as record:
+        collected(data, actor), collected(data, actor)
+    said = [str(w.message) for w in record]
+    assert sum("max_new" in message for message in said) == 1 and sum("same" in message for message in said) == 1
+
+
+# ---- evaluation, prediction, what is shown
+
+
+def test_evaluations_play_the_same_prompts_in_order(echo):
+    data = module(echo, evaluation_prompts=2, evaluation_replies=5)
+    greedy, sampled = (data.evaluate(agent(), np.random.default_rng(1), mode) for mode in (True, False))
+    names = [data.tokenizer.decode([int(i)]) for i in greedy.obs[:, 1]]
+    assert names == ["elk", "fox"] and len(sampled) == 10
+    again = data.evaluate(agent(), np.random.default_rng(2), True)
+    assert torch.equal(again.actions, greedy.actions)
+    torch.testing.assert_close(greedy.extra["part/right"] + greedy.extra["part/ended"], greedy.rewards.sum(1))
+
+
+def test_what_is_averaged_beside_the_return_is_logged(echo):
+    trainer = fitted(agent(), module(echo, reward=PaysLength()), epochs=1, limit_val_batches=1.0)
+    wanted = {"return", "true_reward", "finished", "length", "part/right", "part/ended", "finished_sampled"}
+    assert {f"val/{name}" for name in wanted} <= set(trainer.callback_metrics)
+
+
+def test_predictions_are_one_line_a_prompt(echo, tmp_path):
+    from lightning_nlf.callbacks import Exhibits
+
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Exhibits()],
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    data = TextDataModule(echo_task := echo, tokenizer=WordTokenizer(), replies=4, max_new=3, predict_split="train")
+    (batch,) = trainer.predict(agent(), data)
+    lines = [json.loads(line) for line in (tmp_path / "predictions" / "replies.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [case.id for case in echo_task.cases("train")]
+    for place, line in enumerate(lines):
+        assert line["prompt"] == f"say {line['id'].removeprefix('train-')}"
+        rows = range(4 * place, 4 * place + 4)
+        assert line["score"] == batch.rewards.sum(1)[rows].tolist()
+        for row, response in zip(rows, line["responses"], strict=True):
+            assert data.tokenizer.encode(response) == [
+                i for i in batch.actions[row][batch.valid[row]].tolist() if i != data.tokenizer.eos
+            ]
+
+
+def test_people_can_read_a_transcript(echo, tmp_path):
+    data = module(echo)
+    assert data.exhibits(tmp_path) == []
+    data.evaluate(agent(), np.random.default_rng(0), True)
+    markdown, html = (path.read_text() for path in data.exhibits(tmp_path))
+    assert markdown.splitlines()[0] == "| prompt | reply | score | parts | expected |"
+    assert "| say elk |" in markdown and "<td>elk</td>" in html
