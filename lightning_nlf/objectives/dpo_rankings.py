@@ -1,0 +1,108 @@
+"""DPO for whole rankings, and for pairs that may tie."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.modules import PolicyModule
+from lightning_nlf.objective import Evaluation, Terms
+from lightning_nlf.objectives.dpo import DPOObjective
+from lightning_nlf.preferences import (
+    Pairs,
+    davidson_log_probs,
+    outcome_loss,
+    plackett_luce_loss,
+    rao_kupper_log_probs,
+)
+
+
+class RankedDPOObjective(DPOObjective):
+    """The likelihood of each group's whole ranking: appendix A.3 of https://arxiv.org/abs/2305.18290.
+
+    Ties are blocks whose order nobody said, see `plackett_luce_loss`.
+    """
+
+    counted = "rankings"
+
+    def preference_loss(self, fitness: Tensor, ranked: Pairs, batch: Batch) -> Tensor:
+        assert batch.group is not None and batch.rank is not None
+        return plackett_luce_loss(self.beta * fitness, batch.group, batch.rank, batch.totals.get(self.counted))
+
+
+class TiedDPOObjective(DPOObjective):
+    """Ties are learned from, as pairs whose replies are about as good: https://arxiv.org/abs/2409.17431.
+
+    The tie parameter is the network `tie` of the module, so `network_lr: {tie: 0.01}` gives it a pace of its own.
+
+    Args: learn_tie: else the parameter stays as it is given.
+    """
+
+    counted = "pairs"
+
+    def __init__(self, start: float, learn_tie: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.tie = nn.ParameterDict({"raw": nn.Parameter(torch.tensor(start), requires_grad=learn_tie)})
+
+    def outcome_log_probs(self, difference: Tensor) -> Tensor:
+        """log P of (win, tie, lose) at the difference of two implicit rewards.  (P,) → (P, 3)"""
+        raise NotImplementedError
+
+    def preference_loss(self, fitness: Tensor, ranked: Pairs, batch: Batch) -> Tensor:
+        log_probs = self.outcome_log_probs(self.beta * ranked.difference(fitness))
+        return outcome_loss(log_probs, ranked.tie, batch.totals.get(self.counted))
+
+
+class RaoKupperDPOObjective(TiedDPOObjective):
+    """Ties by Rao-Kupper: whoever is not better by more than log θ has not won.
+
+    Args: theta: θ, above 1, or where it starts.
+    """
+
+    def __init__(self, theta: float = 2.0, learn_tie: bool = True, **kwargs: Any) -> None:
+        if not theta > 1:
+            raise ValueError(f"theta: got {theta}, must be above 1; at 1 there are no ties: use DPOPolicy")
+        super().__init__(start=math.log(theta - 1), learn_tie=learn_tie, **kwargs)  # log θ = softplus(raw) > 0
+
+    def outcome_log_probs(self, difference: Tensor) -> Tensor:
+        return rao_kupper_log_probs(difference, F.softplus(self.tie["raw"]))
+
+    def terms(self, batch: Batch, now: Evaluation) -> Terms:
+        now.notes["theta"] = F.softplus(self.tie["raw"].detach()).exp()
+        return super().terms(batch, now)
+
+
+class DavidsonDPOObjective(TiedDPOObjective):
+    """Ties by Davidson: as likely as ν times twice the geometric mean of a win and a loss.
+
+    Args: nu: ν, above 0, or where it starts.
+    """
+
+    def __init__(self, nu: float = 0.5, learn_tie: bool = True, **kwargs: Any) -> None:
+        if not nu > 0:
+            raise ValueError(f"nu: got {nu}, must be above 0; at 0 there are no ties: use DPOPolicy")
+        super().__init__(start=math.log(nu), learn_tie=learn_tie, **kwargs)
+
+    def outcome_log_probs(self, difference: Tensor) -> Tensor:
+        return davidson_log_probs(difference, self.tie["raw"])
+
+    def terms(self, batch: Batch, now: Evaluation) -> Terms:
+        now.notes["nu"] = self.tie["raw"].detach().exp()
+        return super().terms(batch, now)
+
+
+class RankedDPOPolicy(RankedDPOObjective, PolicyModule):
+    """A policy that learned from whole rankings."""
+
+
+class RaoKupperDPOPolicy(RaoKupperDPOObjective, PolicyModule):
+    """A policy that learned from comparisons with ties."""
+
+
+class DavidsonDPOPolicy(DavidsonDPOObjective, PolicyModule):
+    """A policy that learned from comparisons with ties."""
