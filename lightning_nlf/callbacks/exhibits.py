@@ -14,6 +14,7 @@ from lightning_nlf.batch import Batch
 from lightning_nlf.callbacks.learning_curve import History, draw
 from lightning_nlf.callbacks.protocols import (
     Exhibiting,
+    Recording,
     counters_of,
     data_module_of,
     last_step,
@@ -33,7 +34,7 @@ class Exhibits(L.Callback):
     The counters are logged at the step under which Lightning logs that iteration's metrics, so that a validation can
     be drawn against environment steps. Exhibits are made at the end of a fit, also of one that failed, and at a
     validation if there are none yet of the last `every_seconds`. One that fails is a warning. A prediction writes one
-    line an episode to `<run>/predictions/episodes.jsonl`, and the exhibits beside it.
+    line an episode to `<run>/predictions/episodes.jsonl`, or what the DataModule records, and the exhibits beside it.
 
     Raises:
         ValueError: `every_seconds` is negative.
@@ -159,9 +160,11 @@ class Exhibits(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if isinstance(outputs, Batch):
-            lines = [json.dumps(episode) + "\n" for episode in episodes(outputs, acting(dataloader_idx))]
+            source = data_module_of(trainer)
+            own = source.records(outputs) if isinstance(source, Recording) else None
+            records = episodes(outputs, acting(dataloader_idx)) if own is None else own
             with open(self._episodes(trainer), "a", encoding="utf-8") as file:
-                file.writelines(lines)
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -170,7 +173,9 @@ class Exhibits(L.Callback):
 
     def _episodes(self, trainer: L.Trainer) -> Path:
         rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-        return run_folder(trainer) / "predictions" / f"episodes{rank}.jsonl"
+        source = data_module_of(trainer)
+        name = source.recorded if isinstance(source, Recording) else "episodes"
+        return run_folder(trainer) / "predictions" / f"{name}{rank}.jsonl"
 
     # ---- checkpoint
 

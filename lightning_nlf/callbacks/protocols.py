@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_nlf.batch import Batch
+
 
 @runtime_checkable
 class Collecting(Protocol):
@@ -23,6 +25,15 @@ class Exhibiting(Protocol):
     """A DataModule or a model that has something to look at."""
 
     def exhibits(self, folder: Path) -> list[Path]: ...
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """A DataModule that says itself what is written of a predicted batch, a line each, and to which file."""
+
+    recorded: str  # its name, without ending
+
+    def records(self, batch: Batch) -> list[dict[str, Any]]: ...
 
 
 @runtime_checkable
