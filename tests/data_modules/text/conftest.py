@@ -32,7 +32,7 @@ class Echo:
         return Once(case.facts["word"])
 
     def corpus(self):
-        yield "say " + " ".join(WORDS)
+        yield "say 0 1 2 3 more " + " ".join(WORDS)
 
     def demonstrations(self, split):
         return [(case.prompt, case.facts["word"]) for case in self.cases(split)]
@@ -64,9 +64,6 @@ class Walks(Echo):
 
     def begin(self, case):
         return Walk(case.facts["left"])
-
-    def corpus(self):
-        yield "0 1 2 3 more " + " ".join(WORDS)
 
     def expected(self, case):
         return None
