@@ -3,9 +3,15 @@ from lightning_nlf.networks.base import Policy as Policy
 from lightning_nlf.networks.base import QValue as QValue
 from lightning_nlf.networks.base import Reward as Reward
 from lightning_nlf.networks.base import Value as Value
+from lightning_nlf.networks.decoder import DecoderShape as DecoderShape
 from lightning_nlf.networks.gru import GRUPolicy as GRUPolicy
 from lightning_nlf.networks.gru import GRUReward as GRUReward
 from lightning_nlf.networks.gru import GRUValue as GRUValue
 from lightning_nlf.networks.mlp import GaussianPolicy as GaussianPolicy
 from lightning_nlf.networks.mlp import MLPQValue as MLPQValue
 from lightning_nlf.networks.mlp import MLPValue as MLPValue
+from lightning_nlf.networks.transformer import TransformerPolicy as TransformerPolicy
+from lightning_nlf.networks.transformer import TransformerQValue as TransformerQValue
+from lightning_nlf.networks.transformer import TransformerReward as TransformerReward
+from lightning_nlf.networks.transformer import TransformerValue as TransformerValue
+from lightning_nlf.networks.transformer import ValueHead as ValueHead

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,33 @@ class Network(nn.Module):
         """
         if weights is None:
             return
-        if not Path(weights).is_file():
-            raise ValueError(f"weights: there is no file {weights}")
-        state = SafeCheckpointIO().load_checkpoint(weights).get("state_dict", {})
-        prefix = f"{self.role}."
-        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        state = checkpoint_at(weights).get("state_dict", {})
         try:
-            self.load_state_dict(own)
+            self.load_state_dict(self.own_weights(state))
         except RuntimeError as error:
             raise ValueError(
                 f"weights: the {self.role} in {weights} has another shape than this one: {error}"
             ) from None
+
+    def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What this network takes of a module's weights: those under its role."""
+        return under(self.role, state)
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of `__init__` that `weights` has decided: a checkpoint says them, and needs `weights` no more."""
+        return {}
+
+
+def checkpoint_at(weights: str) -> dict[str, Any]:
+    """Raises ValueError: there is no such file, or it holds more than tensors."""
+    if not Path(weights).is_file():
+        raise ValueError(f"weights: there is no file {weights}")
+    return SafeCheckpointIO().load_checkpoint(weights)
+
+
+def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries whose names begin with `prefix` and a dot, without these."""
+    return {key.removeprefix(f"{prefix}."): x for key, x in state.items() if key.startswith(f"{prefix}.")}
 
 
 class Policy(Network):

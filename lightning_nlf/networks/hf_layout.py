@@ -1,0 +1,245 @@
+"""Models in Hugging Face layout, config.json and model.safetensors: GPT-2, Llama, Qwen2 and Qwen3, read and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lightning_nlf.networks.decoder import DecoderShape
+
+ARCHITECTURES = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+# Our name and theirs; several of theirs stand below each other in ours.
+GPT2 = {
+    "attention_norm": ["ln_1"],
+    "qkv": ["attn.c_attn"],
+    "out": ["attn.c_proj"],
+    "mlp_norm": ["ln_2"],
+    "up": ["mlp.c_fc"],
+    "down": ["mlp.c_proj"],
+}
+LLAMA = {
+    "attention_norm": ["input_layernorm"],
+    "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "query_norm": ["self_attn.q_norm"],
+    "key_norm": ["self_attn.k_norm"],
+    "out": ["self_attn.o_proj"],
+    "mlp_norm": ["post_attention_layernorm"],
+    "up": ["mlp.gate_proj", "mlp.up_proj"],
+    "down": ["mlp.down_proj"],
+}
+# What a config may say, and this decoder does not do; any other value of these is refused.
+PLAIN = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "use_sliding_window": (False,),
+}
+
+
+def folder_of(weights: str | None) -> Path | None:
+    """Where `weights` are in Hugging Face layout: a folder, or what the hub has under that id; None if they are not.
+
+    Raises:
+        ValueError: an id, and no huggingface_hub to ask for it, or none that it knows.
+    """
+    if weights is None or Path(weights).is_file() or weights.endswith(".ckpt"):
+        return None
+    if Path(weights).is_dir():
+        return Path(weights)
+    if weights.count("/") > 1 or weights.startswith((".", "/", "~")):  # no id
+        return None
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise ValueError(
+            f"weights: there is no {weights} here; from the hub: pip install lightning_nlf[text]"
+        ) from None
+    try:
+        return Path(snapshot_download(weights, allow_patterns=["*.json", "*.safetensors"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"weights: there is no file or folder {weights}, nor has the hub a model: {reason}") from None
+
+
+def shape_in(folder: Path) -> DecoderShape:
+    """The shape that config.json tells of.
+
+    Raises:
+        ValueError: there is none, or an architecture that this decoder is not.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(f"weights: {folder} has no config.json, so it is no model in Hugging Face layout") from None
+    family = config.get("model_type")
+    if family not in ARCHITECTURES:
+        raise ValueError(
+            f"weights: {folder} is a {family}, and this decoder is one of {', '.join(ARCHITECTURES)}: "
+            "use lightning_nlf.networks.HuggingFacePolicy"
+        )
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    strange = {name: config[name] for name, known in PLAIN.items() if name in config and config[name] not in known}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        strange["rope_parameters"] = rope
+    if strange:
+        raise ValueError(f"weights: {folder} has {strange}: use lightning_nlf.networks.HuggingFacePolicy")
+    if family == "gpt2":
+        return DecoderShape(
+            vocabulary=config["vocab_size"],
+            layers=config["n_layer"],
+            heads=config["n_head"],
+            width=config["n_embd"],
+            context=config["n_positions"],
+            family="gpt2",
+            hidden=config.get("n_inner") or 0,
+            tied=config.get("tie_word_embeddings", True),
+            eps=config.get("layer_norm_epsilon", 1e-5),
+        )
+    return DecoderShape(
+        vocabulary=config["vocab_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        width=config["hidden_size"],
+        context=config["max_position_embeddings"],
+        family=family,
+        kv_heads=config.get("num_key_value_heads") or 0,
+        head_width=config.get("head_dim") or (128 if family == "qwen3" else 0),
+        hidden=config["intermediate_size"],
+        tied=config.get("tie_word_embeddings", False),
+        rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
+        eps=config.get("rms_norm_eps", 1e-6),
+    )
+
+
+def config_of(shape: DecoderShape) -> dict[str, Any]:
+    """config.json."""
+    config: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[shape.family]],
+        "model_type": shape.family,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": shape.tied,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "dtype": "float32",
+    }
+    if shape.family == "gpt2":
+        return config | {
+            "n_layer": shape.layers,
+            "n_head": shape.heads,
+            "n_embd": shape.width,
+            "n_positions": shape.context,
+            "n_inner": shape.hidden,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": shape.eps,
+        }
+    return config | {
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_width,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.hidden,
+        "max_position_embeddings": shape.context,
+        "hidden_act": "silu",
+        "rms_norm_eps": shape.eps,
+        "rope_theta": shape.rope_theta,  # of transformers 4
+        "rope_parameters": {"rope_theta": shape.rope_theta, "rope_type": "default"},
+    }
+
+
+def names(shape: DecoderShape, parameters: Iterator[str]) -> Iterator[tuple[str, list[str], bool]]:
+    """Our parameters, theirs (without what all of them begin with), and whether theirs are transposed."""
+    gpt2 = shape.family == "gpt2"
+    whole = {"embed": "wte", "places": "wpe", "norm": "ln_f"} if gpt2 else {"embed": "embed_tokens", "norm": "norm"}
+    for name in parameters:
+        module, kind = name.rsplit(".", 1)
+        if module in whole:
+            yield name, [f"{whole[module]}.{kind}"], False
+            continue
+        _, layer, part = module.split(".")
+        theirs = (GPT2 if gpt2 else LLAMA)[part]
+        prefix = f"h.{layer}" if gpt2 else f"layers.{layer}"
+        yield name, [f"{prefix}.{x}.{kind}" for x in theirs], gpt2 and kind == "weight" and "norm" not in part
+
+
+@torch.no_grad()
+def load(folder: Path, decoder: nn.Module, head: nn.Linear | None) -> None:
+    """Fill the decoder, and the head if it has one of its own.
+
+    Raises:
+        ValueError: no safetensors, or a tensor that is missing or has another shape.
+    """
+    shape = decoder.shape
+    stored = tensors_in(folder)
+    for name, theirs, transposed in names(shape, (name for name, _ in decoder.named_parameters())):
+        parts = [_found(stored, key, folder) for key in theirs]
+        parameter = decoder.get_parameter(name)
+        value = torch.cat([part.T if transposed else part for part in parts])
+        _fill(parameter, value, f"{folder}: {', '.join(theirs)}")
+    if head is not None:
+        _fill(head.weight, _found(stored, "lm_head.weight", folder), f"{folder}: lm_head.weight")
+
+
+def tensors_in(folder: Path) -> dict[str, Tensor]:
+    """All tensors, from one file or several, without the prefix of the model's body."""
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    if not files:
+        raise ValueError(f"weights: {folder} has no *.safetensors; save the model with save_pretrained")
+    stored = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118 no mapping
+                stored[key.removeprefix("transformer.").removeprefix("model.")] = opened.get_tensor(key)
+    return stored
+
+
+def _found(stored: Mapping[str, Tensor], key: str, folder: Path) -> Tensor:
+    if key not in stored:
+        raise ValueError(f"weights: {folder} has no tensor {key}")
+    return stored[key]
+
+
+def _fill(parameter: Tensor, value: Tensor, what: str) -> None:
+    if parameter.shape != value.shape:
+        raise ValueError(f"weights: {what} is {tuple(value.shape)}, config.json says {tuple(parameter.shape)}")
+    parameter.copy_(value)
+
+
+@torch.no_grad()
+def save(folder: Path, decoder: nn.Module, head: nn.Linear | None) -> None:
+    """Write config.json and model.safetensors, float32, for `AutoModelForCausalLM.from_pretrained`."""
+    shape = decoder.shape
+    body = "transformer." if shape.family == "gpt2" else "model."
+    heights = {"qkv": [shape.heads * shape.head_width] + [shape.kv_heads * shape.head_width] * 2}
+    stored = {}
+    for name, theirs, transposed in names(shape, (name for name, _ in decoder.named_parameters())):
+        value = decoder.get_parameter(name).float().cpu()
+        cuts = heights.get(name.split(".")[-2], [len(value) // len(theirs)] * len(theirs))
+        parts = [value] if len(theirs) == 1 else list(value.split(cuts))
+        for key, part in zip(theirs, parts, strict=True):
+            stored[body + key] = (part.T if transposed else part).contiguous().clone()
+    if head is not None:
+        stored["lm_head.weight"] = head.weight.float().cpu().contiguous().clone()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config_of(shape), indent=2) + "\n")
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,263 @@
+"""Language models: a policy on our own decoder; critics and rewards on one of their own, or on the policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_nlf.networks import hf_layout
+from lightning_nlf.networks.base import Network, Policy, QValue, Reward, Value, checkpoint_at, under
+from lightning_nlf.networks.cache import Cache
+from lightning_nlf.networks.categorical import TokenDistribution
+from lightning_nlf.networks.decoder import Decoder, DecoderShape
+from lightning_nlf.networks.packing import pack
+
+
+class Transformer(Network):
+    """A network with a decoder, whose shape is given or comes with its weights.
+
+    Args:
+        shape: of the decoder; left out, it is that of `weights`.
+        weights: a checkpoint of ours, or a model in Hugging Face layout: its folder, or its id on the hub.
+        dropout: in training, on the embedding and on what attention and MLP add.
+
+    Raises:
+        ValueError: neither shape nor weights, weights of another shape or architecture, or none at all.
+    """
+
+    decoder: Decoder
+    lm_head: nn.Linear | None = None  # that predicts tokens, where it is not the embedding
+
+    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        folder = hf_layout.folder_of(weights)
+        found = hf_layout.shape_in(folder) if folder else shape or self._shape_in_checkpoint(weights)
+        if shape is not None and found != shape:
+            raise ValueError(f"shape: that of {weights} is another, {found}; leave it out")
+        self.decoder = Decoder(found, dropout)
+
+    def load_weights(self, weights: str | None) -> None:
+        """As of `Network`, or from Hugging Face layout."""
+        folder = hf_layout.folder_of(weights)
+        if folder is None:
+            super().load_weights(weights)
+        else:
+            hf_layout.load(folder, self.decoder, self.lm_head)
+
+    def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint without this role gives the policy's decoder, below a fresh head."""
+        own = super().own_weights(state)
+        if own:
+            return own
+        fresh = {name: x for name, x in self.state_dict().items() if not name.startswith("decoder.")}
+        return fresh | {f"decoder.{name}": x for name, x in under("policy.decoder", state).items()}
+
+    def arguments(self) -> dict[str, Any]:
+        return {"shape": asdict(self.decoder.shape)}
+
+    def _shape_in_checkpoint(self, weights: str | None) -> DecoderShape:
+        if weights is None:
+            raise ValueError("shape: give one (vocabulary, layers, heads, width, context), or `weights` that bring it")
+        networks = checkpoint_at(weights).get("hyper_parameters") or {}
+        spec = networks.get(self.role) or networks.get("policy") or {}
+        shape = spec.get("init_args", {}).get("shape")
+        if shape is None:
+            raise ValueError(f"shape: {weights} does not say it; give it (vocabulary, layers, heads, width, context)")
+        return DecoderShape(**shape)
+
+    def states(self, obs: Tensor, where: Tensor | None) -> Tensor:
+        """obs (B, T) → (B, T, d), or (N, d) over the True steps of `where`. Nothing behind a row's last one is read.
+
+        Raises:
+            ValueError: a row longer than the context, or a token outside of the vocabulary.
+        """
+        decoder, shape = self.decoder, self.decoder.shape
+        asked = torch.ones(obs.shape, dtype=torch.bool) if where is None else where.cpu()
+        if not asked.any():
+            return decoder.embed.weight.new_zeros(0, shape.width)
+        packed = pack(obs.cpu(), asked, share=not (decoder.dropout and decoder.training))
+        self.refuse_length(int(packed.positions.max()) + 1, 0)
+        refuse_strangers(packed.ids, shape.vocabulary)
+        packed = packed.to(obs.device)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            with torch.autocast(obs.device.type, enabled=obs.device.type != "cpu"):
+                return packed.attend(precise(qkv), shape.heads)
+
+        hidden = decoder(packed.ids, packed.positions, attend, packed.wanted)
+        return hidden.unflatten(0, obs.shape) if where is None else hidden
+
+    def refuse_length(self, tokens: int, more: int) -> None:
+        """Raises ValueError: `tokens` and so many more do not fit the context."""
+        context = self.decoder.shape.context
+        if tokens + more > context:
+            read = f"{tokens} tokens and a reply of up to {more + 1}" if more else f"{tokens} tokens"
+            raise ValueError(
+                f"shape.context: a row of {read} is longer than the context of {context}: "
+                "shorten prompts or replies (max_new), or give the policy a larger context"
+            )
+
+
+def precise(qkv: Tensor) -> Tensor:
+    """On a CPU attention is in float32: in bfloat16 its way back takes eight times as long."""
+    return qkv.float() if qkv.device.type == "cpu" else qkv
+
+
+def refuse_strangers(ids: Tensor, vocabulary: int) -> None:
+    """Raises ValueError: a token outside of the vocabulary."""
+    if int(ids.max()) >= vocabulary:
+        raise ValueError(
+            f"shape.vocabulary: token {int(ids.max())} in a vocabulary of {vocabulary}: "
+            "the policy was made for another tokenizer"
+        )
+
+
+class TransformerPolicy(Transformer, Policy):
+    """The next token's distribution.
+
+    Args:
+        temperature: what scores are divided by, in sampling and in learning alike.
+    """
+
+    def __init__(
+        self,
+        shape: DecoderShape | None = None,
+        weights: str | None = None,
+        temperature: float = 1.0,
+        dropout: float = 0.0,
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature: got {temperature}, must be above 0; for the likeliest token: deterministic")
+        super().__init__(shape, weights, dropout)
+        self.temperature = temperature
+        own = self.decoder.shape
+        if not own.tied:
+            self.lm_head = nn.Linear(own.width, own.vocabulary, bias=False)
+            nn.init.normal_(self.lm_head.weight, std=0.02)
+        self.load_weights(weights)
+
+    def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        return self.states(obs, where)
+
+    def distribution(self, features: Tensor) -> TokenDistribution:
+        return TokenDistribution(self.scores(features))
+
+    def scores(self, features: Tensor) -> Tensor:
+        """(…, d) → (…, V), float32, not normalised."""
+        weight = (self.lm_head or self.decoder.embed).weight
+        scores = F.linear(features, weight).float()
+        return scores if self.temperature == 1 else scores / self.temperature
+
+    def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Cache]:
+        shape, (rows, width), device = self.decoder.shape, ids.shape, ids.device
+        cache = self._empty_cache(rows) if state is None else state
+        if cache.longest + width + max(room - 1, 0) > shape.context:  # perhaps: `longest` is a bound
+            cache.longest = int(cache.lengths.max())
+            self.refuse_length(int((cache.lengths + lengths).max()), max(room - 1, 0))
+        if width > 1:
+            refuse_strangers(ids, shape.vocabulary)
+        cache.reserve(cache.used + width + max(room - 1, 0))
+        positions, seen = cache.add(lengths, width)
+        last = torch.arange(0, rows * width, width, device=device)
+        wanted = None if width == 1 else last + (lengths - 1).clamp(min=0)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            with torch.autocast(device.type, enabled=device.type != "cpu"):
+                return cache.attend(layer, precise(qkv), shape.heads, seen)
+
+        positions = positions.clamp(max=shape.context - 1)  # of padding
+        return self.scores(self.decoder(ids.flatten(), positions.flatten(), attend, wanted)), cache
+
+    def _empty_cache(self, rows: int) -> Cache:
+        shape, weight = self.decoder.shape, self.decoder.embed.weight
+        half = weight.is_cuda and torch.is_autocast_enabled("cuda")
+        like = weight.new_empty(0, dtype=torch.get_autocast_dtype("cuda") if half else None)
+        return Cache.empty(shape.layers, rows, shape.kv_heads, shape.head_width, like)
+
+    def rows_of(self, state: Any, index: Tensor) -> Cache:
+        return state.rows_of(index)
+
+    def with_rows(self, state: Any, index: Tensor, part: Any) -> Cache:
+        return state.with_rows(index, part)
+
+    def export(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors, for `AutoModelForCausalLM.from_pretrained`."""
+        hf_layout.save(Path(folder), self.decoder, self.lm_head)
+
+
+class TransformerValue(Transformer, Value):
+    """V of the tokens so far, on a decoder of its own; 0 at first."""
+
+    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
+        super().__init__(shape, weights, dropout)
+        self.head = zero_head(self.decoder.shape.width)
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        return number(self.head, self.states(obs, where))
+
+
+class ValueHead(Value):
+    """V on the policy's own trunk, from its features (…, width); 0 at first."""
+
+    on_policy = True
+
+    def __init__(self, width: int, weights: str | None = None) -> None:
+        super().__init__()
+        self.head = zero_head(width)
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        """obs: the policy's features (…, width) → (…)"""
+        return number(self.head, obs)
+
+
+class TransformerQValue(Transformer, QValue):
+    """Q of every token behind the tokens so far, on a decoder of its own; 0 at first."""
+
+    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
+        super().__init__(shape, weights, dropout)
+        self.head = zero_head(self.decoder.shape.width, self.decoder.shape.vocabulary)
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, actions: Tensor, where: Tensor | None = None) -> Tensor:
+        values = self.head(self.states(obs, where)).float()
+        taken = actions if where is None else actions[where]
+        return values.gather(-1, taken[..., None].long())[..., 0]
+
+
+class TransformerReward(Transformer, Reward):
+    """What a reply is worth, on a decoder of its own.
+
+    The head begins normal with std 1/√(d + 1) and without bias: appendix A of https://arxiv.org/abs/1909.08593's code.
+    """
+
+    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
+        super().__init__(shape, weights, dropout)
+        width = self.decoder.shape.width
+        self.head = zero_head(width)
+        nn.init.normal_(self.head.weight, std=1 / math.sqrt(width + 1))
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        return number(self.head, self.states(obs, where))
+
+
+def zero_head(width: int, outputs: int = 1) -> nn.Linear:
+    head = nn.Linear(width, outputs)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def number(head: nn.Linear, features: Tensor) -> Tensor:
+    """(…, d) → (…), in float32: a thousandth of a reward counts."""
+    with torch.autocast(features.device.type, enabled=False):
+        return head(features.float())[..., 0]
