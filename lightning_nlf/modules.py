@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from lightning_nlf import generation
 from lightning_nlf.batch import Batch
 from lightning_nlf.construction import rebuild
-from lightning_nlf.networks import Policy
+from lightning_nlf.networks import Network, Policy
 from lightning_nlf.objective import Evaluation, Objective, scattered
 
 
@@ -129,6 +129,12 @@ class ObjectiveModule(Objective, L.LightningModule):
         # Built by hand, the hyperparameters are live networks: pickled code that no safe loader would read.
         if "_instantiator" not in checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}):
             checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, None)
+            return
+        saved = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = dict(checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY])
+        for name, network in self.named_children():  # what came with `weights` must outlast them
+            if isinstance(network, Network) and network.arguments():
+                spec = saved[name]
+                saved[name] = spec | {"init_args": spec.get("init_args", {}) | network.arguments()}
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
