@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,11 +67,17 @@ def scan(path: str | Path, scale: Scale = (0.0, 1.0)) -> tuple[list[Judgement], 
     return judgements, bad
 
 
-def listed(path: str | Path, bad: dict[int, list[str]]) -> str:
-    """All that is wrong with a file, the first ten lines of it in full."""
-    lines = [f"{path}:{number}: {'; '.join(faults)}" for number, faults in list(bad.items())[:LISTED]]
-    more = [f"… and {len(bad) - LISTED} more lines"] if len(bad) > LISTED else []
-    return "\n  ".join([f"{path}: {len(bad)} lines are wrong", *lines, *more]) if len(bad) > 1 else lines[0]
+def listed(path: str | Path, bad: Mapping[int, Sequence[str]]) -> str:
+    """All that is wrong with a file by line number, the first ten lines of it in full."""
+    return enumerated([f"{path}:{number}: {'; '.join(faults)}" for number, faults in bad.items()])
+
+
+def enumerated(faults: Sequence[str]) -> str:
+    """One fault as it is; of more how many, and the first ten."""
+    if len(faults) == 1:
+        return faults[0]
+    more = [f"… and {len(faults) - LISTED} more lines"] if len(faults) > LISTED else []
+    return "\n  ".join([f"{len(faults)} lines are wrong", *faults[:LISTED], *more])
 
 
 def write(path: str | Path, judgements: Iterable[Judgement]) -> None:

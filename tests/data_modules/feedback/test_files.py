@@ -98,13 +98,13 @@ def test_ten_bad_lines_are_listed_and_the_others_counted(path):
     with pytest.raises(ValueError) as error:
         read(path)
     lines = str(error.value).splitlines()
-    assert lines[0] == f"{path}: 12 lines are wrong" and lines[-1].strip() == "… and 2 more lines"
+    assert lines[0] == "12 lines are wrong" and lines[-1].strip() == "… and 2 more lines"
     assert [line.split(":")[1] for line in lines[1:-1]] == [str(i) for i in range(1, 11)]
 
 
 def test_skipping_says_what_is_skipped(path):
     path.write_bytes(b"x\n" + GOOD + b"\nx\n")
-    with pytest.warns(UserWarning, match="skipped: .*: 2 lines are wrong") as warned:
+    with pytest.warns(UserWarning, match="skipped: 2 lines are wrong") as warned:
         assert len(read(path, on_bad="skip")) == 1
     assert f"{path}:3: not JSON" in str(warned[0].message)
 

@@ -1,0 +1,244 @@
+"""Trains on what was said of replies that are there: scores, rankings, expected responses, labels of steps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader
+
+from data_modules.feedback.files import enumerated, read
+from data_modules.feedback.parsing import Scale
+from data_modules.feedback.rows import Layout, Row, Use
+from data_modules.feedback.schema import Judgement
+from data_modules.feedback.selection import Keep
+from data_modules.feedback.split import refuse_overlap, split
+from data_modules.minibatches import MinibatchDataModule, grouped, loader
+from data_modules.text.environment import TextEnvironment
+from data_modules.text.tokenizer import ByteTokenizer, Tokenizer
+from lightning_nlf.batch import Actor, Batch
+
+Paths = str | list[str]
+EVALUATED = 64  # rows of a held-out batch, about
+
+
+class FeedbackDataModule(MinibatchDataModule):
+    """Rows of feedback files, in one layout whatever an objective makes of them; a line is a `group`.
+
+    A reply of which something that is used is known is a row with `mask` True on its tokens, and an expected response
+    one with `expert_mask` True. What is not known of a row is masked, field by field, so lines of any completeness
+    train together: `rank` −1; `score` NaN, no reward, and False in `extra["scored"]`; `extra["labelled"]` False.
+    A score is the reward at the last token; labels of steps are rewards at their ends instead, `extra["step_ends"]`.
+    `meta.finished` of a line says false of a reply that was cut off, which gets no stop token: `extra["finished"]`.
+
+    Args:
+        path: of one file or of several.
+        tokenizer: that of the model: of a folder, or made from the corpus of `task`.
+        use: what is learned from. Objectives that know no mask for what is missing want only what they need:
+            `[score]` for those of rewards, `[steps]` for process rewards. `responses` adds the replies of which nothing
+            else is known, to be compared with the expected one.
+        label_above: replies that score at least so much are labelled good, `extra["label"]`, and the others bad.
+        keep: which scored replies are imitated, as the expected ones are: rejection sampling. With
+            `use: [expected]` nothing else is learned from.
+        control_codes: texts, the code of the worst replies first: each scored reply is imitated (`keep` may choose)
+            behind a prompt that ends with the code of its score, an expected one behind the best code. At test time
+            the prompt ends with the last of them.
+        validation_share: of the prompts, held out; none of their lines is learned from.
+        validation_path, test_path: files of held-out prompts. Without a test_path the test is on the validation's.
+        scale: lowest and highest score there is in the files.
+        on_bad: `skip` goes on without lines that are wrong, and warns which.
+        context: tokens that the model can read; a longer row is refused, never cut.
+        task: whose corpus the tokenizer is made from, if it is not made yet.
+        seed, minibatches, passes: of `MinibatchDataModule`.
+
+    Raises:
+        ValueError: a knob, or at `setup` a line, that is wrong; names it and the mend.
+    """
+
+    def __init__(
+        self,
+        path: Paths,
+        tokenizer: Tokenizer,
+        use: tuple[Use, ...] = ("score", "ranking", "steps", "expected"),
+        label_above: float | None = None,
+        keep: Keep | None = None,
+        control_codes: tuple[str, ...] = (),
+        validation_share: float = 0.0,
+        validation_path: Paths | None = None,
+        test_path: Paths | None = None,
+        scale: Scale = (0.0, 1.0),
+        on_bad: Literal["raise", "skip"] = "raise",
+        context: int | None = None,
+        task: TextEnvironment | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= validation_share < 1:
+            raise ValueError(f"validation_share: got {validation_share}, must be in [0, 1)")
+        if validation_share and validation_path is not None:
+            raise ValueError(
+                "validation_share: the held-out prompts are those of validation_path; leave one of them out"
+            )
+        if label_above is not None and "score" not in use:
+            raise ValueError("label_above: it labels by the score, so `use` must name score")
+        if len(set(control_codes)) < len(control_codes) or len(control_codes) == 1 or "" in control_codes:
+            raise ValueError(f"control_codes: got {list(control_codes)}, must be two or more different texts")
+        self.paths, self.validation_paths, self.test_paths = _listed(path), _listed(validation_path), _listed(test_path)
+        self.tokenizer, self.task, self.scale, self.on_bad = tokenizer, task, scale, on_bad
+        self.validation_share = validation_share
+        self.layout = Layout(tokenizer, tuple(use), (), keep, tuple(control_codes), label_above, context)
+        self.counters["feedback_calls"] = 0
+        self.rows: Batch | None = None
+        self.held_out: dict[str, Batch] = {}  # of "validation" and "test"
+        self._paid = 0  # scores, rankings and expected responses that are learned from
+
+    # ---- from files to rows
+
+    def setup(self, stage: str) -> None:
+        if self.rows is not None:
+            return
+        self._make_tokenizer()
+        training, validation = split(self._read(self.paths), self.validation_share)
+        held = {"validation": validation or self._read(self.validation_paths), "test": self._read(self.test_paths)}
+        for name, judgements in held.items():
+            refuse_overlap(training, judgements, f"{name}_path")
+        scores = [score for judgement in training for score in judgement.score or () if score is not None]
+        self._refuse_without_scores(scores)
+        self.layout = self.layout.knowing(scores)
+        self.rows = self._rows(training, self.paths)
+        self.held_out = {name: self._rows(judgements, [name]) for name, judgements in held.items() if judgements}
+        self._paid = sum(_calls(judgement, self.layout.use) for judgement in training)
+        self._tell(training)
+        _ = self.data_digest  # before anybody writes to the files
+
+    def _make_tokenizer(self) -> None:
+        if hasattr(self.tokenizer, "eos"):
+            return
+        if self.task is None and not isinstance(self.tokenizer, ByteTokenizer):
+            raise ValueError(
+                "tokenizer: it is not made yet: name the `task` whose corpus it is made from, or the folder of one"
+            )
+        self.tokenizer.fit(() if self.task is None else self.task.corpus())
+
+    def _read(self, paths: list[str]) -> list[Judgement]:
+        return [judgement for path in paths for judgement in read(path, self.scale, self.on_bad)]
+
+    def _refuse_without_scores(self, scores: Sequence[float]) -> None:
+        by_score = {
+            "keep": self.layout.keep,
+            "control_codes": self.layout.codes,
+            "label_above": self.layout.label_above,
+        }
+        for name, value in by_score.items():
+            if value not in (None, ()) and not scores:
+                raise ValueError(f"{name}: it goes by the score, and no reply in {', '.join(self.paths)} has one")
+
+    def _rows(self, judgements: Sequence[Judgement], names: list[str]) -> Batch:
+        groups: list[list[Row]] = []
+        faults: list[str] = []
+        for judgement in judgements:
+            try:
+                groups.append(self.layout.rows(judgement))
+            except ValueError as error:
+                faults.append(str(error))
+        if faults:
+            raise ValueError(enumerated(faults))
+        groups = [group for group in groups if group]
+        if not groups:
+            there = Counter(name for judgement in judgements for name in judgement.record())
+            raise ValueError(
+                f"use: nothing of {', '.join(self.layout.use) or 'nothing'} is in {', '.join(names)}, "
+                f"whose fields are {', '.join(there)}"
+            )
+        return self.layout.batch(groups)
+
+    def _tell(self, training: Sequence[Judgement]) -> None:
+        """What was found; a warning of rankings that nothing can be learned from but ties."""
+        assert self.rows is not None and self.rows.expert_mask is not None
+        learned, imitated = int(self.rows.mask.any(1).sum()), int(self.rows.expert_mask.any(1).sum())
+        responses = sum(len(judgement.responses) for judgement in training)
+        expected = sum(judgement.expected is not None for judgement in training) * ("expected" in self.layout.use)
+        idle = responses + expected - len(self.rows)
+        rank_zero_info(
+            f"feedback: {len(training)} judgements, {learned} rows to learn from and {imitated} to imitate; "
+            f"nothing that is used here is known of {idle} of the {responses} responses"
+        )
+        if "ranking" in self.layout.use:
+            flat = [judgement for judgement in training if judgement.ranks and len(set(judgement.ranks)) == 1]
+            if flat:
+                rank_zero_warn(f"{len(flat)} rankings put no response above another: {flat[0].where} is the first")
+
+    # ---- training
+
+    def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
+        assert self.rows is not None, "setup comes first"
+        places, groups = grouped(self.rows)
+        self.refuse_too_few("path", groups, "judgements")
+        if not self.counters["feedback_calls"]:  # said once, however often it is read
+            self.counters["feedback_calls"] = self._paid
+        return self.rows[places % self._world_size == self.trainer.global_rank]
+
+    # ---- evaluation
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return self._evaluation("test" if "test" in self.held_out else "validation")
+
+    def _evaluation(self, name: str) -> list[DataLoader]:
+        """One loader of held-out rows, as many batches on every rank; none where nothing is held out."""
+        if name not in self.held_out:
+            return []
+        rows = self.held_out[name]
+        places, groups = grouped(rows)
+        if groups < self._world_size:
+            raise ValueError(f"{name}: {groups} prompts are held out, and there are {self._world_size} processes")
+        parts = min(-(-len(rows) // (EVALUATED * self._world_size)), groups // self._world_size)
+        own = torch.arange(self.trainer.global_rank, groups, self._world_size).tensor_split(parts)
+        return [loader(partial(_batches, rows, [torch.isin(places, part) for part in own]), parts)]
+
+    # ---- what a run was made of
+
+    @cached_property
+    def data_digest(self) -> str:
+        """SHA-256 of the files' content at `setup`, one after the other: of a single file that of `sha256sum`."""
+        total = hashlib.sha256()
+        for path in self.paths + self.validation_paths + self.test_paths:
+            total.update(Path(path).read_bytes())
+        return total.hexdigest()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"data": self.data_digest, "tokenizer": self.tokenizer.digest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError: the tokenizer is another than the run's, or, where it would go on, the files are."""
+        super().load_state_dict(state_dict)
+        if state_dict["tokenizer"] != self.tokenizer.digest:
+            raise ValueError("tokenizer: it is another than that of the checkpoint; its ids would mean other texts")
+        if self.trainer.state.fn == "fit" and state_dict["data"] != self.data_digest:
+            raise ValueError("path: the files have changed since the run began; begin a new one from its weights")
+
+
+def _batches(rows: Batch, parts: Sequence[torch.Tensor]) -> Iterator[Batch]:
+    for part in parts:
+        yield rows[part]
+
+
+def _listed(paths: Paths | None) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths or ())
+
+
+def _calls(judgement: Judgement, use: Sequence[Use]) -> int:
+    """How often the teacher was asked: a score each, an order, an expected response, the steps of a response."""
+    scores = sum(score is not None for score in judgement.score or ()) * ("score" in use)
+    steps = sum(own is not None for own in judgement.steps or ()) * ("steps" in use)
+    once = [name in use and getattr(judgement, name) is not None for name in ("ranking", "expected")]
+    return scores + steps + sum(once)

@@ -1,0 +1,277 @@
+"""Feedback files as training data: epochs, ranks, what is held out, and what is refused."""
+
+import hashlib
+from dataclasses import replace
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from data_modules.feedback import FeedbackDataModule, Judgement, write
+from data_modules.feedback.selection import Keep
+from data_modules.text.tokenizer import ByteTokenizer, WordTokenizer
+from lightning_nlf.networks import GRUPolicy
+from lightning_nlf.objectives import DPOPolicy, ImitationPolicy, ReinforcePolicy
+
+WORDS = "abcde"
+
+
+def prompts(count):
+    """Different prompts, each with two replies in order."""
+    return [
+        Judgement(" ".join(["q"] * (i % 4 + 1) + [WORDS[i // 4]]), ("a b", "c"), score=(0.0, 1.0), ranking="B > A")
+        for i in range(count)
+    ]
+
+
+def read_prompts(batch):
+    """The tokens in front of each row's reply."""
+    return {tuple(batch.obs[i, : int(batch.valid[i].int().argmax()) + 1].tolist()) for i in range(len(batch))}
+
+
+def held_out(data):
+    (loader,) = data.val_dataloader()
+    return list(loader)
+
+
+# ---- training
+
+
+def test_an_epoch_sees_every_row_once_and_splits_no_group(module):
+    data = module(prompts(12), minibatches=5, passes=2)
+    batches = list(data.train_dataloader())
+    assert len(batches) == 10 and sum(map(len, batches)) == 2 * 24
+    for batch in batches:
+        assert (batch.group.bincount()[batch.group] == 2).all()
+        assert batch.totals["strict_pairs"] == len(batch) / 2 and batch.totals["scored"] == len(batch)
+
+
+def test_ranks_share_the_groups(module):
+    parts = [module(prompts(5), world_size=2, rank=rank).collect(None, None) for rank in (0, 1)]
+    groups = [set(part.group.tolist()) for part in parts]
+    assert groups == [{0, 2, 4}, {1, 3}]
+
+
+def test_too_few_groups_are_refused(module):
+    data = module(prompts(2), minibatches=3)
+    with pytest.raises(ValueError, match="path: 2 judgements for 3 parts"):
+        next(data.iteration())
+
+
+def test_the_teacher_is_paid_once(module):
+    """Three lines: two scores and an order each; one line with an expected response that nobody uses here."""
+    data = module([*prompts(3), Judgement("q", expected="a")], use=("score", "ranking"))
+    for _ in range(2):
+        list(data.train_dataloader())
+    assert data.counters == {"iteration": 2, "feedback_calls": 9}
+
+
+@pytest.mark.parametrize("better", [0, 1])
+@pytest.mark.parametrize(
+    ("objective", "settings", "knobs"),
+    [
+        (ReinforcePolicy, {"gamma": 1.0}, {"use": ("score",)}),
+        (ImitationPolicy, {"divergence": "nll"}, {"use": ("expected",), "keep": Keep(above=1.0)}),
+        (DPOPolicy, {}, {"use": ("ranking",)}),
+    ],
+)
+def test_a_policy_learns_to_prefer_the_better_reply(module, objective, settings, knobs, better):
+    """Of "a b" and "c" the first word of the better becomes the likeliest, whichever that is."""
+    scores, ranking = ((1.0, 0.0), "A > B") if better == 0 else ((0.0, 1.0), "B > A")
+    data = module([replace(line, score=scores, ranking=ranking) for line in prompts(8)], minibatches=2, **knobs)
+    data.trainer = None
+    torch.manual_seed(0)
+    model = objective(policy=GRUPolicy(9, 16), optimizer=lambda p: torch.optim.Adam(p, 0.02), **settings)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=20, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    tokens, *_ = model.reply(torch.tensor([[8, 3]]), torch.tensor([2]), stop=(1,), max_new=1, deterministic=True)
+    assert tokens.tolist() == [[(3, 5)[better]]]
+
+
+def test_a_yaml_says_it_all(tmp_path):
+    """By the short class path, which is imported only when it is asked for."""
+    write(tmp_path / "feedback.jsonl", prompts(2))
+    knobs = {
+        "path": str(tmp_path / "feedback.jsonl"),
+        "tokenizer": {"class_path": "data_modules.text.tokenizer.ByteTokenizer"},
+        "use": ["score", "ranking"],
+        "keep": {"share": 0.5, "per_prompt": True},
+        "control_codes": [" bad", " good"],
+        "scale": [0, 10],
+    }
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.LightningDataModule, "data")
+    config = {"data": {"class_path": "data_modules.feedback.FeedbackDataModule", "init_args": knobs}}
+    data = parser.instantiate_classes(parser.parse_object(config)).data
+    data.setup("fit")
+    assert data.rows.expert_mask.any(1).tolist() == [False, True, False, True]
+    assert data.scale == (0, 10) and data.layout.codes == (" bad", " good")
+
+
+# ---- what is held out
+
+
+def test_no_prompt_is_on_both_sides(module):
+    lines = [Judgement(f"q {word}", ("a",), score=(0.5,)) for word in "abcdeq" for _ in range(3)]
+    data = module(lines, validation_share=0.34)
+    held = torch.cat([batch.group for batch in held_out(data)])
+    assert len(held) == 6 and len(data.rows) == 12  # two prompts of six, three lines each
+    seen = read_prompts(data.rows), set().union(*map(read_prompts, held_out(data)))
+    assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == 6
+
+
+def test_the_split_does_not_depend_on_seed_or_order(module):
+    lines = prompts(12)
+    one, two = (
+        module(lines, validation_share=0.25, seed=0),
+        module(lines[::-1], name="other.jsonl", validation_share=0.25, seed=1),
+    )
+    assert read_prompts(one.rows) == read_prompts(two.rows) and len(read_prompts(one.rows)) == 9
+
+
+def test_held_out_rows_have_the_layout_of_the_others(module, tmp_path):
+    """Threshold and codes come from the training scores 0 and 1: .6 is below all that is kept, and the better half."""
+    write(tmp_path / "held.jsonl", [Judgement("d", ("a b", "c"), score=(0.6, 1.0), ranking="B > A")])
+    data = module(
+        prompts(4),
+        validation_path=str(tmp_path / "held.jsonl"),
+        keep=Keep(share=0.5),
+        control_codes=(" a", " e"),
+        label_above=0.5,
+    )
+    (batch,) = held_out(data)
+    assert set(batch.extra) == set(data.rows.extra)
+    assert batch.expert_mask.any(1).tolist() == [False, True] and batch.extra["label"].all()
+    assert batch.obs[:, 1].tolist() == [7, 7] and batch.rank.tolist() == [1, 0]
+
+
+def test_held_out_batches_split_no_group_and_are_as_many_on_every_rank(module, tmp_path):
+    lines = [Judgement(f"d {a} {b} {c}", ("a", "b"), (0, 1)) for a in WORDS for b in WORDS for c in WORDS]
+    write(tmp_path / "held.jsonl", lines)
+    knobs = {"validation_path": str(tmp_path / "held.jsonl")}
+    found = [held_out(module(prompts(4), world_size=2, rank=rank, **knobs)) for rank in (0, 1)]
+    assert [len(batches) for batches in found] == [2, 2]
+    assert all((batch.group.bincount()[batch.group] == 2).all() for batches in found for batch in batches)
+    groups = [batch.group for batches in found for batch in batches]
+    assert torch.cat(groups).sort().values.tolist() == [i for i in range(125) for _ in (0, 1)]
+
+
+def test_the_test_is_on_its_own_file_or_on_the_validation(module, tmp_path):
+    write(tmp_path / "test.jsonl", [Judgement("e", ("a",), (0.5,))])
+    data = module(prompts(4), validation_share=0.25)
+    assert [len(batch) for batch in data.test_dataloader()[0]] == [2]
+    data = module(prompts(4), validation_share=0.25, test_path=str(tmp_path / "test.jsonl"))
+    assert [len(batch) for batch in data.test_dataloader()[0]] == [1] and len(held_out(data)[0]) == 2
+    assert module(prompts(4)).val_dataloader() == module(prompts(4)).test_dataloader() == []
+
+
+def test_a_prompt_that_is_learned_from_is_not_held_out(module, tmp_path):
+    write(tmp_path / "held.jsonl", [Judgement("e", ("a",), (0.5,)), prompts(1)[0]])
+    for name in ("validation_path", "test_path"):
+        with pytest.raises(ValueError, match=f"{name}: .*held.jsonl:2: prompt: is that of .*feedback.jsonl:1 as well"):
+            module(prompts(2), **{name: str(tmp_path / "held.jsonl")})
+
+
+def test_one_prompt_cannot_be_split(module):
+    with pytest.raises(ValueError, match="validation_share: got 0.5, and there is one prompt alone"):
+        module([Judgement("q", ("a",), (0.5,))] * 2, validation_share=0.5)
+
+
+# ---- several files, digests, checkpoints
+
+
+def test_several_files_are_one_data_set(module, tmp_path):
+    write(tmp_path / "more.jsonl", [Judgement("e", ("a", "b"), ranking="A > B")])
+    data = module(prompts(2), path=[str(tmp_path / "feedback.jsonl"), str(tmp_path / "more.jsonl")])
+    assert data.rows.group.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.rows.extra["scored"].tolist() == [True] * 4 + [False] * 2
+
+
+def test_the_digest_is_that_of_the_content(module, tmp_path):
+    data = module(prompts(2))
+    path = tmp_path / "feedback.jsonl"
+    assert data.data_digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert module(prompts(2), name="copy.jsonl").data_digest == data.data_digest
+    assert module(prompts(3)).data_digest != data.data_digest
+
+
+def test_a_run_goes_on_with_its_own_files_and_tokenizer_only(module):
+    saved = module(prompts(2)).state_dict()
+    module(prompts(2)).load_state_dict(saved)
+    other = module(prompts(3))
+    with pytest.raises(ValueError, match="path: the files have changed"):
+        other.load_state_dict(saved)
+    other.trainer.state = SimpleNamespace(fn="test")
+    other.load_state_dict(saved)
+    other.tokenizer = WordTokenizer().fit(["a b c d e q r"])
+    with pytest.raises(ValueError, match="tokenizer: it is another"):
+        other.load_state_dict(saved)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"validation_share": 1.0}, "validation_share: got 1.0"),
+        ({"validation_share": 0.5, "validation_path": "x"}, "leave one of them out"),
+        ({"label_above": 0.5, "use": ("ranking",)}, "label_above: it labels by the score"),
+        ({"control_codes": ("a",)}, "control_codes: got .*two or more different"),
+        ({"control_codes": ("a", "a")}, "control_codes"),
+        ({"control_codes": ("a", "")}, "control_codes"),
+        (
+            {"use": ("steps",)},
+            "use: nothing of steps is in .*feedback.jsonl, whose fields are prompt, responses, score",
+        ),
+        ({"tokenizer": WordTokenizer()}, "tokenizer: it is not made yet"),
+        ({"context": 3}, "lines are wrong\n.*feedback.jsonl:1: 2 tokens of the prompt and 3 of the reply are more"),
+        ({"path": "none.jsonl"}, "path: there is no file none.jsonl"),
+    ],
+)
+def test_knobs_that_cannot_be_are_refused(module, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        module(prompts(2), **knobs)
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"keep": Keep(share=0.5)}, {"control_codes": ("a", "b")}, {"label_above": 0.5}], ids=lambda x: list(x)[0]
+)
+def test_what_goes_by_the_score_needs_one(module, knobs):
+    with pytest.raises(ValueError, match=f"{list(knobs)[0]}: it goes by the score, and no reply in"):
+        module([Judgement("q", ("a", "b"), ranking="A > B")], **knobs)
+
+
+def test_bad_lines_are_skipped_if_asked(tmp_path, tokenizer):
+    path = tmp_path / "feedback.jsonl"
+    write(path, prompts(2))
+    with open(path, "a") as file:
+        file.write("x\n")
+    with pytest.raises(ValueError, match=":3: not JSON"):
+        FeedbackDataModule(str(path), tokenizer).setup("fit")
+    data = FeedbackDataModule(str(path), tokenizer, on_bad="skip")
+    with pytest.warns(UserWarning, match="skipped: .*:3: not JSON"):
+        data.setup("fit")
+    assert len(data.rows) == 4
+
+
+def test_the_scale_of_scores_is_declared(module):
+    with pytest.raises(ValueError, match="score: 7.0 is off the scale 0 to 1"):
+        module([Judgement("q", ("a",), (7.0,))])
+    assert module([Judgement("q", ("a",), (7.0,))], scale=(0, 10)).rows.score.tolist() == [7]
+
+
+def test_rankings_that_say_nothing_are_told(module):
+    with pytest.warns(UserWarning, match="1 rankings put no response above another: .*feedback.jsonl:3"):
+        module([*prompts(2), Judgement("e", ("a", "b"), ranking="A = B")])
+
+
+def test_a_tokenizer_is_made_from_the_task(module):
+    task = SimpleNamespace(corpus=lambda: iter(["a b c d e q"]))
+    assert module(prompts(2), tokenizer=WordTokenizer(), task=task).tokenizer.size == 9
+    assert module(prompts(2), tokenizer=ByteTokenizer()).rows.obs.max() > 9
