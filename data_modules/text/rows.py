@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,15 +27,15 @@ class Segment:
         reward: paid at the last token.
     """
 
-    ids: Sequence[int]
+    ids: Sequence[int] | np.ndarray
     by: int = READ
     log_probs: Sequence[float] | None = None
     reward: float | None = None
 
 
 def as_rows(
-    prompts: Sequence[Sequence[int]],
-    replies: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | np.ndarray],
+    replies: Sequence[Sequence[int] | np.ndarray],
     log_probs: Sequence[Sequence[float]] | None = None,
     rewards: Sequence[float] | None = None,
     expert: bool = False,
@@ -64,10 +65,12 @@ def as_batch(dialogues: Sequence[Sequence[Segment]], terminated: Sequence[bool] 
     Returns: with `log_probs` and `rewards` if any reply has them: an expert without `log_probs` was certain, +∞; a
         reply without a reward earned 0. `group`, `rank` and `score` are the caller's to add.
     Raises:
-        ValueError: a row that does not begin with a prompt, or has no reply; `log_probs` of another length than their
-            reply, or of some of the learner's replies only; a reward for what nobody decided.
+        ValueError: no dialogue at all; one that does not begin with a prompt, or has no reply; `log_probs` of another
+            length than their reply, or of some of the learner's replies only; a reward for what nobody decided.
     """
     segments = [segment for dialogue in dialogues for segment in dialogue]
+    if not segments:
+        raise ValueError("there is no dialogue to make a batch of")
     row = np.repeat(np.arange(len(dialogues)), [len(dialogue) for dialogue in dialogues])  # (S,)
     lengths = np.array([len(segment.ids) for segment in segments])  # (S,)
     by = np.array([segment.by for segment in segments])  # (S,)
@@ -76,7 +79,7 @@ def as_batch(dialogues: Sequence[Sequence[Segment]], terminated: Sequence[bool] 
 
     who = _spread(by.repeat(lengths), inside)
     last = _last_decided(who)  # (B,)
-    ids = _spread(_joined([segment.ids for segment in segments], lengths, np.int64), inside)
+    ids = _spread(_joined([segment.ids for segment in segments], np.int64), inside)
     place = np.arange(ids.shape[1])
     ids[place > last[:, None]] = 0
     steps = slice(1, last.max() + 1)  # what is decided: all tokens but the first
@@ -121,7 +124,7 @@ def _log_probs(segments: Sequence[Segment], lengths: np.ndarray) -> np.ndarray |
         if own is not None and len(own) != length:
             raise ValueError(f"log_probs: {len(own)} for a reply of {length} tokens")
         parts.append([np.inf if segment.by == EXPERT else 0.0] * length if own is None else own)
-    return _joined(parts, lengths, np.float32)
+    return _joined(parts, np.float32)
 
 
 def _rewards(segments: Sequence[Segment], lengths: np.ndarray) -> np.ndarray | None:
@@ -136,8 +139,9 @@ def _rewards(segments: Sequence[Segment], lengths: np.ndarray) -> np.ndarray | N
     return rewards
 
 
-def _joined(parts: Sequence[Sequence[float]], lengths: np.ndarray, dtype: type) -> np.ndarray:
-    return np.fromiter(chain.from_iterable(parts), dtype, int(lengths.sum()))
+def _joined(parts: Sequence[Any], dtype: type) -> np.ndarray:
+    lists = (part.tolist() if isinstance(part, np.ndarray) else part for part in parts)
+    return np.fromiter(chain.from_iterable(lists), dtype)
 
 
 def _spread(flat: np.ndarray, inside: np.ndarray) -> np.ndarray:

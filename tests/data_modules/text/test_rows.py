@@ -97,6 +97,7 @@ def test_the_row_goes_on_where_its_last_reply_ended():
 @pytest.mark.parametrize(
     ("dialogues", "message"),
     [
+        ([], "there is no dialogue"),
         ([[Segment([5]), Segment([1], LEARNER)], [Segment([]), Segment([1], LEARNER)]], "dialogue 1 does not begin"),
         ([[Segment([5, 6])]], "dialogue 0 has no reply"),
         ([[Segment([5]), Segment([], EXPERT)], [Segment([5]), Segment([1], EXPERT)]], "dialogue 0 has no reply"),
@@ -122,7 +123,7 @@ def test_a_large_collection_is_fast():
     log_probs, rewards = [[-1.0] * 60] * 512, [1.0] * 512
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         as_rows(prompts, replies, log_probs, rewards)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.03
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.02
