@@ -150,6 +150,56 @@ def gae(
     return torch.where(valid, reverse_recurrence(delta, factor), 0)
 
 
+def followed(batch: Batch) -> Tensor:
+    """(B,) bool: rows behind which another of the same episode comes, by `extra` `episode` and `part`, each (B,)."""
+    if "episode" not in batch.extra:
+        return torch.zeros_like(batch.valid[:, 0])
+    part = batch.extra["part"]
+    of = batch.extra["episode"].unique(return_inverse=True)[1]
+    return part < torch.zeros_like(part).scatter_reduce(0, of, part, "amax")[of]
+
+
+def episode_gae(
+    batch: Batch, values: Tensor, bootstrap: Tensor, gamma: float, lam: float, cut: Tensor | None = None
+) -> Tensor:
+    """`gae` of the batch's rewards; where a row is a part of an episode, it runs on into the next part.
+
+    The rows of one `extra["episode"]` are laid behind each other in the order of `extra["part"]`, valid steps only:
+    V of a part's first decision is what the last step of the part before is followed by.
+    Args: values, cut (B, T); bootstrap (B,), of which each episode's last row counts.  Returns (B, T).
+    """
+    assert batch.rewards is not None
+    if "episode" not in batch.extra:
+        return gae(batch.rewards, values, bootstrap, batch.valid, gamma, lam, cut)
+    order = batch.extra["part"].argsort(stable=True)
+    order = order[batch.extra["episode"][order].argsort(stable=True)]
+    _, of, rows = batch.extra["episode"][order].unique(return_inverse=True, return_counts=True)
+    valid = batch.valid[order]
+    steps = valid.sum(1)
+    behind = steps.cumsum(0) - steps  # of all rows before
+    first = rows.cumsum(0) - rows  # row of each episode
+    column = (behind - behind[first][of])[:, None] + valid.cumsum(1) - 1
+    width = int(torch.zeros_like(rows).index_add(0, of, steps).max())
+    place = (of[:, None] * width + column)[valid]  # (N,) of each valid step in the long rows
+
+    def laid(x: Tensor) -> Tensor:
+        """x (B, T) → (episodes, width)"""
+        return x.new_zeros(len(rows) * width).scatter(0, place, x[order][valid]).view(-1, width)
+
+    long = gae(
+        laid(batch.rewards),
+        laid(values),
+        bootstrap[order][first + rows - 1],
+        laid(batch.valid),
+        gamma,
+        lam,
+        None if cut is None else laid(cut),
+    )
+    back = torch.zeros_like(values)
+    back[order] = torch.zeros_like(values).masked_scatter(valid, long.view(-1)[place])
+    return back
+
+
 def takeover_cuts(mask: Tensor, valid: Tensor) -> Tensor:
     """(B, T) bool: learner's steps that are followed by somebody else's."""
     last = torch.ones_like(mask[:, 0])  # the end of a row is no take-over

@@ -142,6 +142,7 @@ class TextDataModule(TextTaskDataModule):
         if self.conversation.window is not None:
             first = torch.searchsorted(of, of)
             extra = {"episode": of, "part": torch.arange(len(of)) - first}
+            batch = replace(batch, terminated=torch.cat([of[1:] != of[:-1], torch.ones(1, dtype=torch.bool)]))
         elif group is not None:
             own = ranks(batch.score[: len(of)], group[: len(of)])
             rank = torch.cat([own, own.new_full((len(shown),), -1)])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import gae, masked_mean, with_final_obs
+from lightning_nlf.functional import episode_gae, followed, masked_mean, with_final_obs
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.networks import Policy, QValue, Value
 from lightning_nlf.objective import Evaluation, Terms, scattered
@@ -85,9 +85,12 @@ class CriticObjective(PolicyGradientObjective):
         with self.acting():
             estimates = self.critic(batch, batch.valid)
             assert estimates is not None
-            bootstrap = torch.where(batch.terminated, 0, self.final_values(batch).float())
+            known = batch.terminated | followed(batch)
+            bootstrap = batch.rewards.new_zeros(len(batch))
+            if not known.all():
+                bootstrap = torch.where(known, bootstrap, self.final_values(batch).float())
         values = scattered(estimates.float(), batch.valid)
-        advantages = gae(batch.rewards, values, bootstrap, batch.valid, self.gamma, self.lam, self.cuts(batch))
+        advantages = episode_gae(batch, values, bootstrap, self.gamma, self.lam, self.cuts(batch))
         self.note(
             "explained_variance", explained_variance(values, advantages + values, batch.mask, self.sum_over_ranks)
         )

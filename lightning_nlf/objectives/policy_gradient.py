@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import gae, masked_mean, row_counts, takeover_cuts
+from lightning_nlf.functional import episode_gae, masked_mean, row_counts, takeover_cuts
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.objective import Evaluation, Objective, Terms
 
@@ -168,7 +168,7 @@ class PolicyGradientObjective(Objective):
             if batch.rewards is None:
                 raise ValueError("the batch has no rewards, and policy gradient learns from nothing else")
             zero = torch.zeros_like(batch.rewards)  # V = 0 and λ = 1: the reward-to-go
-            returns = gae(batch.rewards, zero, zero[:, 0], batch.valid, self.gamma, 1.0, self.cuts(batch))
+            returns = episode_gae(batch, zero, zero[:, 0], self.gamma, 1.0, self.cuts(batch))
             baseline = BASELINES[self.baseline](returns, batch, self.sum_over_ranks)
             advantages = returns - baseline
             if self.advantage_scale == "group_std":

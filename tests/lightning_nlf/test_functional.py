@@ -11,6 +11,8 @@ from lightning_nlf.functional import (
     Linear,
     comparison_shares,
     distribution_of,
+    episode_gae,
+    followed,
     gae,
     masked_mean,
     next_valid,
@@ -39,6 +41,63 @@ def test_gae_by_hand():
     """
     advantages = gae(row(0, 0, 1), row(0.1, 0.2, 0.3), torch.zeros(1), flags(1, 1, 1), 1.0, 0.95)
     torch.testing.assert_close(advantages, row(0.82675, 0.765, 0.7))
+
+
+def in_parts(lengths, order):
+    """Episodes of 4 and 3 steps, whole; and the same cut into parts of `lengths`, the rows in another `order`."""
+    torch.manual_seed(0)
+    valid = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 1, 1, 0]]).bool()  # a token of the environment is inside of each
+    rewards, values = torch.randn(2, 5), torch.randn(2, 5)
+    whole = Batch(obs=rewards, actions=rewards, valid=valid, mask=valid, rewards=rewards)
+    places = []  # (episode, part, first, last)
+    for episode in range(2):
+        first = 0
+        for part, length in enumerate(lengths):
+            places.append((episode, part, first, first + length))
+            first += length
+    places = [places[i] for i in order]
+
+    def parts_of(x):
+        return torch.nn.utils.rnn.pad_sequence([x[e, a:b] for e, _, a, b in places], batch_first=True)
+
+    parts = Batch(
+        obs=parts_of(rewards), actions=parts_of(rewards), valid=parts_of(valid), mask=parts_of(valid),
+        rewards=parts_of(rewards),
+        extra={"episode": torch.tensor([7 - e for e, *_ in places]), "part": torch.tensor([p for _, p, *_ in places])},
+    )  # fmt: skip
+    return whole, values, parts, parts_of
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5), (4, 2, 0, 5, 3, 1)])
+def test_gae_of_an_episode_in_parts_is_that_of_one_long_row(order):
+    """Parts of 2, 2 and 1 steps; only the bootstrap of the last counts; a take-over is cut within a part."""
+    whole, values, parts, parts_of = in_parts((2, 2, 1), order)
+    cut = torch.tensor([[0, 1, 0, 0, 0], [1, 0, 0, 0, 0]]).bool()
+    bootstrap = torch.tensor([3.0, -2.0])
+    last = parts.extra["part"] == 2
+    of_rows = torch.where(last, bootstrap[7 - parts.extra["episode"]], 100.0)
+    assert torch.equal(followed(parts), ~last) and not followed(whole).any()
+    for cuts in (None, cut):
+        long = gae(whole.rewards, values, bootstrap, whole.valid, 0.9, 0.8, cuts)
+        short = episode_gae(parts, parts_of(values), of_rows, 0.9, 0.8, None if cuts is None else parts_of(cuts))
+        torch.testing.assert_close(short, parts_of(long))
+    torch.testing.assert_close(
+        episode_gae(whole, values, bootstrap, 0.9, 0.8), gae(whole.rewards, values, bootstrap, whole.valid, 0.9, 0.8)
+    )
+
+
+def test_gae_by_hand_over_two_rows():
+    """The same as in one row: r=[0 | 0, 1], V=[.1 | .2, .3], γ=1, λ=.95 → A=[.82675 | .765, .7]; a row of nobody's
+    steps between them changes nothing."""
+    valid = torch.tensor([[1, 0], [0, 0], [1, 1]]).bool()
+    rewards = torch.tensor([[0.0, 9], [9, 9], [0, 1]])
+    parts = Batch(
+        obs=rewards, actions=rewards, valid=valid, mask=valid, rewards=rewards,
+        extra={"episode": torch.zeros(3, dtype=torch.long), "part": torch.arange(3)},
+    )  # fmt: skip
+    values = torch.tensor([[0.1, 5], [5, 5], [0.2, 0.3]])
+    advantages = episode_gae(parts, values, torch.tensor([8.0, 8, 0]), 1.0, 0.95)
+    torch.testing.assert_close(advantages, torch.tensor([[0.82675, 0], [0, 0], [0.765, 0.7]]))
 
 
 def test_gae_bootstraps_a_truncated_row():

@@ -295,3 +295,27 @@ def test_a_critic_learns_a_value():
         module.terms(prepared, module.evaluate(prepared))["value"].backward()
         optimizer.step()
     torch.testing.assert_close(module.value(batch.obs), torch.full((32, 1), 3.0), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+@pytest.mark.parametrize("kind", [ActorCriticAgent, ReinforcePolicy])
+def test_an_episode_in_parts_is_prepared_as_one_long_row(kind, terminated):
+    """Six steps at once, and in rows of one, three and two: the same returns and advantages, whitened alike."""
+    whole = episodes((6,), terminated=torch.tensor([terminated]))
+    cuts = ((0, 1), (1, 4), (4, 6))
+
+    def parts_of(x):
+        return torch.nn.utils.rnn.pad_sequence([x[0, a:b] for a, b in cuts], batch_first=True)
+
+    names = ("obs", "actions", "valid", "mask", "log_probs", "rewards")
+    parts = Batch(
+        **{name: parts_of(getattr(whole, name)) for name in names},
+        final_obs=torch.stack([whole.obs[0, 1], whole.obs[0, 4], whole.final_obs[0]]),
+        terminated=torch.tensor([False, False, terminated]),
+        extra={"episode": torch.zeros(3, dtype=torch.long), "part": torch.arange(3)},
+    )
+    value = {} if kind is ReinforcePolicy else {"value": First()}
+    module = kind(policy=GaussianPolicy(4, 1), gamma=0.9, **value)
+    long, short = module.prepare(whole), module.prepare(parts)
+    for name in ("returns", "advantages"):
+        torch.testing.assert_close(getattr(short, name), parts_of(getattr(long, name)))
