@@ -33,7 +33,6 @@ class Transformer(Network):
     """
 
     decoder: Decoder
-    lm_head: nn.Linear | None = None  # that predicts tokens, where it is not the embedding
 
     def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
         super().__init__()
@@ -42,6 +41,7 @@ class Transformer(Network):
         if shape is not None and found != shape:
             raise ValueError(f"shape: that of {weights} is another, {found}; leave it out")
         self.decoder = Decoder(found, dropout)
+        self.lm_head: nn.Linear | None = None  # that predicts tokens, where it is not the embedding
 
     def load_weights(self, weights: str | None) -> None:
         """As of `Network`, or from Hugging Face layout."""
