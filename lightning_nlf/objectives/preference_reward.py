@@ -43,7 +43,7 @@ class BradleyTerryObjective(Objective):
         margin: by how much, for each unit that the teacher's scores (`score`) differ, the rewards are to differ more.
 
     Raises:
-        ValueError: a margin without scores.
+        ValueError: a margin, and a ranked row without a score.
     """
 
     counted = "strict_pairs"
@@ -55,14 +55,16 @@ class BradleyTerryObjective(Objective):
     def win_log_probs(self, difference: Tensor) -> Tensor:
         return win_or_lose(difference)
 
+    def prepare(self, batch: Batch) -> Batch:
+        batch = super().prepare(batch)
+        if self.margin and (batch.score is None or batch.rank is None or batch.score[batch.rank >= 0].isnan().any()):
+            raise ValueError("margin: it is taken from scores, and not every ranked reply has one (`score`)")
+        return batch
+
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         assert batch.group is not None and batch.rank is not None
         found = pairs(batch.group, batch.rank)
-        margin: Tensor | float = 0.0
-        if self.margin:
-            if batch.score is None:
-                raise ValueError("margin: the batch has no scores of the teacher (`score`) to take it from")
-            margin = self.margin * found.difference(batch.score)
+        margin = self.margin * found.difference(batch.score) if self.margin and batch.score is not None else 0.0
         total = batch.totals.get(self.counted)
         now.over["bradley_terry"] = self.counted
         loss = bradley_terry_loss(found.difference(rewards_of(now)), found.tie, margin, total)

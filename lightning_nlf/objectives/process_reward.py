@@ -15,43 +15,42 @@ from lightning_nlf.reliability import Reliability
 from lightning_nlf.reward_module import RewardModule
 
 
-def step_correctness_loss(rewards: Tensor, labels: Tensor, mask: Tensor, total: Tensor | None = None) -> Tensor:
+def step_correctness_loss(rewards: Tensor, labels: Tensor, ends: Tensor, total: Tensor | None = None) -> Tensor:
     """E[−y log σ(r) − (1 − y) log σ(−r)] over the ends of steps: eq. 2 of https://arxiv.org/abs/2312.08935.
 
-    Args: rewards r, labels y in [0, 1], mask (B, T).  Returns ().
+    Args: rewards r, labels y in [0, 1], ends (B, T); total: of the ends, as stamped.  Returns ().
     """
-    return masked_mean(-labels * F.logsigmoid(rewards) - (1 - labels) * F.logsigmoid(-rewards), mask, total)
+    return masked_mean(-labels * F.logsigmoid(rewards) - (1 - labels) * F.logsigmoid(-rewards), ends, total)
 
 
-def step_value_loss(rewards: Tensor, labels: Tensor, mask: Tensor, total: Tensor | None = None) -> Tensor:
-    """E[(r − y)²] over the ends of steps.  rewards r, labels y, mask (B, T) → ()"""
-    return masked_mean((rewards - labels) ** 2, mask, total)
+def step_value_loss(rewards: Tensor, labels: Tensor, ends: Tensor, total: Tensor | None = None) -> Tensor:
+    """E[(r − y)²] over the ends of steps.  rewards r, labels y, ends (B, T) → ()"""
+    return masked_mean((rewards - labels) ** 2, ends, total)
+
+
+def step_labels(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The teacher's labels, and the ends of steps where they are, both (B, T).
+
+    Raises:
+        ValueError: there are none.
+    """
+    if batch.rewards is None or "step_ends" not in batch.extra:
+        raise ValueError('a process reward needs labels of steps: `rewards` where `extra["step_ends"]` is True')
+    return batch.rewards, batch.extra["step_ends"]
 
 
 class StepLabelObjective(Objective):
-    """What both have in common: `mask` is True at the ends of steps, and `rewards` there are the teacher's labels."""
+    """Reads the reward behind the end of each step that has a label."""
 
-    counted = "mask"
+    counted = "step_ends"
     by_step = True
 
     def judged(self, batch: Batch) -> Tensor:
-        return batch.mask
-
-    def prepare(self, batch: Batch) -> Batch:
-        batch = super().prepare(batch)
-        labels(batch)
-        return batch
-
-
-def labels(batch: Batch) -> Tensor:
-    """(B, T).  Raises ValueError: there are none."""
-    if batch.rewards is None:
-        raise ValueError("a process reward needs the labels of the steps in `rewards`, where `mask` is True")
-    return batch.rewards
+        return step_labels(batch)[1]
 
 
 class StepCorrectnessObjective(StepLabelObjective):
-    """The log-odds that a step is right, from labels 0 and 1 or the share of right ends that it led to.
+    """The log-odds that a step is right, from labels 0 and 1, or the share of right answers that it led to.
 
     Logs of an evaluation: `accuracy` at even odds, and `calibration_error`. `reliability.md` is an exhibit.
 
@@ -65,10 +64,11 @@ class StepCorrectnessObjective(StepLabelObjective):
 
     def prepare(self, batch: Batch) -> Batch:
         batch = super().prepare(batch)
-        known = labels(batch)[batch.mask]
+        labels, ends = step_labels(batch)
+        known = labels[ends]
         if ((known < 0) | (known > 1)).any():
             raise ValueError(
-                f"rewards: a step is labelled {float(known.min()):g} to {float(known.max()):g}, must be in [0, 1]; "
+                f"steps: labels from {float(known.min()):g} to {float(known.max()):g}, must be in [0, 1]; "
                 "other numbers are for StepValueReward"
             )
         return batch
@@ -80,13 +80,14 @@ class StepCorrectnessObjective(StepLabelObjective):
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         assert now.values is not None
         now.over["step_correctness"] = self.counted
-        loss = step_correctness_loss(now.values, labels(batch), batch.mask, batch.totals.get(self.counted))
+        loss = step_correctness_loss(now.values, *step_labels(batch), batch.totals.get(self.counted))
         return super().terms(batch, now) | {"step_correctness": loss}
 
     def contrast(self, stage: str, batch: Batch, now: Evaluation) -> None:
         super().contrast(stage, batch, now)
         assert now.values is not None
-        probability, right = now.values[batch.mask].sigmoid(), labels(batch)[batch.mask]
+        labels, ends = step_labels(batch)
+        probability, right = now.values[ends].sigmoid(), labels[ends]
         self.accuracy.update(((probability > 0.5) == (right > 0.5)).float())
         self.calibration.update(probability, right)
         for name, metric in (("accuracy", self.accuracy), ("calibration_error", self.calibration)):
@@ -94,12 +95,12 @@ class StepCorrectnessObjective(StepLabelObjective):
 
 
 class StepValueObjective(StepLabelObjective):
-    """The label itself, a number of any size, by least squares. With `mask` at last tokens only: of whole replies."""
+    """The label itself, a number of any size, by least squares. One step a reply makes it a reward of whole replies."""
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         assert now.values is not None
         now.over["step_value"] = self.counted
-        loss = step_value_loss(now.values, labels(batch), batch.mask, batch.totals.get(self.counted))
+        loss = step_value_loss(now.values, *step_labels(batch), batch.totals.get(self.counted))
         return super().terms(batch, now) | {"step_value": loss}
 
 

@@ -1,0 +1,1 @@
+from data_modules.text.arithmetic_steps.environment import ArithmeticSteps as ArithmeticSteps

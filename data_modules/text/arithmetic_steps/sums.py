@@ -1,0 +1,83 @@
+"""Sums of small numbers, and how they are worked out step by step, rightly or with mistakes."""
+
+from __future__ import annotations
+
+from random import Random
+
+OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+LARGEST = 99  # no number in a task or in its demonstrations is above, or negative
+STEP_END = "."
+
+Expression = tuple[str, ...]  # numbers and operations in turn: ("3", "+", "4", "*", "2")
+
+
+def drawn_sum(rng: Random, numbers: int) -> Expression:
+    """From 3 to so many `numbers`, each from 1 to 9."""
+    words = [str(rng.randint(1, 9))]
+    for _ in range(rng.randint(3, numbers) - 1):
+        words += [rng.choice(list(OPERATIONS)), str(rng.randint(1, 9))]
+    return tuple(words)
+
+
+def result(a: str, operation: str, b: str) -> int:
+    return OPERATIONS[operation](int(a), int(b))
+
+
+def next_place(expression: Expression) -> int:
+    """Where the operation stands that comes first: products before sums, from left to right."""
+    return expression.index("*") if "*" in expression else 1
+
+
+def operation_at(expression: Expression, place: int) -> Expression:
+    """The operation at `place` with its two neighbours."""
+    return expression[place - 1 : place + 2]
+
+
+def reduced(expression: Expression, place: int, number: int) -> Expression:
+    """With `number` in place of the operation at `place` and its two neighbours."""
+    return (*expression[: place - 1], str(number), *expression[place + 2 :])
+
+
+def results_of(expression: Expression) -> list[int]:
+    """What comes out of each step of the right working; of a number alone nothing."""
+    found = []
+    while len(expression) > 1:
+        place = next_place(expression)
+        found.append(result(*operation_at(expression, place)))
+        expression = reduced(expression, place, found[-1])
+    return found
+
+
+def value_of(expression: Expression) -> int:
+    return results_of(expression)[-1] if len(expression) > 1 else int(expression[0])
+
+
+def stays_small(expression: Expression) -> bool:
+    """Whether all numbers are between 0 and `LARGEST`, those that come out on the way too."""
+    return all(0 <= number <= LARGEST for number in [*results_of(expression), *map(int, expression[::2])])
+
+
+def working(expression: Expression, wrong: float = 0.0, rng: Random | None = None) -> list[str]:
+    """The steps, each a sentence; a share of them `wrong`, drawn from `rng`."""
+    steps = []
+    while len(expression) > 1:
+        place = next_place(expression)
+        number = result(*operation_at(expression, place))
+        if rng is not None and rng.random() < wrong:
+            place, number = rng.choice(mistakes(expression) or [(place, number)])
+        steps.append(f"{' '.join(operation_at(expression, place))} = {number} {STEP_END}")
+        expression = reduced(expression, place, number)
+    return steps
+
+
+def mistakes(expression: Expression) -> list[tuple[int, int]]:
+    """Steps, as place and number, that change the value: a result that is off by up to 3, or an operation too early."""
+    first, value = next_place(expression), value_of(expression)
+    right = result(*operation_at(expression, first))
+    off = [(first, right + by) for by in (-3, -2, -1, 1, 2, 3)]
+    early = [(at, result(*operation_at(expression, at))) for at in range(1, len(expression), 2) if at != first]
+    return [
+        (place, number)
+        for place, number in off + early
+        if stays_small(left := reduced(expression, place, number)) and value_of(left) != value
+    ]
