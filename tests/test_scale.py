@@ -22,7 +22,9 @@ from lightning_nlf.networks import GaussianPolicy, MLPValue
 from lightning_nlf.objectives import (
     ActorCriticAgent,
     JointAgent,
+    OneStepRLHFPolicy,
     ReinforcePolicy,
+    RLHFAgent,
     ShapedInjectionPolicy,
     WeightedInjectionAgent,
 )
@@ -36,6 +38,10 @@ MODULES: dict[str, Callable[..., Any]] = {
     "weighted": lambda **knobs: WeightedInjectionAgent(value=MLPValue(4), **knobs),
     "shaped": lambda **knobs: ShapedInjectionPolicy(**knobs),
     "ppo": lambda **knobs: ActorCriticAgent(value=MLPValue(4), clip=0.1, value_clip=0.02, **knobs),
+    "leashed": lambda **knobs: RLHFAgent(
+        value=MLPValue(4), clip=0.1, kl_weight=0.1, kl_target=0.5, kl_horizon=20, whiten_rewards=True, **knobs
+    ),
+    "one_step": lambda **knobs: OneStepRLHFPolicy(baseline="batch_mean", entropy_weight=0.02, **knobs),
 }
 
 

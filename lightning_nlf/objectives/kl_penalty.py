@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import masked_mean
-from lightning_nlf.objective import Evaluation, Terms
+from lightning_nlf.objective import Evaluation, Terms, scattered
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, Sum, moments, one_process
 from lightning_nlf.objectives.reference import ReferenceObjective
@@ -53,10 +53,10 @@ def whitened_rewards(rewards: Tensor, mask: Tensor, over_ranks: Sum = one_proces
 def refuse_dropout(module: nn.Module) -> None:
     """Raises ValueError: with dropout in training the ratio to the policy that acted is not 1 where nothing changed."""
     for name, part in module.named_modules():
-        is_recurrent = isinstance(part, nn.RNNBase)
-        share = part.dropout if is_recurrent else getattr(part, "p", 0) if "Dropout" in type(part).__name__ else 0
-        if share:
-            raise ValueError(f"dropout: {name} drops {share} while training, and not while acting; set it to 0")
+        for key, share in vars(part).items():
+            drops = "dropout" in key or (key == "p" and "Dropout" in type(part).__name__)
+            if drops and isinstance(share, float) and share > 0:
+                raise ValueError(f"dropout: {name} drops {share} while training, and not while acting; set it to 0")
 
 
 class KLPenaltyObjective(ReferenceObjective):
@@ -119,6 +119,16 @@ class KLPenaltyObjective(ReferenceObjective):
         if self.kl_target is not None and rows > 0:
             self.beta.copy_(adapted_beta(self.beta, kl, self.kl_target, rows, self.kl_horizon))
         return prepared
+
+    def referred(self, batch: Batch) -> Tensor:
+        """Nothing is remembered without a `reference_cache`: what was just said hardly comes again, and where it did
+        a run that was resumed, and has forgotten it, would differ in the last bit.
+        """
+        if self.reference_cache is not None:
+            return super().referred(batch)
+        where = batch.mask if batch.expert_mask is None else batch.mask | batch.expert_mask
+        chunks = torch.arange(len(batch)).split(self.CHUNK)
+        return scattered(torch.cat([self._read_reference(batch, rows, where) for rows in chunks]), where)
 
     def measured(self, batch: Batch, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
         """Logs what this collection earned and how far it strayed; the KL of a response, and their number, both ()."""
