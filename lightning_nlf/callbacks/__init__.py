@@ -2,8 +2,17 @@
 
 from lightning_nlf.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_nlf.callbacks.exhibits import Exhibits
+from lightning_nlf.callbacks.export import HuggingFaceExport
 from lightning_nlf.callbacks.progress import FitProgress
 from lightning_nlf.callbacks.provenance import Provenance
 from lightning_nlf.callbacks.stopping import StopWhenSolved
 
-__all__ = ["BestCheckpoint", "Exhibits", "FitProgress", "LastCheckpoint", "Provenance", "StopWhenSolved"]
+__all__ = [
+    "BestCheckpoint",
+    "Exhibits",
+    "FitProgress",
+    "HuggingFaceExport",
+    "LastCheckpoint",
+    "Provenance",
+    "StopWhenSolved",
+]

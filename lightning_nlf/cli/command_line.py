@@ -34,6 +34,7 @@ ALWAYS_ON: tuple[type[L.Callback], ...] = (
     callbacks.Provenance,
     callbacks.BestCheckpoint,
     callbacks.LastCheckpoint,
+    callbacks.HuggingFaceExport,
 )
 LOGGER = "lightning_nlf.tracking.logger.MLflowJournalLogger"
 TRAINER_DEFAULTS: dict[str, Any] = {

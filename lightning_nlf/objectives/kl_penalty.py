@@ -140,8 +140,6 @@ class KLPenaltyObjective(ReferenceObjective):
             "non_score_reward": -self.beta * log_ratio,
             "policy_entropy": torch.where(batch.mask, -batch.log_probs, 0),
         }
-        if "finished" in batch.extra:
-            sums["finished"] = torch.where(learns, batch.extra["finished"], 0)
         local = torch.stack([x.sum().double() for x in (*sums.values(), learns, batch.mask)])
         *totals, rows, tokens = self.sum_over_ranks(local)
         for name, total in zip(sums, totals, strict=True):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.networks import GRUPolicy, GRUValue, Value
+from lightning_nlf.networks import DecoderShape, GRUPolicy, GRUValue, TransformerPolicy, Value
 from lightning_nlf.objectives import ReinforcePolicy, RLHFAgent, RLHFPolicy
 from lightning_nlf.objectives.kl_penalty import ESTIMATORS, adapted_beta, k1, k2, k3, whitened_rewards
 
@@ -172,20 +172,19 @@ def test_a_clipped_score_is_penalised_in_full():
 def test_what_is_logged_by_hand():
     """Rows of d = (1, −.5) and of d = (.5): sums .5 and .5, mean .5. Scores 3 and 1. β = .5 takes .25 off each.
 
-    Entropy: −log π of the three tokens is 1, 2, 3. One of two was finished. A row that nobody learns from is not in it.
+    Entropy: −log π of the three tokens is 1, 2, 3. A row that nobody learns from is not in it.
     """
     batch = replies(
         (2, 1, 2),
         rewards=torch.tensor([[0, 0, 3], [0, 1, 0], [0, 0, 50]]),
         log_probs=torch.tensor([[0, -1, -2], [0, -3, 0], [0, math.inf, math.inf]]),
         ref_log_probs=torch.tensor([[0, -2, -1.5], [0, -3.5, 0], [0, -1, -1]]),
-        extra={"finished": torch.tensor([True, False, True])},
     )
     batch = replace(batch, mask=batch.valid & torch.tensor([True, True, False])[:, None])
     module = made(beta=0.5)
     told = Told(module)
     module.prepare(batch)
-    expected = {"score": 2, "kl": 0.5, "non_score_reward": -0.25, "policy_entropy": 2, "finished": 0.5, "beta": 0.5}
+    expected = {"score": 2, "kl": 0.5, "non_score_reward": -0.25, "policy_entropy": 2, "beta": 0.5}
     assert told.values == pytest.approx(expected)
 
 
@@ -370,6 +369,12 @@ def test_dropout_is_refused(part):
     policy.extra = part
     with pytest.raises(ValueError, match=r"dropout: policy\.extra drops 0\.1"):
         RLHFPolicy(policy=policy)
+
+
+def test_dropout_of_a_language_model_is_refused():
+    shape = DecoderShape(vocabulary=VOCABULARY, layers=1, heads=2, width=16, context=8)
+    with pytest.raises(ValueError, match="dropout: policy"):
+        RLHFPolicy(policy=TransformerPolicy(shape, dropout=0.1))
 
 
 def test_a_scale_by_groups_beside_a_critic_is_refused():
