@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from data_modules.feedback.selection import Keep
 from data_modules.feedback.split import refuse_overlap, split
 from data_modules.minibatches import MinibatchDataModule, grouped, loader
 from data_modules.text.environment import TextEnvironment
-from data_modules.text.tokenizer import ByteTokenizer, Tokenizer
+from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Actor, Batch
 
 Paths = str | list[str]
@@ -32,26 +33,26 @@ EVALUATED = 64  # rows of a held-out batch, about
 class FeedbackDataModule(MinibatchDataModule):
     """Rows of feedback files, in one layout whatever an objective makes of them; a line is a `group`.
 
-    A reply of which something that is used is known is a row with `mask` True on its tokens, and an expected response
-    one with `expert_mask` True. What is not known of a row is masked, field by field, so lines of any completeness
-    train together: `rank` −1; `score` NaN, no reward, and False in `extra["scored"]`; `extra["labelled"]` False.
+    A reply with a score or a rank is a row with `mask` True on its tokens, one with nothing but labelled steps is True
+    at their ends, and an expected response has `expert_mask` True. What is not known of a row is masked, field by
+    field, so lines of any completeness train together: `rank` −1; `score` NaN and False in `extra["scored"]`.
     A score is the reward at the last token; labels of steps are rewards at their ends instead, `extra["step_ends"]`.
     `meta.finished` of a line says false of a reply that was cut off, which gets no stop token: `extra["finished"]`.
+    Held-out rows are the same, without rewards for scores: nothing was earned in an evaluation.
 
     Args:
         path: of one file or of several.
-        tokenizer: that of the model: of a folder, or made from the corpus of `task`.
+        tokenizer: that of the model: of a folder, or made from the task's corpus, or without a task from the files.
         use: what is learned from. Objectives that know no mask for what is missing want only what they need:
             `[score]` for those of rewards, `[steps]` for process rewards. `responses` adds the replies of which nothing
             else is known, to be compared with the expected one.
-        label_above: replies that score at least so much are labelled good, `extra["label"]`, and the others bad.
         keep: which scored replies are imitated, as the expected ones are: rejection sampling. With
             `use: [expected]` nothing else is learned from.
         control_codes: texts, the code of the worst replies first: each scored reply is imitated (`keep` may choose)
             behind a prompt that ends with the code of its score, an expected one behind the best code. At test time
             the prompt ends with the last of them.
-        validation_share: of the prompts, held out; none of their lines is learned from.
-        validation_path, test_path: files of held-out prompts. Without a test_path the test is on the validation's.
+        val_share: of the prompts, held out; none of their lines is learned from.
+        val_path, test_path: files of held-out prompts. Without a test_path the test is on the validation's.
         scale: lowest and highest score there is in the files.
         on_bad: `skip` goes on without lines that are wrong, and warns which.
         context: tokens that the model can read; a longer row is refused, never cut.
@@ -67,11 +68,10 @@ class FeedbackDataModule(MinibatchDataModule):
         path: Paths,
         tokenizer: Tokenizer,
         use: tuple[Use, ...] = ("score", "ranking", "steps", "expected"),
-        label_above: float | None = None,
         keep: Keep | None = None,
         control_codes: tuple[str, ...] = (),
-        validation_share: float = 0.0,
-        validation_path: Paths | None = None,
+        val_share: float = 0.0,
+        val_path: Paths | None = None,
         test_path: Paths | None = None,
         scale: Scale = (0.0, 1.0),
         on_bad: Literal["raise", "skip"] = "raise",
@@ -80,23 +80,19 @@ class FeedbackDataModule(MinibatchDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 <= validation_share < 1:
-            raise ValueError(f"validation_share: got {validation_share}, must be in [0, 1)")
-        if validation_share and validation_path is not None:
-            raise ValueError(
-                "validation_share: the held-out prompts are those of validation_path; leave one of them out"
-            )
-        if label_above is not None and "score" not in use:
-            raise ValueError("label_above: it labels by the score, so `use` must name score")
+        if not 0 <= val_share < 1:
+            raise ValueError(f"val_share: got {val_share}, must be in [0, 1)")
+        if val_share and val_path is not None:
+            raise ValueError("val_share: the held-out prompts are those of val_path; leave one of them out")
         if len(set(control_codes)) < len(control_codes) or len(control_codes) == 1 or "" in control_codes:
             raise ValueError(f"control_codes: got {list(control_codes)}, must be two or more different texts")
-        self.paths, self.validation_paths, self.test_paths = _listed(path), _listed(validation_path), _listed(test_path)
+        self.paths, self.val_paths, self.test_paths = _listed(path), _listed(val_path), _listed(test_path)
         self.tokenizer, self.task, self.scale, self.on_bad = tokenizer, task, scale, on_bad
-        self.validation_share = validation_share
-        self.layout = Layout(tokenizer, tuple(use), (), keep, tuple(control_codes), label_above, context)
+        self.val_share = val_share
+        self.layout = Layout(tokenizer, tuple(use), (), keep, tuple(control_codes), context)
         self.counters["feedback_calls"] = 0
         self.rows: Batch | None = None
-        self.held_out: dict[str, Batch] = {}  # of "validation" and "test"
+        self.held_out: dict[str, Batch] = {}  # of "val" and "test"
         self._paid = 0  # scores, rankings and expected responses that are learned from
 
     # ---- from files to rows
@@ -104,38 +100,29 @@ class FeedbackDataModule(MinibatchDataModule):
     def setup(self, stage: str) -> None:
         if self.rows is not None:
             return
-        self._make_tokenizer()
-        training, validation = split(self._read(self.paths), self.validation_share)
-        held = {"validation": validation or self._read(self.validation_paths), "test": self._read(self.test_paths)}
+        training, validation = split(self._read(self.paths), self.val_share)
+        held = {"val": validation or self._read(self.val_paths), "test": self._read(self.test_paths)}
         for name, judgements in held.items():
             refuse_overlap(training, judgements, f"{name}_path")
+        if not hasattr(self.tokenizer, "eos"):  # not made yet
+            self.tokenizer.fit(_texts(training) if self.task is None else self.task.corpus())
         scores = [score for judgement in training for score in judgement.score or () if score is not None]
         self._refuse_without_scores(scores)
         self.layout = self.layout.knowing(scores)
         self.rows = self._rows(training, self.paths)
-        self.held_out = {name: self._rows(judgements, [name]) for name, judgements in held.items() if judgements}
+        for name, judgements in held.items():
+            if judgements:
+                rows = self._rows(judgements, self.test_paths if name == "test" else self.val_paths or self.paths)
+                self.held_out[name] = rows if "step_ends" in rows.extra else replace(rows, rewards=None)
         self._paid = sum(_calls(judgement, self.layout.use) for judgement in training)
         self._tell(training)
         _ = self.data_digest  # before anybody writes to the files
-
-    def _make_tokenizer(self) -> None:
-        if hasattr(self.tokenizer, "eos"):
-            return
-        if self.task is None and not isinstance(self.tokenizer, ByteTokenizer):
-            raise ValueError(
-                "tokenizer: it is not made yet: name the `task` whose corpus it is made from, or the folder of one"
-            )
-        self.tokenizer.fit(() if self.task is None else self.task.corpus())
 
     def _read(self, paths: list[str]) -> list[Judgement]:
         return [judgement for path in paths for judgement in read(path, self.scale, self.on_bad)]
 
     def _refuse_without_scores(self, scores: Sequence[float]) -> None:
-        by_score = {
-            "keep": self.layout.keep,
-            "control_codes": self.layout.codes,
-            "label_above": self.layout.label_above,
-        }
+        by_score = {"keep": self.layout.keep, "control_codes": self.layout.codes}
         for name, value in by_score.items():
             if value not in (None, ()) and not scores:
                 raise ValueError(f"{name}: it goes by the score, and no reply in {', '.join(self.paths)} has one")
@@ -188,10 +175,10 @@ class FeedbackDataModule(MinibatchDataModule):
     # ---- evaluation
 
     def val_dataloader(self) -> list[DataLoader]:
-        return self._evaluation("validation")
+        return self._evaluation("val")
 
     def test_dataloader(self) -> list[DataLoader]:
-        return self._evaluation("test" if "test" in self.held_out else "validation")
+        return self._evaluation("test" if "test" in self.held_out else "val")
 
     def _evaluation(self, name: str) -> list[DataLoader]:
         """One loader of held-out rows, as many batches on every rank; none where nothing is held out."""
@@ -207,11 +194,20 @@ class FeedbackDataModule(MinibatchDataModule):
 
     # ---- what a run was made of
 
+    @property
+    def vocabulary(self) -> int:
+        """Ids that a policy must have at least."""
+        return self.tokenizer.size
+
+    @property
+    def tokenizer_digest(self) -> str:
+        return self.tokenizer.digest
+
     @cached_property
     def data_digest(self) -> str:
         """SHA-256 of the files' content at `setup`, one after the other: of a single file that of `sha256sum`."""
         total = hashlib.sha256()
-        for path in self.paths + self.validation_paths + self.test_paths:
+        for path in self.paths + self.val_paths + self.test_paths:
             total.update(Path(path).read_bytes())
         return total.hexdigest()
 
@@ -230,6 +226,14 @@ class FeedbackDataModule(MinibatchDataModule):
 def _batches(rows: Batch, parts: Sequence[torch.Tensor]) -> Iterator[Batch]:
     for part in parts:
         yield rows[part]
+
+
+def _texts(judgements: Sequence[Judgement]) -> Iterator[str]:
+    for judgement in judgements:
+        prompt = judgement.prompt
+        yield from [prompt] if isinstance(prompt, str) else (message.content for message in prompt)
+        yield from judgement.responses
+        yield from [judgement.expected] if judgement.expected else []
 
 
 def _listed(paths: Paths | None) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ class Row:
     prompt: list[int]
     reply: list[int]  # with the stop token, unless it was cut off
     finished: bool
-    learns: bool  # the learner said it, and something that is used is known of it
+    learns: bool  # the learner said it, and something that is used is known of it as a whole
     expert: bool  # it is imitated
     rank: int = -1
     score: float | None = None
@@ -44,7 +45,6 @@ class Layout:
     scores: Sequence[float] = ()
     keep: Keep | None = None
     codes: tuple[str, ...] = ()
-    label_above: float | None = None
     context: int | None = None
 
     def knowing(self, scores: Sequence[float]) -> Layout:
@@ -72,8 +72,8 @@ class Layout:
         steps = judgement.of("steps", i) if "steps" in self.use else None
         ranks = judgement.ranks if "ranking" in self.use else None
         expert = score is not None and self._imitated(score, judgement)
-        learns = (score is not None and "score" in self.use) or bool(steps or ranks) or "responses" in self.use
-        if not learns and not expert:
+        learns = (score is not None and "score" in self.use) or ranks is not None or "responses" in self.use
+        if not learns and not expert and not steps:
             return None
         ends = [step.end for step in steps or ()]
         reply, places = self._encoded(judgement.responses[i], ends)
@@ -103,10 +103,18 @@ class Layout:
     def _prompt(self, judgement: Judgement, score: float | None) -> list[int]:
         """With the code of the score at its end, where there are codes and a score."""
         code = code_of(score, self.scores, self.codes) if self.codes and score is not None else ""
-        if isinstance(judgement.prompt, str):
-            ids = self.tokenizer.encode_prompt(judgement.prompt + code)
+        return self._opening(judgement.prompt, code)
+
+    @cached_property
+    def _opening(self) -> Callable[[str | tuple[Message, ...], str], list[int]]:
+        """The responses of a line share their prompt: what was encoded last is kept."""
+        return lru_cache(64)(self._opened)
+
+    def _opened(self, prompt: str | tuple[Message, ...], code: str) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode_prompt(prompt + code)
         else:
-            *before, last = judgement.prompt
+            *before, last = prompt
             messages = [*before, Message(last.role, last.content + code)]
             ids = self.tokenizer.encode_prompt([asdict(message) for message in messages])
         if not ids:
@@ -119,7 +127,7 @@ class Layout:
         Encoded step by step, so that no token goes across the end of one.
         """
         ids: list[int] = []
-        places = []
+        places: list[int] = []
         for start, end in zip([0, *ends], [*ends, len(response)], strict=True):
             own = self.tokenizer.encode(response[start:end]) if start < end else []
             ids += own
@@ -144,16 +152,16 @@ class Layout:
         rows = [row for group in groups for row in group]
         paid = [None if row.steps or row.score is None else row.score for row in rows]
         dialogues = [
-            (Segment(row.prompt), Segment(row.reply, LEARNER if row.learns else EXPERT, reward=reward))
+            (Segment(row.prompt), Segment(row.reply, EXPERT if row.expert else LEARNER, reward=reward))
             for row, reward in zip(rows, paid, strict=True)
         ]
         batch = text_rows.as_batch(dialogues)
-        imitated = torch.tensor([row.expert for row in rows])
+        learned = torch.tensor([row.learns for row in rows])
         sizes = torch.tensor([len(group) for group in groups])
         nan = float("nan")  # so that whoever forgets to look at `scored` hears of it
         batch = replace(
             batch,
-            expert_mask=batch.valid & imitated[:, None],
+            mask=batch.valid & learned[:, None],
             group=torch.arange(len(groups)).repeat_interleave(sizes),
             rank=torch.tensor([row.rank for row in rows]),
             score=torch.tensor([nan if row.score is None else row.score for row in rows]),
@@ -162,17 +170,10 @@ class Layout:
                 "finished": torch.tensor([row.finished for row in rows]),
             },
         )
-        return self._with_steps(self._with_labels(batch), rows)
-
-    def _with_labels(self, batch: Batch) -> Batch:
-        if self.label_above is None:
-            return batch
-        assert batch.score is not None
-        labels = {"labelled": batch.extra["scored"], "label": batch.score >= self.label_above}
-        return replace(batch, extra=batch.extra | labels)
+        return self._with_steps(batch, rows)
 
     def _with_steps(self, batch: Batch, rows: Sequence[Row]) -> Batch:
-        """With `step_ends` and the labels as rewards there, where steps are used."""
+        """With `step_ends` and the labels as rewards there, where steps are used: they are learned from in any case."""
         if "steps" not in self.use or not any(row.steps for row in rows):
             return batch
         ends = torch.zeros_like(batch.mask)
@@ -181,7 +182,7 @@ class Layout:
             for place, label in row.steps:
                 at = len(row.prompt) - 1 + place  # the action at t is token t + 1
                 ends[i, at], rewards[i, at] = True, label
-        return replace(batch, rewards=rewards, extra=batch.extra | {"step_ends": ends})
+        return replace(batch, mask=batch.mask | ends, rewards=rewards, extra=batch.extra | {"step_ends": ends})
 
 
 def _finished(judgement: Judgement, i: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal
 
 from data_modules.feedback.ranking import parse_ranking
@@ -52,7 +53,7 @@ class Judgement:
     id: str | None = None  # unique within a file
     where: str = field(default="", compare=False)  # FILE:LINE it was read from
 
-    @property
+    @cached_property
     def ranks(self) -> tuple[int, ...] | None:
         """The rank of each response, 0 for the best; None where nobody put them in order."""
         return None if self.ranking is None else parse_ranking(self.ranking, len(self.responses))

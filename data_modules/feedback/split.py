@@ -21,7 +21,7 @@ def split(judgements: Sequence[Judgement], share: float) -> tuple[list[Judgement
     """
     prompts = sorted({judgement.prompt for judgement in judgements}, key=_chance)
     if share and len(prompts) < 2:
-        raise ValueError(f"validation_share: got {share}, and there is one prompt alone, which cannot be on both sides")
+        raise ValueError(f"val_share: got {share}, and there is one prompt alone, which cannot be on both sides")
     count = min(max(round(share * len(prompts)), 1), len(prompts) - 1) if share else 0
     held = set(prompts[:count])
     apart = [judgement for judgement in judgements if judgement.prompt in held]

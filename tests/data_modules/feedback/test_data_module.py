@@ -10,10 +10,11 @@ import torch
 from jsonargparse import ArgumentParser
 
 from data_modules.feedback import FeedbackDataModule, Judgement, write
+from data_modules.feedback.schema import Step
 from data_modules.feedback.selection import Keep
-from data_modules.text.tokenizer import ByteTokenizer, WordTokenizer
-from lightning_nlf.networks import GRUPolicy
-from lightning_nlf.objectives import DPOPolicy, ImitationPolicy, ReinforcePolicy
+from data_modules.text.tokenizer import WordTokenizer
+from lightning_nlf.networks import GRUPolicy, GRUReward
+from lightning_nlf.objectives import BradleyTerryReward, DPOPolicy, ImitationPolicy, ProcessReward, ReinforcePolicy
 
 WORDS = "abcde"
 
@@ -68,6 +69,16 @@ def test_the_teacher_is_paid_once(module):
     assert data.counters == {"iteration": 2, "feedback_calls": 9}
 
 
+def fitted(model, data, epochs):
+    data.trainer = None
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    return trainer
+
+
 @pytest.mark.parametrize("better", [0, 1])
 @pytest.mark.parametrize(
     ("objective", "settings", "knobs"),
@@ -81,16 +92,31 @@ def test_a_policy_learns_to_prefer_the_better_reply(module, objective, settings,
     """Of "a b" and "c" the first word of the better becomes the likeliest, whichever that is."""
     scores, ranking = ((1.0, 0.0), "A > B") if better == 0 else ((0.0, 1.0), "B > A")
     data = module([replace(line, score=scores, ranking=ranking) for line in prompts(8)], minibatches=2, **knobs)
-    data.trainer = None
     torch.manual_seed(0)
     model = objective(policy=GRUPolicy(9, 16), optimizer=lambda p: torch.optim.Adam(p, 0.02), **settings)
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=20, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(model, datamodule=data)
+    fitted(model, data, epochs=20)
     tokens, *_ = model.reply(torch.tensor([[8, 3]]), torch.tensor([2]), stop=(1,), max_new=1, deterministic=True)
     assert tokens.tolist() == [[(3, 5)[better]]]
+
+
+@pytest.mark.parametrize(
+    ("objective", "judgement", "knobs"),
+    [
+        (BradleyTerryReward, {"ranking": "B > A"}, {"use": ("ranking",)}),
+        (
+            ProcessReward,
+            {"steps": ((Step(1, 0.0), Step(3, 1.0)), (Step(1, 1.0),))},  # a is wrong, b and c are right
+            {"use": ("steps",)},
+        ),
+    ],
+)
+def test_a_reward_is_learned_and_measured_on_held_out_prompts(module, objective, judgement, knobs):
+    """The reply c is better than a b, whatever the prompt."""
+    lines = [Judgement(line.prompt, line.responses, **judgement) for line in prompts(12)]
+    torch.manual_seed(0)
+    model = objective(reward=GRUReward(9, 16), optimizer=lambda p: torch.optim.Adam(p, 0.02))
+    trainer = fitted(model, module(lines, minibatches=2, val_share=0.25, **knobs), epochs=15)
+    assert trainer.callback_metrics["val/accuracy"] == 1
 
 
 def test_a_yaml_says_it_all(tmp_path):
@@ -118,7 +144,7 @@ def test_a_yaml_says_it_all(tmp_path):
 
 def test_no_prompt_is_on_both_sides(module):
     lines = [Judgement(f"q {word}", ("a",), score=(0.5,)) for word in "abcdeq" for _ in range(3)]
-    data = module(lines, validation_share=0.34)
+    data = module(lines, val_share=0.34)
     held = torch.cat([batch.group for batch in held_out(data)])
     assert len(held) == 6 and len(data.rows) == 12  # two prompts of six, three lines each
     seen = read_prompts(data.rows), set().union(*map(read_prompts, held_out(data)))
@@ -128,8 +154,8 @@ def test_no_prompt_is_on_both_sides(module):
 def test_the_split_does_not_depend_on_seed_or_order(module):
     lines = prompts(12)
     one, two = (
-        module(lines, validation_share=0.25, seed=0),
-        module(lines[::-1], name="other.jsonl", validation_share=0.25, seed=1),
+        module(lines, val_share=0.25, seed=0),
+        module(lines[::-1], name="other.jsonl", val_share=0.25, seed=1),
     )
     assert read_prompts(one.rows) == read_prompts(two.rows) and len(read_prompts(one.rows)) == 9
 
@@ -139,21 +165,21 @@ def test_held_out_rows_have_the_layout_of_the_others(module, tmp_path):
     write(tmp_path / "held.jsonl", [Judgement("d", ("a b", "c"), score=(0.6, 1.0), ranking="B > A")])
     data = module(
         prompts(4),
-        validation_path=str(tmp_path / "held.jsonl"),
+        val_path=str(tmp_path / "held.jsonl"),
         keep=Keep(share=0.5),
         control_codes=(" a", " e"),
-        label_above=0.5,
     )
     (batch,) = held_out(data)
-    assert set(batch.extra) == set(data.rows.extra)
-    assert batch.expert_mask.any(1).tolist() == [False, True] and batch.extra["label"].all()
+    assert set(batch.extra) == set(data.rows.extra) and batch.extra["scored"].all()
+    assert batch.expert_mask.any(1).tolist() == [False, True] and batch.score.tolist() == pytest.approx([0.6, 1.0])
+    assert batch.rewards is None and data.rows.rewards is not None
     assert batch.obs[:, 1].tolist() == [7, 7] and batch.rank.tolist() == [1, 0]
 
 
 def test_held_out_batches_split_no_group_and_are_as_many_on_every_rank(module, tmp_path):
     lines = [Judgement(f"d {a} {b} {c}", ("a", "b"), (0, 1)) for a in WORDS for b in WORDS for c in WORDS]
     write(tmp_path / "held.jsonl", lines)
-    knobs = {"validation_path": str(tmp_path / "held.jsonl")}
+    knobs = {"val_path": str(tmp_path / "held.jsonl")}
     found = [held_out(module(prompts(4), world_size=2, rank=rank, **knobs)) for rank in (0, 1)]
     assert [len(batches) for batches in found] == [2, 2]
     assert all((batch.group.bincount()[batch.group] == 2).all() for batches in found for batch in batches)
@@ -163,23 +189,23 @@ def test_held_out_batches_split_no_group_and_are_as_many_on_every_rank(module, t
 
 def test_the_test_is_on_its_own_file_or_on_the_validation(module, tmp_path):
     write(tmp_path / "test.jsonl", [Judgement("e", ("a",), (0.5,))])
-    data = module(prompts(4), validation_share=0.25)
+    data = module(prompts(4), val_share=0.25)
     assert [len(batch) for batch in data.test_dataloader()[0]] == [2]
-    data = module(prompts(4), validation_share=0.25, test_path=str(tmp_path / "test.jsonl"))
+    data = module(prompts(4), val_share=0.25, test_path=str(tmp_path / "test.jsonl"))
     assert [len(batch) for batch in data.test_dataloader()[0]] == [1] and len(held_out(data)[0]) == 2
     assert module(prompts(4)).val_dataloader() == module(prompts(4)).test_dataloader() == []
 
 
 def test_a_prompt_that_is_learned_from_is_not_held_out(module, tmp_path):
     write(tmp_path / "held.jsonl", [Judgement("e", ("a",), (0.5,)), prompts(1)[0]])
-    for name in ("validation_path", "test_path"):
+    for name in ("val_path", "test_path"):
         with pytest.raises(ValueError, match=f"{name}: .*held.jsonl:2: prompt: is that of .*feedback.jsonl:1 as well"):
             module(prompts(2), **{name: str(tmp_path / "held.jsonl")})
 
 
 def test_one_prompt_cannot_be_split(module):
-    with pytest.raises(ValueError, match="validation_share: got 0.5, and there is one prompt alone"):
-        module([Judgement("q", ("a",), (0.5,))] * 2, validation_share=0.5)
+    with pytest.raises(ValueError, match="val_share: got 0.5, and there is one prompt alone"):
+        module([Judgement("q", ("a",), (0.5,))] * 2, val_share=0.5)
 
 
 # ---- several files, digests, checkpoints
@@ -219,9 +245,8 @@ def test_a_run_goes_on_with_its_own_files_and_tokenizer_only(module):
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"validation_share": 1.0}, "validation_share: got 1.0"),
-        ({"validation_share": 0.5, "validation_path": "x"}, "leave one of them out"),
-        ({"label_above": 0.5, "use": ("ranking",)}, "label_above: it labels by the score"),
+        ({"val_share": 1.0}, "val_share: got 1.0"),
+        ({"val_share": 0.5, "val_path": "x"}, "leave one of them out"),
         ({"control_codes": ("a",)}, "control_codes: got .*two or more different"),
         ({"control_codes": ("a", "a")}, "control_codes"),
         ({"control_codes": ("a", "")}, "control_codes"),
@@ -229,7 +254,6 @@ def test_a_run_goes_on_with_its_own_files_and_tokenizer_only(module):
             {"use": ("steps",)},
             "use: nothing of steps is in .*feedback.jsonl, whose fields are prompt, responses, score",
         ),
-        ({"tokenizer": WordTokenizer()}, "tokenizer: it is not made yet"),
         ({"context": 3}, "lines are wrong\n.*feedback.jsonl:1: 2 tokens of the prompt and 3 of the reply are more"),
         ({"path": "none.jsonl"}, "path: there is no file none.jsonl"),
     ],
@@ -239,9 +263,7 @@ def test_knobs_that_cannot_be_are_refused(module, knobs, message):
         module(prompts(2), **knobs)
 
 
-@pytest.mark.parametrize(
-    "knobs", [{"keep": Keep(share=0.5)}, {"control_codes": ("a", "b")}, {"label_above": 0.5}], ids=lambda x: list(x)[0]
-)
+@pytest.mark.parametrize("knobs", [{"keep": Keep(share=0.5)}, {"control_codes": ("a", "b")}], ids=lambda x: list(x)[0])
 def test_what_goes_by_the_score_needs_one(module, knobs):
     with pytest.raises(ValueError, match=f"{list(knobs)[0]}: it goes by the score, and no reply in"):
         module([Judgement("q", ("a", "b"), ranking="A > B")], **knobs)
@@ -271,7 +293,10 @@ def test_rankings_that_say_nothing_are_told(module):
         module([*prompts(2), Judgement("e", ("a", "b"), ranking="A = B")])
 
 
-def test_a_tokenizer_is_made_from_the_task(module):
-    task = SimpleNamespace(corpus=lambda: iter(["a b c d e q"]))
-    assert module(prompts(2), tokenizer=WordTokenizer(), task=task).tokenizer.size == 9
-    assert module(prompts(2), tokenizer=ByteTokenizer()).rows.obs.max() > 9
+def test_a_tokenizer_is_made_from_the_task_or_from_what_is_learned_from(module, tokenizer):
+    """The two lines have the words a, b, c and q."""
+    task = SimpleNamespace(corpus=lambda: iter(["a b c d e q r"]))
+    assert module(prompts(2), tokenizer=WordTokenizer(), task=task).vocabulary == 10
+    assert module(prompts(2), tokenizer=WordTokenizer()).vocabulary == 7
+    given = module(prompts(2), tokenizer=tokenizer, task=task)
+    assert given.vocabulary == 9 and given.tokenizer_digest == tokenizer.digest

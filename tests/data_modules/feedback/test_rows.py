@@ -1,7 +1,5 @@
 """From judgements to rows: one layout, whatever is known of a reply."""
 
-import math
-
 import pytest
 import torch
 
@@ -28,7 +26,7 @@ def test_a_batch_by_hand(tokenizer):
     q a | e <eos>     8 3 7 1    obs 8 3 7    actions 3 7 1    decided . x x      expected
     q | b c <eos>     8 4 5 1    obs 8 4 5    actions 4 5 1    decided x x x      steps end at b and at c
     """
-    batch = batch_of(Layout(tokenizer, ALL, label_above=0.5), FULL, STEPS)
+    batch = batch_of(Layout(tokenizer, ALL), FULL, STEPS)
     decided = torch.tensor([[0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 0], [1, 1, 1, 0]]).bool()
     actions = torch.tensor([[3, 4, 1, 0], [3, 5, 6, 1], [3, 7, 1, 0], [4, 5, 1, 0]])
     inside = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]).bool()
@@ -36,7 +34,8 @@ def test_a_batch_by_hand(tokenizer):
     assert torch.equal(batch.obs[inside], obs[inside]) and torch.equal(batch.actions[inside], actions[inside])
     assert torch.equal(batch.valid, decided)
     expected = torch.tensor([False, False, True, False])[:, None]
-    assert torch.equal(batch.mask, decided & ~expected) and torch.equal(batch.expert_mask, decided & expected)
+    learned = decided & ~expected & torch.tensor([[1, 1, 1, 1]] * 3 + [[1, 1, 0, 0]]).bool()  # of the last its steps
+    assert torch.equal(batch.mask, learned) and torch.equal(batch.expert_mask, decided & expected)
     assert torch.equal(batch.expert_actions, batch.actions)
     assert batch.rewards.tolist() == [[0, 0, 0.25, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0.5, 0, 0]]
     assert batch.extra["step_ends"].int().tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]]
@@ -44,8 +43,6 @@ def test_a_batch_by_hand(tokenizer):
     assert batch.group.tolist() == [0, 0, 0, 1] and batch.rank.tolist() == [1, 0, -1, -1]
     assert batch.score[:2].tolist() == [0.25, 1] and batch.score[2:].isnan().all()
     assert batch.extra["scored"].tolist() == [True, True, False, False]
-    assert batch.extra["labelled"].tolist() == [True, True, False, False]
-    assert batch.extra["label"].tolist() == [False, True, False, False]
     assert batch.extra["finished"].all() and batch.log_probs is None
 
 
@@ -53,6 +50,9 @@ def test_the_steps_of_a_reply_are_paid_instead_of_its_score(tokenizer):
     judgement = Judgement("q", ("b c",), score=(0.75,), steps=((Step(1, -1.0),),))
     batch = batch_of(Layout(tokenizer, ALL), judgement)
     assert batch.rewards.tolist() == [[-1, 0, 0]] and batch.score.tolist() == [0.75]
+    assert batch.mask.tolist() == [[True, True, True]]
+    batch = batch_of(Layout(tokenizer, ("steps",)), judgement)
+    assert batch.mask.tolist() == [[True, False, False]] and batch.valid.all()
     batch = batch_of(Layout(tokenizer, ("score",)), judgement)
     assert batch.rewards.tolist() == [[0, 0, 0.75]] and "step_ends" not in batch.extra
 
@@ -186,8 +186,3 @@ def test_a_code_stands_between_prompt_and_reply(tokenizer):
     assert batch.expert_mask.any(1).tolist() == [True, True, True, True, False, True]
     kept = batch_of(Layout(tokenizer, ALL, codes=(" d", " e"), keep=Keep(above=0.8)), *SCORED)
     assert kept.expert_mask.any(1).tolist() == [True, True, False, False]
-
-
-def test_labels_are_good_from_the_threshold_on(tokenizer):
-    batch = batch_of(Layout(tokenizer, ALL, label_above=0.8), *SCORED)
-    assert batch.extra["label"].tolist() == [True, True, False, False] and not math.isnan(batch.score.sum())
