@@ -14,18 +14,18 @@ from data_modules.text.environment import Case, Outcome, Split
 
 Cell = tuple[int, int]  # row, column
 
-GRID = """
-1111111111111
-1000001000001
-1110111110111
-1110111110111
-1110111110111
-1110000000111
-1111110111111
-1111110111111
-1111110111111
-1111111111111
-""".split()
+GRID = (
+    "1111111111111",
+    "1000001000001",
+    "1110111110111",
+    "1110111110111",
+    "1110111110111",
+    "1110000000111",
+    "1111110111111",
+    "1111110111111",
+    "1111110111111",
+    "1111111111111",
+)
 FREE = frozenset((r, c) for r, line in enumerate(GRID) for c, x in enumerate(line) if x == "0")
 GOAL: Cell = (8, 6)
 STARTS = tuple(sorted(FREE - {GOAL}))
@@ -121,8 +121,9 @@ class Maze:
         observed: whether one is told where one is and where the goal is. The last words then say all (`window: 1`).
             Else only the walls beside one are named, and one has to remember: 20 turns in the paper (`window: 20`).
         trajectories: in the demonstrations, which are walks within one of three regions, 15 % of the moves towards the
-            goal and the rest at random, until they leave the region, reach the goal, or after 100 moves. Partly
-            observed they do not remember either: a prompt is the last observation alone.
+            goal and the rest at random, until they leave the region, reach the goal, or after 100 moves. They are made
+            anew after the paper's words: 25 ± 28 moves long and 20 % at the goal, where its own were 20 ± 25 and 11 %.
+            Partly observed they do not remember either: a prompt is the last observation alone.
         seed: of the demonstrations.
     """
 
@@ -173,8 +174,9 @@ class Maze:
         return [self._walk(rng) for _ in range(self.trajectories)]
 
     def _walk(self, rng: np.random.Generator) -> list[tuple[Cell, str]]:
-        cell = STARTS[rng.integers(len(STARTS))]
-        within, walk = region(cell), []
+        within, walk = int(rng.integers(3)), []
+        starts = [cell for cell in STARTS if region(cell) == within]
+        cell = starts[rng.integers(len(starts))]
         while cell != GOAL and region(cell) == within and len(walk) < LIMIT:
             moves = best_moves(cell) if rng.random() < SOLVED_SHARE else list(MOVES)
             move = moves[rng.integers(len(moves))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +111,25 @@ class TextTaskDataModule(RolloutDataModule):
             found[case.id] = Prompt(case, ids)
         return list(found.values())
 
+    # ---- what a run is about
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that a policy must have at least."""
+        return self.tokenizer.size
+
+    @property
+    def tokenizer_digest(self) -> str:
+        return self.tokenizer.digest
+
+    @property
+    def data_digest(self) -> str:
+        """SHA-256 of the ids and prompts of all splits, in their order."""
+        content = [[split, prompt.case.id, prompt.case.prompt] for split in self.cases for prompt in self.cases[split]]
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+    # ---- how it is played
+
     def _seeds(self, episodes: int, rng: np.random.Generator) -> np.ndarray:
         return rng.integers(2**62, size=(episodes, self.task.turns))
 
@@ -203,17 +224,6 @@ class TextTaskDataModule(RolloutDataModule):
             line["responses"].append(self.tokenizer.decode(ids.tolist()))
             line["score"].append(score)
         return list(lines.values())
-
-    # ---- checkpoint
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"tokenizer": self.tokenizer.digest}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises ValueError: the tokenizer is another one than the model was trained with."""
-        if state_dict["tokenizer"] != self.tokenizer.digest:
-            raise ValueError("tokenizer: the checkpoint was trained with another one, so its ids mean something else")
-        super().load_state_dict(state_dict)
 
 
 def at_least_one(**amounts: int | None) -> None:

@@ -89,6 +89,8 @@ def test_demonstrations_stay_in_one_region_and_are_mostly_random():
     assert share == pytest.approx(0.3625, abs=0.01)
     train, val = maze.demonstrations("train"), maze.demonstrations("val")
     assert len(train) + len(val) == len(pairs) and 0.05 < len(val) / len(pairs) < 0.15
+    lengths = [len(walk) for walk in maze.walks]
+    assert sum(lengths) / len(lengths) == pytest.approx(25.4, abs=2)
     assert Maze().demonstrations("train") == train != Maze(seed=1).demonstrations("train")
 
 

@@ -252,9 +252,11 @@ def test_two_cases_of_one_id_are_refused(echo):
         module(echo)
 
 
-def test_another_tokenizer_than_the_checkpoints_is_refused(echo):
-    with pytest.raises(ValueError, match="tokenizer"):
-        module(echo, tokenizer=ByteTokenizer()).load_state_dict(module(echo).state_dict())
+def test_a_run_says_what_it_is_about(echo, walks):
+    data, others = module(echo), module(walks, tokenizer=ByteTokenizer())
+    assert data.vocabulary == SIZE and data.tokenizer_digest == module(walks).tokenizer_digest
+    assert others.tokenizer_digest != data.tokenizer_digest
+    assert module(echo).data_digest == data.data_digest != others.data_digest
 
 
 def test_a_suffix_stands_behind_every_prompt(echo):
