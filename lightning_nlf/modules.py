@@ -47,15 +47,15 @@ class ObjectiveModule(Objective, L.LightningModule):
     def setup(self, stage: str) -> None:
         if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
             raise ValueError(f"trainer.precision: {self.trainer.precision} is not what states come in; use bf16-mixed")
+        digest = self._check_tokenizer()
+        if stage == "fit":
+            self._remember_tokenizer(digest)
 
     def on_train_start(self) -> None:
         """Refuses another learning rate than the checkpoint's: it would be recorded, and not used."""
         lrs = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         if self.lr_scheduler is None and lrs != self._configured_lrs:
             raise ValueError(f"optimizer.lr: the checkpoint goes on with {lrs}, not {self._configured_lrs}")
-
-    def evaluate(self, batch: Batch) -> Evaluation:
-        raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if not self.training:  # acting switched to eval mode
@@ -125,14 +125,43 @@ class ObjectiveModule(Objective, L.LightningModule):
         self._configured_lrs = [group["lr"] for group in optimizer.param_groups]
         return optimizer if self.lr_scheduler is None else ([optimizer], [self.lr_scheduler(optimizer)])
 
+    # ---- checkpoint
+
+    @property
+    def _networks(self) -> dict[str, Network]:
+        return {name: network for name, network in self.named_children() if isinstance(network, Network)}
+
+    def _check_tokenizer(self) -> str | None:
+        """The tokenizer whose ids the data and all networks mean, where any of them says. Raises ValueError."""
+        data = self.trainer.datamodule
+        named = [getattr(data, "tokenizer_digest", None), *(each.tokenizer_digest for each in self._networks.values())]
+        digest = next((each for each in named if each is not None), None)
+        for network in self._networks.values():
+            network.check_tokenizer(digest, getattr(data, "vocabulary", None))
+        return digest
+
+    def _remember_tokenizer(self, digest: str | None) -> None:
+        for network in self._networks.values():
+            network.tokenizer_digest = digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError: its ids are those of another tokenizer than the data module's."""
+        if "tokenizer_digest" in checkpoint:
+            self._remember_tokenizer(checkpoint["tokenizer_digest"])
+            if self._trainer is not None:
+                self._check_tokenizer()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for network in self._networks.values():
+            if network.tokenizer_digest is not None:
+                checkpoint["tokenizer_digest"] = network.tokenizer_digest
         # Built by hand, the hyperparameters are live networks: pickled code that no safe loader would read.
         if "_instantiator" not in checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}):
             checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, None)
             return
         saved = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = dict(checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY])
-        for name, network in self.named_children():  # what came with `weights` must outlast them
-            if isinstance(network, Network) and network.arguments():
+        for name, network in self._networks.items():  # what came with `weights` must outlast them
+            if network.arguments():
                 spec = saved[name]
                 saved[name] = spec | {"init_args": spec.get("init_args", {}) | network.arguments()}
 
@@ -177,10 +206,6 @@ class ObjectiveModule(Objective, L.LightningModule):
         return batch
 
     # ---- evaluation
-
-    def measure(self, stage: str, batch: Batch, loader: int) -> None:
-        """Logs what an evaluation batch says of the networks, as `stage/…`; `loader` says of which loader."""
-        raise NotImplementedError
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.measure("val", batch, dataloader_idx)

@@ -65,7 +65,15 @@ class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore
         """
         return None
 
+    def measure(self, stage: str, batch: Batch, loader: int) -> None:
+        """Logs what an evaluation batch says of the networks, as `stage/…`; `loader` says of which loader."""
+        raise NotImplementedError
+
     # ---- what it may use
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        """What the networks say of a batch."""
+        raise NotImplementedError
 
     def note(self, name: str, x: Tensor, counts: bool = True) -> None:
         """Have x () logged as `train/name`, in the mean of what is noted until the next logging."""

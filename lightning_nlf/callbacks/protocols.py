@@ -69,6 +69,13 @@ def statistics_of(trainer: L.Trainer) -> dict[str, float]:
     return data_module.statistics if isinstance(data_module, Collecting) else {}
 
 
+def digests_of(trainer: L.Trainer) -> dict[str, str]:
+    """`data_digest` and `tokenizer_digest`, where the DataModule has them."""
+    data_module = data_module_of(trainer)
+    named = {name: getattr(data_module, name, None) for name in ("data_digest", "tokenizer_digest")}
+    return {name: digest for name, digest in named.items() if digest is not None}
+
+
 def last_step(trainer: L.Trainer) -> int:
     """The number under which Lightning logs the metrics of the step that was just taken: it counts from 0."""
     return max(trainer.global_step - 1, 0)

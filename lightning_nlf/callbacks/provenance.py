@@ -8,12 +8,14 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_nlf.callbacks.protocols import log_artifacts, rehearses, run_folder
+from lightning_nlf.callbacks.protocols import RunLogger, digests_of, log_artifacts, rehearses, run_folder
 from lightning_nlf.tracking.provenance import gather
 
 
 class Provenance(L.Callback):
     """Writes command line, state of the code, packages and machine to `<run>/provenance`, and logs the configuration.
+
+    The digests of the data and the tokenizer, where the DataModule has them, are tags too.
 
     A run that is resumed may have another state of the code: each further start gets a folder of its own,
     `provenance/start-2` and so on. It is gathered in a thread: git and the list of packages take longer than an
@@ -24,15 +26,20 @@ class Provenance(L.Callback):
         self._thread: threading.Thread | None = None
         self._paths: list[Path] = []
         self._failure: Exception | None = None
+        self._digests: dict[str, str] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or rehearses(trainer):
             return
         folder, self._paths, self._failure = run_folder(trainer), [], None
+        self._digests = digests_of(trainer)
         self._thread = threading.Thread(target=self._write, args=(folder / "provenance",), daemon=True)
         self._thread.start()
         written = [*sorted(folder.glob("config*.yaml")), *sorted((folder / "raw").rglob("*"))]
         log_artifacts(trainer, [path for path in written if path.is_file()])
+        for logger in trainer.loggers:
+            if self._digests and isinstance(logger, RunLogger):
+                logger.set_tags(self._digests)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._thread is not None and not self._thread.is_alive():
@@ -58,7 +65,8 @@ class Provenance(L.Callback):
             starts = len(list(folder.glob("**/command.txt")))
             folder = folder / f"start-{starts + 1}" if starts else folder
             folder.mkdir(parents=True, exist_ok=True)
-            for name, text in gather(_code_folder()).items():
+            data = "".join(f"{name}: {digest}\n" for name, digest in self._digests.items())
+            for name, text in (gather(_code_folder()) | ({"data.txt": data} if data else {})).items():
                 (folder / name).write_text(text, encoding="utf-8")
                 self._paths.append(folder / name)
         # A record of a run must never end it, and a thread has nobody to raise to: told in `_finish`.

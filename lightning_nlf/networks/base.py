@@ -17,6 +17,8 @@ class Network(nn.Module):
     """A network that can start from another run's: `weights` is the path of a checkpoint of ours."""
 
     role = ""  # the name it has in a module, and so the prefix of its keys in a checkpoint
+    vocabulary: int | None = None  # token ids that it knows, where it reads any
+    tokenizer_digest: str | None = None  # whose ids its weights have learned, where a checkpoint said so
 
     def load_weights(self, weights: str | None) -> None:
         """Take over the parameters of the network with the same role in the checkpoint `weights`.
@@ -26,13 +28,31 @@ class Network(nn.Module):
         """
         if weights is None:
             return
-        state = checkpoint_at(weights).get("state_dict", {})
+        checkpoint = checkpoint_at(weights)
         try:
-            self.load_state_dict(self.own_weights(state))
+            self.load_state_dict(self.own_weights(checkpoint.get("state_dict", {})))
         except RuntimeError as error:
             raise ValueError(
                 f"weights: the {self.role} in {weights} has another shape than this one: {error}"
             ) from None
+        self.tokenizer_digest = checkpoint.get("tokenizer_digest")
+
+    def check_tokenizer(self, digest: str | None, vocabulary: int | None) -> None:
+        """Whether ids mean the same here as in the data; each is None where the data does not say.
+
+        Raises:
+            ValueError: the weights have learned the ids of another tokenizer, or there are more ids than it knows.
+        """
+        if digest is not None and self.tokenizer_digest is not None and digest != self.tokenizer_digest:
+            raise ValueError(
+                f"tokenizer: the {self.role} has learned the ids of another ({self.tokenizer_digest[:12]}…) than the "
+                f"data or another network has ({digest[:12]}…): use one tokenizer, or start from other weights"
+            )
+        if vocabulary is not None and self.vocabulary is not None and vocabulary > self.vocabulary:
+            raise ValueError(
+                f"vocabulary: the {self.role} knows {self.vocabulary} token ids and the data has {vocabulary}: "
+                "give it as many or more"
+            )
 
     def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What this network takes of a module's weights: those under its role."""

@@ -16,6 +16,7 @@ class GRUPolicy(Policy):
 
     def __init__(self, vocabulary: int, width: int = 64, weights: str | None = None) -> None:
         super().__init__()
+        self.vocabulary = vocabulary
         self.embed = nn.Embedding(vocabulary, width)
         self.rnn = nn.GRU(width, width, batch_first=True)
         self.head = nn.Linear(width, vocabulary)
@@ -48,6 +49,7 @@ class GRUValue(Value):
 
     def __init__(self, vocabulary: int, width: int = 64, weights: str | None = None) -> None:
         super().__init__()
+        self.vocabulary = vocabulary
         self.embed = nn.Embedding(vocabulary, width)
         self.rnn = nn.GRU(width, width, batch_first=True)
         self.head = nn.Linear(width, 1)
@@ -63,6 +65,7 @@ class GRUReward(Reward):
 
     def __init__(self, vocabulary: int, width: int = 64, weights: str | None = None) -> None:
         super().__init__()
+        self.vocabulary = vocabulary
         self.embed = nn.Embedding(vocabulary, width)
         self.rnn = nn.GRU(width, width, batch_first=True)
         self.head = nn.Linear(width, 1)

@@ -41,6 +41,7 @@ class Transformer(Network):
         if shape is not None and found != shape:
             raise ValueError(f"shape: that of {weights} is another, {found}; leave it out")
         self.decoder = Decoder(found, dropout)
+        self.vocabulary = found.vocabulary
         self.lm_head: nn.Linear | None = None  # that predicts tokens, where it is not the embedding
 
     def load_weights(self, weights: str | None) -> None:

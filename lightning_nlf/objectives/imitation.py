@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, kl_divergence
+from torchmetrics import MeanMetric
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import Schedule, distribution_of, masked_mean, scheduled
@@ -100,6 +101,13 @@ def own_returns(batch: Batch, over_ranks: Sum = one_process) -> tuple[Tensor, Te
     return over_ranks(returns) / count.clamp(min=1), count
 
 
+class Perplexity(MeanMetric):
+    """e to the mean of the negative log-likelihoods that it is updated with."""
+
+    def compute(self) -> Tensor:
+        return super().compute().exp()
+
+
 class ImitationObjective(Objective):
     """Towards the expert, on the states where its choice is known (`expert_mask`), whoever acted there.
 
@@ -133,6 +141,7 @@ class ImitationObjective(Objective):
         self.until_return, self.suffix_temperature = until_return, suffix_temperature
         if until_return is not None:
             self.register_buffer("average_return", torch.tensor(math.nan))
+        self.held_out = nn.ModuleDict({"imitation": MeanMetric(), "accuracy": MeanMetric(), "perplexity": Perplexity()})
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Batch:
@@ -178,6 +187,27 @@ class ImitationObjective(Objective):
         if "imitation_weights" in batch.extra:
             distance = distance * batch.extra["imitation_weights"]
         return imitation_loss(distance, batch.expert_mask, batch.totals.get("expert_mask"))
+
+    def measure(self, stage: str, batch: Batch, loader: int) -> None:
+        """Of held-out demonstrations, which have no rewards: `imitation`, the unweighted loss.
+
+        Where actions are discrete also `accuracy`, how often the policy's likeliest is the expert's, and with `nll` the
+        `perplexity`. All are means over the expert's steps, however they were cut into batches and ranks.
+        """
+        if batch.rewards is not None or batch.expert_mask is None:
+            return super().measure(stage, batch, loader)
+        now = self.evaluate(batch)
+        said = {"imitation": self.imitation(batch, now)}
+        if batch.expert_actions is not None and not batch.expert_actions.is_floating_point():
+            right = now.distribution.mode == batch.expert_actions[now.where]
+            said["accuracy"] = masked_mean(now.scatter(right.float()), batch.expert_mask)
+            if self.divergence == "nll":
+                said["perplexity"] = said["imitation"]
+        for name, x in said.items():
+            metric = self.held_out[name]
+            assert isinstance(metric, MeanMetric)
+            metric.update(x, batch.expert_mask.sum())
+            self.log(f"{stage}/{name}", metric, batch_size=len(batch))
 
 
 def _filled(x: Tensor, known: Tensor) -> Tensor:

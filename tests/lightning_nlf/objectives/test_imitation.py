@@ -4,9 +4,11 @@ import math
 from dataclasses import replace
 from itertools import combinations
 
+import lightning as L
 import pytest
 import torch
 from torch.distributions import Categorical, Independent, Normal
+from torch.utils.data import DataLoader
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import Constant, Exponential, Linear, row_counts, stamp_totals
@@ -558,3 +560,66 @@ def test_the_summed_joint_loss_by_hand():
     terms, c = terms_of(module, batch), 0.5 * math.log(2 * math.pi)
     assert float(terms["policy"]) == pytest.approx(11 * c + 9.5, rel=1e-5)
     assert float(terms["imitation"]) == pytest.approx(3 * c + 0.5, rel=1e-5)
+
+
+# ---- held-out demonstrations
+
+
+class Halves(Policy):
+    """Three tokens with probabilities ½, ¼, ¼ whatever was read."""
+
+    def features(self, obs, where=None):
+        return torch.zeros(obs.shape if where is None else (int(where.sum()),))
+
+    def distribution(self, features):
+        return Categorical(probs=torch.tensor([0.5, 0.25, 0.25]).expand(*features.shape, 3))
+
+
+def measured(module, *batches):
+    """What an evaluation of these batches logs."""
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    (metrics,) = trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)
+    return {name: pytest.approx(value, abs=1e-5) for name, value in metrics.items()}
+
+
+def demonstrated(*actions):
+    """One row of as many expert's steps, and one step of padding that the policy would get wrong."""
+    tokens = torch.tensor([[*actions, 2]])
+    known = torch.tensor([[True] * len(actions) + [False]])
+    return Batch(
+        obs=tokens, actions=tokens, valid=known, mask=torch.zeros_like(known), expert_actions=tokens, expert_mask=known
+    )
+
+
+def test_demonstrations_that_were_held_out_are_measured_by_token():
+    """Tokens 0, then 0 and 1: the mean of ln 2, ln 2, ln 4 is 4/3 ln 2, of which e to it is 2^(4/3); 2 of 3 are right.
+
+    The mean of the two batches' means would be 5/4 ln 2.
+    """
+    module = ImitationPolicy(policy=Halves(), divergence="nll", imitation_weight=7.0)
+    assert measured(module, demonstrated(0), demonstrated(0, 1)) == {
+        "val/imitation": 4 / 3 * math.log(2), "val/accuracy": 2 / 3, "val/perplexity": 2 ** (4 / 3),
+    }  # fmt: skip
+
+
+def test_a_divergence_is_no_perplexity():
+    """KL of (¼, ½, ¼) from (½, ¼, ¼) = ¼ ln ½ + ½ ln 2 = ¼ ln 2; the expert's tokens are 1 and 0."""
+    rows = demonstrated(1, 0)
+    params = {"logits": torch.tensor([0.25, 0.5, 0.25]).log().expand(1, 3, 3)}
+    module = ImitationPolicy(policy=Halves(), divergence="forward")
+    assert measured(module, replace(rows, expert_params=params)) == {
+        "val/imitation": math.log(2) / 4, "val/accuracy": 1 / 2,
+    }  # fmt: skip
+
+
+def test_controls_that_were_held_out_have_no_accuracy():
+    assert set(measured(ImitationPolicy(policy=policy()), episodes(rewards=None))) == {"val/imitation"}
+
+
+def test_rows_with_rewards_are_measured_by_their_return():
+    rows = episodes()
+    expected = float(torch.where(rows.valid, rows.rewards, 0).sum(1).mean())
+    assert measured(ImitationPolicy(policy=policy()), rows) == {"val/return": expected}
