@@ -88,4 +88,3 @@ class ReferenceObjective(Objective):
             raise ValueError(
                 "the reference is another one than when the run began: keep `policy.weights` (and the seed)"
             )
-

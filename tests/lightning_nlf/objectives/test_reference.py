@@ -1,0 +1,202 @@
+"""The reference: what it says, that it is asked once, and what is kept of it on the disk."""
+
+from dataclasses import replace
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from data_modules.offline import OfflineDataModule, save_batch
+from lightning_nlf.batch import stack_rows
+from lightning_nlf.objectives import DPOPolicy
+from lightning_nlf.objectives.reference_cache import LogProbCache, digest, read_rows, row_keys, settings, write_rows
+
+
+@pytest.fixture
+def batch(text):
+    return text.replies_to([0, 0, 1, 1], [2, 4, 3, 1], rank=torch.tensor([0, 1, 0, 1]))
+
+
+def referring(text, seed=0, **knobs):
+    """A module, and the sizes of the batches that its reference has read."""
+    module = DPOPolicy(policy=text.gru_policy(seed), **knobs)
+    read = []
+    module.reference.register_forward_hook(lambda network, inputs, output: read.append(len(inputs[0])))
+    return module, read
+
+
+def test_the_reference_is_the_policy_as_it_was_built(text, batch):
+    module, _ = referring(text)
+    expected = module.evaluate(batch).log_probs.detach()
+    text.moved(module)
+    torch.testing.assert_close(module.prepare(batch).ref_log_probs, expected)
+    assert not torch.allclose(module.evaluate(batch).log_probs, expected)
+
+
+def test_a_row_is_read_once(text, batch):
+    """Nor in another order, wider, or as the expert's; and the bits stay."""
+    module, read = referring(text)
+    first = module.prepare(batch).ref_log_probs
+    assert read == [4]
+    assert torch.equal(module.prepare(batch).ref_log_probs, first)
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.equal(module.prepare(text.padded(batch[order])).ref_log_probs[:, : first.shape[1]], first[order])
+    theirs = replace(batch, mask=torch.zeros_like(batch.mask), expert_mask=batch.mask, expert_actions=batch.actions)
+    assert torch.equal(module.referred(theirs), first)
+    assert read == [4]
+
+
+def test_only_new_rows_are_read(text, batch):
+    module, read = referring(text)
+    module.prepare(batch)
+    more = text.replies_to([2, 2], [3, 3], rank=torch.tensor([0, 1]))
+    both = stack_rows([batch, more])
+    fresh, _ = referring(text)
+    torch.testing.assert_close(module.prepare(both).ref_log_probs, fresh.prepare(both).ref_log_probs)
+    assert read == [4, 2]
+
+
+def test_what_was_given_stays(text, batch):
+    module, read = referring(text)
+    given = torch.randn(batch.mask.shape)
+    assert module.prepare(replace(batch, ref_log_probs=given)).ref_log_probs is given and not read
+
+
+@pytest.mark.parametrize("part", ["obs", "actions", "mask"])
+def test_another_row_is_another_key(part, batch):
+    setting = "32-true"
+    keys = row_keys(batch, batch.mask, setting)
+    assert len(set(keys)) == 4
+    column = int(batch.mask[1].nonzero()[-1])
+    changed = getattr(batch, part).clone()
+    changed[1, column] = ~changed[1, column] if part == "mask" else changed[1, column] + 1
+    other = replace(batch, **{part: changed})
+    assert [a == b for a, b in zip(row_keys(other, other.mask, setting), keys, strict=True)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert not set(row_keys(batch, batch.mask, "bf16-mixed")) & set(keys)
+
+
+def test_settings_show_what_weights_do_not():
+    assert settings(nn.Dropout(0.1)) != settings(nn.Dropout(0.2))
+    assert settings(nn.Linear(2, 2)) == settings(nn.Linear(2, 2).eval())
+
+
+def test_digests_of_all_kinds_of_tensors():
+    class Network(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.register_buffer("scale", torch.tensor(scale))
+            self.halves = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+
+    assert digest(Network(1.0)) == digest(Network(1.0)) != digest(Network(2.0))
+
+
+# ---- on the disk
+
+
+def test_another_run_reads_nothing(text, batch, tmp_path):
+    """Neither its reference nor, in the numbers, a bit less."""
+    first, read = referring(text, reference_cache=str(tmp_path / "cache"))
+    said = first.prepare(batch).ref_log_probs
+    assert read == [4]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{first._reference_digest}.pt"]
+    second, read = referring(text, reference_cache=str(tmp_path / "cache"))
+    assert torch.equal(second.prepare(batch).ref_log_probs, said) and not read
+
+
+def test_each_reference_has_its_own_file(text, batch, tmp_path):
+    for seed in (0, 1):
+        module, read = referring(text, seed, reference_cache=str(tmp_path))
+        module.prepare(batch)
+        assert read == [4]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_two_write_at_a_time_is_joined(text, batch, tmp_path):
+    first, _ = referring(text, reference_cache=str(tmp_path))
+    second, _ = referring(text, reference_cache=str(tmp_path))
+    pairs = [batch[torch.tensor([0, 1])], batch[torch.tensor([2, 3])]]
+    for module in (first, second):
+        module.referred(pairs[0][torch.tensor([0])])  # both have read the file, or found none
+    first.prepare(pairs[0])
+    second.prepare(pairs[1])
+    third, read = referring(text, reference_cache=str(tmp_path))
+    third.prepare(batch)
+    assert not read
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def turned(path):
+    """One number of the file is another, and the file is whole."""
+    saved = torch.load(path, weights_only=True)
+    saved["log_probs"][0] += 1
+    torch.save(saved, path)
+
+
+def foreign(path):
+    torch.save({"state_dict": {}}, path)
+
+
+@pytest.mark.parametrize("damage", [cut, turned, foreign])
+def test_a_damaged_file_is_ignored_with_a_warning(damage, text, batch, tmp_path):
+    first, _ = referring(text, reference_cache=str(tmp_path))
+    said = first.prepare(batch).ref_log_probs
+    damage(next(tmp_path.iterdir()))
+    second, read = referring(text, reference_cache=str(tmp_path))
+    with pytest.warns(UserWarning, match="reference_cache: .*ignored"):
+        assert torch.equal(second.prepare(batch).ref_log_probs, said)
+    assert read == [4]
+    third, read = referring(text, reference_cache=str(tmp_path))
+    third.prepare(batch)
+    assert not read
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "rows.pt"
+    write_rows({b"k" * 32: torch.ones(2)}, path)
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_rows({b"l" * 32: torch.ones(2)}, path)
+    assert list(read_rows(path)) == [b"k" * 32] and [p.name for p in tmp_path.iterdir()] == ["rows.pt"]
+
+
+def test_in_memory_what_was_not_asked_for_longest_is_forgotten():
+    """Room for 5 numbers, three rows of 2: the first was asked for again, so the second goes."""
+    cache = LogProbCache()
+    cache.LIMIT = 5
+    for name in (b"a", b"b", b"c"):
+        cache[name] = torch.ones(2)
+    assert len(cache[b"a"]) == 2
+    cache.settle()
+    assert [name in cache for name in (b"a", b"b", b"c")] == [True, False, True]
+
+
+# ---- with a Trainer
+
+
+def test_an_epoch_of_a_file_costs_no_reading(text, batch, tmp_path):
+    save_batch(batch, tmp_path / "rows.pt")
+    module, read = referring(text)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=4,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, OfflineDataModule(str(tmp_path / "rows.pt"), minibatches=2))
+    assert trainer.global_step == 8 and read == [4]
