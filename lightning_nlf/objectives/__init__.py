@@ -1,5 +1,13 @@
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent as ActorCriticAgent
 from lightning_nlf.objectives.actor_critic import QActorCriticAgent as QActorCriticAgent
+from lightning_nlf.objectives.dpo import ConservativeDPOPolicy as ConservativeDPOPolicy
+from lightning_nlf.objectives.dpo import DPOPolicy as DPOPolicy
+from lightning_nlf.objectives.dpo import HingeDPOPolicy as HingeDPOPolicy
+from lightning_nlf.objectives.dpo import IPOPolicy as IPOPolicy
+from lightning_nlf.objectives.dpo import RobustDPOPolicy as RobustDPOPolicy
+from lightning_nlf.objectives.dpo_rankings import DavidsonDPOPolicy as DavidsonDPOPolicy
+from lightning_nlf.objectives.dpo_rankings import RankedDPOPolicy as RankedDPOPolicy
+from lightning_nlf.objectives.dpo_rankings import RaoKupperDPOPolicy as RaoKupperDPOPolicy
 from lightning_nlf.objectives.imitation import ImitationPolicy as ImitationPolicy
 from lightning_nlf.objectives.imitation import JointAgent as JointAgent
 from lightning_nlf.objectives.imitation import JointPolicy as JointPolicy
@@ -14,6 +22,7 @@ from lightning_nlf.objectives.injection import WeightedInjectionAgent as Weighte
 from lightning_nlf.objectives.injection import WeightedInjectionPolicy as WeightedInjectionPolicy
 from lightning_nlf.objectives.kl_penalty import RLHFAgent as RLHFAgent
 from lightning_nlf.objectives.kl_penalty import RLHFPolicy as RLHFPolicy
+from lightning_nlf.objectives.kto import KTOPolicy as KTOPolicy
 from lightning_nlf.objectives.one_step import OneStepRLHFPolicy as OneStepRLHFPolicy
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy as ReinforcePolicy
 from lightning_nlf.objectives.preference_reward import BradleyTerryReward as BradleyTerryReward
@@ -22,3 +31,11 @@ from lightning_nlf.objectives.preference_reward import PlackettLuceReward as Pla
 from lightning_nlf.objectives.preference_reward import RaoKupperReward as RaoKupperReward
 from lightning_nlf.objectives.process_reward import ProcessReward as ProcessReward
 from lightning_nlf.objectives.process_reward import StepValueReward as StepValueReward
+from lightning_nlf.objectives.reference_free import CPOPolicy as CPOPolicy
+from lightning_nlf.objectives.reference_free import ORPOPolicy as ORPOPolicy
+from lightning_nlf.objectives.reference_free import SimPOPolicy as SimPOPolicy
+from lightning_nlf.objectives.reference_free import SLiCPolicy as SLiCPolicy
+from lightning_nlf.objectives.rejection_sampling import RejectionSamplingPolicy as RejectionSamplingPolicy
+from lightning_nlf.objectives.reward_weighted import AWRAgent as AWRAgent
+from lightning_nlf.objectives.reward_weighted import RWRPolicy as RWRPolicy
+from lightning_nlf.objectives.unlikelihood import UnlikelihoodPolicy as UnlikelihoodPolicy
