@@ -105,7 +105,8 @@ class FeedbackDataModule(MinibatchDataModule):
         for name, judgements in held.items():
             refuse_overlap(training, judgements, f"{name}_path")
         if not hasattr(self.tokenizer, "eos"):  # not made yet
-            self.tokenizer.fit(_texts(training) if self.task is None else self.task.corpus())
+            texts = (text for judgement in training for text in judgement.texts)
+            self.tokenizer.fit(texts if self.task is None else self.task.corpus())
         scores = [score for judgement in training for score in judgement.score or () if score is not None]
         self._refuse_without_scores(scores)
         self.layout = self.layout.knowing(scores)
@@ -226,14 +227,6 @@ class FeedbackDataModule(MinibatchDataModule):
 def _batches(rows: Batch, parts: Sequence[torch.Tensor]) -> Iterator[Batch]:
     for part in parts:
         yield rows[part]
-
-
-def _texts(judgements: Sequence[Judgement]) -> Iterator[str]:
-    for judgement in judgements:
-        prompt = judgement.prompt
-        yield from [prompt] if isinstance(prompt, str) else (message.content for message in prompt)
-        yield from judgement.responses
-        yield from [judgement.expected] if judgement.expected else []
 
 
 def _listed(paths: Paths | None) -> list[str]:

@@ -97,8 +97,10 @@ def write(path: str | Path, judgements: Iterable[Judgement]) -> None:
                     parse(record)
                 except Faults as error:
                     raise ValueError(f"judgement {number}: {error}") from None
-                if judgement.id is not None and (judgement.id in seen or seen.add(judgement.id)):
-                    raise ValueError(f"judgement {number}: id: {judgement.id!r} is taken; make it unique")
+                if judgement.id is not None:
+                    if judgement.id in seen:
+                        raise ValueError(f"judgement {number}: id: {judgement.id!r} is taken; make it unique")
+                    seen.add(judgement.id)
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         os.replace(unfinished, path)
     finally:

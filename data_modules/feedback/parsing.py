@@ -121,10 +121,11 @@ def _score(value: Any, scale: Scale | None) -> float:
 
 
 def _spans(value: Any, response: str) -> tuple[Span, ...]:
-    return tuple(_span(*_numbers(item, "start", "end"), response) for item in _objects(value))
+    return tuple(_span(item, response) for item in _objects(value))
 
 
-def _span(start: float, end: float, response: str) -> Span:
+def _span(item: Any, response: str) -> Span:
+    start, end = _numbers(item, "start", "end")
     if not (start == int(start) and end == int(end) and 0 <= start < end <= len(response)):
         raise ValueError(f"{start:g} to {end:g} is no range within the {len(response)} characters of the response")
     return Span(int(start), int(end))

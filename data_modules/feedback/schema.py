@@ -58,6 +58,12 @@ class Judgement:
         """The rank of each response, 0 for the best; None where nobody put them in order."""
         return None if self.ranking is None else parse_ranking(self.ranking, len(self.responses))
 
+    @property
+    def texts(self) -> list[str]:
+        """Prompt, responses and expected response: all that a model reads or says."""
+        prompt = [self.prompt] if isinstance(self.prompt, str) else [message.content for message in self.prompt]
+        return [*prompt, *self.responses, *([self.expected] if self.expected else [])]
+
     def of(self, name: Literal["score", "critique", "spans", "steps"], response: int) -> Any:
         """What is said of one response; None where nothing is."""
         values = getattr(self, name)
