@@ -85,7 +85,7 @@ class SourcedAnswers:
         critique = self.critique(case, reply, rng.getrandbits(32))
         return (self.revision_prompt(case, reply, critique), self.expected(case)) if critique else (case.prompt, reply)
 
-    def expected(self, case: Case) -> str:
+    def expected(self, case: Case) -> str | None:
         return right_answer(case, Random(f"{self.seed} expected {case.id}"))
 
     def critique(self, case: Case, reply: str, seed: int) -> str | None:
