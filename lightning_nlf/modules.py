@@ -133,7 +133,7 @@ class ObjectiveModule(Objective, L.LightningModule):
 
     def _check_tokenizer(self) -> str | None:
         """The tokenizer whose ids the data and all networks mean, where any of them says. Raises ValueError."""
-        data = self.trainer.datamodule
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # set without being declared
         named = [getattr(data, "tokenizer_digest", None), *(each.tokenizer_digest for each in self._networks.values())]
         digest = next((each for each in named if each is not None), None)
         for network in self._networks.values():

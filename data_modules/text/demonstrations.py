@@ -93,16 +93,15 @@ class DemonstrationsDataModule(MinibatchDataModule):
     def _found(self, split: Split) -> Iterator[tuple[str | Messages, str, str]]:
         """Prompt, reply, and where they stand."""
         if self.task is not None:
-            for number, (prompt, reply) in enumerate(self.task.demonstrations(split)):
-                yield prompt, reply, f"{split} demonstration {number} of the task"
+            for number, (text, reply) in enumerate(self.task.demonstrations(split)):
+                yield text, reply, f"{split} demonstration {number} of the task"
         path = self.paths[split]
         for line in [] if path is None else read(path):
             if line.expected is None:
                 raise ValueError(f"{line.where}: expected: is missing; a demonstration is what should be said")
             prompt = line.prompt
-            if not isinstance(prompt, str):
-                prompt = [{"role": message.role, "content": message.content} for message in prompt]
-            yield prompt, line.expected, line.where
+            chat = prompt if isinstance(prompt, str) else [vars(message) for message in prompt]
+            yield chat, line.expected, line.where
 
     def _encoded(self, prompt: str | Messages, reply: str, where: str) -> Demonstration:
         try:

@@ -33,9 +33,9 @@ class CountingPolicy(GaussianPolicy):
         super().__init__(4, 1)
         self.seen = []
 
-    def forward(self, obs, where=None):
+    def features(self, obs, where=None):
         self.seen.append(int(where.sum()) if where is not None else obs.shape[:-1].numel())
-        return super().forward(obs, where)
+        return super().features(obs, where)
 
 
 def fit(module, batches):
@@ -98,8 +98,8 @@ class SquareRootPolicy(GaussianPolicy):
         super().__init__(4, 1)
         self.scale = nn.Parameter(torch.zeros(1))
 
-    def forward(self, obs, where=None):
-        distribution = super().forward(obs, where)
+    def distribution(self, features):
+        distribution = super().distribution(features)
         distribution.base_dist.loc = distribution.base_dist.loc + self.scale.sqrt()
         return distribution
 
