@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from data_modules.offline import OfflineDataModule, save_batch
 from lightning_nlf.batch import Batch
+from lightning_nlf.callbacks import Exhibits
 from lightning_nlf.functional import last_valid, row_counts, stamp_totals
 from lightning_nlf.networks import GRUReward
 from lightning_nlf.objectives import BradleyTerryReward, DavidsonReward, PlackettLuceReward, RaoKupperReward
@@ -207,6 +208,13 @@ def test_the_reliability_table_is_there_to_be_read(tmp_path):
     measured(module, ranked_rows(20))
     (path,) = module.exhibits(tmp_path)
     assert path.name == "reliability.md" and len(path.read_text().splitlines()) > 2
+
+
+def test_a_run_keeps_the_table_with_its_exhibits(tmp_path):
+    rows = DataLoader([ranked_rows(8)], batch_size=None)
+    fit = trainer(max_epochs=1, default_root_dir=tmp_path, callbacks=[Exhibits()])
+    fit.fit(built(BradleyTerryReward), rows, rows)
+    assert (tmp_path / "exhibits" / "reliability.md").read_text().startswith("| said")
 
 
 def paid(module, batch):
