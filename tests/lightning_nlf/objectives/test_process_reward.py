@@ -153,4 +153,4 @@ def test_steps_of_sums_are_told_right_from_wrong(tmp_path):
     data = OfflineDataModule(str(tmp_path / "rows.pt"), minibatches=75, passes=1)
     trainer(max_epochs=8).fit(module, data)
     metrics = trainer().validate(module, DataLoader([rows("val")], batch_size=None), verbose=False)[0]
-    assert metrics["val/accuracy"] > 0.75, metrics
+    assert metrics["val/accuracy"] > 0.85, metrics
