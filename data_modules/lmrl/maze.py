@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from data_modules.lmrl.score import Anchors
-from data_modules.text.environment import Case, Outcome, Split
+from data_modules.text.environment import Case, Dialogue, Outcome, Split
 
 Cell = tuple[int, int]  # row, column
 
@@ -154,7 +154,7 @@ class Maze:
             for row, column in STARTS
         ]
 
-    def begin(self, case: Case) -> Walk:
+    def begin(self, case: Case) -> Dialogue:
         return Walk(self, case.facts["start"])
 
     def corpus(self) -> Iterator[str]:
