@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import comparison_shares, masked_mean
-from lightning_nlf.objective import Evaluation, Objective, Terms
+from lightning_nlf.objective import Evaluation, Terms
+from lightning_nlf.objectives.held_out import HeldOutObjective
 from lightning_nlf.preferences import Pairs, pairs
 
 
@@ -52,7 +53,7 @@ def preference_notes(rewards: Tensor, ranked: Pairs, total: Tensor | None = None
     return {name: masked_mean(x, ~ranked.tie, total) for name, x in shown.items()}
 
 
-class DirectPreferenceObjective(Objective):
+class DirectPreferenceObjective(HeldOutObjective):
     """The better reply of a group shall be preferred by the policy too: all pairs, each compared once.
 
     What a policy makes of a reply is `fitness`, times β its implicit reward; a kind of loss is `pair_losses`.
@@ -62,6 +63,7 @@ class DirectPreferenceObjective(Objective):
     """
 
     beta = 1.0  # of the implicit reward
+    measured = ("preference", "accuracy", "margin", "chosen_reward", "rejected_reward")
     counted = "strict_pairs"  # what the loss is a mean over, as in `Batch.totals`
 
     def __init__(self, expected_first: bool = False, **kwargs: Any) -> None:
@@ -81,13 +83,17 @@ class DirectPreferenceObjective(Objective):
         losses = self.pair_losses(ranked.difference(fitness))
         return masked_mean(losses, ~ranked.tie, batch.totals.get(self.counted))
 
+    def complete(self, batch: Batch) -> Batch:
+        """Raises ValueError: nobody put replies in order."""
+        batch = super().complete(batch)
+        if batch.group is None or batch.rank is None and not self.expected_first:
+            raise ValueError("the batch has no `group` and `rank`, and preferences are learned from nothing else")
+        return replace(batch, rank=expected_on_top(batch)) if self.expected_first else batch
+
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Batch:
         """Raises ValueError: nothing to compare, on any rank."""
         batch = super().prepare(batch)
-        if batch.group is None or batch.rank is None and not self.expected_first:
-            raise ValueError("the batch has no `group` and `rank`, and preferences are learned from nothing else")
-        batch = replace(batch, rank=expected_on_top(batch)) if self.expected_first else batch
         assert batch.group is not None and batch.rank is not None
         if not self.sum_over_ranks(comparison_shares(batch.group, batch.rank)["pairs"].sum()):
             why = "no expected response" if self.expected_first else "expected_first: true ranks expected responses"

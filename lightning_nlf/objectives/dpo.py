@@ -64,6 +64,9 @@ class DPOObjective(ReferenceObjective, DirectPreferenceObjective):
             raise ValueError(f"beta: got {beta}, must be above 0")
         self.beta, self.length_normalized = beta, length_normalized
 
+    def complete(self, batch: Batch) -> Batch:
+        return self.with_reference(super().complete(batch))
+
     def fitness(self, batch: Batch, now: Evaluation) -> Tensor:
         assert batch.ref_log_probs is not None, "prepare comes first"
         steps = reply_steps(batch)

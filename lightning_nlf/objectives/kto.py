@@ -13,6 +13,7 @@ from lightning_nlf.functional import masked_mean, row_sums
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.direct_preference import reply_steps
+from lightning_nlf.objectives.held_out import HeldOutObjective
 from lightning_nlf.objectives.reference import ReferenceObjective
 
 
@@ -71,24 +72,24 @@ def next_prompts(batch: Batch) -> Tensor:
 
 
 def judged(batch: Batch, threshold: float | None) -> tuple[Tensor, Tensor]:
-    """Which rows are good and which are bad, both (B,) bool; one that nobody judged (score NaN) is neither.
+    """Which rows are good and which are bad, both (B,) bool.
 
-    By `extra["label"]`, else by whether the score is at least `threshold`.
+    By `extra["label"]`, or by whether the score is at least `threshold`. Of rows without a score (NaN) expected
+    responses are good, and others neither.
     Raises: ValueError: there is neither.
     """
     replied = reply_steps(batch).any(1)
     if threshold is None:
         if "label" not in batch.extra:
-            raise ValueError(
-                "threshold: without labels (extra.label) say from which score on a row is good"
-            )
+            raise ValueError("threshold: without labels (extra.label) say from which score on a row is good")
         return replied & batch.extra["label"].bool(), replied & ~batch.extra["label"].bool()
     if batch.score is None:
         raise ValueError(f"threshold: {threshold} divides scores, and the batch has none")
-    return replied & (batch.score >= threshold), replied & (batch.score < threshold)
+    expected = replied & ~batch.mask.any(1) & batch.score.isnan()
+    return replied & (batch.score >= threshold) | expected, replied & (batch.score < threshold)
 
 
-class KTOObjective(ReferenceObjective):
+class KTOObjective(ReferenceObjective, HeldOutObjective):
     """`kto_losses`. z₀ is KL(π ‖ π_ref) from replies behind other prompts, in the mean over the rows of a micro-batch
     on all ranks, kept above 0: as in the paper, and the one number here that depends on how rows are cut.
 
@@ -97,6 +98,8 @@ class KTOObjective(ReferenceObjective):
         desirable_weight, undesirable_weight: λ_D and λ_U; the paper wants λ_D·n_D / (λ_U·n_U) between 1 and 3/2.
         threshold: a row is good from this score on; without it by `extra["label"]`.
     """
+
+    measured = ("kto", "chosen_reward", "rejected_reward")
 
     def __init__(
         self,
@@ -112,13 +115,13 @@ class KTOObjective(ReferenceObjective):
         self.beta, self.threshold = beta, threshold
         self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        batch = super().prepare(batch)
+    def complete(self, batch: Batch) -> Batch:
+        batch = self.with_reference(super().complete(batch))
         good, bad = judged(batch, self.threshold)
         view = mismatched(batch)
         view = replace(view, ref_log_probs=self.referred(view))
-        return replace(batch, view=view, extra=batch.extra | {"desirable": good, "undesirable": bad})
+        found = {"desirable": good, "undesirable": bad, "judged": good | bad}
+        return replace(batch, view=view, extra=batch.extra | found)
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         assert batch.ref_log_probs is not None
@@ -126,16 +129,14 @@ class KTOObjective(ReferenceObjective):
         log_ratios = row_sums(now.log_probs - batch.ref_log_probs, reply_steps(batch))
         baseline = self.baseline(batch)
         losses = kto_losses(log_ratios, good, baseline, self.beta, self.desirable_weight, self.undesirable_weight)
-        totals = [batch.totals.get(name) for name in ("desirable", "undesirable")]
-        total = None if totals[0] is None or totals[1] is None else totals[0] + totals[1]
         rewards = self.beta * log_ratios.detach()
         now.notes |= {
-            "chosen_reward": masked_mean(rewards, good, totals[0]),
-            "rejected_reward": masked_mean(rewards, bad, totals[1]),
+            "chosen_reward": masked_mean(rewards, good, batch.totals.get("desirable")),
+            "rejected_reward": masked_mean(rewards, bad, batch.totals.get("undesirable")),
             "baseline_kl": baseline,
         }
-        now.over |= {"chosen_reward": "desirable", "rejected_reward": "undesirable"}
-        return super().terms(batch, now) | {"kto": masked_mean(losses, good | bad, total)}
+        now.over |= {"kto": "judged", "chosen_reward": "desirable", "rejected_reward": "undesirable"}
+        return super().terms(batch, now) | {"kto": masked_mean(losses, good | bad, batch.totals.get("judged"))}
 
     @torch.no_grad()
     def baseline(self, batch: Batch) -> Tensor:

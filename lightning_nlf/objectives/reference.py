@@ -45,7 +45,10 @@ class ReferenceObjective(Objective):
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Batch:
-        batch = super().prepare(batch)
+        return self.with_reference(super().prepare(batch))
+
+    def with_reference(self, batch: Batch) -> Batch:
+        """With `ref_log_probs`, if they are not there."""
         return batch if batch.ref_log_probs is not None else replace(batch, ref_log_probs=self.referred(batch))
 
     @torch.no_grad()

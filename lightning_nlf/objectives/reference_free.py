@@ -65,9 +65,8 @@ class ReferenceFreeObjective(DirectPreferenceObjective):
         log_probs = row_sums(now.log_probs, steps)
         return log_probs / steps.sum(1).clamp(min=1) if self.length_normalized else log_probs
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        batch = super().prepare(batch)
+    def complete(self, batch: Batch) -> Batch:
+        batch = super().complete(batch)
         return replace(batch, extra=batch.extra | {"chosen": best_replies(batch)})
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:

@@ -65,6 +65,12 @@ class WeightedRegressionObjective(PolicyGradientObjective):
         """advantages (B, T), whitened or not → (B, T)"""
         raise NotImplementedError
 
+    def measure(self, stage: str, batch: Batch, loader: int) -> None:
+        """Raises ValueError: held-out rows, which earned nothing."""
+        if batch.rewards is None:
+            raise ValueError("an evaluation is of rewards here, and held-out rows have none: hold none out (val_share)")
+        super().measure(stage, batch, loader)
+
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Batch:
         batch = super().prepare(rewarded(batch.to(self.device)))

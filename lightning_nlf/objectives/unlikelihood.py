@@ -12,8 +12,9 @@ from torch.distributions import Categorical
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import masked_mean
 from lightning_nlf.modules import PolicyModule
-from lightning_nlf.objective import Evaluation, Objective, Terms
+from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.direct_preference import reply_steps
+from lightning_nlf.objectives.held_out import HeldOutObjective
 from lightning_nlf.objectives.kto import judged
 
 
@@ -25,7 +26,7 @@ def unlikelihood_loss(log_probs: Tensor, mask: Tensor, total: Tensor | None = No
     return -masked_mean(torch.log(-torch.expm1(log_probs.clamp(max=-1e-6))), mask, total)
 
 
-class UnlikelihoodObjective(Objective):
+class UnlikelihoodObjective(HeldOutObjective):
     """The likelihood of good rows and the unlikelihood of bad ones.
 
     Args:
@@ -33,13 +34,14 @@ class UnlikelihoodObjective(Objective):
         unlikelihood_weight: of the bad rows' term; 0 is filtering.
     """
 
+    measured = ("likelihood", "unlikelihood")
+
     def __init__(self, threshold: float | None = None, unlikelihood_weight: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.threshold, self.unlikelihood_weight = threshold, unlikelihood_weight
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        batch = super().prepare(batch)
+    def complete(self, batch: Batch) -> Batch:
+        batch = super().complete(batch)
         steps = reply_steps(batch)
         good, bad = (rows[:, None] & steps for rows in judged(batch, self.threshold))
         return replace(batch, extra=batch.extra | {"good": good, "bad": bad})

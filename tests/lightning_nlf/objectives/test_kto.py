@@ -37,7 +37,10 @@ def test_at_the_reference(text, batch):
 
 
 def test_labels_or_scores_say_who_is_good(text, batch):
-    """A score at the threshold is good, NaN is neither, and a row that says nothing is neither."""
+    """A score at the threshold is good; NaN is neither, nor is a row that says nothing.
+
+    Said by the teacher, both count: what has no score is what it expected.
+    """
     good, bad = judged(batch, None)
     assert good.tolist() == batch.extra["label"].tolist() and bad.tolist() == (~batch.extra["label"]).tolist()
     scored = replace(batch, score=torch.tensor([1, 0.5, 0.4, math.nan, 2, 2]))
@@ -45,6 +48,11 @@ def test_labels_or_scores_say_who_is_good(text, batch):
     good, bad = judged(scored, 0.5)
     assert good.tolist() == [True, True, False, False, True, False]
     assert bad.tolist() == [False, False, True, False, False, False]
+    theirs = replace(scored, mask=torch.zeros_like(batch.mask), expert_mask=batch.mask)
+    assert [rows.tolist() for rows in judged(theirs, 0.5)] == [
+        [True, True, False, True, True, True],
+        [False, False, True, False, False, False],
+    ]
     with pytest.raises(ValueError, match="threshold: without labels"):
         judged(replace(batch, extra={}), None)
     with pytest.raises(ValueError, match="threshold: 0.5 divides scores"):

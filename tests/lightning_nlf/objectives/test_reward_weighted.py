@@ -156,8 +156,8 @@ def test_controllers_learn_by_the_same_file():
         obs, actions, there, there, rewards=-((actions[..., 0] - 1) ** 2), final_obs=obs[:, 0], terminated=there[:, 0]
     )
     module = AWRAgent(policy=policy, value=value, temperature=0.2, weight_clip=1e9)
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
-    for _ in range(150):
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    for _ in range(120):
         prepared = module.prepare(rows)
         optimizer.zero_grad()
         sum(module.terms(prepared, module.evaluate(prepared)).values()).backward()
