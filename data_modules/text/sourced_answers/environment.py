@@ -83,9 +83,12 @@ class SourcedAnswers:
         if rng.random() >= self.revisions:
             return case.prompt, reply
         critique = self.critique(case, reply, rng.getrandbits(32))
-        return (self.revision_prompt(case, reply, critique), self.expected(case)) if critique else (case.prompt, reply)
+        return (self.revision_prompt(case, reply, critique), self._right(case)) if critique else (case.prompt, reply)
 
     def expected(self, case: Case) -> str | None:
+        return self._right(case)
+
+    def _right(self, case: Case) -> str:
         return right_answer(case, Random(f"{self.seed} expected {case.id}"))
 
     def critique(self, case: Case, reply: str, seed: int) -> str | None:
@@ -104,7 +107,7 @@ class SourcedAnswers:
     def corpus(self) -> Iterator[str]:
         for split in self._questions:
             yield from (case.prompt for case in self.cases(split))
-            yield from (self.expected(case) for case in self.cases(split))
+            yield from (self._right(case) for case in self.cases(split))
             yield from (reply for _, reply in self.demonstrations(split))
         yield from example_critiques()
         yield "answer : critique : revision : a blog , a forum , my uncle , the usda , mayo clinic , the nih"

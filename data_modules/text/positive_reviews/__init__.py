@@ -1,0 +1,1 @@
+from data_modules.text.positive_reviews.environment import PositiveReviews as PositiveReviews
