@@ -1,6 +1,6 @@
 """How much faster feedback makes learning: every arm of `speedup.yaml`, tuned with the same care, on fresh seeds.
 
-    python benchmarks/speedup.py                                     # everything, from the first tuning run
+    python benchmarks/speedup.py                                     # every arm that has no committed result
     python benchmarks/speedup.py --only joint/all                    # one row again, with the cell that was chosen
     python benchmarks/speedup.py --only joint/all --tune             # and its 16 cells
 
@@ -11,7 +11,8 @@ included and the evaluation's not, to the first of three consecutive evaluations
 never dropped. Ratios are medians of tuned REINFORCE over the arm's; the claim is the lower bound of an interval that
 holds for all arms and both measures together (Bonferroni).
 
-Finished runs are kept in `outputs/benchmarks/speedup` and not repeated. Writes `results/speedup*`.
+Finished runs are kept in `outputs/benchmarks/speedup` and not repeated, and nor are arms with a committed result but
+with --only. Writes `results/speedup*`.
 """
 
 from __future__ import annotations
@@ -150,14 +151,18 @@ def _fleet(name: str) -> Fleet:
     return Fleet(_policy(name), SLOTS)
 
 
-def study(names: list[str], seeds: range, tune_again: bool, jobs: int) -> None:
+def study(names: list[str], seeds: range, again: bool, tune_again: bool, jobs: int) -> None:
+    """Args: again: what is committed is run anyway."""
     frozen: dict[str, Any] = {}
     if FROZEN.is_file() and not tune_again:
         frozen = {name: row["cell"] for name, row in json.loads(FROZEN.read_text()).items()}
     known = arms()
     to_tune = [name for name in names if name not in frozen]
     fresh = {name: kept(_fresh(name)) for name in names}
-    todo = [(name, seed) for seed in seeds for name in names if f"{name}-{seed}" not in fresh[name]]
+    found = {} if again else report.committed(HERE / "results")
+    settled = {name: runs for name, runs in found.items() if {run["seed"] for run in runs} >= set(seeds)}
+    to_run = [name for name in names if name not in settled]
+    todo = [(name, seed) for seed in seeds for name in to_run if f"{name}-{seed}" not in fresh[name]]
     most = sum(160 * known[name]["tuning"] for name in to_tune if known[name]["grid"])
     most += sum(known[name]["budget"] for name, _ in todo)
     print(f"{len(to_tune)} arms to tune with 16 cells and 10 seeds, {len(todo)} runs on fresh seeds: "
@@ -178,7 +183,8 @@ def study(names: list[str], seeds: range, tune_again: bool, jobs: int) -> None:
                 bar.update(sum(len(kept(_fresh(name))) - len(fresh[name]) for name in names) - bar.n)
         for part in parts:
             part.result()
-    rows = {name: [row for row in kept(_fresh(name)).values() if row["seed"] in seeds] for name in names}
+    rows = {name: settled.get(name) or list(kept(_fresh(name)).values()) for name in names}
+    rows = {name: [row for row in own if row["seed"] in seeds] for name, own in rows.items()}
     machine = f"{os.cpu_count()} cores of {platform.machine()}"
     report.write(rows, table, known, machine, HERE / "results", whole=set(names) == set(known))
 
@@ -195,7 +201,7 @@ def main() -> None:
     unknown = set(names) - set(known)
     if unknown:
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    study(names, range(1000, 1000 + options.seeds), options.tune, options.jobs)
+    study(names, range(1000, 1000 + options.seeds), bool(options.only) or options.tune, options.tune, options.jobs)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
@@ -24,6 +25,11 @@ class Pinned:
 
     def close(self) -> None:
         self._pool.shutdown()
+
+
+def peak_memory() -> dict[str, float]:
+    """Of this process since it began, MiB."""
+    return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def _pin(cores: int, threads: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,13 @@ def _times(x: float) -> str:
 
 
 def write(rows: Rows, cells: dict[str, Any], arms: dict[str, Any], machine: str, folder: Path, whole: bool) -> None:
-    """Prints the tables; with all arms also writes them, the json and the pictures to `folder`."""
+    """Prints the tables; with all arms also writes them, the json and the pictures to `folder`.
+
+    Args: rows: runs by arm, those of `committed` among them, which bring no curves: theirs are committed too.
+    """
     rows = {name: own for name, own in rows.items() if own}
     comparisons = 2 * (len(arms) - 1)
-    figures = summary(rows, rows.get(BASELINE) or _committed(folder), comparisons)
+    figures = summary(rows, rows.get(BASELINE) or committed(folder)[BASELINE], comparisons)
     parts = []
     for setting, title in SETTINGS.items():
         if any(name.split("/")[1] == setting for name in rows):
@@ -119,13 +122,11 @@ def write(rows: Rows, cells: dict[str, Any], arms: dict[str, Any], machine: str,
             name: [{"seed": r["seed"], "sust": r["sust"], "sto": r["sto"], "decided": r["decided"]} for r in own]
             for name, own in rows.items()
         },
-        "curves": {
-            name: {mode: curve(own, mode).mean(0).round(1).tolist() for mode in MODES} for name, own in rows.items()
-        },
+        "curves": _curves(rows, folder),
     }
     (folder / "speedup.json").write_text(json.dumps(plain(kept), allow_nan=False) + "\n")
     _draw(rows, folder / "speedup_profile.png", _profile, "share of seeds that are solved")
-    _draw(rows, folder / "speedup_curves.png", _curve, "return of one episode, mean of seeds and its 95 % band")
+    _draw(kept["curves"], folder / "speedup_curves.png", _curve, "return of one episode, mean of seeds, 95 % band")
 
 
 def plain(x: Any) -> Any:
@@ -137,13 +138,35 @@ def plain(x: Any) -> Any:
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-def _committed(folder: Path) -> list[dict[str, Any]]:
-    """The baseline's runs of the last whole study, for a row that is run alone."""
-    runs = json.loads((folder / "speedup.json").read_text())["runs"][BASELINE]
-    return [
-        {mode: {"steps": math.inf if run[mode]["steps"] is None else run[mode]["steps"]} for mode in MODES}
-        for run in runs
-    ]
+def committed(folder: Path) -> Rows:
+    """The runs of the studies so far, by arm: without their curves."""
+    path = folder / "speedup.json"
+    runs = json.loads(path.read_text())["runs"] if path.is_file() else {}
+    for own in runs.values():
+        for run in own:
+            for mode in MODES:
+                if run[mode]["steps"] is None:
+                    run[mode]["steps"] = math.inf
+    return runs
+
+
+def _curves(rows: Rows, folder: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Mean at `GRID` and its 95 % band, by arm and measure; of arms that were not run now, as they are committed."""
+    found = {}
+    for name, own in rows.items():
+        if all("curves" in run for run in own):
+            found[name] = {mode: _band(curve(own, mode)) for mode in MODES}
+        else:
+            found[name] = json.loads((folder / "speedup.json").read_text())["curves"][name]
+    return found
+
+
+def _band(returns: np.ndarray) -> dict[str, list[float]]:
+    """returns (runs, 60)"""
+    rng = np.random.default_rng(0)
+    resampled = returns[rng.integers(len(returns), size=(1000, len(returns)))].mean(1)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    return {key: x.round(1).tolist() for key, x in (("mean", returns.mean(0)), ("low", low), ("high", high))}
 
 
 def _yamls(figures: dict[str, dict[str, Any]], cells: dict[str, Any], arms: dict[str, Any]) -> str:
@@ -190,16 +213,14 @@ def _profile(axes: Any, runs: list[dict[str, Any]], mode: str, **style: Any) -> 
     axes.step(np.concatenate([GRID[:1], steps, GRID[-1:]]), shares, where="post", **style)
 
 
-def _curve(axes: Any, runs: list[dict[str, Any]], mode: str, **style: Any) -> None:
-    returns = curve(runs, mode)
-    rng = np.random.default_rng(0)
-    resampled = returns[rng.integers(len(returns), size=(1000, len(returns)))].mean(1)
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    axes.plot(GRID, returns.mean(0), **style)
-    axes.fill_between(GRID, low, high, color=style["color"], alpha=0.15, linewidth=0)
+def _curve(axes: Any, curves: dict[str, dict[str, list[float]]], mode: str, **style: Any) -> None:
+    own = curves[mode]
+    axes.plot(GRID, own["mean"], **style)
+    if "low" in own:
+        axes.fill_between(GRID, own["low"], own["high"], color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _draw(rows: Rows, path: Path, panel: Callable[..., None], what: str) -> None:
+def _draw(rows: Mapping[str, Any], path: Path, panel: Callable[..., None], what: str) -> None:
     names = list(dict.fromkeys(name.split("/")[0] for name in rows))
     colours = dict(zip(names, plt.colormaps["tab20"](np.linspace(0, 1, 20)), strict=False))
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), sharex=True, sharey=True)

@@ -210,20 +210,28 @@ class TextTaskDataModule(RolloutDataModule):
         return [loader(sampled, len(firsts))]
 
     def records(self, batch: Batch) -> list[dict[str, Any]]:
-        """Each prompt of a predicted batch with its replies and what they earned: feedback to be completed."""
+        """Each prompt of a predicted batch with its replies and what they earned: feedback to be completed.
+
+        Nothing can be said of an empty reply: `meta.empty` counts those that are left out.
+        """
         assert batch.group is not None and batch.rewards is not None
         prompts = self._judged(self.predict_split)
         lines: dict[int, dict[str, Any]] = {}
         scores = row_sums(batch.rewards, batch.valid).tolist()
         for row, (place, score) in enumerate(zip(batch.group.tolist(), scores, strict=True)):
             prompt = prompts[place]
-            empty = {"id": prompt.case.id, "prompt": prompt.case.prompt, "responses": [], "score": []}
-            line = lines.setdefault(place, empty)
+            fresh = {"id": prompt.case.id, "prompt": prompt.case.prompt, "responses": [], "score": []}
+            line = lines.setdefault(place, fresh | {"source": "rule", "meta": {"finished": [], "empty": 0}})
             last = int(batch.valid[row].nonzero()[-1])
-            ids = batch.actions[row, len(prompt.ids) - 1 : last + 1]
-            line["responses"].append(self.tokenizer.decode(ids.tolist()))
+            ids = batch.actions[row, len(prompt.ids) - 1 : last + 1].tolist()
+            text = self.tokenizer.decode(ids)
+            if not text.strip():
+                line["meta"]["empty"] += 1
+                continue
+            line["responses"].append(text)
             line["score"].append(score)
-        return list(lines.values())
+            line["meta"]["finished"].append(ids[-1] == self.tokenizer.eos)
+        return [line for line in lines.values() if line["responses"]]
 
 
 def at_least_one(**amounts: int | None) -> None:

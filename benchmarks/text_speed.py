@@ -1,0 +1,239 @@
+"""How fast language models generate and train, beside transformers and TRL: same weights, same batches, side by side.
+
+    pip install -e '.[text,benchmark]'
+    python benchmarks/text_speed.py                    # everything; about 25 minutes on one quiet core
+    python benchmarks/text_speed.py --only sft          # one section again, or all rows that begin so
+
+Rows of one section take turns (A B A B …), five times each, every row in a process of its own that is held to one core
+and one thread. Before anything is timed, the first loss of both sides must agree to 1e-4 in fp32. "best" is TRL's
+fastest mode on a CPU: bf16, eager attention, no gradient checkpointing. Medians with least and most; ratios are of
+medians with a 95 % bootstrap interval over the repeats: the claim is its bound. Memory is the process's peak.
+Without --only it writes `results/text_speed.{json,md}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.intervals import median, speed_up
+from benchmarks.side_by_side.pinned import Pinned
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "lightning", "transformers", "trl")
+PEERS = ("transformers", "trl", "datasets")
+TITLES = {
+    "generation": "New tokens a second, prompt 32, reply 64",
+    "sft": "SFT, 32 rows: milliseconds an optimizer step",
+    "reward": "Reward model, 16 pairs",
+    "dpo": "DPO, 16 pairs",
+    "grpo": "GRPO, 8 prompts × 8 replies: sampling and the step",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; `call` gives {"value": …} for each repeat."""
+
+    name: str  # section/row
+    title: str
+    call: str  # module.function of `benchmarks.side_by_side`
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def section(self) -> str:
+        return self.name.split("/")[0]
+
+
+@dataclass(frozen=True)
+class Claim:
+    title: str
+    ours: str
+    peer: str
+    target: float
+
+
+def generating() -> list[Row]:
+    found = []
+    for shape, counts in (("nano", (32, 128)), ("small", (128,))):
+        for rows in counts:
+            own: dict[str, Any] = {"shape": shape, "rows": rows}
+            for mode, what in (("fp32", "fp32"), ("static", "fp32, static cache"), ("bf16", "bf16")):
+                name = f"generation/hf-{shape}-{rows}-{mode}"
+                found.append(
+                    Row(
+                        name,
+                        f"transformers, {shape}, {rows} rows, {what}",
+                        "text_peers.generation",
+                        own | {"mode": mode},
+                    )
+                )
+            for mode, copies in (("fp32", 1), ("bf16", 1), ("bf16", 8)):
+                shared = ", prompt computed once for 8 replies" if copies > 1 else ""
+                name = f"generation/ours-{shape}-{rows}-{mode}" + ("-shared" if copies > 1 else "")
+                arguments = own | {"mode": mode, "copies": copies}
+                found.append(
+                    Row(name, f"ours, {shape}, {rows} rows, {mode}{shared}", "text_ours.tokens_per_second", arguments)
+                )
+    return found
+
+
+def training() -> list[Row]:
+    found = []
+    for kind in ("sft", "reward", "dpo", "grpo"):
+        for cached in (False, True) if kind == "dpo" else (False,):
+            more: dict[str, Any] = {"shape": "nano"} | ({"cached": True} if cached else {})
+            suffix, what = ("-cached", ", reference cached") if cached else ("", "")
+            for mode in ("default", "best"):
+                found.append(
+                    Row(f"{kind}/trl-{mode}{suffix}", f"TRL, {mode}{what}", f"text_peers.{kind}", more | {"mode": mode})
+                )
+            for mode in ("fp32", "bf16"):
+                found.append(
+                    Row(
+                        f"{kind}/ours-{mode}{suffix}", f"ours, {mode}{what}", f"text_ours.{kind}", more | {"mode": mode}
+                    )
+                )
+    return found
+
+
+def claims() -> list[Claim]:
+    found = [
+        Claim(
+            f"generation, {shape}, {rows} rows ÷ transformers in bf16",
+            f"generation/ours-{shape}-{rows}-bf16{shared}",
+            f"generation/hf-{shape}-{rows}-bf16",
+            2.5,
+        )
+        for shape, rows in (("nano", 32), ("nano", 128), ("small", 128))
+        for shared in ("", "-shared")
+    ]
+    for kind, target in (("sft", 1.5), ("reward", 1.5), ("dpo", 2.0), ("grpo", 2.5)):
+        found.append(Claim(f"{kind}, × as fast as TRL's best", f"{kind}/ours-bf16", f"{kind}/trl-best", target))
+    found.append(
+        Claim("dpo, reference cached, × as fast as TRL's best", "dpo/ours-bf16-cached", "dpo/trl-best-cached", 2.0)
+    )
+    return found
+
+
+def check_losses(chosen: list[Row], folder: str) -> dict[str, tuple[float, float]]:
+    """The first loss of TRL and of ours in fp32, by section.
+
+    Raises:
+        SystemExit: they differ by more than 1e-4, so that the times would compare different work.
+    """
+    found = {}
+    for kind in ("sft", "reward", "dpo"):
+        if not any(row.section == kind for row in chosen):
+            continue
+        peer, own = (
+            alone(Row("", "", f"{side}.{kind}", {"shape": "nano", "mode": mode, "steps": 1}), folder)["loss"]
+            for side, mode in (("text_peers", "default"), ("text_ours", "fp32"))
+        )
+        found[kind] = (peer, own)
+        print(f"{kind}: first loss {peer:.6f} there, {own:.6f} here", flush=True)
+        if abs(peer - own) > 1e-4:
+            sys.exit(f"error: {kind}: the losses differ, so the two do not do the same work")
+    return found
+
+
+def alone(row: Row, folder: str) -> dict[str, Any]:
+    process = Pinned(1, 1)
+    try:
+        return process(row.call, repeat=0, folder=folder, **row.arguments)
+    finally:
+        process.close()
+
+
+def measured(chosen: list[Row], repeats: int, folder: str) -> dict[str, list[dict[str, Any]]]:
+    """By row, what each call gave; rows of one section take turns."""
+    found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in chosen}
+    for _, group in groupby(chosen, lambda row: row.section):
+        turn = list(group)
+        processes = {row.name: Pinned(1, 1) for row in turn}
+        try:
+            for repeat in range(repeats):
+                for row in turn:
+                    figures = processes[row.name](row.call, repeat=repeat, folder=folder, **row.arguments)
+                    memory = processes[row.name]("pinned.peak_memory")
+                    found[row.name].append(figures | memory)
+                    print(f"{row.name} {repeat + 1}/{repeats}: {figures['value']:,.1f}", flush=True)
+        finally:
+            for process in processes.values():
+                process.close()
+    return found
+
+
+def written(
+    chosen: list[Row], found: dict[str, list[dict[str, Any]]], losses: dict[str, tuple[float, float]], repeats: int
+) -> str:
+    values = {name: [float(x["value"]) for x in calls] for name, calls in found.items()}
+    lines = ["| what | ratio | 95 % interval | target | met by its bound |", "| --- | --- | --- | --- | --- |"]
+    for claim in claims():
+        if claim.ours in values and claim.peer in values:
+            middle, low, high = ratio(claim, values)
+            met = "yes" if low >= claim.target else "no"
+            lines.append(f"| {claim.title} | {middle:.2f} | [{low:.2f}, {high:.2f}] | ≥ {claim.target} | {met} |")
+    parts = ["\n".join(lines)]
+    for section, title in TITLES.items():
+        own = [row for row in chosen if row.section == section]
+        if own:
+            table = ["| what | median (least–most) | peak memory, MiB |", "| --- | --- | --- |"]
+            for row in own:
+                x, memory = values[row.name], max(call["memory"] for call in found[row.name])
+                table.append(f"| {row.title} | {median(x):,.0f} ({min(x):,.0f}–{max(x):,.0f}) | {memory:,.0f} |")
+            parts.append(f"**{title}**\n\n" + "\n".join(table))
+    if losses:
+        agreed = ", ".join(f"{kind} {peer:.5f} and {own:.5f}" for kind, (peer, own) in losses.items())
+        parts.append(f"First losses in fp32, there and here: {agreed}.")
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    parts.append(
+        f"nano: 4 layers, d = 128, vocabulary 512; small: 6 layers, d = 384, vocabulary 4,096. {repeats} repeats in turns on one core of {os.cpu_count()}; {packages}; `python benchmarks/text_speed.py`."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def ratio(claim: Claim, values: dict[str, list[float]]) -> tuple[float, float, float]:
+    """How many times as fast as the peer: tokens a second, or milliseconds the other way round."""
+    if claim.ours.startswith("generation"):
+        return speed_up(values[claim.ours], values[claim.peer])
+    return speed_up(values[claim.peer], values[claim.ours])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="a section or a row, by the beginning of its name")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    rows = [*generating(), *training()]
+    chosen = [row for row in rows if row.name.startswith(options.only)]
+    missing = [name for name in PEERS if find_spec(name) is None]
+    if missing:
+        parser.error(f"{', '.join(missing)} not installed: pip install -e '.[text,benchmark]'")
+    if not chosen:
+        parser.error(f"--only {options.only}: the rows are {', '.join(row.name for row in rows)}")
+    if (load := os.getloadavg()[0]) > 0.5:
+        print(f"this machine is busy already (load {load:.1f}): figures will be too low")
+    with tempfile.TemporaryDirectory() as folder:
+        losses = check_losses(chosen, folder)
+        found = measured(chosen, options.repeats, folder)
+    text = written(chosen, found, losses, options.repeats)
+    print(f"\n{text}")
+    if not options.only:
+        (RESULTS / "text_speed.json").write_text(json.dumps({"losses": losses, "rows": found}, indent=1) + "\n")
+        (RESULTS / "text_speed.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
