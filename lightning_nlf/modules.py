@@ -226,13 +226,20 @@ class PolicyModule(ObjectiveModule):
         self.played = nn.ModuleList([MeanMetric(), MeanMetric()])  # returns of the two evaluation loaders
 
     def measure(self, stage: str, batch: Batch, loader: int) -> None:
-        """The first loader plays the mode of the policy, the second samples from it."""
+        """The first loader plays the mode of the policy, the second samples from it.
+
+        Beside the return: the mean of what the batch says of each row in numbers, `extra` (B,), by its name.
+        """
         assert batch.rewards is not None, "an evaluation batch has rewards"
         metric = self.played[loader]
         assert isinstance(metric, MeanMetric)
         metric.update(torch.where(batch.valid, batch.rewards, 0).sum(1))  # reduces sums and counts over ranks
-        name = ("return", "return_sampled")[loader]
-        self.log(f"{stage}/{name}", metric, batch_size=len(batch), add_dataloader_idx=False)
+        how = ("", "_sampled")[loader]
+        self.log(f"{stage}/return{how}", metric, batch_size=len(batch), add_dataloader_idx=False)
+        for name, x in batch.extra.items():
+            if x.ndim == 1 and x.is_floating_point():
+                mean = self.sum_over_ranks(x.sum()) / self.sum_over_ranks(x.new_tensor(len(x)))
+                self.log(f"{stage}/{name}{how}", mean, batch_size=len(batch), add_dataloader_idx=False)
 
     def evaluate(self, batch: Batch) -> Evaluation:
         where = batch.mask if batch.expert_mask is None else batch.mask | batch.expert_mask
