@@ -199,7 +199,8 @@ def written(
         parts.append(f"First losses in fp32, there and here: {agreed}.")
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     parts.append(
-        f"nano: 4 layers, d = 128, vocabulary 512; small: 6 layers, d = 384, vocabulary 4,096. {repeats} repeats in turns on one core of {os.cpu_count()}; {packages}; `python benchmarks/text_speed.py`."
+        "nano: 4 layers, d = 128, vocabulary 512; small: 6 layers, d = 384, vocabulary 4,096. "
+        f"{repeats} repeats in turns on one core of {os.cpu_count()}; {packages}; `python benchmarks/text_speed.py`."
     )
     return "\n\n".join(parts) + "\n"
 

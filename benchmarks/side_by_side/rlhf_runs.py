@@ -139,7 +139,9 @@ class Course(L.Callback):
             if (x := trainer.callback_metrics.get(name)) is not None
         }
         statistics = getattr(trainer.datamodule, "statistics", {})  # type: ignore[attr-defined]
-        self.rows.append(row | {name: statistics[name] for name in ("true_reward", "tokens") if name in statistics})
+        self.rows.append(
+            row | {name: statistics[name] for name in ("return", "true_reward", "length") if name in statistics}
+        )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         (Path(trainer.default_root_dir) / "course.json").write_text(json.dumps(self.rows))

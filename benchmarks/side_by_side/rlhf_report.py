@@ -1,0 +1,129 @@
+"""What `rlhf.py` found: a table, reward against KL, and how far the reward model can be followed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+Rows = list[dict[str, Any]]
+DRAWS = 100_000
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean over seeds and its 95 % percentile-bootstrap interval."""
+    sample = np.asarray(values, dtype=float)
+    drawn = sample[np.random.default_rng(0).integers(len(sample), size=(DRAWS, len(sample)))].mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(sample.mean()), float(low), float(high)
+
+
+def summary(rows: Rows) -> dict[str, dict[str, Any]]:
+    """By method: mean and interval of true reward, gain over the start of the same seed, KL and length."""
+    starts = {row["seed"]: row for row in rows if row["method"] == "start"}
+    figures: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == name]
+        figures[name] = {key: interval([row[key] for row in own]) for key in ("true_reward", "kl", "length")}
+        figures[name]["gain"] = interval([row["true_reward"] - starts[row["seed"]]["true_reward"] for row in own])
+        figures[name]["seeds"] = len(own)
+    return figures
+
+
+def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: Path | None) -> str:
+    """The table; with `folder` also in files, with the figures and the pictures."""
+    figures, methods = summary(rows), study["methods"]
+    lines = [
+        "| method | yaml | true reward | gain over its start, paired | KL from the start, nats | tokens a reply "
+        "| chosen |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, own in sorted(figures.items(), key=lambda item: -item[1]["true_reward"][0]):
+        cell = ", ".join(f"{key.rsplit('.', 1)[-1]} {value:g}" for key, value in frozen.get(name, {}).items())
+        gain = "" if name == "start" else shown(own["gain"], 3)
+        title = f"{name} (beyond the budget)" if methods[name].get("beyond_budget") else name
+        columns = [title, methods[name].get("yaml", "sft"), shown(own["true_reward"], 3), gain, shown(own["kl"], 1)]
+        lines.append(f"| {' | '.join([*columns, shown(own['length'], 1), cell])} |")
+    spread = interval([row["reward_std"] for row in rows if row["method"] == "start"])
+    budget = study["budget"]
+    seeds = figures["start"]["seeds"]
+    note = (
+        f"True reward of one sampled reply to each held-out prompt, mean and 95 % bootstrap interval over {seeds} "
+        f"seeds (1000–{999 + seeds}); each method took {budget['optimizer_steps']} optimizer steps and {budget['replies']:,} "
+        f"sampled replies. One standard deviation of a reply's reward at the start is {shown(spread, 3)}. "
+        f"{os.cpu_count()} cores; `python benchmarks/rlhf.py`, one method again: `--only METHOD`."
+    )
+    text = "\n".join(lines) + f"\n\n{note}\n"
+    if folder is not None:
+        kept = {"summary": figures, "start_std": spread, "rows": rows, "cells": frozen}
+        (folder / "rlhf.json").write_text(json.dumps(kept) + "\n")
+        (folder / "rlhf.md").write_text(text)
+        frontier(figures, folder / "rlhf.png")
+        overoptimization(rows, folder / "rlhf_overoptimization.png")
+    return text
+
+
+def shown(x: tuple[float, float, float], digits: int) -> str:
+    return f"{x[0]:.{digits}f} [{x[1]:.{digits}f}, {x[2]:.{digits}f}]"
+
+
+def frontier(figures: dict[str, dict[str, Any]], path: Path) -> None:
+    """True reward against KL, a point a method."""
+    figure, axes = plt.subplots(figsize=(9, 6))
+    for i, (name, own) in enumerate(figures.items()):
+        (x, *x_ends), (y, *y_ends) = own["kl"], own["true_reward"]
+        colour = plt.colormaps["tab20"](i % 20)
+        bars = {"xerr": np.abs([[e - x] for e in x_ends]), "yerr": np.abs([[e - y] for e in y_ends])}
+        axes.errorbar(x, y, fmt="o", color=colour, capsize=2, **bars)
+        axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlabel("KL from the start, nats a reply (95 % interval over seeds)")
+    axes.set_ylabel("true reward on held-out prompts")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def overoptimization(rows: Rows, path: Path) -> None:
+    """PPO against the reward model, on the leash and off it: both rewards as KL grows, the true one by length."""
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6))
+    panels: tuple[tuple[str, str, str, Callable[[dict[str, float]], bool]], ...] = (
+        ("kl", "proxy", "the reward model's reward, as the KL grows", lambda r: "proxy" in r),
+        ("kl", "true", "the true reward, as the KL grows", lambda r: True),
+        ("length", "true", "the true reward by length of reply", lambda r: True),
+    )
+    for name, colour in (("ppo", "#2563eb"), ("ppo_unleashed", "#dc2626")):
+        courses = [aligned(row["course"]) for row in rows if row["method"] == name]
+        for panel, (x, y, title, there) in zip(axes, panels, strict=True):
+            for course in courses:
+                own = [r for r in course if there(r)]
+                panel.plot([r[x] for r in own], [r[y] for r in own], color=colour, alpha=0.25, linewidth=1)
+            count = min((len(course) for course in courses), default=0)
+            if count:
+                mean = {key: np.mean([[r[key] for r in c[:count]] for c in courses], 0) for key in (x, y)}
+                panel.plot(mean[x], mean[y], color=colour, linewidth=2.2, label=name.replace("_", ", "))
+            panel.set_title(title, fontsize=10)
+            panel.set_xlabel({"kl": "KL from the start, nats a reply", "length": "tokens a reply"}[x])
+            panel.grid(alpha=0.3)
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def aligned(course: list[dict[str, float]]) -> list[dict[str, float]]:
+    """By collection. The model's metrics are logged after a callback reads them: they stand in the row behind."""
+    return [
+        {"proxy": row["return"], "true": row["true_reward"], "length": row["length"], "kl": following["kl"]}
+        for row, following in zip(course[:-1], course[1:], strict=True)
+        if "kl" in following and "true_reward" in row
+    ]
