@@ -35,6 +35,7 @@ MOVES: dict[str, Cell] = {
     "move up": (-1, 0),
     "move down": (1, 0),
 }
+ANY = list(MOVES)
 WALLS: dict[str, Cell] = {  # in the order in which they are named
     "to your right": (0, 1),
     "to your left": (0, -1),
@@ -69,9 +70,12 @@ def distances() -> dict[Cell, int]:
 DISTANCE = distances()
 
 
+BEST = {cell: [move for move in MOVES if DISTANCE[moved(cell, move)] < DISTANCE[cell]] for cell in FREE}
+
+
 def best_moves(cell: Cell) -> list[str]:
-    """Those that come closer to the goal."""
-    return [move for move in MOVES if DISTANCE[moved(cell, move)] < DISTANCE[cell]]
+    """Those that come closer to the goal; none there."""
+    return BEST[cell]
 
 
 def walls(cell: Cell) -> str:
@@ -174,11 +178,11 @@ class Maze:
         return [self._walk(rng) for _ in range(self.trajectories)]
 
     def _walk(self, rng: np.random.Generator) -> list[tuple[Cell, str]]:
-        within, walk = int(rng.integers(3)), []
+        within = int(rng.integers(3))
         starts = [cell for cell in STARTS if region(cell) == within]
-        cell = starts[rng.integers(len(starts))]
+        cell, walk = starts[rng.integers(len(starts))], list[tuple[Cell, str]]()
         while cell != GOAL and region(cell) == within and len(walk) < LIMIT:
-            moves = best_moves(cell) if rng.random() < SOLVED_SHARE else list(MOVES)
+            moves = best_moves(cell) if rng.random() < SOLVED_SHARE else ANY
             move = moves[rng.integers(len(moves))]
             walk.append((cell, move))
             cell = moved(cell, move)

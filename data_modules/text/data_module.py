@@ -136,7 +136,7 @@ class TextDataModule(TextTaskDataModule):
     def _described(self, batch: Batch, of: Tensor, shown: list[int]) -> Batch:
         """With groups and ranks, or with a window episodes and parts."""
         assert batch.score is not None
-        group, rank, extra = None, None, {}
+        group, rank, extra = None, None, dict[str, Tensor]()
         if self.replies > 1 or shown:
             group = torch.cat([of // self.replies, torch.tensor(shown, dtype=torch.long)])
         if self.conversation.window is not None:

@@ -9,6 +9,7 @@ import torch
 
 from data_modules.text import ByteTokenizer, TextDataModule, WordTokenizer
 from data_modules.text.environment import Case
+from lightning_nlf.callbacks import Exhibits
 from lightning_nlf.networks import GRUPolicy, GRUValue
 from lightning_nlf.objectives import ActorCriticAgent, JointPolicy, ReinforcePolicy
 
@@ -94,6 +95,20 @@ def test_a_window_as_long_as_the_dialogue_sees_all_of_it(walks):
     last = torch.cat([parts.extra["episode"][1:] != parts.extra["episode"][:-1], torch.tensor([True])])
     assert torch.equal(parts[last].obs, whole.obs) and torch.equal(parts[last].actions, whole.actions)
     torch.testing.assert_close(parts[last].log_probs[parts[last].mask], whole.log_probs[parts[last].mask])
+
+
+@pytest.mark.slow
+def test_ppo_learns_from_windows(walks):
+    """Each turn can say `ant`: minibatches split episodes, and the advantages were there before."""
+    actor = agent(ActorCriticAgent, clip=0.2, gamma=1.0, network_lr={"value": 0.02})
+    data = module(walks, window=1, replies=1, prompts=24, minibatches=3, passes=2, evaluation_replies=50)
+
+    def played():
+        return float(data.evaluate(actor, np.random.default_rng(0), False).rewards.sum(1).mean())
+
+    before = played()
+    fitted(actor, data, epochs=12)
+    assert before < 0.7 and played() > 1.2  # of 2 at best
 
 
 def test_a_reply_does_not_depend_on_its_neighbours(walks):
@@ -302,23 +317,26 @@ def test_what_is_averaged_beside_the_return_is_logged(echo):
 
 
 def test_predictions_are_one_line_a_prompt(echo, tmp_path):
-    from lightning_nlf.callbacks import Exhibits
-
+    """Of what was said, so without empty replies, which are counted."""
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Exhibits()],
         default_root_dir=tmp_path,
     )  # fmt: skip
-    data = TextDataModule(echo_task := echo, tokenizer=WordTokenizer(), replies=4, max_new=3, predict_split="train")
+    data = TextDataModule(echo, tokenizer=WordTokenizer(), replies=12, max_new=3, predict_split="train")
     (batch,) = trainer.predict(agent(), data)
     lines = [json.loads(line) for line in (tmp_path / "predictions" / "replies.jsonl").read_text().splitlines()]
-    assert [line["id"] for line in lines] == [case.id for case in echo_task.cases("train")]
+    assert [line["id"] for line in lines] == [case.id for case in echo.cases("train")]
+    empty = 0
     for place, line in enumerate(lines):
         assert line["prompt"] == f"say {line['id'].removeprefix('train-')}"
-        rows = range(4 * place, 4 * place + 4)
-        assert line["score"] == batch.rewards.sum(1)[rows].tolist()
-        for row, response in zip(rows, line["responses"], strict=True):
-            assert response == data.tokenizer.decode(batch.actions[row][batch.valid[row]].tolist())
-            assert "eos" not in response
+        rows = range(12 * place, 12 * place + 12)
+        texts = [data.tokenizer.decode(batch.actions[row][batch.valid[row]].tolist()) for row in rows]
+        scores = batch.rewards.sum(1)[rows].tolist()
+        said = [(text, score) for text, score in zip(texts, scores, strict=True) if text]
+        assert list(zip(line["responses"], line["score"], strict=True)) == said
+        assert line["meta"]["empty"] == 12 - len(said)
+        empty += 12 - len(said)
+    assert 0 < empty < 24
 
 
 def test_people_can_read_a_transcript(echo, tmp_path):
