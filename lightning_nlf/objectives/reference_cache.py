@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -84,13 +83,13 @@ def write_rows(rows: dict[bytes, Tensor], path: Path) -> None:
     lengths = torch.tensor([len(row) for row in rows.values()])
     content: dict[str, Any] = {"keys": keys, "lengths": lengths, "log_probs": torch.cat(list(rows.values()))}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            torch.save(content | {"check": _check(content)}, file)
-        except (OSError, RuntimeError):
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        torch.save(content | {"check": _check(content)}, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError):
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _check(content: dict[str, Any]) -> str:
