@@ -47,8 +47,8 @@ class OneStepObjective(PolicyGradientObjective):
             terminated=torch.ones(len(batch), dtype=torch.bool, device=first.device),  # nothing follows a response
             extra=batch.extra | {"responses": batch.mask.any(1)},  # counted by the loader: what terms are means over
         )
-        whole = {"valid": batch.valid, "mask": batch.mask, "rewards": batch.rewards, "terminated": batch.terminated}
-        return replace(super().prepare(one), **whole)
+        prepared = super().prepare(one)
+        return replace(prepared, valid=batch.valid, mask=batch.mask, rewards=batch.rewards, terminated=batch.terminated)
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         first = first_step(batch.mask)
