@@ -76,11 +76,16 @@ class Layout:
         if not learns and not expert and not steps:
             return None
         ends = [step.end for step in steps or ()]
-        reply, places = self._encoded(judgement.responses[i], ends)
         finished = _finished(judgement, i)
+        sampled = None if ends else self._sampled(judgement, i)
+        if sampled is None:
+            reply, places = self._encoded(judgement.responses[i], ends)
+            reply = reply + [self.tokenizer.eos] * finished
+        else:
+            reply, places = sampled, []
         return Row(
             prompt=self._prompt(judgement, score),
-            reply=reply + [self.tokenizer.eos] * finished,
+            reply=reply,
             finished=finished,
             learns=learns,
             expert=expert,
@@ -120,6 +125,17 @@ class Layout:
         if not ids:
             raise ValueError("prompt: it has no token; a reply needs at least one before it")
         return ids
+
+    def _sampled(self, judgement: Judgement, i: int) -> list[int] | None:
+        """The ids that were sampled, if `meta` kept them and the tokenizer is the same: text may not give them back."""
+        tokens = judgement.meta.get("tokens")
+        if tokens is None or judgement.meta.get("tokenizer") != self.tokenizer.digest:
+            return None
+        lists = tokens if isinstance(tokens, list) and len(tokens) == len(judgement.responses) else [None]
+        own = lists[i] if len(lists) > i else None
+        if not isinstance(own, list) or not own or not all(type(x) is int and x >= 0 for x in own):
+            raise ValueError("meta: tokens must be a list of ids for each response")
+        return own
 
     def _encoded(self, response: str, ends: Sequence[int]) -> tuple[list[int], list[int]]:
         """The ids, and the place of the last one of each step.

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from data_modules.minibatches import TEST, loader
 from data_modules.rollout import RolloutDataModule
 from data_modules.text.conversation import Conversation, Episode, Prompt
-from data_modules.text.environment import Split, TextEnvironment
+from data_modules.text.environment import Split, StepTeacher, TextEnvironment
 from data_modules.text.rows import as_batch
 from data_modules.text.tokenizer import Tokenizer
 from data_modules.text.transcript import cells, write_tables
@@ -212,7 +212,8 @@ class TextTaskDataModule(RolloutDataModule):
     def records(self, batch: Batch) -> list[dict[str, Any]]:
         """Each prompt of a predicted batch with its replies and what they earned: feedback to be completed.
 
-        Nothing can be said of an empty reply: `meta.empty` counts those that are left out.
+        `meta` keeps the tokens, so that what learns from the file sees what was sampled. Nothing can be said of an
+        empty reply: `meta.empty` counts those that are left out.
         """
         assert batch.group is not None and batch.rewards is not None
         prompts = self._judged(self.predict_split)
@@ -221,7 +222,8 @@ class TextTaskDataModule(RolloutDataModule):
         for row, (place, score) in enumerate(zip(batch.group.tolist(), scores, strict=True)):
             prompt = prompts[place]
             fresh = {"id": prompt.case.id, "prompt": prompt.case.prompt, "responses": [], "score": []}
-            line = lines.setdefault(place, fresh | {"source": "rule", "meta": {"finished": [], "empty": 0}})
+            meta = {"finished": [], "tokens": [], "tokenizer": self.tokenizer.digest, "empty": 0}
+            line = lines.setdefault(place, fresh | {"source": "rule", "meta": meta})
             last = int(batch.valid[row].nonzero()[-1])
             ids = batch.actions[row, len(prompt.ids) - 1 : last + 1].tolist()
             text = self.tokenizer.decode(ids)
@@ -231,6 +233,12 @@ class TextTaskDataModule(RolloutDataModule):
             line["responses"].append(text)
             line["score"].append(score)
             line["meta"]["finished"].append(ids[-1] == self.tokenizer.eos)
+            line["meta"]["tokens"].append(ids)
+            if isinstance(self.task, StepTeacher):
+                line.setdefault("steps", []).append(self.task.steps(prompt.case, text) or None)
+        for line in lines.values():
+            if not any(line.get("steps", ())):
+                line.pop("steps", None)
         return [line for line in lines.values() if line["responses"]]
 
 

@@ -1,5 +1,7 @@
 """From judgements to rows: one layout, whatever is known of a reply."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -186,3 +188,14 @@ def test_a_code_stands_between_prompt_and_reply(tokenizer):
     assert batch.expert_mask.any(1).tolist() == [True, True, True, True, False, True]
     kept = batch_of(Layout(tokenizer, ALL, codes=(" d", " e"), keep=Keep(above=0.8)), *SCORED)
     assert kept.expert_mask.any(1).tolist() == [True, True, False, False]
+
+
+def test_what_was_sampled_is_not_tokenised_again(tokenizer):
+    """<unk> 2 has no text that would give it back; of another tokenizer the ids mean something else."""
+    meta = {"tokens": [[4, 2, 1]], "tokenizer": tokenizer.digest}
+    judgement = Judgement("q", ("b c",), score=(0.5,), meta=meta)
+    assert batch_of(Layout(tokenizer, ALL), judgement).actions.tolist() == [[4, 2, 1]]
+    other = replace(judgement, meta=meta | {"tokenizer": "of another"})
+    assert batch_of(Layout(tokenizer, ALL), other).actions.tolist() == [[4, 5, 1]]
+    with pytest.raises(ValueError, match="meta: tokens must be a list of ids for each response"):
+        Layout(tokenizer, ALL).rows(replace(judgement, meta=meta | {"tokens": [[4], [5]]}))

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from data_modules.feedback.__main__ import main as feedback
 from lightning_nlf import callbacks
 from lightning_nlf.cli.command_line import main
 from lightning_nlf.modules import ObjectiveModule
@@ -34,29 +35,52 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The checkpoint another yaml would leave by default, of a training of seconds; each yaml is trained once."""
+def made(tmp_path_factory):
+    """A file that another yaml would leave by default, of a training or a prediction of seconds; each is made once."""
     kept: dict[str, Path] = {}
 
-    def checkpoint(run: str) -> Path:
-        if run not in kept:
-            (source,) = CONF.rglob(f"{run.rpartition('-seed')[0]}.yaml")
-            folder = tmp_path_factory.mktemp("trained") / run
-            flags = ["--trainer.max_epochs", "1", "--data.minibatches", "1", "--data.passes", "1"]
-            main(["fit", "--config", str(source), "--config", str(DEBUG), *flags, *QUIET, "--run_dir", str(folder)])
-            kept[run] = folder / "checkpoints" / "best.ckpt"
-        return kept[run]
+    def file(path: str) -> Path:
+        if path not in kept:
+            run = Path(path).parts[1]
+            source = sorted(CONF.rglob(f"{run.rpartition('-seed')[0]}.yaml"))[-1]
+            folder = tmp_path_factory.mktemp("made") / run
+            bring_needed(source, file)
+            (sampled if path.endswith("rankings.jsonl") else briefly_trained)(source, folder)
+            kept[path] = folder / Path(*Path(path).parts[2:])
+        return kept[path]
 
-    return checkpoint
+    return file
+
+
+def bring_needed(source: Path, file) -> None:
+    """What a yaml reads of other yamls' runs, where it looks for it."""
+    for path in set(re.findall(r"outputs/[^/\s]+/[\w./]+", uncommented(source).replace("${seed_everything}", "0"))):
+        if not Path(path).exists():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file(path), path)
+
+
+def uncommented(source: Path) -> str:
+    return "\n".join(line for line in source.read_text().splitlines() if not line.startswith("#"))
+
+
+def briefly_trained(source: Path, folder: Path) -> None:
+    flags = ["--trainer.max_epochs", "1", "--data.minibatches", "1", "--data.passes", "1"]
+    main(["fit", "--config", str(source), "--config", str(DEBUG), *flags, *QUIET, "--run_dir", str(folder)])
+
+
+def sampled(source: Path, folder: Path) -> None:
+    """Ranked replies to a few prompts."""
+    few = ["--data.evaluation_prompts", "200", "--data.max_new", "8"]
+    main(["predict", "--config", str(source), *few, *QUIET, "--run_dir", str(folder)])
+    replies, ranked = (str(folder / name) for name in ("predictions/replies.jsonl", "rankings.jsonl"))
+    assert feedback(["rank", replies, "--by", "score", "--out", ranked]) == 0
 
 
 @pytest.fixture
-def experiment(request, trained):
-    """A yaml; the checkpoints that it names, of runs of other yamls, lie where it looks for them."""
-    for run in re.findall(r"checkpoint: outputs/([\w-]+)/", (CONF / request.param).read_text()):
-        folder = Path("outputs", run, "checkpoints")
-        folder.mkdir(parents=True)
-        shutil.copy(trained(run), folder / "best.ckpt")
+def experiment(request, made):
+    """A yaml; the files that it names, of runs of other yamls, lie where it looks for them."""
+    bring_needed(CONF / request.param, made)
     return request.param
 
 
@@ -179,7 +203,8 @@ def test_every_yaml_trains_and_its_checkpoint_is_the_model(experiment):
     assert state.keys() == loaded.state_dict().keys()
     assert all(torch.equal(state[key], value) for key, value in loaded.state_dict().items())
     if hasattr(cli.model, "policy"):
-        batch = next(iter(cli.datamodule.val_dataloader()[0]))
+        loaders = cli.datamodule.val_dataloader()
+        batch = next(iter(loaders[0])) if loaders else cli.datamodule.rows[:8]
         assert same_policy(cli.model, loaded, batch)
         with torch.no_grad():
             next(loaded.policy.parameters()).add_(1)
