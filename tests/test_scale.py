@@ -1,10 +1,5 @@
 """The same update however the rows are cut: into micro-batches, or over two processes."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,46 +178,10 @@ def in_two_processes(path: str, folder: str) -> None:
     torch.save(result, Path(folder) / f"rank{trainer.global_rank}.pt")
 
 
-SCRIPT = """
-import runpy, sys
-
-runpy.run_path(sys.argv[1])["in_two_processes"](*sys.argv[2:])
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def ranks(path, tmp_path_factory):
+def ranks(path, on_two_processes):
     """What the two processes wrote down."""
-    folder = tmp_path_factory.mktemp("ranks")
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    launcher_variables = {"LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK", "MASTER_ADDR"}
-    environment = {name: value for name, value in os.environ.items() if name not in launcher_variables}
-    root = str(Path(__file__).parents[1])
-    environment |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    process = subprocess.Popen(
-        [sys.executable, str(script), __file__, path, str(folder)],
-        env=environment,
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # so that the second process, a child of the first, can be ended with it
-    )
-    try:
-        output, _ = process.communicate(timeout=180)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert process.returncode == 0, output
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return on_two_processes(__file__, path)
 
 
 @pytest.mark.slow

@@ -1,0 +1,133 @@
+"""Language models at scale: the same update however rows are cut, half precision, and what training keeps in memory."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from data_modules.offline import OfflineDataModule, save_batch
+from data_modules.text.rows import EXPERT, LEARNER, Segment, as_batch
+from lightning_nlf.batch import Batch
+from lightning_nlf.networks import TransformerPolicy, TransformerReward, ValueHead
+from lightning_nlf.networks.decoder import DecoderShape
+from lightning_nlf.objectives import DPOPolicy, ImitationPolicy, RaoKupperReward, RLHFAgent
+
+VOCABULARY, WIDTH = 29, 16
+GROUPS = (3, 2, 4, 2, 3, 5, 2, 3, 2, 4, 2, 3)  # replies of each prompt, beside the expected one
+PPO = {"clip": 0.2, "value_clip": 0.2, "kl_target": 0.5, "kl_horizon": 50, "whiten_rewards": True, "kl_weight": 0.1}
+
+
+def shape(family: str = "gpt2", vocabulary: int = VOCABULARY, layers: int = 1) -> DecoderShape:
+    return DecoderShape(vocabulary, layers=layers, heads=2, width=WIDTH, context=48, family=family)  # type: ignore
+
+
+def policy(**knobs: Any) -> TransformerPolicy:
+    made = TransformerPolicy(shape(**knobs))
+    with torch.no_grad():
+        made.decoder.embed.weight *= 10  # as born it would say every token alike
+    return made
+
+
+def value() -> ValueHead:
+    head = ValueHead(WIDTH)
+    torch.nn.init.normal_(head.head.weight, std=0.1)
+    return head
+
+
+MODULES: dict[str, Callable[..., Any]] = {
+    "sft": lambda **knobs: ImitationPolicy(policy=policy(), divergence="nll", **knobs),
+    "reward": lambda **knobs: RaoKupperReward(reward=TransformerReward(shape("llama")), **knobs),
+    "dpo": lambda **knobs: DPOPolicy(policy=policy(), beta=0.5, **knobs),
+    "ppo": lambda **knobs: RLHFAgent(policy=policy(), value=value(), **PPO, **knobs),
+}
+
+
+def judged_replies() -> Batch:
+    """Prompts of 1 to 12 tokens with 2 to 5 ranked replies of 1 to 20, some tied, and the expected response to each."""
+    rng = np.random.default_rng(0)
+    dialogues, group, rank = [], [], []
+    for number, replies in enumerate(GROUPS):
+        prompt = Segment(rng.integers(VOCABULARY, size=rng.integers(1, 13)).tolist())
+        for place in range(replies + 1):
+            ids = rng.integers(VOCABULARY, size=rng.integers(1, 21)).tolist()
+            said = Segment(ids, LEARNER, rng.normal(-3, 0.3, len(ids)).tolist(), float(rng.normal()))
+            dialogues.append((prompt, said if place < replies else Segment(ids, EXPERT)))
+            group.append(number)
+            rank.append(int(rng.integers(replies)) if place < replies else -1)
+    return replace(as_batch(dialogues), group=torch.tensor(group), rank=torch.tensor(rank))
+
+
+def made(name: str) -> Any:
+    torch.manual_seed(0)
+    return MODULES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
+
+
+def parameters(module: L.LightningModule) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def trained(module: L.LightningModule, data: L.LightningDataModule, epochs: int = 1, **knobs: Any) -> L.Trainer:
+    trainer = L.Trainer(
+        **{"accelerator": "cpu", "devices": 1, "max_epochs": epochs, "limit_val_batches": 0} | knobs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(module, data)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "rows.pt"
+    save_batch(judged_replies(), path)
+    return str(path)
+
+
+# ---- the same update
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_accumulated_gradients_are_those_of_the_whole(name, path):
+    """Two optimizer steps on six groups each, at once or in three micro-batches."""
+    after = []
+    for accumulate in (1, 3):
+        module = made(name)
+        data = OfflineDataModule(path, minibatches=2)
+        trainer = trained(module, data, accumulate_grad_batches=accumulate)
+        assert trainer.global_step == 2
+        after.append(parameters(module))
+    assert (after[0] - parameters(made(name))).abs().max() > 1e-3
+    torch.testing.assert_close(after[1], after[0], atol=1e-5, rtol=0)
+
+
+def in_two_processes(path: str, folder: str) -> None:
+    """What each process runs: every module on the file, in the same two steps."""
+    result: dict[str, Any] = {}
+    for name in MODULES:
+        module = made(name)
+        trainer = trained(module, OfflineDataModule(path, passes=2), strategy="ddp", devices=2)
+        assert (trainer.world_size, trainer.global_step) == (2, 2)
+        metrics = {key: float(x) for key, x in trainer.callback_metrics.items()}
+        result[name] = {"parameters": parameters(module), "metrics": metrics}
+    torch.save(result, Path(folder) / f"rank{trainer.global_rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_update_of_one(path, on_two_processes):
+    ranks = on_two_processes(__file__, path)
+    for name in MODULES:
+        module = made(name)
+        trainer = trained(module, OfflineDataModule(path, passes=2))
+        assert (parameters(module) - parameters(made(name))).abs().max() > 1e-3
+        for rank in ranks:
+            torch.testing.assert_close(rank[name]["parameters"], parameters(module), atol=1e-5, rtol=0)
+            for key, x in trainer.callback_metrics.items():
+                assert rank[name]["metrics"][key] == pytest.approx(float(x), abs=1e-4), (name, key)
