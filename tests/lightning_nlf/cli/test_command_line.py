@@ -42,7 +42,7 @@ def made(tmp_path_factory):
     def file(path: str) -> Path:
         if path not in kept:
             run = Path(path).parts[1]
-            source = sorted(CONF.rglob(f"{run.rpartition('-seed')[0]}.yaml"))[-1]
+            (source,) = CONF.rglob(f"{run.rpartition('-seed')[0]}.yaml")
             folder = tmp_path_factory.mktemp("made") / run
             bring_needed(source, file)
             (sampled if path.endswith("rankings.jsonl") else briefly_trained)(source, folder)
