@@ -11,7 +11,7 @@ from torch.distributions import Categorical, Distribution
 
 
 class TokenDistribution(Categorical):
-    """A categorical by its unnormalised `scores` (…, V): log-probabilities of single tokens need no (…, V) copy."""
+    """A categorical by its unnormalised `scores` (…, V): log-probabilities and entropy need no copy of them."""
 
     def __init__(self, scores: Tensor) -> None:
         self.scores = scores
@@ -27,16 +27,24 @@ class TokenDistribution(Categorical):
         """Normalised, (…, V)."""
         return self.scores.log_softmax(-1)
 
+    @cached_property
+    def normaliser(self) -> Tensor:
+        """log Σ eˣ, (…), without gradient: it is computed once, whoever asks."""
+        return self.scores.detach().logsumexp(-1)
+
     @property
     def mode(self) -> Tensor:
         return self.scores.argmax(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        scores = self.scores
+        scores, normaliser = self.scores, self.normaliser
         if value.shape != self.batch_shape:  # several values for each, as torch's own allows
             shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-            value, scores = value.expand(shape), scores.expand(*shape, -1)
-        return _LogProb.apply(scores, value.long())
+            value, scores, normaliser = value.expand(shape), scores.expand(*shape, -1), normaliser.expand(shape)
+        return _LogProb.apply(scores, normaliser, value.long())
+
+    def entropy(self) -> Tensor:
+        return _Entropy.apply(self.scores, self.normaliser)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> TokenDistribution:
         return TokenDistribution(self.scores.expand(*batch_shape, self._num_events))
@@ -46,15 +54,32 @@ class _LogProb(torch.autograd.Function):
     """x_a − log Σ eˣ. Of (…, V), it keeps the scores alone, and makes one tensor on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, value: Tensor) -> Tensor:
-        normaliser = scores.logsumexp(-1)
-        ctx.save_for_backward(scores, value, normaliser)
+    def forward(ctx: Any, scores: Tensor, normaliser: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(scores, normaliser, value)
         return scores.gather(-1, value[..., None])[..., 0] - normaliser
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """∂/∂x = 1[a] − softmax(x)"""
-        scores, value, normaliser = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """∂/∂x = 1[a] − p, p = softmax(x)"""
+        scores, normaliser, value = ctx.saved_tensors
         gradient = gradients[0][..., None]
         of_scores = (scores - normaliser[..., None]).exp_().mul_(-gradient)
-        return of_scores.scatter_add_(-1, value[..., None], gradient), None
+        return of_scores.scatter_add_(-1, value[..., None], gradient), None, None
+
+
+class _Entropy(torch.autograd.Function):
+    """H = −Σ p log p. Of (…, V), it keeps the scores alone, too."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, normaliser: Tensor) -> Tensor:
+        entropy = torch.special.entr((scores - normaliser[..., None]).exp_()).sum(-1)
+        ctx.save_for_backward(scores, normaliser, entropy)
+        return entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """∂H/∂x = −p (log p + H)"""
+        scores, normaliser, entropy = ctx.saved_tensors
+        p = (scores - normaliser[..., None]).exp_()
+        of_scores = torch.special.entr(p).sub_(p.mul_(entropy[..., None]))
+        return of_scores.mul_(gradients[0][..., None]), None
