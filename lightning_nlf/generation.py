@@ -53,7 +53,7 @@ def reply(
     count = len(logits)
     if seeds is None:
         seeds = torch.randint(2**62, (count,))
-    seeds = seeds.to(ids.device)
+    uniform = uniforms(seeds.to(ids.device), max_new)
     stops = torch.as_tensor(list(stop), device=ids.device)
     tokens = stops[0].expand(count, max_new).clone()
     log_probs = torch.zeros(count, max_new, device=ids.device)
@@ -62,11 +62,11 @@ def reply(
     running = torch.ones_like(rows, dtype=torch.bool)  # of those
     whole = state
     for step in range(max_new):
-        token, log_prob = draw(logits, uniforms(seeds[rows], step), top_k, top_p, deterministic)
+        token, log_prob = draw(logits, uniform[rows, step], top_k, top_p, deterministic)
         live = rows[running]
         tokens[live, step], log_probs[live, step] = token[running], log_prob[running]
         ends[live] = step + 1
-        running = running & ~torch.isin(token, stops)
+        running = running & (token[:, None] != stops).all(1)
         left = int(running.sum())
         if left == 0 or step + 1 == max_new:
             break
@@ -94,17 +94,14 @@ def draw(
     """
     if top_k or top_p < 1:
         logits = truncated(logits, top_k, top_p)
-    log_normaliser = logits.logsumexp(-1, keepdim=True)
-    if deterministic:
-        token = logits.argmax(-1, keepdim=True)
-    else:
-        cumulative = (logits - log_normaliser).exp().cumsum(-1)
-        # Times the last: rounding must not leave a gap at the top. `right`: a token without probability is never hit.
-        target = uniform[:, None].to(cumulative.dtype) * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-        last_possible = logits.shape[-1] - 1 - logits.isfinite().flip(-1).int().argmax(-1, keepdim=True)
-        token = token.minimum(last_possible)
-    return token[:, 0], (logits.gather(-1, token) - log_normaliser)[:, 0]
+    highest, token = logits.max(-1, keepdim=True)
+    cumulative = (logits - highest).exp().cumsum(-1)
+    if not deterministic:
+        # Below the last whatever is rounded, and `right`: a token without probability is never hit.
+        target = uniform[:, None].to(cumulative.dtype).clamp(max=1 - 2.0**-24) * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, target, right=True)
+    log_prob = logits.gather(-1, token) - highest - cumulative[:, -1:].log()
+    return token[:, 0], log_prob[:, 0]
 
 
 def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -118,9 +115,10 @@ def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return torch.empty_like(logits).scatter(-1, order, values)
 
 
-def uniforms(seeds: Tensor, step: int) -> Tensor:
-    """Numbers in [0, 1), float64, from (seed, step) alone: SplitMix64 (Steele, Lea & Flood 2014).  seeds (B,) → (B,)"""
-    x = seeds + _signed((step + 1) * 0x9E3779B97F4A7C15)
+def uniforms(seeds: Tensor, steps: int) -> Tensor:
+    """Numbers in [0, 1), float64, of (seed, step) alone: SplitMix64 (Steele, Lea & Flood 2014).  (B,) → (B, steps)"""
+    increments = [_signed((step + 1) * 0x9E3779B97F4A7C15) for step in range(steps)]
+    x = seeds[:, None] + torch.tensor(increments, device=seeds.device)
     x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
     x = x ^ _shifted(x, 31)
