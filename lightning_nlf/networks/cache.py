@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_nlf.networks.attention import attention, split_heads
+from lightning_nlf.networks.attention import attention
 
 
 class Cache:
     """Columns that all rows share: each read writes the next ones, and each row knows which of them are its own.
 
     Args:
-        store: (2 · layers, B, kv_heads, C, e) keys and values of each layer.
+        store: (layers, B, 2 · kv_heads, C, e) the keys and then the values of each layer.
         bias: (B, C) 0 in a row's own columns, else −∞.
         lengths: (B,) tokens each row has read: the next one's position.
         used: columns written so far; longest: at least the largest of `lengths`.
@@ -20,13 +20,14 @@ class Cache:
 
     def __init__(self, store: Tensor, bias: Tensor, lengths: Tensor, used: int, longest: int) -> None:
         self.store, self.bias, self.lengths, self.used, self.longest = store, bias, lengths, used, longest
+        self._layers = store.unbind(0)
 
     @classmethod
     def empty(cls, layers: int, rows: int, keys: int, width: int, like: Tensor) -> Cache:
         """Without columns; `like` says dtype and device."""
         device = like.device
         return cls(
-            like.new_empty(2 * layers, rows, keys, 0, width),
+            like.new_empty(layers, rows, 2 * keys, 0, width),
             torch.empty(rows, 0, device=device),
             torch.zeros(rows, dtype=torch.long, device=device),
             0,
@@ -37,6 +38,7 @@ class Cache:
         """Have room for so many columns in all."""
         if columns > self.store.shape[3]:
             self.store, self.bias = self._with_columns(self.store, columns), self._with_columns(self.bias, columns)
+            self._layers = self.store.unbind(0)
 
     def _with_columns(self, x: Tensor, columns: int, rows: Tensor | None = None) -> Tensor:
         """The store or the bias in a wider tensor, with the chosen rows: only what is used is copied."""
@@ -76,14 +78,12 @@ class Cache:
     def attend(self, layer: int, qkv: Tensor, heads: int, seen: Tensor) -> Tensor:
         """New tokens' (B · L, heads + 2 · kv_heads, e) → (B · L, heads · e); their keys and values are kept."""
         rows, _, width, _ = seen.shape
-        queries, keys, values = split_heads(qkv.unflatten(0, (rows, width)), heads)
-        new = slice(self.used - width, self.used)
-        self.store[2 * layer, :, :, new] = keys
-        self.store[2 * layer + 1, :, :, new] = values
+        queries, new = qkv.unflatten(0, (rows, width)).transpose(1, 2).split([heads, qkv.shape[1] - heads], 1)
+        columns = self._layers[layer]
+        columns.narrow(2, self.used - width, width).copy_(new)
         if self.used == width:  # the first read: padding is on the right, where no token looks
-            return attention(queries, keys, values).flatten(0, 1)
-        all_keys, all_values = self.store[2 * layer, :, :, : self.used], self.store[2 * layer + 1, :, :, : self.used]
-        return attention(queries, all_keys, all_values, seen).flatten(0, 1)
+            return attention(queries, *new.chunk(2, 1)).flatten(0, 1)
+        return attention(queries, *columns.narrow(2, 0, self.used).chunk(2, 1), seen).flatten(0, 1)
 
     def rows_of(self, index: Tensor) -> Cache:
         columns = self.store.shape[3]

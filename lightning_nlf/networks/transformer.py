@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,8 @@ class Transformer(Network):
         packed = packed.to(obs.device)
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            with torch.autocast(obs.device.type, enabled=obs.device.type != "cpu"):
-                return packed.attend(precise(qkv), shape.heads)
+            with precise_on_cpu(qkv):
+                return packed.attend(qkv.float() if qkv.device.type == "cpu" else qkv, shape.heads)
 
         hidden = decoder(packed.ids, packed.positions, attend, packed.wanted)
         return hidden.unflatten(0, obs.shape) if where is None else hidden
@@ -106,9 +107,10 @@ class Transformer(Network):
             )
 
 
-def precise(qkv: Tensor) -> Tensor:
+def precise_on_cpu(x: Tensor) -> AbstractContextManager:
     """On a CPU attention is in float32: in bfloat16 its way back takes eight times as long."""
-    return qkv.float() if qkv.device.type == "cpu" else qkv
+    half = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return torch.autocast("cpu", enabled=False) if half else nullcontext()
 
 
 def refuse_strangers(ids: Tensor, vocabulary: int) -> None:
@@ -170,8 +172,8 @@ class TransformerPolicy(Transformer, Policy):
         wanted = None if width == 1 else last + (lengths - 1).clamp(min=0)
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            with torch.autocast(device.type, enabled=device.type != "cpu"):
-                return cache.attend(layer, precise(qkv), shape.heads, seen)
+            with precise_on_cpu(qkv):
+                return cache.attend(layer, qkv.float() if qkv.device.type == "cpu" else qkv, shape.heads, seen)
 
         positions = positions.clamp(max=shape.context - 1)  # of padding
         return self.scores(self.decoder(ids.flatten(), positions.flatten(), attend, wanted)), cache
