@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data_modules.offline import OfflineDataModule, save_batch
+from data_modules.text import DemonstrationsDataModule, PositiveReviews, TextDataModule, WordTokenizer
 from data_modules.text.rows import EXPERT, LEARNER, Segment, as_batch
 from lightning_nlf.batch import Batch
 from lightning_nlf.networks import TransformerPolicy, TransformerReward, ValueHead
@@ -62,9 +63,9 @@ def judged_replies() -> Batch:
     return replace(as_batch(dialogues), group=torch.tensor(group), rank=torch.tensor(rank))
 
 
-def made(name: str) -> Any:
+def made(name: str, **knobs: Any) -> Any:
     torch.manual_seed(0)
-    return MODULES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
+    return MODULES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), **knobs)
 
 
 def parameters(module: L.LightningModule) -> torch.Tensor:
@@ -131,3 +132,93 @@ def test_two_processes_make_the_update_of_one(path, on_two_processes):
             torch.testing.assert_close(rank[name]["parameters"], parameters(module), atol=1e-5, rtol=0)
             for key, x in trainer.callback_metrics.items():
                 assert rank[name]["metrics"][key] == pytest.approx(float(x), abs=1e-4), (name, key)
+
+
+# ---- half precision
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
+def test_bf16_learns_what_fp32_does(name, path):
+    """The loss after twelve optimizer steps, which have changed it by more than a tenth: within two hundredths."""
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        module = made(name)
+        first = trained(module, OfflineDataModule(path), precision=precision).callback_metrics["train/loss"]
+        trainer = trained(module, OfflineDataModule(path), epochs=12, precision=precision)
+        assert parameters(module).isfinite().all() and parameters(module).dtype == torch.float32
+        losses.append(float(trainer.callback_metrics["train/loss"]))
+        assert losses[-1] < 0.9 * float(first)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+
+
+class Recorded(RLHFAgent):
+    """Keeps how far what is learned from lies from what acted, in the first pass over each collection."""
+
+    def __init__(self, **knobs: Any) -> None:
+        super().__init__(**knobs)
+        self.log_ratios: list[torch.Tensor] = []
+
+    def terms(self, batch, now):
+        self.log_ratios.append((now.log_probs - batch.log_probs)[batch.mask].detach())
+        return super().terms(batch, now)
+
+
+@pytest.fixture(scope="module")
+def speaker():
+    """A policy that has imitated reviews for a second: sure of some tokens and not of others."""
+    torch.manual_seed(0)
+    module = ImitationPolicy(policy=policy(vocabulary=288, layers=2), divergence="nll", optimizer=adam)
+    data = DemonstrationsDataModule(WordTokenizer(), PositiveReviews(), rows=256, minibatches=16)
+    trained(module, data, epochs=2)
+    return module.policy
+
+
+def adam(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=0.01)
+
+
+@pytest.mark.parametrize(("precision", "furthest"), [("32-true", 1e-4), ("bf16-mixed", 1e-2)])
+def test_the_first_ratio_is_one_in_either_precision(precision, furthest, speaker):
+    """Token by token with a cache, or all rows packed: the same numbers but for the rounding of single sums."""
+    torch.manual_seed(0)
+    module = Recorded(policy=speaker.frozen().requires_grad_(), value=value(), optimizer=adam, **PPO)
+    data = TextDataModule(PositiveReviews(), prompts=16, tokenizer=WordTokenizer(), replies=2, max_new=24, context=48)
+    trainer = trained(module, data, epochs=3, precision=precision)
+    assert trainer.global_step == len(module.log_ratios) == 3 and parameters(module).isfinite().all()
+    ratios = torch.cat(module.log_ratios).exp()
+    assert float((ratios - 1).abs().max()) < furthest
+    assert float((ratios - 1).abs().mean()) < furthest / 100
+
+
+# ---- what is kept for the way back
+
+
+def kept(loss: Callable[[], torch.Tensor], module: L.LightningModule, size: int) -> list[tuple[int, ...]]:
+    """Shapes of the tensors with a last dimension of `size` that autograd keeps, once each; no parameters."""
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    found: dict[int, torch.Tensor] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        if x.ndim and x.shape[-1] == size and x.untyped_storage().data_ptr() not in own:
+            found[x.untyped_storage().data_ptr()] = x  # alive, so that no other takes its place
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        loss().backward()
+    return [tuple(x.shape) for x in found.values()]
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "ppo", "ppo+entropy"])
+def test_logits_are_kept_once_and_of_replies_alone(name):
+    """One (n, V) tensor for the n reply tokens, however many terms read it; none of prompts and padding."""
+    module = made(name.partition("+")[0], **({"entropy_weight": 0.1} if "entropy" in name else {}))
+    batch = module.prepare(judged_replies())
+    replies = int((batch.mask | batch.expert_mask).sum())
+    assert replies < 0.6 * batch.mask.numel()
+
+    def loss() -> torch.Tensor:
+        return torch.stack(list(module.terms(batch, module.evaluate(batch)).values())).sum()
+
+    assert kept(loss, module, VOCABULARY) == [(replies, VOCABULARY)]
+    assert module.policy.decoder.embed.weight.grad.abs().sum() > 0
