@@ -159,6 +159,16 @@ def followed(batch: Batch) -> Tensor:
     return part < torch.zeros_like(part).scatter_reduce(0, of, part, "amax")[of]
 
 
+def episode_sums(x: Tensor, batch: Batch) -> Tensor:
+    """x (B,) summed over the rows of each episode, (E,).
+
+    Without `extra` `episode` each row is one."""
+    if "episode" not in batch.extra:
+        return x
+    names, of = batch.extra["episode"].unique(return_inverse=True)
+    return x.new_zeros(len(names)).index_add(0, of, x)
+
+
 def episode_gae(
     batch: Batch, values: Tensor, bootstrap: Tensor, gamma: float, lam: float, cut: Tensor | None = None
 ) -> Tensor:

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from lightning_nlf import generation
 from lightning_nlf.batch import Batch
 from lightning_nlf.construction import rebuild
+from lightning_nlf.functional import episode_sums, followed, row_sums
 from lightning_nlf.networks import Network, Policy
 from lightning_nlf.objective import Evaluation, Objective, scattered
 
@@ -228,17 +229,18 @@ class PolicyModule(ObjectiveModule):
     def measure(self, stage: str, batch: Batch, loader: int) -> None:
         """The first loader plays the mode of the policy, the second samples from it.
 
-        Beside the return: the mean of what the batch says of each row in numbers, `extra` (B,), by its name.
+        Beside the return: the mean of what the batch says of each episode in numbers, `extra` (B,), by its name.
         """
         assert batch.rewards is not None, "an evaluation batch has rewards"
         metric = self.played[loader]
         assert isinstance(metric, MeanMetric)
-        metric.update(torch.where(batch.valid, batch.rewards, 0).sum(1))  # reduces sums and counts over ranks
+        metric.update(episode_sums(row_sums(batch.rewards, batch.valid), batch))  # reduces sums and counts over ranks
         how = ("", "_sampled")[loader]
         self.log(f"{stage}/return{how}", metric, batch_size=len(batch), add_dataloader_idx=False)
         for name, x in batch.extra.items():
             if x.ndim == 1 and x.is_floating_point():
-                mean = self.sum_over_ranks(x.sum()) / self.sum_over_ranks(x.new_tensor(len(x)))
+                own = x[~followed(batch)]  # one row an episode
+                mean = self.sum_over_ranks(own.sum()) / self.sum_over_ranks(x.new_tensor(len(own)))
                 self.log(f"{stage}/{name}{how}", mean, batch_size=len(batch), add_dataloader_idx=False)
 
     def evaluate(self, batch: Batch) -> Evaluation:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data_modules.text.environment import Case, Dialogue, Outcome, TextEnvironment
-from data_modules.text.rows import LEARNER, Segment
+from data_modules.text.rows import LEARNER, Segment, as_batch
 from data_modules.text.tokenizer import Tokenizer
-from lightning_nlf.batch import Actor
+from lightning_nlf.batch import Actor, Batch
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,20 @@ class Conversation:
         return ids
 
     # ---- rows
+
+    def batch(self, episodes: list[Episode], also: Sequence[Sequence[Segment]] = ()) -> tuple[Batch, Tensor]:
+        """The rows of all, paid by the task's rule; those of `also` behind them; and whose each of the former is.
+
+        With a window `extra` holds `episode` and `part`, and only the last part of an episode has terminated.
+        """
+        rows = [self.rows(episode) for episode in episodes]
+        of = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(parts) for parts in rows]))
+        batch = as_batch([*chain.from_iterable(rows), *also])
+        if self.window is None:
+            return batch, of
+        part = torch.arange(len(of)) - torch.searchsorted(of, of)
+        ended = torch.cat([of[1:] != of[:-1], torch.ones(1, dtype=torch.bool)])
+        return replace(batch, terminated=ended, extra={"episode": of, "part": part}), of
 
     def rows(self, episode: Episode) -> list[list[Segment]]:
         """What an episode is learned from: one dialogue, or with a window one a turn, in order."""

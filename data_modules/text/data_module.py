@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from data_modules.label_buffer import as_labels
 from data_modules.text.conversation import Episode, Prompt, cut_short
 from data_modules.text.environment import TextEnvironment
-from data_modules.text.rows import EXPERT, Segment, as_batch
+from data_modules.text.rows import EXPERT, Segment
 from data_modules.text.task_module import TextTaskDataModule, at_least_one
 from data_modules.text.tokens import ranks
 from lightning_nlf.batch import Actor, Batch
@@ -66,11 +65,8 @@ class TextDataModule(TextTaskDataModule):
         prompts = self._draw(rng)
         episodes, spent, again = self._played(actor, prompts, rng)
         expected = self._expected(prompts)
-        rows = [self.conversation.rows(episode) for episode in episodes]
-        of = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(parts) for parts in rows]))
-        dialogues = [dialogue for parts in rows for dialogue in parts]
-        played = as_batch(dialogues + list(expected.values()))
-        batch = self._settled(replace(played, rewards=self._paid(played)), dialogues, episodes, of)
+        played, of = self.conversation.batch(episodes, list(expected.values()))
+        batch = self._settled(replace(played, rewards=self._paid(played)), episodes, of)
         assert batch.rewards is not None
         row_score = row_sums(batch.rewards, played.valid)
         earned = torch.zeros(len(episodes)).index_add(0, of, row_score[: len(of)])
@@ -118,12 +114,11 @@ class TextDataModule(TextTaskDataModule):
                 rows[place] = [Segment(prompt.ids), Segment(ids, EXPERT, None, reward)]
         return rows
 
-    def _settled(
-        self, batch: Batch, dialogues: Sequence[Sequence[Segment]], episodes: list[Episode], of: Tensor
-    ) -> Batch:
+    def _settled(self, batch: Batch, episodes: list[Episode], of: Tensor) -> Batch:
         """With what `unfinished` says of replies that were cut."""
         assert batch.rewards is not None
         if self.unfinished in ("replace", "penalty"):
+            dialogues = [dialogue for episode in episodes for dialogue in self.conversation.rows(episode)]
             steps, ends = cut_short(dialogues, self.tokenizer.eos, batch.rewards)
             kept = batch.rewards if self.unfinished == "penalty" else torch.where(steps, 0.0, batch.rewards)
             return replace(batch, rewards=kept + self.unfinished_reward * ends)
@@ -134,19 +129,15 @@ class TextDataModule(TextTaskDataModule):
         return batch
 
     def _described(self, batch: Batch, of: Tensor, shown: list[int]) -> Batch:
-        """With groups and ranks, or with a window episodes and parts."""
+        """With groups where there are several rows of one, and ranks where a row is an episode."""
         assert batch.score is not None
-        group, rank, extra = None, None, dict[str, Tensor]()
-        if self.replies > 1 or shown:
-            group = torch.cat([of // self.replies, torch.tensor(shown, dtype=torch.long)])
+        if self.replies == 1 and not shown:
+            return batch
+        group = torch.cat([of // self.replies, torch.tensor(shown, dtype=torch.long)])
         if self.conversation.window is not None:
-            first = torch.searchsorted(of, of)
-            extra = {"episode": of, "part": torch.arange(len(of)) - first}
-            batch = replace(batch, terminated=torch.cat([of[1:] != of[:-1], torch.ones(1, dtype=torch.bool)]))
-        elif group is not None:
-            own = ranks(batch.score[: len(of)], group[: len(of)])
-            rank = torch.cat([own, own.new_full((len(shown),), -1)])
-        return replace(batch, group=group, rank=rank, extra=extra)
+            return replace(batch, group=group)
+        own = ranks(batch.score[: len(of)], group[: len(of)])
+        return replace(batch, group=group, rank=torch.cat([own, own.new_full((len(shown),), -1)]))
 
     # ---- what is said of it
 

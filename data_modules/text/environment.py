@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Split = Literal["train", "val", "test"]
 
@@ -61,4 +61,13 @@ class TextEnvironment(Protocol):
 
     def critique(self, case: Case, reply: str, seed: int) -> str | None:
         """What is wrong with a reply, in words; the same words for the same seed."""
+        ...
+
+
+@runtime_checkable
+class StepTeacher(Protocol):
+    """What a task may offer beside: a label for each step of a reply."""
+
+    def steps(self, case: Case, reply: str) -> Sequence[Mapping[str, float]]:
+        """`end`, the number of characters up to where a step ends, and its `label`; none where no step ends."""
         ...

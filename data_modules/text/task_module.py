@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 from data_modules.minibatches import TEST, loader
 from data_modules.rollout import RolloutDataModule
 from data_modules.text.conversation import Conversation, Episode, Prompt
-from data_modules.text.environment import Split, StepTeacher, TextEnvironment
+from data_modules.text.environment import Split, TextEnvironment
 from data_modules.text.rows import as_batch
 from data_modules.text.tokenizer import Tokenizer
-from data_modules.text.transcript import cells, write_tables
+from data_modules.text.transcript import cells, replies_by_prompt, write_tables
 from lightning_nlf.batch import Actor, Batch, Scorer
-from lightning_nlf.functional import row_sums
+from lightning_nlf.functional import episode_sums, row_sums
 
 SHOWN = 20  # dialogues in a transcript
 PREDICTED = 64  # prompts at a time
@@ -141,32 +141,31 @@ class TextTaskDataModule(RolloutDataModule):
     # ---- evaluation
 
     def evaluate(self, actor: Actor, rng: np.random.Generator, deterministic: bool) -> Batch:
-        """Whole dialogues; `extra` holds what is averaged beside the return, each (B,)."""
+        """`extra` holds what is averaged beside the return, (B,) each, on every row of an episode."""
         prompts = self._judged("test" if self.trainer.testing else "val")
         copies = 1 if deterministic else self.evaluation_replies
-        episodes, batch = self._judge(actor, rng, prompts, copies, deterministic)
+        episodes = self._play(actor, rng, prompts, copies, deterministic)
+        played, of = self.conversation.batch(episodes)
+        batch = replace(played, rewards=self._paid(played))
+        assert batch.rewards is not None
         if deterministic:
-            assert batch.rewards is not None
-            scores = row_sums(batch.rewards, batch.valid).tolist()
+            scores = episode_sums(row_sums(batch.rewards, batch.valid), batch).tolist()
             pairs = list(zip(episodes, scores, strict=True))[:SHOWN]
             self.shown = [cells(episode, score, self.task.expected(episode.prompt.case)) for episode, score in pairs]
-        return replace(batch, extra=self.beside(episodes))
+        return replace(batch, extra=batch.extra | {name: x[of] for name, x in self.beside(episodes).items()})
 
     def _judged(self, split: Split) -> list[Prompt]:
         """This rank's share of the prompts, always the same."""
         prompts = self.cases[split][: self.evaluation_prompts]
         return prompts[self.trainer.global_rank :: self._world_size] or prompts[:1]
 
-    def _judge(
+    def _play(
         self, actor: Actor, rng: np.random.Generator, prompts: list[Prompt], copies: int, deterministic: bool
-    ) -> tuple[list[Episode], Batch]:
-        seeds = self._seeds(len(prompts) * copies, rng)
-        episodes = self.conversation.play(actor, prompts, seeds, copies, deterministic)
-        batch = as_batch([self.conversation.dialogue(episode) for episode in episodes])
-        return episodes, replace(batch, rewards=self._paid(batch))
+    ) -> list[Episode]:
+        return self.conversation.play(actor, prompts, self._seeds(len(prompts) * copies, rng), copies, deterministic)
 
     def beside(self, episodes: list[Episode]) -> dict[str, Tensor]:
-        """What is averaged beside the return, (B,) each, by the same names on every rank.
+        """What is averaged beside the return, (episodes,) each, by the same names on every rank.
 
         `part/…` of the reward; tokens a reply (`length`), replies (`turns`), whether all `finished`, `true_reward`.
         """
@@ -204,8 +203,10 @@ class TextTaskDataModule(RolloutDataModule):
             for first in firsts:
                 some = prompts[first : first + PREDICTED]
                 with torch.no_grad():
-                    _, batch = self._judge(self._actor, rng, some, self.replies, False)
-                yield replace(batch, group=torch.arange(len(batch)) // self.replies + first)
+                    episodes = self._play(self._actor, rng, some, self.replies, False)
+                    batch = as_batch([self.conversation.dialogue(episode) for episode in episodes])
+                place = torch.arange(len(batch)) // self.replies + first
+                yield replace(batch, rewards=self._paid(batch), group=place)
 
         return [loader(sampled, len(firsts))]
 
@@ -215,31 +216,7 @@ class TextTaskDataModule(RolloutDataModule):
         `meta` keeps the tokens, so that what learns from the file sees what was sampled. Nothing can be said of an
         empty reply: `meta.empty` counts those that are left out.
         """
-        assert batch.group is not None and batch.rewards is not None
-        prompts = self._judged(self.predict_split)
-        lines: dict[int, dict[str, Any]] = {}
-        scores = row_sums(batch.rewards, batch.valid).tolist()
-        for row, (place, score) in enumerate(zip(batch.group.tolist(), scores, strict=True)):
-            prompt = prompts[place]
-            fresh = {"id": prompt.case.id, "prompt": prompt.case.prompt, "responses": [], "score": []}
-            meta = {"finished": [], "tokens": [], "tokenizer": self.tokenizer.digest, "empty": 0}
-            line = lines.setdefault(place, fresh | {"source": "rule", "meta": meta})
-            last = int(batch.valid[row].nonzero()[-1])
-            ids = batch.actions[row, len(prompt.ids) - 1 : last + 1].tolist()
-            text = self.tokenizer.decode(ids)
-            if not text.strip():
-                line["meta"]["empty"] += 1
-                continue
-            line["responses"].append(text)
-            line["score"].append(score)
-            line["meta"]["finished"].append(ids[-1] == self.tokenizer.eos)
-            line["meta"]["tokens"].append(ids)
-            if isinstance(self.task, StepTeacher):
-                line.setdefault("steps", []).append(self.task.steps(prompt.case, text) or None)
-        for line in lines.values():
-            if not any(line.get("steps", ())):
-                line.pop("steps", None)
-        return [line for line in lines.values() if line["responses"]]
+        return replies_by_prompt(batch, self._judged(self.predict_split), self.tokenizer, self.task)
 
 
 def at_least_one(**amounts: int | None) -> None:

@@ -104,7 +104,7 @@ def test_ppo_learns_from_windows(walks):
     data = module(walks, window=1, replies=1, prompts=24, minibatches=3, passes=2, evaluation_replies=50)
 
     def played():
-        return float(data.evaluate(actor, np.random.default_rng(0), False).rewards.sum(1).mean())
+        return float(data.evaluate(actor, np.random.default_rng(0), False).rewards.sum()) / 150
 
     before = played()
     fitted(actor, data, epochs=12)
@@ -308,6 +308,18 @@ def test_evaluations_play_the_same_prompts_in_order(echo):
     again = data.evaluate(agent(), np.random.default_rng(2), True)
     assert torch.equal(again.actions, greedy.actions)
     torch.testing.assert_close(greedy.extra["part/right"] + greedy.extra["part/ended"], greedy.rewards.sum(1))
+
+
+def test_windows_are_evaluated_by_episode(walks):
+    """The rows are those that the policy can read; the return and what stands beside it count episodes, not rows."""
+    whole, parts = (module(walks, window=window, evaluation_replies=4) for window in (None, 3))
+    said = []
+    for data in (whole, parts):
+        trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        greedy, sampled = trainer.validate(agent(), data, verbose=False)
+        said.append(greedy | sampled)
+    assert said[1] == pytest.approx(said[0]) and said[0]["val/turns"] == 2 and "val/return_sampled" in said[0]
+    assert len(parts.evaluate(agent(), np.random.default_rng(0), True)) == 6
 
 
 def test_what_is_averaged_beside_the_return_is_logged(echo):
