@@ -1,0 +1,58 @@
+"""The comparison of RLHF and its alternatives: what is chosen, what is compared, what is shown."""
+
+import pytest
+import torch
+
+from benchmarks import rlhf
+from benchmarks.side_by_side import rlhf_report
+from benchmarks.side_by_side.rlhf_runs import without
+from data_modules.text.rows import as_rows
+
+LR = "model.optimizer.init_args.lr"
+
+
+def row(method, seed, reward, **more):
+    return {"method": method, "seed": seed, "cell": {}, "true_reward": reward, "kl": 1.0, "length": 9.0} | more
+
+
+def test_the_cell_with_the_highest_reward_on_the_tuning_seed_is_chosen(monkeypatch):
+    """The fresh seeds have no say: there the last one would win."""
+    rewards = {0.0003: 0.6, 0.001: 0.8, 0.003: 0.7}
+    rows = [row("kto", 0, reward, cell={LR: lr}) for lr, reward in rewards.items()]
+    rows.append(row("kto", 1000, 1.0, cell={LR: 0.003}))
+    monkeypatch.setattr(rlhf, "kept", lambda path: rows)
+    assert rlhf.best_cells(["kto"]) == {"kto": {LR: 0.001}}
+
+
+def test_gains_are_paired_by_seed():
+    """Starts .5 and .7, ends .6 and .8: a gain of .1 on both, though the starts are .2 apart."""
+    rows = [row("start", 1, 0.5), row("start", 2, 0.7), row("dpo", 1, 0.6), row("dpo", 2, 0.8)]
+    figures = rlhf_report.summary(rows)["dpo"]
+    assert figures["gain"] == pytest.approx((0.1, 0.1, 0.1))
+    assert figures["true_reward"] == pytest.approx((0.7, 0.6, 0.8))
+
+
+def test_what_the_model_logs_is_read_a_row_behind():
+    course = [
+        {"return": 0.1, "true_reward": 0.5, "length": 9.0},
+        {"return": 0.2, "true_reward": 0.6, "length": 8.0, "kl": 0.5},
+        {"return": 0.3, "true_reward": 0.7, "length": 7.0, "kl": 1.5},
+    ]
+    assert rlhf_report.aligned(course) == [
+        {"proxy": 0.1, "true": 0.5, "length": 9.0, "kl": 0.5},
+        {"proxy": 0.2, "true": 0.6, "length": 8.0, "kl": 1.5},
+    ]
+
+
+def test_the_start_is_asked_without_the_code():
+    """Prompt 5 6, code 7, replies 8 1 and 9: without the code the tokens before the reply are 5 6."""
+    batch = without(as_rows([[5, 6, 7], [5, 6, 7]], [[8, 1], [9]]), 1)
+    assert batch.obs[0].tolist() == [5, 6, 8] and batch.obs[1, :2].tolist() == [5, 6]
+    assert torch.equal(batch.mask, torch.tensor([[False, True, True], [False, True, False]]))
+    assert batch.actions[batch.mask].tolist() == [8, 1, 9]
+
+
+def test_every_method_names_a_yaml_and_changes_what_is_there():
+    for name, method in rlhf.METHODS["methods"].items():
+        assert name == "start" or (rlhf.HERE.parent / "conf" / "rlhf" / f"{method['yaml']}.yaml").is_file(), name
+        assert len(rlhf.grid(name)) in (1, 3, 6)
