@@ -160,9 +160,7 @@ def followed(batch: Batch) -> Tensor:
 
 
 def episode_sums(x: Tensor, batch: Batch) -> Tensor:
-    """x (B,) summed over the rows of each episode, (E,).
-
-    Without `extra` `episode` each row is one."""
+    """x (B,) summed over the rows of each episode, (E,); without `extra["episode"]` each row is one."""
     if "episode" not in batch.extra:
         return x
     names, of = batch.extra["episode"].unique(return_inverse=True)
