@@ -14,6 +14,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.study.learner import stands
+
 Rows = list[dict[str, Any]]
 DRAWS = 100_000
 
@@ -42,15 +44,14 @@ def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: P
     """The table; with `folder` also in files, with the figures and the pictures."""
     figures, methods = summary(rows), study["methods"]
     lines = [
-        "| method | yaml | true reward | gain over its start, paired | KL from the start, nats | tokens a reply "
-        "| chosen |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| method | true reward | gain over its start, paired | KL from the start, nats | tokens a reply | chosen |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, own in sorted(figures.items(), key=lambda item: -item[1]["true_reward"][0]):
         cell = ", ".join(f"{key.rsplit('.', 1)[-1]} {value:g}" for key, value in frozen.get(name, {}).items())
         gain = "" if name == "start" else shown(own["gain"], 3)
-        title = f"{name} (beyond the budget)" if methods[name].get("beyond_budget") else name
-        columns = [title, methods[name].get("yaml", "sft"), shown(own["true_reward"], 3), gain, shown(own["kl"], 1)]
+        title = title_of(name, methods[name], frozen.get(name, {}))
+        columns = [title, shown(own["true_reward"], 3), gain, shown(own["kl"], 1)]
         lines.append(f"| {' | '.join([*columns, shown(own['length'], 1), cell])} |")
     spread = interval([row["reward_std"] for row in rows if row["method"] == "start"])
     budget = study["budget"]
@@ -69,6 +70,15 @@ def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: P
         frontier(figures, folder / "rlhf.png")
         overoptimization(rows, folder / "rlhf_overoptimization.png")
     return text
+
+
+def title_of(name: str, method: dict[str, Any], cell: dict[str, Any]) -> str:
+    """The yaml, where the method is that as it stands."""
+    if name == "start":
+        return "rlhf/sft"
+    if method.get("beyond_budget"):
+        return f"{name} (beyond the budget)"
+    return f"rlhf/{method['yaml']}" if stands(f"rlhf/{method['yaml']}", method.get("changes", {}) | cell) else name
 
 
 def shown(x: tuple[float, float, float], digits: int) -> str:

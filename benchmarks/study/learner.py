@@ -46,7 +46,8 @@ def stands(name: str, changes: dict[str, Any]) -> bool:
     """Whether `conf/{name}.yaml` has all of the changes already."""
     config = OmegaConf.load(CONF / f"{name}.yaml")
     OmegaConf.resolve(config)
-    there = [OmegaConf.select(config, key.replace(".", ".init_args.", 1), default="absent") for key in changes]
+    places = [key if key.startswith("trainer.") else key.replace(".", ".init_args.", 1) for key in changes]
+    there = [OmegaConf.select(config, place, default="absent") for place in places]
     return there == [OmegaConf.create({"x": value}).x for value in changes.values()]
 
 
