@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lightning_nlf.networks import DecoderShape, TransformerPolicy, TransformerReward, hf_layout
+from lightning_nlf.networks import DecoderShape, TransformerPolicy, TransformerReward, hf_config
 
 transformers = pytest.importorskip("transformers")
 
@@ -60,8 +60,8 @@ def test_what_is_exported_has_the_same_logits_in_transformers(name, tmp_path):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3"])
 def test_a_shape_survives_its_config(family, tmp_path):
     shape = DecoderShape(30, 1, 4, 32, 16, family, hidden=24, tied=False, rope_theta=77.0 if family != "gpt2" else 1e4)
-    (tmp_path / "config.json").write_text(json.dumps(hf_layout.config_of(shape)))
-    assert hf_layout.shape_in(tmp_path) == shape
+    (tmp_path / "config.json").write_text(json.dumps(hf_config.config_of(shape)))
+    assert hf_config.shape_in(tmp_path) == shape
 
 
 def test_several_files_are_read_by_their_index(tmp_path):

@@ -1,0 +1,83 @@
+"""Values and rewards of token sequences: on a decoder of their own, or a head on the policy's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lightning_nlf.networks.base import QValue, Reward, Value
+from lightning_nlf.networks.decoder import DecoderShape
+from lightning_nlf.networks.transformer import Transformer
+
+
+class TransformerValue(Transformer, Value):
+    """V of the tokens so far, on a decoder of its own; 0 at first."""
+
+    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
+        super().__init__(shape, weights, dropout)
+        self.head = zero_head(self.decoder.shape.width)
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        return number(self.head, self.states(obs, where))
+
+
+class ValueHead(Value):
+    """V on the policy's own trunk, from its features (…, width); 0 at first."""
+
+    on_policy = True
+
+    def __init__(self, width: int, weights: str | None = None) -> None:
+        super().__init__()
+        self.head = zero_head(width)
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        """obs: the policy's features (…, width) → (…)"""
+        return number(self.head, obs)
+
+
+class TransformerQValue(Transformer, QValue):
+    """Q of every token behind the tokens so far, on a decoder of its own; 0 at first."""
+
+    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
+        super().__init__(shape, weights, dropout)
+        self.head = zero_head(self.decoder.shape.width, self.decoder.shape.vocabulary)
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, actions: Tensor, where: Tensor | None = None) -> Tensor:
+        values = self.head(self.states(obs, where)).float()
+        taken = actions if where is None else actions[where]
+        return values.gather(-1, taken[..., None].long())[..., 0]
+
+
+class TransformerReward(Transformer, Reward):
+    """What a reply is worth, on a decoder of its own.
+
+    The head begins normal with std 1/√(d + 1) and without bias: appendix A of https://arxiv.org/abs/1909.08593's code.
+    """
+
+    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
+        super().__init__(shape, weights, dropout)
+        width = self.decoder.shape.width
+        self.head = zero_head(width)
+        nn.init.normal_(self.head.weight, std=1 / math.sqrt(width + 1))
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        return number(self.head, self.states(obs, where))
+
+
+def zero_head(width: int, outputs: int = 1) -> nn.Linear:
+    head = nn.Linear(width, outputs)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def number(head: nn.Linear, features: Tensor) -> Tensor:
+    """(…, d) → (…), in float32: a thousandth of a reward counts."""
+    with torch.autocast(features.device.type, enabled=False):
+        return head(features.float())[..., 0]

@@ -1,0 +1,126 @@
+"""Models of transformers behind the interface of a policy: logits, the token loop, LoRA, and checkpoints."""
+
+import sys
+
+import pytest
+import torch
+
+from lightning_nlf import generation
+from lightning_nlf.networks import HuggingFacePolicy, LoRA
+from lightning_nlf.objectives.reference import digest
+
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+NONE = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 2, "max_position_embeddings": 64, "vocab_size": 40} | NONE
+CONFIGS = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 40} | NONE,
+    "llama": SMALL,
+    "gemma2": SMALL | {"head_dim": 8, "sliding_window": 64, "final_logit_softcapping": 2.0},
+}
+
+
+def policy(kind: str = "gpt2", **how) -> HuggingFacePolicy:
+    """Large weights: a nearly uniform model would hide a difference."""
+    torch.manual_seed(0)
+    made = HuggingFacePolicy(config={"model_type": kind} | CONFIGS[kind], **how).eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if parameter.ndim == 2 and "lora_" not in name:
+                parameter *= 5
+    return made
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@torch.no_grad()
+def test_scores_are_those_of_the_model_wherever_they_are_asked_for(kind):
+    network, ids = policy(kind), torch.randint(40, (3, 9))
+    expected = network.causal(ids).logits
+    torch.testing.assert_close(network(ids).logits, expected.log_softmax(-1), atol=1e-4, rtol=0)
+    where = torch.zeros(3, 9, dtype=torch.bool)
+    where[0, 2:4] = where[1, 6] = True
+    assert network.direct == (kind != "gemma2")  # which caps them
+    torch.testing.assert_close(network(ids, where).logits, expected.log_softmax(-1)[where], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@torch.no_grad()
+def test_stored_log_probs_are_those_of_the_training_forward_over_two_turns(kind):
+    """Prompts of different lengths, rows that stop early and leave the batch, and come back for the second turn."""
+    network = policy(kind, temperature=0.7)
+    prompts = [[2, 3, 4], [5, 9], [7], [8, 8, 8, 8], [2, 3], [4]]
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
+    stop, seeds = tuple(range(8)), torch.arange(6)
+    first, first_log_probs, ends, state = generation.reply(
+        network, ids, lengths, stop=stop, max_new=9, seeds=seeds, resume=True
+    )
+    assert int(ends.min()) < 4 and int(ends.max()) > 5  # so that rows left the batch
+    new = torch.stack([first[torch.arange(6), ends - 1], torch.full((6,), 33)], 1)
+    second, second_log_probs, second_ends, _ = generation.reply(
+        network, new, torch.full((6,), 2), state, stop=stop, max_new=9, seeds=seeds + 6
+    )
+    for row, prompt in enumerate(prompts):
+        a, b = int(ends[row]), int(second_ends[row])
+        said = torch.cat([torch.tensor(prompt), first[row, :a], torch.tensor([33]), second[row, :b]])
+        log_probs = network(said[None, :-1]).log_prob(said[None, 1:])[0]
+        start = len(prompt) - 1
+        torch.testing.assert_close(log_probs[start : start + a], first_log_probs[row, :a], atol=1e-4, rtol=0)
+        torch.testing.assert_close(log_probs[start + a + 1 :], second_log_probs[row, :b], atol=1e-4, rtol=0)
+
+
+def test_lora_trains_its_additions_only_and_the_frozen_policy_is_the_base_in_the_same_memory():
+    network = policy(lora=LoRA(r=2))
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    frozen, ids = network.frozen(), torch.randint(40, (2, 5))
+    assert not list(frozen.parameters())
+    before, identity = network(ids).logits.detach(), digest(frozen)
+    torch.testing.assert_close(frozen(ids).logits, before)  # an addition begins as 0
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):
+        network(ids).log_prob(ids).sum().backward()
+        optimizer.step()
+    assert not torch.allclose(network(ids).logits, before, atol=1e-2)
+    torch.testing.assert_close(frozen(ids).logits, before)
+    assert digest(frozen) == identity
+    assert all(parameter.requires_grad for name, parameter in network.named_parameters() if name in trained)
+
+
+@torch.no_grad()
+def test_the_export_has_the_additions_in(tmp_path):
+    network, ids = policy(lora=LoRA(r=2, alpha=32.0)), torch.randint(40, (2, 5))
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_()
+    network.export(tmp_path)
+    exported = HuggingFacePolicy(weights=str(tmp_path)).eval()
+    torch.testing.assert_close(exported(ids).logits, network(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_rows_longer_than_the_context_and_strange_tokens_are_refused():
+    network = policy()
+    with pytest.raises(ValueError, match="65 tokens is longer than the model's context of 64"):
+        network(torch.zeros(1, 65, dtype=torch.long))
+    with pytest.raises(ValueError, match="context of 64"):
+        network.read(torch.zeros(1, 40, dtype=torch.long), torch.tensor([40]), room=26)
+    with pytest.raises(ValueError, match="token 40 in a vocabulary of 40"):
+        network(torch.tensor([[40]]))
+
+
+@pytest.mark.parametrize(("extra", "knobs"), [("transformers", {}), ("peft", {"lora": LoRA()})])
+def test_a_missing_extra_is_named(extra, knobs, monkeypatch):
+    monkeypatch.setitem(sys.modules, extra, None)
+    with pytest.raises(ValueError, match=rf"{extra}: pip install lightning_nlf\[text\]"):
+        HuggingFacePolicy(config={"model_type": "gpt2"} | CONFIGS["gpt2"], **knobs)
+
+
+def test_neither_weights_nor_config_and_missing_weights_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="weights: give a folder"):
+        HuggingFacePolicy()
+    with pytest.raises(ValueError, match="finds no model"):
+        HuggingFacePolicy(weights=str(tmp_path))
+    with pytest.raises(ValueError, match="no file"):
+        HuggingFacePolicy(weights="nowhere.ckpt")
