@@ -18,24 +18,51 @@ class Network(nn.Module):
 
     role = ""  # the name it has in a module, and so the prefix of its keys in a checkpoint
     vocabulary: int | None = None  # token ids that it knows, where it reads any
+    context: int | None = None  # tokens of a row that it can read, where there is a limit
+    unread = 1  # tokens at the end of a row that nobody asks it about
     tokenizer_digest: str | None = None  # whose ids its weights have learned, where a checkpoint said so
 
     def load_weights(self, weights: str | None) -> None:
         """Take over the parameters of the network with the same role in the checkpoint `weights`.
 
         Raises:
-            ValueError: no such file, a file that holds more than tensors, or a network of another shape.
+            ValueError: no such file, a file that holds more than tensors, or no network of this role and shape.
         """
         if weights is None:
             return
         checkpoint = checkpoint_at(weights)
-        try:
-            self.load_state_dict(self.own_weights(checkpoint.get("state_dict", {})))
-        except RuntimeError as error:
+        self.check_origin(checkpoint.get("hyper_parameters") or {}, weights)
+        saved = self.own_weights(checkpoint.get("state_dict", {}))
+        if not saved:
+            raise ValueError(f"weights: there is no {self.role} in {weights}")
+        faults = misfits(self.state_dict(), saved)
+        if faults:
+            more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
             raise ValueError(
-                f"weights: the {self.role} in {weights} has another shape than this one: {error}"
-            ) from None
+                f"weights: the {self.role} in {weights} has another shape than this one: {faults[0]}{more}"
+            )
+        self.load_state_dict(saved)
         self.tokenizer_digest = checkpoint.get("tokenizer_digest")
+
+    def check_origin(self, networks: Mapping[str, Any], weights: str) -> None:
+        """Whether the checkpoint `weights`, built from `networks`, says something that its tensors do not show.
+
+        Raises:
+            ValueError: it is of a network whose weights mean something else here.
+        """
+
+    def check_length(self, tokens: int | None) -> None:
+        """Whether the longest row of the data can be read; None where the data does not say.
+
+        Raises:
+            ValueError: it is longer than the context.
+        """
+        if tokens is not None and self.context is not None and tokens - self.unread > self.context:
+            raise ValueError(
+                f"context: a row of {tokens} tokens, prompt and reply (max_new) together, is longer than the context "
+                f"of {self.context} that the {self.role} has: shorten it, or give a larger one (shape.context); "
+                f"`context: {self.context}` of the data says where it stands"
+            )
 
     def check_tokenizer(self, digest: str | None, vocabulary: int | None) -> None:
         """Whether ids mean the same here as in the data; each is None where the data does not say.
@@ -73,6 +100,14 @@ def checkpoint_at(weights: str) -> dict[str, Any]:
 def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries whose names begin with `prefix` and a dot, without these."""
     return {key.removeprefix(f"{prefix}."): x for key, x in state.items() if key.startswith(f"{prefix}.")}
+
+
+def misfits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
+    """Why `saved` cannot be loaded in the place of `own`, one reason a tensor."""
+    missing = [f"{name} is missing there" for name in own if name not in saved]
+    unknown = [f"{name} is not known here" for name in saved if name not in own]
+    both = [(name, tuple(saved[name].shape), tuple(x.shape)) for name, x in own.items() if name in saved]
+    return [f"{name} is {there} there and {here} here" for name, there, here in both if there != here] + missing + unknown
 
 
 class Policy(Network):
@@ -139,6 +174,7 @@ class Reward(Network):
     """What a reply, or a step of it, is worth: read behind its last token."""
 
     role = "reward"
+    unread = 0
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
         """obs (B, T, *obs) → rewards (B, T); (N,) over the True steps of `where` (B, T)."""

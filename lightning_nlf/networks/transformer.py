@@ -42,7 +42,7 @@ class Transformer(Network):
         if shape is not None and found != shape:
             raise ValueError(f"shape: that of {weights} is another, {found}; leave it out")
         self.decoder = Decoder(found, dropout)
-        self.vocabulary = found.vocabulary
+        self.vocabulary, self.context = found.vocabulary, found.context
         self.lm_head: nn.Linear | None = None  # that predicts tokens, where it is not the embedding
 
     def load_weights(self, weights: str | None) -> None:
@@ -61,15 +61,31 @@ class Transformer(Network):
         fresh = {name: x for name, x in self.state_dict().items() if not name.startswith("decoder.")}
         return fresh | {f"decoder.{name}": x for name, x in under("policy.decoder", state).items()}
 
+    def check_origin(self, networks: Mapping[str, Any], weights: str) -> None:
+        """Heads, norms and frequencies are not seen in tensors; more context is no other shape, where none is learned.
+
+        Raises:
+            ValueError: the checkpoint says another shape.
+        """
+        saved = self._saved_shape(networks) or {}
+        differs = {name: (saved[name], x) for name, x in asdict(self.decoder.shape).items() if saved.get(name, x) != x}
+        if self.decoder.places is None:
+            differs.pop("context", None)
+        for name, (there, here) in differs.items():
+            raise ValueError(f"shape.{name}: got {here}, and the {self.role} in {weights} has {there}: leave shape out")
+
+    def _saved_shape(self, networks: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Of the network of this role, or of the policy that it would start from."""
+        spec = networks.get(self.role) or networks.get("policy") or {}
+        return spec.get("init_args", {}).get("shape")
+
     def arguments(self) -> dict[str, Any]:
         return {"shape": asdict(self.decoder.shape)}
 
     def _shape_in_checkpoint(self, weights: str | None) -> DecoderShape:
         if weights is None:
             raise ValueError("shape: give one (vocabulary, layers, heads, width, context), or `weights` that bring it")
-        networks = checkpoint_at(weights).get("hyper_parameters") or {}
-        spec = networks.get(self.role) or networks.get("policy") or {}
-        shape = spec.get("init_args", {}).get("shape")
+        shape = self._saved_shape(checkpoint_at(weights).get("hyper_parameters") or {})
         if shape is None:
             raise ValueError(f"shape: {weights} does not say it; give it (vocabulary, layers, heads, width, context)")
         return DecoderShape(**shape)
@@ -158,6 +174,7 @@ class TransformerPolicy(Transformer, Policy):
         scores = F.linear(features, weight).float()
         return scores if self.temperature == 1 else scores / self.temperature
 
+    @torch.no_grad()
     def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Cache]:
         shape, (rows, width), device = self.decoder.shape, ids.shape, ids.device
         cache = self._empty_cache(rows) if state is None else state

@@ -1,42 +1,45 @@
-"""What is asked of a token distribution is what torch's own categorical says, with less kept."""
+"""The next token's distribution against torch's own."""
 
-import math
-
-import pytest
 import torch
-from torch.distributions import Categorical
+from torch.distributions import Categorical, kl_divergence
 
+from lightning_nlf.functional import distribution_of, params_of
 from lightning_nlf.networks.categorical import TokenDistribution
 
-ASKED = {
-    "log_prob": lambda distribution: distribution.log_prob(torch.tensor([[0, 4, 1], [3, 3, 2]])),
-    "several": lambda distribution: distribution.log_prob(torch.arange(5)[:, None, None].expand(5, 2, 1)),
-    "entropy": lambda distribution: distribution.entropy(),
-}
+
+def test_it_is_the_categorical_of_the_same_scores():
+    scores, value = torch.randn(3, 5, 7) * 3 + 4, torch.randint(7, (3, 5))
+    ours, torchs = TokenDistribution(scores), Categorical(logits=scores)
+    assert ours.batch_shape == (3, 5) and ours.event_shape == ()
+    for name in ("logits", "probs", "mode"):
+        torch.testing.assert_close(getattr(ours, name), getattr(torchs, name))
+    torch.testing.assert_close(ours.log_prob(value), torchs.log_prob(value))
+    torch.testing.assert_close(ours.entropy(), torchs.entropy())
+    torch.testing.assert_close(ours.expand((2, 3, 5)).log_prob(value), torchs.log_prob(value).expand(2, 3, 5))
+    several = torch.randint(7, (4, 3, 5))
+    torch.testing.assert_close(ours.log_prob(several), torchs.log_prob(several))
+    torch.testing.assert_close(distribution_of(params_of(ours)).logits, torchs.logits)
 
 
-@pytest.fixture
-def scores():
-    return torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+def test_divergences_from_and_to_others():
+    a, b = torch.randn(6, 4), torch.randn(6, 4)
+    expected = kl_divergence(Categorical(logits=a), Categorical(logits=b))
+    torch.testing.assert_close(kl_divergence(TokenDistribution(a), TokenDistribution(b)), expected)
+    torch.testing.assert_close(kl_divergence(Categorical(logits=a), TokenDistribution(b)), expected)
 
 
-@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
-def test_values_and_gradients_are_those_of_torch(asked, scores):
-    """Weighted, so that a gradient in the wrong place shows."""
-    said = []
-    for distribution in (TokenDistribution, lambda x: Categorical(logits=x)):
-        x = scores.clone().requires_grad_()
-        values = asked(distribution(x))
-        (values * torch.arange(1, values.numel() + 1).view(values.shape)).sum().backward()
-        said.append((values.detach(), x.grad))
-    torch.testing.assert_close(said[0], said[1], atol=1e-10, rtol=0)
-    assert torch.autograd.gradcheck(lambda x: asked(TokenDistribution(x)), scores.clone().requires_grad_())
+def test_the_gradient_of_a_log_probability():
+    """∂ log π(a) / ∂x = 1[a] − softmax(x): with two equal scores ±½."""
+    scores = torch.zeros(1, 2, requires_grad=True)
+    TokenDistribution(scores).log_prob(torch.tensor([1])).sum().backward()
+    torch.testing.assert_close(scores.grad, torch.tensor([[-0.5, 0.5]]))
+    scores = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    value = torch.tensor([0, 5, 2, 2])
+    assert torch.autograd.gradcheck(lambda x: TokenDistribution(x).log_prob(value), (scores,))
 
 
-def test_entropy_of_even_and_of_certain_scores():
-    """log 4 of four equal ones; 0 where one has all, and gradients of 0 in both."""
-    scores = torch.tensor([[1.0, 1.0, 1.0, 1.0], [500.0, 0.0, 0.0, 0.0]], requires_grad=True)
-    entropy = TokenDistribution(scores).entropy()
-    entropy.sum().backward()
-    torch.testing.assert_close(entropy.detach(), torch.tensor([math.log(4), 0.0]))
-    torch.testing.assert_close(scores.grad, torch.zeros(2, 4), atol=1e-6, rtol=0)
+def test_a_sample_is_never_a_token_without_probability():
+    scores = torch.zeros(1, 4)
+    scores[:, 1:3] = -torch.inf
+    torch.manual_seed(0)
+    assert set(TokenDistribution(scores).sample((200,)).flatten().tolist()) == {0, 3}
