@@ -44,6 +44,40 @@ data:
     label_buffer: {{updates: 2, rows: 64, capacity: 300}}
 """
 
+# Of language: a reference that is not saved, β that moves, replies that are played again.
+TEXT = """
+seed_everything: 3
+trainer: {{max_epochs: {epochs}, check_val_every_n_epoch: 4, gradient_clip_val: 1.0}}
+model:
+  class_path: lightning_nlf.objectives.RLHFAgent
+  init_args:
+    policy:
+      class_path: lightning_nlf.networks.TransformerPolicy
+      init_args: {{shape: {{vocabulary: 288, layers: 1, heads: 2, width: 16, context: 32, family: llama}}}}
+    value: {{class_path: lightning_nlf.networks.ValueHead, init_args: {{width: 16}}}}
+    kl_target: 1.0
+    kl_horizon: 100
+    whiten_rewards: true
+    clip: 0.2
+    value_clip: 0.2
+    gamma: 1.0
+    optimizer: {{class_path: torch.optim.Adam, init_args: {{lr: 0.003}}}}
+    lr_scheduler: {{class_path: torch.optim.lr_scheduler.LinearLR, init_args: {{end_factor: 0.0, total_iters: 16}}}}
+data:
+  class_path: data_modules.text.TextDataModule
+  init_args:
+    seed: ${{seed_everything}}
+    task: {{class_path: data_modules.text.PositiveReviews}}
+    tokenizer: {{class_path: data_modules.text.WordTokenizer}}
+    prompts: 6
+    replies: 2
+    max_new: 12
+    unfinished: reject
+    minibatches: 2
+    passes: 2
+    evaluation_prompts: 4
+"""
+
 
 def start(folder, *flags, tracking_uri=None):
     command = [sys.executable, "-m", "lightning_nlf", "fit", "--config", "run.yaml", *flags]
@@ -94,20 +128,25 @@ def assert_same(own, expected, name="checkpoint"):
 
 
 @pytest.mark.slow
-def test_a_run_killed_twice_ends_like_one_that_never_was(tmp_path):
-    epochs = 40
-    (tmp_path / "run.yaml").write_text(RUN.format(epochs=epochs))
+@pytest.mark.parametrize(
+    "yaml, epochs, kills, data, spent",
+    [(RUN, 40, 2, "PendulumDataModule", {"labels": 900}), (TEXT, 16, 1, "TextDataModule", {"env_steps": 16 * 6 * 2})],
+    ids=["control", "language"],
+)
+def test_a_run_that_was_killed_ends_like_one_that_never_was(yaml, epochs, kills, data, spent, tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.format(epochs=epochs))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     code, said = finish(start(tmp_path, "--run_dir", "whole"))
     assert code == 0, said
-    for iteration in sorted(random.sample(range(3, epochs - 5), 2)):
+    for iteration in sorted(random.sample(range(3, epochs - 5), kills)):
         kill_at(start(tmp_path, "--run_dir", "killed", "--ckpt_path", "last"), killed, iteration)
     code, said = finish(start(tmp_path, "--run_dir", "killed", "--ckpt_path", "last"))
     assert code == 0, said
     own, expected = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (killed, whole))
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "PendulumDataModule"):
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", data):
         assert_same(own[part], expected[part], part)
-    assert expected["epoch"] == epochs - 1 and expected["PendulumDataModule"]["counters"]["labels"] == 900
+    assert expected["epoch"] == epochs - 1
+    assert all(expected[data]["counters"][name] >= amount for name, amount in spent.items())
     # One run in MLflow, that of the first process, and every iteration is in it.
     import mlflow
 
