@@ -107,7 +107,9 @@ def misfits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]
     missing = [f"{name} is missing there" for name in own if name not in saved]
     unknown = [f"{name} is not known here" for name in saved if name not in own]
     both = [(name, tuple(saved[name].shape), tuple(x.shape)) for name, x in own.items() if name in saved]
-    return [f"{name} is {there} there and {here} here" for name, there, here in both if there != here] + missing + unknown
+    return (
+        [f"{name} is {there} there and {here} here" for name, there, here in both if there != here] + missing + unknown
+    )
 
 
 class Policy(Network):

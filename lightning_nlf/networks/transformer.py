@@ -67,12 +67,17 @@ class Transformer(Network):
         Raises:
             ValueError: the checkpoint says another shape.
         """
-        saved = self._saved_shape(networks) or {}
-        differs = {name: (saved[name], x) for name, x in asdict(self.decoder.shape).items() if saved.get(name, x) != x}
-        if self.decoder.places is None:
-            differs.pop("context", None)
-        for name, (there, here) in differs.items():
-            raise ValueError(f"shape.{name}: got {here}, and the {self.role} in {weights} has {there}: leave shape out")
+        saved = self._saved_shape(networks)
+        if saved is None:
+            return
+        there, here = asdict(DecoderShape(**saved)), asdict(self.decoder.shape)
+        rotary = self.decoder.places is None
+        differs = [name for name, x in here.items() if there[name] != x and not (rotary and name == "context")]
+        if differs:
+            name = differs[0]
+            raise ValueError(
+                f"shape.{name}: got {here[name]}, and what is in {weights} has {there[name]}: another shape; leave it out"
+            )
 
     def _saved_shape(self, networks: Mapping[str, Any]) -> dict[str, Any] | None:
         """Of the network of this role, or of the policy that it would start from."""

@@ -30,7 +30,7 @@ def test_two_prompts_with_three_replies_each():
 
 
 def test_the_best_cut_is_found():
-    """Of abcdx, abcdy, abz and abw: one stem ab leaves 2 + 3 + 3 + 1 + 1 = 10 tokens, abcd and ab 4 + 1 + 1 + 2 + 1 + 1.
+    """Of abcdx, abcdy, abz and abw one stem ab leaves 2 + 3 + 3 + 1 + 1 = 10 tokens; abcd and ab 4 + 1 + 1 + 2 + 1 + 1.
 
     Both are 10; with four more tokens in common behind the d, one stem leaves 8 more and two leave 4 more: 14.
     """
