@@ -82,8 +82,10 @@ class Cache:
         columns = self._layers[layer]
         columns.narrow(2, self.used - width, width).copy_(new)
         if self.used == width:  # the first read: padding is on the right, where no token looks
-            return attention(queries, *new.chunk(2, 1)).flatten(0, 1)
-        return attention(queries, *columns.narrow(2, 0, self.used).chunk(2, 1), seen).flatten(0, 1)
+            keys, values = new.chunk(2, 1)
+            return attention(queries, keys, values).flatten(0, 1)
+        keys, values = columns.narrow(2, 0, self.used).chunk(2, 1)
+        return attention(queries, keys, values, seen).flatten(0, 1)
 
     def rows_of(self, index: Tensor) -> Cache:
         columns = self.store.shape[3]

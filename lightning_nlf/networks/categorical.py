@@ -14,16 +14,12 @@ class TokenDistribution(Categorical):
     """A categorical by its unnormalised `scores` (…, V): log-probabilities and entropy need no copy of them."""
 
     def __init__(self, scores: Tensor) -> None:
-        self.scores = scores
+        self.scores = self._param = scores
         self._num_events = scores.shape[-1]
         Distribution.__init__(self, scores.shape[:-1], validate_args=False)
 
-    @property
-    def _param(self) -> Tensor:
-        return self.scores
-
     @cached_property
-    def logits(self) -> Tensor:  # type: ignore[override]
+    def logits(self) -> Tensor:
         """Normalised, (…, V)."""
         return self.scores.log_softmax(-1)
 

@@ -46,6 +46,8 @@ class HuggingFacePolicy(Policy):
         ValueError: transformers, or with `lora` peft, is not installed; neither weights nor config; no such model.
     """
 
+    model: Any
+
     def __init__(
         self,
         weights: str | None = None,

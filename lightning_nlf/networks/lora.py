@@ -24,7 +24,7 @@ class LoRA:
     """
 
     r: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     target_modules: list[str] | None = None
 
 
@@ -60,6 +60,6 @@ class WithoutAdapter(Policy):
         with torch.no_grad(), self._off() as policy:
             return policy.distribution(features)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Of the model without the additions."""
         return {key: x for key, x in self._shared[0].state_dict(*args, **kwargs).items() if "lora_" not in key}

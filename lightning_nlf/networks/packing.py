@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +38,7 @@ class Grid:
         return x if self.slots is None else x.index_select(0, self.slots)
 
     def to(self, device: torch.device) -> Grid:
-        moved = (None if x is None else x.to(device, non_blocking=True) for x in (self.slots, self.tokens))
-        return Grid(self.first, self.rows, self.width, *moved, self.count)
+        return replace(self, slots=_moved(self.slots, device), tokens=_moved(self.tokens, device))
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Packing:
     stems: Grid
     leaves: Grid | None = None
     stem: Tensor | None = None  # (leaves,) which one each leaf goes on from
-    bias: Tensor | None = None  # (leaves, 1, S, P + S): what a leaf sees of its stem and of itself
+    cut: Tensor | None = None  # (leaves,) how much of that each leaf sees
 
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
         """(N, heads + 2 · kv_heads, e) → (N, heads · e)"""
@@ -58,23 +59,36 @@ class Packing:
         out = self.stems.collect(attention(queries, keys, values))
         if self.leaves is None:
             return out
-        assert self.stem is not None and self.bias is not None
+        assert self.stem is not None
         queries, own_keys, own_values = split_heads(self.leaves.spread(qkv), heads)
-        seen = self.bias.shape[-1] - self.leaves.width
+        seen = self.bias.shape[-1] - self.leaves.width  # of a stem
         keys = torch.cat([keys[:, :, :seen].index_select(0, self.stem), own_keys], 2)
         values = torch.cat([values[:, :, :seen].index_select(0, self.stem), own_values], 2)
         return torch.cat([out, self.leaves.collect(attention(queries, keys, values, self.bias))])
 
+    @cached_property
+    def bias(self) -> Tensor:
+        """(leaves, 1, S, P + S): 0 where a leaf sees of its stem and of itself, else −∞."""
+        assert self.leaves is not None and self.cut is not None
+        longest, own, device = int(self.cut.max()), self.leaves.width, self.cut.device
+        bias = torch.zeros(len(self.cut), 1, own, longest + own, device=device)
+        unseen = torch.arange(longest, device=device) >= self.cut[:, None]
+        bias[..., :longest].masked_fill_(unseen[:, None, None], -torch.inf)
+        later = torch.ones(own, own, dtype=torch.bool, device=device).triu(1)
+        bias[..., longest:].masked_fill_(later, -torch.inf)
+        return bias
+
     def to(self, device: torch.device) -> Packing:
         if device.type == "cpu":
             return self
-        ids, positions, wanted, stem, bias = (
-            None if x is None else x.to(device, non_blocking=True)
-            for x in (self.ids, self.positions, self.wanted, self.stem, self.bias)
-        )
-        assert ids is not None and positions is not None and wanted is not None
+        names = ("ids", "positions", "wanted", "stem", "cut")
+        moved: dict[str, Any] = {name: _moved(getattr(self, name), device) for name in names}
         leaves = None if self.leaves is None else self.leaves.to(device)
-        return Packing(ids, positions, wanted, self.stems.to(device), leaves, stem, bias)
+        return Packing(**moved, stems=self.stems.to(device), leaves=leaves)
+
+
+def _moved(x: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if x is None else x.to(device, non_blocking=True)
 
 
 def pack(ids: Tensor, where: Tensor, share: bool = True) -> Packing:
@@ -98,11 +112,7 @@ def pack(ids: Tensor, where: Tensor, share: bool = True) -> Packing:
     packed = Packing(ids[row, positions], positions, slots[where], stems)
     if not len(own):
         return packed
-    seen = torch.arange(int(cut[own].amax())) < cut[own][:, None]  # (leaves, P)
-    causal = torch.ones(leaves.width, leaves.width, dtype=torch.bool).tril().expand(len(own), -1, -1)
-    allowed = torch.cat([seen[:, None].expand(-1, leaves.width, -1), causal], 2)
-    bias = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)[:, None]
-    return Packing(packed.ids, positions, packed.wanted, stems, leaves, stem[own], bias)
+    return replace(packed, leaves=leaves, stem=stem[own], cut=cut[own])
 
 
 def _grid(start: Tensor, lengths: Tensor, first: int) -> tuple[Grid, tuple[Tensor, Tensor], Tensor]:
@@ -133,11 +143,11 @@ def _stems(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     order = sorted(range(count), key=lambda row: texts[row][: sizes[row]])
     ordered, ends = ids[order], lengths[order]
     alike = (ordered[1:] == ordered[:-1]).long().cumprod(1).sum(1)
-    alike = alike.minimum(ends[1:]).minimum(ends[:-1]).numpy()  # (B − 1,) with the next in order
+    with_next = alike.minimum(ends[1:]).minimum(ends[:-1]).numpy()  # (B − 1,)
     saved = np.zeros(count + 1, dtype=np.int64)  # at most, in the first rows of the order
     begin = np.zeros(count + 1, dtype=np.int64)  # of the last stem's rows, for that
     for stop in range(1, count + 1):
-        common = np.minimum.accumulate(alike[: stop - 1][::-1])[::-1]  # of the rows from each one to `stop`
+        common = np.minimum.accumulate(with_next[: stop - 1][::-1])[::-1]  # of the rows from each one to `stop`
         gains = saved[: stop - 1] + common * np.arange(stop - 1, 0, -1)
         best = int(gains.argmax()) if stop > 1 else 0
         better = stop > 1 and gains[best] > saved[stop - 1]
@@ -150,6 +160,6 @@ def _stems(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         members = torch.tensor(order[start:stop])
         stem[members] = number
         if stop - start > 1:
-            cut[members] = int(alike[start : stop - 1].min())
+            cut[members] = int(with_next[start : stop - 1].min())
         stop, number = start, number + 1
     return stem, cut

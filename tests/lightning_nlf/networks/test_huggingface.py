@@ -91,7 +91,7 @@ def test_lora_trains_its_additions_only_and_the_frozen_policy_is_the_base_in_the
 
 @torch.no_grad()
 def test_the_export_has_the_additions_in(tmp_path):
-    network, ids = policy(lora=LoRA(r=2, alpha=32.0)), torch.randint(40, (2, 5))
+    network, ids = policy(lora=LoRA(r=2, alpha=32)), torch.randint(40, (2, 5))
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             parameter.normal_()
