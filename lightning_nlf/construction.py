@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,7 +70,7 @@ def rebuild(
 
     Raises:
         FileNotFoundError, ValueError: there is no such checkpoint, or it is damaged or holds code; or it is of a module
-            built by hand, and does not say how.
+            built by hand, and does not say how, or of one that is no `base`.
         argparse.ArgumentError: a class or parameter it names does not exist (any more), or is no subclass.
         RuntimeError: the weights do not fit.
     """
@@ -82,6 +83,10 @@ def rebuild(
             f"{path} does not say how its module is built, as no yaml built it. "
             "Build it, then module.load_state_dict(torch.load(path, weights_only=True)['state_dict'])"
         )
+    module_name, _, name = class_path.rpartition(".")
+    kind = getattr(importlib.import_module(module_name), name, base)  # what is not there, the parser tells
+    if not issubclass(kind, base):
+        raise ValueError(f"{path} is of {name}, which is no {base.__name__}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "module", fail_untyped=False, required=True)
     init_args = _without_sources(init_args, checkpoint["state_dict"]) | changes

@@ -49,6 +49,8 @@ class ObjectiveModule(Objective, L.LightningModule):
         if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
             raise ValueError(f"trainer.precision: {self.trainer.precision} is not what states come in; use bf16-mixed")
         digest = self._check_tokenizer()
+        for network in self._networks.values():
+            network.check_length(getattr(self.trainer.datamodule, "longest_row", None))  # type: ignore[attr-defined]
         if stage == "fit":
             self._remember_tokenizer(digest)
 

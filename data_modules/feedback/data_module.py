@@ -201,6 +201,12 @@ class FeedbackDataModule(MinibatchDataModule):
         return self.tokenizer.size
 
     @property
+    def longest_row(self) -> int:
+        """Tokens of the longest row, prompt and reply."""
+        rows = [self.rows, *self.held_out.values()]
+        return max(batch.obs.shape[1] for batch in rows if batch is not None) + 1  # the last is in `final_obs`
+
+    @property
     def tokenizer_digest(self) -> str:
         return self.tokenizer.digest
 

@@ -126,6 +126,11 @@ class DemonstrationsDataModule(MinibatchDataModule):
         return self.tokenizer.size
 
     @property
+    def longest_row(self) -> int:
+        """Tokens of the longest demonstration, prompt and reply."""
+        return max(len(d.prompt_ids) + len(d.reply_ids) for found in self.demonstrations.values() for d in found)
+
+    @property
     def tokenizer_digest(self) -> str:
         return self.tokenizer.digest
 

@@ -84,10 +84,16 @@ class TextTaskDataModule(RolloutDataModule):
         self.shown: list[list[str]] = []
 
     def setup(self, stage: str) -> None:
-        """Raises ValueError: a prompt that cannot be encoded or has no room, or two cases of one id."""
+        """Raises ValueError: a prompt that cannot be encoded or has no room, two of one id, a `reward` of other ids."""
         if self.cases:
             return
         self.tokenizer.fit(self.task.corpus())
+        read = getattr(self.reward, "tokenizer_digest", None)
+        if read not in (None, self.tokenizer_digest):
+            raise ValueError(
+                f"reward: it reads the ids of another tokenizer ({read[:12]}…) than the prompts are in "
+                f"({self.tokenizer_digest[:12]}…): use the tokenizer that it was trained with, or another reward"
+            )
         splits: tuple[Split, ...] = ("train", "val", "test")
         self.cases = {split: self._encoded(split) for split in splits}
 
@@ -117,6 +123,11 @@ class TextTaskDataModule(RolloutDataModule):
     def vocabulary(self) -> int:
         """Ids that a policy must have at least."""
         return self.tokenizer.size
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens that a row may have at least: of the longest prompt and a reply to it."""
+        return max(len(prompt.ids) for split in self.cases.values() for prompt in split) + self.conversation.max_new
 
     @property
     def tokenizer_digest(self) -> str:

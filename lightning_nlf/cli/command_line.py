@@ -221,8 +221,7 @@ class CommandLine(LightningCLI):
             with told_in_one_sentence(self.places, self.run_dir):
                 super()._run_subcommand(subcommand)
         finally:
-            if self.options.trainer.fast_dev_run:
-                run_folder.release(self.run_dir)
+            run_folder.release(self.run_dir)  # where nothing was left in it: a rehearsal, or bad data
 
 
 def main(args: list[str] | None = None, run: bool = True) -> CommandLine:

@@ -106,10 +106,9 @@ def misfits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]
     """Why `saved` cannot be loaded in the place of `own`, one reason a tensor."""
     missing = [f"{name} is missing there" for name in own if name not in saved]
     unknown = [f"{name} is not known here" for name in saved if name not in own]
-    both = [(name, tuple(saved[name].shape), tuple(x.shape)) for name, x in own.items() if name in saved]
-    return (
-        [f"{name} is {there} there and {here} here" for name, there, here in both if there != here] + missing + unknown
-    )
+    shapes = {name: (tuple(saved[name].shape), tuple(x.shape)) for name, x in own.items() if name in saved}
+    other = [f"{name} is {there} there and {here} here" for name, (there, here) in shapes.items() if there != here]
+    return other + missing + unknown
 
 
 class Policy(Network):

@@ -76,7 +76,7 @@ class Transformer(Network):
         if differs:
             name = differs[0]
             raise ValueError(
-                f"shape.{name}: got {here[name]}, and what is in {weights} has {there[name]}: another shape; leave it out"
+                f"shape.{name}: got {here[name]}, and {weights} has another shape, with {there[name]}; leave shape out"
             )
 
     def _saved_shape(self, networks: Mapping[str, Any]) -> dict[str, Any] | None:
