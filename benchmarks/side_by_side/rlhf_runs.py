@@ -36,10 +36,10 @@ torch.set_num_threads(1)
 MAX_NEW, CONTEXT = 26, 48
 
 
-def command(stage: str, name: str, seed: int, run_dir: str, changes: dict[str, Any]) -> Path:
+def command(stage: str, name: str, seed: int, run_dir: str, changes: dict[str, Any], of: str = "rlhf") -> Path:
     """`python -m lightning_nlf stage --config conf/rlhf/name.yaml …` in this process; its run folder."""
     folder = Path("outputs") / run_dir
-    words = [stage, "--config", str(CONF / "rlhf" / f"{name}.yaml"), "--seed_everything", str(seed)]
+    words = [stage, "--config", str(CONF / of / f"{name}.yaml"), "--seed_everything", str(seed)]
     words += ["--run_dir", str(folder), "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     for key, value in changes.items():
         words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]

@@ -1,3 +1,4 @@
+from data_modules.text.arithmetic_steps import ArithmeticSteps as ArithmeticSteps
 from data_modules.text.data_module import TextDataModule as TextDataModule
 from data_modules.text.demonstrations import DemonstrationsDataModule as DemonstrationsDataModule
 from data_modules.text.model_tokenizer import FolderTokenizer as FolderTokenizer

@@ -24,6 +24,7 @@ from lightning_nlf.objectives.kl_penalty import RLHFAgent as RLHFAgent
 from lightning_nlf.objectives.kl_penalty import RLHFPolicy as RLHFPolicy
 from lightning_nlf.objectives.kto import KTOPolicy as KTOPolicy
 from lightning_nlf.objectives.one_step import OneStepRLHFPolicy as OneStepRLHFPolicy
+from lightning_nlf.objectives.outcome_reward import OutcomeReward as OutcomeReward
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy as ReinforcePolicy
 from lightning_nlf.objectives.preference_reward import BradleyTerryReward as BradleyTerryReward
 from lightning_nlf.objectives.preference_reward import DavidsonReward as DavidsonReward

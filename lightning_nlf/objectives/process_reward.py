@@ -45,8 +45,12 @@ class StepLabelObjective(Objective):
     counted = "step_ends"
     by_step = True
 
+    def labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The teacher's labels, and where they are, both (B, T)."""
+        return step_labels(batch)
+
     def judged(self, batch: Batch) -> Tensor:
-        return step_labels(batch)[1]
+        return self.labels(batch)[1]
 
 
 class StepCorrectnessObjective(StepLabelObjective):
@@ -58,18 +62,21 @@ class StepCorrectnessObjective(StepLabelObjective):
         ValueError: a label outside [0, 1].
     """
 
+    term = "step_correctness"
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.accuracy, self.calibration = MeanMetric(), Reliability()
 
     def prepare(self, batch: Batch) -> Batch:
         batch = super().prepare(batch)
-        labels, ends = step_labels(batch)
+        labels, ends = self.labels(batch)
         known = labels[ends]
         if ((known < 0) | (known > 1)).any():
+            field = "steps" if self.by_step else "score"
             raise ValueError(
-                f"steps: labels from {float(known.min()):g} to {float(known.max()):g}, must be in [0, 1]; "
-                "other numbers are for StepValueReward"
+                f"{field}: labels from {float(known.min()):g} to {float(known.max()):g}, must be in [0, 1]; "
+                f"other numbers are for {'StepValueReward' if self.by_step else 'rewards from rankings'}"
             )
         return batch
 
@@ -79,14 +86,14 @@ class StepCorrectnessObjective(StepLabelObjective):
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         assert now.values is not None
-        now.over["step_correctness"] = self.counted
-        loss = step_correctness_loss(now.values, *step_labels(batch), batch.totals.get(self.counted))
-        return super().terms(batch, now) | {"step_correctness": loss}
+        now.over[self.term] = self.counted
+        loss = step_correctness_loss(now.values, *self.labels(batch), batch.totals.get(self.counted))
+        return super().terms(batch, now) | {self.term: loss}
 
     def contrast(self, stage: str, batch: Batch, now: Evaluation) -> None:
         super().contrast(stage, batch, now)
         assert now.values is not None
-        labels, ends = step_labels(batch)
+        labels, ends = self.labels(batch)
         probability, right = now.values[ends].sigmoid(), labels[ends]
         self.accuracy.update(((probability > 0.5) == (right > 0.5)).float())
         self.calibration.update(probability, right)
@@ -100,7 +107,7 @@ class StepValueObjective(StepLabelObjective):
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         assert now.values is not None
         now.over["step_value"] = self.counted
-        loss = step_value_loss(now.values, *step_labels(batch), batch.totals.get(self.counted))
+        loss = step_value_loss(now.values, *self.labels(batch), batch.totals.get(self.counted))
         return super().terms(batch, now) | {"step_value": loss}
 
 

@@ -25,6 +25,7 @@ from data_modules.text.arithmetic_steps.sums import (
 from data_modules.text.environment import Case, Dialogue, Outcome, Split
 from data_modules.text.one_turn import Defect, shares, worded
 
+DRAWS = 200  # a sum that is looked for
 SPLITS: dict[Split, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
 PARAPHRASES: dict[str, Sequence[str]] = {
     "result": ("step {step} is wrong : {sum} is {right} .", "look at step {step} again , {sum} makes {right} ."),
@@ -69,6 +70,7 @@ class ArithmeticSteps:
         numbers: in a sum, from 3 to so many.
         wrong: share of the demonstrations' steps that are wrong, in the result or the order, wherever one can be.
         draws: demonstrations a prompt.
+        largest: of the numbers in a sum and in its right working; the fewer there are, the sooner a model knows them.
 
     Raises:
         ValueError: a share outside [0, 1], fewer than 10 sums or 3 numbers, more sums than there are, no draw.
@@ -76,24 +78,41 @@ class ArithmeticSteps:
 
     turns = 1
 
-    def __init__(self, seed: int = 0, sums: int = 2000, numbers: int = 4, wrong: float = 0.2, draws: int = 1) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        sums: int = 2000,
+        numbers: int = 4,
+        wrong: float = 0.2,
+        draws: int = 1,
+        largest: int = LARGEST,
+    ) -> None:
         shares(wrong=wrong)
         most = 3000 if numbers == 3 else 20_000
         for name, value, low, high in (
-            ("numbers", numbers, 3, 8), ("sums", sums, 10, most), ("draws", draws, 1, 1000)
+            ("numbers", numbers, 3, 8), ("sums", sums, 10, most), ("draws", draws, 1, 1000),
+            ("largest", largest, 9, LARGEST),
         ):  # fmt: skip
             if not low <= value <= high:
                 raise ValueError(f"{name}: got {value}, must be between {low} and {high}")
         self.seed, self.sums, self.numbers, self.wrong, self.draws = seed, sums, numbers, wrong, draws
+        self.largest = largest
 
     @cached_property
     def _cases(self) -> dict[Split, list[Case]]:
         rng = Random(f"{self.seed} sums")
         drawn: dict[Expression, None] = {}
-        while len(drawn) < self.sums:
+        for _ in range(DRAWS * self.sums):
             expression = drawn_sum(rng, self.numbers)
-            if stays_small(expression):
+            if stays_small(expression, self.largest):
                 drawn[expression] = None
+            if len(drawn) == self.sums:
+                break
+        else:
+            raise ValueError(
+                f"sums: no {self.sums} different ones of {self.numbers} numbers up to {self.largest} were found; "
+                "ask for fewer, or raise largest"
+            )
         cases = [
             Case(f"sum {i}", " ".join(expression) + " =", {"expression": expression, "value": value_of(expression)})
             for i, expression in enumerate(drawn)
@@ -112,7 +131,7 @@ class ArithmeticSteps:
         """Workings with mistakes, `draws` for each case: those of `cases(split)` in their order, and so again."""
         rng = Random(f"{self.seed} demonstrations {split}")
         return [
-            (case.prompt, " ".join(working(case.facts["expression"], self.wrong, rng)))
+            (case.prompt, " ".join(working(case.facts["expression"], self.wrong, rng, self.largest)))
             for _ in range(self.draws)
             for case in self.cases(split)
         ]

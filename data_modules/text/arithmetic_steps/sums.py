@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
-LARGEST = 99  # no number in a task or in its demonstrations is above, or negative
+LARGEST = 99  # no number in a task or in its demonstrations is above, or negative; a task may say less
 STEP_END = "."
 
 Expression = tuple[str, ...]  # numbers and operations in turn: ("3", "+", "4", "*", "2")
@@ -52,25 +52,27 @@ def value_of(expression: Expression) -> int:
     return results_of(expression)[-1] if len(expression) > 1 else int(expression[0])
 
 
-def stays_small(expression: Expression) -> bool:
-    """Whether all numbers are between 0 and `LARGEST`, those that come out on the way too."""
-    return all(0 <= number <= LARGEST for number in [*results_of(expression), *map(int, expression[::2])])
+def stays_small(expression: Expression, largest: int = LARGEST) -> bool:
+    """Whether all numbers are between 0 and `largest`, those that come out on the way too."""
+    return all(0 <= number <= largest for number in [*results_of(expression), *map(int, expression[::2])])
 
 
-def working(expression: Expression, wrong: float = 0.0, rng: Random | None = None) -> list[str]:
+def working(
+    expression: Expression, wrong: float = 0.0, rng: Random | None = None, largest: int = LARGEST
+) -> list[str]:
     """The steps, each a sentence; a share of them `wrong`, drawn from `rng`."""
     steps = []
     while len(expression) > 1:
         place = next_place(expression)
         number = result(*operation_at(expression, place))
         if rng is not None and rng.random() < wrong:
-            place, number = rng.choice(mistakes(expression) or [(place, number)])
+            place, number = rng.choice(mistakes(expression, largest) or [(place, number)])
         steps.append(f"{' '.join(operation_at(expression, place))} = {number} {STEP_END}")
         expression = reduced(expression, place, number)
     return steps
 
 
-def mistakes(expression: Expression) -> list[tuple[int, int]]:
+def mistakes(expression: Expression, largest: int = LARGEST) -> list[tuple[int, int]]:
     """Steps, as place and number, that change the value: a result that is off by up to 3, or an operation too early."""
     first, value = next_place(expression), value_of(expression)
     right = result(*operation_at(expression, first))
@@ -79,5 +81,5 @@ def mistakes(expression: Expression) -> list[tuple[int, int]]:
     return [
         (place, number)
         for place, number in off + early
-        if stays_small(left := reduced(expression, place, number)) and value_of(left) != value
+        if stays_small(left := reduced(expression, place, number), largest) and value_of(left) != value
     ]
