@@ -26,6 +26,7 @@ class RewardModule(ObjectiveModule):
     """
 
     CHUNK = 64  # rows at a time where there are many
+    exhibits_text = True
     counted: str  # the name in `Batch.totals`
     by_step = False  # whether the ends of steps are judged, or whole replies
     tokenizer_digest: str | None = None  # of the tokenizer that it was trained with, if the checkpoint says

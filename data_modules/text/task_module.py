@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,7 @@ class TextTaskDataModule(RolloutDataModule):
     """
 
     recorded = "replies"  # the file that `records` go to
+    exhibits_text = True  # costs nothing
 
     def __init__(
         self,
@@ -81,7 +83,7 @@ class TextTaskDataModule(RolloutDataModule):
         self.predict_split, self.context = predict_split, context
         self.conversation = Conversation(task, tokenizer, max_new, window, prompt_suffix, top_k, top_p)
         self.cases: dict[Split, list[Prompt]] = {}
-        self.shown: list[list[str]] = []
+        self.shown: list[dict[str, str]] = []
 
     def setup(self, stage: str) -> None:
         """Raises ValueError: a prompt that cannot be encoded or has no room, two of one id, a `reward` of other ids."""
@@ -162,7 +164,10 @@ class TextTaskDataModule(RolloutDataModule):
         if deterministic:
             scores = episode_sums(row_sums(batch.rewards, batch.valid), batch).tolist()
             pairs = list(zip(episodes, scores, strict=True))[:SHOWN]
-            self.shown = [cells(episode, score, self.task.expected(episode.prompt.case)) for episode, score in pairs]
+            said = self.task.expected
+            self.shown = [
+                cells(episode, score, said(episode.prompt.case), self.reward is None) for episode, score in pairs
+            ]
         return replace(batch, extra=batch.extra | {name: x[of] for name, x in self.beside(episodes).items()})
 
     def _judged(self, split: Split) -> list[Prompt]:
@@ -200,8 +205,17 @@ class TextTaskDataModule(RolloutDataModule):
         return sorted(set().union(*known))
 
     def exhibits(self, folder: Path) -> list[Path]:
-        """The last evaluation as a table of prompt, reply, score, its parts, and the expected response."""
-        return write_tables(self.shown, folder) if self.shown else []
+        """The last evaluation as a table of prompt, reply, score, its parts, and the expected response.
+
+        In `transcripts` those before it stay, each by the iteration that it came after.
+        """
+        if not self.shown:
+            return []
+        markdown, html = write_tables(self.shown, folder)
+        kept = folder / "transcripts" / f"iteration-{self.counters['iteration']:05}.html"
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copyfile(html, kept)
+        return [markdown, html, kept]
 
     # ---- prediction
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,33 +13,59 @@ from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import row_sums
 
-COLUMNS = ("prompt", "reply", "score", "parts", "expected")
-STYLE = "td, th {border: 1px solid #ccc; padding: .4em; vertical-align: top; text-align: left; white-space: pre-wrap}"
+STYLE = """
+body {font: 14px/1.4 system-ui, sans-serif; margin: 0}
+table {border-collapse: collapse}
+th, td {border-bottom: 1px solid #ddd; padding: .5em .8em; vertical-align: top; text-align: left; white-space: pre-line}
+th {position: sticky; top: 0; background: #f4f4f4; white-space: nowrap}
+tr:nth-child(even) td {background: #fafafa}
+.number {text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap}
+.parts {color: #555; white-space: pre}
+"""
+NUMBERS = ("score", "true reward")
 
 
-def cells(episode: Episode, score: float, expected: str | None) -> list[str]:
-    """One row of the table; a reply that was cut ends with …, and the environment's words stand in brackets."""
+def cells(episode: Episode, score: float, expected: str | None, by_rule: bool) -> dict[str, str]:
+    """One row of the table; a reply that was cut ends with …, and the environment's words stand in brackets.
+
+    Args: by_rule: the score is the rule's; else what the rule says stands beside it. The parts are the rule's.
+    """
     said = []
     for turn in episode.turns:
         said.append(turn.text + ("" if turn.finished else " …"))
         if turn.outcome.text.strip():
             said.append(f"[{turn.outcome.text.strip()}]")
-    parts = ", ".join(f"{name} {amount:.3g}" for name, amount in episode.parts.items())
-    return [episode.prompt.case.prompt.strip(), "\n".join(said), f"{score:.3g}", parts, expected or ""]
+    return {
+        "prompt": episode.prompt.case.prompt.strip(),
+        "reply": "\n".join(said),
+        "score": f"{score:.3g}",
+        **({} if by_rule else {"true reward": f"{episode.score:.3g}"}),
+        "parts": "\n".join(f"{name} {amount:.3g}" for name, amount in episode.parts.items()),
+        "expected": expected or "",
+    }
 
 
-def write_tables(rows: Sequence[Sequence[str]], folder: Path, name: str = "transcript") -> list[Path]:
-    """The same table as Markdown and as HTML, which a browser shows."""
-    markdown = ["| " + " | ".join(COLUMNS) + " |", "| " + " | ".join("---" for _ in COLUMNS) + " |"]
-    markdown += ["| " + " | ".join(x.replace("|", "\\|").replace("\n", "<br>") for x in row) + " |" for row in rows]
-    head = "".join(f"<th>{column}</th>" for column in COLUMNS)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(x)}</td>" for x in row) + "</tr>" for row in rows)
+def write_tables(rows: Sequence[Mapping[str, str]], folder: Path, name: str = "transcript") -> list[Path]:
+    """The same table as Markdown and as HTML, which a browser shows.
+
+    Args: rows: the text of each cell by its column; at least one.
+    """
+    columns = list(rows[0])
+    markdown = [columns, ["---:" if column in NUMBERS else "---" for column in columns]]
+    markdown += [[x.replace("|", "\\|").replace("\n", "<br>") for x in row.values()] for row in rows]
+    kinds = {column: "number" if column in NUMBERS else column for column in columns}
+    head = "".join(f'<th class="{kinds[column]}">{column}</th>' for column in columns)
+    body = "\n".join(
+        "<tr>" + "".join(f'<td class="{kinds[column]}">{escape(x)}</td>' for column, x in row.items()) + "</tr>"
+        for row in rows
+    )
     html = (
-        f'<!doctype html><meta charset="utf-8"><title>{name}</title><style>table {{border-collapse: collapse}} {STYLE}'
-        f"</style>\n<table>\n<tr>{head}</tr>\n{body}\n</table>\n"
+        f'<!doctype html><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>\n'
+        f"<table>\n<tr>{head}</tr>\n{body}\n</table>\n"
     )
     paths = [folder / f"{name}.md", folder / f"{name}.html"]
-    for path, text in zip(paths, ("\n".join(markdown) + "\n", html), strict=True):
+    lines = "".join("| " + " | ".join(row) + " |\n" for row in markdown)
+    for path, text in zip(paths, (lines, html), strict=True):
         path.write_text(text, encoding="utf-8")
     return paths
 

@@ -21,6 +21,7 @@ from lightning_nlf.callbacks.protocols import (
     log_artifacts,
     rehearses,
     run_folder,
+    speaks,
     statistics_of,
 )
 
@@ -33,8 +34,9 @@ class Exhibits(L.Callback):
 
     The counters are logged at the step under which Lightning logs that iteration's metrics, so that a validation can
     be drawn against environment steps. Exhibits are made at the end of a fit, also of one that failed, and at a
-    validation if there are none yet of the last `every_seconds`. One that fails is a warning. A prediction writes one
-    line an episode to `<run>/predictions/episodes.jsonl`, or what the DataModule records, and the exhibits beside it.
+    validation if there are none yet of the last `every_seconds`; those that are text, at every validation. One that
+    fails is a warning. A prediction writes one line an episode to `<run>/predictions/episodes.jsonl`, or what the
+    DataModule records, and the exhibits beside it.
 
     Raises:
         ValueError: `every_seconds` is negative.
@@ -73,6 +75,8 @@ class Exhibits(L.Callback):
                 self.history.append(name, self._cost(trainer), float(metrics[name]))
         if time.monotonic() >= self._due:
             self._exhibit(trainer)
+        elif not rehearses(trainer):
+            log_artifacts(trainer, self._shown(trainer, run_folder(trainer) / "exhibits", text_only=True))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -94,7 +98,8 @@ class Exhibits(L.Callback):
     def _cost(self, trainer: L.Trainer) -> int:
         """What the run had cost so far, in the history's unit."""
         steps = counters_of(trainer).get("env_steps")
-        self.history.unit = "optimizer steps" if steps is None else "environment steps"
+        of_steps = "tokens" if speaks(trainer) else "environment steps"
+        self.history.unit = "optimizer steps" if steps is None else of_steps
         return trainer.global_step if steps is None else steps
 
     # ---- pictures
@@ -124,11 +129,11 @@ class Exhibits(L.Callback):
         except Exception as error:
             return self._warn("the learning curve", error)
 
-    def _shown(self, trainer: L.Trainer, folder: Path) -> list[Path]:
+    def _shown(self, trainer: L.Trainer, folder: Path, text_only: bool = False) -> list[Path]:
         paths = []
         shown = {"the DataModule's exhibits": data_module_of(trainer), "the model's exhibits": trainer.lightning_module}
         for what, whose in shown.items():
-            if isinstance(whose, Exhibiting):
+            if isinstance(whose, Exhibiting) and (not text_only or getattr(whose, "exhibits_text", False)):
                 try:
                     folder.mkdir(parents=True, exist_ok=True)
                     paths += whose.exhibits(folder)

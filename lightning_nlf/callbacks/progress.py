@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import shlex
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -16,8 +14,17 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.callbacks.exhibits import acting, episodes
-from lightning_nlf.callbacks.protocols import counters_of, rehearses, run_folder, statistics_of
-from lightning_nlf.tracking.position import without_credentials
+from lightning_nlf.callbacks.places import from_here, stores
+from lightning_nlf.callbacks.protocols import (
+    Recording,
+    counters_of,
+    data_module_of,
+    rehearses,
+    run_folder,
+    speaks,
+    statistics_of,
+)
+from lightning_nlf.callbacks.throughput import Throughput
 
 if TYPE_CHECKING:
     from lightning_nlf.callbacks.progress_display import Display
@@ -45,6 +52,7 @@ class FitProgress(ProgressBar):
         self._first_steps = 0
         self._ended = ""  # the summary, until it is printed
         self._loss: Tensor | None = None
+        self._throughput: Throughput | None = None  # of language
         self._metrics: dict[str, float] = {}  # of the last validation or test
         self._returns: dict[str, list[float]] = {}  # of a prediction, by who acted
 
@@ -65,6 +73,7 @@ class FitProgress(ProgressBar):
         self._began, self._first = time.monotonic(), trainer.current_epoch
         self._first_steps = counters_of(trainer).get("env_steps", 0)
         self._ended, self._loss, self._metrics = "", None, {}
+        self._throughput = Throughput() if speaks(trainer) else None
         if self._enabled:
             from lightning_nlf.callbacks.progress_display import Bar, Lines
 
@@ -73,10 +82,22 @@ class FitProgress(ProgressBar):
             self._display = kind(name, iterations_in_all(trainer), self._first, self.every_seconds)
             self._due = 0.0
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._throughput is not None:
+            self._throughput.iteration_begins(counters_of(trainer).get("env_steps", 0))
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._throughput is not None and batch_idx == 0:
+            self._throughput.collection_ends(counters_of(trainer).get("env_steps", 0))
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if self._throughput is not None and isinstance(batch, Batch):
+            self._throughput.batch_ends(batch, trainer.world_size)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Only as often as somebody sees it, and without metrics of this epoch: to compute them costs time, and may be a
@@ -106,7 +127,7 @@ class FitProgress(ProgressBar):
             self._ended = f"{how}: {done} iterations in {clock(seconds)}" + (f"\n  {standing}" if standing else "")
 
     def _standing(self, trainer: L.Trainer) -> str:
-        """Returns, environment steps and speed, in one line."""
+        """Returns, environment steps or tokens, and speed, in one line."""
         parts = []
         collected = statistics_of(trainer).get("return")
         if collected is not None:
@@ -119,8 +140,11 @@ class FitProgress(ProgressBar):
             parts.append(f"validation {validation['val/return']:,.4g}{sampled}")
         else:
             parts += [f"{name} {value:.4g}" for name, value in list(validation.items())[:2]]
-        steps = counters_of(trainer).get("env_steps")
-        if steps is not None:
+        steps = counters_of(trainer).get("env_steps", counters_of(trainer).get("tokens"))
+        if self._throughput is not None:
+            parts += [] if steps is None else [f"{steps:,} tokens"]
+            parts += [f"{speed:,.0f}/s {what}" for what, speed in self._throughput.speeds().items()]
+        elif steps is not None:
             speed = (steps - self._first_steps) / max(time.monotonic() - self._began, 1e-9)
             parts.append(f"{steps:,} env steps, {speed:,.0f}/s")
         return " · ".join(parts)
@@ -131,8 +155,8 @@ class FitProgress(ProgressBar):
             return
         lines = [self._ended]
         if not rehearses(trainer):
-            folder = _from_here(run_folder(trainer))
-            lines += [f"run folder: {folder}", *(f"look at it: {where}" for where in _stores(trainer))]
+            folder = from_here(run_folder(trainer))
+            lines += [f"run folder: {folder}", *(f"look at it: {where}" for where in stores(trainer))]
         self.print("\n" + "\n  ".join(lines) + "\n")
         self._ended = ""
 
@@ -167,7 +191,7 @@ class FitProgress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         if isinstance(outputs, Batch) and outputs.rewards is not None:
-            who = acting(dataloader_idx)
+            who = "sampled" if isinstance(data_module_of(trainer), Recording) else acting(dataloader_idx)
             self._returns.setdefault(who, []).extend(row["return"] for row in episodes(outputs, who))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -182,25 +206,6 @@ class FitProgress(ProgressBar):
             from lightning_nlf.callbacks.progress_display import table
 
             table(title, values)
-
-
-def _stores(trainer: L.Trainer) -> list[str]:
-    """Where the run can be looked at: a command for a data base, the address of a server."""
-    from lightning_nlf.tracking.logger import MLflowJournalLogger
-
-    return [_look_at(logger.tracking_uri) for logger in trainer.loggers if isinstance(logger, MLflowJournalLogger)]
-
-
-def _look_at(uri: str) -> str:
-    store = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or store.name != "mlflow.db":  # the one name that `ui` looks for
-        return without_credentials(uri)
-    return shlex.join(["python", "-m", "lightning_nlf.tracking", "ui", str(_from_here(store.parent))])
-
-
-def _from_here(path: Path) -> Path:
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def iterations_in_all(trainer: L.Trainer) -> int | None:

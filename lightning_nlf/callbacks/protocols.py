@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,7 +23,7 @@ class Collecting(Protocol):
 
 @runtime_checkable
 class Exhibiting(Protocol):
-    """A DataModule or a model that has something to look at."""
+    """A DataModule or a model that has something to look at: text, if it says `exhibits_text`, else pictures too."""
 
     def exhibits(self, folder: Path) -> list[Path]: ...
 
@@ -67,6 +68,11 @@ def counters_of(trainer: L.Trainer) -> dict[str, int]:
 def statistics_of(trainer: L.Trainer) -> dict[str, float]:
     data_module = data_module_of(trainer)
     return data_module.statistics if isinstance(data_module, Collecting) else {}
+
+
+def speaks(trainer: L.Trainer) -> bool:
+    """Whether a step is a token: the DataModule has a vocabulary."""
+    return inspect.getattr_static(data_module_of(trainer), "vocabulary", None) is not None  # without computing it
 
 
 def digests_of(trainer: L.Trainer) -> dict[str, str]:

@@ -355,6 +355,12 @@ def test_people_can_read_a_transcript(echo, tmp_path):
     data = module(echo)
     assert data.exhibits(tmp_path) == []
     data.evaluate(agent(), np.random.default_rng(0), True)
-    markdown, html = (path.read_text() for path in data.exhibits(tmp_path))
+    data.counters["iteration"] = 7
+    markdown, html, kept = (path.read_text() for path in data.exhibits(tmp_path))
+    assert kept == html == (tmp_path / "transcripts" / "iteration-00007.html").read_text()
     assert markdown.splitlines()[0] == "| prompt | reply | score | parts | expected |"
-    assert "| say elk |" in markdown and "<td>elk</td>" in html
+    assert "| say elk |" in markdown and '<td class="expected">elk</td>' in html
+    scored = module(echo, reward=PaysLength())
+    scored.evaluate(agent(), np.random.default_rng(0), True)
+    markdown, _, _ = (path.read_text() for path in scored.exhibits(tmp_path))
+    assert markdown.splitlines()[0] == "| prompt | reply | score | true reward | parts | expected |"

@@ -164,3 +164,22 @@ def test_episodes_of_a_batch() -> None:
         {"who": "sampled", "length": 3, "return": 6.0},
         {"who": "sampled", "length": 1, "return": 4.0},
     ]
+
+
+def test_text_is_shown_at_every_validation(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures wait for their time; what says that it is text does not."""
+    shown: list[int] = []
+
+    def exhibits(self: Any, folder: Path) -> list[Path]:
+        shown.append(self.counters["iteration"])
+        path = folder / "transcript.md"
+        path.write_text("words")
+        return [path]
+
+    monkeypatch.setattr("data_modules.pendulum.PendulumDataModule.exhibits", exhibits)
+    fit.pendulum(4, [Exhibits()], every=2)
+    assert shown == [4]  # at the end alone
+    monkeypatch.setattr("data_modules.pendulum.PendulumDataModule.exhibits_text", True, raising=False)
+    fit.pendulum(4, [Exhibits()], every=2)
+    assert shown == [4, 2, 4, 4]
+    assert fit.logger.artifacts.count(fit.folder / "exhibits/transcript.md") == 4

@@ -9,9 +9,13 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 
-from lightning_nlf.callbacks import FitProgress, LastCheckpoint, progress, progress_display
+from data_modules.text import DemonstrationsDataModule, PositiveReviews, TextDataModule, WordTokenizer
+from lightning_nlf.callbacks import FitProgress, LastCheckpoint, progress, progress_display, throughput
 from lightning_nlf.callbacks.progress_display import Pace
+from lightning_nlf.networks import GRUPolicy
+from lightning_nlf.objectives import ImitationPolicy, ReinforcePolicy
 from lightning_nlf.tracking.logger import MLflowJournalLogger
 from lightning_nlf.tracking.shipper import Shipper
 
@@ -154,3 +158,53 @@ def test_other_ranks_say_nothing(fit: Any, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="every_seconds: got -1"):
         FitProgress(-1)
+
+
+class Counted(TextDataModule):
+    """Collecting takes two seconds of the clock, and each optimizer step one."""
+
+    def __init__(self, clock: Any, **knobs: Any) -> None:
+        super().__init__(**knobs)
+        self.clock = clock
+
+    def collect(self, *args: Any) -> Any:
+        self.clock[0] += 2
+        return super().collect(*args)
+
+
+def test_language_is_counted_in_tokens(
+    fit: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n tokens are collected in 2 s an iteration, and learned from three times, in 3 s: n/2 and n a second.
+
+    A validation, which takes 100 s here, is neither.
+    """
+    clock = [0.0]
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: clock[0])
+
+    class Seconds(L.Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            clock[0] += 1
+
+        def on_validation_start(self, *args: Any) -> None:
+            clock[0] += 100
+
+    torch.manual_seed(0)
+    module = ReinforcePolicy(policy=GRUPolicy(vocabulary=288, width=4))
+    knobs = {"prompts": 4, "replies": 2, "passes": 3, "max_new": 4, "evaluation_prompts": 2}
+    data = Counted(clock, task=PositiveReviews(), tokenizer=WordTokenizer(), **knobs)
+    fit.trainer(3, [FitProgress(every_seconds=0), Seconds()]).fit(module, data)
+    line = capsys.readouterr().out.splitlines()[2]
+    found = re.search(r" · ([\d,]+) tokens · ([\d,]+)/s collected · ([\d,]+)/s learned · ", line)
+    assert found, line
+    tokens, collected, learned = (int(x.replace(",", "")) for x in found.groups())
+    assert tokens == data.counters["env_steps"] > 0
+    assert (collected, learned) == (round(tokens / 6), round(tokens * 3 / 9))
+
+
+def test_demonstrations_are_counted_in_tokens(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    module = ImitationPolicy(policy=GRUPolicy(vocabulary=288, width=4), divergence="nll")
+    data = DemonstrationsDataModule(WordTokenizer(), PositiveReviews(), rows=8)
+    fit.trainer(1, [FitProgress(every_seconds=0)], limit_val_batches=0).fit(module, data)
+    line = capsys.readouterr().out.splitlines()[0]
+    assert re.search(rf"loss [\d.]+ · {data.counters['tokens']} tokens · [\d,]+/s learned · ", line), line
