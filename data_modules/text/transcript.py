@@ -20,7 +20,7 @@ th, td {border-bottom: 1px solid #ddd; padding: .5em .8em; vertical-align: top; 
 th {position: sticky; top: 0; background: #f4f4f4; white-space: nowrap}
 tr:nth-child(even) td {background: #fafafa}
 .number {text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap}
-.parts {color: #555; white-space: pre}
+td.parts {color: #555; white-space: pre}
 """
 NUMBERS = ("score", "true reward")
 
