@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +19,10 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
 
     Args: queries (R, heads, S, e); keys, values (R, kv_heads, T, e); bias (R, 1, S, T): 0 or −∞.
     """
+    if queries.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # In bfloat16 a CPU takes several times as long, on the way back eight times.
+        with torch.autocast("cpu", enabled=False):
+            return attention(queries.float(), keys.float(), values.float(), bias)
     rows, heads, steps, width = queries.shape
     shared = heads // keys.shape[1]
     if bias is None:

@@ -116,7 +116,7 @@ class Block(nn.Module):
         x = torch.cat([queries, keys], 1)
         halves = x.chunk(2, -1)
         x = x * cos + torch.cat([-halves[1], halves[0]], -1) * sin
-        return torch.cat([x, values.to(x.dtype)], 1)
+        return torch.cat([x.to(values.dtype), values], 1)
 
     def mlp(self, x: Tensor) -> Tensor:
         if self.gated:

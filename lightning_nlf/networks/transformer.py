@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -111,8 +110,7 @@ class Transformer(Network):
         packed = packed.to(obs.device)
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            with precise_on_cpu(qkv):
-                return packed.attend(qkv.float() if qkv.device.type == "cpu" else qkv, shape.heads)
+            return packed.attend(qkv, shape.heads)
 
         hidden = decoder(packed.ids, packed.positions, attend, packed.wanted)
         return hidden.unflatten(0, obs.shape) if where is None else hidden
@@ -126,12 +124,6 @@ class Transformer(Network):
                 f"shape.context: a row of {read} is longer than the context of {context}: "
                 "shorten prompts or replies (max_new), or give the policy a larger context"
             )
-
-
-def precise_on_cpu(x: Tensor) -> AbstractContextManager:
-    """On a CPU attention is in float32: in bfloat16 its way back takes eight times as long."""
-    half = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    return torch.autocast("cpu", enabled=False) if half else nullcontext()
 
 
 def refuse_strangers(ids: Tensor, vocabulary: int) -> None:
@@ -194,16 +186,16 @@ class TransformerPolicy(Transformer, Policy):
         wanted = None if width == 1 else last + (lengths - 1).clamp(min=0)
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
-            with precise_on_cpu(qkv):
-                return cache.attend(layer, qkv.float() if qkv.device.type == "cpu" else qkv, shape.heads, seen)
+            return cache.attend(layer, qkv, shape.heads, seen)
 
         positions = positions.clamp(max=shape.context - 1)  # of padding
         return self.scores(self.decoder(ids.flatten(), positions.flatten(), attend, wanted)), cache
 
     def _empty_cache(self, rows: int) -> Cache:
         shape, weight = self.decoder.shape, self.decoder.embed.weight
-        half = weight.is_cuda and torch.is_autocast_enabled("cuda")
-        like = weight.new_empty(0, dtype=torch.get_autocast_dtype("cuda") if half else None)
+        device = weight.device.type
+        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        like = weight.new_empty(0, dtype=half)
         return Cache.empty(shape.layers, rows, shape.kv_heads, shape.head_width, like)
 
     def rows_of(self, state: Any, index: Tensor) -> Cache:
