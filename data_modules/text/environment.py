@@ -1,4 +1,4 @@
-"""What a text task is: cases to start from, a dialogue about each, and what its teacher would have said. Strings only."""
+"""What a text task is: cases, a dialogue about each, and what its teacher would have said. Strings only."""
 
 from __future__ import annotations
 
