@@ -51,6 +51,7 @@ def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: P
         cell = ", ".join(f"{key.rsplit('.', 1)[-1]} {value:g}" for key, value in frozen.get(name, {}).items())
         gain = "" if name == "start" else shown(own["gain"], 3)
         title = title_of(name, methods[name], frozen.get(name, {}))
+        title += "" if own["seeds"] == figures["start"]["seeds"] else f", {own['seeds']} seeds"
         columns = [title, shown(own["true_reward"], 3), gain, shown(own["kl"], 1)]
         lines.append(f"| {' | '.join([*columns, shown(own['length'], 1), cell])} |")
     spread = interval([row["reward_std"] for row in rows if row["method"] == "start"])

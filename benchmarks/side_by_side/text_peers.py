@@ -166,13 +166,12 @@ def grpo(repeat: int, folder: str, shape: str, mode: str, groups: int = 8, copie
 def generation(repeat: int, folder: str, shape: str, mode: str, rows: int) -> Figures:
     """New tokens a second of `generate`, every reply 64 tokens long.
 
-    Args: mode: "fp32", "bf16" or "static", with the preallocated cache in fp32.
+    Args: mode: "fp32" or "bf16".
     """
     path = write_model(shape, Path(folder))
     dtype = torch.bfloat16 if mode == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
     ids = torch.tensor(prompts(shape, rows))
-    how = {"cache_implementation": "static"} if mode == "static" else {}
     for timed in (False, True):
         torch.manual_seed(repeat)
         started = time.perf_counter()
@@ -183,7 +182,6 @@ def generation(repeat: int, folder: str, shape: str, mode: str, rows: int) -> Fi
             top_k=0,
             max_new_tokens=REPLY,
             min_new_tokens=REPLY,
-            **how,
         )
         spent = time.perf_counter() - started
         if not timed:
