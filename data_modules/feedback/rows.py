@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
@@ -77,12 +78,12 @@ class Layout:
             return None
         ends = [step.end for step in steps or ()]
         finished = _finished(judgement, i)
-        sampled = None if ends else self._sampled(judgement, i)
+        sampled = self._sampled(judgement, i)
         if sampled is None:
             reply, places = self._encoded(judgement.responses[i], ends)
             reply = reply + [self.tokenizer.eos] * finished
         else:
-            reply, places = sampled, []
+            reply, places = sampled, self._places(sampled, ends)
         return Row(
             prompt=self._prompt(judgement, score),
             reply=reply,
@@ -136,6 +137,16 @@ class Layout:
         if not isinstance(own, list) or not own or not all(type(x) is int and x >= 0 for x in own):
             raise ValueError("meta: tokens must be a list of ids for each response")
         return own
+
+    def _places(self, ids: list[int], ends: Sequence[int]) -> list[int]:
+        """The place of the token with which each step ends: the first by which so many characters are said."""
+        places = [
+            bisect_left(range(len(ids)), end, key=lambda place: len(self.tokenizer.decode(ids[: place + 1])))
+            for end in ends
+        ]
+        if len(set(places)) < len(places) or len(ids) in places:
+            raise ValueError("steps: they do not fit the tokens in meta; take these out where a response was changed")
+        return places
 
     def _encoded(self, response: str, ends: Sequence[int]) -> tuple[list[int], list[int]]:
         """The ids, and the place of the last one of each step.

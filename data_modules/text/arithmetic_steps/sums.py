@@ -57,9 +57,7 @@ def stays_small(expression: Expression, largest: int = LARGEST) -> bool:
     return all(0 <= number <= largest for number in [*results_of(expression), *map(int, expression[::2])])
 
 
-def working(
-    expression: Expression, wrong: float = 0.0, rng: Random | None = None, largest: int = LARGEST
-) -> list[str]:
+def working(expression: Expression, wrong: float = 0.0, rng: Random | None = None, largest: int = LARGEST) -> list[str]:
     """The steps, each a sentence; a share of them `wrong`, drawn from `rng`."""
     steps = []
     while len(expression) > 1:

@@ -199,3 +199,17 @@ def test_what_was_sampled_is_not_tokenised_again(tokenizer):
     assert batch_of(Layout(tokenizer, ALL), other).actions.tolist() == [[4, 5, 1]]
     with pytest.raises(ValueError, match="meta: tokens must be a list of ids for each response"):
         Layout(tokenizer, ALL).rows(replace(judgement, meta=meta | {"tokens": [[4], [5]]}))
+
+
+def test_steps_end_at_the_tokens_that_were_sampled(tokenizer):
+    """b and c are a token each, and what follows is no text of the vocabulary: the text alone could not be encoded."""
+    meta = {"tokens": [[4, 5, 2, 1]], "tokenizer": tokenizer.digest}
+    text = tokenizer.decode([4, 5, 2])
+    judgement = Judgement("q", (text,), steps=((Step(1, 1.0), Step(3, 0.5)),), meta=meta)
+    batch = batch_of(Layout(tokenizer, ("steps",)), judgement)
+    assert batch.actions.tolist() == [[4, 5, 2, 1]]
+    assert batch.extra["step_ends"].tolist() == [[True, True, False, False]]
+    assert batch.rewards.tolist() == [[1, 0.5, 0, 0]]
+    changed = replace(judgement, responses=(text + " b c d e",), steps=((Step(len(text) + 4, 1.0),),))
+    with pytest.raises(ValueError, match="steps: they do not fit the tokens in meta"):
+        Layout(tokenizer, ("steps",)).rows(changed)

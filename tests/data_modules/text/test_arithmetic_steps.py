@@ -1,10 +1,16 @@
 """Sums worked out step by step: each step is judged by what it leaves of the sum."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from data_modules.text.arithmetic_steps import ArithmeticSteps
+from data_modules.text.conversation import Prompt
 from data_modules.text.environment import Case
+from data_modules.text.rows import as_rows
 from data_modules.text.tokenizer import WordTokenizer
+from data_modules.text.transcript import replies_by_prompt
 
 CASE = Case("sum", "3 + 4 * 2 - 5 =", {"expression": ("3", "+", "4", "*", "2", "-", "5"), "value": 6})
 RIGHT = "4 * 2 = 8 . 3 + 8 = 11 . 11 - 5 = 6 ."
@@ -120,3 +126,33 @@ def test_a_knob_out_of_range_is_refused_by_name(knob, value):
 def test_more_numbers_make_longer_sums():
     longest = lambda numbers: max(len(case.prompt) for case in ArithmeticSteps(numbers=numbers).cases("train"))  # noqa: E731
     assert longest(3) < longest(4) < longest(6)
+
+
+def test_no_number_is_above_the_largest():
+    """In the sums, in their right working, and in that with mistakes."""
+    small = ArithmeticSteps(sums=200, largest=12, wrong=0.5)
+    for split in ("train", "val", "test"):
+        texts = [small.expected(case) for case in small.cases(split)] + [r for _, r in small.demonstrations(split)]
+        numbers = [int(word) for text in texts for word in text.split() if word.isdigit()]
+        assert max(numbers) <= 12
+    assert max(case.facts["value"] for case in ArithmeticSteps(sums=200).cases("train")) > 12
+
+
+def test_more_sums_than_there_are_of_small_numbers_are_refused():
+    """Of three numbers from 1 to 9 that stay up to 10 there are fewer than 3,000."""
+    with pytest.raises(ValueError, match="sums: no 3000 different ones.*raise largest"):
+        ArithmeticSteps(sums=3000, numbers=3, largest=10).cases("train")
+
+
+def test_a_prediction_has_the_labels_of_the_steps():
+    """The first reply is right, the second wrong in its last step, the third has none; the fourth prompt's neither."""
+    tokenizer = WordTokenizer().fit(ArithmeticSteps(sums=10).corpus())
+    replies = [RIGHT, "4 * 2 = 8 . 3 + 8 = 12 .", "7", "7"]
+    prompts = [Prompt(replace(CASE, id=name), tokenizer.encode(CASE.prompt)) for name in ("one", "two")]
+    ids = [[*tokenizer.encode(reply), tokenizer.eos] for reply in replies]
+    batch = as_rows([prompts[0].ids] * 4, ids)
+    batch = replace(batch, group=torch.tensor([0, 0, 0, 1]), rewards=torch.zeros(batch.mask.shape))
+    first, second = replies_by_prompt(batch, prompts, tokenizer, ArithmeticSteps(sums=10))
+    wrong = [{"end": 11, "label": 1}, {"end": 24, "label": 0}]
+    right = [{"end": end, "label": 1} for end in (11, 24, 37)]
+    assert first["steps"] == [right, wrong, None] and "steps" not in second

@@ -45,7 +45,7 @@ def made(tmp_path_factory):
             (source,) = CONF.rglob(f"{run.rpartition('-seed')[0]}.yaml")
             folder = tmp_path_factory.mktemp("made") / run
             bring_needed(source, file)
-            (sampled if path.endswith("rankings.jsonl") else briefly_trained)(source, folder)
+            (sampled if path.endswith(".jsonl") else briefly_trained)(source, folder)
             kept[path] = folder / Path(*Path(path).parts[2:])
         return kept[path]
 
@@ -71,7 +71,7 @@ def briefly_trained(source: Path, folder: Path) -> None:
 
 def sampled(source: Path, folder: Path) -> None:
     """Ranked replies to a few prompts."""
-    few = ["--data.evaluation_prompts", "200", "--data.max_new", "8"]
+    few = ["--data.evaluation_prompts", "400", "--data.max_new", "16"]
     main(["predict", "--config", str(source), *few, *QUIET, "--run_dir", str(folder)])
     replies, ranked = (str(folder / name) for name in ("predictions/replies.jsonl", "rankings.jsonl"))
     assert feedback(["rank", replies, "--by", "score", "--out", ranked]) == 0

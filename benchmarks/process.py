@@ -1,0 +1,120 @@
+"""Process reward models against outcome reward models: as judges, to pick among samples, and as rewards of PPO.
+
+    pip install -e '.[text]'
+    python benchmarks/process.py                       # everything: tuning, then five fresh seeds
+    python benchmarks/process.py --only ppo_outcome    # this row again
+
+For every seed a model is fine-tuned on sums that are worked out step by step (`conf/process/sums_sft.yaml`) and samples
+four replies to each of 1,600 training sums. From the same replies, with the same network, loss and optimizer steps, a
+process reward model learns the label of every step and an outcome reward model whether the answer is right. Both judge
+16 replies to each of 300 held-out sums; PPO is then paid by either, through the yamls of `conf/process`, for as many
+replies and optimizer steps. The KL weight of each PPO is chosen on seed 0 by true reward; the figures are of seeds
+1000–1004. Every seed has its own sums. Gains are paired by seed, with 95 % bootstrap intervals.
+
+Finished runs are kept in `outputs/benchmarks/process` and not repeated. Writes `results/process.{json,md,png}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tqdm import tqdm
+
+from benchmarks.rlhf import kept
+from benchmarks.study.tuning import cells
+
+HERE = Path(__file__).parent
+RUNS = Path("outputs/benchmarks/process")
+FROZEN = HERE / "results" / "process_cells.json"
+TUNING, FRESH = range(1), range(1000, 1005)
+LEASH = {"model.beta": [0.03, 0.1, 0.3]}
+METHODS: dict[str, dict[str, Any]] = {
+    "judges": {},
+    "start": {},
+    "ppo_steps": {"yaml": "ppo_steps", "grid": LEASH},
+    "ppo_product": {"yaml": "ppo_steps", "grid": LEASH, "changes": {"data.reward.init_args.aggregate": "product"}},
+    "ppo_outcome": {"yaml": "ppo_outcome", "grid": LEASH},
+}
+
+Jobs = list[tuple[str, dict[str, Any]]]
+
+
+def seed_of(seed: int, jobs: Jobs) -> None:
+    """All that is to be run on one seed, after one start, in a process of its own."""
+    from benchmarks.side_by_side import process_runs  # torch, in the process that needs it
+
+    folder = RUNS.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    process_runs.start(seed)
+    for name, cell in jobs:
+        row = {"method": name, "seed": seed, "cell": cell} | process_runs.run(name, METHODS[name], cell, seed)
+        with (folder / "rows.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def run_all(wanted: dict[int, Jobs], jobs: int, what: str) -> None:
+    """The rows of every seed, those that are kept not again."""
+    done = {(row["method"], row["seed"], json.dumps(row["cell"])) for row in kept(RUNS / "rows.jsonl")}
+    todo = {
+        seed: [(name, cell) for name, cell in own if (name, seed, json.dumps(cell)) not in done]
+        for seed, own in wanted.items()
+    }
+    todo = {seed: own for seed, own in todo.items() if own}
+    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+        futures = [pool.submit(seed_of, seed, own) for seed, own in todo.items()]
+        for future in tqdm(as_completed(futures), desc=f"{what}, seeds", total=len(futures)):
+            future.result()
+
+
+def grid(name: str) -> list[dict[str, Any]]:
+    return cells(METHODS[name].get("grid", {}))
+
+
+def best_cells(names: list[str]) -> dict[str, dict[str, Any]]:
+    """Of each method the cell with the highest mean true reward on the tuning seeds."""
+    rows = [row for row in kept(RUNS / "rows.jsonl") if row["seed"] in TUNING]
+
+    def reward(name: str, cell: dict[str, Any]) -> float:
+        return sum(row["true_reward"] for row in rows if row["method"] == name and row["cell"] == cell)
+
+    return {name: max(grid(name), key=lambda cell, name=name: reward(name, cell)) for name in names}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=METHODS, metavar="ROW", help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--tune", action="store_true", help="choose the KL weights again")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    options = parser.parse_args()
+    names = options.only or list(METHODS)
+    frozen = json.loads(FROZEN.read_text()) if FROZEN.is_file() else {}
+    to_tune = [name for name in names if "grid" in METHODS[name] and (options.tune or name not in frozen)]
+    run_all({seed: [(n, cell) for n in to_tune for cell in grid(n)] for seed in TUNING}, options.jobs, "tuning")
+    frozen |= best_cells(to_tune)
+    FROZEN.write_text(json.dumps(frozen, indent=1) + "\n")
+    run_all({seed: [(name, frozen.get(name, {})) for name in names] for seed in FRESH}, options.jobs, "fresh")
+
+    from benchmarks.side_by_side import process_report
+
+    found = [
+        row
+        for row in kept(RUNS / "rows.jsonl")
+        if row["seed"] in FRESH and row["method"] in names and row["cell"] == frozen.get(row["method"], {})
+    ]
+    whole = set(names) == set(METHODS)
+    print(process_report.written(found, frozen, HERE / "results" if whole else None))
+
+
+if __name__ == "__main__":
+    main()

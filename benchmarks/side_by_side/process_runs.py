@@ -1,0 +1,129 @@
+"""One run of `process.py`: the shared start of a seed, its reward models as judges, and PPO against them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from benchmarks.side_by_side.rlhf_runs import Course, command, log_prob
+from data_modules.text import ArithmeticSteps, TextDataModule, WordTokenizer
+from lightning_nlf.batch import Batch
+from lightning_nlf.functional import row_sums
+from lightning_nlf.modules import PolicyModule
+from lightning_nlf.scorers import AGGREGATES, CheckpointReward
+
+PROMPTS, REPLIES = 300, 16  # held-out sums, and samples of each to choose among
+MAX_NEW, CONTEXT, STEP_END = 28, 40, "."
+
+
+def start(seed: int) -> None:
+    """The fine-tuned model of a seed, its labelled replies and both reward models; what is there stays."""
+    for stage, name in (
+        ("fit", "sums_sft"), ("predict", "sums_sample"), ("fit", "step_reward"), ("fit", "outcome_reward")
+    ):  # fmt: skip
+        if not (finished := Path(f"outputs/{name}-seed{seed}/finished")).is_file():
+            command(stage, name, seed, f"{name}-seed{seed}", {}, "process")
+            finished.touch()
+
+
+def best(name: str, seed: int) -> Path:
+    return Path(f"outputs/{name}-seed{seed}/checkpoints/best.ckpt")
+
+
+def run(name: str, method: dict[str, Any], cell: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What the judges choose, or what a policy earns that was trained by one."""
+    if name == "judges":
+        return judges(seed)
+    if "yaml" not in method:  # the start itself
+        return played(best("sums_sft", seed), seed) | {"sampled_tokens": 0}
+    changes = method.get("changes", {}) | cell | {"trainer.callbacks+": f"{Course.__module__}.Course"}
+    folder = command("fit", method["yaml"], seed, f"method-{os.getpid()}/{name}", changes, "process")
+    figures = played(folder / "checkpoints" / "last.ckpt", seed)
+    course = json.loads((folder / "course.json").read_text())
+    counters = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["TextDataModule"]["counters"]
+    shutil.rmtree(folder)
+    return figures | {"course": course, "sampled_tokens": counters["env_steps"]}
+
+
+def task_of(seed: int) -> TextDataModule:
+    data = TextDataModule(
+        ArithmeticSteps(seed=seed, sums=10_000, wrong=0.2, largest=20),
+        tokenizer=WordTokenizer(),
+        max_new=MAX_NEW,
+        context=CONTEXT,
+        evaluation_prompts=PROMPTS,
+        evaluation_replies=REPLIES,
+        seed=seed,
+    )
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, testing=True)  # type: ignore[assignment]
+    data.setup("test")
+    return data
+
+
+@torch.no_grad()
+def sampled(agent: PolicyModule, data: TextDataModule, seed: int) -> Batch:
+    torch.manual_seed(seed)
+    return data.evaluate(agent, np.random.default_rng(seed), deterministic=False)
+
+
+@torch.no_grad()
+def played(checkpoint: Path, seed: int) -> dict[str, float]:
+    """Mean true reward, KL from the start, tokens and finished share of sampled replies to the held-out prompts."""
+    agent, reference = (PolicyModule.load_from_checkpoint(path).eval() for path in (checkpoint, best("sums_sft", seed)))
+    batch = sampled(agent, task_of(seed), seed)
+    assert batch.rewards is not None
+    return {
+        "true_reward": float(row_sums(batch.rewards, batch.valid).mean()),
+        "kl": float((log_prob(agent, batch) - log_prob(reference, batch)).mean()),
+        "length": float(batch.mask.sum(1).float().mean()),
+        "finished": float(batch.extra["finished"].mean()),
+    }
+
+
+def judges(seed: int) -> dict[str, Any]:
+    """By judge: how well it tells right replies from wrong ones, and what those are worth that it likes best."""
+    data = task_of(seed)
+    batch = sampled(PolicyModule.load_from_checkpoint(best("sums_sft", seed)).eval(), data, seed)
+    assert batch.rewards is not None
+    right = row_sums(batch.rewards, batch.valid).numpy()
+    (end,) = data.tokenizer.encode(STEP_END)
+    process = CheckpointReward(str(best("step_reward", seed)), step_end_token=end)
+    ends, paid = process.ends(batch), process.score(batch)
+    said = {f"process, {name}": rule(paid, ends).numpy() for name, rule in AGGREGATES.items()}
+    outcome = CheckpointReward(str(best("outcome_reward", seed)))
+    said["outcome"] = row_sums(outcome.score(batch), batch.valid).numpy()
+    said["chance"] = np.random.default_rng(seed).random(len(right))
+    said["the rule itself"] = right
+    return {"judges": {name: judged(score, right) for name, score in said.items()}}
+
+
+def judged(score: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """score, right (PROMPTS · REPLIES,), the replies to a prompt next to each other."""
+    return {
+        "accuracy": float(((score > 0.5) == (right > 0.5)).mean()),
+        "auc": area_under_curve(score, right > 0.5),
+        "best_of_4": best_of(4, score, right),
+        "best_of_16": best_of(16, score, right),
+    }
+
+
+def area_under_curve(score: np.ndarray, right: np.ndarray) -> float:
+    """P(a right reply scores above a wrong one), ties half: Mann-Whitney's U over its pairs."""
+    count = int(right.sum())
+    rank_sum = rankdata(score)[right].sum()
+    return float((rank_sum - count * (count + 1) / 2) / (count * (len(right) - count)))
+
+
+def best_of(n: int, score: np.ndarray, right: np.ndarray) -> float:
+    """Mean of `right` over the highest scores of n neighbours each, the mean of equals."""
+    score, right = score.reshape(-1, n), right.reshape(-1, n)
+    top = score == score.max(1, keepdims=True)
+    return float(((right * top).sum(1) / top.sum(1)).mean())
