@@ -8,7 +8,7 @@ Rows of one section take turns (A B A B …), three times each, every row in a p
 and one thread. Before anything is timed, the first loss of both sides must agree to 1e-4 in fp32. "best" is TRL's
 fastest mode on a CPU: bf16, eager attention, no gradient checkpointing. Medians with least and most; ratios are of
 medians with a 95 % bootstrap interval over the repeats: the claim is its bound. Memory is the process's peak.
-Without --only it writes `results/text_speed.{json,md}`.
+Writes `results/text_speed.{json,md}`; rows measured with --only take the place of the old ones.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def written(
         if own:
             table = ["| what | median (least–most) | peak memory, MiB |", "| --- | --- | --- |"]
             for row in own:
-                x, memory = values[row.name], max(call["memory"] for call in found[row.name])
+                x, memory = values[row.name], max(call.get("memory", 0.0) for call in found[row.name])
                 table.append(f"| {row.title} | {median(x):,.0f} ({min(x):,.0f}–{max(x):,.0f}) | {memory:,.0f} |")
             parts.append(f"**{title}**\n\n" + "\n".join(table))
     if losses:
@@ -229,11 +229,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         losses = check_losses(chosen, folder)
         found = measured(chosen, options.repeats, folder)
-    text = written(chosen, found, losses, options.repeats)
+    path = RESULTS / "text_speed.json"
+    before = json.loads(path.read_text()) if path.is_file() else {"losses": {}, "rows": {}}
+    found, losses = before["rows"] | found, before["losses"] | losses
+    text = written([row for row in rows if row.name in found], found, losses, options.repeats)
     print(f"\n{text}")
-    if not options.only:
-        (RESULTS / "text_speed.json").write_text(json.dumps({"losses": losses, "rows": found}, indent=1) + "\n")
-        (RESULTS / "text_speed.md").write_text(text)
+    path.write_text(json.dumps({"losses": losses, "rows": found}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(text)
 
 
 if __name__ == "__main__":

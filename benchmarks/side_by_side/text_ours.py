@@ -66,7 +66,7 @@ def run(module: Any, data: Any, mode: str, epochs: int) -> Figures:
     return {"value": watch.milliseconds, "loss": watch.loss}
 
 
-ADAM = partial(torch.optim.AdamW, lr=1e-5, weight_decay=0.0, fused=True)  # as the peer has it
+ADAM = partial(torch.optim.AdamW, lr=1e-5, weight_decay=0.0, foreach=True)
 
 
 def rows_of(shown: list[list[int]], replies: list[list[int]], **more: Any) -> Batch:
