@@ -111,7 +111,7 @@ def training() -> list[Row]:
 def claims() -> list[Claim]:
     found = [
         Claim(
-            f"generation, {shape}, {rows} rows ÷ transformers in bf16",
+            f"generation, {shape}, {rows} rows{', prompt shared by 8' if shared else ''} ÷ transformers in bf16",
             f"generation/ours-{shape}-{rows}-bf16{shared}",
             f"generation/hf-{shape}-{rows}-bf16",
             2.5,
@@ -192,7 +192,8 @@ def written(
             table = ["| what | median (least–most) | peak memory, MiB |", "| --- | --- | --- |"]
             for row in own:
                 x, memory = values[row.name], max(call.get("memory", 0.0) for call in found[row.name])
-                table.append(f"| {row.title} | {median(x):,.0f} ({min(x):,.0f}–{max(x):,.0f}) | {memory:,.0f} |")
+                peak = f"{memory:,.0f}" if memory else "–"
+                table.append(f"| {row.title} | {median(x):,.0f} ({min(x):,.0f}–{max(x):,.0f}) | {peak} |")
             parts.append(f"**{title}**\n\n" + "\n".join(table))
     if losses:
         agreed = ", ".join(f"{kind} {peer:.5f} and {own:.5f}" for kind, (peer, own) in losses.items())
