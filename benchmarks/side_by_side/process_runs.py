@@ -30,6 +30,7 @@ def start(seed: int) -> None:
         ("fit", "sums_sft"), ("predict", "sums_sample"), ("fit", "step_reward"), ("fit", "outcome_reward")
     ):  # fmt: skip
         if not (finished := Path(f"outputs/{name}-seed{seed}/finished")).is_file():
+            shutil.rmtree(f"outputs/{name}-seed{seed}", ignore_errors=True)  # of a run that was cut off
             command(stage, name, seed, f"{name}-seed{seed}", {}, "process")
             finished.touch()
 
