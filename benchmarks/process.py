@@ -20,17 +20,13 @@ import argparse
 import json
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tqdm import tqdm
-
-from benchmarks.rlhf import kept
+from benchmarks.rlhf import Jobs, kept, run_all
 from benchmarks.study.tuning import cells
 
 HERE = Path(__file__).parent
@@ -46,8 +42,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "ppo_outcome": {"yaml": "ppo_outcome", "grid": LEASH},
 }
 
-Jobs = list[tuple[str, dict[str, Any]]]
-
 
 def seed_of(seed: int, jobs: Jobs) -> None:
     """All that is to be run on one seed, after one start, in a process of its own."""
@@ -61,20 +55,6 @@ def seed_of(seed: int, jobs: Jobs) -> None:
         row = {"method": name, "seed": seed, "cell": cell} | process_runs.run(name, METHODS[name], cell, seed)
         with (folder / "rows.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def run_all(wanted: dict[int, Jobs], jobs: int, what: str) -> None:
-    """The rows of every seed, those that are kept not again."""
-    done = {(row["method"], row["seed"], json.dumps(row["cell"])) for row in kept(RUNS / "rows.jsonl")}
-    todo = {
-        seed: [(name, cell) for name, cell in own if (name, seed, json.dumps(cell)) not in done]
-        for seed, own in wanted.items()
-    }
-    todo = {seed: own for seed, own in todo.items() if own}
-    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
-        futures = [pool.submit(seed_of, seed, own) for seed, own in todo.items()]
-        for future in tqdm(as_completed(futures), desc=f"{what}, seeds", total=len(futures)):
-            future.result()
 
 
 def grid(name: str) -> list[dict[str, Any]]:
@@ -100,10 +80,12 @@ def main() -> None:
     names = options.only or list(METHODS)
     frozen = json.loads(FROZEN.read_text()) if FROZEN.is_file() else {}
     to_tune = [name for name in names if "grid" in METHODS[name] and (options.tune or name not in frozen)]
-    run_all({seed: [(n, cell) for n in to_tune for cell in grid(n)] for seed in TUNING}, options.jobs, "tuning")
+    grids = {seed: [(name, cell) for name in to_tune for cell in grid(name)] for seed in TUNING}
+    run_all(seed_of, RUNS, grids, options.jobs, "tuning")
     frozen |= best_cells(to_tune)
     FROZEN.write_text(json.dumps(frozen, indent=1) + "\n")
-    run_all({seed: [(name, frozen.get(name, {})) for name in names] for seed in FRESH}, options.jobs, "fresh")
+    fresh = {seed: [(name, frozen.get(name, {})) for name in names] for seed in FRESH}
+    run_all(seed_of, RUNS, fresh, options.jobs, "fresh")
 
     from benchmarks.side_by_side import process_report
 

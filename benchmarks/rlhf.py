@@ -7,9 +7,9 @@
 For every seed a model is fine-tuned (`conf/rlhf/sft.yaml`), samples four replies to each training prompt, the task's
 rule scores and ranks them with ties, and a reward model learns from the rankings. Then each method of `rlhf.yaml`
 trains through its own yaml, by the command line, for as many optimizer steps and on as many sampled replies as the
-others. Learning rates, and one more knob where a method has one, are chosen on seed 0 by true reward; the figures
-are of seeds 1000–1009. True reward: the rule, of one sampled reply to each held-out prompt; KL: of whole replies, from
-the start, on those samples. Gains are paired by seed, with 95 % bootstrap intervals.
+others. Learning rates are chosen on seed 0 by true reward; the figures are of seeds 1000–1009. True reward: the rule,
+of one sampled reply to each held-out prompt; KL: of whole replies, from the start, on those samples. Gains are paired
+by seed, with 95 % bootstrap intervals.
 
 Finished runs are kept in `outputs/benchmarks/rlhf` and not repeated. Writes `results/rlhf.{json,md}`, `rlhf.png` and
 `rlhf_overoptimization.png`.
@@ -21,7 +21,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,13 +40,14 @@ METHODS: dict[str, Any] = yaml.safe_load((HERE / "rlhf.yaml").read_text())
 RUNS = Path("outputs/benchmarks/rlhf")
 FROZEN = HERE / "results" / "rlhf_cells.json"
 TUNING, FRESH = range(1), range(1000, 1010)
+Jobs = list[tuple[str, dict[str, Any]]]  # method and cell
 
 
 def kept(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def seed_of(seed: int, jobs: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+def seed_of(seed: int, jobs: Jobs) -> None:
     """All that is to be run on one seed, after one start: the rows of (method, cell), in a process of its own."""
     from benchmarks.side_by_side import rlhf_runs  # torch, in the process that needs it
 
@@ -54,30 +55,27 @@ def seed_of(seed: int, jobs: list[tuple[str, dict[str, Any]]]) -> list[dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     rlhf_runs.start(seed)
-    rows = []
     for name, cell in jobs:
         row = {"method": name, "seed": seed, "cell": cell}
         row |= rlhf_runs.run(name, METHODS["methods"][name], cell, seed)
         with (folder / "rows.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        rows.append(row)
-    return rows
 
 
 def grid(name: str) -> list[dict[str, Any]]:
     return cells(METHODS["methods"][name].get("grid", {}))
 
 
-def run_all(wanted: dict[int, list[tuple[str, dict[str, Any]]]], jobs: int, what: str) -> None:
-    """The rows of every seed, those that are kept not again."""
-    done = {(row["method"], row["seed"], json.dumps(row["cell"])) for row in kept(RUNS / "rows.jsonl")}
+def run_all(run_seed: Callable[[int, Jobs], None], runs: Path, wanted: dict[int, Jobs], jobs: int, what: str) -> None:
+    """The rows of every seed, each seed in a process of its own; those that `runs` keeps not again."""
+    done = {(row["method"], row["seed"], json.dumps(row["cell"])) for row in kept(runs / "rows.jsonl")}
     todo = {
         seed: [(name, cell) for name, cell in own if (name, seed, json.dumps(cell)) not in done]
         for seed, own in wanted.items()
     }
     todo = {seed: own for seed, own in todo.items() if own}
     with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
-        futures = [pool.submit(seed_of, seed, own) for seed, own in todo.items()]
+        futures = [pool.submit(run_seed, seed, own) for seed, own in todo.items()]
         for future in tqdm(as_completed(futures), desc=f"{what}, seeds", total=len(futures)):
             future.result()
 
@@ -105,17 +103,19 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="choose the cells again")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     options = parser.parse_args()
-    names = options.only or list(METHODS["methods"])
+    # gains are paired with the start
+    names = list(dict.fromkeys(["start", *options.only])) if options.only else list(METHODS["methods"])
     if unknown := set(names) - set(METHODS["methods"]):
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(METHODS['methods'])}")
     frozen = json.loads(FROZEN.read_text()) if FROZEN.is_file() else {}
     to_tune = [name for name in names if options.tune or name not in frozen]
     steps = sum(len(grid(name)) for name in to_tune) * len(TUNING) + len(names) * len(FRESH)
     print(f"{steps} runs of {METHODS['budget']['optimizer_steps']} optimizer steps at most", flush=True)
-    run_all({seed: [(n, cell) for n in to_tune for cell in grid(n)] for seed in TUNING}, options.jobs, "tuning")
+    grids = {seed: [(name, cell) for name in to_tune for cell in grid(name)] for seed in TUNING}
+    run_all(seed_of, RUNS, grids, options.jobs, "tuning")
     frozen |= best_cells(to_tune)
     FROZEN.write_text(json.dumps(frozen, indent=1) + "\n")
-    run_all({seed: [(name, frozen[name]) for name in names] for seed in FRESH}, options.jobs, "fresh")
+    run_all(seed_of, RUNS, {seed: [(name, frozen[name]) for name in names] for seed in FRESH}, options.jobs, "fresh")
 
     from benchmarks.side_by_side import rlhf_report
 
