@@ -3,6 +3,7 @@ from data_modules.text.data_module import TextDataModule as TextDataModule
 from data_modules.text.demonstrations import DemonstrationsDataModule as DemonstrationsDataModule
 from data_modules.text.model_tokenizer import FolderTokenizer as FolderTokenizer
 from data_modules.text.positive_reviews import PositiveReviews as PositiveReviews
+from data_modules.text.revision_module import RevisionDataModule as RevisionDataModule
 from data_modules.text.sourced_answers import SourcedAnswers as SourcedAnswers
 from data_modules.text.tokenizer import BPETokenizer as BPETokenizer
 from data_modules.text.tokenizer import ByteTokenizer as ByteTokenizer

@@ -71,3 +71,27 @@ class StepTeacher(Protocol):
     def steps(self, case: Case, reply: str) -> Sequence[Mapping[str, float]]:
         """`end`, the number of characters up to where a step ends, and its `label`; none where no step ends."""
         ...
+
+
+@runtime_checkable
+class Revisable(Protocol):
+    """What a task may offer beside: the prompts behind which a critique is used. Each is one turn of its own."""
+
+    praise: str  # the critique of what is right
+    placebo: str  # a critique that fits any reply, and says nothing of it
+
+    def revision_prompt(self, case: Case, reply: str, critique: str) -> str:
+        """The prompt again, a reply and what was wrong with it; a better reply is to follow."""
+        ...
+
+    def critique_prompt(self, case: Case, reply: str) -> str:
+        """The prompt again and a reply; its critique is to follow."""
+        ...
+
+    def conditioned_prompt(self, case: Case, critique: str) -> str:
+        """The prompt and a critique; a reply that would be criticised so is to follow."""
+        ...
+
+    def announced(self, good: bool) -> str:
+        """What stands behind a prompt, or behind a reply to it, before a good or a bad reply."""
+        ...

@@ -168,7 +168,14 @@ class TextTaskDataModule(RolloutDataModule):
             self.shown = [
                 cells(episode, score, said(episode.prompt.case), self.reward is None) for episode, score in pairs
             ]
-        return replace(batch, extra=batch.extra | {name: x[of] for name, x in self.beside(episodes).items()})
+        beside = self.beside(episodes) | self.asked(actor, rng, episodes, deterministic)
+        return replace(batch, extra=batch.extra | {name: x[of] for name, x in beside.items()})
+
+    def asked(
+        self, actor: Actor, rng: np.random.Generator, episodes: list[Episode], deterministic: bool
+    ) -> dict[str, Tensor]:
+        """What else is averaged, (episodes,) each, and has to be asked of the model."""
+        return {}
 
     def _judged(self, split: Split) -> list[Prompt]:
         """This rank's share of the prompts, always the same."""

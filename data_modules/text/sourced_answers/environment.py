@@ -8,6 +8,7 @@ from random import Random
 
 from data_modules.text.environment import Case, Dialogue, Split
 from data_modules.text.one_turn import OneTurn, shares, worded
+from data_modules.text.phrases import Phrases
 from data_modules.text.sourced_answers.answers import Speaker, right_answer
 from data_modules.text.sourced_answers.judge import PARAPHRASES, example_critiques, verdict
 from data_modules.text.sourced_answers.questions import questions
@@ -16,7 +17,7 @@ from data_modules.text.sourced_answers.table import FOODS, NUTRIENTS
 FACTS, SOURCE, FINISHED = 0.5, 0.4, 0.1  # what each is worth
 
 
-class SourcedAnswers:
+class SourcedAnswers(Phrases):
     """A `TextEnvironment` of one turn. Forty foods, six nutrients; is a food high or low in one, which of two foods
     has more of it, which two of a group are high in it.
 
@@ -38,6 +39,7 @@ class SourcedAnswers:
     """
 
     turns = 1
+    placebo = "please name a source , like mayo clinic or the usda ."
 
     def __init__(
         self,
@@ -100,17 +102,13 @@ class SourcedAnswers:
         defects = verdict(case, reply, finished=True).defects
         return [defect.span for defect in defects if defect.span is not None]
 
-    def revision_prompt(self, case: Case, reply: str, critique: str) -> str:
-        """The second turn: the question again, the first answer and what was wrong with it."""
-        return f"{case.prompt} answer : {reply} critique : {critique} revision :"
-
     def corpus(self) -> Iterator[str]:
         for split in self._questions:
             yield from (case.prompt for case in self.cases(split))
             yield from (self._right(case) for case in self.cases(split))
             yield from (reply for _, reply in self.demonstrations(split))
         yield from example_critiques()
-        yield "answer : critique : revision : a blog , a forum , my uncle , the usda , mayo clinic , the nih"
+        yield f"{self.words()} a blog , a forum , my uncle , the usda , mayo clinic , the nih"
 
 
 def judged(case: Case, text: str, finished: bool) -> dict[str, float]:

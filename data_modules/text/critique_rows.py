@@ -1,0 +1,138 @@
+"""The rows that a round of critiques and revisions gives: the same replies behind other prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from data_modules.text.conversation import said
+from data_modules.text.revision import Review, Revision, Teacher
+from data_modules.text.rows import EXPERT, LEARNER, Segment, as_batch
+from lightning_nlf.batch import Batch
+
+Learn = Literal["attempts", "revisions", "pairs", "critiques", "conditioned", "hindsight"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row, and what is known of it beside its tokens."""
+
+    dialogue: Sequence[Segment]
+    of: int  # place of the first attempt that it goes back to
+    kind: Learn
+    score: float = float("nan")
+    rank: int = -1
+    seen: Sequence[Segment] | None = None  # the same actions behind the prompt with the critique
+
+
+@dataclass(frozen=True)
+class CritiqueRows:
+    """What is learned from a round.
+
+    Args:
+        learn: which rows there are.
+            `attempts`: the learner's own replies, with what they earned. `revisions`: as an expert's reply to the
+            prompt alone. `pairs`: criticised replies and their revisions, ranked, both as the learner's.
+            `critiques`: as an expert's reply to prompt and attempt. `conditioned`: the attempt as an expert's reply to
+            prompt and critique. `hindsight`: a criticised reply and its revision, announced as bad and good, in either
+            order, in one row. Of what was right `critiques` and `conditioned` have the task's praise.
+        scored: rewards are known; without, a row earned nothing that anybody could learn from.
+    """
+
+    teacher: Teacher
+    learn: tuple[Learn, ...]
+    scored: bool = True
+
+    def batch(self, reviews: Sequence[Review], revisions: Sequence[Revision], replies: int) -> Batch:
+        """The rows of all, those of one prompt as a group.
+
+        Args: reviews: of the first attempts, `replies` to a prompt, next to each other; revisions: kept ones.
+        Returns: `extra` says which rows are an `attempt` and which a `revision`; `view` holds these behind the prompt
+            with their critique, and has no valid step where there is none.
+        """
+        rows = self._of_reviews(reviews) + self._of_revisions(revisions)
+        if not rows:
+            raise ValueError(f"learn: the round gave no row of {', '.join(self.learn)}")
+        rows.sort(key=lambda row: row.of)
+        batch = as_batch([row.dialogue for row in rows])
+        batch = replace(
+            batch,
+            group=torch.tensor([row.of // replies for row in rows]),
+            rank=torch.tensor([row.rank for row in rows]),
+            score=torch.tensor([row.score for row in rows]),
+            rewards=batch.rewards if self.scored else None,
+            extra={
+                "attempt": torch.tensor([row.kind == "attempts" for row in rows]),
+                "revision": torch.tensor([row.kind == "revisions" for row in rows]),
+            },
+        )
+        return replace(batch, view=_seen(rows)) if {"attempts", "revisions"} & set(self.learn) else batch
+
+    def _of_reviews(self, reviews: Sequence[Review]) -> list[Row]:
+        task, tokenizer = self.teacher.task, self.teacher.conversation.tokenizer
+        rows: list[Row] = []
+        for review in reviews:
+            case, turn = review.episode.prompt.case, review.episode.turns[0]
+            words = review.critique or task.praise
+            if "attempts" in self.learn:
+                seen = None if review.ids is None else [Segment(review.ids), Segment(turn.tokens, LEARNER)]
+                own = [Segment(review.episode.prompt.ids), said(turn)]
+                rows.append(Row(own, review.of, "attempts", review.episode.score, seen=seen))
+            if "critiques" in self.learn:
+                ids = self.teacher.encoded(task.critique_prompt(case, review.reply))
+                reply = [*tokenizer.encode(words), tokenizer.eos]
+                if ids is not None:
+                    rows.append(Row([Segment(ids), Segment(reply, EXPERT)], review.of, "critiques"))
+            if "conditioned" in self.learn:
+                ids = tokenizer.encode_prompt(task.conditioned_prompt(case, words))
+                rows.append(Row([Segment(ids), Segment(turn.tokens, EXPERT)], review.of, "conditioned"))
+        return rows
+
+    def _of_revisions(self, revisions: Sequence[Revision]) -> list[Row]:
+        rows: list[Row] = []
+        paired: set[int] = set()
+        for revision in revisions:
+            review, turn = revision.review, revision.episode.turns[0]
+            prompt = Segment(review.episode.prompt.ids)
+            score = revision.episode.score
+            if "revisions" in self.learn:
+                assert review.ids is not None
+                reply = replace(said(turn), by=EXPERT)
+                seen = [Segment(review.ids), Segment(turn.tokens, EXPERT)]
+                rows.append(Row([prompt, reply], review.of, "revisions", score, seen=seen))
+            if "pairs" in self.learn:
+                if id(review) not in paired:  # one attempt, however many revisions of it
+                    paired.add(id(review))
+                    worse = [prompt, said(review.episode.turns[0])]
+                    rows.append(Row(worse, review.of, "pairs", review.episode.score, rank=1))
+                rows.append(Row([prompt, said(turn)], review.of, "pairs", score, rank=0))
+            if "hindsight" in self.learn:
+                rows.append(self._hindsight(revision, good_first=len(rows) % 2 == 0))
+        return rows
+
+    def _hindsight(self, revision: Revision, good_first: bool) -> Row:
+        task, tokenizer = self.teacher.task, self.teacher.conversation.tokenizer
+        review = revision.review
+        turns = {True: revision.episode.turns[0], False: review.episode.turns[0]}
+        first, second = good_first, not good_first
+        dialogue = [
+            Segment(tokenizer.encode_prompt(review.episode.prompt.case.prompt + task.announced(first))),
+            Segment(turns[first].tokens, EXPERT),
+            Segment(tokenizer.encode(task.announced(second))),
+            Segment(turns[second].tokens, EXPERT),
+        ]
+        return Row(dialogue, review.of, "hindsight")
+
+
+def _seen(rows: Sequence[Row]) -> Batch:
+    """The same actions behind the prompts with critiques; no valid step in the rows that have none."""
+    dialogues = [row.dialogue if row.seen is None else row.seen for row in rows]
+    view = as_batch([[Segment(part.ids, part.by) for part in dialogue] for dialogue in dialogues])
+    there = torch.tensor([row.seen is not None for row in rows])[:, None]
+    assert view.expert_mask is not None
+    return replace(
+        view, valid=view.valid & there, mask=view.mask & there, expert_mask=view.expert_mask & there
+    )

@@ -1,0 +1,128 @@
+"""What the teacher says of replies, and how they are revised after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, cast
+
+import numpy as np
+
+from data_modules.text.conversation import Conversation, Episode, Prompt
+from data_modules.text.environment import Revisable, TextEnvironment
+from lightning_nlf.batch import Actor
+
+Words = Literal["task", "shuffled", "placebo"]
+
+
+class RevisableTask(TextEnvironment, Revisable, Protocol):
+    """Both."""
+
+
+@dataclass(frozen=True)
+class Review:
+    """A reply, and what the teacher says of it."""
+
+    episode: Episode
+    of: int  # place of the first attempt that it goes back to
+    critique: str | None = None  # None where nothing was wrong
+    ids: list[int] | None = None  # what it is revised behind; None without a critique, and where that cannot be read
+
+    @property
+    def reply(self) -> str:
+        return self.episode.turns[0].text
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What became of a criticised reply."""
+
+    review: Review
+    episode: Episode  # whose prompt is the case's own; its tokens and log-probabilities are the reviser's
+
+    @property
+    def gain(self) -> float:
+        """By the task's rule."""
+        return self.episode.score - self.review.episode.score
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """How a task's replies are criticised, and the prompts that this leads to.
+
+    Args:
+        words: the critique of the task; that of another reply, `shuffled`; or one that fits any, `placebo`. The last
+            two are controls: what is gained by them was not in the words.
+        context: tokens that a model can read.
+    """
+
+    conversation: Conversation
+    context: int | None = None
+    words: Words = "task"
+
+    @property
+    def task(self) -> RevisableTask:
+        return cast(RevisableTask, self.conversation.task)
+
+    def reviews(self, episodes: Sequence[Episode], of: Sequence[int], rng: np.random.Generator) -> list[Review]:
+        """Of each reply, in their order."""
+        seeds = rng.integers(2**32, size=len(episodes)).tolist()
+        said = [
+            self.task.critique(episode.prompt.case, episode.turns[0].text, seed)
+            for episode, seed in zip(episodes, seeds, strict=True)
+        ]
+        wrong = [place for place, critique in enumerate(said) if critique is not None]
+        if self.words == "shuffled":
+            order = rng.permutation(wrong).tolist()
+            others = dict(zip(order, order[1:] + order[:1], strict=True))
+            said = [None if critique is None else said[others[place]] for place, critique in enumerate(said)]
+        elif self.words == "placebo":
+            said = [None if critique is None else self.task.placebo for critique in said]
+        return [self._review(*each) for each in zip(episodes, of, said, strict=True)]
+
+    def _review(self, episode: Episode, of: int, critique: str | None) -> Review:
+        review = Review(episode, of, critique)
+        if critique is None:
+            return review
+        ids = self.encoded(self.task.revision_prompt(episode.prompt.case, review.reply, critique))
+        if ids is None or (self.context is not None and len(ids) + self.conversation.max_new > self.context):
+            return review
+        return replace(review, ids=ids)
+
+    def encoded(self, text: str) -> list[int] | None:
+        """The ids of a prompt that quotes a reply; None where that spells a special token, which no text may."""
+        try:
+            return self.conversation.tokenizer.encode_prompt(text)
+        except ValueError:
+            return None
+
+    def revisions(
+        self,
+        reviser: Actor,
+        reviews: Sequence[Review],
+        rng: np.random.Generator,
+        copies: int = 1,
+        deterministic: bool = False,
+    ) -> list[Revision]:
+        """`copies` of each reply that has a critique, next to each other."""
+        asked = [review for review in reviews if review.ids is not None]
+        if not asked:
+            return []
+        prompts = [Prompt(review.episode.prompt.case, cast(list[int], review.ids)) for review in asked]
+        seeds = rng.integers(2**62, size=(len(prompts) * copies, 1))
+        played = self.conversation.play(reviser, prompts, seeds, copies, deterministic)
+        of = [review for review in asked for _ in range(copies)]
+        return [
+            Revision(review, replace(episode, prompt=review.episode.prompt))
+            for review, episode in zip(of, played, strict=True)
+        ]
+
+    def outcome(
+        self, reviser: Actor, episodes: Sequence[Episode], rng: np.random.Generator, deterministic: bool
+    ) -> list[float]:
+        """What each episode earns after one revision; what needs none, or has no room for it, as it is."""
+        reviews = self.reviews(episodes, range(len(episodes)), rng)
+        earned = [episode.score for episode in episodes]
+        for revision in self.revisions(reviser, reviews, rng, deterministic=deterministic):
+            earned[revision.review.of] = revision.episode.score
+        return earned

@@ -1,0 +1,146 @@
+"""Rounds of critique and revision in every epoch: what the policy replies, what is said of it, what that is made to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_modules.text.conversation import Episode
+from data_modules.text.critique_rows import CritiqueRows, Learn
+from data_modules.text.data_module import TextDataModule
+from data_modules.text.environment import Revisable, TextEnvironment
+from data_modules.text.revision import Review, Revision, Teacher, Words
+from data_modules.text.task_module import at_least_one
+from lightning_nlf.batch import Actor, Batch
+
+
+class RevisionDataModule(TextDataModule):
+    """Plays a task of one turn with the model that is being trained, has its replies criticised and revised, and
+    makes rows of all that.
+
+    Whether the critiques help is logged at every evaluation: what a reply earns after one revision (`revised`), and
+    the same with the critique of another reply (`revised_shuffled`) and one that fits any (`revised_placebo`).
+
+    Args:
+        task: with `critique`, and `Revisable`.
+        learn: the kinds of rows, of `CritiqueRows`.
+        reviser: who revises, such as a frozen start; by default the policy itself, which easily unlearns it.
+        rounds: of critique and revision; a revision is criticised and revised again.
+        revisions: of each criticised reply.
+        keep: which revisions make rows: `best` of its reply's by score, `better` than the reply by score, or all.
+        words: whose critiques, of `Teacher`; the controls.
+        scored: replies have scores. Without, there are no rewards to learn from, and none are counted.
+        prompts, replies, max_new, context, unfinished …: of `TextDataModule`. Its expected responses are not for here.
+
+    Raises:
+        ValueError: a knob out of range, a task without revisions, or `keep` by scores that are not given.
+    """
+
+    def __init__(
+        self,
+        task: TextEnvironment,
+        learn: tuple[Learn, ...] = ("attempts", "revisions"),
+        reviser: Actor | None = None,
+        rounds: int = 1,
+        revisions: int = 1,
+        keep: Literal["all", "best", "better"] = "all",
+        words: Words = "task",
+        scored: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(task=task, **kwargs)
+        at_least_one(rounds=rounds, revisions=revisions)
+        if not isinstance(task, Revisable) or task.turns > 1:
+            raise ValueError(f"task: {type(task).__name__} says no prompts for revisions, or has more than one turn")
+        if not learn:
+            raise ValueError("learn: nothing is learned; name at least one kind of row")
+        if not scored and keep != "all":
+            raise ValueError(f"keep: {keep} goes by the score, and scored is false")
+        self.reviser, self.rounds, self.revisions, self.keep = reviser, rounds, revisions, keep
+        self.scored = scored
+        self.teacher = Teacher(self.conversation, self.context, words)
+        self.rows = CritiqueRows(self.teacher, tuple(learn), scored)
+        self.counters |= {"critiques": 0}
+
+    # ---- collection
+
+    def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
+        self.refuse_too_few("prompts", self.prompts, "groups")
+        attempts, spent, again = self._played(actor, self._draw(rng), rng)
+        reviews = self.teacher.reviews(attempts, range(len(attempts)), rng)
+        made, calls = self._revised(actor, reviews, rng)
+        batch = self.rows.batch(reviews, self._kept(made), self.replies)
+        scores = (len(attempts) + len(made)) * self.scored
+        tokens = spent + sum(revision.episode.decided for revision in made)
+        critiques = len(reviews) + calls
+        self.count(env_steps=tokens, critiques=critiques, feedback_calls=critiques + scores)
+        self._tell(attempts, torch.tensor([episode.score for episode in attempts]), again)
+        self._tell_of(reviews, made)
+        return batch
+
+    def _revised(
+        self, actor: Actor, reviews: Sequence[Review], rng: np.random.Generator
+    ) -> tuple[list[Revision], int]:
+        """The revisions of all rounds, and how many more critiques that took than the first."""
+        reviser = self.reviser or actor
+        made = self.teacher.revisions(reviser, reviews, rng, self.revisions)
+        latest, calls = made, 0
+        for _ in range(self.rounds - 1):
+            again = self.teacher.reviews(
+                [revision.episode for revision in latest], [revision.review.of for revision in latest], rng
+            )
+            calls += len(again)
+            latest = self.teacher.revisions(reviser, again, rng)
+            made = [*made, *latest]
+        return made, calls
+
+    def _kept(self, made: list[Revision]) -> list[Revision]:
+        if self.keep == "better":
+            return [revision for revision in made if revision.gain > 0]
+        if self.keep == "best":
+            best: dict[int, Revision] = {}
+            for revision in made:
+                of = revision.review.of
+                if of not in best or revision.episode.score > best[of].episode.score:
+                    best[of] = revision
+            return list(best.values())
+        return made
+
+    def _tell_of(self, reviews: Sequence[Review], made: Sequence[Revision]) -> None:
+        """Averages over all ranks, beside those of the attempts."""
+        wrong = [review for review in reviews if review.critique is not None]
+        sums = torch.tensor(
+            [
+                [sum(revision.gain for revision in made), len(made)],
+                [len(wrong), len(reviews)],
+                [sum(review.ids is None for review in wrong), len(wrong)],  # no room, or it cannot be quoted
+            ],
+            dtype=torch.float64,
+        )
+        totals = self._sum_over_ranks(sums)
+        shares = (totals[:, 0] / totals[:, 1].clamp(min=1)).tolist()
+        self.statistics |= dict(zip(("gain", "criticised", "unrevised"), shares, strict=True))
+        if shares[2] > 0:
+            self._warn_once(
+                "some criticised replies are not revised (train/unrevised is their share): they spell a special token, "
+                f"or the context of {self.context} has no room for prompt, reply, critique and revision"
+            )
+
+    # ---- evaluation
+
+    def asked(
+        self, actor: Actor, rng: np.random.Generator, episodes: list[Episode], deterministic: bool
+    ) -> dict[str, Tensor]:
+        """What the replies earn after one revision by the task's critique, by another's, and by one that fits any."""
+        reviser, kinds = self.reviser or actor, {"": "task", "_shuffled": "shuffled", "_placebo": "placebo"}
+        return {
+            f"revised{name}": torch.tensor(
+                replace(self.teacher, words=words).outcome(reviser, episodes, rng, deterministic)  # type: ignore[arg-type]
+            )
+            for name, words in kinds.items()
+        }
