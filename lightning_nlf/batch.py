@@ -134,7 +134,36 @@ def pad_steps(x: Tensor, length: int) -> Tensor:
     return x if short == 0 else torch.cat([x, x.new_zeros(x.shape[0], short, *x.shape[2:])], 1)
 
 
-class Actor(Protocol):
+class Replier(Protocol):
+    """Whoever replies: the model that is trained, or an expert in its place."""
+
+    def reply(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        state: Any = None,
+        *,
+        stop: Sequence[int],
+        max_new: int,
+        copies: int = 1,
+        seeds: Tensor | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        deterministic: bool = False,
+        resume: bool = False,
+        keep: Tensor | None = None,
+        limits: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """One turn of text: what is new since `state`, ids (B, L) right-padded with lengths (B,), each ≥ 1.
+
+        Args: as of `lightning_nlf.generation.reply`.
+        Returns tokens (B·copies, N ≤ max_new), right-padded; log_probs (B·copies, N); lengths (B·copies,), the stop
+        token included; the state for the next turn if there is one (`resume`), else None.
+        """
+        ...
+
+
+class Actor(Replier, Protocol):
     """All that a DataModule may know of a model. Runs in eval mode, without gradients, in the Trainer's precision."""
 
     def act(
@@ -154,27 +183,11 @@ class Actor(Protocol):
         """
         ...
 
-    def reply(
-        self,
-        ids: Tensor,
-        lengths: Tensor,
-        state: Any = None,
-        *,
-        stop: Sequence[int],
-        max_new: int,
-        copies: int = 1,
-        seeds: Tensor | None = None,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        deterministic: bool = False,
-        resume: bool = False,
-        keep: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """One turn of text: what is new since `state`, ids (B, L) right-padded with lengths (B,), each ≥ 1.
+    def token_values(self, batch: Batch) -> Tensor:
+        """What the critic says before each valid step of replies, for a take-over that depends on it: V (B, T), else 0.
 
-        Args: as of `lightning_nlf.generation.reply`.
-        Returns tokens (B·copies, N ≤ max_new), right-padded; log_probs (B·copies, N); lengths (B·copies,), the stop
-        token included; the state for the next turn if there is one (`resume`), else None.
+        Raises:
+            ValueError: there is no critic.
         """
         ...
 
@@ -191,6 +204,17 @@ class Expert(Protocol):
 
         A deterministic expert's log_probs are +inf, the log-density of a point mass: importance weights
         against it are refused.
+        """
+        ...
+
+
+class TextExpert(Replier, Protocol):
+    """Whoever can go on in the learner's words, or say what it would have: injected in the yaml by `class_path`."""
+
+    def label(self, obs: Tensor, where: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What it would have said at the N True steps of `where` (B, T), behind the tokens obs (B, T).
+
+        Returns actions (N,), drawn from its distribution, and that distribution's parameters, each (N, …).
         """
         ...
 

@@ -1,12 +1,16 @@
-"""A policy that was trained here as the expert of another run."""
+"""A policy that was trained before, here or elsewhere, as the expert of another run."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_nlf import generation
 from lightning_nlf.functional import params_of
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.networks import Policy
 
 
 class CheckpointExpert:
@@ -21,11 +25,7 @@ class CheckpointExpert:
     """
 
     def __init__(self, checkpoint: str, tracking_uri: str | None = None) -> None:
-        if checkpoint.startswith("models:/"):
-            from lightning_nlf.tracking.registry import fetch_registered  # MLflow, which takes seconds
-
-            checkpoint = str(fetch_registered(checkpoint, tracking_uri))
-        self.policy = PolicyModule.load_from_checkpoint(checkpoint).policy.eval()
+        self.policy = policy_of(checkpoint, tracking_uri).eval()
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -33,3 +33,51 @@ class CheckpointExpert:
         distribution, _ = self.policy.step(obs)
         actions = distribution.sample()
         return actions, distribution.log_prob(actions), params_of(distribution)
+
+
+class PolicyTextExpert:
+    """A `TextExpert`: a language policy that is not trained, whoever made its weights.
+
+    It can go on behind any prefix, label tokens, revise; an `Actor` and an expert reply in the same way.
+
+    Args:
+        policy: with its `weights`: of a checkpoint of ours, or in Hugging Face layout.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy.requires_grad_(False).eval()
+
+    @property
+    def tokenizer_digest(self) -> str | None:
+        """Of the tokenizer whose ids the policy means; None if its weights do not say."""
+        return self.policy.tokenizer_digest
+
+    @torch.no_grad()
+    def reply(self, ids: Tensor, lengths: Tensor, state: Any = None, **how: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """`Actor.reply`. On the device of `ids`."""
+        return generation.reply(self.policy.to(ids.device), ids, lengths, state, **how)
+
+    @torch.no_grad()
+    def label(self, obs: Tensor, where: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """`TextExpert.label`: obs, where (B, T) → actions (N,) and {"logits": (N, V)}. On the device of `obs`."""
+        distribution = self.policy.to(obs.device)(obs, where)
+        return distribution.sample(), params_of(distribution)
+
+
+class CheckpointTextExpert(PolicyTextExpert):
+    """The same of a checkpoint of ours, which says what policy it holds.
+
+    Args, raises: as of `CheckpointExpert`.
+    """
+
+    def __init__(self, checkpoint: str, tracking_uri: str | None = None) -> None:
+        super().__init__(policy_of(checkpoint, tracking_uri))
+
+
+def policy_of(checkpoint: str, tracking_uri: str | None = None) -> Policy:
+    """The policy of a checkpoint of ours, by its path or its name in MLflow's model registry."""
+    if checkpoint.startswith("models:/"):
+        from lightning_nlf.tracking.registry import fetch_registered  # MLflow, which takes seconds
+
+        checkpoint = str(fetch_registered(checkpoint, tracking_uri))
+    return PolicyModule.load_from_checkpoint(checkpoint).policy

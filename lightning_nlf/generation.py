@@ -28,6 +28,7 @@ def reply(
     deterministic: bool = False,
     resume: bool = False,
     keep: Tensor | None = None,
+    limits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
     """Sample until a stop token, which is kept, or for `max_new` tokens.
 
@@ -40,6 +41,7 @@ def reply(
         deterministic: the likeliest token instead of a draw.
         resume: another turn follows, from the state that is returned.
         keep: (B,) the rows of `state` that this turn is about, where other dialogues are over. By default all.
+        limits: (B·copies,) tokens of each reply at most, 0 for none at all. By default, and never above, `max_new`.
     Returns: tokens (B·copies, N ≤ max_new), right-padded with the first stop token; log_probs (B·copies, N) under the
         distribution that was sampled from (with top_k and top_p: what they leave, scaled to 1), 0 on padding;
         lengths (B·copies,); the state, which has not read the last token, or None.
@@ -59,14 +61,15 @@ def reply(
     log_probs = torch.zeros(count, max_new, device=ids.device)
     ends = torch.zeros(count, dtype=torch.long, device=ids.device)
     rows = torch.arange(count, device=ids.device)  # of the whole, that are in the working batch
-    running = torch.ones_like(rows, dtype=torch.bool)  # of those
+    limits = torch.full_like(rows, max_new) if limits is None else limits.to(ids.device)
+    running = limits > 0  # of those
     whole = state
     for step in range(max_new):
         token, log_prob = draw(logits, uniform[rows, step], top_k, top_p, deterministic)
         live = rows[running]
         tokens[live, step], log_probs[live, step] = token[running], log_prob[running]
         ends[live] = step + 1
-        running = running & (token[:, None] != stops).all(1)
+        running = running & (token[:, None] != stops).all(1) & (step + 1 < limits[rows])
         left = int(running.sum())
         if left == 0 or step + 1 == max_new:
             break

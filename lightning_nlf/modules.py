@@ -277,6 +277,16 @@ class PolicyModule(ObjectiveModule):
             return value(obs.to(self.device)[:, None])[:, 0]
 
     @torch.no_grad()
+    def token_values(self, batch: Batch) -> Tensor:
+        """`Actor.token_values`."""
+        batch = batch.to(self.device)
+        with self.acting():
+            values = self.critic(batch, batch.valid)
+        if values is None:
+            raise ValueError("takeover: it asks what tokens are worth, and the model has no value network")
+        return scattered(values.float(), batch.valid)
+
+    @torch.no_grad()
     def reply(self, ids: Tensor, lengths: Tensor, state: Any = None, **how: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
         """`Actor.reply`."""
         with self.acting():

@@ -65,3 +65,21 @@ def test_padding_of_a_prompt_is_never_read():
     short, padded = torch.tensor([[2, 3]]), torch.tensor([[2, 3, 5, 5]])
     for a, b in zip(*(network.read(ids, lengths) for ids in (short, padded)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@torch.no_grad()
+def test_a_limit_cuts_a_reply_and_changes_nothing_before():
+    """Rows of limit 0, 1, 2, 3, 4, 5, over and over: each is the beginning of the reply without a limit."""
+    network, count = policy(), 120
+    ids, lengths, seeds = torch.full((count, 1), 2), torch.ones(count, dtype=torch.long), torch.arange(count)
+    limits = torch.arange(count) % 6
+    whole, whole_log_probs, ends, _ = generation.reply(network, ids, lengths, stop=(STOP,), max_new=5, seeds=seeds)
+    tokens, log_probs, cut, _ = generation.reply(
+        network, ids, lengths, stop=(STOP,), max_new=5, seeds=seeds, limits=limits
+    )
+    assert torch.equal(cut, ends.minimum(limits)) and (ends > limits).any() and (ends < limits).any()
+    own = torch.arange(tokens.shape[1]) < cut[:, None]
+    assert torch.equal(tokens[own], whole[:, : tokens.shape[1]][own])
+    torch.testing.assert_close(log_probs, torch.where(own, whole_log_probs[:, : tokens.shape[1]], 0))
+    none = generation.reply(network, ids, lengths, stop=(STOP,), max_new=5, limits=torch.zeros(count))
+    assert none[0].shape == (count, 0) and not none[2].any()
