@@ -1,0 +1,258 @@
+"""Rounds of critique and revision: who says what behind which prompt, the rows, the views, the controls, the costs."""
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from data_modules.text import RevisionDataModule, WordTokenizer
+from data_modules.text.phrases import Phrases
+from lightning_nlf.networks import GRUPolicy
+from lightning_nlf.objectives import ReinforcePolicy
+from tests.data_modules.text.conftest import WORDS, Echo
+
+ANSWER, CRITIQUE, REVISION = "answer", "critique", "revision"
+
+
+class Revisable(Echo, Phrases):
+    """The critique names the right word; what is right has none."""
+
+    def corpus(self):
+        yield from super().corpus()
+        yield self.words() + " no , it is"
+
+    def critique(self, case, reply, seed):
+        return None if reply == case.facts["word"] else f"no , it is {case.facts['word']} ."
+
+
+class Scripted:
+    """An actor that says what it reads behind `it is` where there is a critique, and `wrong` where there is none."""
+
+    def __init__(self, tokenizer, wrong="fox", right_for=()):
+        self.tokenizer, self.wrong, self.right_for = tokenizer, wrong, right_for
+        self.read = []
+
+    def reply(self, ids, lengths, state=None, *, stop, copies=1, **how):
+        said = []
+        for row, length in zip(ids.tolist(), lengths.tolist(), strict=True):
+            words = self.tokenizer.decode(row[:length]).split()
+            self.read.append(" ".join(words))
+            if CRITIQUE in words:
+                word = words[words.index(CRITIQUE) + 6] if "no" in words else self.wrong
+            else:
+                word = words[1] if words[1] in self.right_for else self.wrong
+            said += [[*self.tokenizer.encode(word), stop[0]]] * copies
+        tokens = torch.tensor(said)
+        return tokens, torch.full(tokens.shape, -0.5), torch.full((len(said),), 2), None
+
+    def prepare(self, batch):
+        return batch
+
+
+def module(**kw):
+    settings = {"tokenizer": WordTokenizer(), "prompts": 4, "replies": 2, "max_new": 3, "context": 40}
+    data = RevisionDataModule(Revisable(), **(settings | kw))
+    data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.setup("fit")
+    return data
+
+
+def collected(data, actor=None, seed=1):
+    return data.collect(actor or Scripted(data.tokenizer), np.random.default_rng(seed))
+
+
+def texts(data, batch, which=None):
+    """Each row in words: all of it, or its decided tokens."""
+    rows = []
+    for row in range(len(batch)):
+        if which is None:
+            ids = [*batch.obs[row].tolist(), int(batch.final_obs[row])]
+            last = int(batch.valid[row].nonzero()[-1]) + 2 if batch.valid[row].any() else 0
+            ids = torch.cat([batch.obs[row, :1], batch.actions[row]])[:last].tolist()
+        else:
+            ids = batch.actions[row][which[row]].tolist()
+        rows.append(data.tokenizer.decode(ids))
+    return rows
+
+
+def test_a_revision_is_written_behind_the_critique_and_learned_behind_the_prompt_alone():
+    data = module()
+    batch = collected(data)
+    attempts, revisions = batch[batch.extra["attempt"]], batch[batch.extra["revision"]]
+    assert len(attempts) == len(revisions) == 8
+    assert set(texts(data, attempts, attempts.mask)) == {"fox"}
+    for text in texts(data, revisions):
+        said = text.removesuffix(" <eos>").split()
+        assert said[0] == "say" and said[1] == said[2] and len(said) == 3  # say dog dog: as the critique has it
+    assert not revisions.mask.any() and torch.equal(revisions.valid, revisions.expert_mask)
+    assert set(revisions.log_probs[revisions.valid].tolist()) == {-0.5}  # the reviser's own
+    rewards = torch.where(revisions.valid, revisions.rewards, 0).sum(1)
+    assert rewards.tolist() == [1.25] * 8  # 1 for the word and .25 for the end
+    assert data.statistics["gain"] == pytest.approx(1.0) and data.statistics["criticised"] == 1
+
+
+def test_the_view_holds_the_same_actions_behind_the_critique():
+    data = module()
+    batch = collected(data, Scripted(data.tokenizer, right_for=("ant",)))
+    for row in range(len(batch)):
+        seen, own = batch.view.valid[row], batch.valid[row]
+        if texts(data, batch)[row].startswith("say ant"):
+            assert batch.extra["attempt"][row] and not seen.any()  # right: there was nothing to say
+            continue
+        assert batch.view.actions[row][seen].tolist() == batch.actions[row][own].tolist()
+        text = texts(data, batch.view)[row]
+        word = texts(data, batch)[row].split()[1]
+        assert text.startswith(f"say {word} answer : fox critique : no , it is {word} . revision :")
+
+
+def test_rows_of_one_prompt_share_a_group():
+    batch = collected(module())
+    assert batch.group.bincount().tolist() == [4] * 4  # two attempts and a revision of each
+    prompts = {int(g): {int(x) for x in batch.obs[batch.group == g, 1]} for g in batch.group.unique()}
+    assert all(len(words) == 1 for words in prompts.values())
+
+
+def test_pairs_are_ranked_and_both_are_the_learners():
+    data = module(learn=["pairs"], revisions=2)
+    batch = collected(data, Scripted(data.tokenizer, right_for=("ant",)))
+    assert batch.mask.any(1).all() and sorted(batch.rank.tolist()) == [0] * 12 + [1] * 6  # ant was right
+    assert {text for text, rank in zip(texts(data, batch, batch.mask), batch.rank, strict=True) if rank == 1} == {"fox"}
+
+
+def test_critiques_conditions_and_hindsight_are_imitated():
+    data = module(learn=["critiques", "conditioned", "hindsight"], replies=1)
+    batch = collected(data, Scripted(data.tokenizer, right_for=("ant",)))
+    assert not batch.mask.any() and torch.equal(batch.expert_mask, batch.valid)
+    rows = {text.removesuffix(" <eos>") for text in texts(data, batch)}
+    for word in WORDS[1:4]:
+        assert f"say {word} answer : fox critique : no , it is {word} ." in rows
+        assert f"say {word} critique : no , it is {word} . answer : fox" in rows
+        hindsight = [f"say {word} bad answer : fox <eos> good answer : {word}"]
+        hindsight += [f"say {word} good answer : {word} <eos> bad answer : fox"]
+        assert len(rows & set(hindsight)) == 1
+    assert "say ant answer : ant critique : nothing is wrong ." in rows
+    assert "say ant critique : nothing is wrong . answer : ant" in rows
+
+
+def test_keep_chooses_revisions_by_their_score():
+    """The reviser is wrong about all critiques but those of `ant`: there alone is something better."""
+
+    class Stubborn(Scripted):
+        def reply(self, ids, lengths, *rest, **how):
+            tokens, log_probs, lengths, state = super().reply(ids, lengths, *rest, **how)
+            ant, fox = self.tokenizer.encode("ant fox")
+            tokens[:, 0] = torch.where(tokens[:, 0] == ant, ant, fox)
+            return tokens, log_probs, lengths, state
+
+    counts = {}
+    for keep in ("all", "best", "better"):
+        data = module(learn=["revisions"], keep=keep, revisions=3)
+        counts[keep] = len(collected(data, Stubborn(data.tokenizer)))
+    assert counts == {"all": 24, "best": 8, "better": 6}
+
+
+def test_the_controls_say_what_does_not_help():
+    """Shuffled, every critique is another prompt's, so no revision is right; a placebo names no word at all."""
+    for words, gain in (("task", 1.0), ("shuffled", 0.0), ("placebo", 0.0)):
+        data = module(words=words, replies=1)
+        actor = Scripted(data.tokenizer)
+        collected(data, actor)
+        assert data.statistics["gain"] == pytest.approx(gain), words
+    assert all("please try again ." in text for text in actor.read[4:])
+
+
+def test_rounds_revise_the_revision():
+    """The first revision is wrong as well; it is quoted, and criticised again."""
+
+    class Slow(Scripted):
+        def reply(self, ids, lengths, *rest, **how):
+            tokens, *others = super().reply(ids, lengths, *rest, **how)
+            first = [CRITIQUE not in text or "answer : fox" in text for text in self.read[-len(lengths) :]]
+            bee, fox = self.tokenizer.encode("bee fox")
+            opening = [CRITIQUE not in text for text in self.read[-len(lengths) :]]
+            for row, (early, start) in enumerate(zip(first, opening, strict=True)):
+                tokens[row, 0] = fox if start else bee if early else tokens[row, 0]
+            return tokens, *others
+
+    data = module(rounds=2, learn=["revisions"], replies=1)
+    actor = Slow(data.tokenizer)
+    batch = collected(data, actor)
+    assert any("answer : bee critique : no , it is dog ." in text for text in actor.read)
+    assert len(batch) == 7  # four first revisions; that of `bee` was right, and is not revised again
+    assert data.counters["critiques"] == 4 + 4
+    assert data.counters["feedback_calls"] == 8 + 4 + 7
+
+
+def test_costs_are_counted():
+    data = module()
+    batch = collected(data)
+    assert data.counters["env_steps"] == int(batch.valid.sum()) == 32
+    assert data.counters["critiques"] == 8 and data.counters["feedback_calls"] == 8 + 8 + 8
+    data = module(scored=False)
+    batch = collected(data)
+    assert batch.rewards is None and data.counters["feedback_calls"] == 8
+
+
+def test_what_has_no_room_is_left_unrevised_and_said_so():
+    data = module(context=14)  # prompt, reply, critique and revision: 2 + 2 + 1 + 2 + 6 + 2 + 3 of max_new
+    with pytest.warns(UserWarning, match="not revised"):
+        batch = collected(data)
+    assert not batch.extra["revision"].any() and data.statistics["unrevised"] == 1
+
+
+def test_a_frozen_reviser_revises_in_the_place_of_the_policy():
+    own = WordTokenizer().fit(Revisable().corpus())
+    reviser = Scripted(own, wrong="elk")
+    data = module(reviser=reviser)
+    actor = Scripted(data.tokenizer)
+    collected(data, actor)
+    assert len(reviser.read) == 8 and all(text.endswith("revision :") for text in reviser.read)
+    assert len(actor.read) == 4 and not any(CRITIQUE in text for text in actor.read)
+
+
+def test_an_evaluation_says_what_the_critique_was_worth():
+    data = module(evaluation_replies=2)
+    for deterministic, episodes in ((True, 2), (False, 4)):
+        batch = data.evaluate(Scripted(data.tokenizer, wrong="ant"), np.random.default_rng(0), deterministic)
+        assert len(batch) == episodes
+        means = {name: float(batch.extra[name].mean()) for name in ("revised", "revised_shuffled", "revised_placebo")}
+        assert means["revised"] == pytest.approx(1.25)
+        assert means["revised_placebo"] == pytest.approx(0.25)
+        assert means["revised_shuffled"] < 1
+
+
+def test_the_learner_of_a_round_is_the_policy_that_acted():
+    """Stored log-probabilities of attempts are those of the training forward, of their views another matter."""
+    torch.manual_seed(0)
+    data = module()
+    policy = GRUPolicy(vocabulary=data.vocabulary, width=16)
+    with torch.no_grad():
+        policy.head.bias[:3] = torch.tensor([-20.0, 2.0, -20.0])  # no special token but the stop
+    actor = ReinforcePolicy(policy=policy)
+    batch = collected(data, actor)
+    now = actor.evaluate(batch)
+    torch.testing.assert_close(now.log_probs[batch.mask], batch.log_probs[batch.mask], rtol=0, atol=1e-4)
+    revised = batch.extra["revision"][:, None] & batch.valid
+    behind = actor.evaluate(batch.view).log_probs
+    there = batch.extra["revision"]
+    order = batch.view.valid[there]
+    torch.testing.assert_close(behind[there][order], batch.log_probs[revised], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "named"),
+    [
+        ({"rounds": 0}, "rounds"),
+        ({"revisions": 0}, "revisions"),
+        ({"learn": []}, "learn"),
+        ({"scored": False, "keep": "best"}, "keep"),
+    ],
+)
+def test_knobs_out_of_range_are_refused(knobs, named):
+    with pytest.raises(ValueError, match=named):
+        module(**knobs)
+
+
+def test_a_task_without_revisions_is_refused(echo):
+    with pytest.raises(ValueError, match="task"):
+        RevisionDataModule(echo, tokenizer=WordTokenizer())
