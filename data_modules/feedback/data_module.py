@@ -1,4 +1,4 @@
-"""Trains on what was said of replies that are there: scores, rankings, expected responses, labels of steps."""
+"""Trains on what was said of replies that are there: scores, critiques, rankings, expected responses, steps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
+from data_modules.feedback.accounts import calls, flat, told
 from data_modules.feedback.files import enumerated, read
 from data_modules.feedback.parsing import Scale
-from data_modules.feedback.rows import Layout, Row, Use
+from data_modules.feedback.rows import CRITIQUE_PROMPT, Layout, Row, Use
 from data_modules.feedback.schema import Judgement
 from data_modules.feedback.selection import Keep
 from data_modules.feedback.split import refuse_overlap, split
+from data_modules.feedback.templates import refuse_template
 from data_modules.minibatches import MinibatchDataModule, grouped, loader
 from data_modules.text.environment import TextEnvironment
 from data_modules.text.tokenizer import Tokenizer
@@ -35,7 +37,8 @@ class FeedbackDataModule(MinibatchDataModule):
 
     A reply with a score or a rank is a row with `mask` True on its tokens, one with nothing but labelled steps is True
     at their ends, and an expected response has `expert_mask` True. What is not known of a row is masked, field by
-    field, so lines of any completeness train together: `rank` −1; `score` NaN and False in `extra["scored"]`.
+    field, so lines of any completeness train together: `rank` −1; `score` NaN and False in `extra["scored"]`;
+    `extra["preference"]` NaN. A critique is a row that is imitated too, True in `extra["critique"]`.
     A score is the reward at the last token; labels of steps are rewards at their ends instead, `extra["step_ends"]`.
     `meta.finished` of a line says false of a reply that was cut off, which gets no stop token: `extra["finished"]`.
     Held-out rows are the same, without rewards for scores: nothing was earned in an evaluation.
@@ -44,8 +47,9 @@ class FeedbackDataModule(MinibatchDataModule):
         path: of one file or of several.
         tokenizer: that of the model: of a folder, or made from the task's corpus, or without a task from the files.
         use: what is learned from. Objectives that know no mask for what is missing want only what they need:
-            `[score]` for those of rewards, `[steps]` for process rewards. `responses` adds the replies of which nothing
-            else is known, to be compared with the expected one.
+            `[score]` for those of rewards, `[steps]` for process rewards. `critique` predicts what is said of a reply
+            behind `critique_prompt`. `responses` adds the replies of which nothing else is known, to be compared with
+            the expected one.
         keep: which scored replies are imitated, as the expected ones are: rejection sampling. With
             `use: [expected]` nothing else is learned from.
         control_codes: texts, the code of the worst replies first: each scored reply is imitated (`keep` may choose)
@@ -56,6 +60,8 @@ class FeedbackDataModule(MinibatchDataModule):
         scale: lowest and highest score there is in the files.
         on_bad: `skip` goes on without lines that are wrong, and warns which.
         context: tokens that the model can read; a longer row is refused, never cut.
+        critique_prompt: what stands before a critique, with the places `{prompt}` and `{response}`. Of a prompt in
+            messages the last one is put into it.
         task: whose corpus the tokenizer is made from, if it is not made yet.
         seed, minibatches, passes: of `MinibatchDataModule`.
 
@@ -67,7 +73,7 @@ class FeedbackDataModule(MinibatchDataModule):
         self,
         path: Paths,
         tokenizer: Tokenizer,
-        use: tuple[Use, ...] = ("score", "ranking", "steps", "expected"),
+        use: tuple[Use, ...] = ("score", "ranking", "preference", "steps", "expected"),
         keep: Keep | None = None,
         control_codes: tuple[str, ...] = (),
         val_share: float = 0.0,
@@ -76,6 +82,7 @@ class FeedbackDataModule(MinibatchDataModule):
         scale: Scale = (0.0, 1.0),
         on_bad: Literal["raise", "skip"] = "raise",
         context: int | None = None,
+        critique_prompt: str = CRITIQUE_PROMPT,
         task: TextEnvironment | None = None,
         **kwargs: Any,
     ) -> None:
@@ -86,14 +93,15 @@ class FeedbackDataModule(MinibatchDataModule):
             raise ValueError("val_share: the held-out prompts are those of val_path; leave one of them out")
         if len(set(control_codes)) < len(control_codes) or len(control_codes) == 1 or "" in control_codes:
             raise ValueError(f"control_codes: got {list(control_codes)}, must be two or more different texts")
+        refuse_template("critique_prompt", critique_prompt, ("prompt", "response"))
         self.paths, self.val_paths, self.test_paths = _listed(path), _listed(val_path), _listed(test_path)
         self.tokenizer, self.task, self.scale, self.on_bad = tokenizer, task, scale, on_bad
         self.val_share = val_share
-        self.layout = Layout(tokenizer, tuple(use), (), keep, tuple(control_codes), context)
+        self.layout = Layout(tokenizer, tuple(use), (), keep, tuple(control_codes), context, critique_prompt)
         self.counters["feedback_calls"] = 0
         self.rows: Batch | None = None
         self.held_out: dict[str, Batch] = {}  # of "val" and "test"
-        self._paid = 0  # scores, rankings and expected responses that are learned from
+        self._paid = 0  # calls of the teacher for what is learned from
 
     # ---- from files to rows
 
@@ -105,7 +113,7 @@ class FeedbackDataModule(MinibatchDataModule):
         for name, judgements in held.items():
             refuse_overlap(training, judgements, f"{name}_path")
         if not hasattr(self.tokenizer, "eos"):  # not made yet
-            texts = (text for judgement in training for text in judgement.texts)
+            texts = (text for judgement in training for text in self.layout.texts(judgement))
             self.tokenizer.fit(texts if self.task is None else self.task.corpus())
         scores = [score for judgement in training for score in judgement.score or () if score is not None]
         self._refuse_without_scores(scores)
@@ -115,7 +123,7 @@ class FeedbackDataModule(MinibatchDataModule):
             if judgements:
                 rows = self._rows(judgements, self.test_paths if name == "test" else self.val_paths or self.paths)
                 self.held_out[name] = rows if "step_ends" in rows.extra else replace(rows, rewards=None)
-        self._paid = sum(_calls(judgement, self.layout.use) for judgement in training)
+        self._paid = sum(calls(judgement, self.layout.use) for judgement in training)
         self._tell(training)
         _ = self.data_digest  # before anybody writes to the files
 
@@ -148,20 +156,11 @@ class FeedbackDataModule(MinibatchDataModule):
         return self.layout.batch(groups)
 
     def _tell(self, training: Sequence[Judgement]) -> None:
-        """What was found; a warning of rankings that nothing can be learned from but ties."""
-        assert self.rows is not None and self.rows.expert_mask is not None
-        learned, imitated = int(self.rows.mask.any(1).sum()), int(self.rows.expert_mask.any(1).sum())
-        responses = sum(len(judgement.responses) for judgement in training)
-        expected = sum(judgement.expected is not None for judgement in training) * ("expected" in self.layout.use)
-        idle = responses + expected - len(self.rows)
-        rank_zero_info(
-            f"feedback: {len(training)} judgements, {learned} rows to learn from and {imitated} to imitate; "
-            f"nothing that is used here is known of {idle} of the {responses} responses"
-        )
-        if "ranking" in self.layout.use:
-            flat = [judgement for judgement in training if judgement.ranks and len(set(judgement.ranks)) == 1]
-            if flat:
-                rank_zero_warn(f"{len(flat)} rankings put no response above another: {flat[0].where} is the first")
+        assert self.rows is not None
+        rank_zero_info(told(training, self.rows, self.layout.use))
+        warning = flat(training) if "ranking" in self.layout.use else None
+        if warning:
+            rank_zero_warn(warning)
 
     # ---- training
 
@@ -237,11 +236,3 @@ def _batches(rows: Batch, parts: Sequence[torch.Tensor]) -> Iterator[Batch]:
 
 def _listed(paths: Paths | None) -> list[str]:
     return [paths] if isinstance(paths, str) else list(paths or ())
-
-
-def _calls(judgement: Judgement, use: Sequence[Use]) -> int:
-    """How often the teacher was asked: a score each, an order, an expected response, the steps of a response."""
-    scores = sum(score is not None for score in judgement.score or ()) * ("score" in use)
-    steps = sum(own is not None for own in judgement.steps or ()) * ("steps" in use)
-    once = [name in use and getattr(judgement, name) is not None for name in ("ranking", "expected")]
-    return scores + steps + sum(once)

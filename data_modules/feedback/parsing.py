@@ -55,6 +55,7 @@ def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement
         take("score", lambda value: _each(value, responses, lambda x, _: _score(x, scale)))
         take("critique", lambda value: _each(value, responses, lambda x, _: _text(x)))
         take("ranking", lambda value: format_ranking(parse_ranking(_text(value), len(_some(responses)))))
+        take("preference", lambda value: _preference(value, len(_some(responses))))
         take("spans", lambda value: _each(value, responses, _spans, of_objects=True))
         take("steps", lambda value: _each(value, responses, _steps, of_objects=True))
     for name in ("source", "episode", "id"):
@@ -118,6 +119,15 @@ def _score(value: Any, scale: Scale | None) -> float:
     if scale is not None and not scale[0] <= score <= scale[1]:
         raise ValueError(f"{value} is off the scale {scale[0]:g} to {scale[1]:g}; mend it, or declare another scale")
     return score
+
+
+def _preference(value: Any, responses: int) -> float:
+    probability = _number(value)
+    if responses != 2:
+        raise ValueError(f"is of A against B, and the number of responses is {responses}; give a ranking instead")
+    if not 0 <= probability <= 1:
+        raise ValueError(f"{probability:g} is no probability that A is better than B; it must be in 0 to 1")
+    return probability
 
 
 def _spans(value: Any, response: str) -> tuple[Span, ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Literal
 
 import torch
 
+from data_modules.feedback.replies import finished, reply_of
 from data_modules.feedback.schema import Judgement, Message
 from data_modules.feedback.selection import Keep, code_of
 from data_modules.text import rows as text_rows
@@ -17,7 +17,8 @@ from data_modules.text.rows import EXPERT, LEARNER, Segment
 from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Batch
 
-Use = Literal["score", "ranking", "steps", "expected", "responses"]
+Use = Literal["score", "ranking", "preference", "steps", "expected", "critique", "responses"]
+CRITIQUE_PROMPT = "{prompt} answer : {response} critique :"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Row:
     expert: bool  # it is imitated
     rank: int = -1
     score: float | None = None
+    preference: float | None = None  # the probability that it is better than the other one of two
+    critique: bool = False  # the reply is what was said of another row's
     steps: tuple[tuple[int, float], ...] = ()  # place in `reply` of the last token of a step, and the step's label
 
 
@@ -47,10 +50,18 @@ class Layout:
     keep: Keep | None = None
     codes: tuple[str, ...] = ()
     context: int | None = None
+    critique_prompt: str = CRITIQUE_PROMPT
 
     def knowing(self, scores: Sequence[float]) -> Layout:
         """The same, of a file whose training replies have these scores, in any order."""
         return replace(self, scores=sorted(scores))
+
+    def texts(self, judgement: Judgement) -> list[str]:
+        """All that a model reads or says, for a tokenizer to be made from."""
+        if "critique" not in self.use:
+            return judgement.texts
+        said = [critique for critique in judgement.critique or () if critique is not None]
+        return [*judgement.texts, *said, self.critique_prompt.format(prompt=" ", response=" ")]
 
     def rows(self, judgement: Judgement) -> list[Row]:
         """Those of one judgement, which are a group; what nothing is known of gives none.
@@ -59,9 +70,11 @@ class Layout:
             ValueError: a text that the tokenizer cannot encode, more tokens than the context; says of which line.
         """
         try:
-            replies = [self._reply(judgement, i) for i in range(len(judgement.responses))]
+            places = range(len(judgement.responses))
+            replies = [self._reply(judgement, i) for i in places]
             expected = [self._expected(judgement)] if "expected" in self.use and judgement.expected else []
-            found = [row for row in replies if row is not None] + expected
+            critiques = [self._critique(judgement, i) for i in places] if "critique" in self.use else []
+            found = [row for row in [*replies, *expected, *critiques] if row is not None]
             for row in found:
                 self._check(row)
         except ValueError as error:
@@ -71,34 +84,53 @@ class Layout:
     def _reply(self, judgement: Judgement, i: int) -> Row | None:
         score = judgement.of("score", i)
         steps = judgement.of("steps", i) if "steps" in self.use else None
-        ranks = judgement.ranks if "ranking" in self.use else None
+        rank, preference = self._compared(judgement, i)
         expert = score is not None and self._imitated(score, judgement)
-        learns = (score is not None and "score" in self.use) or ranks is not None or "responses" in self.use
+        learns = (score is not None and "score" in self.use) or rank >= 0 or "responses" in self.use
         if not learns and not expert and not steps:
             return None
-        ends = [step.end for step in steps or ()]
-        finished = _finished(judgement, i)
-        sampled = self._sampled(judgement, i)
-        if sampled is None:
-            reply, places = self._encoded(judgement.responses[i], ends)
-            reply = reply + [self.tokenizer.eos] * finished
-        else:
-            reply, places = sampled, self._places(sampled, ends)
+        reply, places = reply_of(judgement, i, self.tokenizer, [step.end for step in steps or ()])
         return Row(
             prompt=self._prompt(judgement, score),
             reply=reply,
-            finished=finished,
+            finished=finished(judgement, i),
             learns=learns,
             expert=expert,
-            rank=-1 if ranks is None else ranks[i],
+            rank=rank,
             score=score if "score" in self.use else None,
+            preference=preference,
             steps=tuple((place, step.label) for place, step in zip(places, steps or (), strict=True)),
         )
+
+    def _compared(self, judgement: Judgement, i: int) -> tuple[int, float | None]:
+        """The rank of a response, −1 without one, and the probability that it is the better of two.
+
+        Where nobody gave a ranking, the likelier winner is the first; at .5 there is a tie.
+        """
+        first = judgement.preference if "preference" in self.use else None
+        own = first if first is None or i == 0 else 1 - first
+        if "ranking" in self.use and judgement.ranks is not None:
+            return judgement.ranks[i], own
+        return -1 if own is None else int(own < 0.5), own
 
     def _expected(self, judgement: Judgement) -> Row:
         assert judgement.expected is not None
         prompt = self._prompt(judgement, self.scores[-1] if self.codes else None)
         return Row(prompt, [*self.tokenizer.encode(judgement.expected), self.tokenizer.eos], True, False, True)
+
+    def _critique(self, judgement: Judgement, i: int) -> Row | None:
+        """The critique of a response as a reply to both, so that it can be predicted."""
+        critique = judgement.of("critique", i)
+        if critique is None:
+            return None
+        prompt = judgement.prompt
+        template = partial(self.critique_prompt.format, response=judgement.responses[i])
+        if isinstance(prompt, str):
+            ids = self._opening(template(prompt=prompt), "")
+        else:
+            *before, last = prompt
+            ids = self._opening((*before, Message(last.role, template(prompt=last.content))), "")
+        return Row(ids, [*self.tokenizer.encode(critique), self.tokenizer.eos], True, False, True, critique=True)
 
     def _imitated(self, score: float, judgement: Judgement) -> bool:
         if self.keep is None:
@@ -127,43 +159,6 @@ class Layout:
             raise ValueError("prompt: it has no token; a reply needs at least one before it")
         return ids
 
-    def _sampled(self, judgement: Judgement, i: int) -> list[int] | None:
-        """The ids that were sampled, if `meta` kept them and the tokenizer is the same: text may not give them back."""
-        tokens = judgement.meta.get("tokens")
-        if tokens is None or judgement.meta.get("tokenizer") != self.tokenizer.digest:
-            return None
-        lists = tokens if isinstance(tokens, list) and len(tokens) == len(judgement.responses) else [None]
-        own = lists[i] if len(lists) > i else None
-        if not isinstance(own, list) or not own or not all(type(x) is int and x >= 0 for x in own):
-            raise ValueError("meta: tokens must be a list of ids for each response")
-        return own
-
-    def _places(self, ids: list[int], ends: Sequence[int]) -> list[int]:
-        """The place of the token with which each step ends: the first by which so many characters are said."""
-        places = [
-            bisect_left(range(len(ids)), end, key=lambda place: len(self.tokenizer.decode(ids[: place + 1])))
-            for end in ends
-        ]
-        if len(set(places)) < len(places) or len(ids) in places:
-            raise ValueError("steps: they do not fit the tokens in meta; take these out where a response was changed")
-        return places
-
-    def _encoded(self, response: str, ends: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The ids, and the place of the last one of each step.
-
-        Encoded step by step, so that no token goes across the end of one.
-        """
-        ids: list[int] = []
-        places: list[int] = []
-        for start, end in zip([0, *ends], [*ends, len(response)], strict=True):
-            own = self.tokenizer.encode(response[start:end]) if start < end else []
-            ids += own
-            if len(places) < len(ends):
-                if not own:
-                    raise ValueError(f"steps: {response[start:end]!r} has no token; let the step before end later")
-                places.append(len(ids) - 1)
-        return ids, places
-
     def _check(self, row: Row) -> None:
         length = len(row.prompt) + len(row.reply)
         if not row.reply:
@@ -185,19 +180,26 @@ class Layout:
         batch = text_rows.as_batch(dialogues)
         learned = torch.tensor([row.learns for row in rows])
         sizes = torch.tensor([len(group) for group in groups])
-        nan = float("nan")  # so that whoever forgets to look at `scored` hears of it
         batch = replace(
             batch,
             mask=batch.valid & learned[:, None],
             group=torch.arange(len(groups)).repeat_interleave(sizes),
             rank=torch.tensor([row.rank for row in rows]),
-            score=torch.tensor([nan if row.score is None else row.score for row in rows]),
-            extra={
-                "scored": torch.tensor([row.score is not None for row in rows]),
-                "finished": torch.tensor([row.finished for row in rows]),
-            },
+            score=torch.tensor([_or_nan(row.score) for row in rows]),
+            extra=self._extra(rows),
         )
         return self._with_steps(batch, rows)
+
+    def _extra(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        extra = {
+            "scored": torch.tensor([row.score is not None for row in rows]),
+            "finished": torch.tensor([row.finished for row in rows]),
+        }
+        if "preference" in self.use:
+            extra["preference"] = torch.tensor([_or_nan(row.preference) for row in rows])
+        if "critique" in self.use:
+            extra["critique"] = torch.tensor([row.critique for row in rows])
+        return extra
 
     def _with_steps(self, batch: Batch, rows: Sequence[Row]) -> Batch:
         """With `step_ends` and the labels as rewards there, where steps are used: they are learned from in any case."""
@@ -212,10 +214,6 @@ class Layout:
         return replace(batch, mask=batch.mask | ends, rewards=rewards, extra=batch.extra | {"step_ends": ends})
 
 
-def _finished(judgement: Judgement, i: int) -> bool:
-    """Whether the response ended by itself: so says `meta.finished`, true or false, or a list with one a response."""
-    value = judgement.meta.get("finished", True)
-    values = value if isinstance(value, list) else [value] * len(judgement.responses)
-    if len(values) != len(judgement.responses) or not isinstance(values[i], bool):
-        raise ValueError("meta: finished must be true or false, or a list of these with one for each response")
-    return values[i]
+def _or_nan(x: float | None) -> float:
+    """What is not known is NaN, so that whoever forgets to ask hears of it."""
+    return float("nan") if x is None else x

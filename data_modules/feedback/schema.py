@@ -45,6 +45,7 @@ class Judgement:
     critique: tuple[str | None, ...] | None = None
     expected: str | None = None  # what the response should have been
     ranking: str | None = None  # "B > C = D > A", best first
+    preference: float | None = None  # of two responses: the probability that A is better than B
     spans: tuple[tuple[Span, ...] | None, ...] | None = None
     steps: tuple[tuple[Step, ...] | None, ...] | None = None  # labels of the steps of a response, in order
     source: str | None = None  # who said so: a person's id, a rule, an environment, a model

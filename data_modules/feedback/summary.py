@@ -17,7 +17,7 @@ def summary(judgements: Sequence[Judgement], scale: Scale) -> str:
     """How many prompts have which field, who said it, how the scores lie, and what the rankings tell."""
     responses = sum(len(judgement.responses) for judgement in judgements)
     prompts = len({judgement.prompt for judgement in judgements})
-    filled = {name: sum(bool(getattr(j, name)) for j in judgements) for name in FIELDS}
+    filled = {name: sum(getattr(j, name) not in (None, (), {}) for j in judgements) for name in FIELDS}
     lines = [f"{len(judgements)} judgements of {prompts} different prompts, {responses} responses"]
     lines += ["", "field        judgements", *(f"{name:<13}{count}" for name, count in filled.items() if count)]
     sources = Counter(judgement.source for judgement in judgements if judgement.source)
@@ -30,6 +30,8 @@ def summary(judgements: Sequence[Judgement], scale: Scale) -> str:
         lines += histogram(scores, scale)
     if filled["ranking"]:
         lines += ["", _pairs(judgements)]
+    if filled["preference"]:
+        lines += ["", _preferences(judgements)]
     return "\n".join(lines)
 
 
@@ -56,6 +58,13 @@ def _pairs(judgements: Sequence[Judgement]) -> str:
     return f"rankings: {strict} strict pairs and {tied} ties; {silent} rankings put nothing above anything"
 
 
+def _preferences(judgements: Sequence[Judgement]) -> str:
+    found = [judgement.preference for judgement in judgements if judgement.preference is not None]
+    sure = sum(max(p, 1 - p) for p in found) / len(found)
+    first = sum((p > 0.5) + 0.5 * (p == 0.5) for p in found) / len(found)
+    return f"preferences: {len(found)}, {sure:.3g} sure on average; the first response is the better in {first:.3g}"
+
+
 def shown(judgement: Judgement) -> str:
     """An item for people to read."""
     lines = [f"── {judgement.where}" + (f" (id {judgement.id})" if judgement.id else "")]
@@ -73,9 +82,9 @@ def shown(judgement: Judgement) -> str:
         for start, end, what in _pointed(judgement, i):
             lines.append(_entry(what, repr(response[start:end]), indent=4))
     lines += [
-        _entry(name, value)
-        for name in ("ranking", "expected", "source", "episode")
-        if (value := getattr(judgement, name))
+        _entry(name, str(value))
+        for name in ("ranking", "preference", "expected", "source", "episode")
+        if (value := getattr(judgement, name)) is not None
     ]
     return "\n".join(lines)
 
