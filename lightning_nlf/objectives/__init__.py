@@ -23,6 +23,7 @@ from lightning_nlf.objectives.injection import WeightedInjectionPolicy as Weight
 from lightning_nlf.objectives.kl_penalty import RLHFAgent as RLHFAgent
 from lightning_nlf.objectives.kl_penalty import RLHFPolicy as RLHFPolicy
 from lightning_nlf.objectives.kto import KTOPolicy as KTOPolicy
+from lightning_nlf.objectives.mixed_feedback import MixedFeedbackPolicy as MixedFeedbackPolicy
 from lightning_nlf.objectives.one_step import OneStepRLHFPolicy as OneStepRLHFPolicy
 from lightning_nlf.objectives.outcome_reward import OutcomeReward as OutcomeReward
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy as ReinforcePolicy
@@ -39,4 +40,5 @@ from lightning_nlf.objectives.reference_free import SLiCPolicy as SLiCPolicy
 from lightning_nlf.objectives.rejection_sampling import RejectionSamplingPolicy as RejectionSamplingPolicy
 from lightning_nlf.objectives.reward_weighted import AWRAgent as AWRAgent
 from lightning_nlf.objectives.reward_weighted import RWRPolicy as RWRPolicy
+from lightning_nlf.objectives.soft_preference_reward import SoftPreferenceReward as SoftPreferenceReward
 from lightning_nlf.objectives.unlikelihood import UnlikelihoodPolicy as UnlikelihoodPolicy
