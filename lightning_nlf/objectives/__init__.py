@@ -1,5 +1,6 @@
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent as ActorCriticAgent
 from lightning_nlf.objectives.actor_critic import QActorCriticAgent as QActorCriticAgent
+from lightning_nlf.objectives.c3po import C3POPolicy as C3POPolicy
 from lightning_nlf.objectives.dpo import ConservativeDPOPolicy as ConservativeDPOPolicy
 from lightning_nlf.objectives.dpo import DPOPolicy as DPOPolicy
 from lightning_nlf.objectives.dpo import HingeDPOPolicy as HingeDPOPolicy
@@ -8,6 +9,7 @@ from lightning_nlf.objectives.dpo import RobustDPOPolicy as RobustDPOPolicy
 from lightning_nlf.objectives.dpo_rankings import DavidsonDPOPolicy as DavidsonDPOPolicy
 from lightning_nlf.objectives.dpo_rankings import RankedDPOPolicy as RankedDPOPolicy
 from lightning_nlf.objectives.dpo_rankings import RaoKupperDPOPolicy as RaoKupperDPOPolicy
+from lightning_nlf.objectives.first_turn import FirstTurnPolicy as FirstTurnPolicy
 from lightning_nlf.objectives.imitation import ImitationPolicy as ImitationPolicy
 from lightning_nlf.objectives.imitation import JointAgent as JointAgent
 from lightning_nlf.objectives.imitation import JointPolicy as JointPolicy
@@ -40,5 +42,8 @@ from lightning_nlf.objectives.reference_free import SLiCPolicy as SLiCPolicy
 from lightning_nlf.objectives.rejection_sampling import RejectionSamplingPolicy as RejectionSamplingPolicy
 from lightning_nlf.objectives.reward_weighted import AWRAgent as AWRAgent
 from lightning_nlf.objectives.reward_weighted import RWRPolicy as RWRPolicy
+from lightning_nlf.objectives.rlsd import RLSDPolicy as RLSDPolicy
+from lightning_nlf.objectives.sdpo import SDPOPolicy as SDPOPolicy
 from lightning_nlf.objectives.soft_preference_reward import SoftPreferenceReward as SoftPreferenceReward
+from lightning_nlf.objectives.srpo import SRPOPolicy as SRPOPolicy
 from lightning_nlf.objectives.unlikelihood import UnlikelihoodPolicy as UnlikelihoodPolicy

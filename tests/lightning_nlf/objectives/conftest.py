@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+from torch.distributions import Categorical
 
 from lightning_nlf.batch import Batch, pad_steps
 from lightning_nlf.functional import row_counts, stamp_totals
-from lightning_nlf.networks import GRUPolicy
+from lightning_nlf.networks import GRUPolicy, Policy
 
 VOCABULARY = 11
 
@@ -35,6 +37,58 @@ def replies_to(groups, lengths, **fields):
         group=torch.tensor(groups),
     )
     return replace(rows, **fields)
+
+
+def rounds_of(groups, lengths, revisions, earned, seen, **fields):
+    """`replies_to`, some of them `revisions`, and what each row has earned.
+
+    The view of the rows that are `seen` has 3 more tokens before the prompt, and 1 more in odd rows.
+    """
+    rows = replies_to(groups, lengths)
+    revision = torch.tensor(revisions)[:, None].bool()
+    steps = rows.valid * torch.arange(rows.valid.shape[1])
+    last = torch.nn.functional.one_hot(steps.argmax(1), rows.valid.shape[1])
+    generator = torch.Generator().manual_seed(5)
+    rows = replace(
+        rows,
+        mask=rows.valid & ~revision,
+        expert_mask=rows.valid & revision,
+        expert_actions=rows.actions,
+        rewards=last * torch.tensor(earned, dtype=torch.float)[:, None],
+        log_probs=-torch.rand(rows.valid.shape, generator=generator) * rows.valid,
+        extra={"revision": revision[:, 0], "attempt": ~revision[:, 0]},
+        view=behind_feedback(rows, torch.tensor(seen)[:, None].bool(), generator),
+    )
+    return replace(rows, **fields)
+
+
+def behind_feedback(rows, seen, generator):
+    """The same rows behind 3 or 4 more tokens."""
+    count, width = rows.valid.shape[0], rows.valid.shape[1] + 4
+    more = torch.randint(1, VOCABULARY, (count, 4), generator=generator)
+    before = [3 + row % 2 for row in range(count)]
+
+    def moved_by(x):
+        return torch.stack([row.roll(n) for row, n in zip(pad_steps(x, width), before, strict=True)])
+
+    begins = torch.arange(width) < torch.tensor(before)[:, None]
+    obs = torch.where(begins, pad_steps(more, width), moved_by(rows.obs))
+    valid = moved_by(rows.valid) & seen
+    return Batch(obs=obs, actions=moved_by(rows.actions), valid=valid, mask=torch.zeros_like(valid))
+
+
+class LookupPolicy(Policy):
+    """The next token by the last one alone: `probabilities` (V, V), one row each."""
+
+    def __init__(self, probabilities):
+        super().__init__()
+        self.scores = nn.Parameter(torch.tensor(probabilities).log())
+
+    def features(self, obs, where=None):
+        return self.scores[obs if where is None else obs[where]]
+
+    def distribution(self, features):
+        return Categorical(logits=features, validate_args=False)
 
 
 def gru_policy(seed=0):
@@ -81,11 +135,12 @@ def padded(batch, more=3):
     def longer(x):
         return pad_steps(x, width) if x.ndim > 1 else x
 
-    wide = replace(batch.map(longer), extra={name: longer(x) for name, x in batch.extra.items()})
+    extra = {name: longer(x) for name, x in batch.extra.items()}
+    wide = replace(replace(batch, view=None).map(longer), extra=extra)
     noise = torch.randint(1, VOCABULARY, (len(batch), more), generator=torch.Generator().manual_seed(3))
     obs, actions = wide.obs.clone(), wide.actions.clone()
     obs[:, -more:], actions[:, -more:] = noise, noise
-    return replace(wide, obs=obs, actions=actions)
+    return replace(wide, obs=obs, actions=actions, view=None if batch.view is None else padded(batch.view, more + 1))
 
 
 @pytest.fixture
@@ -96,6 +151,8 @@ def text():
 
 class Text:
     replies_to = staticmethod(replies_to)
+    rounds_of = staticmethod(rounds_of)
+    lookup_policy = staticmethod(LookupPolicy)
     gru_policy = staticmethod(gru_policy)
     moved = staticmethod(moved)
     terms = staticmethod(objective_terms)

@@ -1,0 +1,144 @@
+"""RLSD: the direction is the reward's, the size the teacher's."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.functional import Linear
+from lightning_nlf.objectives import ReinforcePolicy, RLSDPolicy
+from lightning_nlf.objectives.rlsd import evidence_advantages
+
+GROUPS, LENGTHS = [0, 0, 0, 1, 1, 1], [2, 4, 3, 1, 2, 5]
+
+
+@pytest.fixture
+def batch(text):
+    return text.rounds_of(GROUPS, LENGTHS, [0] * 6, [1.0, 0.2, 0.4, 0.9, 0.5, 0.0], [1, 1, 0, 0, 1, 1])
+
+
+def knobs_of(**knobs):
+    return {"normalize_advantages": False, "baseline": "group_mean"} | knobs
+
+
+def made(text, **knobs):
+    return RLSDPolicy(policy=text.gru_policy(), **knobs_of(**knobs))
+
+
+def as_acted(module, batch):
+    """With the log-probabilities of the policy itself."""
+    return replace(batch, log_probs=module.evaluate(batch).log_probs.detach())
+
+
+def logs(*values):
+    return torch.tensor([values]).log()
+
+
+def test_advantages_by_hand():
+    """P_T/P_S = 2, 1.1, .5, 2, 1.1, .5; A = 3 three times, then −3; ε=.2.
+
+    A > 0: w = 2, 1.1, .5 → 1.2, 1.1, .8. A < 0: ½, 1/1.1, 2 → .8, .9090909, 1.2. λ=½: half of the way from 1.
+    """
+    mask = torch.ones(1, 6, dtype=torch.bool)
+    advantages = torch.tensor([[3.0, 3, 3, -3, -3, -3]])
+    teacher, policy = logs(0.4, 0.22, 0.1, 0.4, 0.22, 0.1), logs(0.2, 0.2, 0.2, 0.2, 0.2, 0.2)
+    spread = evidence_advantages(advantages, teacher, policy, mask, 0.2, 1.0)
+    assert spread[0].tolist() == pytest.approx([3.6, 3.3, 2.4, -2.4, -3 / 1.1, -3.6], abs=1e-5)
+    half = evidence_advantages(advantages, teacher, policy, mask, 0.2, 0.5)
+    assert half[0].tolist() == pytest.approx([3.3, 3.15, 2.7, -2.7, -1.5 - 1.5 / 1.1, -3.3], abs=1e-5)
+
+
+def test_outside_of_the_mask_nothing_changes():
+    spread = evidence_advantages(
+        torch.tensor([[2.0, 2.0]]),
+        torch.tensor([[0.0, math.inf]]),
+        logs(0.5, 0.5),
+        torch.tensor([[False, False]]),
+        0.2,
+        1,
+    )
+    assert spread.tolist() == [[2, 2]]
+
+
+def test_no_advantage_changes_its_sign(text, batch):
+    module = text.moved(made(text, evidence_clip=0.99))
+    plain = ReinforcePolicy(policy=text.gru_policy(), **knobs_of()).prepare(batch).advantages
+    spread = module.prepare(batch).advantages
+    assert torch.equal(spread.sign(), plain.sign()) and not torch.allclose(spread, plain)
+    assert (spread[batch.mask].abs() <= 1.99 * plain[batch.mask].abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize(("earned", "expected"), [(1.0, 1.1), (-1.0, -1 / 1.1)])
+def test_through_the_module_by_hand(text, earned, expected):
+    """The reply, token 1, is .2 behind the prompt, .22 behind the feedback: A = 1 becomes 1.1, A = −1 −1/1.1."""
+    policy = text.lookup_policy([(0.7, 0.2, 0.1), (0.2, 0.2, 0.6), (0.5, 0.22, 0.28)])
+    one = torch.ones(1, 1, dtype=torch.bool)
+    own, theirs = torch.tensor([[0]]), torch.tensor([[2]])
+    action, rewards = torch.ones_like(own), torch.tensor([[earned]])
+    view = Batch(theirs, action, one, ~one)
+    rows = Batch(own, action, one, one, log_probs=logs(0.2), rewards=rewards, view=view)
+    module = RLSDPolicy(policy=policy, normalize_advantages=False)
+    assert float(module.prepare(rows).advantages) == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_without_a_teacher_are_those_of_the_policy_gradient(text, batch):
+    spread = made(text).prepare(batch).advantages
+    plain = ReinforcePolicy(policy=text.gru_policy(), **knobs_of()).prepare(batch).advantages
+    assert torch.equal(spread[[2, 3]], plain[[2, 3]]) and not torch.allclose(spread[[0, 1]], plain[[0, 1]])
+
+
+def test_feedback_that_says_nothing_is_the_policy_gradient(text, batch):
+    module = made(text)
+    rows = as_acted(module, replace(batch, view=Batch(batch.obs, batch.actions, batch.valid, batch.mask)))
+    plain = ReinforcePolicy(policy=text.gru_policy(), **knobs_of()).prepare(rows).advantages
+    torch.testing.assert_close(module.prepare(rows).advantages, plain)
+
+
+def test_the_teacher_is_asked_once(text, batch):
+    """By default it is the policy itself, which holds no other network; the loss is the plain one of its advantages."""
+    module = text.moved(made(text))
+    assert module.teacher is module.policy
+    prepared = module.prepare(batch)
+    now = module.evaluate(prepared)
+    expected = -(now.log_probs * prepared.advantages)[batch.mask].mean()
+    terms = module.terms(replace(prepared, view=None), now)
+    assert set(terms) == {"policy"}
+    torch.testing.assert_close(terms["policy"], expected)
+
+
+def test_a_schedule_of_the_weight(text, batch):
+    """17 tokens a collection, from 1 to 0 over 34: ½, then 0."""
+    module = made(text, evidence_weight=Linear(1.0, 0.0, 34))
+    half, gone = module.prepare(batch).advantages, module.prepare(batch).advantages
+    torch.testing.assert_close(half, made(text, evidence_weight=0.5).prepare(batch).advantages)
+    plain = ReinforcePolicy(policy=text.gru_policy(), **knobs_of()).prepare(batch).advantages
+    assert torch.equal(gone, plain)
+
+
+@pytest.mark.parametrize("knob", [{"evidence_clip": 0.1}, {"evidence_weight": 0.5}, {"teacher_rate": 0.0}])
+def test_every_knob_changes_the_loss(text, batch, knob):
+    """The behaviour is the policy's own, which moved: else all ratios are clipped."""
+    usual, other = (
+        float(text.loss(module, as_acted(module, batch)).detach())
+        for module in (text.moved(made(text, **knobs)) for knobs in ({}, knob))
+    )
+    assert usual != pytest.approx(other, rel=1e-5)
+
+
+def test_padding_and_micro_batches_change_nothing(text, batch):
+    module = text.moved(made(text))
+    prepared = module.prepare(batch)
+    whole = text.gradient_of(module, text.micro_batches(prepared, [list(range(6))]))
+    parts = text.micro_batches(prepared, [[0, 1, 2], [3, 4, 5]])
+    torch.testing.assert_close(text.gradient_of(module, parts), whole)
+    torch.testing.assert_close(text.loss(module, text.padded(batch)), text.loss(module, batch))
+
+
+def test_what_is_wrong_is_named(text, batch):
+    for name, value in {"evidence_clip": 1.0, "evidence_weight": 1.5}.items():
+        with pytest.raises(ValueError, match=name):
+            made(text, **{name: value})
+    with pytest.raises(ValueError, match="log_probs"):
+        made(text).prepare(replace(batch, log_probs=None))

@@ -1,0 +1,203 @@
+"""SDPO: divergences by hand, what has no teacher, and what each knob does."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.distributions import Categorical
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.objectives import SDPOPolicy
+from lightning_nlf.objectives.sdpo import both_coarsened, coarsened, distillation_loss
+
+STUDENT, TEACHER = (0.7, 0.2, 0.1), (0.5, 0.3, 0.2)
+
+
+def categorical(probabilities):
+    return Categorical(probs=torch.tensor([probabilities]))
+
+
+@pytest.fixture
+def batch(text):
+    return text.rounds_of([0, 0, 1, 1], [2, 4, 3, 2], [0, 0, 0, 0], [0.0] * 4, seen=[1, 0, 1, 1])
+
+
+def made(text, seed=0, **knobs):
+    return SDPOPolicy(policy=text.gru_policy(seed), **knobs)
+
+
+def as_view(batch):
+    """Rows that are seen without any feedback."""
+    return replace(batch, view=Batch(batch.obs, batch.actions, batch.valid, batch.mask))
+
+
+def test_coarsened_by_hand():
+    """Token 1 of (.7, .2, .1): (.2, .8). Tokens 2, 0: (.1, .7, .2)."""
+    assert coarsened(categorical(STUDENT), torch.tensor([[1]])).probs[0].tolist() == pytest.approx([0.2, 0.8])
+    assert coarsened(categorical(STUDENT), torch.tensor([[2, 0]])).probs[0].tolist() == pytest.approx([0.1, 0.7, 0.2])
+
+
+def test_the_teachers_likeliest_are_told_apart():
+    """T = (.2, .3, .5), S = (.7, .2, .1), the likeliest two: T (.5, .3, .2), S (.1, .2, .7)."""
+    teacher, student = both_coarsened(categorical((0.2, 0.3, 0.5)), categorical(STUDENT), 2)
+    assert teacher.probs[0].tolist() == pytest.approx([0.5, 0.3, 0.2])
+    assert student.probs[0].tolist() == pytest.approx([0.1, 0.2, 0.7])
+
+
+def test_a_certain_student_has_a_finite_tail():
+    """All of its mass in one token, to the last float: the tail is 1e-7, and no gradient is NaN."""
+    scores = torch.tensor([[50.0, 0.0, 0.0]], requires_grad=True)
+    student = coarsened(Categorical(logits=scores), torch.tensor([[0]]))
+    assert float(student.logits.detach()[0, 1]) == pytest.approx(math.log(1e-7), abs=0.2)
+    student.logits.sum().backward()
+    assert scores.grad.isfinite().all()
+
+
+def looking_up(text, **knobs):
+    """The reply is token 1, behind token 0 by (.7, .2, .1), and behind token 2 of the view by (.5, .3, .2)."""
+    policy = text.lookup_policy([STUDENT, (0.2, 0.2, 0.6), TEACHER])
+    one = torch.ones(1, 1, dtype=torch.bool)
+    own, theirs = torch.tensor([[0]]), torch.tensor([[2]])
+    action = torch.ones_like(own)
+    view = Batch(theirs, action, one, ~one)
+    rows = Batch(own, action, one, one, log_probs=torch.tensor([[math.log(0.2)]]), view=view)
+    return SDPOPolicy(policy=policy, **knobs), rows
+
+
+@pytest.mark.parametrize(
+    ("knobs", "expected"),
+    [
+        ({}, 0.0219012),
+        ({"divergence": "forward"}, 0.0920329),
+        ({"divergence": "reverse"}, 0.0851228),
+        ({"divergence": "forward", "top_k": 1}, 0.0871767),
+        ({"divergence": "reverse", "top_k": 1}, 0.0822829),
+        ({"top_k": 1}, 0.0210060),
+        ({"top_k": 2}, 0.0219012),
+        ({"mix": 0.25}, 0.0167843),
+        ({"distillation_weight": 3.0}, 0.0657036),
+    ],
+)
+def test_divergences_by_hand(text, knobs, expected):
+    """S=(.7,.2,.1), T=(.5,.3,.2): KL(T‖S) = .5 ln(5/7) + .3 ln 1.5 + .2 ln 2 = .0920329, KL(S‖T) = .7 ln 1.4 −
+    .2 ln 1.5 − .1 ln 2 = .0851228. JSD(½), M=(.6,.25,.15): ½(.7 ln(7/6) − .2 ln 1.25 − .1 ln 1.5) + ½(.5 ln(5/6) +
+    .3 ln 1.2 + .2 ln(4/3)) = .0219012. JSD(¼), M=(.65,.225,.125): ¾(.7 ln(14/13) − .2 ln 1.125 − .1 ln 1.25) +
+    ¼(.5 ln(10/13) + .3 ln(4/3) + .2 ln 1.6) = .0167843.
+    With the likeliest alone, S=(.7,.3), T=(.5,.5): KL(T‖S) = .5 ln(5/7) + .5 ln(5/3) = .0871767, KL(S‖T) = .7 ln 1.4
+    + .3 ln .6 = .0822829, JSD, M=(.6,.4): ½(.7 ln(7/6) + .3 ln .75) + ½(.5 ln(5/6) + .5 ln 1.25) = .0210060.
+    Two of three leave one in the tail, and nothing is lost.
+    """
+    module, rows = looking_up(text, **knobs)
+    assert float(text.terms(module, rows)["distillation"].detach()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_teachers_kl_is_noted(text):
+    """KL(T‖S), whatever the divergence."""
+    module, rows = looking_up(text, divergence="reverse")
+    prepared = module.prepare(rows)
+    now = module.evaluate(prepared)
+    module.terms(prepared, now)
+    assert float(now.notes["teacher_kl"]) == pytest.approx(0.0920329, abs=1e-6)
+    assert now.over == {"distillation": "taught", "teacher_kl": "taught"}
+
+
+@pytest.mark.parametrize(
+    ("clip", "behaviour", "expected"),
+    [(2.0, 0.05, 2), (2.0, 0.16, 1.25), (2.0, 0.4, 0.5), (8.0, 0.05, 4), (None, 0.05, 1)],
+)
+def test_the_ratio_by_hand(text, clip, behaviour, expected):
+    """π = .2 of what was sampled: 4, 1.25, .5; the first is clipped at 2."""
+    module, rows = looking_up(text, distillation_clip=clip)
+    rows = replace(rows, log_probs=torch.tensor([[math.log(behaviour)]]))
+    assert float(text.terms(module, rows)["distillation"].detach()) == pytest.approx(expected * 0.0219012, abs=1e-6)
+
+
+def test_the_ratio_has_no_gradient():
+    ratio, divergence = (torch.ones(1, 2, requires_grad=True) for _ in range(2))
+    distillation_loss(divergence, ratio, torch.ones(1, 2, dtype=torch.bool)).backward()
+    assert ratio.grad is None and divergence.grad.tolist() == [[0.5, 0.5]]
+
+
+def test_the_gradient_is_the_students(text):
+    """KL(T‖S): ∂/∂x of the student's scores is S − T = (.2, −.1, −.1); the teacher, another row here, has none."""
+    module, rows = looking_up(text, divergence="forward", teacher_rate=1.0)
+    text.terms(module, rows)["distillation"].backward()
+    expected = torch.tensor([[0.2, -0.1, -0.1], [0, 0, 0], [0, 0, 0]])
+    torch.testing.assert_close(module.policy.scores.grad, expected)
+
+
+def test_rows_without_feedback_teach_nothing(text, batch):
+    """None at all: no loss and no gradient. One of four: its tokens are not in the mean."""
+    module = text.moved(made(text))
+    unseen = replace(batch, view=replace(batch.view, valid=torch.zeros_like(batch.view.valid)))
+    text.terms(module, unseen)["distillation"].backward()
+    assert not any(p.grad.any() for p in module.policy.parameters())
+    alone = batch[torch.tensor([0, 2, 3])]
+    torch.testing.assert_close(text.loss(module, batch), text.loss(module, alone))
+
+
+def test_a_teacher_who_knows_no_more_teaches_nothing(text, batch):
+    """The teacher is the policy, and reads what that reads: nothing until the policy moves away."""
+    module, rows = made(text, top_k=4), as_view(batch)
+    loss = text.terms(module, rows)["distillation"]
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-7)
+    assert max(float(p.grad.abs().max()) for p in module.policy.parameters()) < 1e-6
+    assert float(text.loss(text.moved(module), rows).detach()) > 0.001
+
+
+def test_the_policy_comes_closer_to_the_teacher(text, batch):
+    module = made(text, teacher_rate=0.0, divergence="forward")
+    optimizer = torch.optim.Adam(module.policy.parameters(), lr=0.02)
+    prepared = module.prepare(batch)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = module.terms(prepared, module.evaluate(prepared))["distillation"]
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        {"divergence": "forward"},
+        {"divergence": "reverse"},
+        {"mix": 0.1},
+        {"top_k": 2},
+        {"distillation_weight": 0.5},
+        {"distillation_clip": 1.0},
+        {"distillation_clip": None},
+        {"teacher_rate": 1.0},
+    ],
+)
+def test_every_knob_changes_the_loss(text, batch, knob):
+    batch = replace(batch, log_probs=batch.log_probs - 3)  # ratios above and below 1
+    usual, other = (float(text.loss(text.moved(made(text, **knobs)), batch).detach()) for knobs in ({}, knob))
+    assert usual != pytest.approx(other, rel=1e-4)
+
+
+def test_padding_and_micro_batches_change_nothing(text, batch):
+    module = text.moved(made(text))
+    prepared = module.prepare(batch)
+    whole = text.gradient_of(module, text.micro_batches(prepared, [[0, 1, 2, 3]]))
+    for parts in ([[0, 1], [2, 3]], [[1], [0, 2, 3]]):  # the second has a part without a teacher
+        torch.testing.assert_close(text.gradient_of(module, text.micro_batches(prepared, parts)), whole)
+    torch.testing.assert_close(text.loss(module, text.padded(batch)), text.loss(module, batch))
+
+
+def test_a_limit_as_large_as_the_vocabulary_is_none(text, batch):
+    losses = [text.loss(text.moved(made(text, top_k=k)), batch) for k in (11, 100)]
+    assert torch.equal(*losses)
+
+
+def test_impossible_knobs_are_refused(text, batch):
+    for name, value in {"mix": 0.0, "top_k": 0, "distillation_clip": 0.5}.items():
+        with pytest.raises(ValueError, match=name):
+            made(text, **{name: value})
+    with pytest.raises(ValueError, match="distillation_clip"):
+        text.loss(made(text), replace(batch, log_probs=None))
+    assert text.loss(text.moved(made(text, distillation_clip=None)), replace(batch, log_probs=None)) > 0
