@@ -1,4 +1,4 @@
-"""Feedback files from the command line: `python -m data_modules.feedback check | show | rank`."""
+"""Feedback files from the command line: `python -m data_modules.feedback check | show | rank | ask | pull`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_modules.feedback.files import listed, scan, write
+from data_modules.feedback.people.commands import add_commands as add_people
 from data_modules.feedback.ranking import format_ranking, ranks_of_scores
 from data_modules.feedback.schema import Judgement
 from data_modules.feedback.summary import shown, summary
@@ -111,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         "--ties", type=float, default=0.0, metavar="TOLERANCE", help="scores no further apart are a tie (default: 0)"
     )
     command.set_defaults(command=_rank)
+
+    add_people(commands)
     return parser
 
 

@@ -1,0 +1,179 @@
+"""One experiment of an MLflow store: its review queues and their questions.
+
+MLflow is imported when it is first used, here and in `traces`, and nowhere else: that takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_modules.feedback.parsing import Scale
+from data_modules.feedback.people.questions import Question, field_of
+
+if TYPE_CHECKING:
+    from mlflow.genai.label_schemas import LabelSchema
+    from mlflow.genai.review_queues import ReviewQueue
+
+DEFAULT_URI, DEFAULT_EXPERIMENT = "sqlite:///outputs/mlflow.db", "lightning_nlf"  # those of a run
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its own seven take minutes to say that nobody answers
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ASYNC_TRACE_LOGGING": "false",  # what goes into a queue must be there
+}
+
+
+def default_uri() -> str:
+    """Where runs go that say nothing else: the variable MLFLOW_TRACKING_URI, or outputs/mlflow.db."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+@contextlib.contextmanager
+def opened(uri: str, experiment: str, create: bool = False) -> Iterator[Store]:
+    """The experiment; MLflow's own functions go to its store within, and then wherever they went before.
+
+    Args: create: where it is missing.
+    Raises:
+        ValueError: there is no such store or experiment, it does not answer, or it refuses something.
+    """
+    if not create and uri.startswith("sqlite:///") and not _data_base(uri).is_file():
+        raise ValueError(f"tracking_uri: there is no data base {_data_base(uri)}")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    for name in ("alembic", "mlflow.store.db.utils"):  # a new data base announces each of its migrations otherwise
+        logging.getLogger(name).setLevel(logging.WARNING)
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield Store(uri, experiment, _experiment_id(uri, experiment, create))
+    except MlflowException as error:
+        cause = str(error).splitlines()[0][:300]
+        raise ValueError(f"tracking_uri: {shown_uri(uri)} says: {cause}") from error
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def shown_uri(uri: str) -> str:
+    """Without a password."""
+    return re.sub(r"//[^/@]+@", "//", uri).rstrip("/")
+
+
+def _experiment_id(uri: str, name: str, create: bool) -> str:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    if not create:
+        raise ValueError(f"experiment: {shown_uri(uri)} has no {name!r}")
+    local = uri.startswith("sqlite:///")  # whose artifacts would go into the working folder
+    return client.create_experiment(name, str(_data_base(uri).parent / "mlartifacts") if local else None)
+
+
+def _data_base(uri: str) -> Path:
+    return Path(uri.removeprefix("sqlite:///")).resolve()
+
+
+@dataclass(frozen=True)
+class Store:
+    """An experiment, within `opened`."""
+
+    uri: str
+    experiment: str  # its name
+    id: str
+
+    def queue(self, name: str) -> ReviewQueue:
+        """Raises ValueError: there is no queue of this name; says which there are."""
+        queues = self._queues()
+        if name not in queues:
+            known = ", ".join(queues) or "none yet"
+            raise ValueError(f"queue: {self.experiment!r} at {shown_uri(self.uri)} has no {name!r}; there is {known}")
+        return queues[name]
+
+    def queue_for(
+        self, name: str, questions: Sequence[Question], scale: Scale, reviewers: Sequence[str]
+    ) -> ReviewQueue:
+        """The queue of this name, made where it is missing; reviewers are added to those it has.
+
+        Raises:
+            ValueError: it is there with other questions.
+        """
+        from mlflow.genai import review_queues
+
+        schemas = [self._schema_for(question, scale).schema_id for question in reversed(questions)]  # the last on top
+        found = self._queues().get(name)
+        if found is None:
+            return review_queues.create_review_queue(
+                name, queue_type="custom", users=list(reviewers), schema_ids=schemas, experiment_id=self.id
+            )
+        if set(found.schema_ids) != set(schemas):
+            there = ", ".join(schema.name for schema in self._schemas(found))
+            wanted = ", ".join(question.name for question in questions)
+            raise ValueError(f"queue: {name!r} asks for {there}; these items need {wanted}: name another queue")
+        if missing := {reviewer.strip().lower() for reviewer in reviewers} - set(found.users):
+            return review_queues.update_review_queue(found.queue_id, users=[*found.users, *sorted(missing)])
+        return found
+
+    def scale(self, queue: ReviewQueue) -> Scale | None:
+        """That of the queue's scores; None where it asks for none."""
+        scores = (schema.input for schema in self._schemas(queue) if field_of(schema.name) == "score")
+        return next(((box.min_value, box.max_value) for box in scores), None)
+
+    def page(self, queue: ReviewQueue) -> str:
+        """Where a person reviews the queue; for a data base on the address that a server of it has by default."""
+        base = shown_uri(self.uri) if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{base}/#/experiments/{self.id}/review-queue?selectedQueueId={queue.queue_id}&startReview=true"
+
+    def _queues(self) -> dict[str, ReviewQueue]:
+        from mlflow.genai.review_queues import list_review_queues
+
+        return {queue.name: queue for queue in pages(list_review_queues, experiment_id=self.id)}
+
+    def _schemas(self, queue: ReviewQueue) -> list[LabelSchema]:
+        from mlflow.genai.label_schemas import get_label_schema
+
+        return [get_label_schema(schema_id=schema) for schema in queue.schema_ids]
+
+    def _schema_for(self, question: Question, scale: Scale) -> LabelSchema:
+        """Made where it is missing: MLflow refuses a second one of a name."""
+        from mlflow.genai import label_schemas
+
+        box = label_schemas.InputNumeric(*scale) if question.field == "score" else label_schemas.InputText()
+        kind = "expectation" if question.field == "expected" else "feedback"
+        for there in pages(label_schemas.list_label_schemas, experiment_id=self.id):
+            if there.name == question.name:
+                if there.type != kind or there.input != box:
+                    raise ValueError(
+                        f"experiment: {self.experiment!r} has another question {question.name!r}; rename that one, or "
+                        "use another experiment"
+                    )
+                return there
+        return label_schemas.create_label_schema(
+            question.name,
+            type=kind,
+            input=box,
+            instruction=question.instruction,
+            enable_comment=question.comment,
+            experiment_id=self.id,
+        )
+
+
+def pages(ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """All that a function of MLflow lists, page by page."""
+    token = None
+    while True:
+        found = ask(*args, **kwargs, page_token=token)
+        yield from found
+        token = found.token
+        if not token:
+            return
