@@ -1,6 +1,7 @@
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent as ActorCriticAgent
 from lightning_nlf.objectives.actor_critic import QActorCriticAgent as QActorCriticAgent
 from lightning_nlf.objectives.c3po import C3POPolicy as C3POPolicy
+from lightning_nlf.objectives.critique_grpo import CritiqueGRPOPolicy as CritiqueGRPOPolicy
 from lightning_nlf.objectives.dpo import ConservativeDPOPolicy as ConservativeDPOPolicy
 from lightning_nlf.objectives.dpo import DPOPolicy as DPOPolicy
 from lightning_nlf.objectives.dpo import HingeDPOPolicy as HingeDPOPolicy
@@ -9,6 +10,8 @@ from lightning_nlf.objectives.dpo import RobustDPOPolicy as RobustDPOPolicy
 from lightning_nlf.objectives.dpo_rankings import DavidsonDPOPolicy as DavidsonDPOPolicy
 from lightning_nlf.objectives.dpo_rankings import RankedDPOPolicy as RankedDPOPolicy
 from lightning_nlf.objectives.dpo_rankings import RaoKupperDPOPolicy as RaoKupperDPOPolicy
+from lightning_nlf.objectives.filtered_imitation import FilteredJointAgent as FilteredJointAgent
+from lightning_nlf.objectives.filtered_imitation import FilteredJointPolicy as FilteredJointPolicy
 from lightning_nlf.objectives.first_turn import FirstTurnPolicy as FirstTurnPolicy
 from lightning_nlf.objectives.imitation import ImitationPolicy as ImitationPolicy
 from lightning_nlf.objectives.imitation import JointAgent as JointAgent

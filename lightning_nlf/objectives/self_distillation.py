@@ -19,10 +19,10 @@ from lightning_nlf.objective import Objective, scattered
 def follow(teacher: nn.Module, policy: nn.Module, rate: float) -> None:
     """θ_T ← (1 − rate) θ_T + rate θ, in place; buffers are those of the policy."""
     with torch.no_grad():
-        for own, other in zip(teacher.parameters(), policy.parameters(), strict=True):
-            own.lerp_(other, rate)
-        for own, other in zip(teacher.buffers(), policy.buffers(), strict=True):
-            own.copy_(other)
+        for weight, other in zip(teacher.parameters(), policy.parameters(), strict=True):
+            weight.lerp_(other, rate)
+        for buffer, theirs in zip(teacher.buffers(), policy.buffers(), strict=True):
+            buffer.copy_(theirs)
 
 
 def view_steps(batch: Batch, steps: Tensor) -> Tensor:
