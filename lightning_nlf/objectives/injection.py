@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import masked_mean
+from lightning_nlf.functional import Schedule, masked_mean, scheduled
 from lightning_nlf.objective import Evaluation, Objective, Terms
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent
 from lightning_nlf.objectives.imitation import JointAgent, JointPolicy
@@ -47,12 +47,12 @@ def shaped_injection_loss(
 class InjectionObjective(Objective):
     """Policy gradient on the injected steps too; how, the kinds below say.
 
-    Args: injected_weight: weight of the term.
+    Args: injected_weight: weight of the term; or a schedule of it over the steps decided so far.
     """
 
     needs_density = True  # of the expert
 
-    def __init__(self, injected_weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, injected_weight: float | Schedule = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.injected_weight = injected_weight
 
@@ -64,11 +64,17 @@ class InjectionObjective(Objective):
             raise ValueError("injected steps are not in expert_mask: the policy would not be evaluated there")
         deterministic = batch.log_probs is not None and torch.isinf(batch.log_probs[steps]).any()
         if self.needs_density and self.sum_over_ranks(torch.as_tensor(float(deterministic), device=self.device)):
-            raise ValueError("the expert is deterministic (std = 0): ratios to its density need a stochastic one")
+            raise ValueError(
+                "the expert is deterministic (std = 0, or a text that it gives without `as_if`): ratios to its density "
+                "need a stochastic one"
+            )
         return batch
 
     def learned(self, batch: Batch) -> Tensor:
-        return batch.valid if self.injected_weight else batch.mask
+        return batch.valid if self._weight() else batch.mask
+
+    def _weight(self) -> float:
+        return scheduled(self.injected_weight, float(self.experience))
 
     def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
         """The unweighted loss over `mask` (B, T), the injected steps.  ()"""
@@ -77,8 +83,10 @@ class InjectionObjective(Objective):
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         mask = batch.valid & ~batch.mask
         loss = self.injected(now.log_probs, batch, mask, batch.totals.get("injected"))
+        weight = self._weight()
+        now.notes["injected_weight"] = now.log_probs.new_tensor(weight)
         now.over["injected"] = "injected"
-        return super().terms(batch, now) | {"injected": self.injected_weight * loss}
+        return super().terms(batch, now) | {"injected": weight * loss}
 
 
 class UnweightedInjectionObjective(InjectionObjective):

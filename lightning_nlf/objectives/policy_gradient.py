@@ -97,26 +97,39 @@ def leave_one_out(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) 
     return mean[:, None].to(returns.dtype).expand_as(returns)
 
 
-def group_scale(returns: Tensor, batch: Batch) -> Tensor:
+def shared_group_mean(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) -> Tensor:
+    """The mean return of all the group's rows, whoever decided in them.  (B, T)
+
+    Of LUFFY's mixed-policy GRPO (https://arxiv.org/abs/2504.14945): an expert's reply raises the bar for the learner's.
+    """
+    same, own = _groups(returns, batch, shared=True)
+    mean = same @ own / same.sum(1).clamp(min=1)
+    return mean[:, None].to(returns.dtype).expand_as(returns)
+
+
+def group_scale(returns: Tensor, batch: Batch, shared: bool = False) -> Tensor:
     """1 / the standard deviation of the group's returns (GRPO, eq. 3.2 of https://arxiv.org/abs/2402.03300).  (B, 1)
 
     1 where they are all the same; without it the objective is that of Dr. GRPO, https://arxiv.org/abs/2503.20783.
+    Args: shared: of all rows, whoever decided in them, instead of the learner's.
     """
-    same, own = _groups(returns, batch)
+    same, own = _groups(returns, batch, shared)
     count = same.sum(1).clamp(min=1)
     variance = same @ (own - same @ own / count) ** 2 / count  # a group's rows share its mean
     return torch.where(variance > 0, torch.rsqrt(variance + 1e-8), 1)[:, None].to(returns.dtype)
 
 
-def _groups(returns: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def _groups(returns: Tensor, batch: Batch, shared: bool = False) -> tuple[Tensor, Tensor]:
     """Which learner's rows share a group, (B, B) of 0 and 1, and each row's mean return, (B,).
 
+    With `shared` all rows with a valid step, and each one's return from the first of them on.
     In float64, where the mean of equal returns is that return: a group without spread must teach nothing.
     """
     if batch.group is None:
         raise ValueError("baseline: a group baseline needs batches with `group`: several replies to one prompt")
-    same = (batch.group[:, None] == batch.group[None, :]) & batch.mask.any(1)[None, :]
-    own = torch.where(batch.mask, returns, 0).sum(1, dtype=torch.float64) / batch.mask.sum(1).clamp(min=1)
+    steps = batch.valid & (batch.valid.cumsum(1) == 1) if shared else batch.mask
+    same = (batch.group[:, None] == batch.group[None, :]) & steps.any(1)[None, :]
+    own = torch.where(steps, returns, 0).sum(1, dtype=torch.float64) / steps.sum(1).clamp(min=1)
     return same.double(), own
 
 
@@ -125,6 +138,7 @@ BASELINES: dict[str, Callable[[Tensor, Batch, Sum], Tensor]] = {
     "batch_mean": batch_mean,
     "group_mean": group_mean,
     "leave_one_out": leave_one_out,
+    "shared_group_mean": shared_group_mean,
 }
 
 
@@ -135,7 +149,8 @@ class PolicyGradientObjective(Objective):
 
     Args:
         gamma: discount, over valid steps.
-        baseline: subtracted from the reward-to-go. The whitening below takes `batch_mean` off as well.
+        baseline: subtracted from the reward-to-go. Of a group the learner's rows, or with `shared_group_mean` those
+            of experts too. The whitening below takes `batch_mean` off as well.
         clip: PPO's ε, for several passes over one collection; without it the plain gradient.
         advantage_scale: `group_std` divides by the deviation of the group's returns, as GRPO does; the whitening below
             would come on top.
@@ -147,7 +162,7 @@ class PolicyGradientObjective(Objective):
     def __init__(
         self,
         gamma: float = 0.99,
-        baseline: Literal["none", "batch_mean", "group_mean", "leave_one_out"] = "none",
+        baseline: Literal["none", "batch_mean", "group_mean", "leave_one_out", "shared_group_mean"] = "none",
         clip: float | None = None,
         advantage_scale: Literal["none", "group_std"] = "none",
         normalize_advantages: bool = True,
@@ -156,6 +171,10 @@ class PolicyGradientObjective(Objective):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if cut_at_takeover and baseline == "shared_group_mean":
+            raise ValueError(
+                "cut_at_takeover: a return that is cut is none of a whole row's, which shared_group_mean needs"
+            )
         self.gamma, self.baseline, self.clip = gamma, baseline, clip
         self.advantage_scale = advantage_scale
         self.normalize_advantages, self.entropy_weight = normalize_advantages, entropy_weight
@@ -172,7 +191,7 @@ class PolicyGradientObjective(Objective):
             baseline = BASELINES[self.baseline](returns, batch, self.sum_over_ranks)
             advantages = returns - baseline
             if self.advantage_scale == "group_std":
-                advantages = advantages * group_scale(returns, batch)
+                advantages = advantages * group_scale(returns, batch, self.baseline == "shared_group_mean")
             batch = replace(batch, returns=returns, advantages=advantages)
         return replace(batch, advantages=self.whiten(batch)) if self.normalize_advantages else batch
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_nlf.batch import Batch
+from lightning_nlf.functional import Linear
 from lightning_nlf.networks import GaussianPolicy, MLPValue
 from lightning_nlf.objectives import (
     ActorCriticAgent,
@@ -172,6 +173,15 @@ def test_without_a_takeover_the_agent_is_the_actor_critic(kind):
 def test_with_weight_zero_it_is_reinforce_on_the_learners_steps(kind):
     batch = episodes()
     assert loss_of(made(kind, injected_weight=0.0), batch) == loss_of(made(ReinforcePolicy), batch)
+
+
+@pytest.mark.parametrize("kind", POLICIES[1:])
+def test_a_schedule_moves_the_weight_while_it_runs(kind):
+    """10 steps a batch: Linear(1, 0, 20) is .5 after the first and 0 after the second; then it is REINFORCE."""
+    module, constant, batch = made(kind, injected_weight=Linear(1.0, 0.0, 20)), made(kind), episodes()
+    half, whole = terms_of(module, batch)["injected"], terms_of(constant, batch)["injected"]
+    torch.testing.assert_close(half, 0.5 * whole)
+    assert loss_of(module, batch) == loss_of(made(ReinforcePolicy), batch)
 
 
 def test_injection_by_imitation_is_joint_on_the_injected_steps():

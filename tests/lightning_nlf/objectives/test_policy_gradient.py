@@ -139,6 +139,7 @@ def groups():
         ("batch_mean", [29 / 6] * 6),
         ("group_mean", [2, 2, 7, 7, 7, 4]),
         ("leave_one_out", [3, 1, 8, 7, 6, 0]),
+        ("shared_group_mean", [2, 2, 7, 7, 7, 4]),
     ],
 )
 def test_baselines_by_hand(baseline, expected):
@@ -152,6 +153,51 @@ def test_rows_that_nobody_learns_from_do_not_enter_a_group_baseline():
     batch = groups()
     batch = replace(batch, mask=batch.mask & (torch.arange(6) != 4)[:, None])
     assert BASELINES["group_mean"](batch.rewards, batch)[2, 0] == 6
+
+
+def with_an_expert():
+    """γ = 1, paid at the end: 1 and 3 by the learner alone, 8 by an expert from the second step on, 6 by one alone,
+    and 100 for a label, which nobody decided. The last row is of another group.
+    """
+    batch = episodes((2,) * 6)
+    pay = torch.tensor([1.0, 3, 8, 6, 100, 5])
+    rewards = torch.stack([torch.zeros(6), pay], 1)
+    mask = torch.tensor([[1, 1], [1, 1], [1, 0], [0, 0], [0, 0], [1, 1]]).bool()
+    valid = torch.tensor([[1, 1]] * 4 + [[0, 0]] + [[1, 1]]).bool()
+    return replace(batch, rewards=rewards, mask=mask, valid=valid, group=torch.tensor([0, 0, 0, 0, 0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "mean"), [("group_mean", (1 + 3 + 8) / 3), ("shared_group_mean", (1 + 3 + 8 + 6) / 4)]
+)
+def test_whether_an_experts_row_raises_the_bar(baseline, mean):
+    """The row that is all the expert's counts with `shared_group_mean` alone; both are compared with the same mean."""
+    prepared = agent(gamma=1.0, baseline=baseline, normalize_advantages=False).prepare(with_an_expert())
+    wanted = torch.tensor([1 - mean, 3 - mean, 8 - mean, 6 - mean])
+    torch.testing.assert_close(prepared.advantages[:4], wanted[:, None].expand(-1, 2))
+    assert prepared.advantages[5].tolist() == [0, 0]
+
+
+def test_the_spread_is_that_of_the_rows_that_the_mean_is_of():
+    """Of 1, 3, 8, 6 the mean is 4.5 and the variance (12.25 + 2.25 + 12.25 + 2.25)/4 = 7.25; alone, the scale is 1."""
+    knobs = {"gamma": 1.0, "advantage_scale": "group_std", "normalize_advantages": False}
+    prepared = agent(baseline="shared_group_mean", **knobs).prepare(with_an_expert())
+    wanted = torch.tensor([-3.5, -1.5, 3.5, 1.5]) / math.sqrt(7.25)
+    torch.testing.assert_close(prepared.advantages[:4, 0], wanted, rtol=0, atol=1e-5)
+    own = agent(baseline="group_mean", **knobs).prepare(with_an_expert())
+    assert float(own.advantages[0, 0]) == pytest.approx((1 - 4) / math.sqrt(26 / 3), abs=1e-5)  # 9 + 1 + 16, by 3
+
+
+def test_a_row_counts_by_its_return_from_the_first_decision_on():
+    """γ = .5, paid 1 at each of two steps: 1.5 from the first on, where the mean over steps would be 1.25."""
+    batch = replace(with_an_expert(), rewards=torch.ones(6, 2))
+    prepared = agent(gamma=0.5, baseline="shared_group_mean", normalize_advantages=False).prepare(batch)
+    assert prepared.advantages[0].tolist() == pytest.approx([0, -0.5])
+
+
+def test_cut_returns_share_no_mean():
+    with pytest.raises(ValueError, match="cut_at_takeover"):
+        agent(baseline="shared_group_mean", cut_at_takeover=True)
 
 
 def test_a_group_baseline_without_groups_is_refused():

@@ -1,0 +1,62 @@
+"""Imitation of an expert where it did better than the learner does by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.functional import row_sums
+from lightning_nlf.objective import Objective
+from lightning_nlf.objectives.imitation import JointAgent, JointPolicy
+
+
+def better_than_own(score: Tensor, group: Tensor, own: Tensor) -> Tensor:
+    """(B,) bool: the row scores more than the mean of the learner's own rows of its group; True where there are none.
+
+    Args: score (B,); group (B,) int; own (B,) bool, rows in which only the learner decided.
+    """
+    same = ((group[:, None] == group[None, :]) & own[None, :]).double()
+    count = same.sum(1)
+    mean = same @ torch.where(own, score, 0).double() / count.clamp(min=1)  # of equals, it is that number
+    return (count == 0) | (score.double() > mean)
+
+
+class FilteredImitationObjective(Objective):
+    """Takes rows in which an expert spoke out of `expert_mask` unless they are better than the learner's own.
+
+    A row's worth is its `score`, else its undiscounted return. Labels on rows of the learner's own, and rows alone in
+    their group, stay. Stands before an imitation.
+
+    Raises:
+        ValueError: at `prepare` a batch without `group`, or without score and rewards.
+    """
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Batch:
+        batch = super().prepare(batch)
+        if batch.expert_mask is None:
+            return batch
+        if batch.group is None:
+            raise ValueError("the batch has no `group`, so an expert's row is not to be compared with the learner's")
+        if batch.score is not None:
+            score = batch.score
+        elif batch.rewards is not None:
+            score = row_sums(batch.rewards, batch.valid)
+        else:
+            raise ValueError("the batch has neither `score` nor `rewards`, so no row is better than another")
+        experts = (batch.valid & ~batch.mask).any(1)
+        kept = ~experts | better_than_own(score, batch.group, batch.mask.any(1) & ~experts)
+        share, of = self.sum_over_ranks(torch.stack([(experts & kept).sum(), experts.sum()]).float())
+        self.note("kept", share / of.clamp(min=1), bool(of > 0))
+        return replace(batch, expert_mask=batch.expert_mask & kept[:, None])
+
+
+class FilteredJointPolicy(FilteredImitationObjective, JointPolicy):
+    """The joint objective, or injection, with imitation of what the expert did better."""
+
+
+class FilteredJointAgent(FilteredImitationObjective, JointAgent):
+    """The same with a critic."""
