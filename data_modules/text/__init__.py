@@ -1,10 +1,13 @@
 from data_modules.text.arithmetic_steps import ArithmeticSteps as ArithmeticSteps
 from data_modules.text.data_module import TextDataModule as TextDataModule
 from data_modules.text.demonstrations import DemonstrationsDataModule as DemonstrationsDataModule
+from data_modules.text.expected import ExpectedDataModule as ExpectedDataModule
+from data_modules.text.injection import Injection as Injection
 from data_modules.text.model_tokenizer import FolderTokenizer as FolderTokenizer
 from data_modules.text.positive_reviews import PositiveReviews as PositiveReviews
 from data_modules.text.revision_module import RevisionDataModule as RevisionDataModule
 from data_modules.text.sourced_answers import SourcedAnswers as SourcedAnswers
+from data_modules.text.taken_over import AtFirstError as AtFirstError
 from data_modules.text.tokenizer import BPETokenizer as BPETokenizer
 from data_modules.text.tokenizer import ByteTokenizer as ByteTokenizer
 from data_modules.text.tokenizer import WordTokenizer as WordTokenizer

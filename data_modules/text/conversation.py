@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data_modules.text.environment import Case, Dialogue, Outcome, TextEnvironment
-from data_modules.text.rows import LEARNER, Segment, as_batch
+from data_modules.text.rows import EXPERT, LEARNER, READ, Segment, as_batch
 from data_modules.text.tokenizer import Tokenizer
-from lightning_nlf.batch import Actor, Batch
+from lightning_nlf.batch import Batch, Replier
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Turn:
     finished: bool  # ended by itself
     text: str
     outcome: Outcome
+    own: int | None = None  # tokens that the learner said, where an expert went on
 
 
 @dataclass
@@ -61,6 +62,11 @@ class Episode:
     def finished(self) -> bool:
         """Every reply ended by itself."""
         return all(turn.finished for turn in self.turns)
+
+    @property
+    def injected(self) -> int:
+        """Tokens that an expert said, who went on in the learner's place."""
+        return sum(len(turn.tokens) - turn.own for turn in self.turns if turn.own is not None)
 
     @property
     def decided(self) -> int:
@@ -98,7 +104,7 @@ class Conversation:
         return lru_cache(65536)(self.tokenizer.encode)
 
     def play(
-        self, actor: Actor, prompts: list[Prompt], seeds: np.ndarray, copies: int = 1, deterministic: bool = False
+        self, actor: Replier, prompts: list[Prompt], seeds: np.ndarray, copies: int = 1, deterministic: bool = False
     ) -> list[Episode]:
         """One episode for each of the `copies` of every prompt, next to each other, until it is over.
 
@@ -175,20 +181,30 @@ class Conversation:
         if self.window is None:
             return [self.dialogue(episode)]
         return [
-            [Segment(self._seen(episode, turn, self.window)), said(reply)] for turn, reply in enumerate(episode.turns)
+            [Segment(self._seen(episode, turn, self.window)), *spoken(reply)]
+            for turn, reply in enumerate(episode.turns)
         ]
 
     def dialogue(self, episode: Episode) -> list[Segment]:
         """The whole of it in one row."""
         segments = [Segment(episode.prompt.ids)]
         for turn in episode.turns:
-            segments += [said(turn), Segment(self.answer(turn.outcome.text))]
+            segments += [*spoken(turn), Segment(self.answer(turn.outcome.text))]
         return segments[:-1]
 
 
 def said(turn: Turn) -> Segment:
     """The reply, paid by the task's rule."""
     return Segment(turn.tokens, LEARNER, turn.log_probs, turn.outcome.reward)
+
+
+def spoken(turn: Turn) -> list[Segment]:
+    """The same with whoever said it: the learner, or the learner and behind it an expert."""
+    if turn.own is None:
+        return [said(turn)]
+    own, expert = slice(turn.own), slice(turn.own, None)
+    begun = [Segment(turn.tokens[own], LEARNER, turn.log_probs[own])] if turn.own else []
+    return [*begun, Segment(turn.tokens[expert], EXPERT, turn.log_probs[expert], turn.outcome.reward)]
 
 
 def cut_short(dialogues: Sequence[Sequence[Segment]], eos: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,9 +214,11 @@ def cut_short(dialogues: Sequence[Sequence[Segment]], eos: int, like: Tensor) ->
     """
     steps, ends = (torch.zeros(like.shape, dtype=torch.bool) for _ in range(2))
     for row, dialogue in enumerate(dialogues):
-        read = -1  # the action at t is token t + 1
-        for segment in dialogue:
-            begin, read = read, read + len(segment.ids)
-            if segment.by == LEARNER and segment.ids[-1] != eos:
+        begin = read = -1  # the action at t is token t + 1
+        for segment, behind in zip(dialogue, [*dialogue[1:], None], strict=True):
+            read += len(segment.ids)
+            if segment.by == READ:
+                begin = read
+            elif (behind is None or behind.by == READ) and segment.ids[-1] != eos:
                 steps[row, begin:read] = ends[row, read - 1] = True
     return steps, ends

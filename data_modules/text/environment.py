@@ -74,6 +74,15 @@ class StepTeacher(Protocol):
 
 
 @runtime_checkable
+class SpanTeacher(Protocol):
+    """What a task may offer beside: where in a reply its critique points."""
+
+    def spans(self, case: Case, reply: str) -> Sequence[tuple[int, int]]:
+        """First character and the one behind the last of each error that the reply has; what is missing has none."""
+        ...
+
+
+@runtime_checkable
 class Revisable(Protocol):
     """What a task may offer beside: the prompts behind which a critique is used. Each is one turn of its own."""
 

@@ -90,14 +90,18 @@ class TextTaskDataModule(RolloutDataModule):
         if self.cases:
             return
         self.tokenizer.fit(self.task.corpus())
-        read = getattr(self.reward, "tokenizer_digest", None)
-        if read not in (None, self.tokenizer_digest):
-            raise ValueError(
-                f"reward: it reads the ids of another tokenizer ({read[:12]}…) than the prompts are in "
-                f"({self.tokenizer_digest[:12]}…): use the tokenizer that it was trained with, or another reward"
-            )
+        self.refuse_other_ids("reward", self.reward)
         splits: tuple[Split, ...] = ("train", "val", "test")
         self.cases = {split: self._encoded(split) for split in splits}
+
+    def refuse_other_ids(self, name: str, model: object) -> None:
+        """Raises ValueError: the model, which the knob `name` has brought, says that it reads other ids."""
+        read = getattr(model, "tokenizer_digest", None)
+        if read not in (None, self.tokenizer_digest):
+            raise ValueError(
+                f"{name}: it reads the ids of another tokenizer ({read[:12]}…) than the prompts are in "
+                f"({self.tokenizer_digest[:12]}…): use the tokenizer that it was trained with, or another {name}"
+            )
 
     def _encoded(self, split: Split) -> list[Prompt]:
         found: dict[str, Prompt] = {}

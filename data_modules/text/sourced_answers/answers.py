@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -57,6 +57,16 @@ def right_answer(case: Case, rng: Random) -> str:
     facts = dict(case.facts)
     said = rng.sample(facts["right"], 2) if facts["kind"] == "list" else facts["right"]
     return answered(facts, said, rng.choice(TRUSTED), rng)
+
+
+def imagined(case: Case, rng: Random) -> Case:
+    """The same question where the facts may be otherwise: what is right there, only a critique can tell."""
+    facts = dict(case.facts)
+    if facts["kind"] == "level":
+        facts["right"] = rng.choice(("high", "low"))
+    elif facts["kind"] == "pair":
+        facts["right"] = rng.choice(facts["foods"])
+    return replace(case, facts=facts)
 
 
 @dataclass(frozen=True)

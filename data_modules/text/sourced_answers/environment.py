@@ -9,7 +9,7 @@ from random import Random
 from data_modules.text.environment import Case, Dialogue, Split
 from data_modules.text.one_turn import OneTurn, shares, worded
 from data_modules.text.phrases import Phrases
-from data_modules.text.sourced_answers.answers import Speaker, right_answer
+from data_modules.text.sourced_answers.answers import Speaker, imagined, right_answer
 from data_modules.text.sourced_answers.judge import PARAPHRASES, example_critiques, verdict
 from data_modules.text.sourced_answers.questions import questions
 from data_modules.text.sourced_answers.table import FOODS, NUTRIENTS
@@ -31,7 +31,8 @@ class SourcedAnswers(Phrases):
         trusted, untrusted: shares of demonstrations that name such a source; the others name none.
         cut: share of demonstrations that are cut short.
         revisions: share of demonstrations that are a second turn instead: the question, the answer and its critique
-            (`revision_prompt`), followed by the expected response. An answer without a flaw stays a first turn.
+            (`revision_prompt`), followed by an answer that heeds it. Levels and comparisons are `imagined`: in a second
+            turn nobody can know them by heart. An answer without a flaw stays a first turn.
         draws: demonstrations a prompt.
 
     Raises:
@@ -84,8 +85,11 @@ class SourcedAnswers(Phrases):
         reply = self.speaker.answer(case, rng)
         if rng.random() >= self.revisions:
             return case.prompt, reply
-        critique = self.critique(case, reply, rng.getrandbits(32))
-        return (self.revision_prompt(case, reply, critique), self._right(case)) if critique else (case.prompt, reply)
+        world = imagined(case, rng)
+        critique = self.critique(world, reply, rng.getrandbits(32))
+        if critique is None:
+            return case.prompt, reply
+        return self.revision_prompt(case, reply, critique), right_answer(world, rng)
 
     def expected(self, case: Case) -> str | None:
         return self._right(case)

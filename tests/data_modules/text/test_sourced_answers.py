@@ -4,6 +4,7 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -344,7 +345,14 @@ def test_a_speaker_all_of_whose_levels_are_wrong():
             assert task.begin(cases[prompt]).reply(reply, True).parts["facts"] == 0
 
 
-def test_revision_turns_hold_question_attempt_and_critique_and_are_answered_right(task):
+def worlds(case):
+    """The facts that a second turn about this question may be of."""
+    kind = case.facts["kind"]
+    rights = {"level": ("high", "low"), "pair": case.facts["foods"], "list": (case.facts["right"],)}[kind]
+    return [replace(case, facts={**case.facts, "right": right}) for right in rights]
+
+
+def test_revision_turns_hold_question_attempt_and_critique_and_heed_it(task):
     """Only a flawed answer is revised: of the .5 asked for, those not right already, which few are."""
     demonstrations = SourcedAnswers(revisions=0.5).demonstrations("train")
     revised = [(prompt, reply) for prompt, reply in demonstrations if prompt.endswith("revision :")]
@@ -352,11 +360,26 @@ def test_revision_turns_hold_question_attempt_and_critique_and_are_answered_righ
     assert not any(prompt.endswith("revision :") for prompt, _ in task.demonstrations("train"))
     cases = {case.prompt: case for case in task.cases("train")}
     for prompt, reply in revised[:30]:
-        case = cases[prompt.split(" answer : ")[0]]
         attempt, critique = prompt.removesuffix(" revision :").split(" answer : ")[1].split(" critique : ")
-        assert critique in {task.critique(case, attempt, seed) for seed in range(600)}
-        assert task.begin(case).reply(reply, True).reward == 1
+        fits = [
+            task.begin(world).reply(reply, True).reward == 1
+            for world in worlds(cases[prompt.split(" answer : ")[0]])
+            if critique in {task.critique(world, attempt, seed) for seed in range(600)}
+        ]
+        assert any(fits)
     assert max(len(prompt.split()) for prompt, _ in revised) <= 64
+
+
+def test_the_facts_of_revision_turns_cannot_be_known_by_heart(task):
+    """Each level is as often high as low there: of n = 1,000 or so within 4 standard deviations of half, 2/√n."""
+    demonstrations = SourcedAnswers(revisions=1.0).demonstrations("train")
+    cases = {case.prompt: case for case in task.cases("train")}
+    right = []
+    for prompt, reply in demonstrations:
+        case = cases[prompt.split(" answer : ")[0]]
+        if prompt.endswith("revision :") and case.facts["kind"] != "list":
+            right.append(task.begin(case).reply(reply, True).parts["facts"] > 0)
+    assert abs(sum(right) / len(right) - 0.5) < 2 / len(right) ** 0.5
 
 
 def test_draws_are_demonstrations_a_prompt():

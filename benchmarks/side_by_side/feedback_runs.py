@@ -1,0 +1,112 @@
+"""One run of `feedback.py`: the shared start of a seed, and a method from it to what it earns on held-out prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from benchmarks.side_by_side.rlhf_runs import command
+from data_modules.text import RevisionDataModule, SourcedAnswers, WordTokenizer
+from lightning_nlf.experts import CheckpointTextExpert
+from lightning_nlf.functional import row_sums
+from lightning_nlf.modules import PolicyModule
+
+MAX_NEW, CONTEXT = 20, 96
+JUDGED = 512  # held-out prompts
+
+
+def start(seed: int) -> None:
+    """The model that everything of a seed starts from, in `outputs`; one that is there stays."""
+    if not (finished := Path(f"outputs/feedback_sft-seed{seed}/finished")).is_file():
+        command("fit", "feedback_sft", seed, f"feedback_sft-seed{seed}", {}, of="feedback")
+        finished.touch()
+
+
+def checkpoint(seed: int) -> Path:
+    return Path(f"outputs/feedback_sft-seed{seed}/checkpoints/best.ckpt")
+
+
+def run(name: str, method: dict[str, Any], cell: dict[str, Any], start_seed: int, seed: int) -> dict[str, Any]:
+    """Trains from the start of `start_seed` until the budget is spent, then plays the last weights.
+
+    `course` holds the validations: tokens, feedback calls, what the mode earns and what a sample earns.
+    """
+    if "yaml" not in method:  # the start itself
+        return judged(checkpoint(start_seed), start_seed, seed)
+    own = {key: str(value).replace("{start}", str(start_seed)) for key, value in method.get("weights", {}).items()}
+    changes = {"model.policy.weights": str(checkpoint(start_seed))} | own | method.get("changes", {}) | cell
+    limits = {"tokens": method["tokens"], "optimizer_steps": method["optimizer_steps"]}
+    changes |= {"trainer.callbacks+": {"class_path": f"{__name__}.Course", "init_args": limits}}
+    folder = command("fit", method["yaml"], seed, f"method-{os.getpid()}/{name}", changes, of="feedback")
+    figures = judged(folder / "checkpoints" / "last.ckpt", start_seed, seed, method.get("suffix", ""))
+    course = json.loads((folder / "course.json").read_text())
+    shutil.rmtree(folder)
+    return figures | {"course": course}
+
+
+@torch.no_grad()
+def judged(weights: Path, start_seed: int, seed: int, suffix: str = "") -> dict[str, Any]:
+    """What is earned on the test prompts, greedily and sampled; what one revision by the frozen start then makes of it,
+    with the reply's own critique, another's, and one that fits any; and by itself with its own.
+    """
+    agent = PolicyModule.load_from_checkpoint(weights).eval()
+    data = RevisionDataModule(
+        SourcedAnswers(),
+        tokenizer=WordTokenizer(),
+        reviser=CheckpointTextExpert(str(checkpoint(start_seed))),
+        max_new=MAX_NEW,
+        context=CONTEXT,
+        evaluation_prompts=JUDGED,
+        prompt_suffix=suffix,
+        seed=seed,
+    )
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, testing=True)  # type: ignore[assignment]
+    data.setup("test")
+    figures = {}
+    for name, deterministic in (("greedy", True), ("sampled", False)):
+        batch = data.evaluate(agent, np.random.default_rng(seed), deterministic)
+        assert batch.rewards is not None
+        figures[name] = float(row_sums(batch.rewards, batch.valid).mean())
+        figures |= {f"{key}_{name}": float(batch.extra[key].mean()) for key in batch.extra if "revised" in key}
+        figures[f"facts_{name}"] = float(batch.extra["part/facts"].mean())
+        figures[f"length_{name}"] = float(batch.extra["length"].mean())
+    return figures
+
+
+class Course(L.Callback):
+    """The validations of a run, into `course.json`; stops it when its budget is spent.
+
+    Args:
+        tokens: sampled ones that it may take, if it samples.
+        optimizer_steps: that it may take.
+    """
+
+    COUNTERS = ("env_steps", "feedback_calls", "critiques", "labels")
+
+    def __init__(self, tokens: int, optimizer_steps: int) -> None:
+        self.tokens, self.optimizer_steps = tokens, optimizer_steps
+        self.rows: list[dict[str, float]] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        counters = trainer.datamodule.counters  # type: ignore[attr-defined]
+        row = {name: counters[name] for name in self.COUNTERS if name in counters}
+        metrics = trainer.callback_metrics
+        played = {"greedy": "val/return", "sampled": "val/return_sampled"}
+        row |= {name: float(metrics[key]) for name, key in played.items() if key in metrics}
+        self.rows.append(row | {"optimizer_steps": trainer.global_step})
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        spent = trainer.datamodule.counters.get("env_steps", 0)  # type: ignore[attr-defined]
+        if spent >= self.tokens or trainer.global_step >= self.optimizer_steps:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        (Path(trainer.default_root_dir) / "course.json").write_text(json.dumps(self.rows))

@@ -1,0 +1,176 @@
+"""What the teacher would have said: to how many prompts, and in which rows it is learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_modules.text.conversation import Prompt
+from data_modules.text.demonstrations import DemonstrationsDataModule
+from data_modules.text.environment import Case, Split, TextEnvironment
+from data_modules.text.labelling import densities
+from data_modules.text.rows import EXPERT, Segment
+from data_modules.text.tokenizer import Messages, Tokenizer
+from lightning_nlf.batch import Batch, TextExpert
+
+POOL = 1  # beside the seed: another order than any that rows are shuffled in
+
+
+def with_expected(task: TextEnvironment, prompts: int | None, seed: int) -> list[tuple[Case, str]]:
+    """The training prompts that have an expected response, and it; in an order that the seed alone decides.
+
+    Args: prompts: how many there are, the first of that order, so that 32 of them are among 128; None = all.
+    Raises: ValueError: the task has not so many, or none.
+    """
+    known = all_expected(task, "train")
+    asked = len(known) if prompts is None else prompts
+    if not 1 <= asked <= len(known):
+        raise ValueError(f"prompts: {prompts or 1} expected responses are asked for, and the task has {len(known)}")
+    order = np.random.default_rng([seed, POOL]).permutation(len(known))
+    return [known[i] for i in order[:asked]]
+
+
+def all_expected(task: TextEnvironment, split: Split) -> list[tuple[Case, str]]:
+    return [(case, text) for case in task.cases(split) if (text := task.expected(case)) is not None]
+
+
+@dataclass(frozen=True)
+class Response:
+    """An expected response as a row; `number` is its place among all there are."""
+
+    number: int
+    row: list[Segment]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A response in a collection: in the group of its prompt (`joins`), or in one of its own."""
+
+    response: Response
+    group: int
+    joins: bool
+
+
+@dataclass
+class ExpectedResponses:
+    """The teacher's own answers to training prompts: rows in which an expert speaks from the first token on.
+
+    Args:
+        prompts: training prompts that have one; which, the seed of the data alone decides, and 32 are among 128. None
+            = all that the task has one for.
+        share: part of a collection's prompts whose response, where there is one, joins the group: paid by the rule,
+            `valid`, and nobody's but imitation's, or an injection's that learns from whole expected responses.
+        rows: responses that every collection draws from all there are, over all ranks, whatever its prompts are. They
+            are imitated, and nothing else.
+        as_if: whose log-probabilities of a joined response stand for the teacher's, which are not known: by default
+            +∞, of one who is certain. For the importance weights of an injection.
+
+    Raises:
+        ValueError: a knob out of range.
+    """
+
+    prompts: int | None = None
+    share: float = 1.0
+    rows: int = 0
+    as_if: TextExpert | None = None
+    known: dict[str, Response] = field(default_factory=dict, init=False, repr=False)  # by the prompt's id
+    asked: Tensor = field(default_factory=lambda: torch.zeros(0), init=False, repr=False)  # (responses,) bool
+
+    def __post_init__(self) -> None:
+        if self.prompts is not None and self.prompts < 1:
+            raise ValueError(f"expected.prompts: got {self.prompts}, must be at least 1")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"expected.share: got {self.share}, must be in [0, 1]")
+        if self.rows < 0:
+            raise ValueError(f"expected.rows: got {self.rows}, must be at least 0")
+        if not self.share and not self.rows:
+            raise ValueError("expected.share: nothing is learned from expected responses; give a share, or rows")
+
+    def load(self, task: TextEnvironment, tokenizer: Tokenizer, prompts: Sequence[Prompt], seed: int) -> None:
+        """Raises ValueError: there are not so many."""
+        ids = {prompt.case.id: prompt.ids for prompt in prompts}
+        for number, (case, text) in enumerate(with_expected(task, self.prompts, seed)):
+            said = [*tokenizer.encode(text), tokenizer.eos]
+            reward = task.begin(case).reply(text, True).reward
+            self.known[case.id] = Response(number, [Segment(ids[case.id]), Segment(said, EXPERT, None, reward)])
+        if self.rows > len(self.known):
+            raise ValueError(f"expected.rows: got {self.rows}, and there are {len(self.known)} expected responses")
+        self.asked = torch.zeros(len(self.known), dtype=torch.bool)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and response."""
+        return max(sum(len(segment.ids) for segment in each.row) for each in self.known.values())
+
+    def shown(self, prompts: Sequence[Prompt], rows: int, rng: np.random.Generator) -> list[Shown]:
+        """Those of a rank's collection: in the groups of its prompts, and `rows` more."""
+        first = [prompt.case.id for prompt in prompts[: round(self.share * len(prompts))]]
+        joined = [Shown(self.known[name], place, True) for place, name in enumerate(first) if name in self.known]
+        every = list(self.known.values())
+        drawn = rng.choice(len(every), rows, replace=False) if rows else []
+        return joined + [Shown(every[i], len(prompts) + place, False) for place, i in enumerate(drawn)]
+
+    def settled(self, batch: Batch, shown: Sequence[Shown], device: torch.device) -> Batch:
+        """The last rows of the batch are those `shown`: what does not join a group is a label and nothing else."""
+        assert batch.rewards is not None
+        stays = torch.ones(len(batch), 1, dtype=torch.bool)
+        stays[len(batch) - len(shown) :, 0] = torch.tensor([each.joins for each in shown])
+        batch = replace(batch, valid=batch.valid & stays, rewards=torch.where(stays, batch.rewards, 0))
+        if self.as_if is None:
+            return batch
+        steps = batch.valid.clone()
+        steps[: len(batch) - len(shown)] = False
+        return replace(batch, log_probs=densities(batch, self.as_if, steps, device))
+
+    def new(self, shown: Sequence[Shown], sum_over_ranks: Callable[[Tensor], Tensor]) -> tuple[list[int], int, int]:
+        """What the teacher was not asked for before: it is asked once for each, however often that is learned from.
+
+        Returns: the places in `shown` of the new ones, each once; how many are new on all ranks, and their tokens.
+        """
+        now = torch.zeros(len(self.asked))
+        now[[each.response.number for each in shown]] = 1
+        fresh = (sum_over_ranks(now) > 0) & ~self.asked
+        self.asked = self.asked | fresh
+        places = {each.response.number: place for place, each in enumerate(shown) if fresh[each.response.number]}
+        tokens = sum(len(each.row[-1].ids) for each in self.known.values() if fresh[each.number])
+        return list(places.values()), int(fresh.sum()), tokens
+
+    # ---- checkpoint
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.asked = state["asked"]
+
+
+class ExpectedDataModule(DemonstrationsDataModule):
+    """The expected responses of a task as demonstrations: supervised fine-tuning on the same of them, by the same
+    `seed`, that a joint run or an injection with so many has.
+
+    Args:
+        task: whose `expected` is taken; held out are those of all prompts of `val` and `test`.
+        tokenizer: made from the task's corpus.
+        prompts: training prompts that have one; None = all.
+        rows, context, seed, minibatches, passes: of `DemonstrationsDataModule`.
+    """
+
+    def __init__(self, task: TextEnvironment, tokenizer: Tokenizer, prompts: int | None = None, **kwargs: Any) -> None:
+        super().__init__(tokenizer=tokenizer, task=task, **kwargs)
+        if prompts is not None and prompts < 1:
+            raise ValueError(f"prompts: got {prompts}, must be at least 1")
+        self.prompts = prompts
+
+    def _found(self, split: Split) -> Iterator[tuple[str | Messages, str, str]]:
+        assert self.task is not None
+        if split == "train":
+            known = with_expected(self.task, self.prompts, self.seed)
+        else:
+            known = all_expected(self.task, split)
+        for case, text in known:
+            yield case.prompt, text, f"expected response to {split} case {case.id!r}"
