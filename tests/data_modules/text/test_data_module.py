@@ -9,6 +9,7 @@ import torch
 
 from data_modules.text import ByteTokenizer, TextDataModule, WordTokenizer
 from data_modules.text.environment import Case
+from data_modules.text.expected import ExpectedResponses
 from lightning_nlf.callbacks import Exhibits
 from lightning_nlf.networks import GRUPolicy, GRUValue
 from lightning_nlf.objectives import ActorCriticAgent, JointPolicy, ReinforcePolicy
@@ -230,7 +231,7 @@ def test_one_cut_turn_of_many_is_replaced_alone(walks):
 
 
 def test_expected_responses_are_rows_of_the_group_that_only_imitation_learns_from(echo):
-    data = module(echo, prompts=4, replies=2, expected_share=0.5)
+    data = module(echo, prompts=4, replies=2, expected=ExpectedResponses(share=0.5))
     batch = collected(data, agent())
     assert len(batch) == 10 and batch.group.tolist()[8:] == [0, 1] and batch.rank.tolist()[8:] == [-1, -1]
     assert not batch.mask[8:].any() and torch.equal(batch.expert_mask[8:], batch.valid[8:])
@@ -251,7 +252,7 @@ def test_expected_responses_are_rows_of_the_group_that_only_imitation_learns_fro
     ("wrong", "message"),
     [
         ({"prompts": 0}, "prompts"), ({"replies": 0}, "replies"), ({"max_new": 0}, "max_new"), ({"top_p": 0}, "top_p"),
-        ({"top_k": -1}, "top_k"), ({"window": 1}, "window"), ({"expected_share": 2}, "expected_share"),
+        ({"top_k": -1}, "top_k"), ({"window": 1}, "window"), 
         ({"evaluation_prompts": 0}, "evaluation_prompts"), ({"context": 5}, "train case 'train-ant'.*context of 5"),
         ({"prompt_suffix": " please"}, "train case 'train-ant'.*please"),
     ],
