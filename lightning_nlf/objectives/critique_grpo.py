@@ -13,17 +13,16 @@ from lightning_nlf.functional import row_sums
 from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.first_turn import revision_steps
 from lightning_nlf.objectives.injection import ShapedInjectionObjective
-from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, group_mean
+from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, shared_group_mean
 
 
-def shared_advantages(earned: Tensor, batch: Batch, revised: Tensor) -> Tensor:
+def shared_advantages(earned: Tensor, batch: Batch) -> Tensor:
     """R − mean R of the group, attempts and revisions alike: §4 of https://arxiv.org/abs/2506.03106.
 
     Not divided by the deviation, as there.
-    Args: earned (B,): R; revised (B, T) bool, the steps of the revisions.  Returns (B,).
+    Args: earned (B,): R.  Returns (B,).
     """
-    everyone = replace(batch, mask=batch.mask | revised)
-    return earned - group_mean(earned[:, None].expand(batch.mask.shape), everyone)[:, 0]
+    return earned - shared_group_mean(earned[:, None].expand(batch.mask.shape), batch)[:, 0]
 
 
 class CritiqueGRPOObjective(ShapedInjectionObjective):
@@ -34,7 +33,7 @@ class CritiqueGRPOObjective(ShapedInjectionObjective):
 
     Args:
         shape: g.
-        injected_weight: of the revisions.
+        injected_weight: of the revisions, or a schedule of it.
 
     Raises:
         ValueError: a baseline or a scale of advantages.
@@ -55,7 +54,7 @@ class CritiqueGRPOObjective(ShapedInjectionObjective):
         revised = revision_steps(batch)
         if (batch.valid & ~batch.mask & ~revised).any():
             raise ValueError("the batch has rows that are neither attempts nor revisions, which nothing here learns")
-        advantages = shared_advantages(row_sums(batch.rewards, batch.valid), batch, revised)
+        advantages = shared_advantages(row_sums(batch.rewards, batch.valid), batch)
         advantages = torch.where(batch.valid, advantages[:, None], 0)
         known = revised if batch.expert_mask is None else revised | batch.expert_mask  # where the policy is evaluated
         return super().prepare(replace(batch, expert_mask=known, advantages=advantages))
