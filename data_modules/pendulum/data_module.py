@@ -24,6 +24,8 @@ class PendulumDataModule(ControlDataModule):
         threads: for MuJoCo; None = as many as there are cores.
     """
 
+    question = "Keep the pole upright. A step is 0.04 s; an episode is over when the pole leans by 0.2 rad, or after 1000 steps."
+
     def __init__(
         self,
         episodes: int = 8,
@@ -70,17 +72,17 @@ class PendulumDataModule(ControlDataModule):
         return batch
 
     def exhibits(self, folder: Path) -> list[Path]:
+        return [self.film(row, folder / f"{name}.gif", f"{name} episode") for name, row in self.shown.items()]
+
+    def film(self, episode: Batch, path: Path, title: str) -> Path:
+        """Draws an episode, a batch of one row, as a GIF that shows who acted."""
         from data_modules.pendulum.rendering import episode_gif
 
-        paths = []
-        for name, row in self.shown.items():
-            assert row.rewards is not None
-            steps = int(row.valid[0].sum())
-            expert_acted = (row.valid & ~row.mask)[0, :steps].numpy()
-            obs, actions, rewards = (x[0, :steps].numpy() for x in (row.obs, row.actions, row.rewards))
-            path = folder / f"{name}.gif"
-            paths.append(episode_gif(obs, expert_acted, rewards, path, title=f"{name} episode", actions=actions))
-        return paths
+        assert episode.rewards is not None
+        steps = int(episode.valid[0].sum())
+        expert_acted = (episode.valid & ~episode.mask)[0, :steps].numpy()
+        obs, actions, rewards = (x[0, :steps].numpy() for x in (episode.obs, episode.actions, episode.rewards))
+        return episode_gif(obs, expert_acted, rewards, path, title=title, actions=actions)
 
     # ---- checkpoint
 

@@ -1,0 +1,86 @@
+"""Trains on what people said of recorded episodes: their score as the reward, what they expected to be imitated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_modules.feedback.files import enumerated, read
+from data_modules.feedback.parsing import Scale
+from data_modules.feedback.people.forces import expert_named, forces
+from data_modules.feedback.schema import Judgement
+from data_modules.offline import OfflineDataModule, load_batch
+from lightning_nlf.batch import Actor, Batch, stack_rows
+
+
+class EpisodeFeedbackDataModule(OfflineDataModule):
+    """A row for each judgement of a recorded episode.
+
+    A score is the reward at the last step, and only with one the learner learns from its own steps (`mask`). Where an
+    expert was expected, `expert_mask` is True throughout, and its mean action what is imitated; where forces were,
+    at the steps they were given for.
+
+    Args:
+        path: of a feedback file whose lines name an `episode`: what `pull` wrote.
+        scale: lowest and highest score there is in the file.
+        seed, minibatches, passes: of `MinibatchDataModule`.
+
+    Raises:
+        ValueError: at `setup`, a line that is wrong, or whose episode is not there; names it and the mend.
+    """
+
+    def __init__(self, path: str, scale: Scale = (0.0, 1.0), **kwargs: Any) -> None:
+        super().__init__(path, **kwargs)
+        self.scale = scale
+        self.counters["feedback_calls"] = 0
+
+    def setup(self, stage: str) -> None:
+        if self.rows is not None:
+            return
+        self.judgements = read(self.path, self.scale)
+        self.rows = rows(self.judgements)
+
+    def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
+        said = [(judgement.of("score", 0), judgement.expected) for judgement in self.judgements]
+        self.counters["feedback_calls"] = sum(x is not None for both in said for x in both)  # however often it is read
+        return super().collect(actor, rng)
+
+
+def rows(judgements: Sequence[Judgement]) -> Batch:
+    """Their episodes as one batch. Raises ValueError: of lines that cannot be used."""
+    found: list[Batch] = []
+    faults: list[str] = []
+    for judgement in judgements:
+        try:
+            found.append(_row(judgement))
+        except ValueError as error:
+            faults.append(f"{judgement.where}: {error}")
+    if faults:
+        raise ValueError(enumerated(faults))
+    return stack_rows(found)
+
+
+def _row(judgement: Judgement) -> Batch:
+    if judgement.episode is None:
+        raise ValueError("episode: is missing; replies are learned from with FeedbackDataModule")
+    try:
+        played = load_batch(judgement.episode)
+    except ValueError as error:
+        raise ValueError(f"episode: {error}") from None
+    steps, score = int(played.valid.sum()), judgement.of("score", 0)
+    rewards = torch.zeros(played.mask.shape)
+    rewards[0, steps - 1] = score or 0.0
+    expert_mask, actions = torch.zeros_like(played.mask), played.actions.clone()
+    if judgement.expected is not None:
+        make = expert_named(judgement.expected)
+        if make is not None:
+            actions, expert_mask = make().act(played.obs[0])[0][None], played.valid
+        else:
+            for step, force in forces(judgement.expected, steps).items():
+                actions[0, step], expert_mask[0, step] = force, True
+    learned = played.mask & (score is not None)
+    return replace(played, mask=learned, rewards=rewards, expert_mask=expert_mask, expert_actions=actions)
