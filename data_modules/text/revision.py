@@ -10,7 +10,7 @@ import numpy as np
 
 from data_modules.text.conversation import Conversation, Episode, Prompt
 from data_modules.text.environment import Revisable, TextEnvironment
-from lightning_nlf.batch import Actor
+from lightning_nlf.batch import Replier
 
 Words = Literal["task", "shuffled", "placebo"]
 
@@ -98,7 +98,7 @@ class Teacher:
 
     def revisions(
         self,
-        reviser: Actor,
+        reviser: Replier,
         reviews: Sequence[Review],
         rng: np.random.Generator,
         copies: int = 1,
@@ -118,7 +118,7 @@ class Teacher:
         ]
 
     def outcome(
-        self, reviser: Actor, episodes: Sequence[Episode], rng: np.random.Generator, deterministic: bool
+        self, reviser: Replier, episodes: Sequence[Episode], rng: np.random.Generator, deterministic: bool
     ) -> list[float]:
         """What each episode earns after one revision; what needs none, or has no room for it, as it is."""
         reviews = self.reviews(episodes, range(len(episodes)), rng)

@@ -16,7 +16,7 @@ from data_modules.text.data_module import TextDataModule
 from data_modules.text.environment import Revisable, TextEnvironment
 from data_modules.text.revision import Review, Revision, Teacher, Words
 from data_modules.text.task_module import at_least_one
-from lightning_nlf.batch import Actor, Batch
+from lightning_nlf.batch import Actor, Batch, Replier
 
 
 class RevisionDataModule(TextDataModule):
@@ -45,7 +45,7 @@ class RevisionDataModule(TextDataModule):
         self,
         task: TextEnvironment,
         learn: tuple[Learn, ...] = ("attempts", "revisions"),
-        reviser: Actor | None = None,
+        reviser: Replier | None = None,
         rounds: int = 1,
         revisions: int = 1,
         keep: Literal["all", "best", "better"] = "all",
