@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,5 +88,5 @@ def _response(judgement: Judgement) -> str:
 
 
 def _lines(text: str) -> str:
-    """With hard breaks: Markdown would join lines."""
-    return text.strip("\n").replace("\n", "  \n")
+    """With hard breaks: Markdown would join lines that no empty one is between."""
+    return re.sub(r"(?<!\n)\n(?!\n)", "  \n", text.strip("\n"))
