@@ -82,7 +82,7 @@ class TextDataModule(TextTaskDataModule):
         ):
             self.refuse_other_ids(name, expert)
         if self.expected is not None:
-            self.expected.load(self.task, self.tokenizer, self.cases["train"], self.seed)
+            self.expected.load(self.task, self.tokenizer, self.cases["train"])
 
     @property
     def longest_row(self) -> int:

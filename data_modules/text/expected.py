@@ -18,21 +18,21 @@ from data_modules.text.rows import EXPERT, Segment
 from data_modules.text.tokenizer import Messages, Tokenizer
 from lightning_nlf.batch import Batch, TextExpert
 
-POOL = 1  # beside the seed: another order than any that rows are shuffled in
 
+def with_expected(task: TextEnvironment, prompts: int | None, order: int) -> list[tuple[Case, str]]:
+    """Training prompts that have an expected response, and it.
 
-def with_expected(task: TextEnvironment, prompts: int | None, seed: int) -> list[tuple[Case, str]]:
-    """The training prompts that have an expected response, and it; in an order that the seed alone decides.
-
-    Args: prompts: how many there are, the first of that order, so that 32 of them are among 128; None = all.
-    Raises: ValueError: the task has not so many, or none.
+    Args:
+        prompts: how many, of all there are the first in a random order, so that 32 of them are among 128; None = all.
+        order: the seed of that order.
+    Raises:
+        ValueError: the task has not so many, or none.
     """
     known = all_expected(task, "train")
     asked = len(known) if prompts is None else prompts
     if not 1 <= asked <= len(known):
         raise ValueError(f"prompts: {prompts or 1} expected responses are asked for, and the task has {len(known)}")
-    order = np.random.default_rng([seed, POOL]).permutation(len(known))
-    return [known[i] for i in order[:asked]]
+    return [known[i] for i in np.random.default_rng(order).permutation(len(known))[:asked]]
 
 
 def all_expected(task: TextEnvironment, split: Split) -> list[tuple[Case, str]]:
@@ -61,8 +61,8 @@ class ExpectedResponses:
     """The teacher's own answers to training prompts: rows in which an expert speaks from the first token on.
 
     Args:
-        prompts: training prompts that have one; which, the seed of the data alone decides, and 32 are among 128. None
-            = all that the task has one for.
+        prompts: training prompts that have one; 32 of them are among 128. None = all that the task has one for.
+        order: a seed; it alone decides which prompts these are, in this run and in any other.
         share: part of a collection's prompts whose response, where there is one, joins the group: paid by the rule,
             `valid`, and nobody's but imitation's, or an injection's that learns from whole expected responses.
         rows: responses that every collection draws from all there are, over all ranks, whatever its prompts are. They
@@ -75,6 +75,7 @@ class ExpectedResponses:
     """
 
     prompts: int | None = None
+    order: int = 0
     share: float = 1.0
     rows: int = 0
     as_if: TextExpert | None = None
@@ -91,10 +92,10 @@ class ExpectedResponses:
         if not self.share and not self.rows:
             raise ValueError("expected.share: nothing is learned from expected responses; give a share, or rows")
 
-    def load(self, task: TextEnvironment, tokenizer: Tokenizer, prompts: Sequence[Prompt], seed: int) -> None:
+    def load(self, task: TextEnvironment, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
         """Raises ValueError: there are not so many."""
         ids = {prompt.case.id: prompt.ids for prompt in prompts}
-        for number, (case, text) in enumerate(with_expected(task, self.prompts, seed)):
+        for number, (case, text) in enumerate(with_expected(task, self.prompts, self.order)):
             said = [*tokenizer.encode(text), tokenizer.eos]
             reward = task.begin(case).reply(text, True).reward
             self.known[case.id] = Response(number, [Segment(ids[case.id]), Segment(said, EXPERT, None, reward)])
@@ -150,26 +151,29 @@ class ExpectedResponses:
 
 
 class ExpectedDataModule(DemonstrationsDataModule):
-    """The expected responses of a task as demonstrations: supervised fine-tuning on the same of them, by the same
-    `seed`, that a joint run or an injection with so many has.
+    """The expected responses of a task as demonstrations: supervised fine-tuning on those that a joint run or an
+    injection of the same `prompts` and `order` has.
 
     Args:
         task: whose `expected` is taken; held out are those of all prompts of `val` and `test`.
         tokenizer: made from the task's corpus.
         prompts: training prompts that have one; None = all.
+        order: a seed; it alone decides which prompts these are.
         rows, context, seed, minibatches, passes: of `DemonstrationsDataModule`.
     """
 
-    def __init__(self, task: TextEnvironment, tokenizer: Tokenizer, prompts: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, task: TextEnvironment, tokenizer: Tokenizer, prompts: int | None = None, order: int = 0, **kwargs: Any
+    ) -> None:
         super().__init__(tokenizer=tokenizer, task=task, **kwargs)
         if prompts is not None and prompts < 1:
             raise ValueError(f"prompts: got {prompts}, must be at least 1")
-        self.prompts = prompts
+        self.prompts, self.order = prompts, order
 
     def _found(self, split: Split) -> Iterator[tuple[str | Messages, str, str]]:
         assert self.task is not None
         if split == "train":
-            known = with_expected(self.task, self.prompts, self.seed)
+            known = with_expected(self.task, self.prompts, self.order)
         else:
             known = all_expected(self.task, split)
         for case, text in known:
