@@ -1,4 +1,4 @@
-"""Feedback files from the command line: `python -m data_modules.feedback check | show | rank | ask | pull`."""
+"""Feedback files from the command line: `python -m data_modules.feedback COMMAND`, see `--help`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_modules.feedback.files import listed, scan, write
 from data_modules.feedback.people.commands import add_commands as add_people
+from data_modules.feedback.providers.commands import add_commands as add_providers
 from data_modules.feedback.ranking import format_ranking, ranks_of_scores
 from data_modules.feedback.schema import Judgement
 from data_modules.feedback.summary import shown, summary
@@ -114,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_rank)
 
     add_people(commands)
+    add_providers(commands, one, _read)
     return parser
 
 

@@ -1,0 +1,139 @@
+"""The command lines that ask providers: `judge` and `constitution`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_modules.feedback.files import LISTED, write
+from data_modules.feedback.providers.provider import Provider, without
+from data_modules.feedback.schema import Judgement
+
+Read = Callable[[argparse.Namespace], list[Judgement]]
+
+
+def add_commands(commands: Any, parent: argparse.ArgumentParser, read: Read) -> None:
+    """Adds both to the parser's commands.
+
+    Args: parent: has the arguments of a file; read: reads it.
+    """
+    judge = commands.add_parser("judge", parents=[parent], help="have a model, a rule or an environment judge replies")
+    judge.add_argument(
+        "--config", type=Path, required=True, metavar="YAML", help="the provider, by class_path and init_args"
+    )
+    judge.add_argument("--replace", action="store_true", help="ask anew for what the file says already")
+    judge.set_defaults(command=lambda options: _complete(options, read, _configured(options)))
+
+    revise = commands.add_parser("constitution", parents=[parent], help="criticise and revise replies by principles")
+    revise.add_argument(
+        "--principles", type=Path, required=True, metavar="YAML", help="the principles, and the endpoint of the model"
+    )
+    revise.add_argument("--rounds", type=int, default=1, metavar="N", help="revisions of a reply (default: 1)")
+    revise.add_argument("--seed", type=int, default=0, help="of the principles that are drawn (default: 0)")
+    revise.add_argument("--replace", action="store_true", help="revise where there is an expected response already")
+    revise.set_defaults(command=lambda options: _complete(options, read, _constitution(options)))
+
+    for command in (judge, revise):
+        command.add_argument("--out", type=Path, required=True, help="the file to write, whole or not at all")
+        command.add_argument(
+            "--set", action="append", default=[], metavar="NAME=VALUE", help="in place of the yaml's: endpoint.model=…"
+        )
+
+
+def _complete(options: argparse.Namespace, read: Read, provider: Provider) -> None:
+    judgements = read(options)
+    if options.replace:
+        judgements = [without(judgement, provider.gives) for judgement in judgements]
+    with _progress(len(judgements)) as tick:
+        done, account = provider.complete(judgements, tick)
+    fuller = sum(new != old for new, old in zip(done, judgements, strict=True))
+    if not fuller and (account.stopped or account.left_out):
+        raise ValueError(account.stopped or _listed(account.left_out))
+    write(options.out, done)
+    cost = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in account.counters.items())
+    print(f"{options.out}: more is known of {fuller} of {len(done)} prompts ({cost})")
+    if account.left_out:
+        print(_listed(account.left_out), file=sys.stderr)
+    if account.stopped:
+        print(f"stopped: {account.stopped}; the same command goes on from where it was", file=sys.stderr)
+
+
+def _listed(left_out: list[str]) -> str:
+    more = [f"… and {len(left_out) - LISTED} more"] if len(left_out) > LISTED else []
+    return "\n  ".join([f"{len(left_out)} left out:", *left_out[:LISTED], *more])
+
+
+# ---- from yaml to provider
+
+
+def _configured(options: argparse.Namespace) -> Provider:
+    config = _yaml(options.config, "--config")
+    return _built(_with(config, options.set, ("init_args",)), options.config)
+
+
+def _constitution(options: argparse.Namespace) -> Provider:
+    given = {name: value for name, value in _yaml(options.principles, "--principles").items() if name != "principles"}
+    given |= {"principles": str(options.principles), "rounds": options.rounds, "seed": options.seed}
+    config = {"class_path": "data_modules.feedback.providers.Constitution", "init_args": given}
+    return _built(_with(config, options.set, ("init_args",)), options.principles)
+
+
+def _yaml(path: Path, name: str) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"{name}: there is no file {path}")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name}: {path} is no yaml: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{name}: {path} must be a mapping")
+    return found
+
+
+def _with(config: dict[str, Any], changes: list[str], below: tuple[str, ...]) -> dict[str, Any]:
+    """The config with each `a.b=value` set below a key."""
+    import yaml
+
+    for change in changes:
+        name, sign, value = change.partition("=")
+        if not sign or not name:
+            raise ValueError(f"--set: got {change!r}, must be like endpoint.model=judge")
+        *path, last = [*below, *name.split(".")]
+        node = config
+        for key in path:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"--set: {name} goes through {key}, which is no mapping")
+        node[last] = yaml.safe_load(value)
+    return config
+
+
+def _built(config: dict[str, Any], path: Path) -> Provider:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--provider", type=Provider, required=True)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"provider": config})).provider
+    except ArgumentError as error:
+        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
+        raise ValueError(f"{path}: {' '.join(lines)}") from None
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], object]]:
+    """A bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("judged", total=total)
+        yield lambda: progress.advance(task)

@@ -1,0 +1,205 @@
+"""What a model is asked of several replies to one prompt: which of two is better, or the order of all."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import combinations
+from random import Random
+from typing import Any
+
+from data_modules.feedback.providers import prompts
+from data_modules.feedback.providers.answer import Answer, Malformed, Unanswered, label_log_probs, softmax
+from data_modules.feedback.providers.client import Client
+from data_modules.feedback.providers.principles import read_principles
+from data_modules.feedback.providers.questions import Note, asked, text_of, together
+from data_modules.feedback.ranking import format_ranking, letter, parse_ranking, ranks_of_scores
+from data_modules.feedback.schema import Judgement
+from data_modules.feedback.templates import refuse_template
+
+VOTE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Example:
+    """A comparison that is shown before the one that is asked for."""
+
+    prompt: str
+    response_1: str
+    response_2: str
+    preferred: int  # 1 or 2
+
+    def __post_init__(self) -> None:
+        if self.preferred not in (1, 2):
+            raise ValueError(f"examples: preferred is {self.preferred}, must be 1 or 2")
+
+
+class PreferenceQuestion:
+    """How likely each response is the better of each pair, in both orders, as a model favours a place.
+
+    p = ½ (p(1 | A, B) + p(2 | B, A)), each a softmax over the log-probabilities of "1" and "2": § 2.1 of
+    https://arxiv.org/abs/2309.00267. Of two responses it is the `preference`, and the `ranking` says the same without
+    the doubt; of more there is a `ranking` by the mean of p over the others.
+
+    Args:
+        preamble: what is asked, before the examples.
+        comparison: one comparison, with the places `{prompt}`, `{response_1}` and `{response_2}`; its end leads to the
+            1 or 2.
+        examples: comparisons with their answers.
+        principles: a file of them (`conf/feedback/principles.yaml`): the preamble of each prompt is the `preference` of
+            one that is drawn.
+        votes: for servers without log-probabilities: so many sampled answers an order, and p is the share of them.
+        temperature: of votes.
+        alternatives: tokens whose log-probabilities are asked for; most servers give 20 at most.
+        ties: means of p no further apart are a tie in the ranking.
+        seed: of votes and of what is drawn.
+    """
+
+    gives: tuple[str, ...] = ("preference", "ranking")
+
+    def __init__(
+        self,
+        preamble: str = prompts.PREAMBLE,
+        comparison: str = prompts.COMPARISON,
+        examples: list[Example] | None = None,
+        principles: str | None = None,
+        votes: int = 0,
+        temperature: float = 1.0,
+        alternatives: int = 20,
+        ties: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        refuse_template("comparison", comparison, ("prompt", "response_1", "response_2"))
+        for name, value, least in (("votes", votes, 0), ("alternatives", alternatives, 2), ("ties", ties, 0)):
+            if value < least:
+                raise ValueError(f"{name}: got {value}, must be at least {least}")
+        if votes and not temperature > 0:
+            raise ValueError(f"temperature: got {temperature}, and votes would all be the same; it must be above 0")
+        self.preamble, self.comparison, self.examples = preamble, comparison, examples or []
+        self.preambles = [p.preference for p in read_principles(principles) if p.preference] if principles else []
+        if principles and not self.preambles:
+            raise ValueError(f"principles: none in {principles} has a preference")
+        self.votes, self.temperature, self.alternatives, self.ties, self.seed = (
+            votes,
+            temperature,
+            alternatives,
+            ties,
+            seed,
+        )
+
+    async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
+        count = len(judgement.responses)
+        wanted = judgement.ranking is None or (count == 2 and judgement.preference is None)
+        if count < 2 or not wanted:
+            return {}
+        pairs = list(combinations(range(count), 2))
+        try:
+            found = await together(*(self._preference(client, judgement, i, j) for i, j in pairs))
+        except Unanswered as error:  # a ranking that leaves a pair out would favour somebody
+            note(error)
+            return {}
+        wins = [0.0] * count
+        for (i, j), p in zip(pairs, found, strict=True):
+            wins[i] += p / (count - 1)
+            wins[j] += (1 - p) / (count - 1)
+        ranking = format_ranking(ranks_of_scores(wins, self.ties))
+        return {
+            "ranking": ranking if judgement.ranking is None else None,
+            "preference": found[0] if count == 2 and judgement.preference is None else None,
+        }
+
+    async def _preference(self, client: Client, judgement: Judgement, i: int, j: int) -> float:
+        """The probability that response i is better than j."""
+        ahead, behind = await together(
+            self._first(client, self.filled(judgement, i, j)), self._first(client, self.filled(judgement, j, i))
+        )
+        return (ahead + 1 - behind) / 2
+
+    async def _first(self, client: Client, prompt: str) -> float:
+        """The probability of the answer 1."""
+        if not self.votes:
+            return await asked(client, _first_of_two, prompt, 1, alternatives=self.alternatives)
+        said = await together(*(self._vote(client, prompt, self.seed + i) for i in range(self.votes)))
+        votes = [each for each in said if each is not None]
+        if not votes:
+            raise Malformed(f"preference: none of {self.votes} answers is 1 or 2")
+        return sum(votes) / len(votes)
+
+    async def _vote(self, client: Client, prompt: str, seed: int) -> bool | None:
+        """None of one that is no vote."""
+        try:
+            return await asked(client, _vote, prompt, VOTE_TOKENS, self.temperature, seed)
+        except Malformed:
+            return None
+
+    def filled(self, judgement: Judgement, i: int, j: int) -> str:
+        """The whole question, with response i in the first place."""
+        shown = [
+            f"{prompts.EXAMPLE_BEGINS}\n\n"
+            + self.comparison.format(prompt=e.prompt, response_1=e.response_1, response_2=e.response_2)
+            + str(e.preferred)
+            for e in self.examples
+        ]
+        first, second = (judgement.responses[k].strip() for k in (i, j))
+        last = self.comparison.format(prompt=text_of(judgement), response_1=first, response_2=second)
+        parts = [self._preamble(judgement), *shown, *([prompts.EXAMPLES_END] if shown else []), last]
+        return "\n\n".join(parts)
+
+    def _preamble(self, judgement: Judgement) -> str:
+        if not self.preambles:
+            return self.preamble
+        return Random(f"{self.seed} {text_of(judgement)}").choice(self.preambles)
+
+
+def _first_of_two(answer: Answer) -> float:
+    return softmax(label_log_probs(answer, ("1", "2")))[0]
+
+
+def _vote(answer: Answer) -> bool:
+    """Whether it is the first."""
+    found = re.fullmatch(r"([12])\.?", answer.text.strip())
+    if found is None:
+        raise Malformed(f"preference: {answer.text!r} is neither 1 nor 2")
+    return found[1] == "1"
+
+
+class ListwiseQuestion:
+    """The order of all responses in one answer; asked in their order and in the opposite one, and the ranks averaged.
+
+    Args:
+        template: with the places `{prompt}` and `{responses}`, which come as `A - …`, `B - …`.
+        max_tokens: of an answer.
+    """
+
+    gives: tuple[str, ...] = ("ranking",)
+
+    def __init__(self, template: str = prompts.RANKING, max_tokens: int = 64) -> None:
+        refuse_template("template", template, ("prompt", "responses"))
+        self.template, self.max_tokens = template, max_tokens
+
+    async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
+        count = len(judgement.responses)
+        if count < 2 or judgement.ranking is not None:
+            return {}
+        orders = [list(range(count)), list(range(count))[::-1]]
+        try:
+            both = await together(*(self._ranks(client, judgement, order) for order in orders))
+        except Unanswered as error:
+            note(error)
+            return {}
+        return {"ranking": format_ranking(ranks_of_scores([-float(a + b) for a, b in zip(*both, strict=True)]))}
+
+    async def _ranks(self, client: Client, judgement: Judgement, order: list[int]) -> list[int]:
+        """The rank of each response, asked with response `order[0]` as A."""
+        shown = "\n\n".join(f"{letter(place)} - {judgement.responses[i].strip()}" for place, i in enumerate(order))
+
+        def read(answer: Answer) -> tuple[int, ...]:
+            try:
+                return parse_ranking(answer.text.strip().removesuffix("."), len(order))
+            except ValueError as error:
+                raise Malformed(f"ranking: {error}") from None
+
+        found = await asked(
+            client, read, self.template.format(prompt=text_of(judgement), responses=shown), self.max_tokens
+        )
+        return [found[order.index(i)] for i in range(len(order))]

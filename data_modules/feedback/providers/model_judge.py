@@ -1,0 +1,85 @@
+"""A model behind an endpoint, asked whatever is wanted of each judgement."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from data_modules.feedback.providers.answer import Unanswered
+from data_modules.feedback.providers.client import Client, Stopped
+from data_modules.feedback.providers.endpoint import Endpoint
+from data_modules.feedback.providers.provider import Account, said
+from data_modules.feedback.providers.questions import Question
+from data_modules.feedback.schema import Judgement
+
+
+class ModelJudge:
+    """Asks a model the questions, one after the other of a judgement and side by side of different ones.
+
+    An answer in another form than was asked for is asked for once more, and then left out and listed. Whatever was
+    answered is in the endpoint's cache: where a run was stopped, by its budget or by force, the same command goes on.
+
+    Args:
+        endpoint: where the model is, and what may be spent.
+        questions: what it is asked.
+
+    Raises:
+        ValueError: no question.
+    """
+
+    def __init__(self, endpoint: Endpoint, questions: list[Question]) -> None:
+        if not questions:
+            raise ValueError("questions: there is none to ask")
+        self.endpoint, self.questions = endpoint, questions
+        self.gives: tuple[str, ...] = tuple(dict.fromkeys(name for each in questions for name in each.gives))
+
+    def complete(self, judgements: Sequence[Judgement], tick: Callable[[], object]) -> tuple[list[Judgement], Account]:
+        return ask_all(self.endpoint, judgements, self._completed, tick)
+
+    async def _completed(self, client: Client, judgement: Judgement, note: Callable[[Unanswered], None]) -> Judgement:
+        for question in self.questions:
+            judgement = said(judgement, self.endpoint.model, **await question.ask(client, judgement, note))
+        return judgement
+
+
+class Completing(Protocol):
+    """How a model completes one judgement."""
+
+    async def __call__(self, client: Client, judgement: Judgement, note: Callable[[Unanswered], None]) -> Judgement: ...
+
+
+def ask_all(
+    endpoint: Endpoint, judgements: Sequence[Judgement], complete: Completing, tick: Callable[[], object]
+) -> tuple[list[Judgement], Account]:
+    """`Provider.complete` with a model: all judgements side by side."""
+    client, account = Client(endpoint), Account()
+
+    async def one(place: int) -> Judgement:
+        judgement = judgements[place]
+
+        def note(error: Unanswered) -> None:
+            if not isinstance(error, Stopped):
+                account.left_out.append(f"{judgement.where or f'judgement {place + 1}'}: {error}")
+
+        completed = await complete(client, judgement, note)
+        tick()
+        return completed
+
+    async def every() -> list[Judgement]:
+        async with client, asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(place)) for place in range(len(judgements))]
+        return [task.result() for task in tasks]
+
+    try:
+        done = asyncio.run(every())
+    except ExceptionGroup as errors:  # the first has stopped the others
+        raise _first(errors) from None
+    account.counters, account.stopped = client.counters, client.stopped
+    return done, account
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,205 @@
+"""What a model is asked of one reply: a score, a critique, the expected response."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from data_modules.feedback.parsing import Scale
+from data_modules.feedback.providers import prompts
+from data_modules.feedback.providers.answer import Answer, Malformed, Unanswered
+from data_modules.feedback.providers.client import Client
+from data_modules.feedback.providers.expectation import expected_label
+from data_modules.feedback.providers.provider import merged
+from data_modules.feedback.schema import Judgement
+from data_modules.feedback.templates import refuse_template
+
+AGAIN = 1_000_003  # added to the seed of a question that is asked again
+SCORE_TOKENS = 8
+T = TypeVar("T")
+Note = Callable[[Unanswered], None]  # told of what is left out
+
+
+class Question(Protocol):
+    """What is asked of a judgement."""
+
+    gives: tuple[str, ...]
+
+    async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
+        """Fields of the judgement, each None where it stays as it was."""
+        ...
+
+
+def text_of(judgement: Judgement) -> str:
+    """The prompt as text; of a chat who says what."""
+    if isinstance(judgement.prompt, str):
+        return judgement.prompt.strip()
+    return "\n\n".join(f"{message.role}: {message.content.strip()}" for message in judgement.prompt)
+
+
+async def asked(
+    client: Client,
+    read: Callable[[Answer], T],
+    prompt: str,
+    max_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    alternatives: int = 0,
+) -> T:
+    """What `read` makes of the answer. One that it cannot read is asked for once more, with another seed.
+
+    Raises:
+        Unanswered: there is no answer, or a second one that cannot be read.
+    """
+    first = await client.ask(prompt, max_tokens, temperature, seed, alternatives)
+    try:
+        return read(first)
+    except Malformed:
+        return read(await client.ask(prompt, max_tokens, temperature, seed + AGAIN, alternatives))
+
+
+async def together(*asking: Awaitable[T]) -> list[T]:
+    """What all of them say, side by side. All are waited for, so that nothing that was paid for is lost.
+
+    Raises the first of their exceptions.
+    """
+    found = await asyncio.gather(*asking, return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return [each for each in found if not isinstance(each, BaseException)]
+
+
+async def of_each(judgement: Judgement, name: Any, one: Callable[[str], Any], note: Note) -> tuple[Any, ...] | None:
+    """The field `name`: what `one(response)` gives for each response that has none yet."""
+
+    async def attempt(i: int) -> Any:
+        if judgement.of(name, i) is not None:
+            return None
+        try:
+            return await one(judgement.responses[i])
+        except Unanswered as error:
+            note(error)
+            return None
+
+    found = await together(*(attempt(i) for i in range(len(judgement.responses))))
+    return merged(getattr(judgement, name), found)
+
+
+class ScoreQuestion:
+    """A number for each response, written on the scale 0 to 1.
+
+    Args:
+        low, high: the numbers that the model may say.
+        expectation: the mean over the likeliest first tokens that are such a number, instead of the one said
+            (§ 4 of https://arxiv.org/abs/2309.00267). Whole numbers only; see `expected_label`.
+        alternatives: how many tokens that is; most servers give 20 at most.
+        template: with the places `{prompt}`, `{response}`, `{low}` and `{high}`.
+        scale: what `low` and `high` become.
+
+    Raises:
+        ValueError: numbers that do not go upwards, or a template without its places.
+    """
+
+    gives: tuple[str, ...] = ("score",)
+
+    def __init__(
+        self,
+        low: int = 1,
+        high: int = 10,
+        expectation: bool = False,
+        alternatives: int = 20,
+        template: str = prompts.SCORE,
+        scale: Scale = (0.0, 1.0),
+    ) -> None:
+        if not low < high:
+            raise ValueError(f"low, high: got {low} and {high}, must go upwards")
+        if not scale[0] < scale[1]:
+            raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, must go upwards")
+        refuse_template("template", template, ("prompt", "response"), ("low", "high"))
+        self.low, self.high, self.expectation, self.alternatives = low, high, expectation, alternatives
+        self.template, self.scale = template, scale
+
+    async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
+        prompt = text_of(judgement)
+        return {"score": await of_each(judgement, "score", lambda text: self.score(client, prompt, text), note)}
+
+    async def score(self, client: Client, prompt: str, response: str) -> float:
+        """On the scale.  Raises Unanswered."""
+        filled = self.template.format(prompt=prompt, response=response.strip(), low=self.low, high=self.high)
+        if self.expectation:
+            tokens = max(len(str(x)) for x in (self.low, self.high))
+            number = await asked(client, self._mean, filled, tokens, alternatives=self.alternatives)
+        else:
+            number = await asked(client, self._number, filled, SCORE_TOKENS)
+        return self.scale[0] + (number - self.low) / (self.high - self.low) * (self.scale[1] - self.scale[0])
+
+    def _mean(self, answer: Answer) -> float:
+        return expected_label(answer, range(self.low, self.high + 1))
+
+    def _number(self, answer: Answer) -> float:
+        """Nothing but a number on the scale; a full stop behind it is forgiven."""
+        found = re.fullmatch(r"(-?\d+(?:\.\d+)?)\.?", answer.text.strip())
+        if found is None or not self.low <= float(found[1]) <= self.high:
+            raise Malformed(f"score: {answer.text!r} is no number from {self.low} to {self.high}")
+        return float(found[1])
+
+
+class CritiqueQuestion:
+    """What is wrong with each response, in words; none where the model says NOTHING.
+
+    Args:
+        template: with the places `{prompt}` and `{response}`.
+        max_tokens: of a critique.
+    """
+
+    gives: tuple[str, ...] = ("critique",)
+
+    def __init__(self, template: str = prompts.CRITIQUE, max_tokens: int = 256) -> None:
+        refuse_template("template", template, ("prompt", "response"))
+        self.template, self.max_tokens = template, max_tokens
+
+    async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
+        prompt = text_of(judgement)
+
+        async def one(response: str) -> str | None:
+            filled = self.template.format(prompt=prompt, response=response.strip())
+            text = await asked(client, words, filled, self.max_tokens)
+            return None if text.strip(".").upper() == "NOTHING" else text
+
+        return {"critique": await of_each(judgement, "critique", one, note)}
+
+
+class ExpectedQuestion:
+    """What the model itself would have said.
+
+    Args:
+        template: with the place `{prompt}`, and maybe `{response}`, the first one.
+        max_tokens: of a response.
+    """
+
+    gives: tuple[str, ...] = ("expected",)
+
+    def __init__(self, template: str = prompts.EXPECTED, max_tokens: int = 512) -> None:
+        refuse_template("template", template, ("prompt",), ("response",))
+        self.template, self.max_tokens = template, max_tokens
+
+    async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
+        if judgement.expected is not None:
+            return {}
+        filled = self.template.format(prompt=text_of(judgement), response=next(iter(judgement.responses), "").strip())
+        try:
+            return {"expected": await asked(client, words, filled, self.max_tokens)}
+        except Unanswered as error:
+            note(error)
+            return {}
+
+
+def words(answer: Answer) -> str:
+    """The text of an answer that has any."""
+    text = answer.text.strip()
+    if not text:
+        raise Malformed("the answer is empty")
+    return text

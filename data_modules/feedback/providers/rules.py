@@ -1,0 +1,107 @@
+"""What a text task says of replies itself: its reward, or all that its rules know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+from data_modules.feedback.parsing import Scale
+from data_modules.feedback.providers.provider import Account, merged, said
+from data_modules.feedback.ranking import format_ranking, ranks_of_scores
+from data_modules.feedback.replies import finished
+from data_modules.feedback.schema import Judgement, Span
+from data_modules.text.environment import Case, Split, TextEnvironment
+
+
+class EnvironmentProvider:
+    """The reward of a task of one turn, as `score`.
+
+    Args:
+        task: that has the prompts of the file; a judgement belongs to the case of its `id`, else of its prompt.
+        scale: of rewards, brought to 0 to 1.
+
+    Raises:
+        ValueError: a task of several turns, whose rewards no single reply has; in `complete` an unknown prompt, a
+            reward off the scale.
+    """
+
+    gives: tuple[str, ...] = ("score",)
+    name = "environment"
+
+    def __init__(self, task: TextEnvironment, scale: Scale = (0.0, 1.0)) -> None:
+        if task.turns > 1:
+            raise ValueError(f"task: it has {task.turns} turns, and a reply to a prompt is one; judge its episodes")
+        if not scale[0] < scale[1]:
+            raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, must go upwards")
+        self.task, self.scale = task, scale
+        self._cases: dict[str, Case] = {}
+
+    def complete(self, judgements: Sequence[Judgement], tick: Callable[[], object]) -> tuple[list[Judgement], Account]:
+        account, done = Account(), []
+        for judgement in judgements:
+            done.append(self._completed(judgement, account))
+            tick()
+        return done, account
+
+    def _completed(self, judgement: Judgement, account: Account) -> Judgement:
+        case = self._case(judgement)
+        places = range(len(judgement.responses))
+        new = [None if judgement.of("score", i) is not None else self._score(case, judgement, i) for i in places]
+        account.counters["calls"] += sum(score is not None for score in new)
+        return said(judgement, self.name, score=merged(judgement.score, new))
+
+    def _score(self, case: Case, judgement: Judgement, i: int) -> float:
+        reward = self.task.begin(case).reply(judgement.responses[i], finished(judgement, i)).reward
+        low, high = self.scale
+        if not low <= reward <= high:
+            raise ValueError(f"{judgement.where}: the reward {reward:g} is off the scale {low:g} to {high:g}")
+        return (reward - low) / (high - low)
+
+    def _case(self, judgement: Judgement) -> Case:
+        if not self._cases:
+            every = [case for split in get_args(Split) for case in self.task.cases(split)]
+            self._cases = {case.prompt: case for case in every} | {case.id: case for case in every}
+        for name in (judgement.id, judgement.prompt):
+            if isinstance(name, str) and name in self._cases:
+                return self._cases[name]
+        raise ValueError(f"{judgement.where}: prompt: the task has no such case; judge files that were sampled from it")
+
+
+class RuleProvider(EnvironmentProvider):
+    """All that a task's rules know: `score`, `critique` and the `spans` it points at, `expected`, and the `ranking`.
+
+    Args:
+        seed: of the words of critiques.
+        ties: scores no further apart are a tie.
+    """
+
+    gives = ("score", "critique", "spans", "expected", "ranking")
+    name = "rule"
+
+    def __init__(self, task: TextEnvironment, scale: Scale = (0.0, 1.0), seed: int = 0, ties: float = 0.0) -> None:
+        super().__init__(task, scale)
+        self.seed, self.ties = seed, ties
+
+    def _completed(self, judgement: Judgement, account: Account) -> Judgement:
+        judgement = super()._completed(judgement, account)
+        case, texts = self._case(judgement), judgement.responses
+        known = [judgement.of("critique", i) for i in range(len(texts))]
+        critiques = [old or self.task.critique(case, text, self.seed) for old, text in zip(known, texts, strict=True)]
+        spans = [self._spans(case, text) for text in texts]
+        scores = [score for score in judgement.score or () if score is not None]
+        ranking = format_ranking(ranks_of_scores(scores, self.ties)) if len(scores) > 1 else None
+        expected = self.task.expected(case) if judgement.expected is None else None
+        account.counters["calls"] += known.count(None) + (expected is not None)
+        return said(
+            judgement,
+            self.name,
+            critique=merged(None, critiques),
+            spans=merged(judgement.spans, spans),
+            expected=expected,
+            ranking=ranking if judgement.ranking is None else None,
+        )
+
+    def _spans(self, case: Case, text: str) -> tuple[Span, ...] | None:
+        point = getattr(self.task, "spans", None)
+        found = [] if point is None else point(case, text)
+        return tuple(Span(start, end) for start, end in found if start < end) or None
