@@ -24,7 +24,7 @@ class Put:
     page: str  # where they are reviewed
 
     def __str__(self) -> str:
-        return f"queue {self.queue!r}: {self.new} items put there, {self.there} were there already\nreview: {self.page}"
+        return f"queue {self.queue!r}: new items {self.new}, there already {self.there}\nreview: {self.page}"
 
 
 def ask(

@@ -49,5 +49,5 @@ def _pull(options: argparse.Namespace) -> None:
     if found.faults:
         print(found.reopened, file=sys.stderr)
     if not found.judgements:
-        raise ValueError(f"queue: {options.queue!r} has no review that can be used; {found.waiting} items wait for one")
+        raise ValueError(f"queue: {options.queue!r} has no review that can be used; items that wait: {found.waiting}")
     print(f"{options.out}: {found}")

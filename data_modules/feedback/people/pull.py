@@ -25,18 +25,18 @@ class Pulled:
 
     def __str__(self) -> str:
         people = Counter(str(judgement.source) for judgement in self.judgements)
-        lines = [f"{len(self.judgements)} reviews: " + ", ".join(f"{n} by {who}" for who, n in people.most_common())]
+        lines = ["reviews: " + ", ".join(f"{count} by {person}" for person, count in people.most_common())]
         if self.waiting:
-            lines.append(f"{self.waiting} items wait for a first review")
+            lines.append(f"items that wait for a first review: {self.waiting}")
         if self.declined:
-            lines.append(f"{len(self.declined)} items were declined, by {', '.join(sorted(set(self.declined)))}")
+            lines.append(f"items declined: {len(self.declined)}, by {', '.join(sorted(set(self.declined)))}")
         return "\n".join(lines)
 
     @property
     def reopened(self) -> str:
         """Which reviews cannot be used, and why; the first ten."""
         more = [f"… and {len(self.faults) - LISTED} more"] if len(self.faults) > LISTED else []
-        head = f"{len(self.faults)} reviews cannot be used; their items are open again:"
+        head = f"reviews that cannot be used, and whose items are open again: {len(self.faults)}"
         return "\n  ".join([head, *self.faults[:LISTED], *more])
 
 

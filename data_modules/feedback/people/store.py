@@ -69,6 +69,7 @@ def shown_uri(uri: str) -> str:
 
 def _experiment_id(uri: str, name: str, create: bool) -> str:
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     client = MlflowClient()
     found = client.get_experiment_by_name(name)
@@ -77,7 +78,12 @@ def _experiment_id(uri: str, name: str, create: bool) -> str:
     if not create:
         raise ValueError(f"experiment: {shown_uri(uri)} has no {name!r}")
     local = uri.startswith("sqlite:///")  # whose artifacts would go into the working folder
-    return client.create_experiment(name, str(_data_base(uri).parent / "mlartifacts") if local else None)
+    try:
+        return client.create_experiment(name, str(_data_base(uri).parent / "mlartifacts") if local else None)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return client.get_experiment_by_name(name).experiment_id  # the run's own logger was faster
 
 
 def _data_base(uri: str) -> Path:

@@ -1,8 +1,12 @@
-"""A data base of MLflow without a server, an experiment in it for each test, and a person who reviews."""
+"""A data base of MLflow without a server, an experiment in it for each test, a person who reviews, and a browser."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -65,9 +69,7 @@ class Person:
                 if name.startswith("expected"):
                     mlflow.log_expectation(trace_id=item.trace, name=name, value=value, source=person)
                 else:
-                    mlflow.log_feedback(
-                        trace_id=item.trace, name=name, value=value, source=person, rationale=comment
-                    )
+                    mlflow.log_feedback(trace_id=item.trace, name=name, value=value, source=person, rationale=comment)
             set_review_queue_item_status(queue.queue_id, item_id=item.trace, status="complete", completed_by=by)
 
     def declines(self, id: str, by: str) -> None:
@@ -87,3 +89,57 @@ class Person:
 @pytest.fixture
 def person(place) -> Person:
     return Person(place)
+
+
+# ---- the real pages
+
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """Headless Chromium, with a profile that is new each time."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright drives the browser: pip install -e .[test]"
+    )
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium, headless=True, args=FLAGS.split())
+        yield started
+        started.close()
+
+
+class Reviewer:
+    """Somebody in front of a review page. Args: browser, address of the page, name and password where there are any."""
+
+    def __init__(self, browser, address: str, name: str | None = None, password: str | None = None) -> None:
+        login = None if name is None else {"username": name, "password": password}
+        context = browser.new_context(http_credentials=login, viewport={"width": 1500, "height": 900})
+        context.set_default_timeout(60_000)  # two cores, shared with other tests
+        self.page = context.new_page()
+        self.page.goto(address)
+        self.page.get_by_text("Exit review").wait_for()
+
+    def sees(self, text: str) -> bool:
+        self.page.get_by_text(text).first.wait_for()
+        return self.page.get_by_text(text).first.is_visible()
+
+    def submits(self, done: str, score: str | None = None, critique: str | None = None, **answers: str) -> None:
+        """Fills the form and submits it. Args: done: what the page says then; answers: by the box's placeholder."""
+        page = self.page
+        if score is not None:
+            page.get_by_role("spinbutton").fill(score)
+        if critique is not None:
+            page.get_by_placeholder("Rationale (optional)").fill(critique)
+        for placeholder, text in answers.items():
+            page.get_by_placeholder(placeholder).fill(text)
+        page.get_by_role("button", name="Submit").click()
+        page.get_by_text(done).first.wait_for()
+
+    def photographs(self, path: Path) -> None:
+        """For people to look at, where KEEP_SCREENSHOTS names a folder."""
+        if folder := os.environ.get("KEEP_SCREENSHOTS"):
+            self.page.screenshot(path=Path(folder) / path)

@@ -115,8 +115,8 @@ def test_nothing_is_left_out_in_silence(lines, place, person, tmp_path, capsys):
     flags = ["--tracking-uri", place["tracking_uri"], "--experiment", place["experiment"]]
     assert main(["pull", "--queue", "q", "--out", str(tmp_path / "out.jsonl"), *flags]) == 0
     said = capsys.readouterr()
-    assert "1 reviews: 1 by ana" in said.out
-    assert "1 items wait for a first review" in said.out and "1 items were declined, by ben" in said.out
+    assert "reviews: 1 by ana" in said.out
+    assert "wait for a first review: 1" in said.out and "items declined: 1, by ben" in said.out
     assert "off:" in said.err and "7 is off the scale 0 to 1" in said.err
 
 

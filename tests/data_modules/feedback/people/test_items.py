@@ -1,0 +1,64 @@
+"""What of a line a person sees, and what makes it another item."""
+
+from data_modules.feedback.parsing import parse
+from data_modules.feedback.people.items import items
+from data_modules.feedback.people.questions import field_of, questions, score
+from tests.data_modules.feedback.people.conftest import LEVEL, PAIR
+
+
+def item(record):
+    (found,) = items([parse(record)])
+    return found
+
+
+def test_what_somebody_said_is_neither_shown_nor_part_of_the_item():
+    bare = {name: value for name, value in LEVEL.items() if name not in ("score", "source")}
+    said = LEVEL | {"score": 0.1, "critique": "a blog", "expected": "as per the usda .", "source": "model"}
+    assert item(said) == item(LEVEL) == item(bare) and item(said).digest == item(bare).digest
+
+
+def test_another_reply_is_another_item():
+    assert item(LEVEL | {"responses": ["no ."]}).digest != item(LEVEL).digest
+
+
+def test_the_same_line_twice_is_one_item():
+    assert len(items([parse(LEVEL), parse(LEVEL)])) == 1
+
+
+def test_a_reply_that_was_cut_off_says_so():
+    cut = LEVEL | {"meta": {"finished": [False]}}
+    assert item(cut).response == LEVEL["responses"][0] + " …"
+    some = PAIR | {"meta": {"finished": [True, False, True]}}
+    assert [part.split("\n\n")[1] for part in item(some).response.split("\n\n---\n\n")] == [
+        "beef .",
+        "kale . …",
+        "both .",
+    ]
+
+
+def test_a_chat_names_who_speaks():
+    chat = [{"role": "system", "content": "be short"}, {"role": "user", "content": "why ?\n\nand how ?"}]
+    assert item(LEVEL | {"prompt": chat}).request == "**system**\n\nbe short\n\n**user**\n\nwhy ?\n\nand how ?"
+
+
+def test_questions_are_those_that_some_item_needs():
+    episode = LEVEL | {"episode": "e.pt"}
+    names = {
+        kind: [question.name for question in questions([item(record) for record in records], (0, 10))]
+        for kind, records in {"one": [LEVEL], "some": [PAIR], "both": [LEVEL, PAIR], "episode": [episode]}.items()
+    }
+    assert names == {
+        "one": ["score 0 to 10", "expected_response"],
+        "some": ["ranking", "expected_response"],
+        "both": ["score 0 to 10", "ranking", "expected_response"],
+        "episode": ["score 0 to 10", "expected_action"],
+    }
+
+
+def test_an_answer_belongs_to_the_field_of_its_question():
+    assert [field_of(question.name) for question in questions([item(LEVEL), item(PAIR)], (0, 1))] == [
+        "score",
+        "ranking",
+        "expected",
+    ]
+    assert field_of(score((-1, 0.5)).name) == "score" and field_of("is_helpful") is None
