@@ -168,8 +168,8 @@ class TextDataModule(TextTaskDataModule):
             stays = torch.ones(len(batch), 1, dtype=torch.bool)
             stays[: len(of), 0] = torch.tensor([episode.finished for episode in episodes])[of]
             assert batch.expert_mask is not None
-            masks = {"valid": batch.valid, "mask": batch.mask, "expert_mask": batch.expert_mask}
-            return replace(batch, **{name: mask & stays for name, mask in masks.items()})
+            expert_mask = batch.expert_mask & stays
+            return replace(batch, valid=batch.valid & stays, mask=batch.mask & stays, expert_mask=expert_mask)
         return batch
 
     def _described(self, batch: Batch, of: Tensor, shown: list[int]) -> Batch:

@@ -113,7 +113,7 @@ class ExpectedResponses:
         first = [prompt.case.id for prompt in prompts[: round(self.share * len(prompts))]]
         joined = [Shown(self.known[name], place, True) for place, name in enumerate(first) if name in self.known]
         every = list(self.known.values())
-        drawn = rng.choice(len(every), rows, replace=False) if rows else []
+        drawn = rng.permutation(len(every))[:rows]
         return joined + [Shown(every[i], len(prompts) + place, False) for place, i in enumerate(drawn)]
 
     def settled(self, batch: Batch, shown: Sequence[Shown], device: torch.device) -> Batch:

@@ -182,7 +182,9 @@ class ImitationObjective(Objective):
                 raise ValueError("divergence: the expert gives no distribution, only actions: use nll")
             known = batch.expert_mask[now.where]
             params = {name: _filled(x[now.where], known) for name, x in batch.expert_params.items()}
-            distance = DIVERGENCES[self.divergence](distribution_of(params), now.distribution)
+            expert = distribution_of(params)
+            _refuse_other_outcomes(expert, now.distribution)
+            distance = DIVERGENCES[self.divergence](expert, now.distribution)
         distance = now.scatter(distance)  # (B, T)
         if "imitation_weights" in batch.extra:
             distance = distance * batch.extra["imitation_weights"]
@@ -208,6 +210,17 @@ class ImitationObjective(Objective):
             assert isinstance(metric, MeanMetric)
             metric.update(x, batch.expert_mask.sum())
             self.log(f"{stage}/{name}", metric, batch_size=len(batch))
+
+
+def _refuse_other_outcomes(expert: Distribution, policy: Distribution) -> None:
+    """Raises ValueError: both choose among tokens, and not among as many."""
+    if isinstance(expert, Categorical) and isinstance(policy, Categorical):
+        theirs, own = expert.param_shape[-1], policy.param_shape[-1]
+        if theirs != own:
+            raise ValueError(
+                f"vocabulary: the expert knows {theirs} token ids and the policy {own}: a divergence needs the same; "
+                "give both the same vocabulary, or use nll"
+            )
 
 
 def _filled(x: Tensor, known: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def joint(**knobs):
 
 def module(task, **kw):
     settings = {"tokenizer": WordTokenizer(), "prompts": 4, "replies": 3, "max_new": 4}
-    data = TextDataModule(task, labeller=PolicyTextExpert(network(7)), **(settings | kw))
+    data = TextDataModule(task, **(settings | {"labeller": PolicyTextExpert(network(7))} | kw))
     data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     data.setup("fit")
     return data
@@ -107,6 +107,15 @@ def test_the_policy_becomes_the_labeller(echo):
         enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0,
     ).fit(actor, data)  # fmt: skip
     assert before > 0.5 and apart() < before / 3
+
+
+def test_a_labeller_that_knows_more_tokens_is_refused_by_a_divergence(echo):
+    torch.manual_seed(0)
+    more = PolicyTextExpert(GRUPolicy(vocabulary=SIZE + 3, width=16))
+    data, actor = module(echo, labeller=more), joint(divergence="forward")
+    batch = actor.prepare(collected(data, actor))
+    with pytest.raises(ValueError, match="vocabulary: the expert knows 18 token ids and the policy 15"):
+        actor.terms(batch, actor.evaluate(batch))
 
 
 def test_a_labeller_of_other_ids_and_a_task_of_turns_are_refused(echo, walks):
