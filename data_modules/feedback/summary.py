@@ -101,5 +101,5 @@ def _pointed(judgement: Judgement, i: int) -> list[tuple[int, int, str]]:
 
 def _entry(name: str, text: str, indent: int = 2) -> str:
     """A name, and the text beside it with its further lines below."""
-    first = f"{'':{indent}}{name:<10}"
+    first = f"{'':{indent}}{name:<11}"
     return first + text.replace("\n", "\n" + " " * max(len(first), 10))

@@ -66,6 +66,16 @@ def test_the_summary_counts_pairs(tmp_path, capsys):
     assert "2 strict pairs and 2 ties; 1 rankings put nothing above anything" in capsys.readouterr().out
 
 
+def test_the_summary_of_preferences(tmp_path, capsys):
+    """0, .7 and .5: sure by 1, .7 and .5, in the mean .733; A is the better in one and a half of three."""
+    path = tmp_path / "judged.jsonl"
+    write(path, [Judgement("p", ("a", "b"), preference=p) for p in (0.0, 0.7, 0.5)])
+    main(["check", str(path)])
+    said = capsys.readouterr().out
+    assert "preferences: 3, 0.733 sure on average; the first response is the better in 0.5" in said
+    assert ["preference", "3"] in [line.split() for line in said.splitlines()]
+
+
 def test_items_are_shown(tmp_path, capsys):
     path = tmp_path / "feedback.jsonl"
     shown = Judgement(
@@ -77,6 +87,7 @@ def test_items_are_shown(tmp_path, capsys):
         steps=(None, (Step(1, 1.0), Step(2, 0.0))),
         expected="e",
         ranking="B > A",
+        preference=0.25,
         id="x",
     )
     write(path, [shown, Judgement("second", expected="f")])
@@ -95,6 +106,7 @@ def test_items_are_shown(tmp_path, capsys):
         ["1", "'e'"],
         ["0", "'f'"],
         ["ranking", "B", ">", "A"],
+        ["preference", "0.25"],
         ["expected", "e"],
     ]
     assert main(["show", str(path), "--id", "y"]) == 2

@@ -69,6 +69,23 @@ def test_the_teacher_is_paid_once(module):
     assert data.counters == {"iteration": 2, "feedback_calls": 9}
 
 
+def test_what_is_said_once_is_paid_once(module):
+    """Two critiques and an order, which a ranking and a preference are together."""
+    line = Judgement("q", ("a", "b"), critique=("c", "d"), ranking="A > B", preference=0.75, score=(1.0, 1.0))
+    data = module([line], use=("ranking", "preference", "critique"), critique_prompt="{prompt} e {response} d")
+    list(data.train_dataloader())
+    assert data.counters["feedback_calls"] == 3
+    assert data.longest_row == len("q e a d c <eos>".split())
+
+
+def test_a_tokenizer_made_from_the_files_knows_their_critiques(module):
+    line = Judgement("a", ("b",), critique=("no source",), score=(0.0,))
+    data = module([line], use=("critique",), tokenizer=WordTokenizer(), critique_prompt="{prompt} said {response} bad")
+    assert data.tokenizer.decode(data.rows.actions[0].tolist()) == "said b bad no source"
+    with pytest.raises(ValueError):
+        module([line], use=("score",), tokenizer=WordTokenizer()).tokenizer.encode("source")
+
+
 def fitted(model, data, epochs):
     data.trainer = None
     trainer = L.Trainer(
@@ -256,6 +273,9 @@ def test_a_run_goes_on_with_its_own_files_and_tokenizer_only(module):
         ),
         ({"context": 3}, "lines are wrong\n.*feedback.jsonl:1: 2 tokens of the prompt and 3 of the reply are more"),
         ({"path": "none.jsonl"}, "path: there is no file none.jsonl"),
+        ({"critique_prompt": "{prompt}"}, "critique_prompt: it has no place {response}"),
+        ({"critique_prompt": "{prompt} {response} {score}"}, "critique_prompt: it has the place {score}"),
+        ({"critique_prompt": "{prompt} {response"}, "critique_prompt: .*; write {{ and }} for braces"),
     ],
 )
 def test_knobs_that_cannot_be_are_refused(module, knobs, message):

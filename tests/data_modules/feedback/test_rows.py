@@ -213,3 +213,49 @@ def test_steps_end_at_the_tokens_that_were_sampled(tokenizer):
     changed = replace(judgement, responses=(text + " b c d e",), steps=((Step(len(text) + 4, 1.0),),))
     with pytest.raises(ValueError, match="steps: they do not fit the tokens in meta"):
         Layout(tokenizer, ("steps",)).rows(changed)
+
+
+# ---- preferences and critiques
+
+
+def test_a_preference_is_that_of_each_row(tokenizer):
+    """A is better with .3: B is the first; at .5 they tie. Where there is a ranking, that says who is the first."""
+    lines = [
+        Judgement("q", ("a", "b"), preference=0.3),
+        Judgement("q", ("a", "b"), preference=0.5),
+        Judgement("q", ("a", "b"), preference=0.3, ranking="A > B"),
+        Judgement("q", ("a", "b"), ranking="B > A"),
+    ]
+    batch = batch_of(Layout(tokenizer, ("ranking", "preference")), *lines)
+    assert batch.rank.tolist() == [1, 0, 0, 0, 0, 1, 1, 0] and batch.mask.any(1).all()
+    assert batch.extra["preference"][:6].tolist() == pytest.approx([0.3, 0.7, 0.5, 0.5, 0.3, 0.7])
+    assert batch.extra["preference"][6:].isnan().all()
+    alone = batch_of(Layout(tokenizer, ("preference",)), *lines)
+    assert alone.rank.tolist() == [1, 0, 0, 0, 1, 0]
+    assert "preference" not in batch_of(Layout(tokenizer, ("ranking",)), *lines).extra
+
+
+def test_a_critique_is_predicted_behind_prompt_and_reply(tokenizer):
+    """By "{prompt} e {response} d": q a | b, whose critique is c, reads q a e b d | c <eos>.
+
+    Of the second reply nobody said anything. The scored reply is a row beside it, of the same group.
+    """
+    line = Judgement("q a", ("b", "c d"), score=(0.5, None), critique=("c", None), where="f:1")
+    layout = Layout(tokenizer, ("score", "critique"), critique_prompt="{prompt} e {response} d")
+    batch = batch_of(layout, line)
+    assert batch.extra["critique"].tolist() == [False, True] and batch.group.tolist() == [0, 0]
+    assert batch.obs[1].tolist() == [8, 3, 7, 4, 6, 5] and batch.actions[1, 4:].tolist() == [5, 1]
+    assert batch.expert_mask.sum(1).tolist() == [0, 2] and batch.mask.sum(1).tolist() == [2, 0]
+    assert batch.rank.tolist() == [-1, -1] and batch.extra["scored"].tolist() == [True, False]
+    assert batch.rewards[1].sum() == 0
+    assert "critique" not in batch_of(Layout(tokenizer, ("score",)), line).extra
+    with pytest.raises(ValueError, match="^f:1: 5 tokens of the prompt and 2 of the reply are more than the context"):
+        replace(layout, context=6).rows(line)
+
+
+def test_the_last_message_of_a_chat_is_put_into_the_critique_prompt(tokenizer):
+    read = []
+    tokenizer.encode_chat = lambda messages: read.append(messages) or [8]
+    line = Judgement((Message("system", "a"), Message("user", "b")), ("c",), critique=("d",))
+    Layout(tokenizer, ("critique",), critique_prompt="{prompt} | {response}").rows(line)
+    assert read == [[{"role": "system", "content": "a"}, {"role": "user", "content": "b | c"}]]

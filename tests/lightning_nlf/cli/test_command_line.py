@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from data_modules.feedback import read, write
 from data_modules.feedback.__main__ import main as feedback
 from lightning_nlf import callbacks
 from lightning_nlf.cli.command_line import main
@@ -22,7 +24,10 @@ from lightning_nlf.objectives import InjectionPolicy
 ROOT = Path(__file__).parents[3]
 CONF = ROOT / "conf"
 DEBUG = CONF / "debug.yaml"
-EXPERIMENTS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path != DEBUG)
+# all but providers of feedback, which are no runs
+RUNS = {path: path.read_text() for path in CONF.rglob("*.yaml") if path != DEBUG and "\nmodel:" in path.read_text()}
+EXPERIMENTS = sorted(path.relative_to(CONF) for path in RUNS)
+ALONE = sorted(path.relative_to(CONF) for path, text in RUNS.items() if "endpoint:" not in text)  # that ask no server
 INJECTION = ["fit", "--config", str(CONF / "injection.yaml")]
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
@@ -70,11 +75,14 @@ def briefly_trained(source: Path, folder: Path) -> None:
 
 
 def sampled(source: Path, folder: Path) -> None:
-    """Ranked replies to a few prompts."""
+    """Replies to a few prompts, ranked, and with one of them as what was expected."""
     few = ["--data.evaluation_prompts", "400", "--data.max_new", "16"]
     main(["predict", "--config", str(source), *few, *QUIET, "--run_dir", str(folder)])
-    replies, ranked = (str(folder / name) for name in ("predictions/replies.jsonl", "rankings.jsonl"))
-    assert feedback(["rank", replies, "--by", "score", "--out", ranked]) == 0
+    replies = str(folder / "predictions/replies.jsonl")
+    for name in ("rankings.jsonl", "judged.jsonl"):
+        assert feedback(["rank", replies, "--by", "score", "--out", str(folder / name)]) == 0
+    revised = [replace(line, expected=line.responses[0]) for line in read(replies)]
+    write(folder / "revisions.jsonl", revised)
 
 
 @pytest.fixture
@@ -181,7 +189,7 @@ def same_policy(one: torch.nn.Module, other: torch.nn.Module, batch) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=str, indirect=True)
+@pytest.mark.parametrize("experiment", ALONE, ids=str, indirect=True)
 def test_every_yaml_trains_and_its_checkpoint_is_the_model(experiment):
     cli = main(
         [

@@ -194,7 +194,7 @@ def test_an_order_of_all_is_averaged_over_two_orders(server, endpoint, prompt_of
     server.answer = lambda body: server.chat("B > A = C." if "A - ape" in prompt_of(body) else "A > C > B")
     found, faults = put(ListwiseQuestion(), endpoint(), Judgement("q", ("ape", "bee", "cow")))
     assert found == {"ranking": "C > A = B"} and not faults
-    assert "A - cow\n\nB - bee\n\nC - ape" in prompt_of(server.requests[1])
+    assert any("A - cow\n\nB - bee\n\nC - ape" in prompt_of(body) for body in server.requests)
 
 
 def test_an_order_that_leaves_one_out_is_none(server, endpoint):

@@ -204,7 +204,7 @@ def test_the_rlaif_judge_of_the_yaml(server, tmp_path, prompt_of, capsys):
     assert main([*arguments, "--out", str(tmp_path / "out.jsonl")]) == 0
     (line,) = read(tmp_path / "out.jsonl")
     assert line.preference == pytest.approx(0.5) and line.source == "small"
-    question = prompt_of(server.requests[0])
+    _, question = sorted(map(prompt_of, server.requests))  # the good one first
     assert question.startswith("A good continuation") and "\n\n»»»» Example »»»»\n\nBeginning - this phone" in question
     assert question.endswith("\n\nContinuation 2 - . it was bad .\n\nPreferred Continuation=")
     assert "Preferred Continuation=2\n\n»»»» Follow the instructions and the example(s) above »»»»\n\n" in question
