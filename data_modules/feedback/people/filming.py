@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from data_modules.offline import save_batch
 from lightning_nlf.batch import Batch
+from lightning_nlf.functional import row_sums
 
 
 @runtime_checkable
@@ -37,7 +38,7 @@ def filmed(source: Filming, batch: Batch, who: str, folder: Path) -> list[dict[s
         path = folder / f"{name}.pt"
         save_batch(episode, path)
         source.film(episode, path.with_suffix(".gif"), f"episode {name}")
-        steps, total = int(episode.valid.sum()), float(episode.rewards.where(episode.valid, 0).sum())
+        steps, total = int(episode.valid.sum()), float(row_sums(batch.rewards, batch.valid)[row])
         ending = "then it was over" if bool(batch.terminated[row]) else "and it went on"
         lines.append(
             {

@@ -59,7 +59,7 @@ def opened(uri: str, experiment: str, create: bool = False) -> Iterator[Store]:
         cause = str(error).splitlines()[0][:300]
         raise ValueError(f"tracking_uri: {shown_uri(uri)} says: {cause}") from error
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None: nowhere in particular, which it allows
 
 
 def shown_uri(uri: str) -> str:
@@ -83,7 +83,10 @@ def _experiment_id(uri: str, name: str, create: bool) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return client.get_experiment_by_name(name).experiment_id  # the run's own logger was faster
+        found = client.get_experiment_by_name(name)  # the run's own logger was faster
+        if found is None:
+            raise
+        return found.experiment_id
 
 
 def _data_base(uri: str) -> Path:
@@ -132,8 +135,8 @@ class Store:
 
     def scale(self, queue: ReviewQueue) -> Scale | None:
         """That of the queue's scores; None where it asks for none."""
-        scores = (schema.input for schema in self._schemas(queue) if field_of(schema.name) == "score")
-        return next(((box.min_value, box.max_value) for box in scores), None)
+        boxes: list[Any] = [schema.input for schema in self._schemas(queue) if field_of(schema.name) == "score"]
+        return (boxes[0].min_value, boxes[0].max_value) if boxes else None
 
     def page(self, queue: ReviewQueue) -> str:
         """Where a person reviews the queue; for a data base on the address that a server of it has by default."""
@@ -155,7 +158,7 @@ class Store:
         from mlflow.genai import label_schemas
 
         box = label_schemas.InputNumeric(*scale) if question.field == "score" else label_schemas.InputText()
-        kind = "expectation" if question.field == "expected" else "feedback"
+        kind: Any = "expectation" if question.field == "expected" else "feedback"
         for there in pages(label_schemas.list_label_schemas, experiment_id=self.id):
             if there.name == question.name:
                 if there.type != kind or there.input != box:

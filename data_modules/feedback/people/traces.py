@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from data_modules.feedback.people.items import Item
@@ -65,7 +65,7 @@ def asked(store: Store, queue: ReviewQueue) -> list[Asked]:
         Asked(
             trace=entry.item_id,
             digest=trace.info.tags[DIGEST],
-            record=trace.data.spans[0].get_attribute(RECORD),
+            record=cast("dict[str, Any]", trace.data.spans[0].get_attribute(RECORD)),
             status=str(entry.status),
             by=entry.completed_by,
             answers=tuple(_answers(trace)),
@@ -131,9 +131,9 @@ def _traces(store: Store, queue: ReviewQueue, spans: bool = False) -> list[Trace
 def _answers(trace: Trace) -> Iterator[Answer]:
     """The last of each person's to each question: a server keeps those before it, and says that they are not valid."""
     last: dict[tuple[str, str], Any] = {}
-    for answer in sorted(trace.info.assessments or [], key=lambda answer: answer.last_update_time_ms):
+    for answer in sorted(trace.info.assessments or [], key=lambda answer: answer.last_update_time_ms or 0):
         if answer.source.source_type == "HUMAN" and answer.valid is not False:
-            last[answer.source.source_id, answer.name] = answer
+            last[answer.source.source_id or "nobody known", answer.name] = answer
     for (by, name), answer in last.items():
         if field := field_of(name):
             yield Answer(field, answer.value, answer.rationale, by)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,8 +125,10 @@ class Reviewer:
         self.page.get_by_text("Exit review").wait_for()
 
     def sees(self, text: str) -> bool:
-        self.page.get_by_text(text).first.wait_for()
-        return self.page.get_by_text(text).first.is_visible()
+        found = self.page.get_by_text(text).first
+        found.wait_for()
+        found.scroll_into_view_if_needed()
+        return found.is_visible()
 
     def submits(self, done: str, score: str | None = None, critique: str | None = None, **answers: str) -> None:
         """Fills the form and submits it. Args: done: what the page says then; answers: by the box's placeholder."""
@@ -136,7 +139,7 @@ class Reviewer:
             page.get_by_placeholder("Rationale (optional)").fill(critique)
         for placeholder, text in answers.items():
             page.get_by_placeholder(placeholder).fill(text)
-        page.get_by_role("button", name="Submit").click()
+        page.get_by_role("button", name=re.compile("Submit|Save changes")).click()
         page.get_by_text(done).first.wait_for()
 
     def photographs(self, path: Path) -> None:
