@@ -75,7 +75,7 @@ def test_what_is_said_once_is_paid_once(module):
     data = module([line], use=("ranking", "preference", "critique"), critique_prompt="{prompt} e {response} d")
     list(data.train_dataloader())
     assert data.counters["feedback_calls"] == 3
-    assert data.longest_row == len("q e a d c <eos>".split())
+    assert data.longest_row == 6  # q e a d c <eos>
 
 
 def test_a_tokenizer_made_from_the_files_knows_their_critiques(module):
