@@ -242,6 +242,19 @@ def test_the_expert_takes_over_at_the_first_error():
     assert kept >= {0, 1, 2}
 
 
+def test_two_together_say_no_more_than_one_alone_may():
+    """The expert never stops, and goes on from prefixes of several lengths: to `max_new` tokens in all."""
+    batch = collected(module(injection=injection(AtFirstError(), stop=-9.0, injected=3)))
+    own, taken = batch.mask.sum(1), (batch.valid & ~batch.mask).any(1)
+    assert len(own[taken].unique()) > 1 and (batch.valid.sum(1)[taken] == MAX_NEW).all()
+
+
+def test_what_the_expert_says_does_not_depend_on_other_replies():
+    few, many = (collected(module(injection=injection(At(1), injected=n))) for n in (1, 3))
+    for row in LAST.nonzero()[:, 0]:
+        assert replies(few)[row] == replies(many)[row]
+
+
 # ---- by the critic
 
 
