@@ -58,5 +58,5 @@ def ask(
         raise ValueError(f"{path}: there is nothing in it to ask about")
     with store.opened(tracking_uri or store.default_uri(), experiment, create=True) as there:
         target = there.queue_for(queue, questions(found, scale), scale, reviewers)
-        new = traces.put(there, target, found)
+        new = traces.put(there, target, found, path)
         return Put(queue, new, len(found) - new, there.page(target))

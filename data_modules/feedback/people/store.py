@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.genai.review_queues import ReviewQueue
 
 DEFAULT_URI, DEFAULT_EXPERIMENT = "sqlite:///outputs/mlflow.db", "lightning_nlf"  # those of a run
+_VARIABLE = "MLFLOW_TRACKING_URI"
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its own seven take minutes to say that nobody answers
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -31,12 +32,12 @@ _ENVIRONMENT = {
 
 def default_uri() -> str:
     """Where runs go that say nothing else: the variable MLFLOW_TRACKING_URI, or outputs/mlflow.db."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    return os.environ.get(_VARIABLE) or DEFAULT_URI
 
 
 @contextlib.contextmanager
 def opened(uri: str, experiment: str, create: bool = False) -> Iterator[Store]:
-    """The experiment; MLflow's own functions go to its store within, and then wherever they went before.
+    """The experiment, for MLflow's own functions too.
 
     Args: create: where it is missing.
     Raises:
@@ -46,20 +47,33 @@ def opened(uri: str, experiment: str, create: bool = False) -> Iterator[Store]:
         raise ValueError(f"tracking_uri: there is no data base {_data_base(uri)}")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import mlflow
     from mlflow.exceptions import MlflowException
 
     for name in ("alembic", "mlflow.store.db.utils"):  # a new data base announces each of its migrations otherwise
         logging.getLogger(name).setLevel(logging.WARNING)
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(uri)
     try:
-        yield Store(uri, experiment, _experiment_id(uri, experiment, create))
+        with _at(uri):
+            yield Store(uri, experiment, _experiment_id(uri, experiment, create))
     except MlflowException as error:
         cause = str(error).splitlines()[0][:300]
         raise ValueError(f"tracking_uri: {shown_uri(uri)} says: {cause}") from error
+
+
+@contextlib.contextmanager
+def _at(uri: str) -> Iterator[None]:
+    """MLflow's own functions go there within, and then wherever they went before."""
+    import mlflow
+
+    variable = os.environ.pop(_VARIABLE, None)  # which MLflow writes to, and which hides what else was set
+    before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    try:
+        mlflow.set_tracking_uri(uri)
+        yield
     finally:
-        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None: nowhere in particular, which it allows
+        mlflow.set_tracking_uri(before)
+        os.environ.pop(_VARIABLE, None)
+        if variable is not None:
+            os.environ[_VARIABLE] = variable
 
 
 def shown_uri(uri: str) -> str:
@@ -138,10 +152,15 @@ class Store:
         boxes: list[Any] = [schema.input for schema in self._schemas(queue) if field_of(schema.name) == "score"]
         return (boxes[0].min_value, boxes[0].max_value) if boxes else None
 
+    @property
+    def address(self) -> str:
+        """Of the pages; for a data base the one that a server of it has by default."""
+        return shown_uri(self.uri) if self.uri.startswith("http") else "http://127.0.0.1:5000"
+
     def page(self, queue: ReviewQueue) -> str:
-        """Where a person reviews the queue; for a data base on the address that a server of it has by default."""
-        base = shown_uri(self.uri) if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{base}/#/experiments/{self.id}/review-queue?selectedQueueId={queue.queue_id}&startReview=true"
+        """Where a person reviews the queue."""
+        query = f"selectedQueueId={queue.queue_id}&startReview=true"
+        return f"{self.address}/#/experiments/{self.id}/review-queue?{query}"
 
     def _queues(self) -> dict[str, ReviewQueue]:
         from mlflow.genai.review_queues import list_review_queues

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Trace
     from mlflow.genai.review_queues import ReviewQueue
 
-QUEUE, DIGEST = "feedback_queue", "feedback_item"  # tags
+QUEUE, DIGEST, FILE = "feedback_queue", "feedback_item", "feedback_file"  # tags
 RECORD = "feedback.record"  # of the span: the line of a feedback file that the item is
 PAGE = 100
 
@@ -34,9 +34,10 @@ class Asked:
     answers: tuple[Answer, ...]
 
 
-def put(store: Store, queue: ReviewQueue, items: Sequence[Item]) -> int:
+def put(store: Store, queue: ReviewQueue, items: Sequence[Item], file: str | Path) -> int:
     """Traces of the items that are not there yet, attached to the queue.
 
+    Args: file: that the items are from, which says of what run.
     Returns: how many these were.
     """
     from mlflow.genai.review_queues import add_items_to_review_queue
@@ -44,7 +45,7 @@ def put(store: Store, queue: ReviewQueue, items: Sequence[Item]) -> int:
     there = {trace.info.tags[DIGEST] for trace in _traces(store, queue)}
     fresh = [item for item in items if item.digest not in there]
     for item in fresh:
-        _log(store, queue, item)
+        _log(store, queue, item, file)
     traces = _traces(store, queue)
     if lost := {item.digest for item in items} - {trace.info.tags[DIGEST] for trace in traces}:
         # MLflow only warns of a trace that it could not send.
@@ -82,7 +83,7 @@ def reopen(queue: ReviewQueue, item: Asked) -> None:
     set_review_queue_item_status(queue.queue_id, item_id=item.trace, status="pending")
 
 
-def _log(store: Store, queue: ReviewQueue, item: Item) -> None:
+def _log(store: Store, queue: ReviewQueue, item: Item, file: str | Path) -> None:
     import mlflow
     from mlflow.entities.trace_location import MlflowExperimentLocation
 
@@ -96,21 +97,18 @@ def _log(store: Store, queue: ReviewQueue, item: Item) -> None:
             response = f"{shown}\n\n{response}"
         span.set_outputs(outputs)
         span.set_attribute(RECORD, item.record)
-        # By hand: what MLflow makes of inputs and outputs ends after 1,000 characters.
-        mlflow.update_current_trace(
-            tags={QUEUE: queue.queue_id, DIGEST: item.digest}, request_preview=item.request, response_preview=response
-        )
+        tags = {QUEUE: queue.queue_id, DIGEST: item.digest, FILE: str(file)}
+        # Previews by hand: what MLflow makes of inputs and outputs ends after 1,000 characters.
+        mlflow.update_current_trace(tags, request_preview=item.request, response_preview=response)
 
 
 def _picture(store: Store, path: Path, trace: str) -> tuple[Any, str]:
-    """The file as an attachment, and Markdown that shows it, where the address of the page is known."""
+    """The file as an attachment, and Markdown that shows it; on a page of another address the words stand there."""
     from mlflow.tracing.attachments import Attachment
 
     picture, words = Attachment.from_file(path), "The episode plays under View full trace"
-    if not store.uri.startswith("http"):
-        return picture, words
     query = f"request_id={quote(trace)}&path={quote(picture.id)}"
-    return picture, f"![{words}]({shown_uri(store.uri)}/ajax-api/2.0/mlflow/get-trace-artifact?{query})"
+    return picture, f"![{words}]({store.address}/ajax-api/2.0/mlflow/get-trace-artifact?{query})"
 
 
 def _traces(store: Store, queue: ReviewQueue, spans: bool = False) -> list[Trace]:

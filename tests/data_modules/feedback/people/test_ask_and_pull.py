@@ -1,6 +1,7 @@
 """A file in front of people and back, on a data base without a server: the reviews are written as the page does."""
 
 import json
+import os
 
 import mlflow
 import pytest
@@ -16,13 +17,15 @@ LONG = LEVEL | {"id": "long", "prompt": "why " * 1500 + "?", "responses": ["beca
 
 
 def traces_of(place):
-    with opened(**{"uri": place["tracking_uri"], "experiment": place["experiment"]}) as store:
+    with opened(place["tracking_uri"], place["experiment"]) as store:
         return mlflow.MlflowClient().search_traces(locations=[store.id])
 
 
 def test_every_line_is_a_trace_that_shows_all_of_it(lines, place):
-    put = ask(lines(LEVEL, LONG), "q", **place)
+    path = lines(LEVEL, LONG)
+    put = ask(path, "q", **place)
     assert (put.new, put.there) == (2, 0)
+    assert {trace.info.tags["feedback_file"] for trace in traces_of(place)} == {str(path)}
     shown = {trace.info.request_preview: trace.info.response_preview for trace in traces_of(place)}
     assert shown == {record["prompt"]: record["responses"][0] for record in (LEVEL, LONG)}
 
@@ -160,10 +163,21 @@ def test_a_dead_server_is_one_sentence(lines, capsys):
     assert "tracking_uri: http://127.0.0.1:9" in said and "secret@" not in said.split("says")[0]
 
 
-def test_mlflow_goes_on_where_it_was(lines, place, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
+@pytest.mark.parametrize("own", [None, "sqlite:///set.db"])
+@pytest.mark.parametrize("variable", [None, "sqlite:///variable.db"])
+def test_mlflow_goes_on_where_it_was(lines, place, monkeypatch, own, variable):
+    """Whether somebody set its address, the variable, both or neither."""
+    mlflow.set_tracking_uri(own)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+    was_set, before = mlflow.is_tracking_uri_set(), mlflow.get_tracking_uri()
     ask(lines(LEVEL), "q", **place)
-    assert mlflow.get_tracking_uri() == "sqlite:///elsewhere.db"
+    assert (mlflow.is_tracking_uri_set(), mlflow.get_tracking_uri()) == (was_set, before)
+    assert os.environ.get("MLFLOW_TRACKING_URI") == variable
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert mlflow.is_tracking_uri_set() == (own is not None)
+    mlflow.set_tracking_uri(None)
 
 
 def test_the_record_is_whole(lines, place, tmp_path, person):
