@@ -167,7 +167,7 @@ def test_the_claims_of_speed_in_the_readme_are_those_that_were_measured():
 
 def test_every_yaml_says_what_it_reached():
     """The header quotes the figure of its row in the results files, or says that there is none yet."""
-    tables = ("configs", "bodies", "speedup", "rlhf", "maze")
+    tables = ("configs", "bodies", "speedup", "rlhf", "process", "maze")
     parts = [part for name in tables for part in results(name) if part.startswith("|")]
     rows = [row for part in parts for row in re.findall(r"^\| ([\w/]+) \|(.*)\|$", part, re.M)]
     figures: dict[str, list[str]] = {}

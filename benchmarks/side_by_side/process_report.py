@@ -22,11 +22,17 @@ JUDGED = {
     "best_of_16": "best of 16",
 }
 EARNED = {"true_reward": 3, "kl": 1, "length": 1, "finished": 3}
+JUDGES = {  # a yaml, where it is that as it stands
+    "process, min": "process/step_reward",
+    "process, product": "the same, the product of its steps",
+    "process, last": "the same, its last step",
+    "outcome": "process/outcome_reward",
+}
 PAID = {
-    "start": "nobody: the start",
-    "ppo_steps": "process, every step",
-    "ppo_product": "process, product at the end",
-    "ppo_outcome": "outcome, at the end",
+    "start": "process/sums_sft",
+    "ppo_steps": "process/ppo_steps",
+    "ppo_product": "the same, paid the product at the end",
+    "ppo_outcome": "process/ppo_outcome",
 }
 
 
@@ -65,7 +71,11 @@ def written(rows: Rows, frozen: dict[str, dict[str, Any]], folder: Path | None) 
     told, earned = judges(rows), policies(rows)
     seeds = max((own["seeds"] for own in [*told.values(), *earned.values()]), default=0)
     judge_rows = [
-        [name, *(shown(own[key], 3) for key in JUDGED), "" if name == "outcome" else shown(own["ahead"], 3)]
+        [
+            JUDGES.get(name, name),
+            *(shown(own[key], 3) for key in JUDGED),
+            "" if name == "outcome" else shown(own["ahead"], 3),
+        ]
         for name, own in told.items()
     ]
     paid_rows = []
@@ -85,9 +95,9 @@ def written(rows: Rows, frozen: dict[str, dict[str, Any]], folder: Path | None) 
         f"{os.cpu_count()} cores; `python benchmarks/process.py`, one row again: `--only ROW`."
     )
     parts = [
-        table(["judge", *JUDGED.values(), "ahead of outcome"], judge_rows) if told else "",
+        table(["judge, a reply by its worst step", *JUDGED.values(), "ahead of outcome"], judge_rows) if told else "",
         table(
-            ["PPO paid by", "true reward", "gain over the start, paired", "KL from the start, nats", "tokens a reply",
+            ["PPO, and its start", "true reward", "gain over the start, paired", "KL from the start, nats", "tokens a reply",
              "finished", "tokens sampled in training", "chosen β"],
             paid_rows,
         ) if earned else "",

@@ -133,6 +133,4 @@ def _seen(rows: Sequence[Row]) -> Batch:
     view = as_batch([[Segment(part.ids, part.by) for part in dialogue] for dialogue in dialogues])
     there = torch.tensor([row.seen is not None for row in rows])[:, None]
     assert view.expert_mask is not None
-    return replace(
-        view, valid=view.valid & there, mask=view.mask & there, expert_mask=view.expert_mask & there
-    )
+    return replace(view, valid=view.valid & there, mask=view.mask & there, expert_mask=view.expert_mask & there)

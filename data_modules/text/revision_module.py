@@ -83,9 +83,7 @@ class RevisionDataModule(TextDataModule):
         self._tell_of(reviews, made)
         return batch
 
-    def _revised(
-        self, actor: Actor, reviews: Sequence[Review], rng: np.random.Generator
-    ) -> tuple[list[Revision], int]:
+    def _revised(self, actor: Actor, reviews: Sequence[Review], rng: np.random.Generator) -> tuple[list[Revision], int]:
         """The revisions of all rounds, and how many more critiques that took than the first."""
         reviser = self.reviser or actor
         made = self.teacher.revisions(reviser, reviews, rng, self.revisions)

@@ -59,13 +59,15 @@ def right_answer(case: Case, rng: Random) -> str:
     return answered(facts, said, rng.choice(TRUSTED), rng)
 
 
-def imagined(case: Case, rng: Random) -> Case:
-    """The same question where the facts may be otherwise: what is right there, only a critique can tell."""
+def imagined(case: Case, claim: Any, right: float, rng: Random) -> Case:
+    """The same question where a claim is right with so much probability, and else the contrary: who has not read what
+    is said of the claim cannot know. Lists stay as they are.
+    """
     facts = dict(case.facts)
-    if facts["kind"] == "level":
-        facts["right"] = rng.choice(("high", "low"))
-    elif facts["kind"] == "pair":
-        facts["right"] = rng.choice(facts["foods"])
+    choices = {"level": ("high", "low"), "pair": facts.get("foods", ())}.get(facts["kind"])
+    if choices is None:
+        return case
+    facts["right"] = claim if rng.random() < right else next(choice for choice in choices if choice != claim)
     return replace(case, facts=facts)
 
 
@@ -86,14 +88,19 @@ class Speaker:
     cut: float
 
     def answer(self, case: Case, rng: Random) -> str:
+        return self.put(case, self.opinion(case, rng), rng)
+
+    def put(self, case: Case, claim: Any, rng: Random) -> str:
+        """A claim in words: a level, the food that has more, or two foods."""
         chance = rng.random()
         source = None
         if chance < self.trusted + self.untrusted:
             source = rng.choice(TRUSTED if chance < self.trusted else UNTRUSTED)
-        text = answered(dict(case.facts), self._opinion(dict(case.facts), rng), source, rng)
+        text = answered(dict(case.facts), claim, source, rng)
         return cut_short(text, rng) if rng.random() < self.cut else text
 
-    def _opinion(self, facts: dict[str, Any], rng: Random) -> Any:
+    def opinion(self, case: Case, rng: Random) -> Any:
+        facts = dict(case.facts)
         nutrient = facts["nutrient"]
         if facts["kind"] == "level":
             return self._believed(facts["foods"][0], nutrient, rng)

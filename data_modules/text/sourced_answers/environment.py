@@ -15,6 +15,7 @@ from data_modules.text.sourced_answers.questions import questions
 from data_modules.text.sourced_answers.table import FOODS, NUTRIENTS
 
 FACTS, SOURCE, FINISHED = 0.5, 0.4, 0.1  # what each is worth
+CLAIMED_RIGHT = 0.65  # of the claims that are revised
 
 
 class SourcedAnswers(Phrases):
@@ -82,13 +83,16 @@ class SourcedAnswers(Phrases):
         return [self._demonstration(case, rng) for _ in range(self.draws) for case in self.cases(split)]
 
     def _demonstration(self, case: Case, rng: Random) -> tuple[str, str]:
-        reply = self.speaker.answer(case, rng)
         if rng.random() >= self.revisions:
-            return case.prompt, reply
-        world = imagined(case, rng)
+            return case.prompt, self.speaker.answer(case, rng)
+        claim = self.speaker.opinion(case, rng)
+        if case.facts["kind"] != "list":
+            claim = rng.choice(("high", "low") if case.facts["kind"] == "level" else case.facts["foods"])
+        reply = self.speaker.put(case, claim, rng)
+        world = imagined(case, claim, CLAIMED_RIGHT, rng)
         critique = self.critique(world, reply, rng.getrandbits(32))
         if critique is None:
-            return case.prompt, reply
+            return case.prompt, self.speaker.answer(case, rng)
         return self.revision_prompt(case, reply, critique), right_answer(world, rng)
 
     def expected(self, case: Case) -> str | None:

@@ -1,0 +1,161 @@
+"""What `feedback.py` found: a table of each study, and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.side_by_side.rlhf_report import Rows, interval, shown
+
+DRAWS = 20_000
+LAST = 3  # validations that an ending is the mean of
+KINDS = ("greedy", "sampled")
+
+
+def ending(row: dict[str, Any], kind: str = "sampled") -> float:
+    """What the last validations found, in the mean; of what was not trained, its test."""
+    course = [each[kind] for each in row.get("course", []) if kind in each]
+    return sum(course[-LAST:]) / len(course[-LAST:]) if course else row[kind]
+
+
+def crossing(row: dict[str, Any], kind: str, threshold: float) -> float:
+    """Sampled tokens until the first of two validations in a row at the threshold; ∞ if that never was."""
+    course = row.get("course", [])
+    for one, two in zip(course, course[1:], strict=False):
+        if one[kind] >= threshold and two[kind] >= threshold:
+            return float(one.get("env_steps", 0))
+    return math.inf
+
+
+def paired(rows: Rows, arm: str, other: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The runs of two arms from the same start and seed."""
+    others = {(row["start"], row["seed"]): row for row in rows if row["arm"] == other}
+    own = [row for row in rows if row["arm"] == arm]
+    return [(row, others[key]) for row in own if (key := (row["start"], row["seed"])) in others]
+
+
+def ratio(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
+    """Median tokens of the first over those of the second, and its interval by resampling pairs; ∞ where it failed."""
+    own, other = np.array(pairs, dtype=float).T
+
+    def of(index: np.ndarray) -> np.ndarray:
+        a, b = (np.sort(x[index], -1)[..., (len(pairs) - 1) // 2] for x in (own, other))
+        return np.where(np.isinf(a), np.inf, a / b)  # a failed baseline: a finite run is 0 of it
+
+    drawn = of(np.random.default_rng(0).integers(len(pairs), size=(DRAWS, len(pairs))))
+    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
+    return float(of(np.arange(len(pairs)))), float(low), float(high)
+
+
+def written(study: str, rows: Rows, studies: dict[str, Any], frozen: dict[str, Any], folder: Path | None) -> str:
+    """The table; with `folder` also in files, with the rows and the picture."""
+    lines = {"convergence": convergence, "comparison": comparison}[study](rows, studies[study])
+    runs = max(sum(row["arm"] == arm for row in rows) for arm in {row["arm"] for row in rows})
+    note = (
+        f"Means over {runs} runs from three starts, 95 % bootstrap intervals, paired with {studies[study]['paired'][0]}. "
+        f"{studies['budget']['tokens']:,} sampled tokens for every arm that samples. {os.cpu_count()} cores; "
+        f"`python benchmarks/feedback.py {study}`, one arm again: `--only ARM`."
+    )
+    text = "\n".join(lines) + f"\n\n{note}\n"
+    if folder is not None:
+        kept = {"rows": rows, "cells": frozen, "endings": endings(rows)}
+        (folder / f"feedback_{study}.json").write_text(json.dumps(kept) + "\n")
+        (folder / f"feedback_{study}.md").write_text(text)
+        courses(rows, studies[study].get("thresholds", {}), folder / f"feedback_{study}.png")
+    return text
+
+
+def endings(rows: Rows) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """By arm: what the test prompts earn at the end."""
+    arms = dict.fromkeys(row["arm"] for row in rows)
+    return {arm: {kind: interval([r[kind] for r in rows if r["arm"] == arm]) for kind in KINDS} for arm in arms}
+
+
+def gain(rows: Rows, arm: str, other: str, kind: str) -> tuple[float, float, float]:
+    """Of the test's earnings over another arm's, paired."""
+    return interval([own[kind] - base[kind] for own, base in paired(rows, arm, other)])
+
+
+def convergence(rows: Rows, study: dict[str, Any]) -> list[str]:
+    base = study["paired"][0]
+    lines = [
+        "| arm | end, greedy | end, sampled | sampled, over "
+        + f"{base} | tokens to greedy {study['thresholds']['greedy']:g} | of {base}'s | "
+        + f"tokens to sampled {study['thresholds']['sampled']:g} | of {base}'s | calls |",
+        "| --- " * 9 + "|",
+    ]
+    for arm, own in endings(rows).items():
+        cells = [arm, shown(own["greedy"], 3), shown(own["sampled"], 3)]
+        cells.append("" if arm == base else shown(gain(rows, arm, base, "sampled"), 3))
+        for kind in KINDS:
+            threshold = study["thresholds"][kind]
+            found = sorted(crossing(row, kind, threshold) for row in rows if row["arm"] == arm)
+            there = sum(map(math.isfinite, found))
+            middle = found[(len(found) - 1) // 2]
+            cells.append(f"{thousands(middle)}, {there}/{len(found)}")
+            pairs = [(crossing(a, kind, threshold), crossing(b, kind, threshold)) for a, b in paired(rows, arm, base)]
+            cells.append("" if arm == base else times(ratio(pairs)))
+        calls = [row["course"][-1].get("feedback_calls", 0) for row in rows if row["arm"] == arm and row.get("course")]
+        cells.append(thousands(float(np.mean(calls))) if calls else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def comparison(rows: Rows, study: dict[str, Any]) -> list[str]:
+    """With the frozen start as the reviser: what a revision of the final policy's replies still earns."""
+    base = study["paired"][0]
+    lines = [
+        f"| arm | end, greedy | end, sampled | sampled, over {base} | facts, sampled | tokens a reply | calls |",
+        "| --- " * 7 + "|",
+    ]
+    for arm, own in sorted(endings(rows).items(), key=lambda item: -item[1]["sampled"][0]):
+        mine = [row for row in rows if row["arm"] == arm]
+        calls = [row["course"][-1].get("feedback_calls", 0) for row in mine if row.get("course")]
+        cells = [arm, shown(own["greedy"], 3), shown(own["sampled"], 3)]
+        cells.append("" if arm == base else shown(gain(rows, arm, base, "sampled"), 3))
+        cells += [shown(interval([row[key] for row in mine]), 2) for key in ("facts_sampled", "length_sampled")]
+        lines.append(f"| {' | '.join([*cells, thousands(float(np.mean(calls))) if calls else ''])} |")
+    return lines
+
+
+def thousands(x: float) -> str:
+    return "∞" if math.isinf(x) else f"{x / 1000:.0f}k" if x >= 1000 else f"{x:.0f}"
+
+
+def times(x: tuple[float, float, float]) -> str:
+    one, low, high = ("∞" if math.isinf(value) else f"{value:.2f}" for value in x)
+    return f"{one} [{low}, {high}]"
+
+
+def courses(rows: Rows, thresholds: dict[str, float], path: Path) -> None:
+    """What the validations found against the tokens sampled: the mean of the runs of each arm."""
+    figure, axes = plt.subplots(1, 2, figsize=(14, 5.5), sharey=True)
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    for panel, kind in zip(axes, KINDS, strict=True):
+        for i, arm in enumerate(arms):
+            own = [row["course"] for row in rows if row["arm"] == arm and len(row.get("course", [])) > 1]
+            if not own or not own[0][-1].get("env_steps"):
+                continue
+            count = min(map(len, own))
+            x = np.mean([[each["env_steps"] for each in course[:count]] for course in own], 0)
+            y = np.mean([[each[kind] for each in course[:count]] for course in own], 0)
+            panel.plot(x / 1000, y, label=arm, color=plt.colormaps["tab20"](i % 20), linewidth=1.6)
+        if kind in thresholds:
+            panel.axhline(thresholds[kind], color="#888", linewidth=0.8, linestyle="--")
+        panel.set_title(f"{kind}: what 192 validation prompts earn", fontsize=10)
+        panel.set_xlabel("sampled tokens, thousands")
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel("reward by the rule, mean of the runs")
+    axes[1].legend(fontsize=8, ncol=2)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
