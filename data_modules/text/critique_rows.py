@@ -8,12 +8,12 @@ from typing import Literal
 
 import torch
 
-from data_modules.text.conversation import said
+from data_modules.text.conversation import Episode, said
 from data_modules.text.revision import Review, Revision, Teacher
 from data_modules.text.rows import EXPERT, LEARNER, Segment, as_batch
 from lightning_nlf.batch import Batch
 
-Learn = Literal["attempts", "revisions", "pairs", "critiques", "conditioned", "hindsight"]
+Learn = Literal["attempts", "revisions", "pairs", "critiques", "conditioned", "hindsight", "anchors"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class CritiqueRows:
             prompt alone. `pairs`: criticised replies and their revisions, ranked, both as the learner's.
             `critiques`: as an expert's reply to prompt and attempt. `conditioned`: the attempt as an expert's reply to
             prompt and critique. `hindsight`: a criticised reply and its revision, announced as bad and good, in either
-            order, in one row. Of what was right `critiques` and `conditioned` have the task's praise.
+            order, in one row. `anchors`: what the reviser replies to prompts that the critiques are not about. Of what
+            was right `critiques` and `conditioned` have the task's praise.
         scored: rewards are known; without, a row earned nothing that anybody could learn from.
     """
 
@@ -46,18 +47,34 @@ class CritiqueRows:
     learn: tuple[Learn, ...]
     scored: bool = True
 
-    def batch(self, reviews: Sequence[Review], revisions: Sequence[Revision], replies: int) -> Batch:
+    def batch(
+        self,
+        reviews: Sequence[Review],
+        revisions: Sequence[Revision],
+        replies: int,
+        anchors: Sequence[tuple[int, Episode]] = (),
+    ) -> Batch:
         """The rows of all, those of one prompt as a group.
 
-        Args: reviews: of the first attempts, `replies` to a prompt, next to each other; revisions: kept ones.
+        Args: reviews: of the first attempts, `replies` to a prompt, next to each other; revisions: kept ones;
+            anchors: by the place of the attempt that they stand in for.
         Returns: `extra` says which rows are an `attempt` and which a `revision`; `view` holds these behind the prompt
-            with their critique, and has no valid step where there is none.
+            with their critique, and has no valid step where there is none. A round that gives no row gives one in
+            which nobody decided anything.
         """
         rows = self._of_reviews(reviews) + self._of_revisions(revisions)
-        if not rows:
-            raise ValueError(f"learn: the round gave no row of {', '.join(self.learn)}")
+        rows += [
+            Row([Segment(played.prompt.ids), replace(said(played.turns[0]), by=EXPERT)], of, "anchors")
+            for of, played in anchors
+        ]
+        idle = not rows
+        if idle:
+            first = reviews[0].episode
+            rows = [Row([Segment(first.prompt.ids), said(first.turns[0])], 0, "attempts")]
         rows.sort(key=lambda row: row.of)
         batch = as_batch([row.dialogue for row in rows])
+        if idle:
+            batch = replace(batch, valid=torch.zeros_like(batch.valid), mask=torch.zeros_like(batch.mask))
         batch = replace(
             batch,
             group=torch.tensor([row.of // replies for row in rows]),

@@ -35,7 +35,10 @@ class RevisionDataModule(TextDataModule):
         keep: which revisions make rows: `best` of its reply's by score, `better` than the reply by score, or all.
         words: whose critiques, of `Teacher`; the controls.
         scored: replies have scores. Without, there are no rewards to learn from, and none are counted.
-        prompts, replies, max_new, context, unfinished …: of `TextDataModule`. Its expected responses are not for here.
+        scope: what the teacher speaks about, by the facts of a case: `{kind: level}`. Replies to other prompts are
+            neither criticised nor revised; `learn: [anchors]` makes rows of what the reviser replies to them.
+        prompts, replies, max_new, context, unfinished …: of `TextDataModule`. Its expected responses, injections and
+            labels are not for here.
 
     Raises:
         ValueError: a knob out of range, a task without revisions, or `keep` by scores that are not given.
@@ -51,9 +54,13 @@ class RevisionDataModule(TextDataModule):
         keep: Literal["all", "best", "better"] = "all",
         words: Words = "task",
         scored: bool = True,
+        scope: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(task=task, **kwargs)
+        for name in ("expected", "injection", "labeller"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: of TextDataModule; rounds of revision have no place for it")
         at_least_one(rounds=rounds, revisions=revisions)
         if not isinstance(task, Revisable) or task.turns > 1:
             raise ValueError(f"task: {type(task).__name__} says no prompts for revisions, or has more than one turn")
@@ -62,7 +69,9 @@ class RevisionDataModule(TextDataModule):
         if not scored and keep != "all":
             raise ValueError(f"keep: {keep} goes by the score, and scored is false")
         self.reviser, self.rounds, self.revisions, self.keep = reviser, rounds, revisions, keep
-        self.scored = scored
+        self.scored, self.scope = scored, scope or {}
+        if "anchors" in learn and (reviser is None or not scope):
+            raise ValueError("learn: anchors are a frozen reviser's replies out of scope; give a reviser and a scope")
         self.teacher = Teacher(self.conversation, self.context, words)
         self.rows = CritiqueRows(self.teacher, tuple(learn), scored)
         self.counters |= {"critiques": 0}
@@ -72,11 +81,14 @@ class RevisionDataModule(TextDataModule):
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
         self.refuse_too_few("prompts", self.prompts, "groups")
         attempts, spent, again = self._played(actor, self._draw(rng), rng)
-        reviews = self.teacher.reviews(attempts, range(len(attempts)), rng)
+        inside = [place for place, attempt in enumerate(attempts) if self._in_scope(attempt)]
+        reviews = self.teacher.reviews([attempts[place] for place in inside], inside, rng)
         made, calls = self._revised(actor, reviews, rng)
-        batch = self.rows.batch(reviews, self._kept(made), self.replies)
+        anchors = self._anchors(attempts, set(inside), rng)
+        batch = self.rows.batch(reviews, self._kept(made), self.replies, anchors)
         scores = (len(attempts) + len(made)) * self.scored
         tokens = spent + sum(revision.episode.decided for revision in made)
+        tokens += sum(played.decided for _, played in anchors)
         critiques = len(reviews) + calls
         self.count(env_steps=tokens, critiques=critiques, feedback_calls=critiques + scores)
         self._tell(attempts, torch.tensor([episode.score for episode in attempts]), again)
@@ -96,6 +108,20 @@ class RevisionDataModule(TextDataModule):
             latest = self.teacher.revisions(reviser, again, rng)
             made = [*made, *latest]
         return made, calls
+
+    def _in_scope(self, attempt: Episode) -> bool:
+        return all(attempt.prompt.case.facts.get(name) == value for name, value in self.scope.items())
+
+    def _anchors(
+        self, attempts: Sequence[Episode], inside: set[int], rng: np.random.Generator
+    ) -> list[tuple[int, Episode]]:
+        """What the reviser replies in the place of each attempt out of scope."""
+        outside = [place for place in range(len(attempts)) if place not in inside]
+        if "anchors" not in self.rows.learn or not outside or self.reviser is None:
+            return []
+        seeds = rng.integers(2**62, size=(len(outside), 1))
+        played = self.conversation.play(self.reviser, [attempts[place].prompt for place in outside], seeds)
+        return list(zip(outside, played, strict=True))
 
     def _kept(self, made: list[Revision]) -> list[Revision]:
         if self.keep == "better":
