@@ -69,9 +69,19 @@ def uncommented(source: Path) -> str:
     return "\n".join(line for line in source.read_text().splitlines() if not line.startswith("#"))
 
 
+def brief(source: Path) -> list[str]:
+    """A fit of seconds by any yaml: one epoch, and no more than a few demonstrations, where those are imitated."""
+    flags = ["--config", str(source), "--config", str(DEBUG), "--trainer.max_epochs", "1"]
+    if re.search(r"class_path: \S+\.(Demonstrations|Expected)DataModule", source.read_text()):
+        flags += ["--data.rows", "64", "--data.minibatches", "1"]
+    if "draws:" in source.read_text():
+        flags += ["--data.task.draws", "1"]
+    return flags
+
+
 def briefly_trained(source: Path, folder: Path) -> None:
-    flags = ["--trainer.max_epochs", "1", "--data.minibatches", "1", "--data.passes", "1"]
-    main(["fit", "--config", str(source), "--config", str(DEBUG), *flags, *QUIET, "--run_dir", str(folder)])
+    least = ["--data.minibatches", "1", "--data.passes", "1"]
+    main(["fit", *brief(source), *least, *QUIET, "--run_dir", str(folder)])
 
 
 def sampled(source: Path, folder: Path) -> None:
@@ -191,20 +201,7 @@ def same_policy(one: torch.nn.Module, other: torch.nn.Module, batch) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ALONE, ids=str, indirect=True)
 def test_every_yaml_trains_and_its_checkpoint_is_the_model(experiment):
-    cli = main(
-        [
-            "fit",
-            "--config",
-            str(CONF / experiment),
-            "--config",
-            str(DEBUG),
-            "--trainer.max_epochs",
-            "1",
-            *QUIET,
-            "--run_dir",
-            "run",
-        ]
-    )
+    cli = main(["fit", *brief(CONF / experiment), *QUIET, "--run_dir", "run"])
     loaded = ObjectiveModule.load_from_checkpoint("run/checkpoints/last.ckpt")
     assert type(loaded) is type(cli.model) and cli.trainer.global_step > 0
     state = cli.model.state_dict()
