@@ -22,10 +22,14 @@ class Row:
 
     dialogue: Sequence[Segment]
     of: int  # place of the first attempt that it goes back to
-    kind: Learn
+    kind: Learn | None  # None where nobody learns from it
     score: float = float("nan")
     rank: int = -1
     seen: Sequence[Segment] | None = None  # the same actions behind the prompt with the critique
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(segment.ids) for segment in self.dialogue)
 
 
 @dataclass(frozen=True)
@@ -35,52 +39,59 @@ class CritiqueRows:
     Args:
         learn: which rows there are.
             `attempts`: the learner's own replies, with what they earned. `revisions`: as an expert's reply to the
-            prompt alone. `pairs`: criticised replies and their revisions, ranked, both as the learner's.
+            prompt alone. `pairs`: criticised replies and their revisions, ranked, both as the learner's; of several
+            rounds the last revisions are best, and the first attempts worst.
             `critiques`: as an expert's reply to prompt and attempt. `conditioned`: the attempt as an expert's reply to
             prompt and critique. `hindsight`: a criticised reply and its revision, announced as bad and good, in either
             order, in one row. `anchors`: what the reviser replies to prompts that the critiques are not about. Of what
             was right `critiques` and `conditioned` have the task's praise.
-        scored: rewards are known; without, a row earned nothing that anybody could learn from.
+        scored: rewards and scores are known; without, there are none that anybody could learn from.
     """
 
     teacher: Teacher
     learn: tuple[Learn, ...]
     scored: bool = True
 
-    def batch(
-        self,
-        reviews: Sequence[Review],
-        revisions: Sequence[Revision],
-        replies: int,
-        anchors: Sequence[tuple[int, Episode]] = (),
-    ) -> Batch:
-        """The rows of all, those of one prompt as a group.
+    def rows(
+        self, reviews: Sequence[Review], revisions: Sequence[Revision], anchors: Sequence[tuple[int, Episode]] = ()
+    ) -> tuple[list[Row], int]:
+        """All that fit the context, and how many do not.
 
-        Args: reviews: of the first attempts, `replies` to a prompt, next to each other; revisions: kept ones;
-            anchors: by the place of the attempt that they stand in for.
-        Returns: `extra` says which rows are an `attempt` and which a `revision`; `view` holds these behind the prompt
-            with their critique, and has no valid step where there is none. A round that gives no row gives one in
-            which nobody decided anything.
+        Args: reviews: of the first attempts; revisions: kept ones; anchors: by the place of the attempt that they stand
+            in for.
         """
-        rows = self._of_reviews(reviews) + self._of_revisions(revisions)
-        rows += [
-            Row([Segment(played.prompt.ids), replace(said(played.turns[0]), by=EXPERT)], of, "anchors")
-            for of, played in anchors
-        ]
-        idle = not rows
-        if idle:
-            first = reviews[0].episode
-            rows = [Row([Segment(first.prompt.ids), said(first.turns[0])], 0, "attempts")]
-        rows.sort(key=lambda row: row.of)
+        found = self._of_reviews(reviews) + self._of_revisions(revisions)
+        if "pairs" in self.learn:
+            found += ranked_pairs(revisions)
+        for of, played in anchors:
+            dialogue = [Segment(played.prompt.ids), replace(said(played.turns[0]), by=EXPERT)]
+            found.append(Row(dialogue, of, "anchors"))
+        rows = [row for row in found if self.teacher.fits(row.tokens)]
+        return rows, len(found) - len(rows)
+
+    def batch(self, rows: Sequence[Row], attempts: Sequence[Episode], replies: int) -> Batch:
+        """The rows, those of one prompt as a group.
+
+        Args: attempts: all of them, `replies` to a prompt, next to each other.
+        Returns: `extra` says which rows are an `attempt` and which a `revision`; `view` holds these behind the prompt
+            with their critique, and has no valid step where there is none. A prompt that gave no row has one in which
+            nobody decided anything, so that groups, minibatches and ranks remain even.
+        """
+        idle = set(range(0, len(attempts), replies)) - {row.of // replies * replies for row in rows}
+        rows = sorted([*rows, *(_nothing(attempts[of], of) for of in idle)], key=lambda row: row.of)
         batch = as_batch([row.dialogue for row in rows])
-        if idle:
-            batch = replace(batch, valid=torch.zeros_like(batch.valid), mask=torch.zeros_like(batch.mask))
+        assert batch.expert_mask is not None
+        stays = torch.tensor([row.kind is not None for row in rows])[:, None]
+        rewards = torch.zeros(batch.mask.shape) if batch.rewards is None else torch.where(stays, batch.rewards, 0)
         batch = replace(
             batch,
+            valid=batch.valid & stays,
+            mask=batch.mask & stays,
+            expert_mask=batch.expert_mask & stays,
             group=torch.tensor([row.of // replies for row in rows]),
             rank=torch.tensor([row.rank for row in rows]),
-            score=torch.tensor([row.score for row in rows]),
-            rewards=batch.rewards if self.scored else None,
+            score=torch.tensor([row.score if self.scored else float("nan") for row in rows]),
+            rewards=rewards if self.scored else None,
             extra={
                 "attempt": torch.tensor([row.kind == "attempts" for row in rows]),
                 "revision": torch.tensor([row.kind == "revisions" for row in rows]),
@@ -110,24 +121,15 @@ class CritiqueRows:
 
     def _of_revisions(self, revisions: Sequence[Revision]) -> list[Row]:
         rows: list[Row] = []
-        paired: set[int] = set()
-        for revision in revisions:
+        for place, revision in enumerate(revisions):
             review, turn = revision.review, revision.episode.turns[0]
-            prompt = Segment(review.episode.prompt.ids)
-            score = revision.episode.score
             if "revisions" in self.learn:
                 assert review.ids is not None
-                reply = replace(said(turn), by=EXPERT)
+                reply = [Segment(review.episode.prompt.ids), replace(said(turn), by=EXPERT)]
                 seen = [Segment(review.ids), Segment(turn.tokens, EXPERT)]
-                rows.append(Row([prompt, reply], review.of, "revisions", score, seen=seen))
-            if "pairs" in self.learn:
-                if id(review) not in paired:  # one attempt, however many revisions of it
-                    paired.add(id(review))
-                    worse = [prompt, said(review.episode.turns[0])]
-                    rows.append(Row(worse, review.of, "pairs", review.episode.score, rank=1))
-                rows.append(Row([prompt, said(turn)], review.of, "pairs", score, rank=0))
+                rows.append(Row(reply, review.of, "revisions", revision.episode.score, seen=seen))
             if "hindsight" in self.learn:
-                rows.append(self._hindsight(revision, good_first=len(rows) % 2 == 0))
+                rows.append(self._hindsight(revision, good_first=place % 2 == 0))
         return rows
 
     def _hindsight(self, revision: Revision, good_first: bool) -> Row:
@@ -142,6 +144,27 @@ class CritiqueRows:
             Segment(turns[second].tokens, EXPERT),
         ]
         return Row(dialogue, review.of, "hindsight")
+
+
+def ranked_pairs(revisions: Sequence[Revision]) -> list[Row]:
+    """Each criticised reply once, however many revisions it has, and what was not revised again above it.
+
+    A reply of a later round ranks above those of the rounds before, and a last revision above all.
+    """
+    criticised = {id(revision.review.episode): revision.review for revision in revisions}
+    rounds = max((review.round for review in criticised.values()), default=0)
+    rows = [_of_learner(review.episode, review.of, rank=1 + rounds - review.round) for review in criticised.values()]
+    last = [revision for revision in revisions if id(revision.episode) not in criticised]
+    return rows + [_of_learner(revision.episode, revision.review.of, rank=0) for revision in last]
+
+
+def _of_learner(episode: Episode, of: int, rank: int) -> Row:
+    return Row([Segment(episode.prompt.ids), said(episode.turns[0])], of, "pairs", episode.score, rank)
+
+
+def _nothing(episode: Episode, of: int) -> Row:
+    """What the learner said, for nobody to learn from."""
+    return Row([Segment(episode.prompt.ids), said(episode.turns[0])], of, None)
 
 
 def _seen(rows: Sequence[Row]) -> Batch:

@@ -25,6 +25,7 @@ class Review:
 
     episode: Episode
     of: int  # place of the first attempt that it goes back to
+    round: int = 0  # how often it was revised before
     critique: str | None = None  # None where nothing was wrong
     ids: list[int] | None = None  # what it is revised behind; None without a critique, and where that cannot be read
 
@@ -64,7 +65,9 @@ class Teacher:
     def task(self) -> RevisableTask:
         return cast(RevisableTask, self.conversation.task)
 
-    def reviews(self, episodes: Sequence[Episode], of: Sequence[int], rng: np.random.Generator) -> list[Review]:
+    def reviews(
+        self, episodes: Sequence[Episode], of: Sequence[int], rng: np.random.Generator, round: int = 0
+    ) -> list[Review]:
         """Of each reply, in their order."""
         seeds = rng.integers(2**32, size=len(episodes)).tolist()
         said = [
@@ -78,16 +81,19 @@ class Teacher:
             said = [None if critique is None else said[others[place]] for place, critique in enumerate(said)]
         elif self.words == "placebo":
             said = [None if critique is None else self.task.placebo for critique in said]
-        return [self._review(*each) for each in zip(episodes, of, said, strict=True)]
+        reviews = [Review(episode, place, round) for episode, place in zip(episodes, of, strict=True)]
+        return [self._criticised(*each) for each in zip(reviews, said, strict=True)]
 
-    def _review(self, episode: Episode, of: int, critique: str | None) -> Review:
-        review = Review(episode, of, critique)
+    def _criticised(self, review: Review, critique: str | None) -> Review:
         if critique is None:
             return review
-        ids = self.encoded(self.task.revision_prompt(episode.prompt.case, review.reply, critique))
-        if ids is None or (self.context is not None and len(ids) + self.conversation.max_new > self.context):
-            return review
-        return replace(review, ids=ids)
+        ids = self.encoded(self.task.revision_prompt(review.episode.prompt.case, review.reply, critique))
+        fits = ids is not None and self.fits(len(ids) + self.conversation.max_new)
+        return replace(review, critique=critique, ids=ids if fits else None)
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a row of so many can be read."""
+        return self.context is None or tokens <= self.context
 
     def encoded(self, text: str) -> list[int] | None:
         """The ids of a prompt that quotes a reply; None where that spells a special token, which no text may."""

@@ -37,11 +37,12 @@ class RevisionDataModule(TextDataModule):
         scored: replies have scores. Without, there are no rewards to learn from, and none are counted.
         scope: what the teacher speaks about, by the facts of a case: `{kind: level}`. Replies to other prompts are
             neither criticised nor revised; `learn: [anchors]` makes rows of what the reviser replies to them.
-        prompts, replies, max_new, context, unfinished …: of `TextDataModule`. Its expected responses, injections and
-            labels are not for here.
+        prompts, replies, max_new, context …: of `TextDataModule`. What it has besides is not for here: `unfinished` may
+            be `keep` or `reject`, and the task's rule pays.
 
     Raises:
-        ValueError: a knob out of range, a task without revisions, or `keep` by scores that are not given.
+        ValueError: a knob out of range, a task without revisions, or `keep` by scores that are not given; at `setup` a
+            reviser of other ids.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class RevisionDataModule(TextDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(task=task, **kwargs)
-        for name in ("expected", "injection", "labeller"):
+        for name in ("expected", "injection", "labeller", "reward"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name}: of TextDataModule; rounds of revision have no place for it")
+                raise ValueError(f"{name}: rounds of revision have no place for it; leave it out")
+        if self.unfinished not in ("keep", "reject"):
+            raise ValueError(f"unfinished: got {self.unfinished}; rounds of revision keep or reject what is cut")
         at_least_one(rounds=rounds, revisions=revisions)
         if not isinstance(task, Revisable) or task.turns > 1:
             raise ValueError(f"task: {type(task).__name__} says no prompts for revisions, or has more than one turn")
@@ -76,6 +79,17 @@ class RevisionDataModule(TextDataModule):
         self.rows = CritiqueRows(self.teacher, tuple(learn), scored)
         self.counters |= {"critiques": 0}
 
+    def setup(self, stage: str) -> None:
+        if self.cases:
+            return
+        super().setup(stage)
+        self.refuse_other_ids("reviser", self.reviser)
+
+    @property
+    def longest_row(self) -> int:
+        """Replies are quoted behind prompts, as long as the context has room."""
+        return max(super().longest_row, self.context or 0)
+
     # ---- collection
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
@@ -85,14 +99,15 @@ class RevisionDataModule(TextDataModule):
         reviews = self.teacher.reviews([attempts[place] for place in inside], inside, rng)
         made, calls = self._revised(actor, reviews, rng)
         anchors = self._anchors(attempts, set(inside), rng)
-        batch = self.rows.batch(reviews, self._kept(made), self.replies, anchors)
+        rows, too_long = self.rows.rows(reviews, self._kept(made), anchors)
+        batch = self.rows.batch(rows, attempts, self.replies)
         scores = (len(attempts) + len(made)) * self.scored
         tokens = spent + sum(revision.episode.decided for revision in made)
         tokens += sum(played.decided for _, played in anchors)
         critiques = len(reviews) + calls
         self.count(env_steps=tokens, critiques=critiques, feedback_calls=critiques + scores)
         self._tell(attempts, torch.tensor([episode.score for episode in attempts]), again)
-        self._tell_of(reviews, made)
+        self._tell_of(reviews, made, too_long, len(rows) + too_long)
         return batch
 
     def _revised(self, actor: Actor, reviews: Sequence[Review], rng: np.random.Generator) -> tuple[list[Revision], int]:
@@ -100,10 +115,9 @@ class RevisionDataModule(TextDataModule):
         reviser = self.reviser or actor
         made = self.teacher.revisions(reviser, reviews, rng, self.revisions)
         latest, calls = made, 0
-        for _ in range(self.rounds - 1):
-            again = self.teacher.reviews(
-                [revision.episode for revision in latest], [revision.review.of for revision in latest], rng
-            )
+        for number in range(1, self.rounds):
+            of = [revision.review.of for revision in latest]
+            again = self.teacher.reviews([revision.episode for revision in latest], of, rng, number)
             calls += len(again)
             latest = self.teacher.revisions(reviser, again, rng)
             made = [*made, *latest]
@@ -135,24 +149,29 @@ class RevisionDataModule(TextDataModule):
             return list(best.values())
         return made
 
-    def _tell_of(self, reviews: Sequence[Review], made: Sequence[Revision]) -> None:
-        """Averages over all ranks, beside those of the attempts."""
+    def _tell_of(self, reviews: Sequence[Review], made: Sequence[Revision], too_long: int, rows: int) -> None:
+        """Averages over all ranks, beside those of the attempts.  too_long: of so many `rows` there would be."""
         wrong = [review for review in reviews if review.critique is not None]
         sums = torch.tensor(
             [
                 [sum(revision.gain for revision in made), len(made)],
                 [len(wrong), len(reviews)],
                 [sum(review.ids is None for review in wrong), len(wrong)],  # no room, or it cannot be quoted
+                [too_long, rows],
             ],
             dtype=torch.float64,
         )
         totals = self._sum_over_ranks(sums)
         shares = (totals[:, 0] / totals[:, 1].clamp(min=1)).tolist()
-        self.statistics |= dict(zip(("gain", "criticised", "unrevised"), shares, strict=True))
+        self.statistics |= dict(zip(("gain", "criticised", "unrevised", "left_out"), shares, strict=True))
         if shares[2] > 0:
             self._warn_once(
                 "some criticised replies are not revised (train/unrevised is their share): they spell a special token, "
                 f"or the context of {self.context} has no room for prompt, reply, critique and revision"
+            )
+        if shares[3] > 0:
+            self._warn_once(
+                f"some rows are longer than the context of {self.context} and left out (train/left_out is their share)"
             )
 
     # ---- evaluation

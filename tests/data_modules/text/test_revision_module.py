@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from data_modules.text import RevisionDataModule, WordTokenizer
+from data_modules.text.expected import ExpectedResponses
 from data_modules.text.phrases import Phrases
 from lightning_nlf.networks import GRUPolicy
-from lightning_nlf.objectives import ReinforcePolicy
+from lightning_nlf.objectives import CritiqueGRPOPolicy, ReinforcePolicy
 from tests.data_modules.text.conftest import WORDS, Echo
 
 ANSWER, CRITIQUE, REVISION = "answer", "critique", "revision"
@@ -59,6 +60,11 @@ def module(**kw):
 
 def collected(data, actor=None, seed=1):
     return data.collect(actor or Scripted(data.tokenizer), np.random.default_rng(seed))
+
+
+def decided(batch):
+    """Without the rows of prompts of which nothing is learned."""
+    return batch[batch.valid.any(1)]
 
 
 def texts(data, batch, which=None):
@@ -114,7 +120,7 @@ def test_rows_of_one_prompt_share_a_group():
 
 def test_pairs_are_ranked_and_both_are_the_learners():
     data = module(learn=["pairs"], revisions=2)
-    batch = collected(data, Scripted(data.tokenizer, right_for=("ant",)))
+    batch = decided(collected(data, Scripted(data.tokenizer, right_for=("ant",))))
     assert batch.mask.any(1).all() and sorted(batch.rank.tolist()) == [0] * 12 + [1] * 6  # ant was right
     assert {text for text, rank in zip(texts(data, batch, batch.mask), batch.rank, strict=True) if rank == 1} == {"fox"}
 
@@ -147,7 +153,7 @@ def test_keep_chooses_revisions_by_their_score():
     counts = {}
     for keep in ("all", "best", "better"):
         data = module(learn=["revisions"], keep=keep, revisions=3)
-        counts[keep] = len(collected(data, Stubborn(data.tokenizer)))
+        counts[keep] = len(decided(collected(data, Stubborn(data.tokenizer))))
     assert counts == {"all": 24, "best": 8, "better": 6}
 
 
@@ -161,19 +167,20 @@ def test_the_controls_say_what_does_not_help():
     assert all("please try again ." in text for text in actor.read[4:])
 
 
+class Slow(Scripted):
+    """Says `fox` at first, `bee` when that is criticised, and heeds the critique of `bee`."""
+
+    def reply(self, ids, lengths, *rest, copies=1, **how):
+        tokens, *others = super().reply(ids, lengths, *rest, copies=copies, **how)
+        bee, fox = self.tokenizer.encode("bee fox")
+        for row, text in enumerate(self.read[-len(lengths) :]):
+            if CRITIQUE not in text or "answer : fox" in text:
+                tokens[row * copies : (row + 1) * copies, 0] = bee if CRITIQUE in text else fox
+        return tokens, *others
+
+
 def test_rounds_revise_the_revision():
     """The first revision is wrong as well; it is quoted, and criticised again."""
-
-    class Slow(Scripted):
-        def reply(self, ids, lengths, *rest, **how):
-            tokens, *others = super().reply(ids, lengths, *rest, **how)
-            first = [CRITIQUE not in text or "answer : fox" in text for text in self.read[-len(lengths) :]]
-            bee, fox = self.tokenizer.encode("bee fox")
-            opening = [CRITIQUE not in text for text in self.read[-len(lengths) :]]
-            for row, (early, start) in enumerate(zip(first, opening, strict=True)):
-                tokens[row, 0] = fox if start else bee if early else tokens[row, 0]
-            return tokens, *others
-
     data = module(rounds=2, learn=["revisions"], replies=1)
     actor = Slow(data.tokenizer)
     batch = collected(data, actor)
@@ -181,6 +188,116 @@ def test_rounds_revise_the_revision():
     assert len(batch) == 7  # four first revisions; that of `bee` was right, and is not revised again
     assert data.counters["critiques"] == 4 + 4
     assert data.counters["feedback_calls"] == 8 + 4 + 7
+
+
+def test_pairs_of_several_rounds_are_one_order():
+    """fox < bee < dog: `bee` is a better reply and then a worse one, and stands in one row all the same."""
+    data = module(rounds=2, learn=["pairs"], replies=1)
+    batch = collected(data, Slow(data.tokenizer))
+    ranked = {}
+    for text, rank in zip(texts(data, batch), batch.rank.tolist(), strict=True):
+        _, word, said = text.split()
+        ranked.setdefault(word, []).append((said, rank))
+    assert ranked.pop("bee") == [("fox", 2), ("bee", 0)]  # the first revision was right
+    assert ranked == {word: [("fox", 2), ("bee", 1), (word, 0)] for word in ("ant", "cow", "dog")}
+
+
+def test_what_comes_first_in_hindsight_takes_turns_whatever_else_is_learned():
+    for learn in (["hindsight"], ["revisions", "hindsight"], ["pairs", "hindsight"]):
+        rows = texts(data := module(learn=learn), collected(data))
+        first = [text.split()[2] for text in rows if text.count("answer :") == 2]
+        assert first.count("good") == first.count("bad") == 4, learn
+
+
+def test_what_a_batch_has_depends_on_the_knobs_alone():
+    """A rank that has something to revise and one that has not go the same way through every sum over ranks."""
+    for learn in (["hindsight"], ["critiques"], ["revisions"], ["revisions", "critiques"], ["pairs"]):
+        for scored in (True, False):
+            data = module(learn=learn, scored=scored)
+            some = collected(data, Scripted(data.tokenizer))
+            none = collected(data, Scripted(data.tokenizer, right_for=WORDS))
+            assert (some.rewards is not None) == (none.rewards is not None) == scored, learn
+            assert (some.view is None) == (none.view is None)
+            assert some.extra.keys() == none.extra.keys()
+
+
+def test_a_prompt_of_which_nothing_is_learned_stays_a_group():
+    """Of four prompts one is answered wrong. Four minibatches, or four ranks, are as many as ever."""
+    data = module(learn=["pairs"], minibatches=4)
+    batch = collected(data, Scripted(data.tokenizer, right_for=WORDS[1:4]))
+    idle = ~batch.valid.any(1)
+    assert batch.group.unique().tolist() == [0, 1, 2, 3] and idle.sum() == 3
+    assert not batch.mask[idle].any() and not batch.expert_mask[idle].any() and (batch.rank[idle] == -1).all()
+    assert not batch.rewards[idle].any() and batch.score[idle].isnan().all()
+    assert len(list(data.cut(batch, np.random.default_rng(0)))) == 4
+    assert sorted(batch.rank[~idle].tolist()) == [0, 0, 1, 1]
+
+
+def test_the_policy_does_not_move_by_a_round_of_which_nothing_is_learned():
+    torch.manual_seed(0)
+    data = module(learn=["revisions"], prompts=2)
+    agent = CritiqueGRPOPolicy(policy=GRUPolicy(vocabulary=data.vocabulary, width=8))
+    prepared = agent.prepare(collected(data, Scripted(data.tokenizer, right_for=WORDS)))
+    loss = sum(agent.terms(prepared, agent.evaluate(prepared)).values())
+    loss.backward()
+    assert loss == 0 and all(not p.grad.any() for p in agent.parameters() if p.grad is not None)
+
+
+def test_without_scores_nobody_can_learn_by_them():
+    assert not collected(module()).score.isnan().any()
+    assert collected(module(scored=False)).score.isnan().all()
+
+
+def test_the_teacher_speaks_of_its_scope_alone():
+    """Of `say ant` alone; its two replies cost a critique, a revision and their scores."""
+    data = module(scope={"word": "ant"})
+    batch = collected(data)
+    assert set(texts(data, decided(batch))) == {"say ant fox", "say ant ant"}
+    assert data.counters["critiques"] == 2 and data.counters["feedback_calls"] == 2 + 8 + 2
+    assert data.statistics["criticised"] == 1
+    assert len(batch.group.unique()) == 4  # the other prompts, of which nothing is learned
+
+
+def test_a_scope_without_a_prompt_teaches_nothing():
+    data = module(scope={"word": "none"}, learn=["pairs"])
+    batch = collected(data)
+    assert not batch.valid.any() and data.counters["critiques"] == 0
+
+
+def test_anchors_are_what_the_reviser_says_out_of_scope():
+    own = WordTokenizer().fit(Revisable().corpus())
+    reviser = Scripted(own, wrong="elk")
+    data = module(scope={"word": "ant"}, learn=["pairs", "anchors"], reviser=reviser, scored=False)
+    batch = collected(data)
+    anchors = batch[~batch.mask.any(1)]
+    assert sorted(texts(data, anchors)) == sorted(f"say {word} elk" for word in ("bee", "cow", "dog") * 2)
+    assert torch.equal(anchors.expert_mask, anchors.valid) and (anchors.rank == -1).all()
+    assert sorted(texts(data, batch[batch.mask.any(1)])) == ["say ant ant"] * 2 + ["say ant fox"] * 2
+    assert data.counters["env_steps"] == (8 + 2 + 6) * 2  # attempts, revisions and anchors, of two tokens each
+    assert data.counters["feedback_calls"] == 2
+
+
+def test_a_row_that_is_too_long_is_left_out_and_said_so():
+    """Prompt, reply and critique are 14 tokens with the stop; a context of 13 has room for a reply to a prompt only."""
+    data = module(learn=["attempts", "critiques"], context=13)
+    with pytest.warns(UserWarning, match="left_out"):
+        batch = collected(data)
+    assert batch.extra["attempt"].all() and len(batch) == 8
+    assert data.statistics["left_out"] == 0.5  # of 8 attempts and 8 critiques
+    assert len(collected(module(learn=["attempts", "critiques"], context=14))) == 16
+
+
+def test_a_revision_prompt_may_be_as_long_as_the_context():
+    """So a policy that reads less is refused at the start, and not where the first long critique comes."""
+    assert module(context=40).longest_row == 40
+    assert module(context=None).longest_row == 2 + 3
+
+
+def test_a_reviser_of_other_ids_is_refused_by_name():
+    reviser = Scripted(WordTokenizer().fit(["other words"]))
+    reviser.tokenizer_digest = reviser.tokenizer.digest
+    with pytest.raises(ValueError, match="reviser: it reads the ids of another tokenizer"):
+        module(reviser=reviser)
 
 
 def test_costs_are_counted():
@@ -246,6 +363,13 @@ def test_the_learner_of_a_round_is_the_policy_that_acted():
         ({"revisions": 0}, "revisions"),
         ({"learn": []}, "learn"),
         ({"scored": False, "keep": "best"}, "keep"),
+        ({"learn": ["anchors"], "scope": {"word": "ant"}}, "reviser"),
+        ({"learn": ["anchors"], "reviser": object()}, "scope"),
+        ({"reward": object()}, "reward"),
+        ({"unfinished": "drop"}, "unfinished"),
+        ({"unfinished": "penalty"}, "unfinished"),
+        ({"unfinished": "replace"}, "unfinished"),
+        ({"expected": ExpectedResponses()}, "expected"),
     ],
 )
 def test_knobs_out_of_range_are_refused(knobs, named):
