@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
@@ -92,12 +93,21 @@ class DirectPreferenceObjective(HeldOutObjective):
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Batch:
-        """Raises ValueError: nothing to compare, on any rank."""
+        """Notes the number of `pairs`.
+
+        Raises ValueError: there is none on any rank, in rows that nobody sampled here (no `log_probs`), as those of a
+        file, which stay as they are. Of a rollout without any nothing is learned.
+        """
         batch = super().prepare(batch)
         assert batch.group is not None and batch.rank is not None
-        if not self.sum_over_ranks(comparison_shares(batch.group, batch.rank)["pairs"].sum()):
+        found = self.sum_over_ranks(comparison_shares(batch.group, batch.rank)["pairs"].sum())
+        self.note("pairs", found)
+        if not found:
             why = "no expected response" if self.expected_first else "expected_first: true ranks expected responses"
-            raise ValueError(f"rank: no group has two ranked replies, so there is nothing to compare ({why})")
+            message = f"rank: no group has two ranked replies, so there is nothing to compare ({why})"
+            if batch.log_probs is None:
+                raise ValueError(message)
+            rank_zero_warn(message)
         return batch
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:

@@ -190,6 +190,25 @@ def test_nothing_to_compare_is_refused(text, batch):
         DPOPolicy(policy=text.gru_policy(), expected_first=True).prepare(unranked)
 
 
+@named(KIN)
+def test_a_collection_without_a_pair_moves_nothing_and_is_told(kind, text, batch):
+    """What was sampled here is sampled anew: next time there may be a pair. Rows of a file stay as they are."""
+    module = text.moved(kind(policy=text.gru_policy()))
+    noted = {}
+    module.note = lambda name, x, counts=True: noted.__setitem__(name, float(x))
+    prepared = module.prepare(replace(batch, log_probs=torch.zeros(batch.mask.shape)))
+    assert noted["pairs"] == 9
+    silent = replace(batch, rank=torch.full_like(batch.rank, -1), log_probs=torch.zeros(batch.mask.shape))
+    with pytest.warns(UserWarning, match="no group"):
+        prepared = module.prepare(silent)
+    assert noted["pairs"] == 0
+    gradient = text.gradient_of(module, text.micro_batches(prepared, [list(range(9))]))
+    assert not gradient.any()
+    with pytest.raises(ValueError, match="no group has two ranked replies"):
+        module.prepare(replace(silent, log_probs=None))
+
+
+
 def test_notes_by_hand():
     """Rewards 1, 3, 2 for ranks 0, 1, 1 of one group: pairs 1−3 and 1−2, the tie left out; one row of no group."""
     rewards, rank = torch.tensor([1.0, 3, 2, 9]), torch.tensor([0, 1, 1, -1])
