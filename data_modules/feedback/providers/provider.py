@@ -43,8 +43,9 @@ def said(judgement: Judgement, by: str, **fields: Any) -> Judgement:
         return judgement
     if judgement.source in (None, by):
         return replace(judgement, source=by, **given)
-    told = judgement.meta.get("said_by", {}) | dict.fromkeys(given, by)
-    return replace(judgement, meta=judgement.meta | {"said_by": told}, **given)
+    meta = given.pop("meta", judgement.meta)
+    told = meta.get("said_by", {}) | dict.fromkeys(given, by)
+    return replace(judgement, meta=meta | {"said_by": told}, **given)
 
 
 def merged(old: Sequence[Any] | None, new: Sequence[Any]) -> tuple[Any, ...] | None:

@@ -105,6 +105,16 @@ def test_an_expected_response_is_not_revised(endpoint, principles):
     assert Constitution(endpoint(), str(principles)).complete([line], int)[0] == [line]
 
 
+def test_what_a_rule_has_scored_is_revised(server, endpoint, principles):
+    """The score stays the rule's, and the line says whose the revision is."""
+    server.says(server.chat("better"))
+    line = Judgement("q", ("a",), score=(0.5,), source="rule", meta={"tokens": [[1]]})
+    (done,), _ = Constitution(endpoint(), str(principles)).complete([line], int)
+    assert (done.source, done.score, done.expected) == ("rule", (0.5,), "better")
+    assert done.meta["said_by"] == {"expected": "judge"} and done.meta["tokens"] == [[1]]
+    assert len(done.meta["revisions"]) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
