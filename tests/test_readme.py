@@ -1,16 +1,25 @@
 """Everything the README says to do is done here, in an empty folder beside a copy of `conf/`."""
 
+import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from zlib import crc32
 
 import pytest
+import yaml
 
+from data_modules.feedback import read
+from data_modules.feedback.__main__ import _parser as feedback_parser
+from data_modules.feedback.__main__ import main as feedback
 from lightning_nlf.cli.command_line import main
+from tests.data_modules.feedback.providers.conftest import Script, asked_of, chat
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -18,6 +27,11 @@ README = (ROOT / "README.md").read_text()
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def commands(block):
+    """The lines of a block as a shell reads them, without what is said of them."""
+    return [re.split(r"\s#", line)[0].strip() for line in block.replace("\\\n", " ").splitlines()]
 
 
 def shell(command, folder):
@@ -91,7 +105,7 @@ def test_the_five_lines_balance_the_pole_in_plain_gymnasium(project):
 def test_the_commands_on_a_finished_run(project):
     """Each line of the second block, but the page server, which is only asked what it would start."""
     (block,) = [block for block in blocks("bash") if "--ckpt_path last" in block]
-    lines = [line.split("  #")[0].split(" #")[0].strip() for line in block.splitlines()]
+    lines = commands(block)
     assert len(lines) == 5
     for line in lines:
         shell(line + " --print" if ".tracking ui" in line else line, project)
@@ -103,7 +117,7 @@ def test_rlhf_in_six_commands(tmp_path):
     """Each of them, the fits cut down to seconds; what the last one says of the policy is there."""
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     (block,) = [block for block in blocks("bash") if "conf/rlhf/sft.yaml" in block]
-    lines = [line.split("  #")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
+    lines = commands(block)
     assert [line.split()[2] for line in lines] == ["lightning_nlf", "lightning_nlf", "data_modules.feedback"] + [
         "lightning_nlf"
     ] * 3
@@ -112,6 +126,97 @@ def test_rlhf_in_six_commands(tmp_path):
         said = shell(f"{line} {short}" if " fit " in line else line, tmp_path)
     assert "test/true_reward" in said
     assert (tmp_path / "outputs/rlhf_ppo-seed0/huggingface/model.safetensors").is_file()
+
+
+@pytest.fixture
+def judge():
+    """A server whose opinion of anything is a number that comes from the question; what it is asked stays in it."""
+    script = Script()
+
+    def answer(body):
+        first = crc32(asked_of(body).encode()) % 98 / 100 + 0.01
+        return chat("1", [{"1": first, "2": 1 - first}])
+
+    script.answer = answer
+    thread = threading.Thread(target=script.server.serve_forever, args=(0.01,))
+    thread.start()
+    yield script
+    script.server.shutdown()
+    thread.join()
+    script.server.server_close()
+
+
+@pytest.mark.slow
+def test_ai_feedback(tmp_path, monkeypatch, judge, capsys):
+    """Both blocks, command by command, the fits cut down to seconds; then a duel of two policies."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIGHTNING_NLF_RUN_DIR", "")
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    short = "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 --data.minibatches 1"
+    quiet = " --trainer.logger false --trainer.enable_progress_bar false"
+
+    def run(line):
+        if " -m lightning_nlf " not in line:
+            assert feedback([*shlex.split(line)[3:], "--set", f"endpoint.url={judge.url}"]) == 0
+            return
+        few = "--data.evaluation_prompts 24" if " predict " in line else short
+        few += f" --data.reward.endpoint.url {judge.url} --data.prompts 2" if "rlaif_direct" in line else ""
+        few += " --data.evaluation_prompts 2" if "ppo" in line or "direct" in line else ""
+        main(shlex.split(line + " " + few + quiet)[3:])
+
+    run("python -m lightning_nlf fit --config conf/rlhf/sft.yaml --data.rows 64")
+    blocks_of_it = [block for block in blocks("bash") if "data_modules.feedback judge outputs" in block]
+    assert len(blocks_of_it) == 2
+    for line in commands("".join(blocks_of_it)):
+        run(line)
+    for name in ("rlaif_reward", "rlaif_ppo", "rlaif_direct", "constitution_sft", "principled"):
+        assert Path(f"outputs/{name}-seed0/checkpoints/last.ckpt").is_file(), name
+    pairs = Path("outputs/pairs_sample-seed0")
+    judged, principled = read(pairs / "judged.jsonl"), read(pairs / "principled.jsonl")
+    two = [[line.preference for line in said if len(line.responses) == 2] for said in (judged, principled)]
+    assert len(judged) == 24 and len(two[0]) > 12 and None not in two[0] + two[1] and two[0] != two[1]
+    assert all(line.expected and len(line.meta["revisions"]) == 4 for line in read(pairs / "revisions.jsonl"))
+
+    weights = "--model.policy.weights outputs/rlaif_ppo-seed0/checkpoints/last.ckpt"
+    sample = f"python -m lightning_nlf predict --config conf/feedback/pairs_sample.yaml {weights}"
+    run(f"{sample} --run_dir outputs/new_sample-seed0")
+    (duel,) = [block for block in blocks("python") if "duels.jsonl" in block]
+    exec(duel, {})
+    run("python -m data_modules.feedback judge duels.jsonl --config conf/feedback/judge.yaml --out judged.jsonl")
+    assert feedback(["check", "judged.jsonl"]) == 0
+    assert re.search(r"preferences: \d+, .* the first response is the better in [\d.]+", capsys.readouterr().out)
+
+
+def test_the_lines_of_feedback_are_such_lines(tmp_path, capsys):
+    (block,) = blocks("jsonl")
+    (tmp_path / "said.jsonl").write_text(block)
+    triple, order = read(tmp_path / "said.jsonl")
+    assert triple.score and triple.critique and triple.expected and triple.source == "ana" and not triple.ranking
+    assert order.ranks == (2, 1, 0) and order.score is order.critique is order.expected is None
+    assert feedback(["check", str(tmp_path / "said.jsonl")]) == 0 and "2 judgements" in capsys.readouterr().out
+
+
+def test_the_round_of_feedback_is_four_commands():
+    """What one leaves is what the next one reads. `tests/data_modules/feedback/people/test_round_in_browser.py` goes
+    through them, with a person at the page.
+    """
+    (block,) = [block for block in blocks("bash") if "data_modules.feedback pull" in block]
+    ask, ui, pull, fit = commands(block)
+    asking, learning = (yaml.safe_load(Path(ROOT / line.split()[-1]).read_text()) for line in (ask, fit))
+    options = feedback_parser().parse_args(shlex.split(pull)[3:])
+    assert asking["trainer"]["callbacks"][0]["init_args"]["queue"] == options.queue
+    assert learning["data"]["init_args"]["path"] == str(options.out)
+    assert ui == "python -m lightning_nlf.tracking ui outputs"
+    browser = (ROOT / "tests/data_modules/feedback/people/test_round_in_browser.py").read_text()
+    for word in (ask.split()[-1], options.queue, str(options.out), fit.split()[-1]):
+        assert f'"{word}"' in browser
+
+
+def test_the_table_of_methods_says_what_they_ask_for():
+    """Scores, R, or critiques alone: as the yaml has it."""
+    rows = re.findall(r"\| (c|c, R) \| `(conf/feedback/\w+\.yaml)` \|", README)
+    assert len(rows) == 11
+    assert [name for asked, name in rows if ("scored: false" in (ROOT / name).read_text()) != (asked == "c")] == []
 
 
 @pytest.mark.slow
@@ -132,22 +237,43 @@ def test_every_yaml_the_readme_names_is_there():
     assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
+def yamls():
+    return sorted((ROOT / "conf").rglob("*.yaml"))
+
+
 def test_every_yaml_has_a_row_in_the_readme():
-    yamls = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
-    assert [name for name in sorted(yamls) if name not in README] == []
+    names = [path.relative_to(ROOT).as_posix() for path in yamls()]
+    assert [name for name in names if name not in README] == []
 
 
-FITS = sorted(set(re.findall(r"`python -m lightning_nlf (fit [^`]+)`", README)))
+def named(module):
+    """All commands of a module, in a line or in a block."""
+    found = re.findall(rf"`(python -m {module} [^`]+)`", README)
+    found += [line for block in blocks("bash") for line in commands(block) if line.startswith(f"python -m {module} ")]
+    return sorted(set(found))
 
 
-@pytest.mark.parametrize("command", [command for command in FITS if "outputs/" not in command])
-def test_the_commands_of_the_table_of_rows_build(command, monkeypatch):
-    """With another word misspelt, or a knob that is gone, they would not. Some need another run first."""
+RUNS = [command.split(None, 3)[3] for command in named("lightning_nlf") if "conf/" in command]
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_the_commands_of_the_table_of_rows_build(command, monkeypatch, capsys):
+    """With another word misspelt, or a knob that is gone, they would not. What needs another run first is only read."""
     monkeypatch.chdir(ROOT)
-    (source,) = re.findall(r"--config (\S+)", command)
-    if re.search(r"^[^#]*outputs/", (ROOT / source).read_text(), re.M):
-        pytest.skip("its expert, or what it starts from, has to be trained first")
-    main(command.split(), run=False)
+    (source,) = set(re.findall(r"--config (conf/\S+)", command)) - {"conf/debug.yaml"}
+    if "outputs/" not in command and not re.search(r"^[^#]*outputs/", (ROOT / source).read_text(), re.M):
+        main(command.split(), run=False)
+        return
+    with pytest.raises(SystemExit) as ending:
+        main([*command.split(), "--print_config"])
+    assert ending.value.code == 0, capsys.readouterr().err
+
+
+def test_the_commands_that_look_after_feedback_are_there():
+    found = named("data_modules.feedback")
+    assert len(found) > 5
+    for command in found:
+        feedback_parser().parse_args(shlex.split(command)[3:])
 
 
 def results(name):
@@ -166,7 +292,7 @@ def test_the_claims_of_speed_in_the_readme_are_those_that_were_measured():
 
 
 def test_every_yaml_says_what_it_reached():
-    """The header quotes the figure of its row in the results files, or says that there is none yet."""
+    """The header of a run quotes the figure of its row in the results files, or says that there is none, and why."""
     tables = ("configs", "bodies", "speedup", "rlhf", "process", "maze")
     parts = [part for name in tables for part in results(name) if part.startswith("|")]
     rows = [row for part in parts for row in re.findall(r"^\| ([\w/]+) \|(.*)\|$", part, re.M)]
@@ -174,12 +300,13 @@ def test_every_yaml_says_what_it_reached():
     for name, columns in rows:
         if (ROOT / f"conf/{name}.yaml").is_file():
             figures.setdefault(name, re.findall(r"\S+ \[\S+ \S+\]", columns))
-    yamls = {path.relative_to(ROOT / "conf").with_suffix("").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
-    assert figures.keys() <= yamls
-    for name in yamls - {"debug"}:
-        text = (ROOT / f"conf/{name}.yaml").read_text().split("seed_everything")[0]
-        header = " ".join(line.lstrip("# ") for line in text.splitlines())
-        assert figures.get(name, ["Not measured yet"])[0] in header, name
+    texts = {path.relative_to(ROOT / "conf").with_suffix("").as_posix(): path.read_text() for path in yamls()}
+    runs = {name: text for name, text in texts.items() if "\nmodel:" in text}  # all but overlays and providers
+    assert figures.keys() <= runs.keys()
+    for name, text in runs.items():
+        header = " ".join(line.lstrip("# ") for line in text.split("seed_everything")[0].splitlines())
+        reached = [figures[name][0]] if name in figures else ["Not measured yet", "Not measured: what people answer"]
+        assert any(said in header for said in reached), name
 
 
 @pytest.mark.parametrize("name", ["joint", "injection", "dagger", "bc"])
@@ -193,3 +320,47 @@ def test_yamls_claim_the_lower_bounds_of_the_study(name):
 def test_pictures_are_there():
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
         assert (ROOT / picture).is_file(), picture
+
+
+# ---- the glossary
+
+GLOSSARY = set(re.findall(r"`((?:(?:train|val|system)/)?[a-z][\w/]*)", README.split("## Glossary of metrics")[1]))
+FOLDERS = (ROOT / "lightning_nlf", ROOT / "data_modules")
+OURS = [ast.parse(path.read_text()) for folder in FOLDERS for path in folder.rglob("*.py")]
+
+
+def counted(tree):
+    """The counters that a DataModule has; what a provider's client counts is printed, and no metric."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Attribute) and target.attr == "counters" and isinstance(node.value, ast.Dict):
+                yield from (key.value for key in node.value.keys if isinstance(key, ast.Constant))
+
+
+def noted(tree):
+    """What an objective notes, and the terms of its loss."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and isinstance(node.slice, ast.Constant):
+            if isinstance(node.value, ast.Attribute) and node.value.attr == "notes":
+                yield node.slice.value
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "note":
+            yield from (name.value for name in node.args[:1] if isinstance(name, ast.Constant))
+        elif isinstance(node, ast.FunctionDef) and node.name == "terms":
+            returned = [each.value for each in ast.walk(node) if isinstance(each, ast.Return) and each.value]
+            dicts = [each for value in returned for each in ast.walk(value) if isinstance(each, ast.Dict)]
+            yield from (key.value for each in dicts for key in each.keys if isinstance(key, ast.Constant))
+
+
+def test_every_metric_is_in_the_glossary():
+    metrics = {f"train/{name}" for tree in OURS for name in noted(tree)}
+    counters = {name for tree in OURS for name in counted(tree)} - {"calls", "cached", "retries"}
+    counters -= {"prompt_tokens", "completion_tokens"}
+    assert len(metrics) > 20 and len(counters) > 5
+    assert sorted((metrics | counters) - GLOSSARY) == []
+
+
+def test_every_name_of_the_glossary_is_in_the_code():
+    source = "\n".join(ast.unparse(tree) for tree in OURS)
+    last = {name: name.rpartition("/")[2].removesuffix("_sampled") for name in GLOSSARY}
+    assert [name for name, word in sorted(last.items()) if not re.search(rf"\b{word}\b", source)] == []
