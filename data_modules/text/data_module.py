@@ -41,7 +41,8 @@ class TextDataModule(TextTaskDataModule):
             distributions.
 
     `labels` counts what experts decided: tokens injected, tokens labelled, and expected responses, each when it is
-    first shown, as the teacher writes it once.
+    first shown, as the teacher writes it once. `feedback_calls` counts expected responses so, critiques that say where
+    an expert takes over, and replies that the rule scores, or a judge who says how many it has (`judged`).
     """
 
     def __init__(
@@ -96,6 +97,9 @@ class TextDataModule(TextTaskDataModule):
         episodes, spent, again = self._played(actor, prompts, rng)
         shown = [] if self.expected is None else self.expected.shown(prompts, self._share(self.expected.rows), rng)
         played, of = self.conversation.batch(episodes, [each.response.row for each in shown])
+        if self.expected is not None:
+            played = self.expected.settled(played, shown)
+        before = self._judged_so_far
         batch = self._settled(replace(played, rewards=self._paid(played)), episodes, of)
         assert batch.rewards is not None
         row_score = row_sums(batch.rewards, played.valid)
@@ -103,7 +107,7 @@ class TextDataModule(TextTaskDataModule):
         score = torch.cat([earned[of], row_score[len(of) :]])
         batch = self._described(replace(batch, score=score), of, [each.group for each in shown])
         batch = self._taught(batch, shown)
-        calls = len(episodes) * (self.reward is None)
+        calls = len(episodes) if self.reward is None else self._judged_so_far - before
         if self.injection is not None:
             calls += self.injection.critiques(len(prompts))
         injected = sum(episode.injected for episode in episodes)
@@ -111,6 +115,11 @@ class TextDataModule(TextTaskDataModule):
         self.count(env_steps=spent, expert_steps=injected, labels=labels, feedback_calls=calls)
         self._tell(episodes, earned, again)
         return batch
+
+    @property
+    def _judged_so_far(self) -> int:
+        """Replies that the judge who pays was asked about; 0 of one that asks nobody."""
+        return getattr(self.reward, "judged", 0)
 
     def _draw(self, rng: np.random.Generator) -> list[Prompt]:
         """This rank's prompts; none a second time before all had their turn."""
@@ -144,7 +153,7 @@ class TextDataModule(TextTaskDataModule):
         """With what experts say of it; its last rows are the expected responses `shown`."""
         device = self.trainer.strategy.root_device
         if self.expected is not None:
-            batch = self.expected.settled(batch, shown, device)
+            batch = self.expected.weighed(batch, shown, device)
         if self.labeller is not None:
             batch = labelled(batch, self.labeller, device)
         if self.expected is not None:
@@ -175,7 +184,7 @@ class TextDataModule(TextTaskDataModule):
     def _described(self, batch: Batch, of: Tensor, shown: list[int]) -> Batch:
         """With groups where there are several rows of one, and ranks where a row is an episode."""
         assert batch.score is not None
-        if self.replies == 1 and not shown:
+        if self.replies == 1 and self.expected is None:
             return batch
         group = torch.cat([of // self.replies, torch.tensor(shown, dtype=torch.long)])
         if self.conversation.window is not None:

@@ -116,12 +116,15 @@ class ExpectedResponses:
         drawn = rng.permutation(len(every))[:rows]
         return joined + [Shown(every[i], len(prompts) + place, False) for place, i in enumerate(drawn)]
 
-    def settled(self, batch: Batch, shown: Sequence[Shown], device: torch.device) -> Batch:
+    def settled(self, batch: Batch, shown: Sequence[Shown]) -> Batch:
         """The last rows of the batch are those `shown`: what does not join a group is a label and nothing else."""
         assert batch.rewards is not None
         stays = torch.ones(len(batch), 1, dtype=torch.bool)
         stays[len(batch) - len(shown) :, 0] = torch.tensor([each.joins for each in shown])
-        batch = replace(batch, valid=batch.valid & stays, rewards=torch.where(stays, batch.rewards, 0))
+        return replace(batch, valid=batch.valid & stays, rewards=torch.where(stays, batch.rewards, 0))
+
+    def weighed(self, batch: Batch, shown: Sequence[Shown], device: torch.device) -> Batch:
+        """With the log-probabilities of those `shown` that join a group, if anybody's stand for the teacher's."""
         if self.as_if is None:
             return batch
         steps = batch.valid.clone()

@@ -28,7 +28,7 @@ class JudgeReward:
     the mean of the others, and a warning tells how many there were.
 
     Args:
-        endpoint: where the judge is, and what may be spent.
+        endpoint: where the judge is, and what may be spent, by each process.
         tokenizer: that of the data module.
         task: whose corpus the tokenizer is made from, if it is not made yet.
         question: what is asked; its `scale` is what is paid.
@@ -48,6 +48,7 @@ class JudgeReward:
         self.client = Client(endpoint)
         self.tokenizer, self.task = tokenizer, task
         self.question = ScoreQuestion(expectation=True) if question is None else question
+        self.judged = 0  # replies so far, also those that were known: a full cache makes no run look cheaper
         self._why = ""  # of the last reply without a score
 
     @property
@@ -65,6 +66,7 @@ class JudgeReward:
     def score(self, batch: Batch) -> Tensor:
         """`Scorer.score`: rewards (B, T), 0 but on each row's last valid step."""
         rows = batch.valid.any(1).nonzero()[:, 0].tolist()
+        self.judged += len(rows)
         scores = asyncio.run(self._scores([self.said(batch, row) for row in rows]))
         known = [score for score in scores if score is not None]
         missing = len(scores) - len(known)

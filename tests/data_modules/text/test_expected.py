@@ -137,6 +137,27 @@ def test_imitation_is_of_the_drawn_rows(echo):
     torch.testing.assert_close(actor.terms(batch, actor.evaluate(batch))["imitation"], nll.mean())
 
 
+def test_nobody_pays_for_what_is_imitated_only(echo):
+    """Of 6 replies, 3 joined responses and 2 drawn ones a judge is asked about the first 9."""
+
+    class Judge:
+        def score(self, batch):
+            self.asked = int(batch.valid.any(1).sum())
+            return torch.zeros(batch.valid.shape)
+
+    judge = Judge()
+    collected(module(echo, ExpectedResponses(rows=2), reward=judge))
+    assert judge.asked == 6 + 3
+
+
+def test_whether_there_are_groups_is_a_matter_of_the_knobs(echo):
+    """One prompt of four has a response, and a collection of one reply has it or has it not."""
+    data = module(echo, ExpectedResponses(prompts=1), prompts=1, replies=1)
+    batches = [collected(data, seed) for seed in range(8)]
+    assert {len(batch) for batch in batches} == {1, 2}
+    assert all(batch.group.tolist() == [0] * len(batch) for batch in batches)
+
+
 # ---- whose density
 
 

@@ -208,7 +208,6 @@ def test_a_collection_without_a_pair_moves_nothing_and_is_told(kind, text, batch
         module.prepare(replace(silent, log_probs=None))
 
 
-
 def test_notes_by_hand():
     """Rewards 1, 3, 2 for ranks 0, 1, 1 of one group: pairs 1−3 and 1−2, the tie left out; one row of no group."""
     rewards, rank = torch.tensor([1.0, 3, 2, 9]), torch.tensor([0, 1, 1, -1])

@@ -1,6 +1,7 @@
 """Direct RLAIF: the judge's expected score is the reward, on the last token of each reply."""
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
@@ -130,6 +131,23 @@ def test_a_policy_learns_what_the_judge_likes(server, endpoint, prompt_of):
     assert trainer.callback_metrics["val/true_reward"] == 0
     with pytest.raises(ValueError, match="reward: it reads the ids of another tokenizer"):
         TextDataModule(**knobs, reward=JudgeReward(endpoint(), ByteTokenizer())).setup("fit")
+
+
+def test_every_reply_that_is_judged_is_a_feedback_call(server, endpoint, prompt_of):
+    """Four of training, however many were judged before, and none of an evaluation."""
+    server.answer = judged(server, prompt_of)
+    for _ in range(2):
+        before = len(server.requests)
+        reward = JudgeReward(endpoint(), WordTokenizer(), Say(), question())
+        data = TextDataModule(Say(), tokenizer=WordTokenizer(), prompts=2, replies=2, max_new=1, reward=reward)
+        data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        data.setup("fit")
+        torch.manual_seed(0)
+        model = ReinforcePolicy(policy=GRUPolicy(8, 8))
+        data.collect(model, np.random.default_rng(0))
+        data.evaluate(model, np.random.default_rng(0), True)
+        assert data.counters["feedback_calls"] == 4
+    assert len(server.requests) == before  # all of the second time is in the cache
 
 
 def test_a_yaml_says_it_all():
