@@ -16,7 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from data_modules.feedback.accounts import calls, flat, told
-from data_modules.feedback.files import enumerated, read
+from data_modules.feedback.encoding import encoded, scores_of
+from data_modules.feedback.files import read
 from data_modules.feedback.parsing import Scale
 from data_modules.feedback.rows import CRITIQUE_PROMPT, Layout, Row, Use
 from data_modules.feedback.schema import Judgement
@@ -58,10 +59,12 @@ class FeedbackDataModule(MinibatchDataModule):
         val_share: of the prompts, held out; none of their lines is learned from.
         val_path, test_path: files of held-out prompts. Without a test_path the test is on the validation's.
         scale: lowest and highest score there is in the files.
-        on_bad: `skip` goes on without lines that are wrong, and warns which.
+        on_bad: `skip` goes on without lines that are wrong, or that the tokenizer cannot encode, and warns which.
         context: tokens that the model can read; a longer row is refused, never cut.
         critique_prompt: what stands before a critique, with the places `{prompt}` and `{response}`. Of a prompt in
             messages the last one is put into it.
+        expected_score: what an expected response earns, such as the best there is: then an objective of injection
+            learns from it as one more reply of its group. Without, it is imitated only, and injection refuses it.
         task: whose corpus the tokenizer is made from, if it is not made yet.
         seed, minibatches, passes: of `MinibatchDataModule`.
 
@@ -83,6 +86,7 @@ class FeedbackDataModule(MinibatchDataModule):
         on_bad: Literal["raise", "skip"] = "raise",
         context: int | None = None,
         critique_prompt: str = CRITIQUE_PROMPT,
+        expected_score: float | None = None,
         task: TextEnvironment | None = None,
         **kwargs: Any,
     ) -> None:
@@ -94,10 +98,13 @@ class FeedbackDataModule(MinibatchDataModule):
         if len(set(control_codes)) < len(control_codes) or len(control_codes) == 1 or "" in control_codes:
             raise ValueError(f"control_codes: got {list(control_codes)}, must be two or more different texts")
         refuse_template("critique_prompt", critique_prompt, ("prompt", "response"))
+        if expected_score is not None and ("expected" not in use or not scale[0] <= expected_score <= scale[1]):
+            raise ValueError(f"expected_score: got {expected_score}; it must be on the scale, and `use` name expected")
         self.paths, self.val_paths, self.test_paths = _listed(path), _listed(val_path), _listed(test_path)
         self.tokenizer, self.task, self.scale, self.on_bad = tokenizer, task, scale, on_bad
         self.val_share = val_share
-        self.layout = Layout(tokenizer, tuple(use), (), keep, tuple(control_codes), context, critique_prompt)
+        codes = tuple(control_codes)
+        self.layout = Layout(tokenizer, tuple(use), (), keep, codes, context, critique_prompt, expected_score)
         self.counters["feedback_calls"] = 0
         self.rows: Batch | None = None
         self.held_out: dict[str, Batch] = {}  # of "val" and "test"
@@ -115,13 +122,16 @@ class FeedbackDataModule(MinibatchDataModule):
         if not hasattr(self.tokenizer, "eos"):  # not made yet
             texts = (text for judgement in training for text in self.layout.texts(judgement))
             self.tokenizer.fit(texts if self.task is None else self.task.corpus())
-        scores = [score for judgement in training for score in judgement.score or () if score is not None]
-        self._refuse_without_scores(scores)
-        self.layout = self.layout.knowing(scores)
-        self.rows = self._rows(training, self.paths)
+        self.layout = self._knowing(training)
+        kept, groups = encoded(self.layout, training, self.on_bad)
+        if len(kept) < len(training):  # what is skipped decides no threshold
+            training, self.layout = kept, self._knowing(kept)
+            groups = [self.layout.rows(judgement) for judgement in training]
+        self.rows = self._rows(training, groups, self.paths)
         for name, judgements in held.items():
             if judgements:
-                rows = self._rows(judgements, self.test_paths if name == "test" else self.val_paths or self.paths)
+                names = self.test_paths if name == "test" else self.val_paths or self.paths
+                rows = self._rows(*encoded(self.layout, judgements, self.on_bad), names)
                 self.held_out[name] = rows if "step_ends" in rows.extra else replace(rows, rewards=None)
         self._paid = sum(calls(judgement, self.layout.use) for judgement in training)
         self._tell(training)
@@ -130,22 +140,16 @@ class FeedbackDataModule(MinibatchDataModule):
     def _read(self, paths: list[str]) -> list[Judgement]:
         return [judgement for path in paths for judgement in read(path, self.scale, self.on_bad)]
 
-    def _refuse_without_scores(self, scores: Sequence[float]) -> None:
+    def _knowing(self, training: Sequence[Judgement]) -> Layout:
+        """Raises ValueError: it goes by scores, and there are none."""
+        scores = scores_of(training)
         by_score = {"keep": self.layout.keep, "control_codes": self.layout.codes}
         for name, value in by_score.items():
             if value not in (None, ()) and not scores:
                 raise ValueError(f"{name}: it goes by the score, and no reply in {', '.join(self.paths)} has one")
+        return self.layout.knowing(scores)
 
-    def _rows(self, judgements: Sequence[Judgement], names: list[str]) -> Batch:
-        groups: list[list[Row]] = []
-        faults: list[str] = []
-        for judgement in judgements:
-            try:
-                groups.append(self.layout.rows(judgement))
-            except ValueError as error:
-                faults.append(str(error))
-        if faults:
-            raise ValueError(enumerated(faults))
+    def _rows(self, judgements: Sequence[Judgement], groups: list[list[Row]], names: list[str]) -> Batch:
         groups = [group for group in groups if group]
         if not groups:
             there = Counter(name for judgement in judgements for name in judgement.record())

@@ -51,6 +51,7 @@ class Layout:
     codes: tuple[str, ...] = ()
     context: int | None = None
     critique_prompt: str = CRITIQUE_PROMPT
+    expected_score: float | None = None
 
     def knowing(self, scores: Sequence[float]) -> Layout:
         """The same, of a file whose training replies have these scores, in any order."""
@@ -116,7 +117,8 @@ class Layout:
     def _expected(self, judgement: Judgement) -> Row:
         assert judgement.expected is not None
         prompt = self._prompt(judgement, self.scores[-1] if self.codes else None)
-        return Row(prompt, [*self.tokenizer.encode(judgement.expected), self.tokenizer.eos], True, False, True)
+        reply = [*self.tokenizer.encode(judgement.expected), self.tokenizer.eos]
+        return Row(prompt, reply, True, False, True, score=self.expected_score)
 
     def _critique(self, judgement: Judgement, i: int) -> Row | None:
         """The critique of a response as a reply to both, so that it can be predicted."""

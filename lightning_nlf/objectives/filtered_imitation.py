@@ -11,6 +11,7 @@ from lightning_nlf.batch import Batch
 from lightning_nlf.functional import row_sums
 from lightning_nlf.objective import Objective
 from lightning_nlf.objectives.imitation import JointAgent, JointPolicy
+from lightning_nlf.objectives.policy_gradient import refuse_unscored
 
 
 def better_than_own(score: Tensor, group: Tensor, own: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ class FilteredImitationObjective(Objective):
     their group, stay. Stands before an imitation.
 
     Raises:
-        ValueError: at `prepare` a batch without `group`, or without score and rewards.
+        ValueError: at `prepare` a batch without `group`, or without score and rewards, or a score that is not known.
     """
 
     @torch.no_grad()
@@ -42,6 +43,7 @@ class FilteredImitationObjective(Objective):
         if batch.group is None:
             raise ValueError("the batch has no `group`, so an expert's row is not to be compared with the learner's")
         if batch.score is not None:
+            refuse_unscored(batch, batch.valid.any(1))
             score = batch.score
         elif batch.rewards is not None:
             score = row_sums(batch.rewards, batch.valid)

@@ -17,6 +17,7 @@ from lightning_nlf.objectives.policy_gradient import (
     SummedObjective,
     importance_ratio,
     policy_gradient_loss,
+    refuse_unscored,
 )
 
 
@@ -62,6 +63,9 @@ class InjectionObjective(Objective):
         steps = batch.valid & ~batch.mask
         if steps.any() and (batch.expert_mask is None or (steps & ~batch.expert_mask).any()):
             raise ValueError("injected steps are not in expert_mask: the policy would not be evaluated there")
+        refuse_unscored(batch, steps.any(1))
+        if self.needs_density and batch.log_probs is None:
+            raise ValueError("the batch has no log_probs of the expert that acted: ratios to its density need them")
         deterministic = batch.log_probs is not None and torch.isinf(batch.log_probs[steps]).any()
         if self.needs_density and self.sum_over_ranks(torch.as_tensor(float(deterministic), device=self.device)):
             raise ValueError(
@@ -130,8 +134,11 @@ class ShapedInjectionObjective(InjectionObjective):
         self.shape, self.relative, self.needs_density = shape, relative, relative
 
     def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
-        assert batch.log_probs is not None and batch.advantages is not None
-        behaviour = batch.log_probs if self.relative else torch.zeros_like(batch.log_probs)
+        assert batch.advantages is not None
+        behaviour = torch.zeros_like(log_probs)
+        if self.relative:
+            assert batch.log_probs is not None
+            behaviour = batch.log_probs
         return shaped_injection_loss(log_probs, behaviour, batch.advantages, mask, self.shape, total)
 
 

@@ -127,10 +127,21 @@ def _groups(returns: Tensor, batch: Batch, shared: bool = False) -> tuple[Tensor
     """
     if batch.group is None:
         raise ValueError("baseline: a group baseline needs batches with `group`: several replies to one prompt")
+    if shared:
+        refuse_unscored(batch, batch.valid.any(1))
     steps = batch.valid & (batch.valid.cumsum(1) == 1) if shared else batch.mask
     same = (batch.group[:, None] == batch.group[None, :]) & steps.any(1)[None, :]
     own = torch.where(steps, returns, 0).sum(1, dtype=torch.float64) / steps.sum(1).clamp(min=1)
     return same.double(), own
+
+
+def refuse_unscored(batch: Batch, rows: Tensor) -> None:
+    """Raises ValueError: the `score` of one of the `rows` (B,) bool is not known, NaN, so its rewards mean nothing."""
+    if batch.score is not None and (unknown := rows & batch.score.isnan()).any():
+        raise ValueError(
+            f"score: row {int(unknown.nonzero()[0])} has none, so nobody knows what it earned: give one (in a file of "
+            "feedback `expected_score` is that of expected responses), or leave such rows out"
+        )
 
 
 BASELINES: dict[str, Callable[[Tensor, Batch, Sum], Tensor]] = {

@@ -14,7 +14,17 @@ from data_modules.feedback.schema import Step
 from data_modules.feedback.selection import Keep
 from data_modules.text.tokenizer import WordTokenizer
 from lightning_nlf.networks import GRUPolicy, GRUReward
-from lightning_nlf.objectives import BradleyTerryReward, DPOPolicy, ImitationPolicy, ProcessReward, ReinforcePolicy
+from lightning_nlf.objectives import (
+    BradleyTerryReward,
+    DPOPolicy,
+    FilteredJointPolicy,
+    ImitationPolicy,
+    JointPolicy,
+    ProcessReward,
+    ReinforcePolicy,
+    ShapedInjectionPolicy,
+    UnweightedInjectionPolicy,
+)
 
 WORDS = "abcde"
 
@@ -273,6 +283,8 @@ def test_a_run_goes_on_with_its_own_files_and_tokenizer_only(module):
         ),
         ({"context": 3}, "lines are wrong\n.*feedback.jsonl:1: 2 tokens of the prompt and 3 of the reply are more"),
         ({"path": "none.jsonl"}, "path: there is no file none.jsonl"),
+        ({"expected_score": 2.0}, "expected_score: got 2.0"),
+        ({"expected_score": 1.0, "use": ("score",)}, "expected_score: .*`use` name expected"),
         ({"critique_prompt": "{prompt}"}, "critique_prompt: it has no place {response}"),
         ({"critique_prompt": "{prompt} {response} {score}"}, "critique_prompt: it has the place {score}"),
         ({"critique_prompt": "{prompt} {response"}, "critique_prompt: .*; write {{ and }} for braces"),
@@ -300,6 +312,82 @@ def test_bad_lines_are_skipped_if_asked(tmp_path, tokenizer):
     with pytest.warns(UserWarning, match="skipped: .*:3: not JSON"):
         data.setup("fit")
     assert len(data.rows) == 4
+
+
+def test_a_text_that_the_tokenizer_has_not_is_skipped_if_asked(module):
+    """The second line's expected response has a word that is none of the six; so is a held-out prompt's."""
+    strange = Judgement("q e", ("a",), score=(0.0,), expected="a zebra")
+    lines = [prompts(1)[0], strange, prompts(5)[4]]
+    with pytest.raises(ValueError, match=r"feedback.jsonl:2: the tokenizer has no 'zebra'"):
+        module(lines)
+    with pytest.warns(UserWarning, match=r"skipped: .*feedback.jsonl:2: the tokenizer has no 'zebra'"):
+        data = module(lines, on_bad="skip")
+    assert len(data.rows) == 4 and data.rows.group.tolist() == [0, 0, 1, 1]
+    data.collect(None, None)
+    assert data.counters["feedback_calls"] == 2 * (2 + 1)  # nothing of the second line
+    with pytest.raises(ValueError, match="zebra"):
+        module([strange], on_bad="skip")
+
+
+def test_what_is_skipped_sets_no_threshold(module):
+    """The best half of four is c and the zebra; of the three that can be read it is b and c."""
+    scores = {"a": 0.25, "b": 0.5, "c": 0.75, "zebra": 1.0}
+    lines = [Judgement("q", (x,), score=(score,)) for x, score in scores.items()]
+    with pytest.warns(UserWarning, match="zebra"):
+        data = module(lines, on_bad="skip", use=("expected",), keep=Keep(share=0.5))
+    assert data.rows.actions[:, 0].tolist() == [4, 5] and data.rows.expert_mask.any(1).all()
+
+
+def test_a_held_out_text_is_skipped_too(module, tmp_path):
+    write(tmp_path / "val.jsonl", [*prompts(6)[5:], Judgement("zebra", ("a",), score=(1.0,))])
+    with pytest.warns(UserWarning, match=r"val.jsonl:2: the tokenizer has no 'zebra'"):
+        data = module(prompts(2), val_path=str(tmp_path / "val.jsonl"), on_bad="skip")
+    assert len(data.held_out["val"]) == 2
+
+
+# ---- expected responses as injected rows
+
+
+LUFFY = {"relative": False, "baseline": "shared_group_mean", "normalize_advantages": False, "gamma": 1.0}
+
+
+def test_an_expected_response_joins_its_group_with_a_score(module):
+    """R = .25 and 1 have the mean .625: A = −.375 for the reply and .375 for what was expected, on every token."""
+    data = module([Judgement("q", ("a b",), score=(0.25,), expected="c")], expected_score=1.0)
+    rows = data.rows
+    assert rows.score.tolist() == [0.25, 1] and rows.rewards.sum(1).tolist() == [0.25, 1]
+    assert rows.mask.any(1).tolist() == [True, False] and torch.equal(rows.expert_mask[1], rows.valid[1])
+    actor = ShapedInjectionPolicy(policy=GRUPolicy(9, 8), **LUFFY)
+    prepared = actor.prepare(data.collect(actor, None))
+    assert prepared.advantages[0][rows.mask[0]].tolist() == [-0.375] * 3
+    assert prepared.advantages[1][rows.valid[1]].tolist() == [0.375] * 2
+
+
+@pytest.mark.parametrize("kind", [ShapedInjectionPolicy, UnweightedInjectionPolicy])
+def test_a_policy_learns_what_was_expected_by_injection(module, kind):
+    knobs = LUFFY if kind is ShapedInjectionPolicy else {"gamma": 1.0, "baseline": "shared_group_mean"}
+    data = module([Judgement("q", ("a",), score=(0.0,), expected="c")], expected_score=1.0)
+    torch.manual_seed(0)
+    actor = kind(policy=GRUPolicy(9, 8), optimizer=lambda p: torch.optim.Adam(p, 0.05), **knobs)
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    L.Trainer(accelerator="cpu", max_epochs=40, **quiet).fit(actor, datamodule=data)
+    said, *_ = actor.reply(torch.tensor([[8]]), torch.tensor([1]), stop=(1,), max_new=2, deterministic=True)
+    assert said.tolist() == [[5, 1]]
+
+
+def test_without_a_score_nothing_is_injected(module):
+    """Paid 0, an expected response would be unlearned."""
+    data = module([Judgement("q", ("a",), score=(0.5,), expected="c")])
+    for actor in (
+        ShapedInjectionPolicy(policy=GRUPolicy(9, 8), **LUFFY),
+        UnweightedInjectionPolicy(policy=GRUPolicy(9, 8)),
+        JointPolicy(policy=GRUPolicy(9, 8), divergence="nll", baseline="shared_group_mean"),
+        FilteredJointPolicy(policy=GRUPolicy(9, 8), divergence="nll"),
+    ):
+        with pytest.raises(ValueError, match="score: .*expected_score"):
+            actor.prepare(data.collect(actor, None))
+    scored = module([Judgement("q", ("a",), score=(0.5,), expected="c")], expected_score=1.0)
+    assert FilteredJointPolicy(policy=GRUPolicy(9, 8), divergence="nll").prepare(scored.rows).expert_mask[1].any()
 
 
 def test_the_scale_of_scores_is_declared(module):

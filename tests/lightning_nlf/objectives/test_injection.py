@@ -352,3 +352,19 @@ def test_unweighted_is_the_mean_of_what_is_summed():
     assert means["injected"] != 0
     torch.testing.assert_close(2 * means["injected"], sums["injected"])  # 2 injected steps
     torch.testing.assert_close(8 * means["policy"], sums["policy"])  # 8 of the learner's
+
+
+@pytest.mark.parametrize("kind", [WeightedInjectionPolicy, ShapedInjectionPolicy])
+def test_without_log_probs_there_is_no_ratio(kind):
+    with pytest.raises(ValueError, match="no log_probs"):
+        made(kind).prepare(episodes(log_probs=None))
+    made(ShapedInjectionPolicy, relative=False).prepare(episodes(log_probs=None))
+
+
+@pytest.mark.parametrize("kind", [WeightedInjectionPolicy, ShapedInjectionPolicy, UnweightedInjectionPolicy])
+def test_an_injected_row_whose_score_nobody_knows_is_refused(kind):
+    """The second row is the injected one; what the learner's rows earned is the policy gradient's business."""
+    known = episodes(score=torch.tensor([math.nan, 1.0, math.nan]))
+    made(kind).prepare(known)
+    with pytest.raises(ValueError, match="score: row 1"):
+        made(kind).prepare(replace(known, score=torch.tensor([1.0, math.nan, 1.0])))
