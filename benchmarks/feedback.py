@@ -53,18 +53,18 @@ def job(study: str, arm: str, cell: dict[str, Any], start: int, seed: int) -> No
     os.chdir(folder)
     method = STUDIES["budget"] | STUDIES[study]["arms"][arm]
     row = {"study": study, "arm": arm, "cell": cell, "start": start, "seed": seed}
-    row |= feedback_runs.run(arm, method, cell, start, seed)
+    row |= feedback_runs.run(arm, method, cell, start, seed, testing=(start, seed) not in TUNING)
     with (folder / "rows.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
-def begin(start: int, experts: tuple[int | None, ...]) -> None:
-    """The start, and the experts that were made of expected responses, in a process of their own."""
+def begin(start: int) -> None:
+    """What the runs of a start begin from, in a process of its own."""
     from benchmarks.side_by_side import feedback_runs
 
     RUNS.mkdir(parents=True, exist_ok=True)
     os.chdir(RUNS)
-    feedback_runs.start(start, experts)
+    feedback_runs.start(start, STUDIES["pools"])
 
 
 def grid(study: str, arm: str) -> list[dict[str, Any]]:
@@ -83,9 +83,8 @@ def run_all(jobs: list[Job], processes: int, what: str) -> None:
         for each in jobs
         if key(dict(zip(("study", "arm", "cell", "start", "seed"), each, strict=True))) not in done
     ]
-    experts = tuple(STUDIES["experts"])
     with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
-        starts = [pool.submit(begin, start, experts) for start in sorted({each[3] for each in todo})]
+        starts = [pool.submit(begin, start) for start in sorted({each[3] for each in todo})]
         for future in tqdm(as_completed(starts), desc="starts", total=len(starts)):
             future.result()
         futures = [pool.submit(job, *each) for each in todo]

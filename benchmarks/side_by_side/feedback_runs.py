@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 
 from benchmarks.side_by_side.rlhf_runs import command
+from data_modules.feedback import read, write
 from data_modules.text import RevisionDataModule, SourcedAnswers, WordTokenizer
+from data_modules.text.expected import with_expected
 from lightning_nlf.experts import CheckpointTextExpert
 from lightning_nlf.functional import row_sums
 from lightning_nlf.modules import PolicyModule
@@ -23,38 +26,64 @@ MAX_NEW, CONTEXT = 20, 96
 JUDGED = 512  # held-out prompts
 
 
-def start(seed: int) -> None:
-    """The model that everything of a seed starts from, in `outputs`; one that is there stays."""
-    if not (finished := Path(f"outputs/feedback_sft-seed{seed}/finished")).is_file():
-        command("fit", "feedback_sft", seed, f"feedback_sft-seed{seed}", {}, of="feedback")
-        finished.touch()
+def start(seed: int, pools: dict[str, int | None]) -> None:
+    """The model that everything of a seed starts from, in `outputs`; for each pool of expected responses an expert that
+    was fine-tuned on them, and a file of them beside the start's own answers. What is there stays.
+    """
+    weights = f"outputs/feedback_sft-seed{seed}/checkpoints/best.ckpt"
+    made("fit", "feedback_sft", seed, f"feedback_sft-seed{seed}", {})
+    for name, prompts in pools.items():
+        of = {
+            "model.policy.weights": weights,
+            "data.prompts": prompts,
+            "data.minibatches": 20 if prompts is None else 4,
+        }
+        made("fit", "feedback_expert", seed, f"expert-{name}-seed{seed}", of)
+    drawn = {"model.policy.weights": weights, "data.evaluation_prompts": None}
+    folder = made("predict", "answers_sample", seed, f"answers-seed{seed}", drawn)
+    replies = read(folder / "predictions" / "replies.jsonl")
+    task = SourcedAnswers()
+    for name, prompts in pools.items():
+        expected = {case.id: text for case, text in with_expected(task, prompts, 0)}
+        own = [replace(each, score=None, expected=expected[each.id]) for each in replies if each.id in expected]
+        write(folder / f"expected-{name}.jsonl", own)
+
+
+def made(stage: str, name: str, seed: int, run_dir: str, changes: dict[str, Any]) -> Path:
+    folder = Path("outputs") / run_dir
+    if not (folder / "finished").is_file():
+        command(stage, name, seed, run_dir, changes, of="feedback")
+        (folder / "finished").touch()
+    return folder
 
 
 def checkpoint(seed: int) -> Path:
     return Path(f"outputs/feedback_sft-seed{seed}/checkpoints/best.ckpt")
 
 
-def run(name: str, method: dict[str, Any], cell: dict[str, Any], start_seed: int, seed: int) -> dict[str, Any]:
+def run(
+    name: str, method: dict[str, Any], cell: dict[str, Any], start_seed: int, seed: int, testing: bool
+) -> dict[str, Any]:
     """Trains from the start of `start_seed` until the budget is spent, then plays the last weights.
 
     `course` holds the validations: tokens, feedback calls, what the mode earns and what a sample earns.
     """
     if "yaml" not in method:  # the start itself
-        return judged(checkpoint(start_seed), start_seed, seed)
-    own = {key: str(value).replace("{start}", str(start_seed)) for key, value in method.get("weights", {}).items()}
-    changes = {"model.policy.weights": str(checkpoint(start_seed))} | own | method.get("changes", {}) | cell
+        return judged(checkpoint(start_seed), start_seed, seed, testing)
+    of_start = {key: value.replace("START", str(start_seed)) for key, value in method.get("of_start", {}).items()}
+    changes = {"model.policy.weights": str(checkpoint(start_seed))} | of_start | method.get("changes", {}) | cell
     limits = {"tokens": method["tokens"], "optimizer_steps": method["optimizer_steps"]}
     changes |= {"trainer.callbacks+": {"class_path": f"{__name__}.Course", "init_args": limits}}
     folder = command("fit", method["yaml"], seed, f"method-{os.getpid()}/{name}", changes, of="feedback")
-    figures = judged(folder / "checkpoints" / "last.ckpt", start_seed, seed, method.get("suffix", ""))
+    figures = judged(folder / "checkpoints" / "last.ckpt", start_seed, seed, testing, method.get("suffix", ""))
     course = json.loads((folder / "course.json").read_text())
     shutil.rmtree(folder)
     return figures | {"course": course}
 
 
 @torch.no_grad()
-def judged(weights: Path, start_seed: int, seed: int, suffix: str = "") -> dict[str, Any]:
-    """What is earned on the test prompts, greedily and sampled; what one revision by the frozen start then makes of it,
+def judged(weights: Path, start_seed: int, seed: int, testing: bool, suffix: str = "") -> dict[str, Any]:
+    """What is earned on held-out prompts, of the test or else of the validation, greedily and sampled; what one revision by the frozen start then makes of it,
     with the reply's own critique, another's, and one that fits any; and by itself with its own.
     """
     agent = PolicyModule.load_from_checkpoint(weights).eval()
@@ -68,7 +97,7 @@ def judged(weights: Path, start_seed: int, seed: int, suffix: str = "") -> dict[
         prompt_suffix=suffix,
         seed=seed,
     )
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, testing=True)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, testing=testing)  # type: ignore[assignment]
     data.setup("test")
     figures = {}
     for name, deterministic in (("greedy", True), ("sampled", False)):

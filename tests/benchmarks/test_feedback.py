@@ -1,0 +1,75 @@
+"""The study of feedback on language: what counts as reached, what is paired, and that every arm is a run that builds."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks import feedback
+from benchmarks.side_by_side import feedback_report
+from lightning_nlf.cli.command_line import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def row(arm, sampled, start=0, seed=0, **kw):
+    course = [{"env_steps": 100 * (i + 1), "greedy": x, "sampled": x} for i, x in enumerate(sampled)]
+    return {"arm": arm, "start": start, "seed": seed, "course": course} | kw
+
+
+def test_a_threshold_is_reached_when_two_validations_in_a_row_say_so():
+    """.9 at 100 is alone; at 300 and 400 it is confirmed, so 300 tokens."""
+    assert feedback_report.crossing(row("pg", [0.9, 0.8, 0.9, 0.95]), "sampled", 0.85) == 300
+    assert math.isinf(feedback_report.crossing(row("pg", [0.9, 0.8, 0.9]), "sampled", 0.85))
+    assert math.isinf(feedback_report.crossing({"sampled": 1.0}, "sampled", 0.85))  # nothing was trained
+
+
+def test_an_ending_is_the_mean_of_the_last_three_validations():
+    assert feedback_report.ending(row("pg", [0.0, 0.2, 0.4, 0.9])) == pytest.approx(0.5)
+    assert feedback_report.ending({"sampled": 0.7, "course": [{"optimizer_steps": 4}]}) == 0.7  # plays no validations
+
+
+def test_runs_are_paired_by_start_and_seed():
+    rows = [row("joint", [], 0, 1), row("joint", [], 1, 2), row("pg", [], 1, 2), row("pg", [], 0, 3)]
+    ((own, base),) = feedback_report.paired(rows, "joint", "pg")
+    assert (own["arm"], base["arm"], own["start"], own["seed"]) == ("joint", "pg", 1, 2)
+
+
+def test_a_ratio_is_of_medians_and_a_failure_is_infinite():
+    """Medians 200 and 400: a half, whatever is resampled where all pairs are alike."""
+    assert feedback_report.ratio([(200.0, 400.0)] * 5) == pytest.approx((0.5, 0.5, 0.5))
+    one, low, high = feedback_report.ratio([(200.0, 400.0)] * 4 + [(math.inf, 400.0)] * 5)
+    assert math.isinf(one) and math.isinf(high) and low == 0.5
+    assert feedback_report.ratio([(200.0, math.inf)] * 3)[0] == 0
+
+
+def test_tuning_starts_and_seeds_are_used_for_nothing_else():
+    fresh = {pair for pairs in feedback.FRESH.values() for pair in pairs}
+    assert not set(feedback.TUNING) & fresh
+    assert not {start for start, _ in feedback.TUNING} & {start for start, _ in fresh}
+    assert len(feedback.FRESH["convergence"]) == 15 and len(feedback.FRESH["comparison"]) >= 10
+    assert all(len(set(pairs)) == len(pairs) for pairs in feedback.FRESH.values())
+
+
+ARMS = [(study, arm) for study in feedback.FRESH for arm, own in feedback.STUDIES[study]["arms"].items() if own]
+
+
+@pytest.mark.parametrize(("study", "arm"), ARMS)
+def test_every_arm_is_a_yaml_with_knobs_that_are_there(study, arm, monkeypatch):
+    """What needs a start or an expert is checked up to these, by their names."""
+    monkeypatch.chdir(ROOT)
+    own = feedback.STUDIES[study]["arms"][arm]
+    text = (ROOT / "conf" / "feedback" / f"{own['yaml']}.yaml").read_text()
+    for key in own.get("of_start", {}):
+        assert key.rsplit(".", 1)[-1] in text
+    assert set(feedback.STUDIES[study]["paired"]) <= set(feedback.STUDIES[study]["arms"])
+
+
+def test_an_arm_reaches_its_budget_of_tokens(monkeypatch, capsys):
+    """The command line knows the callback that stops a run, and its knobs."""
+    monkeypatch.chdir(ROOT)
+    stop = '{"class_path": "benchmarks.side_by_side.feedback_runs.Course", "init_args": {"tokens": 9, "optimizer_steps": 9}}'
+    words = ["fit", "--config", "conf/feedback/pg.yaml", "--trainer.callbacks+", stop, "--print_config"]
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--model.policy.weights", "null"])
+    assert left.value.code == 0 and "tokens: 9" in capsys.readouterr().out
