@@ -61,7 +61,8 @@ def written(study: str, rows: Rows, studies: dict[str, Any], frozen: dict[str, A
     lines = {"convergence": convergence, "comparison": comparison}[study](rows, studies[study])
     runs = max(sum(row["arm"] == arm for row in rows) for arm in {row["arm"] for row in rows})
     note = (
-        f"Means over {runs} runs from three starts, 95 % bootstrap intervals, paired with {studies[study]['paired'][0]}. "
+        f"Means over {runs} runs from three starts, 95 % bootstrap intervals, paired with "
+        f"{studies[study]['paired'][0]}. "
         f"{studies['budget']['tokens']:,} sampled tokens for every arm that samples. {os.cpu_count()} cores; "
         f"`python benchmarks/feedback.py {study}`, one arm again: `--only ARM`."
     )

@@ -83,8 +83,8 @@ def run(
 
 @torch.no_grad()
 def judged(weights: Path, start_seed: int, seed: int, testing: bool, suffix: str = "") -> dict[str, Any]:
-    """What is earned on held-out prompts, of the test or else of the validation, greedily and sampled; what one revision by the frozen start then makes of it,
-    with the reply's own critique, another's, and one that fits any; and by itself with its own.
+    """What is earned on held-out prompts, of the test or else of the validation, greedily and sampled; and what one
+    revision by the frozen start makes of it, with the reply's own critique, another's, and one that fits any.
     """
     agent = PolicyModule.load_from_checkpoint(weights).eval()
     data = RevisionDataModule(

@@ -97,8 +97,8 @@ def written(rows: Rows, frozen: dict[str, dict[str, Any]], folder: Path | None) 
     parts = [
         table(["judge, a reply by its worst step", *JUDGED.values(), "ahead of outcome"], judge_rows) if told else "",
         table(
-            ["PPO, and its start", "true reward", "gain over the start, paired", "KL from the start, nats", "tokens a reply",
-             "finished", "tokens sampled in training", "chosen β"],
+            ["PPO, and its start", "true reward", "gain over the start, paired", "KL from the start, nats",
+             "tokens a reply", "finished", "tokens sampled in training", "chosen β"],
             paid_rows,
         ) if earned else "",
         note,

@@ -1,5 +1,6 @@
-"""The study of feedback on language: what counts as reached, what is paired, and that every arm is a run that builds."""
+"""The study of feedback on language: what counts as reached, what is paired, and that every arm is a run."""
 
+import json
 import math
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def test_every_arm_is_a_yaml_with_knobs_that_are_there(study, arm, monkeypatch):
 def test_an_arm_reaches_its_budget_of_tokens(monkeypatch, capsys):
     """The command line knows the callback that stops a run, and its knobs."""
     monkeypatch.chdir(ROOT)
-    stop = '{"class_path": "benchmarks.side_by_side.feedback_runs.Course", "init_args": {"tokens": 9, "optimizer_steps": 9}}'
+    limits = {"tokens": 9, "optimizer_steps": 9}
+    stop = json.dumps({"class_path": "benchmarks.side_by_side.feedback_runs.Course", "init_args": limits})
     words = ["fit", "--config", "conf/feedback/pg.yaml", "--trainer.callbacks+", stop, "--print_config"]
     with pytest.raises(SystemExit) as left:
         main([*words, "--model.policy.weights", "null"])
