@@ -329,13 +329,14 @@ FOLDERS = (ROOT / "lightning_nlf", ROOT / "data_modules")
 OURS = [ast.parse(path.read_text()) for folder in FOLDERS for path in folder.rglob("*.py")]
 
 
-def counted(tree):
-    """The counters that a DataModule has; what a provider's client counts is printed, and no metric."""
+def told(tree, what):
+    """The names in what a DataModule puts into its `counters` or `statistics`."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and node.value:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            if isinstance(target, ast.Attribute) and target.attr == "counters" and isinstance(node.value, ast.Dict):
-                yield from (key.value for key in node.value.keys if isinstance(key, ast.Constant))
+            if isinstance(target, ast.Attribute) and target.attr == what:
+                texts = [each.value for each in ast.walk(node.value) if isinstance(each, ast.Constant)]
+                yield from (text for text in texts if isinstance(text, str))
 
 
 def noted(tree):
@@ -353,9 +354,9 @@ def noted(tree):
 
 
 def test_every_metric_is_in_the_glossary():
-    metrics = {f"train/{name}" for tree in OURS for name in noted(tree)}
-    counters = {name for tree in OURS for name in counted(tree)} - {"calls", "cached", "retries"}
-    counters -= {"prompt_tokens", "completion_tokens"}
+    metrics = {f"train/{name}" for tree in OURS for name in [*noted(tree), *told(tree, "statistics")]}
+    counters = {name for tree in OURS for name in told(tree, "counters")}
+    counters -= {"calls", "cached", "retries", "prompt_tokens", "completion_tokens"}  # of an endpoint, printed alone
     assert len(metrics) > 20 and len(counters) > 5
     assert sorted((metrics | counters) - GLOSSARY) == []
 
