@@ -39,6 +39,8 @@ class Answer:
             text = choice["message"]["content"] if "message" in choice else choice["text"]
             usage = said.get("usage") or {}
             prompt, completion = (int(usage.get(f"{name}_tokens") or 0) for name in ("prompt", "completion"))
+            if not isinstance(text, str | None):
+                raise TypeError(f"its content is a {type(text).__name__}")
             return Answer(text or "", tuple(_alternatives(choice.get("logprobs"))), prompt, completion)
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"no completion: {type(error).__name__} {error}") from None

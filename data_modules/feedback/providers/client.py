@@ -66,7 +66,7 @@ class Client:
             ValueError: the server refuses the key, or knows no such model or path.
         """
         body = self.endpoint.body(prompt, max_tokens, temperature, seed, alternatives)
-        key = content_key(body)
+        key = content_key(body | {"seed": seed})  # also where none is sent: samples are not one and the same
         async with self._alone[key]:  # two that ask the same at once pay once
             known = self.cache.get(key)
             if known is not None:
@@ -130,7 +130,7 @@ class Client:
             raise Transient(why, unreachable=isinstance(error, aiohttp.ClientConnectorError)) from None
         if status == 200:
             return _completion(text)
-        told = f"HTTP {status}: {text[:SHOWN]}"
+        told = f"HTTP {status}: {self.endpoint.without_key(text)[:SHOWN]}"
         if status in (401, 403):
             raise ValueError(f"endpoint.key_variable: the server refuses the key ({told})")
         if status == 404:

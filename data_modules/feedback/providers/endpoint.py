@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"endpoint.url: got {self.url!r}, must begin with http:// or https://")
+        if "@" in urlsplit(self.url).netloc:
+            raise ValueError("endpoint.url: it holds a password, and is kept with every run; use key_variable instead")
         for name, least in (("concurrency", 1), ("retries", 0), ("max_calls", 0), ("max_tokens", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -69,7 +72,14 @@ class Endpoint:
         """Raises ValueError: the environment has no key."""
         if self.key_variable is None:
             return {}
-        key = os.environ.get(self.key_variable)
-        if not key:
+        if not self._key:
             raise ValueError(f"endpoint.key_variable: the environment has no {self.key_variable}; export it")
-        return {"Authorization": f"Bearer {key}"}
+        return {"Authorization": f"Bearer {self._key}"}
+
+    def without_key(self, text: str) -> str:
+        """What a server says may repeat the key, and goes into logs."""
+        return text.replace(self._key, "…") if self._key else text
+
+    @property
+    def _key(self) -> str | None:
+        return None if self.key_variable is None else os.environ.get(self.key_variable)

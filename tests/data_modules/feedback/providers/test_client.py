@@ -70,10 +70,22 @@ def test_the_key_is_nowhere_to_be_read(server, endpoint, monkeypatch, tmp_path):
         ask(client, "say")
 
 
+@pytest.mark.parametrize("status", [400, 401, 404, 500])
+def test_a_server_that_repeats_the_key_tells_nobody(server, endpoint, monkeypatch, status):
+    monkeypatch.setenv("JUDGE_KEY", "secret-1")
+    server.says(server.Fault(status, body="x" * 295 + "secret-1 is wrong"))
+    try:
+        told = str(ask(Client(endpoint(key_variable="JUDGE_KEY", retries=0)), "say"))
+    except ValueError as error:
+        told = str(error)
+    assert f"HTTP {status}" in told and "secre" not in told
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
         ({"url": "localhost:8000"}, "endpoint.url: got 'localhost:8000'"),
+        ({"url": "https://me:secret-1@localhost/v1"}, "endpoint.url: it holds a password"),
         ({"concurrency": 0}, "endpoint.concurrency: got 0"),
         ({"retries": -1}, "endpoint.retries: got -1"),
         ({"timeout": 0.0}, "endpoint.timeout: got 0.0 seconds"),
@@ -115,7 +127,16 @@ def test_it_tries_again_after_a_server_error(server, endpoint, status):
     assert client.counters["calls"] == 1 and client.counters["retries"] == 2
 
 
-@pytest.mark.parametrize("kind", [{"drop": True}, {"body": "<html>"}, {"body": '{"error": "busy"}'}, {"body": "[1"}])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"drop": True},
+        {"body": "<html>"},
+        {"body": '{"error": "busy"}'},
+        {"body": "[1"},
+        {"body": '{"choices": [{"text": ["1"]}]}'},
+    ],
+)
 def test_it_tries_again_after_a_broken_answer(server, endpoint, kind):
     server.says(server.Fault(**kind), server.chat("now"))
     assert ask(Client(endpoint()), "say")[0].text == "now" and len(server.requests) == 2
@@ -196,6 +217,14 @@ def test_a_second_run_asks_nothing(server, endpoint):
     client = Client(endpoint(url=server.url + "/"))
     assert ask(client, "a", "b", alternatives=2) == first and len(server.requests) == 2
     assert client.counters["calls"] == 0 and client.counters["cached"] == 2
+
+
+def test_samples_are_several_though_the_server_takes_no_seed(server, endpoint):
+    """Three votes at a temperature are three answers."""
+    client = Client(endpoint(options={"seed": None}))
+    for seed in (0, 1, 2, 2):
+        ask(client, "a", temperature=1.0, seed=seed)
+    assert len(server.requests) == 3 and not any("seed" in body for body in server.requests)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"temperature": 0.5}, {"alternatives": 1}])
