@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from data_modules.feedback.providers.endpoint import Endpoint as Endpoint
     from data_modules.feedback.providers.judge_reward import JudgeReward as JudgeReward
     from data_modules.feedback.providers.model_judge import ModelJudge as ModelJudge
+    from data_modules.feedback.providers.own import OwnProvider as OwnProvider
     from data_modules.feedback.providers.provider import Provider as Provider
     from data_modules.feedback.providers.questions import CritiqueQuestion as CritiqueQuestion
     from data_modules.feedback.providers.questions import ExpectedQuestion as ExpectedQuestion
@@ -26,6 +27,7 @@ _FILES = {
     "endpoint": ("Endpoint",),
     "judge_reward": ("JudgeReward",),
     "model_judge": ("ModelJudge",),
+    "own": ("OwnProvider",),
     "provider": ("Provider",),
     "questions": ("CritiqueQuestion", "ExpectedQuestion", "ScoreQuestion"),
     "rules": ("EnvironmentProvider", "RuleProvider"),
