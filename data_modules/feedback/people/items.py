@@ -21,7 +21,7 @@ _ASKED = ("id", "prompt", "responses", "episode", "meta")  # all but what somebo
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt and what was replied to it. Texts are Markdown."""
+    """A prompt and what was replied to it, in Markdown that shows all of it word for word."""
 
     record: dict[str, Any]  # the line, without what anybody said of it
     request: str
@@ -47,46 +47,68 @@ def items(judgements: Sequence[Judgement]) -> list[Item]:
     """One of each line; the same line twice is one item.
 
     Raises:
-        ValueError: lines without a response, or with a text of which a person would not see the end.
+        ValueError: lines without a response, or with a text of which a person would not see the end; an episode without
+            the number of its steps.
     """
     found: dict[str, Item] = {}
     faults: list[str] = []
     for judgement in judgements:
-        item = Item(
-            {name: value for name, value in judgement.record().items() if name in _ASKED},
-            _lines(_request(judgement)),
-            _lines(_response(judgement)),
-        )
-        if not judgement.responses:
-            faults.append(f"{judgement.where}: responses: there is none to judge; leave the line out")
-        for name, text in (("prompt", item.request), ("responses", item.response)):
-            if len(text) > SHOWN:
-                faults.append(
-                    f"{judgement.where}: {name}: {len(text)} characters are more than the {SHOWN} that the review "
-                    "page shows; leave the line out"
-                )
-        found.setdefault(item.digest, item)
+        own = _faults(judgement)
+        if not own:
+            record = {name: value for name, value in judgement.record().items() if name in _ASKED}
+            item = Item(record, _request(judgement), _response(judgement))
+            for name, text in (("prompt", item.request), ("responses", item.response)):
+                if len(text) > SHOWN:
+                    own.append(
+                        f"{name}: {len(text)} characters are more than the {SHOWN} that the review page shows; leave "
+                        "the line out"
+                    )
+            found.setdefault(item.digest, item)
+        faults += [f"{judgement.where}: {fault}" for fault in own]
     if faults:
         raise ValueError(enumerated(faults))
     return list(found.values())
 
 
+def _faults(judgement: Judgement) -> list[str]:
+    faults = [] if judgement.responses else ["responses: there is none to judge; leave the line out"]
+    finished, steps = judgement.meta.get("finished"), judgement.meta.get("steps")
+    if isinstance(finished, list) and len(finished) != len(judgement.responses):
+        faults.append("meta: finished must be true or false, or a list of these with one for each response")
+    if judgement.episode is not None and not (type(steps) is int and steps > 0):
+        faults.append("meta: steps, the number of steps of the episode, is missing; add it")
+    return faults
+
+
 def _request(judgement: Judgement) -> str:
     if isinstance(judgement.prompt, str):
-        return judgement.prompt
-    return "\n\n".join(f"**{message.role}**\n\n{message.content}" for message in judgement.prompt)
+        return word_for_word(judgement.prompt)
+    return "\n\n".join(f"**{message.role}**\n\n{word_for_word(message.content)}" for message in judgement.prompt)
 
 
 def _response(judgement: Judgement) -> str:
     """The reply; several each under its letter. One that was cut off ends with …"""
     finished = judgement.meta.get("finished", True)
     ended = finished if isinstance(finished, list) else [finished] * len(judgement.responses)
-    replies = [text + ("" if end else " …") for text, end in zip(judgement.responses, ended, strict=True)]
+    said = [word_for_word(text) for text in judgement.responses]
+    replies = [text + ("" if end else " …") for text, end in zip(said, ended, strict=True)]
     if len(replies) == 1:
         return replies[0]
     return "\n\n---\n\n".join(f"**{letter(i)}**\n\n{text}" for i, text in enumerate(replies))
 
 
-def _lines(text: str) -> str:
-    """With hard breaks: Markdown would join lines that no empty one is between."""
-    return re.sub(r"(?<!\n)\n(?!\n)", "  \n", text.strip("\n"))
+def word_for_word(text: str) -> str:
+    """Markdown that shows the text: what a model said fetches no picture, and forges no letter of another reply.
+
+    With hard breaks, as Markdown would join lines that no empty one is between, and with no-break spaces before lines
+    that are indented.
+    """
+    text = re.sub(r"[\\`*_\[\]<|~]|&(?=#?\w+;)", r"\\\g<0>", text.strip("\n").expandtabs(4))
+    text = re.sub(r"(?m)^( *)([#>+=-]|\d+(?=[.)]))", _defused, text)
+    text = re.sub(r"(?m)^ +", lambda spaces: "&nbsp;" * len(spaces[0]), text)
+    return re.sub(r"(?<!\n)\n(?!\n)", "  \n", text)
+
+
+def _defused(begins: re.Match[str]) -> str:
+    """A line that would be a heading, a quotation, a rule or a part of a list."""
+    return f"{begins[1]}{begins[2]}\\" if begins[2].isdigit() else f"{begins[1]}\\{begins[2]}"

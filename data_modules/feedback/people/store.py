@@ -55,7 +55,7 @@ def opened(uri: str, experiment: str, create: bool = False) -> Iterator[Store]:
         with _at(uri):
             yield Store(uri, experiment, _experiment_id(uri, experiment, create))
     except MlflowException as error:
-        cause = str(error).splitlines()[0][:300]
+        cause = shown_uri(str(error).splitlines()[0])[:300]
         raise ValueError(f"tracking_uri: {shown_uri(uri)} says: {cause}") from error
 
 
@@ -77,8 +77,8 @@ def _at(uri: str) -> Iterator[None]:
 
 
 def shown_uri(uri: str) -> str:
-    """Without a password."""
-    return re.sub(r"//[^/@]+@", "//", uri).rstrip("/")
+    """Without a password; so is a text that names one."""
+    return re.sub(r"//[^/\s]*@", "//", uri).rstrip("/")
 
 
 def _experiment_id(uri: str, name: str, create: bool) -> str:
