@@ -15,6 +15,7 @@ from data_modules.feedback.providers.commands import add_commands as add_provide
 from data_modules.feedback.ranking import format_ranking, ranks_of_scores
 from data_modules.feedback.schema import Judgement
 from data_modules.feedback.summary import shown, summary
+from data_modules.feedback.versus import add_command as add_versus
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(command=_rank)
 
+    add_versus(commands)
     add_people(commands)
     add_providers(commands, one, _read)
     return parser

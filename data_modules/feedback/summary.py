@@ -9,6 +9,7 @@ from itertools import combinations
 from data_modules.feedback.parsing import Scale
 from data_modules.feedback.ranking import letter
 from data_modules.feedback.schema import FIELDS, Judgement
+from data_modules.feedback.versus import win_rate
 
 BINS, WIDTH = 10, 40  # of the histogram
 
@@ -61,8 +62,9 @@ def _pairs(judgements: Sequence[Judgement]) -> str:
 def _preferences(judgements: Sequence[Judgement]) -> str:
     found = [judgement.preference for judgement in judgements if judgement.preference is not None]
     sure = sum(max(p, 1 - p) for p in found) / len(found)
-    first = sum((p > 0.5) + 0.5 * (p == 0.5) for p in found) / len(found)
-    return f"preferences: {len(found)}, {sure:.3g} sure on average; the first response is the better in {first:.3g}"
+    rate, low, high = win_rate(found)
+    wins = f"A wins {rate:.3g} of them against B, 95 % interval {low:.3g} to {high:.3g}"
+    return f"preferences: {len(found)}, {sure:.3g} sure on average; {wins}"
 
 
 def shown(judgement: Judgement) -> str:

@@ -72,7 +72,7 @@ def test_the_summary_of_preferences(tmp_path, capsys):
     write(path, [Judgement("p", ("a", "b"), preference=p) for p in (0.0, 0.7, 0.5)])
     main(["check", str(path)])
     said = capsys.readouterr().out
-    assert "preferences: 3, 0.733 sure on average; the first response is the better in 0.5" in said
+    assert "preferences: 3, 0.733 sure on average; A wins 0.5 of them against B" in said
     assert ["preference", "3"] in [line.split() for line in said.splitlines()]
 
 

@@ -1,0 +1,44 @@
+"""Two policies side by side: who is paired with whom, and how often one wins."""
+
+import pytest
+
+from data_modules.feedback import read, write
+from data_modules.feedback.__main__ import main
+from data_modules.feedback.schema import Judgement
+from data_modules.feedback.versus import versus, win_rate
+
+FIRST = [Judgement("say a", ("a", "aa"), id="1"), Judgement("say b", ("b",)), Judgement("say c", ("c",), id="3")]
+SECOND = [Judgement("say b", ("y",)), Judgement("say a", ("x",), score=(0.5,), id="1"), Judgement("d", expected="d")]
+
+
+def test_pairs_are_of_the_same_prompt_by_id_or_text_and_nothing_is_said_of_them():
+    pairs = versus(FIRST, SECOND)
+    assert pairs == [Judgement("say a", ("a", "x"), id="1"), Judgement("say b", ("b", "y"))]
+
+
+def test_a_win_rate_and_its_interval():
+    """Two wins, a tie and a loss: 2.5 of 4. Wilson with z = 1.96, n = 4, p = .625: middle (.625 + .4802)/(1 + .9604) =
+    .5638, half .9998 · √(.234375/4 + 3.8415/64) = .9998 · .34434 = .3443 — the interval [.2195, .9081].
+    """
+    assert win_rate([0.9, 0.5, 0.2, 0.6]) == pytest.approx((0.625, 0.2195, 0.9081), abs=1e-4)
+    assert win_rate([0.1])[0] == 0
+
+
+def test_the_command_pairs_files_and_check_tells_who_wins(tmp_path, capsys):
+    names = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "pairs.jsonl")]
+    for name, lines in zip(names[:2], (FIRST, SECOND), strict=True):
+        write(name, lines)
+    assert main(["versus", *names[:2], "--out", names[2]]) == 0
+    assert "2 pairs" in (said := capsys.readouterr().out) and "1 prompts" in said
+    preferred = [
+        Judgement(pair.prompt, pair.responses, preference=p, id=pair.id)
+        for pair, p in zip(read(names[2]), (0.9, 0.2), strict=True)
+    ]
+    write(names[2], preferred)
+    assert main(["check", names[2]]) == 0
+    assert "A wins 0.5 of them against B" in capsys.readouterr().out
+
+
+def test_files_of_other_prompts_are_refused():
+    with pytest.raises(ValueError, match="no prompt in common"):
+        versus(FIRST, [Judgement("say z", ("z",))])
