@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -122,3 +123,9 @@ class SDPOObjective(TeacherObjective):
 
 class SDPOPolicy(SDPOObjective, PolicyModule):
     """A policy that learned from what was said of its replies, without any score."""
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Batch:
+        """Steps without a teacher leave `mask`, and are not evaluated: there is no other term."""
+        batch = super().prepare(batch)
+        return replace(batch, mask=batch.extra["taught"])

@@ -137,6 +137,14 @@ def test_rows_without_feedback_teach_nothing(text, batch):
     torch.testing.assert_close(text.loss(module, batch), text.loss(module, alone))
 
 
+def test_rows_without_feedback_cost_nothing(text, batch):
+    """The second row is not evaluated: no other term would need it."""
+    module = made(text)
+    prepared = module.prepare(batch)
+    assert prepared.mask.any(1).tolist() == [True, False, True, True]
+    assert torch.equal(module.evaluate(prepared).where, prepared.extra["taught"])
+
+
 def test_a_teacher_who_knows_no_more_teaches_nothing(text, batch):
     """The teacher is the policy, and reads what that reads: nothing until the policy moves away."""
     module, rows = made(text, top_k=4), as_view(batch)
