@@ -27,7 +27,11 @@ DEBUG = CONF / "debug.yaml"
 # all but providers of feedback, which are no runs
 RUNS = {path: path.read_text() for path in CONF.rglob("*.yaml") if path != DEBUG and "\nmodel:" in path.read_text()}
 EXPERIMENTS = sorted(path.relative_to(CONF) for path in RUNS)
-ALONE = sorted(path.relative_to(CONF) for path, text in RUNS.items() if "endpoint:" not in text)  # that ask no server
+# that ask no server, and learn from no recorded episode, which people see in tests/data_modules/feedback/people
+ALONE = sorted(
+    path.relative_to(CONF) for path, text in RUNS.items() if "endpoint:" not in text and "episode_reviews" not in text
+)
+REVIEWS = {"outputs/reviews.jsonl": "outputs/answers_sample-seed0/judged.jsonl"}  # a rule's, in the place of people's
 INJECTION = ["fit", "--config", str(CONF / "injection.yaml")]
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
@@ -59,10 +63,10 @@ def made(tmp_path_factory):
 
 def bring_needed(source: Path, file) -> None:
     """What a yaml reads of other yamls' runs, where it looks for it."""
-    for path in set(re.findall(r"outputs/[^/\s]+/[\w./]+", uncommented(source).replace("${seed_everything}", "0"))):
-        if not Path(path).exists():
+    for path in set(re.findall(r"outputs/[\w./-]+", uncommented(source).replace("${seed_everything}", "0"))):
+        if not Path(path).exists() and path != "outputs/episode_reviews.jsonl":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file(path), path)
+            shutil.copy(file(REVIEWS.get(path, path)), path)
 
 
 def uncommented(source: Path) -> str:
@@ -85,12 +89,17 @@ def briefly_trained(source: Path, folder: Path) -> None:
 
 
 def sampled(source: Path, folder: Path) -> None:
-    """Replies to a few prompts, ranked, and with one of them as what was expected."""
+    """Replies to a few prompts, ranked, and with one of them as what was expected; answers judged by their rule."""
     few = ["--data.evaluation_prompts", "400", "--data.max_new", "16"]
     main(["predict", "--config", str(source), *few, *QUIET, "--run_dir", str(folder)])
     replies = str(folder / "predictions/replies.jsonl")
-    for name in ("rankings.jsonl", "judged.jsonl"):
-        assert feedback(["rank", replies, "--by", "score", "--out", str(folder / name)]) == 0
+    by = {name: ["rank", replies, "--by", "score"] for name in ("rankings.jsonl", "judged.jsonl")}
+    if source.stem == "answers_sample":
+        by["judged.jsonl"] = ["judge", replies, "--config", str(CONF / "feedback" / "rule.yaml")]
+        # Who has hardly learned spells special tokens, which no prompt of a critique may quote.
+        write(replies, [line for line in read(replies) if "<" not in "".join(line.responses)])
+    for name, command in by.items():
+        assert feedback([*command, "--out", str(folder / name)]) == 0
     revised = [replace(line, expected=line.responses[0]) for line in read(replies)]
     write(folder / "revisions.jsonl", revised)
 
