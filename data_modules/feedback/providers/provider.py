@@ -34,11 +34,11 @@ class Provider(Protocol):
 
 
 def said(judgement: Judgement, by: str, **fields: Any) -> Judgement:
-    """With these fields, those that are None left as they were.
+    """With these fields; who repeats what is there, or says None, has said nothing.
 
     `source` is who spoke first; of the fields of anybody else `meta.said_by` tells whose they are.
     """
-    given = {name: value for name, value in fields.items() if value is not None}
+    given = {name: new for name, new in fields.items() if new is not None and new != getattr(judgement, name)}
     if not given:
         return judgement
     if judgement.source in (None, by):

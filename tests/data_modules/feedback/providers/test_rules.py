@@ -1,5 +1,7 @@
 """What tasks say themselves: rewards alone, or all that a rule knows."""
 
+from dataclasses import replace
+
 import pytest
 
 from data_modules.feedback.files import read, write
@@ -83,6 +85,16 @@ def test_what_somebody_said_stays_and_keeps_its_name():
     (done,), calls = completed(RuleProvider(Words(), scale=(0.0, 5.0)), [line])
     assert done.score == (1.0, 0.75) and done.expected == "A !" and done.source == "ann"
     assert done.meta["said_by"] == dict.fromkeys(("score", "critique", "spans", "ranking"), "rule") and calls == 3
+
+
+def test_who_adds_nothing_has_said_nothing():
+    """The environment gives scores, which are there; the rule finds nothing but a span and the expected response."""
+    line = Judgement("say a", ("c",), score=(0.75,), critique=("no",), where="f:1")
+    for source in (None, "ann"):
+        (done,), calls = completed(EnvironmentProvider(Words(), scale=(0.0, 5.0)), [replace(line, source=source)])
+        assert done == replace(line, source=source) and calls == 0
+    (done,), _ = completed(RuleProvider(Words(), scale=(0.0, 5.0)), [replace(line, source="ann")])
+    assert done.meta["said_by"] == {"spans": "rule", "expected": "rule"}
 
 
 def test_an_expected_response_alone_is_no_reply(tmp_path):
