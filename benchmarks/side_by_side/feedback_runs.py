@@ -97,7 +97,8 @@ def judged(weights: Path, start_seed: int, seed: int, testing: bool, suffix: str
         prompt_suffix=suffix,
         seed=seed,
     )
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, testing=testing)  # type: ignore[assignment]
+    here = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, testing=testing, strategy=here)  # type: ignore[assignment]
     data.setup("test")
     figures = {}
     for name, deterministic in (("greedy", True), ("sampled", False)):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from data_modules.text.conversation import Conversation, Episode, Prompt
 from data_modules.text.environment import Revisable, TextEnvironment
@@ -17,6 +19,18 @@ Words = Literal["task", "shuffled", "placebo"]
 
 class RevisableTask(TextEnvironment, Revisable, Protocol):
     """Both."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A `Replier` on a device of its choice: prompts come from texts, and an expert replies where they are."""
+
+    replier: Replier
+    device: torch.device
+
+    def reply(self, ids: Tensor, lengths: Tensor, state: Any = None, **how: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """`Replier.reply`."""
+        return self.replier.reply(ids.to(self.device), lengths.to(self.device), state, **how)
 
 
 @dataclass(frozen=True)

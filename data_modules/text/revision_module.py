@@ -14,7 +14,7 @@ from data_modules.text.conversation import Episode
 from data_modules.text.critique_rows import CritiqueRows, Learn
 from data_modules.text.data_module import TextDataModule
 from data_modules.text.environment import Revisable, TextEnvironment
-from data_modules.text.revision import Review, Revision, Teacher, Words
+from data_modules.text.revision import Placed, Review, Revision, Teacher, Words
 from data_modules.text.task_module import at_least_one
 from lightning_nlf.batch import Actor, Batch, Replier
 
@@ -98,7 +98,7 @@ class RevisionDataModule(TextDataModule):
         inside = [place for place, attempt in enumerate(attempts) if self._in_scope(attempt)]
         reviews = self.teacher.reviews([attempts[place] for place in inside], inside, rng)
         made, calls = self._revised(actor, reviews, rng)
-        anchors = self._anchors(attempts, set(inside), rng)
+        anchors = self._anchors(actor, attempts, set(inside), rng)
         rows, too_long = self.rows.rows(reviews, self._kept(made), anchors)
         batch = self.rows.batch(rows, attempts, self.replies)
         scores = (len(attempts) + len(made)) * self.scored
@@ -112,7 +112,7 @@ class RevisionDataModule(TextDataModule):
 
     def _revised(self, actor: Actor, reviews: Sequence[Review], rng: np.random.Generator) -> tuple[list[Revision], int]:
         """The revisions of all rounds, and how many more critiques that took than the first."""
-        reviser = self.reviser or actor
+        reviser = self._reviser(actor)
         made = self.teacher.revisions(reviser, reviews, rng, self.revisions)
         latest, calls = made, 0
         for number in range(1, self.rounds):
@@ -123,18 +123,21 @@ class RevisionDataModule(TextDataModule):
             made = [*made, *latest]
         return made, calls
 
+    def _reviser(self, actor: Actor) -> Replier:
+        return actor if self.reviser is None else Placed(self.reviser, self.trainer.strategy.root_device)
+
     def _in_scope(self, attempt: Episode) -> bool:
         return all(attempt.prompt.case.facts.get(name) == value for name, value in self.scope.items())
 
     def _anchors(
-        self, attempts: Sequence[Episode], inside: set[int], rng: np.random.Generator
+        self, actor: Actor, attempts: Sequence[Episode], inside: set[int], rng: np.random.Generator
     ) -> list[tuple[int, Episode]]:
         """What the reviser replies in the place of each attempt out of scope."""
         outside = [place for place in range(len(attempts)) if place not in inside]
-        if "anchors" not in self.rows.learn or not outside or self.reviser is None:
+        if "anchors" not in self.rows.learn or not outside:
             return []
         seeds = rng.integers(2**62, size=(len(outside), 1))
-        played = self.conversation.play(self.reviser, [attempts[place].prompt for place in outside], seeds)
+        played = self.conversation.play(self._reviser(actor), [attempts[place].prompt for place in outside], seeds)
         return list(zip(outside, played, strict=True))
 
     def _kept(self, made: list[Revision]) -> list[Revision]:
@@ -180,7 +183,7 @@ class RevisionDataModule(TextDataModule):
         self, actor: Actor, rng: np.random.Generator, episodes: list[Episode], deterministic: bool
     ) -> dict[str, Tensor]:
         """What the replies earn after one revision by the task's critique, by another's, and by one that fits any."""
-        reviser, kinds = self.reviser or actor, {"": "task", "_shuffled": "shuffled", "_placebo": "placebo"}
+        reviser, kinds = self._reviser(actor), {"": "task", "_shuffled": "shuffled", "_placebo": "placebo"}
         return {
             f"revised{name}": torch.tensor(
                 replace(self.teacher, words=words).outcome(reviser, episodes, rng, deterministic)  # type: ignore[arg-type]

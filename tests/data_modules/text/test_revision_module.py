@@ -1,5 +1,7 @@
 """Rounds of critique and revision: who says what behind which prompt, the rows, the views, the controls, the costs."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import numpy as np
 import pytest
@@ -325,6 +327,23 @@ def test_a_frozen_reviser_revises_in_the_place_of_the_policy():
     collected(data, actor)
     assert len(reviser.read) == 8 and all(text.endswith("revision :") for text in reviser.read)
     assert len(actor.read) == 4 and not any(CRITIQUE in text for text in actor.read)
+
+
+def test_a_reviser_works_where_the_policy_does():
+    class Noted(Exception):
+        pass
+
+    class Elsewhere:
+        def reply(self, ids, lengths, *rest, **how):
+            raise Noted(ids.device.type, lengths.device.type)
+
+    data = module(reviser=Elsewhere())
+    far = SimpleNamespace(root_device=torch.device("meta"))
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, accumulate_grad_batches=1, testing=False, strategy=far)
+    for play in (data.collect, lambda actor, rng: data.evaluate(actor, rng, True)):
+        with pytest.raises(Noted) as noted:
+            play(Scripted(data.tokenizer), np.random.default_rng(0))
+        assert noted.value.args == ("meta", "meta")
 
 
 def test_an_evaluation_says_what_the_critique_was_worth():
