@@ -61,7 +61,8 @@ class OwnProvider(EnvironmentProvider):
                 told = list(done[place].critique or [None] * len(done[place].responses))
                 told[i] = critique
                 done[place] = said(done[place], self.name, critique=tuple(told))
-        revised = [(place, i) for place, each in enumerate(done) if (i := _criticised(each)) is not None]
+        first = [(place, _criticised(each)) for place, each in enumerate(done)]
+        revised = [(place, i) for place, i in first if i is not None]
         prompts = [
             self.words.revision_prompt(cases[place], done[place].responses[i], done[place].of("critique", i))
             for place, i in revised
