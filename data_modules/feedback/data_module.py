@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -16,10 +15,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from data_modules.feedback.accounts import calls, flat, told
-from data_modules.feedback.encoding import encoded, scores_of
+from data_modules.feedback.encoding import encoded, knowing, rows_of
 from data_modules.feedback.files import read
 from data_modules.feedback.parsing import Scale
-from data_modules.feedback.rows import CRITIQUE_PROMPT, Layout, Row, Use
+from data_modules.feedback.rows import CRITIQUE_PROMPT, Layout, Use
 from data_modules.feedback.schema import Judgement
 from data_modules.feedback.selection import Keep
 from data_modules.feedback.split import refuse_overlap, split
@@ -122,16 +121,16 @@ class FeedbackDataModule(MinibatchDataModule):
         if not hasattr(self.tokenizer, "eos"):  # not made yet
             texts = (text for judgement in training for text in self.layout.texts(judgement))
             self.tokenizer.fit(texts if self.task is None else self.task.corpus())
-        self.layout = self._knowing(training)
+        self.layout = knowing(self.layout, training, self.paths)
         kept, groups = encoded(self.layout, training, self.on_bad)
         if len(kept) < len(training):  # what is skipped decides no threshold
-            training, self.layout = kept, self._knowing(kept)
+            training, self.layout = kept, knowing(self.layout, kept, self.paths)
             groups = [self.layout.rows(judgement) for judgement in training]
-        self.rows = self._rows(training, groups, self.paths)
+        self.rows = rows_of(self.layout, training, groups, self.paths)
         for name, judgements in held.items():
             if judgements:
                 names = self.test_paths if name == "test" else self.val_paths or self.paths
-                rows = self._rows(*encoded(self.layout, judgements, self.on_bad), names)
+                rows = rows_of(self.layout, *encoded(self.layout, judgements, self.on_bad), names)
                 self.held_out[name] = rows if "step_ends" in rows.extra else replace(rows, rewards=None)
         self._paid = sum(calls(judgement, self.layout.use) for judgement in training)
         self._tell(training)
@@ -139,25 +138,6 @@ class FeedbackDataModule(MinibatchDataModule):
 
     def _read(self, paths: list[str]) -> list[Judgement]:
         return [judgement for path in paths for judgement in read(path, self.scale, self.on_bad)]
-
-    def _knowing(self, training: Sequence[Judgement]) -> Layout:
-        """Raises ValueError: it goes by scores, and there are none."""
-        scores = scores_of(training)
-        by_score = {"keep": self.layout.keep, "control_codes": self.layout.codes}
-        for name, value in by_score.items():
-            if value not in (None, ()) and not scores:
-                raise ValueError(f"{name}: it goes by the score, and no reply in {', '.join(self.paths)} has one")
-        return self.layout.knowing(scores)
-
-    def _rows(self, judgements: Sequence[Judgement], groups: list[list[Row]], names: list[str]) -> Batch:
-        groups = [group for group in groups if group]
-        if not groups:
-            there = Counter(name for judgement in judgements for name in judgement.record())
-            raise ValueError(
-                f"use: nothing of {', '.join(self.layout.use) or 'nothing'} is in {', '.join(names)}, "
-                f"whose fields are {', '.join(there)}"
-            )
-        return self.layout.batch(groups)
 
     def _tell(self, training: Sequence[Judgement]) -> None:
         assert self.rows is not None

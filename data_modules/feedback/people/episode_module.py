@@ -20,9 +20,9 @@ from lightning_nlf.batch import Actor, Batch, stack_rows
 class EpisodeFeedbackDataModule(OfflineDataModule):
     """A row for each judgement of a recorded episode.
 
-    A score is the reward at the last step, and only with one the learner learns from its own steps (`mask`). Where an
-    expert was expected, `expert_mask` is True throughout, and its mean action what is imitated; where forces were,
-    at the steps they were given for.
+    A score is the reward at the last step, and only with one the learner learns from its own steps (`mask`); `score` is
+    NaN without. Where an expert was expected, `expert_mask` is True throughout, and its mean action what is imitated;
+    where forces were, at the steps they were given for.
 
     Args:
         path: of a feedback file whose lines name an `episode`: what `pull` wrote.
@@ -72,8 +72,9 @@ def _row(judgement: Judgement) -> Batch:
     except ValueError as error:
         raise ValueError(f"episode: {error}") from None
     steps, score = int(played.valid.sum()), judgement.of("score", 0)
+    known = torch.tensor([torch.nan if score is None else score])
     rewards = torch.zeros(played.mask.shape)
-    rewards[0, steps - 1] = score or 0.0
+    rewards[0, steps - 1] = known.nan_to_num()
     expert_mask, actions = torch.zeros_like(played.mask), played.actions.clone()
     if judgement.expected is not None:
         make = expert_named(judgement.expected)
@@ -83,4 +84,5 @@ def _row(judgement: Judgement) -> Batch:
             for step, force in forces(judgement.expected, steps).items():
                 actions[0, step], expert_mask[0, step] = force, True
     learned = played.mask & (score is not None)
-    return replace(played, mask=learned, rewards=rewards, expert_mask=expert_mask, expert_actions=actions)
+    more = {"expert_mask": expert_mask, "expert_actions": actions}
+    return replace(played, mask=learned, score=known, rewards=rewards, **more)

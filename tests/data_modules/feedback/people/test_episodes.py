@@ -92,6 +92,7 @@ def test_a_score_is_the_reward_at_the_last_step(judged):
     rows = judged({"score": 0.25}, {"expected": "1: 1"}).rows
     assert rows.rewards.tolist() == [[0, 0, 0.25, 0, 0], [0, 0, 0, 0, 0]]
     assert rows.mask.tolist() == [[True] * 3 + [False] * 2, [False] * 5]
+    assert rows.score[0] == 0.25 and rows.score[1].isnan()
 
 
 def test_forces_are_imitated_where_they_are_marked(judged):
