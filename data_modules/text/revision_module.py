@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_modules.text.conversation import Episode
+from data_modules.text.conversation import Episode, Prompt
 from data_modules.text.critique_rows import CritiqueRows, Learn
 from data_modules.text.data_module import TextDataModule
 from data_modules.text.environment import Revisable, TextEnvironment
@@ -29,6 +29,8 @@ class RevisionDataModule(TextDataModule):
     Args:
         task: with `critique`, and `Revisable`.
         learn: the kinds of rows, of `CritiqueRows`.
+        author: who writes the attempts, such as a frozen start, which makes the method offline; by default the policy.
+            Then there are no `attempts` to learn from: they are not the policy's.
         reviser: who revises, such as a frozen start; by default the policy itself, which easily unlearns it.
         rounds: of critique and revision; a revision is criticised and revised again.
         revisions: of each criticised reply.
@@ -49,6 +51,7 @@ class RevisionDataModule(TextDataModule):
         self,
         task: TextEnvironment,
         learn: tuple[Learn, ...] = ("attempts", "revisions"),
+        author: Replier | None = None,
         reviser: Replier | None = None,
         rounds: int = 1,
         revisions: int = 1,
@@ -71,6 +74,9 @@ class RevisionDataModule(TextDataModule):
             raise ValueError("learn: nothing is learned; name at least one kind of row")
         if not scored and keep != "all":
             raise ValueError(f"keep: {keep} goes by the score, and scored is false")
+        if author is not None and "attempts" in learn:
+            raise ValueError("learn: attempts are the policy's own, and an author writes them; leave one of them out")
+        self.author = author
         self.reviser, self.rounds, self.revisions, self.keep = reviser, rounds, revisions, keep
         self.scored, self.scope = scored, scope or {}
         if "anchors" in learn and (reviser is None or not scope):
@@ -84,6 +90,7 @@ class RevisionDataModule(TextDataModule):
             return
         super().setup(stage)
         self.refuse_other_ids("reviser", self.reviser)
+        self.refuse_other_ids("author", self.author)
 
     @property
     def longest_row(self) -> int:
@@ -94,7 +101,7 @@ class RevisionDataModule(TextDataModule):
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
         self.refuse_too_few("prompts", self.prompts, "groups")
-        attempts, spent, again = self._played(actor, self._draw(rng), rng)
+        attempts, spent, again = self._attempts(actor, rng)
         inside = [place for place, attempt in enumerate(attempts) if self._in_scope(attempt)]
         reviews = self.teacher.reviews([attempts[place] for place in inside], inside, rng)
         made, calls = self._revised(actor, reviews, rng)
@@ -109,6 +116,14 @@ class RevisionDataModule(TextDataModule):
         self._tell(attempts, torch.tensor([episode.score for episode in attempts]), again)
         self._tell_of(reviews, made, too_long, len(rows) + too_long)
         return batch
+
+    def _attempts(self, actor: Actor, rng: np.random.Generator) -> tuple[list[Episode], int, int]:
+        """As `_played`; an author replies to the prompt alone, whatever the policy's ends with."""
+        prompts = self._draw(rng)
+        if self.author is None:
+            return self._played(actor, prompts, rng)
+        plain = [Prompt(each.case, self.tokenizer.encode_prompt(each.case.prompt)) for each in prompts]
+        return self._played(cast(Actor, self.author), plain, rng)  # nothing else of an actor is asked here
 
     def _revised(self, actor: Actor, reviews: Sequence[Review], rng: np.random.Generator) -> tuple[list[Revision], int]:
         """The revisions of all rounds, and how many more critiques that took than the first."""

@@ -346,6 +346,23 @@ def test_a_reviser_works_where_the_policy_does():
         assert noted.value.args == ("meta", "meta")
 
 
+def test_an_author_writes_the_attempts_behind_the_prompt_alone():
+    """The policy's prompts end with a code for what is right, of which the author was never told."""
+    own = WordTokenizer().fit(Revisable().corpus())
+    author = Scripted(own, wrong="elk")
+    data = module(learn=["conditioned"], author=author, prompt_suffix=" critique : nothing is wrong . answer :")
+    actor = Scripted(data.tokenizer)
+    batch = collected(data, actor)
+    assert {text.split()[0] for text in author.read} == {"say"} and max(map(len, map(str.split, author.read))) == 2
+    assert {text.split()[0] for text in texts(data, batch, batch.expert_mask)} == {"elk"}
+    assert all(text.endswith("revision :") for text in actor.read)
+
+
+def test_attempts_of_an_author_are_not_the_policys():
+    with pytest.raises(ValueError, match="attempts"):
+        module(author=Scripted(WordTokenizer().fit(Revisable().corpus())))
+
+
 def test_an_evaluation_says_what_the_critique_was_worth():
     data = module(evaluation_replies=2)
     for deterministic, episodes in ((True, 2), (False, 4)):
