@@ -13,7 +13,8 @@ from data_modules.feedback.schema import Judgement
 
 
 def versus(first: Sequence[Judgement], second: Sequence[Judgement]) -> list[Judgement]:
-    """Lines with two responses, A of the first and B of the second, by id or else by prompt; nothing is said of them.
+    """Lines with two responses, A of the first and B of the second, by id or else by prompt; nothing is said of them
+    but whether they were cut off (`meta.finished`).
 
     Of several replies to a prompt it is the first of each.
 
@@ -21,10 +22,15 @@ def versus(first: Sequence[Judgement], second: Sequence[Judgement]) -> list[Judg
         ValueError: no prompt in common.
     """
     others = {_name(judgement): judgement for judgement in second if judgement.responses}
+    both = [(own, others[_name(own)]) for own in first if own.responses and _name(own) in others]
     pairs = [
-        Judgement(own.prompt, (own.responses[0], others[_name(own)].responses[0]), id=own.id)
-        for own in first
-        if own.responses and _name(own) in others
+        Judgement(
+            own.prompt,
+            (own.responses[0], other.responses[0]),
+            meta={"finished": [_finished(own), _finished(other)]},
+            id=own.id,
+        )
+        for own, other in both
     ]
     if not pairs:
         raise ValueError("the two files have no prompt in common, by id or by text")
@@ -53,12 +59,19 @@ def add_command(commands: Any) -> None:
 
 
 def _pair(options: argparse.Namespace) -> None:
-    first, second = read(options.first), read(options.second)
+    whatever = (-math.inf, math.inf)  # what else was said of them does not matter
+    first, second = read(options.first, whatever), read(options.second, whatever)
     pairs = versus(first, second)
     write(options.out, pairs)
     print(f"{options.out}: {len(pairs)} pairs; A is {options.first}, B is {options.second}")
     if len(pairs) < max(len(first), len(second)):
         print(f"{max(len(first), len(second)) - len(pairs)} prompts are in one of the files only, or have no reply")
+
+
+def _finished(judgement: Judgement) -> Any:
+    """Whether the first response ended by itself."""
+    value = judgement.meta.get("finished", True)
+    return value[0] if isinstance(value, list) and value else value
 
 
 def _name(judgement: Judgement) -> Any:

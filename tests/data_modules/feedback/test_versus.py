@@ -1,9 +1,12 @@
 """Two policies side by side: who is paired with whom, and how often one wins."""
 
+from dataclasses import replace
+
 import pytest
 
 from data_modules.feedback import read, write
 from data_modules.feedback.__main__ import main
+from data_modules.feedback.people.items import items
 from data_modules.feedback.schema import Judgement
 from data_modules.feedback.versus import versus, win_rate
 
@@ -13,7 +16,15 @@ SECOND = [Judgement("say b", ("y",)), Judgement("say a", ("x",), score=(0.5,), i
 
 def test_pairs_are_of_the_same_prompt_by_id_or_text_and_nothing_is_said_of_them():
     pairs = versus(FIRST, SECOND)
-    assert pairs == [Judgement("say a", ("a", "x"), id="1"), Judgement("say b", ("b", "y"))]
+    ended = {"finished": [True, True]}
+    assert pairs == [Judgement("say a", ("a", "x"), id="1", meta=ended), Judgement("say b", ("b", "y"), meta=ended)]
+
+
+def test_who_compares_them_sees_which_was_cut_off():
+    cut = [Judgement("say a", ("a", "aa"), meta={"finished": [False, True], "tokens": [[1], [1, 1]]}, id="1")]
+    assert versus(cut, SECOND)[0].meta == {"finished": [False, True]}
+    (shown,) = items(versus(cut, SECOND))
+    assert shown.response == "**A**\n\na …\n\n---\n\n**B**\n\nx"
 
 
 def test_a_win_rate_and_its_interval():
@@ -26,7 +37,8 @@ def test_a_win_rate_and_its_interval():
 
 def test_the_command_pairs_files_and_check_tells_who_wins(tmp_path, capsys):
     names = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "pairs.jsonl")]
-    for name, lines in zip(names[:2], (FIRST, SECOND), strict=True):
+    scored = [replace(line, score=(7.0,)) for line in SECOND[:1]]  # on whatever scale
+    for name, lines in zip(names[:2], (FIRST, scored + SECOND[1:]), strict=True):
         write(name, lines)
     assert main(["versus", *names[:2], "--out", names[2]]) == 0
     assert "2 pairs" in (said := capsys.readouterr().out) and "1 prompts" in said
