@@ -123,7 +123,8 @@ class RevisionDataModule(TextDataModule):
         if self.author is None:
             return self._played(actor, prompts, rng)
         plain = [Prompt(each.case, self.tokenizer.encode_prompt(each.case.prompt)) for each in prompts]
-        return self._played(cast(Actor, self.author), plain, rng)  # nothing else of an actor is asked here
+        author = Placed(self.author, self.trainer.strategy.root_device)
+        return self._played(cast(Actor, author), plain, rng)  # nothing else of an actor is asked here
 
     def _revised(self, actor: Actor, reviews: Sequence[Review], rng: np.random.Generator) -> tuple[list[Revision], int]:
         """The revisions of all rounds, and how many more critiques that took than the first."""

@@ -84,5 +84,5 @@ def _row(judgement: Judgement) -> Batch:
             for step, force in forces(judgement.expected, steps).items():
                 actions[0, step], expert_mask[0, step] = force, True
     learned = played.mask & (score is not None)
-    more = {"expert_mask": expert_mask, "expert_actions": actions}
-    return replace(played, mask=learned, score=known, rewards=rewards, **more)
+    played = replace(played, expert_mask=expert_mask, expert_actions=actions)
+    return replace(played, mask=learned, score=known, rewards=rewards)

@@ -329,7 +329,7 @@ def test_a_frozen_reviser_revises_in_the_place_of_the_policy():
     assert len(actor.read) == 4 and not any(CRITIQUE in text for text in actor.read)
 
 
-def test_a_reviser_works_where_the_policy_does():
+def test_who_else_replies_works_where_the_policy_does():
     class Noted(Exception):
         pass
 
@@ -337,12 +337,13 @@ def test_a_reviser_works_where_the_policy_does():
         def reply(self, ids, lengths, *rest, **how):
             raise Noted(ids.device.type, lengths.device.type)
 
-    data = module(reviser=Elsewhere())
     far = SimpleNamespace(root_device=torch.device("meta"))
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, accumulate_grad_batches=1, testing=False, strategy=far)
-    for play in (data.collect, lambda actor, rng: data.evaluate(actor, rng, True)):
+    trainer = SimpleNamespace(world_size=1, global_rank=0, accumulate_grad_batches=1, testing=False, strategy=far)
+    revised, written = module(reviser=Elsewhere()), module(author=Elsewhere(), learn=["critiques"])
+    revised.trainer = written.trainer = trainer
+    for play in (revised.collect, lambda actor, rng: revised.evaluate(actor, rng, True), written.collect):
         with pytest.raises(Noted) as noted:
-            play(Scripted(data.tokenizer), np.random.default_rng(0))
+            play(Scripted(revised.tokenizer), np.random.default_rng(0))
         assert noted.value.args == ("meta", "meta")
 
 
