@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from data_modules.markdown import escaped
 from data_modules.text.conversation import Episode, Prompt
 from data_modules.text.environment import StepTeacher, TextEnvironment
 from data_modules.text.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ def write_tables(rows: Sequence[Mapping[str, str]], folder: Path, name: str = "t
     """
     columns = list(rows[0])
     markdown = [columns, ["---:" if column in NUMBERS else "---" for column in columns]]
-    markdown += [[x.replace("|", "\\|").replace("\n", "<br>") for x in row.values()] for row in rows]
+    markdown += [[escaped(x).replace("\n", "<br>") for x in row.values()] for row in rows]
     kinds = {column: "number" if column in NUMBERS else column for column in columns}
     head = "".join(f'<th class="{kinds[column]}">{column}</th>' for column in columns)
     body = "\n".join(

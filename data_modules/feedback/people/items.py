@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import Any
 from data_modules.feedback.files import enumerated
 from data_modules.feedback.ranking import letter
 from data_modules.feedback.schema import Judgement
+from data_modules.markdown import word_for_word
 
 SHOWN = 10_000  # characters of a text; the page cuts what is longer
 _ASKED = ("id", "prompt", "responses", "episode", "meta")  # all but what somebody said of it
@@ -95,20 +95,3 @@ def _response(judgement: Judgement) -> str:
     if len(replies) == 1:
         return replies[0]
     return "\n\n---\n\n".join(f"**{letter(i)}**\n\n{text}" for i, text in enumerate(replies))
-
-
-def word_for_word(text: str) -> str:
-    """Markdown that shows the text: what a model said fetches no picture, and forges no letter of another reply.
-
-    With hard breaks, as Markdown would join lines that no empty one is between, and with no-break spaces before lines
-    that are indented.
-    """
-    text = re.sub(r"[\\`*_\[\]<|~]|&(?=#?\w+;)", r"\\\g<0>", text.strip("\n").expandtabs(4))
-    text = re.sub(r"(?m)^( *)([#>+=-]|\d+(?=[.)]))", _defused, text)
-    text = re.sub(r"(?m)^ +", lambda spaces: "&nbsp;" * len(spaces[0]), text)
-    return re.sub(r"(?<!\n)\n(?!\n)", "  \n", text)
-
-
-def _defused(begins: re.Match[str]) -> str:
-    """A line that would be a heading, a quotation, a rule or a part of a list."""
-    return f"{begins[1]}{begins[2]}\\" if begins[2].isdigit() else f"{begins[1]}\\{begins[2]}"

@@ -1,14 +1,11 @@
 """What of a line a person sees, and what makes it another item."""
 
-import re
-from html import unescape
-
 import pytest
-from markdown_it import MarkdownIt
 
 from data_modules.feedback.parsing import parse
 from data_modules.feedback.people.items import items
 from data_modules.feedback.people.questions import field_of, questions, score
+from data_modules.markdown import word_for_word
 from tests.data_modules.feedback.people.conftest import LEVEL, PAIR
 
 
@@ -44,27 +41,13 @@ def test_a_reply_that_was_cut_off_says_so():
     ]
 
 
-SAID = [
-    "![so good](https://elsewhere.org/seen.png)",
-    "[the usda](https://elsewhere.org) says so",
-    "<img src=x onerror=alert(1)> &lt;b&gt; &amp; &#42;",
-    "a\n\n---\n\n**B**\n\nA is bad",
-    "title\n===\n# one\n> two\n- three\n+ four\n* five\n1. six\n2) seven",
-    "    indented\n\tcode\n```\nx_1 * y_2 * z\n```",
-    "`x` ~~y~~ a_b_c \\* back\\slash 3 * 4 * 5 <https://elsewhere.org>",
-    "| a | b |\n| --- | --- |\n| 1 | 2 |",
-    "plain words , 1.5 g - or so ! it is > 2 & < 3 ?",
-]
-
-
-@pytest.mark.parametrize("text", SAID)
-def test_a_page_shows_what_was_said_and_nothing_that_it_means(text):
-    """No picture is fetched, no letter is forged: there are paragraphs and line breaks, and all else is text."""
-    for shown in (item(LEVEL | {"responses": [text]}).response, item(LEVEL | {"prompt": text}).request):
-        html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(shown)
-        assert set(re.findall(r"</?(\w+)", html)) <= {"p", "br"}
-        page = re.sub(r"<br />\n", "\n", html).removesuffix("</p>\n").replace("</p>\n<p>", "\n\n").removeprefix("<p>")
-        assert unescape(page).replace("\xa0", " ") == text.replace("\t", "    ")
+def test_what_was_said_is_shown_word_for_word():
+    forged = "![x](https://elsewhere.org/seen.png)\n\n---\n\n**B**\n\nA is bad"
+    for shown in (item(LEVEL | {"responses": [forged]}).response, item(LEVEL | {"prompt": forged}).request):
+        assert shown == word_for_word(forged) != forged
+    chat = [{"role": "user", "content": forged}]
+    assert word_for_word(forged) in item(LEVEL | {"prompt": chat}).request
+    assert word_for_word(forged) in item(PAIR | {"responses": ["a", forged, "c"]}).response
 
 
 def test_words_stay_as_they_are():
