@@ -10,8 +10,19 @@ import torch
 from data_modules.text import RevisionDataModule, WordTokenizer
 from data_modules.text.expected import ExpectedResponses
 from data_modules.text.phrases import Phrases
-from lightning_nlf.networks import GRUPolicy
-from lightning_nlf.objectives import CritiqueGRPOPolicy, ReinforcePolicy
+from lightning_nlf.networks import GRUPolicy, TransformerPolicy
+from lightning_nlf.networks.decoder import DecoderShape
+from lightning_nlf.objectives import (
+    C3POPolicy,
+    CritiqueGRPOPolicy,
+    FirstTurnPolicy,
+    ImitationPolicy,
+    JointPolicy,
+    ReinforcePolicy,
+    RLSDPolicy,
+    SDPOPolicy,
+    SRPOPolicy,
+)
 from tests.data_modules.text.conftest import WORDS, Echo
 
 ANSWER, CRITIQUE, REVISION = "answer", "critique", "revision"
@@ -235,14 +246,38 @@ def test_a_prompt_of_which_nothing_is_learned_stays_a_group():
     assert sorted(batch.rank[~idle].tolist()) == [0, 0, 1, 1]
 
 
-def test_the_policy_does_not_move_by_a_round_of_which_nothing_is_learned():
+@pytest.mark.filterwarnings("ignore:rank. no group has two ranked replies")
+@pytest.mark.parametrize(
+    ("kind", "learn", "knobs"),
+    [
+        (FirstTurnPolicy, ["attempts", "revisions"], {}),
+        (CritiqueGRPOPolicy, ["attempts", "revisions"], {}),
+        (RLSDPolicy, ["attempts"], {}),
+        (SRPOPolicy, ["attempts"], {"success": 1.0}),
+        (SDPOPolicy, ["attempts"], {}),
+        (C3POPolicy, ["pairs"], {"divergence": "nll"}),
+        (ImitationPolicy, ["hindsight"], {"divergence": "nll"}),
+        (JointPolicy, ["attempts", "critiques"], {"divergence": "nll"}),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_every_method_goes_on_whatever_a_round_gives(kind, learn, knobs):
+    """All wrong, some, or none: as many optimizer steps, and a step of which nothing is learned moves nothing."""
     torch.manual_seed(0)
-    data = module(learn=["revisions"], prompts=2)
-    agent = CritiqueGRPOPolicy(policy=GRUPolicy(vocabulary=data.vocabulary, width=8))
-    prepared = agent.prepare(collected(data, Scripted(data.tokenizer, right_for=WORDS)))
-    loss = sum(agent.terms(prepared, agent.evaluate(prepared)).values())
-    loss.backward()
-    assert loss == 0 and all(not p.grad.any() for p in agent.parameters() if p.grad is not None)
+    for right in ((), WORDS[:2], WORDS):
+        data = module(learn=learn, minibatches=2)
+        shape = DecoderShape(vocabulary=data.vocabulary, layers=1, heads=2, width=16, context=40)
+        agent = kind(policy=TransformerPolicy(shape), **knobs)
+        batch = agent.prepare(collected(data, Scripted(data.tokenizer, right_for=right)))
+        parts = list(data.cut(batch, np.random.default_rng(0)))
+        assert len(parts) == 2
+        for part in parts:
+            agent.zero_grad()
+            loss = sum(agent.terms(part, agent.evaluate(part)).values())
+            loss.backward()
+            assert loss.isfinite()
+            if not part.valid.any():
+                assert loss == 0 and all(not p.grad.any() for p in agent.parameters() if p.grad is not None)
 
 
 def test_without_scores_nobody_can_learn_by_them():
