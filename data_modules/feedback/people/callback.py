@@ -74,9 +74,14 @@ class AskPeople(L.Callback):
         try:
             put = ask(path, self.queue, uri, self.scale, self.reviewers, self.experiment)
         except ValueError as error:
-            again = shlex.join(["python", "-m", "data_modules.feedback", "ask", str(path), "--queue", self.queue])
-            raise ValueError(f"{error}. What was predicted is there: {again}") from error
+            raise ValueError(f"{error}. What was predicted is there: {self.again(path)}") from error
         rank_zero_info(str(put))
+
+    def again(self, path: Path) -> str:
+        """The command that asks the same."""
+        words = ["python", "-m", "data_modules.feedback", "ask", str(path), "--queue", self.queue]
+        words += ["--scale", *(f"{end:g}" for end in self.scale), "--experiment", self.experiment]
+        return shlex.join([*words, *(["--reviewers", *self.reviewers] if self.reviewers else [])])
 
 
 def _folder(trainer: L.Trainer) -> Path:

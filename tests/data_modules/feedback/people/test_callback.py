@@ -1,10 +1,12 @@
 """What a prediction asks, and what is left of it where it cannot."""
 
+import shlex
 from pathlib import Path
 
 import lightning as L
 import pytest
 
+from data_modules.feedback.__main__ import _parser
 from data_modules.feedback.people import AskPeople
 from data_modules.offline import OfflineDataModule
 from data_modules.pendulum import PendulumDataModule
@@ -48,6 +50,13 @@ def trainer_of(data) -> L.Trainer:
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.datamodule = data
     return trainer
+
+
+def test_the_command_that_is_told_asks_the_same():
+    ask = AskPeople("my queue", scale=(0, 10), reviewers=("ana", "ben"), experiment="other")
+    options = _parser().parse_args(shlex.split(ask.again(Path("x.jsonl")))[3:])
+    assert (str(options.file), options.queue, options.scale) == ("x.jsonl", "my queue", [0, 10])
+    assert (options.reviewers, options.experiment) == (["ana", "ben"], "other")
 
 
 @pytest.mark.slow
