@@ -61,7 +61,8 @@ class Transformer(Network):
         return fresh | {f"decoder.{name}": x for name, x in under("policy.decoder", state).items()}
 
     def check_origin(self, networks: Mapping[str, Any], weights: str) -> None:
-        """Heads, norms and frequencies are not seen in tensors; more context is no other shape, where none is learned.
+        """Heads, norms and frequencies are not seen in tensors. More context is no other shape, where none is learned;
+        nor is what the weights started from.
 
         Raises:
             ValueError: the checkpoint says another shape.
@@ -70,8 +71,8 @@ class Transformer(Network):
         if saved is None:
             return
         there, here = asdict(DecoderShape(**saved)), asdict(self.decoder.shape)
-        rotary = self.decoder.places is None
-        differs = [name for name, x in here.items() if there[name] != x and not (rotary and name == "context")]
+        free = ("init_std", "context") if self.decoder.places is None else ("init_std",)
+        differs = [name for name, x in here.items() if there[name] != x and name not in free]
         if differs:
             name = differs[0]
             raise ValueError(
@@ -156,7 +157,7 @@ class TransformerPolicy(Transformer, Policy):
         own = self.decoder.shape
         if not own.tied:
             self.lm_head = nn.Linear(own.width, own.vocabulary, bias=False)
-            nn.init.normal_(self.lm_head.weight, std=0.02)
+            nn.init.normal_(self.lm_head.weight, std=own.init_std)
         self.load_weights(weights)
 
     def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
