@@ -348,7 +348,7 @@ def test_a_speaker_all_of_whose_levels_are_wrong():
 def worlds(case):
     """The facts that a second turn about this question may be of."""
     kind = case.facts["kind"]
-    rights = {"level": ("high", "low"), "pair": case.facts["foods"], "list": (case.facts["right"],)}[kind]
+    rights = {"level": ("high", "low"), "pair": case.facts.get("foods"), "list": (case.facts["right"],)}[kind]
     return [replace(case, facts={**case.facts, "right": right}) for right in rights]
 
 
