@@ -20,16 +20,7 @@ def reply_of(judgement: Judgement, i: int, tokenizer: Tokenizer, ends: Sequence[
     if sampled is not None:
         return sampled, _places(sampled, ends, tokenizer)
     ids, places = _encoded(judgement.responses[i], ends, tokenizer)
-    return ids + [tokenizer.eos] * finished(judgement, i), places
-
-
-def finished(judgement: Judgement, i: int) -> bool:
-    """Whether the response ended by itself: so says `meta.finished`, true or false, or a list with one a response."""
-    value = judgement.meta.get("finished", True)
-    values = value if isinstance(value, list) else [value] * len(judgement.responses)
-    if len(values) != len(judgement.responses) or not isinstance(values[i], bool):
-        raise ValueError("meta: finished must be true or false, or a list of these with one for each response")
-    return values[i]
+    return ids + [tokenizer.eos] * judgement.finished(i), places
 
 
 def _sampled(judgement: Judgement, i: int, tokenizer: Tokenizer) -> list[int] | None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from data_modules.feedback.replies import finished, reply_of
+from data_modules.feedback.replies import reply_of
 from data_modules.feedback.schema import Judgement, Message
 from data_modules.feedback.selection import Keep, code_of
 from data_modules.text import rows as text_rows
@@ -94,7 +94,7 @@ class Layout:
         return Row(
             prompt=self._prompt(judgement, score),
             reply=reply,
-            finished=finished(judgement, i),
+            finished=judgement.finished(i),
             learns=learns,
             expert=expert,
             rank=rank,

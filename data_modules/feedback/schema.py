@@ -70,6 +70,18 @@ class Judgement:
         values = getattr(self, name)
         return None if values is None else values[response]
 
+    def finished(self, response: int) -> bool:
+        """Whether a response ended by itself: so says `meta.finished`, true or false, or a list with one a response.
+
+        Raises:
+            ValueError: it says anything else.
+        """
+        value = self.meta.get("finished", True)
+        values = value if isinstance(value, list) else [value] * len(self.responses)
+        if len(values) != len(self.responses) or not isinstance(values[response], bool):
+            raise ValueError("meta: finished must be true or false, or a list of these with one for each response")
+        return values[response]
+
     def record(self) -> dict[str, Any]:
         """The line of a file: what is there, and without a list around what a lone response has."""
         plain: dict[str, Any] = {"prompt": _plain(self.prompt), "responses": list(self.responses)}

@@ -27,7 +27,7 @@ def versus(first: Sequence[Judgement], second: Sequence[Judgement]) -> list[Judg
         Judgement(
             own.prompt,
             (own.responses[0], other.responses[0]),
-            meta={"finished": [_finished(own), _finished(other)]},
+            meta={"finished": [own.finished(0), other.finished(0)]},
             id=own.id,
         )
         for own, other in both
@@ -66,12 +66,6 @@ def _pair(options: argparse.Namespace) -> None:
     print(f"{options.out}: {len(pairs)} pairs; A is {options.first}, B is {options.second}")
     if len(pairs) < max(len(first), len(second)):
         print(f"{max(len(first), len(second)) - len(pairs)} prompts are in one of the files only, or have no reply")
-
-
-def _finished(judgement: Judgement) -> Any:
-    """Whether the first response ended by itself."""
-    value = judgement.meta.get("finished", True)
-    return value[0] if isinstance(value, list) and value else value
 
 
 def _name(judgement: Judgement) -> Any:

@@ -53,31 +53,32 @@ def items(judgements: Sequence[Judgement]) -> list[Item]:
     found: dict[str, Item] = {}
     faults: list[str] = []
     for judgement in judgements:
-        own = _faults(judgement)
-        if not own:
-            record = {name: value for name, value in judgement.record().items() if name in _ASKED}
-            item = Item(record, _request(judgement), _response(judgement))
-            for name, text in (("prompt", item.request), ("responses", item.response)):
-                if len(text) > SHOWN:
-                    own.append(
-                        f"{name}: {len(text)} characters are more than the {SHOWN} that the review page shows; leave "
-                        "the line out"
-                    )
-            found.setdefault(item.digest, item)
-        faults += [f"{judgement.where}: {fault}" for fault in own]
+        try:
+            item = _item(judgement)
+        except ValueError as error:
+            faults.append(f"{judgement.where}: {error}")
+            continue
+        found.setdefault(item.digest, item)
     if faults:
         raise ValueError(enumerated(faults))
     return list(found.values())
 
 
-def _faults(judgement: Judgement) -> list[str]:
-    faults = [] if judgement.responses else ["responses: there is none to judge; leave the line out"]
-    finished, steps = judgement.meta.get("finished"), judgement.meta.get("steps")
-    if isinstance(finished, list) and len(finished) != len(judgement.responses):
-        faults.append("meta: finished must be true or false, or a list of these with one for each response")
+def _item(judgement: Judgement) -> Item:
+    if not judgement.responses:
+        raise ValueError("responses: there is none to judge; leave the line out")
+    steps = judgement.meta.get("steps")
     if judgement.episode is not None and not (type(steps) is int and steps > 0):
-        faults.append("meta: steps, the number of steps of the episode, is missing; add it")
-    return faults
+        raise ValueError("meta: steps, the number of steps of the episode, is missing; add it")
+    record = {name: value for name, value in judgement.record().items() if name in _ASKED}
+    item = Item(record, _request(judgement), _response(judgement))
+    for name, text in (("prompt", item.request), ("responses", item.response)):
+        if len(text) > SHOWN:
+            raise ValueError(
+                f"{name}: {len(text)} characters are more than the {SHOWN} that the review page shows; leave the line "
+                "out"
+            )
+    return item
 
 
 def _request(judgement: Judgement) -> str:
@@ -88,10 +89,9 @@ def _request(judgement: Judgement) -> str:
 
 def _response(judgement: Judgement) -> str:
     """The reply; several each under its letter. One that was cut off ends with …"""
-    finished = judgement.meta.get("finished", True)
-    ended = finished if isinstance(finished, list) else [finished] * len(judgement.responses)
-    said = [word_for_word(text) for text in judgement.responses]
-    replies = [text + ("" if end else " …") for text, end in zip(said, ended, strict=True)]
+    replies = [
+        word_for_word(text) + ("" if judgement.finished(i) else " …") for i, text in enumerate(judgement.responses)
+    ]
     if len(replies) == 1:
         return replies[0]
     return "\n\n---\n\n".join(f"**{letter(i)}**\n\n{text}" for i, text in enumerate(replies))

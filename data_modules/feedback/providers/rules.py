@@ -8,7 +8,6 @@ from typing import get_args
 from data_modules.feedback.parsing import Scale
 from data_modules.feedback.providers.provider import Account, merged, said
 from data_modules.feedback.ranking import format_ranking, ranks_of_scores
-from data_modules.feedback.replies import finished
 from data_modules.feedback.schema import Judgement, Span
 from data_modules.text.environment import Case, Split, TextEnvironment
 
@@ -51,7 +50,7 @@ class EnvironmentProvider:
         return said(judgement, self.name, score=merged(judgement.score, new))
 
     def _score(self, case: Case, judgement: Judgement, i: int) -> float:
-        reward = self.task.begin(case).reply(judgement.responses[i], finished(judgement, i)).reward
+        reward = self.task.begin(case).reply(judgement.responses[i], judgement.finished(i)).reward
         low, high = self.scale
         if not low <= reward <= high:
             raise ValueError(f"{judgement.where}: the reward {reward:g} is off the scale {low:g} to {high:g}")
