@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from data_modules.text.environment import Case
 from data_modules.text.one_turn import cut_short
-from data_modules.text.sourced_answers.table import GROUPS, filled, level
+from data_modules.text.sourced_answers.questions import case_of
+from data_modules.text.sourced_answers.table import FOODS, GROUPS, NUTRIENTS, filled, level
 
 TRUSTED = ("the usda", "mayo clinic", "the nih")
 UNTRUSTED = ("a blog", "a forum", "my uncle")
@@ -59,16 +61,23 @@ def right_answer(case: Case, rng: Random) -> str:
     return answered(facts, said, rng.choice(TRUSTED), rng)
 
 
-def imagined(case: Case, claim: Any, right: float, rng: Random) -> Case:
-    """The same question where a claim is right with so much probability, and else the contrary: who has not read what
-    is said of the claim cannot know. Lists stay as they are.
+def imagined(case: Case, held_out: Collection[str], rng: Random) -> Case:
+    """A question of the same kind and wording about any foods, where the facts are as chance has it: who has not read
+    what is said of a claim cannot know. Lists stay as they are, and what would be a question of `held_out` its foods.
     """
     facts = dict(case.facts)
-    choices = {"level": ("high", "low"), "pair": facts.get("foods", ())}.get(facts["kind"])
-    if choices is None:
+    if facts["kind"] == "list":
         return case
-    facts["right"] = claim if rng.random() < right else next(choice for choice in choices if choice != claim)
-    return replace(case, facts=facts)
+    facts |= {"nutrient": rng.choice(NUTRIENTS), "foods": tuple(rng.sample(FOODS, len(facts["foods"])))}
+    if case_of(facts).prompt in held_out:
+        facts = dict(case.facts)
+    return case_of(facts | {"right": rng.choice(("high", "low") if facts["kind"] == "level" else facts["foods"])})
+
+
+def contrary(facts: Mapping[str, Any]) -> Any:
+    """The other level, or the other food."""
+    choices = ("high", "low") if facts["kind"] == "level" else facts["foods"]
+    return next(choice for choice in choices if choice != facts["right"])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from random import Random
 from data_modules.text.environment import Case, Dialogue, Split
 from data_modules.text.one_turn import OneTurn, shares, worded
 from data_modules.text.phrases import Phrases
-from data_modules.text.sourced_answers.answers import Speaker, imagined, right_answer
+from data_modules.text.sourced_answers.answers import Speaker, contrary, imagined, right_answer
 from data_modules.text.sourced_answers.judge import PARAPHRASES, example_critiques, verdict
 from data_modules.text.sourced_answers.questions import questions
 from data_modules.text.sourced_answers.table import FOODS, NUTRIENTS
@@ -31,9 +31,9 @@ class SourcedAnswers(Phrases):
         misconceived_right: how often they are right about those nevertheless.
         trusted, untrusted: shares of demonstrations that name such a source; the others name none.
         cut: share of demonstrations that are cut short.
-        revisions: share of demonstrations that are a second turn instead: the question, the answer and its critique
-            (`revision_prompt`), followed by an answer that heeds it. Levels and comparisons are `imagined`: in a second
-            turn nobody can know them by heart. An answer without a flaw stays a first turn.
+        revisions: share of demonstrations that are a second turn instead: a question, an answer and its critique
+            (`revision_prompt`), followed by an answer that heeds it. Levels and comparisons are `imagined` there, about
+            any foods: nobody can know them by heart. An answer without a flaw stays a first turn.
         draws: demonstrations a prompt.
 
     Raises:
@@ -71,6 +71,10 @@ class SourcedAnswers(Phrases):
     def _questions(self) -> dict[Split, list[Case]]:
         return questions(self.seed)
 
+    @cached_property
+    def _held_out(self) -> set[str]:
+        return {case.prompt for split in ("val", "test") for case in self._questions[split]}
+
     def cases(self, split: Split) -> Sequence[Case]:
         """1,700 to train on, 744 and 748 apart; `facts` has kind, nutrient, foods or group, right, held_out."""
         return self._questions[split]
@@ -85,15 +89,16 @@ class SourcedAnswers(Phrases):
     def _demonstration(self, case: Case, rng: Random) -> tuple[str, str]:
         if rng.random() >= self.revisions:
             return case.prompt, self.speaker.answer(case, rng)
-        claim = self.speaker.opinion(case, rng)
-        if case.facts["kind"] != "list":
-            claim = rng.choice(("high", "low") if case.facts["kind"] == "level" else case.facts["foods"])
-        reply = self.speaker.put(case, claim, rng)
-        world = imagined(case, claim, CLAIMED_RIGHT, rng)
+        world = imagined(case, self._held_out, rng)
+        if world is case:
+            claim = self.speaker.opinion(case, rng)
+        else:
+            claim = world.facts["right"] if rng.random() < CLAIMED_RIGHT else contrary(world.facts)
+        reply = self.speaker.put(world, claim, rng)
         critique = self.critique(world, reply, rng.getrandbits(32))
         if critique is None:
             return case.prompt, self.speaker.answer(case, rng)
-        return self.revision_prompt(case, reply, critique), right_answer(world, rng)
+        return self.revision_prompt(world, reply, critique), right_answer(world, rng)
 
     def expected(self, case: Case) -> str | None:
         return self._right(case)

@@ -57,7 +57,7 @@ def questions(seed: int) -> dict[Split, list[Case]]:
             held_out = place < HELD_OUT * len(facts)
             for wording in range(len(WORDINGS[fact["kind"]])):
                 split = apart if held_out or wording >= TRAINED_WORDINGS else "train"
-                splits[split].append(_case(fact | {"wording": wording, "held_out": held_out}))
+                splits[split].append(case_of(fact | {"wording": wording, "held_out": held_out}))
     for cases in splits.values():
         rng.shuffle(cases)
     return splits
@@ -97,7 +97,7 @@ def _lists() -> list[dict[str, Any]]:
     return facts
 
 
-def _case(facts: Mapping[str, Any]) -> Case:
+def case_of(facts: Mapping[str, Any]) -> Case:
     kind, nutrient = facts["kind"], facts["nutrient"]
     template = WORDINGS[kind][facts["wording"]]
     words = {"nutrient": nutrient}

@@ -1,10 +1,10 @@
 """Questions about foods: what a reply earns, what its critic says, and what nobody is trained on."""
 
+import re
 import subprocess
 import sys
 import zlib
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
@@ -345,41 +345,53 @@ def test_a_speaker_all_of_whose_levels_are_wrong():
             assert task.begin(cases[prompt]).reply(reply, True).parts["facts"] == 0
 
 
-def worlds(case):
-    """The facts that a second turn about this question may be of."""
-    kind = case.facts["kind"]
-    rights = {"level": ("high", "low"), "pair": case.facts.get("foods"), "list": (case.facts["right"],)}[kind]
-    return [replace(case, facts={**case.facts, "right": right}) for right in rights]
+LEVEL = re.compile(r"\b(?:is|are|has|have|amount)\b.*\b(high|low)\b")
 
 
-def test_revision_turns_hold_question_attempt_and_critique_and_heed_it(task):
-    """Only a flawed answer is revised: of the .5 asked for, those not right already, which few are."""
+def second_turns(task):
+    """Question, attempt, critique and revision of each that is about a level or a comparison."""
+    for prompt, reply in task.demonstrations("train"):
+        if prompt.endswith("revision :") and " two " not in prompt.split(" answer : ")[0]:
+            question, rest = prompt.removesuffix(" revision :").split(" answer : ")
+            yield question, *rest.split(" critique : "), reply
+
+
+def test_second_turns_are_of_flawed_answers_alone(task):
+    """Of the .5 asked for, those not right already, which few are; without `revisions` there are none."""
     demonstrations = SourcedAnswers(revisions=0.5).demonstrations("train")
-    revised = [(prompt, reply) for prompt, reply in demonstrations if prompt.endswith("revision :")]
+    revised = [prompt for prompt, _ in demonstrations if prompt.endswith("revision :")]
     assert 0.4 < len(revised) / len(demonstrations) < 0.5
-    assert not any(prompt.endswith("revision :") for prompt, _ in task.demonstrations("train"))
-    cases = {case.prompt: case for case in task.cases("train")}
-    for prompt, reply in revised[:30]:
-        attempt, critique = prompt.removesuffix(" revision :").split(" answer : ")[1].split(" critique : ")
-        fits = [
-            task.begin(world).reply(reply, True).reward == 1
-            for world in worlds(cases[prompt.split(" answer : ")[0]])
-            if critique in {task.critique(world, attempt, seed) for seed in range(600)}
-        ]
-        assert any(fits)
-    assert max(len(prompt.split()) for prompt, _ in revised) <= 64
+    assert max(len(prompt.split()) for prompt in revised) <= 64
+    assert not list(second_turns(task))
 
 
-def test_the_facts_of_revision_turns_cannot_be_known_by_heart(task):
-    """Each level is as often high as low there: of n = 1,000 or so within 4 standard deviations of half, 2/√n."""
-    demonstrations = SourcedAnswers(revisions=1.0).demonstrations("train")
-    cases = {case.prompt: case for case in task.cases("train")}
-    right = []
-    for prompt, reply in demonstrations:
-        case = cases[prompt.split(" answer : ")[0]]
-        if prompt.endswith("revision :") and case.facts["kind"] != "list":
-            right.append(task.begin(case).reply(reply, True).parts["facts"] > 0)
-    assert abs(sum(right) / len(right) - 0.5) < 2 / len(right) ** 0.5
+def test_second_turns_heed_the_critique():
+    """Where it says which level is right, that is the answer's; where it says one is wrong, the answer has the other."""
+    told = contrary = 0
+    for _, _, critique, reply in second_turns(SourcedAnswers(revisions=1.0)):
+        said = LEVEL.search(reply)
+        if said and (found := re.search(r"that is wrong , \w+ (?:is|are) (high|low) in", critique)):
+            assert said[1] == found[1]
+            told += 1
+        elif said and (found := re.search(r"(?:is|are) not (high|low) in \w+ \.", critique)):
+            assert said[1] != found[1]
+            contrary += 1
+    assert told > 30 and contrary > 30
+
+
+def test_second_turns_are_about_any_foods_and_facts_as_chance_has_it(task):
+    """Of n levels of a food that is high in truth half are high: within 4 standard deviations, 2/√n. And no question
+    that is held out is among them.
+    """
+    held_out = {case.prompt for split in ("val", "test") for case in task.cases(split)}
+    high = []
+    for question, _, _, reply in second_turns(SourcedAnswers(revisions=1.0)):
+        assert question not in held_out
+        named = [food for food in FOODS if food in question.split()]
+        nutrient = next(name for name in NUTRIENTS if name in question.split())
+        if len(named) == 1 and (said := LEVEL.search(reply)) and level(named[0], nutrient) == "high":
+            high.append(said[1] == "high")
+    assert len(high) > 100 and abs(sum(high) / len(high) - 0.5) < 2 / len(high) ** 0.5
 
 
 def test_draws_are_demonstrations_a_prompt():

@@ -205,14 +205,15 @@ def test_critics_begin_at_0_and_give_one_number_a_step():
 def test_weights_begin_with_their_std_and_what_adds_to_the_stream_with_less():
     """Two layers: 1/√4 of it, so .1 and .05; where they began is no other shape."""
     torch.manual_seed(0)
-    policy = TransformerPolicy(DecoderShape(vocabulary=300, layers=2, heads=2, width=64, context=8, init_std=0.1))
+    shape = {"vocabulary": 300, "layers": 2, "heads": 2, "width": 64, "context": 8}
+    policy = TransformerPolicy(DecoderShape(**shape, init_std=0.1))
     weights = dict(policy.decoder.named_parameters())
     assert abs(weights["embed.weight"].std() - 0.1) < 0.005
     assert {name for name, x in weights.items() if x.ndim == 2 and abs(x.std() - 0.05) < 0.005} == {
         name for name in weights if name.endswith(("out.weight", "down.weight"))
     }
     saved = {"policy": {"init_args": policy.arguments()}}
-    TransformerPolicy(DecoderShape(vocabulary=300, layers=2, heads=2, width=64, context=8)).check_origin(saved, "a.ckpt")
+    TransformerPolicy(DecoderShape(**shape)).check_origin(saved, "a.ckpt")
 
 
 def test_the_reward_head_begins_normal_with_std_one_over_root_width_plus_one():
