@@ -366,7 +366,7 @@ def test_second_turns_are_of_flawed_answers_alone(task):
 
 
 def test_second_turns_heed_the_critique():
-    """Where it says which level is right, that is the answer's; where it says one is wrong, the answer has the other."""
+    """Where it says which level is right, that is the answer's; where it says one is wrong, it has the other."""
     told = contrary = 0
     for _, _, critique, reply in second_turns(SourcedAnswers(revisions=1.0)):
         said = LEVEL.search(reply)
