@@ -24,7 +24,10 @@ class PendulumDataModule(ControlDataModule):
         threads: for MuJoCo; None = as many as there are cores.
     """
 
-    question = "Keep the pole upright. A step is 0.04 s; an episode is over when the pole leans by 0.2 rad, or after 1000 steps."
+    question = (
+        "Keep the pole upright. A step is 0.04 s; an episode is over when the pole leans by 0.2 rad, "
+        "or after 1000 steps."
+    )
 
     def __init__(
         self,
