@@ -171,9 +171,10 @@ def study(names: list[str], seeds: range, again: bool, tune_again: bool, jobs: i
         table = json.loads(FROZEN.read_text()) if FROZEN.is_file() else {}
         tuned = pool.map(tune, [name for name in to_tune if known[name]["grid"]])
         table |= {name: {"cell": {}} for name in to_tune if not known[name]["grid"]}
+        FROZEN.parent.mkdir(exist_ok=True)
+        FROZEN.write_text(json.dumps(report.plain(table), indent=1) + "\n")
         for row in tqdm(tuned, desc="tuning, arms", total=sum(bool(known[name]["grid"]) for name in to_tune)):
             table[row.pop("arm")] = row
-            FROZEN.parent.mkdir(exist_ok=True)
             FROZEN.write_text(json.dumps(report.plain(table), indent=1) + "\n")
         frozen = {name: row["cell"] for name, row in table.items()}
         parts = [pool.submit(confirm, todo[i::jobs], frozen) for i in range(jobs)]

@@ -125,8 +125,10 @@ def write(rows: Rows, cells: dict[str, Any], arms: dict[str, Any], machine: str,
         "curves": _curves(rows, folder),
     }
     (folder / "speedup.json").write_text(json.dumps(plain(kept), allow_nan=False) + "\n")
-    _draw(rows, folder / "speedup_profile.png", _profile, "share of seeds that are solved")
-    _draw(kept["curves"], folder / "speedup_curves.png", _curve, "return of one episode, mean of seeds, 95 % band")
+    budgets = {name: arm["budget"] for name, arm in arms.items()}
+    _draw(rows, budgets, folder / "speedup_profile.png", _profile, "share of seeds that are solved")
+    what = "return of one episode, mean of seeds, 95 % band"
+    _draw(kept["curves"], budgets, folder / "speedup_curves.png", _curve, what)
 
 
 def plain(x: Any) -> Any:
@@ -206,21 +208,25 @@ def curve(runs: list[dict[str, Any]], mode: str) -> np.ndarray:
     return found
 
 
-def _profile(axes: Any, runs: list[dict[str, Any]], mode: str, **style: Any) -> None:
+def _profile(axes: Any, runs: list[dict[str, Any]], mode: str, budget: float, **style: Any) -> None:
     steps = np.sort([run[mode]["steps"] for run in runs])
     steps = steps[np.isfinite(steps)]
     shares = np.append(np.arange(len(steps) + 1), len(steps)) / len(runs)
-    axes.step(np.concatenate([GRID[:1], steps, GRID[-1:]]), shares, where="post", **style)
+    end = max([min(budget, GRID[-1]), *steps])
+    axes.step(np.concatenate([GRID[:1], steps, [end]]), shares, where="post", **style)
 
 
-def _curve(axes: Any, curves: dict[str, dict[str, list[float]]], mode: str, **style: Any) -> None:
-    own = curves[mode]
-    axes.plot(GRID, own["mean"], **style)
+def _curve(axes: Any, curves: dict[str, dict[str, list[float]]], mode: str, budget: float, **style: Any) -> None:
+    own, run = curves[mode], GRID <= budget  # nothing is known of what would have come
+    axes.plot(GRID[run], np.array(own["mean"])[run], **style)
     if "low" in own:
-        axes.fill_between(GRID, own["low"], own["high"], color=style["color"], alpha=0.15, linewidth=0)
+        low, high = (np.array(own[name])[run] for name in ("low", "high"))
+        axes.fill_between(GRID[run], low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _draw(rows: Mapping[str, Any], path: Path, panel: Callable[..., None], what: str) -> None:
+def _draw(
+    rows: Mapping[str, Any], budgets: Mapping[str, float], path: Path, panel: Callable[..., None], what: str
+) -> None:
     names = list(dict.fromkeys(name.split("/")[0] for name in rows))
     colours = dict(zip(names, plt.colormaps["tab20"](np.linspace(0, 1, 20)), strict=False))
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), sharex=True, sharey=True)
@@ -231,13 +237,14 @@ def _draw(rows: Mapping[str, Any], path: Path, panel: Callable[..., None], what:
                 arm, where = name.split("/")
                 if where == setting or name == BASELINE:
                     dashes = "--" if name == BASELINE else "-"
-                    panel(own, runs, mode, color=colours[arm], label=arm, linestyle=dashes)
+                    panel(own, runs, mode, budgets[name], color=colours[arm], label=arm, linestyle=dashes)
             own.set_xscale("log")
             own.grid(alpha=0.3)
             own.set_title(f"{title}\n{NAMES[mode]}" if row == 0 else NAMES[mode], fontsize=10)
-            own.legend(fontsize=7, framealpha=0.6)
-    figure.supxlabel("environment steps, the expert's included")
+    named = {label: line for own in axes.flat for line, label in zip(*own.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="lower center", ncol=7, fontsize=9, frameon=False)
+    figure.supxlabel("environment steps, the expert's included", y=0.07)
     figure.supylabel(what)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
