@@ -6,11 +6,12 @@ import asyncio
 import json
 import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
@@ -18,6 +19,7 @@ from data_modules.feedback.providers.answer import Answer, Unanswered
 from data_modules.feedback.providers.cache import Cache, content_key
 from data_modules.feedback.providers.endpoint import Endpoint
 
+T = TypeVar("T")
 SHOWN = 300  # characters of a server's message
 
 
@@ -138,6 +140,18 @@ class Client:
         if status == 429 or status >= 500:
             raise Transient(told, _retry_after(headers))
         raise Unanswered(told)
+
+
+def waited_for(asking: Coroutine[Any, Any, T]) -> T:
+    """What it returns, from code that is not asynchronous; in a thread of its own where a loop runs already, as in a
+    notebook.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(asking)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, asking).result()
 
 
 def _completion(text: str) -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from warnings import warn
 
 import torch
 from torch import Tensor
 
 from data_modules.feedback.providers.answer import Unanswered
-from data_modules.feedback.providers.client import Client
+from data_modules.feedback.providers.client import Client, waited_for
 from data_modules.feedback.providers.endpoint import Endpoint
 from data_modules.feedback.providers.questions import ScoreQuestion, together
 from data_modules.text.environment import TextEnvironment
@@ -67,7 +66,7 @@ class JudgeReward:
         """`Scorer.score`: rewards (B, T), 0 but on each row's last valid step."""
         rows = batch.valid.any(1).nonzero()[:, 0].tolist()
         self.judged += len(rows)
-        scores = asyncio.run(self._scores([self.said(batch, row) for row in rows]))
+        scores = waited_for(self._scores([self.said(batch, row) for row in rows]))
         known = [score for score in scores if score is not None]
         missing = len(scores) - len(known)
         if self.client.stopped or missing > TOLERATED * len(scores):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from data_modules.feedback.providers.answer import Unanswered
-from data_modules.feedback.providers.client import Client, Stopped
+from data_modules.feedback.providers.client import Client, Stopped, waited_for
 from data_modules.feedback.providers.endpoint import Endpoint
 from data_modules.feedback.providers.provider import Account, said
 from data_modules.feedback.providers.questions import Question
@@ -72,7 +72,7 @@ def ask_all(
         return [task.result() for task in tasks]
 
     try:
-        done = asyncio.run(every())
+        done = waited_for(every())
     except ExceptionGroup as errors:  # the first has stopped the others
         raise _first(errors) from None
     account.counters, account.stopped = client.counters, client.stopped

@@ -64,7 +64,8 @@ def made(tmp_path_factory):
 def bring_needed(source: Path, file) -> None:
     """What a yaml reads of other yamls' runs, where it looks for it."""
     for path in set(re.findall(r"outputs/[\w./-]+", uncommented(source).replace("${seed_everything}", "0"))):
-        if not Path(path).exists() and path != "outputs/episode_reviews.jsonl":
+        folder = not Path(path).suffix  # which whoever wants it makes
+        if not folder and not Path(path).exists() and path != "outputs/episode_reviews.jsonl":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file(REVIEWS.get(path, path)), path)
 

@@ -98,9 +98,11 @@ FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-back
 FLAGS += " --disable-component-update --disable-sync"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def browser() -> Iterator:
-    """Headless Chromium, with a profile that is new each time."""
+    """Headless Chromium, with a profile that is new each time. Its driver keeps an event loop running: no longer than a
+    test, so that others can have theirs.
+    """
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("there is no Chromium here: apt-get install chromium")

@@ -48,7 +48,7 @@ def weights(checkpoint: Path) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_one_round_of_feedback_in_four_commands(project, server, browser, capsys):
-    start = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.logger", "false"]
+    start = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "60", "--trainer.logger", "false"]
     main(["fit", "--config", "conf/feedback/feedback_sft.yaml", *start, *QUIET])
 
     main(["predict", "--config", "conf/feedback/ask.yaml", "--data.evaluation_prompts", "2", *QUIET])

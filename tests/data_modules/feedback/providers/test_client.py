@@ -10,7 +10,7 @@ import pytest
 
 from data_modules.feedback.providers.answer import Unanswered
 from data_modules.feedback.providers.cache import Cache, content_key
-from data_modules.feedback.providers.client import Client, Stopped, _retry_after
+from data_modules.feedback.providers.client import Client, Stopped, _retry_after, waited_for
 from data_modules.feedback.providers.endpoint import Endpoint
 
 
@@ -313,3 +313,15 @@ def test_what_is_cached_is_free(server, endpoint):
     ask(Client(endpoint()), "a")
     known, fresh = ask(Client(endpoint(max_calls=0)), "a", "b")
     assert known.text == "1" and isinstance(fresh, Stopped)
+
+
+def test_an_answer_is_waited_for_within_a_running_loop_too():
+    """As in a notebook, whose cells run in one."""
+
+    async def answer():
+        return 3
+
+    async def cell():
+        return waited_for(answer())
+
+    assert waited_for(answer()) == asyncio.run(cell()) == 3
