@@ -167,6 +167,7 @@ def test_a_dead_server_is_one_sentence(lines, capsys):
 @pytest.mark.parametrize("variable", [None, "sqlite:///variable.db"])
 def test_mlflow_goes_on_where_it_was(lines, place, monkeypatch, own, variable):
     """Whether somebody set its address, the variable, both or neither."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it too: what is remembered is what was before
     mlflow.set_tracking_uri(own)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if variable is not None:
