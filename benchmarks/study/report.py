@@ -217,7 +217,7 @@ def _profile(axes: Any, runs: list[dict[str, Any]], mode: str, budget: float, **
 
 
 def _curve(axes: Any, curves: dict[str, dict[str, list[float]]], mode: str, budget: float, **style: Any) -> None:
-    own, run = curves[mode], GRID <= budget  # nothing is known of what would have come
+    own, run = curves[mode], budget >= GRID  # nothing is known of what would have come
     axes.plot(GRID[run], np.array(own["mean"])[run], **style)
     if "low" in own:
         low, high = (np.array(own[name])[run] for name in ("low", "high"))
