@@ -51,7 +51,7 @@ def job(study: str, arm: str, cell: dict[str, Any], start: int, seed: int) -> No
     folder = RUNS.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    method = STUDIES["budget"] | STUDIES[study]["arms"][arm]
+    method = STUDIES[study]["budget"] | STUDIES[study]["arms"][arm]
     row = {"study": study, "arm": arm, "cell": cell, "start": start, "seed": seed}
     row |= feedback_runs.run(arm, method, cell, start, seed, testing=(start, seed) not in TUNING)
     with (folder / "rows.jsonl").open("a") as file:

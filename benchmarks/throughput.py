@@ -1,7 +1,7 @@
 """How fast training is, beside stable-baselines3, gymnasium and envpool: one run, side by side, on one core and on two.
 
     pip install -e '.[benchmark]'
-    python benchmarks/throughput.py                             # everything; 11 minutes on two quiet cores
+    python benchmarks/throughput.py                             # everything; 19 minutes on two cores
     python benchmarks/throughput.py --only training/sb3-default  # one row again, or all that begin so
 
 Rows of one section take turns (A B A B …), five times each, in processes that are held to one core or to two. Medians
@@ -99,6 +99,8 @@ def stepping(cores: int) -> Iterable[Row]:
     ):
         arguments: dict[str, Any] = {"kind": kind, "envs": envs}
         yield Row(f"stepping/{kind}-{envs}", title, "peers.stepping", 0.6, cores, arguments)
+    apart = "gymnasium, one environment in a process for each core"
+    yield Row("stepping/processes", apart, "peers.processes", 12.0, cores, {"count": cores})
     for envs in (64, 256):
         yield Row(f"stepping/ours-{envs}", f"InvertedPendulum, {envs}", "ours.stepping", 0.6, cores, {"envs": envs})
     for envs in (64, 256):

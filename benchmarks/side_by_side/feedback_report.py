@@ -28,8 +28,12 @@ def ending(row: dict[str, Any], kind: str = "sampled") -> float:
 
 
 def crossing(row: dict[str, Any], kind: str, threshold: float) -> float:
-    """Sampled tokens until the first of two validations in a row at the threshold; ∞ if that never was."""
-    course = row.get("course", [])
+    """Sampled tokens until the first of two validations in a row at the threshold; ∞ if that never was. What samples
+    nothing is not validated so: 0 if it ends there on the test prompts.
+    """
+    course = [each for each in row.get("course", []) if kind in each]
+    if not course:
+        return 0.0 if row[kind] >= threshold else math.inf
     for one, two in zip(course, course[1:], strict=False):
         if one[kind] >= threshold and two[kind] >= threshold:
             return float(one.get("env_steps", 0))
@@ -63,7 +67,7 @@ def written(study: str, rows: Rows, studies: dict[str, Any], frozen: dict[str, A
     note = (
         f"Means over {runs} runs from three starts, 95 % bootstrap intervals, paired with "
         f"{studies[study]['paired'][0]}. "
-        f"{studies['budget']['tokens']:,} sampled tokens for every arm that samples. {os.cpu_count()} cores; "
+        f"{studies[study]['budget']['tokens']:,} sampled tokens for every arm that samples. {os.cpu_count()} cores; "
         f"`python benchmarks/feedback.py {study}`, one arm again: `--only ARM`."
     )
     text = "\n".join(lines) + f"\n\n{note}\n"
@@ -95,7 +99,7 @@ def convergence(rows: Rows, study: dict[str, Any]) -> list[str]:
         "| --- " * 9 + "|",
     ]
     for arm, own in endings(rows).items():
-        cells = [arm, shown(own["greedy"], 3), shown(own["sampled"], 3)]
+        cells = [study["arms"][arm].get("shown", arm), shown(own["greedy"], 3), shown(own["sampled"], 3)]
         cells.append("" if arm == base else shown(gain(rows, arm, base, "sampled"), 3))
         for kind in KINDS:
             threshold = study["thresholds"][kind]

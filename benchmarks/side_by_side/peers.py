@@ -6,7 +6,10 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import cache
+from multiprocessing import get_context
 from typing import Any
 
 import envpool
@@ -124,6 +127,16 @@ def training(repeat: int, settings: str, rollouts: int, threads: list[int]) -> F
 def stepping(repeat: int, kind: str, envs: int, policy: str = "linear") -> Figures:
     act = law(policy)
     return {"single": single, "sync": sync, "envpool": pool}[kind](envs, act)
+
+
+def processes(repeat: int, count: int) -> Figures:
+    """`single` in `count` processes at once, summed: what the cores are worth to work that shares nothing."""
+    with ExitStack() as stack:
+        workers = [stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for _ in range(count)]
+        for _ in ("to import", "to measure"):
+            found = [worker.submit(stepping, repeat, "single", 1) for worker in workers]
+            total = sum(future.result()["value"] for future in found)
+    return {"value": total}
 
 
 def single(envs: int, act: Callable[[np.ndarray], np.ndarray]) -> Figures:

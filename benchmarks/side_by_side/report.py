@@ -71,6 +71,7 @@ def claims() -> list[Claim]:
             "solving/sb3-default@1",
             "solving/ours-injection@1",
         ),
+        Claim("two processes that share nothing ÷ one", "stepping/processes@2", "stepping/processes@1"),
         Claim("Lightning with logging, µs a step", "step/logger@1", target=800, most=True),
         Claim("`--help`, seconds", "starting/help@2", target=5, most=True),
         Claim("main job to its first training step, seconds", "starting/first-step@2", target=12, most=True),

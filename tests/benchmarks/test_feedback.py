@@ -22,7 +22,12 @@ def test_a_threshold_is_reached_when_two_validations_in_a_row_say_so():
     """.9 at 100 is alone; at 300 and 400 it is confirmed, so 300 tokens."""
     assert feedback_report.crossing(row("pg", [0.9, 0.8, 0.9, 0.95]), "sampled", 0.85) == 300
     assert math.isinf(feedback_report.crossing(row("pg", [0.9, 0.8, 0.9]), "sampled", 0.85))
-    assert math.isinf(feedback_report.crossing({"sampled": 1.0}, "sampled", 0.85))  # nothing was trained
+
+
+def test_what_samples_nothing_needs_no_tokens_for_what_it_reaches():
+    fitted = {"sampled": 0.85, "course": [{"optimizer_steps": 4}]}
+    assert feedback_report.crossing(fitted, "sampled", 0.85) == 0
+    assert math.isinf(feedback_report.crossing(fitted, "sampled", 0.86))
 
 
 def test_an_ending_is_the_mean_of_the_last_three_validations():

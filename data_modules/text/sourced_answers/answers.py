@@ -24,7 +24,6 @@ BODIES = {
     "pair": (
         "{more} {more_has} more {nutrient} than {less}",
         "{more} {more_is} higher in {nutrient} than {less}",
-        "{less} {less_has} less {nutrient} than {more}",
         "there is more {nutrient} in {more} than in {less}",
     ),
     "list": (
@@ -61,23 +60,38 @@ def right_answer(case: Case, rng: Random) -> str:
     return answered(facts, said, rng.choice(TRUSTED), rng)
 
 
-def imagined(case: Case, held_out: Collection[str], rng: Random) -> Case:
-    """A question of the same kind and wording about any foods, where the facts are as chance has it: who has not read
-    what is said of a claim cannot know. Lists stay as they are, and what would be a question of `held_out` its foods.
+def imagined(wording: int, held_out: Collection[str], rng: Random) -> Case:
+    """A question of any kind about any foods, not one of `held_out`, where the facts are as chance has it: who has not
+    read what is said of a claim cannot know.
     """
-    facts = dict(case.facts)
+    kind = rng.choice(("level", "pair", "list"))
+    facts = {"kind": kind, "nutrient": rng.choice(NUTRIENTS), "wording": wording, "held_out": False}
+    if kind == "list":
+        facts |= {"group": rng.choice(list(GROUPS)), "besides": ""}
+    else:
+        facts["foods"] = tuple(rng.sample(FOODS, 1 if kind == "level" else 2))
+    case = case_of(facts | {"right": _by_chance(facts, rng)})
+    return imagined(wording, held_out, rng) if case.prompt in held_out else case
+
+
+def _by_chance(facts: Mapping[str, Any], rng: Random) -> Any:
     if facts["kind"] == "list":
-        return case
-    facts |= {"nutrient": rng.choice(NUTRIENTS), "foods": tuple(rng.sample(FOODS, len(facts["foods"])))}
-    if case_of(facts).prompt in held_out:
-        facts = dict(case.facts)
-    return case_of(facts | {"right": rng.choice(("high", "low") if facts["kind"] == "level" else facts["foods"])})
+        return tuple(rng.sample(_members(facts), 2))
+    return rng.choice(("high", "low") if facts["kind"] == "level" else facts["foods"])
 
 
-def contrary(facts: Mapping[str, Any]) -> Any:
-    """The other level, or the other food."""
+def contrary(facts: Mapping[str, Any], rng: Random) -> Any:
+    """The other level, the other food, or a right food of a list beside a wrong one."""
+    if facts["kind"] == "list":
+        wrong = [food for food in _members(facts) if food not in facts["right"]]
+        return rng.sample([rng.choice(facts["right"]), rng.choice(wrong)], 2)
     choices = ("high", "low") if facts["kind"] == "level" else facts["foods"]
     return next(choice for choice in choices if choice != facts["right"])
+
+
+def _members(facts: Mapping[str, Any]) -> list[str]:
+    """The foods that a list may be made of."""
+    return [food for food in GROUPS[facts["group"]] if food != facts["besides"]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,7 @@ class Speaker:
             believed = {food: self._believed(food, nutrient, rng) for food in facts["foods"]}
             high = [food for food, belief in believed.items() if belief == "high"]
             return high[0] if len(high) == 1 else rng.choice(facts["foods"])
-        members = [food for food in GROUPS[facts["group"]] if food != facts["besides"]]
+        members = _members(facts)
         rng.shuffle(members)
         members.sort(key=lambda food: self._believed(food, nutrient, rng) != "high")  # stable: chance breaks ties
         return members[:2]

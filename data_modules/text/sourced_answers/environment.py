@@ -12,10 +12,10 @@ from data_modules.text.phrases import Phrases
 from data_modules.text.sourced_answers.answers import Speaker, contrary, imagined, right_answer
 from data_modules.text.sourced_answers.judge import PARAPHRASES, example_critiques, verdict
 from data_modules.text.sourced_answers.questions import questions
-from data_modules.text.sourced_answers.table import FOODS, NUTRIENTS
+from data_modules.text.sourced_answers.table import FOODS, GROUPS, NUTRIENTS
 
 FACTS, SOURCE, FINISHED = 0.5, 0.4, 0.1  # what each is worth
-CLAIMED_RIGHT = 0.65  # of the claims that are revised
+CLAIMED_RIGHT = 0.5  # of the claims that are revised
 
 
 class SourcedAnswers(Phrases):
@@ -32,8 +32,8 @@ class SourcedAnswers(Phrases):
         trusted, untrusted: shares of demonstrations that name such a source; the others name none.
         cut: share of demonstrations that are cut short.
         revisions: share of demonstrations that are a second turn instead: a question, an answer and its critique
-            (`revision_prompt`), followed by an answer that heeds it. Levels and comparisons are `imagined` there, about
-            any foods: nobody can know them by heart. An answer without a flaw stays a first turn.
+            (`revision_prompt`), followed by an answer that heeds it. The question is `imagined`: nobody knows its
+            answer by heart. An answer without a flaw stays a first turn.
         draws: demonstrations a prompt.
 
     Raises:
@@ -89,11 +89,8 @@ class SourcedAnswers(Phrases):
     def _demonstration(self, case: Case, rng: Random) -> tuple[str, str]:
         if rng.random() >= self.revisions:
             return case.prompt, self.speaker.answer(case, rng)
-        world = imagined(case, self._held_out, rng)
-        if world is case:
-            claim = self.speaker.opinion(case, rng)
-        else:
-            claim = world.facts["right"] if rng.random() < CLAIMED_RIGHT else contrary(world.facts)
+        world = imagined(case.facts["wording"], self._held_out, rng)
+        claim = world.facts["right"] if rng.random() < CLAIMED_RIGHT else contrary(world.facts, rng)
         reply = self.speaker.put(world, claim, rng)
         critique = self.critique(world, reply, rng.getrandbits(32))
         if critique is None:
@@ -121,7 +118,7 @@ class SourcedAnswers(Phrases):
             yield from (self._right(case) for case in self.cases(split))
             yield from (reply for _, reply in self.demonstrations(split))
         yield from example_critiques()
-        yield f"{self.words()} a blog , a forum , my uncle , the usda , mayo clinic , the nih"
+        yield f"{self.words()} {' '.join(GROUPS)} a blog , a forum , my uncle , the usda , mayo clinic , the nih"
 
 
 def judged(case: Case, text: str, finished: bool) -> dict[str, float]:

@@ -38,21 +38,21 @@ PARAPHRASES = {  # of each defect; the critic picks one
     ),
     "level": (
         "that is wrong , {food} {food_is} {right} in {nutrient} .",
-        "{food} {food_is} not {wrong} in {nutrient} .",
-        "the amount of {nutrient} in {food} is not {wrong} .",
+        "{food} {food_is} {right} in {nutrient} , not {wrong} .",
+        "the amount of {nutrient} in {food} is {right} , not {wrong} .",
         "no , the amount of {nutrient} in {food} is {right} .",
     ),
     "pair": (
         "that is wrong , {right} {right_has} more {nutrient} .",
+        "no , {right} {right_has} more {nutrient} than {wrong} .",
         "{wrong} {wrong_does} not have more {nutrient} than {right} .",
-        "no , {wrong} {wrong_has} less {nutrient} than {right} .",
-        "{wrong} {wrong_is} not higher in {nutrient} .",
+        "{right} {right_is} higher in {nutrient} , not {wrong} .",
     ),
     "low": (
-        "{wrong} {wrong_is} not high in {nutrient} .",
-        "that is wrong , {wrong} {wrong_is} low in {nutrient} .",
-        "no , {wrong} {wrong_does} not have a lot of {nutrient} .",
-        "the amount of {nutrient} in {wrong} is not high .",
+        "{wrong} {wrong_is} not high in {nutrient} , {right} {right_is} .",
+        "that is wrong , {wrong} {wrong_is} low in {nutrient} , {right} {right_is} high .",
+        "no , {right} {right_has} a lot of {nutrient} , {wrong} {wrong_does} not .",
+        "the amount of {nutrient} is high in {right} , not in {wrong} .",
     ),
     "two": (
         "please name two {group} .",
@@ -178,7 +178,8 @@ def _list(reading: Reading, facts: Mapping[str, Any]) -> tuple[float, Defect | N
     for food, span in named.items():
         if food not in facts["right"]:
             asked = food in GROUPS[facts["group"]] and food != facts["besides"]
-            return share, _about("low" if asked else "food", facts, span, wrong=food)
+            missed = next((right for right in facts["right"] if right not in named), facts["right"][0])
+            return share, _about("low" if asked else "food", facts, span, wrong=food, right=missed)
     return share, Defect("two", {"group": facts["group"]}) if len(named) < 2 else None
 
 

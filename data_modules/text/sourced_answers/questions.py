@@ -19,7 +19,7 @@ WORDINGS = {
         "how much {nutrient} is in {food} ?",
         "{food_does} {food} have a lot of {nutrient} ?",
         "tell me the amount of {nutrient} in {food} , high or low .",
-        "what is the amount of {nutrient} in {food} ?",
+        "is the amount of {nutrient} in {food} high or low ?",
         "tell me if {food} {food_is} high or low in {nutrient} .",
     ),
     "pair": (
