@@ -99,7 +99,7 @@ def convergence(rows: Rows, study: dict[str, Any]) -> list[str]:
         "| --- " * 9 + "|",
     ]
     for arm, own in endings(rows).items():
-        cells = [study["arms"][arm].get("shown", arm), shown(own["greedy"], 3), shown(own["sampled"], 3)]
+        cells = [arm, shown(own["greedy"], 3), shown(own["sampled"], 3)]
         cells.append("" if arm == base else shown(gain(rows, arm, base, "sampled"), 3))
         for kind in KINDS:
             threshold = study["thresholds"][kind]

@@ -64,14 +64,16 @@ def imagined(wording: int, held_out: Collection[str], rng: Random) -> Case:
     """A question of any kind about any foods, not one of `held_out`, where the facts are as chance has it: who has not
     read what is said of a claim cannot know.
     """
-    kind = rng.choice(("level", "pair", "list"))
-    facts = {"kind": kind, "nutrient": rng.choice(NUTRIENTS), "wording": wording, "held_out": False}
-    if kind == "list":
-        facts |= {"group": rng.choice(list(GROUPS)), "besides": ""}
-    else:
-        facts["foods"] = tuple(rng.sample(FOODS, 1 if kind == "level" else 2))
-    case = case_of(facts | {"right": _by_chance(facts, rng)})
-    return imagined(wording, held_out, rng) if case.prompt in held_out else case
+    while True:
+        kind = rng.choice(("level", "pair", "list"))
+        facts = {"kind": kind, "nutrient": rng.choice(NUTRIENTS), "wording": wording, "held_out": False}
+        if kind == "list":
+            facts |= {"group": rng.choice(list(GROUPS)), "besides": ""}
+        else:
+            facts["foods"] = tuple(rng.sample(FOODS, 1 if kind == "level" else 2))
+        case = case_of(facts | {"right": _by_chance(facts, rng)})
+        if case.prompt not in held_out:
+            return case
 
 
 def _by_chance(facts: Mapping[str, Any], rng: Random) -> Any:
