@@ -10,7 +10,7 @@ from data_modules.text.environment import Case, Split
 from data_modules.text.sourced_answers.table import FOODS, GROUPS, NUTRIENTS, filled, high_in, level
 
 TRAINED_WORDINGS = 4  # the others are held out
-HELD_OUT = 0.2  # of the facts of each kind
+HELD_OUT = 0.2  # of the comparisons: who knows the levels can answer them
 COMPARISONS = 40  # a nutrient: as many as there are foods
 
 WORDINGS = {
@@ -44,9 +44,9 @@ WORDINGS = {
 def questions(seed: int) -> dict[Split, list[Case]]:
     """The cases of all splits; a prefix of a split is a fair sample of it.
 
-    A fifth of the facts of each kind, and the last two wordings of all facts, are never in `train`. `val` and `test`
-    have the held-out facts in all wordings and the others in the held-out wordings, and share no fact. What is held
-    out of the level questions is the question: food and nutrient may still meet in a comparison or a list.
+    A fifth of the comparisons, and the last two wordings of all facts, are never in `train`. `val` and `test` have the
+    held-out comparisons in all wordings and everything else in the held-out wordings, and share no fact. No level and
+    no list is held out: nothing else tells them.
     """
     rng = Random(f"{seed} questions")
     splits: dict[Split, list[Case]] = {"train": [], "val": [], "test": []}
@@ -54,7 +54,7 @@ def questions(seed: int) -> dict[Split, list[Case]]:
         rng.shuffle(facts)
         for place, fact in enumerate(facts):
             apart: Split = "val" if place % 2 else "test"
-            held_out = place < HELD_OUT * len(facts)
+            held_out = fact["kind"] == "pair" and place < HELD_OUT * len(facts)
             for wording in range(len(WORDINGS[fact["kind"]])):
                 split = apart if held_out or wording >= TRAINED_WORDINGS else "train"
                 splits[split].append(case_of(fact | {"wording": wording, "held_out": held_out}))

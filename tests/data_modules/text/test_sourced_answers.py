@@ -70,7 +70,7 @@ def test_the_table_is_whole():
 def test_splits_share_no_prompt_and_ids_are_unique(task):
     cases = [case for split in SPLITS for case in task.cases(split)]
     assert len({case.id for case in cases}) == len({case.prompt for case in cases}) == len(cases)
-    assert [len(task.cases(split)) for split in SPLITS] == [1700, 744, 748]
+    assert [len(task.cases(split)) for split in SPLITS] == [1936, 628, 628]
     assert max(len(case.prompt.split()) for case in cases) <= 14
 
 
@@ -80,13 +80,13 @@ def fact_of(case):
 
 
 def test_what_is_held_out(task):
-    """A fifth of the facts of each kind, and two of six wordings; validation and test share no fact."""
+    """A fifth of the comparisons, and two of six wordings; validation and test share no fact."""
     train, val, test = ({fact_of(case) for case in task.cases(split)} for split in SPLITS)
     assert not val & test
-    for kind, count in (("level", 240), ("pair", 240), ("list", 52)):
+    for kind, count, held_out in (("level", 240, 0), ("pair", 240, 48), ("list", 52, 0)):
         facts = {fact for fact in train | val | test if fact[0] == kind}
         assert len(facts) == count
-        assert abs(len(facts - train) - count / 5) < 1
+        assert len(facts - train) == held_out
     for split in ("val", "test"):
         held_out = {fact_of(case) for case in task.cases(split) if case.facts["held_out"]}
         assert held_out and not held_out & train
@@ -403,7 +403,7 @@ def test_second_turns_are_about_any_foods_and_facts_as_chance_has_it(task):
 
 
 def test_draws_are_demonstrations_a_prompt():
-    assert [len(SourcedAnswers(draws=draws).demonstrations("train")) for draws in (1, 3)] == [1700, 5100]
+    assert [len(SourcedAnswers(draws=draws).demonstrations("train")) for draws in (1, 3)] == [1936, 5808]
 
 
 # ---- words
