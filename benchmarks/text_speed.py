@@ -149,7 +149,7 @@ def check_losses(chosen: list[Row], folder: str) -> dict[str, tuple[float, float
 
 
 def alone(row: Row, folder: str) -> dict[str, Any]:
-    process = Pinned(1, 1)
+    process = Pinned(1)
     try:
         return process(row.call, repeat=0, folder=folder, **row.arguments)
     finally:
@@ -161,7 +161,7 @@ def measured(chosen: list[Row], repeats: int, folder: str) -> dict[str, list[dic
     found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in chosen}
     for _, group in groupby(chosen, lambda row: row.section):
         turn = list(group)
-        processes = {row.name: Pinned(1, 1) for row in turn}
+        processes = {row.name: Pinned(1) for row in turn}
         try:
             for repeat in range(repeats):
                 for row in turn:

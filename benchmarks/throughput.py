@@ -1,7 +1,7 @@
 """How fast training is, beside stable-baselines3, gymnasium and envpool: one run, side by side, on one core and on two.
 
     pip install -e '.[benchmark]'
-    python benchmarks/throughput.py                             # everything; 16 minutes on two cores
+    python benchmarks/throughput.py                             # everything; 18 minutes on two cores
     python benchmarks/throughput.py --only training/sb3-default  # one row again, or all that begin so
 
 Rows of one section take turns (A B A B …), five times each, in processes that are held to one core or to two. Medians
@@ -50,10 +50,9 @@ class Row:
         return f"{self.name}@{self.cores}"
 
     @property
-    def process(self) -> tuple[str, int, int]:
-        """Module, cores and OpenMP threads: a peer sets its own."""
-        module = self.call.split(".")[0]
-        return module, self.cores, 1 if module == "peers" else self.cores
+    def process(self) -> tuple[str, int]:
+        """Module and cores."""
+        return self.call.split(".")[0], self.cores
 
     def calls(self, repeats: int) -> int:
         return repeats * self.times or 1
@@ -128,6 +127,7 @@ def starting() -> Iterable[Row]:
         yield Row(f"starting/{name}", title, "startup.help_shown", seconds, 2, {"words": words})
     first = "main job, to its first training step"
     yield Row("starting/first-step", first, "startup.first_training_step", 6.0, 2)
+    yield Row("starting/main-job", "main job, to its end", "startup.main_job", 17.0, 2)
     collected = "stable-baselines3 PPO: import, construction, first rollout"
     yield Row("starting/sb3", collected, "startup.peer_collected", 3.5, 2)
 
@@ -163,7 +163,7 @@ def measured(chosen: list[Row], repeats: int) -> dict[str, list[dict[str, Any]]]
     done, count = 0, sum(row.calls(repeats) for row in chosen)
     for _, group in groupby(chosen, lambda row: (row.section, row.cores)):
         turn = list(group)
-        processes = {row.process: Pinned(*row.process[1:]) for row in turn}
+        processes = {row.process: Pinned(row.cores) for row in turn}
         try:
             for repeat in range(repeats):
                 for row in turn:

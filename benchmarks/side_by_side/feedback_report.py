@@ -19,6 +19,12 @@ from benchmarks.side_by_side.rlhf_report import Rows, interval, shown
 DRAWS = 20_000
 LAST = 3  # validations that an ending is the mean of
 KINDS = ("greedy", "sampled")
+REVISIONS = {
+    "as it is": "",
+    "revised after its critique": "revised_",
+    "revised after another reply's": "revised_shuffled_",
+    "revised after a critique that fits any": "revised_placebo_",
+}
 
 
 def ending(row: dict[str, Any], kind: str = "sampled") -> float:
@@ -116,7 +122,7 @@ def convergence(rows: Rows, study: dict[str, Any]) -> list[str]:
 
 
 def comparison(rows: Rows, study: dict[str, Any]) -> list[str]:
-    """With the frozen start as the reviser: what a revision of the final policy's replies still earns."""
+    """What the arms earn at the end, best first; then what the start makes of a critique."""
     base = study["paired"][0]
     lines = [
         f"| arm | end, greedy | end, sampled | sampled, over {base} | facts, sampled | tokens a reply | calls |",
@@ -129,7 +135,18 @@ def comparison(rows: Rows, study: dict[str, Any]) -> list[str]:
         cells.append("" if arm == base else shown(gain(rows, arm, base, "sampled"), 3))
         cells += [shown(interval([row[key] for row in mine]), 2) for key in ("facts_sampled", "length_sampled")]
         lines.append(f"| {' | '.join([*cells, thousands(float(np.mean(calls))) if calls else ''])} |")
-    return lines
+    starts = [row for row in rows if row["arm"] == "start"]
+    return [*lines, "", *revisions(starts)] if starts else lines
+
+
+def revisions(starts: Rows) -> list[str]:
+    """What the replies of the start earn, and after one revision by itself: R(y₀) and R(y₁)."""
+    lines = ["| the start, its reply | greedy | sampled |", "| --- " * 3 + "|"]
+    for title, name in REVISIONS.items():
+        figures = [shown(interval([row[f"{name}{kind}"] for row in starts]), 3) for kind in KINDS]
+        lines.append(f"| {title} | {' | '.join(figures)} |")
+    ahead = [[row[f"revised_{kind}"] - row[f"revised_shuffled_{kind}"] for row in starts] for kind in KINDS]
+    return [*lines, f"| own critique, over another reply's | {' | '.join(shown(interval(x), 3) for x in ahead)} |"]
 
 
 def thousands(x: float) -> str:

@@ -16,9 +16,8 @@ import torch
 
 from benchmarks.side_by_side.rlhf_runs import command
 from data_modules.feedback import read, write
-from data_modules.text import RevisionDataModule, SourcedAnswers, WordTokenizer
+from data_modules.text import RevisionDataModule, SourcedAnswers, TextDataModule, WordTokenizer
 from data_modules.text.expected import with_expected
-from lightning_nlf.experts import CheckpointTextExpert
 from lightning_nlf.functional import row_sums
 from lightning_nlf.modules import PolicyModule
 
@@ -69,28 +68,27 @@ def run(
     `course` holds the validations: tokens, feedback calls, what the mode earns and what a sample earns.
     """
     if "yaml" not in method:  # the start itself
-        return judged(checkpoint(start_seed), start_seed, seed, testing)
+        return judged(checkpoint(start_seed), seed, testing, revised=True)
     of_start = {key: value.replace("START", str(start_seed)) for key, value in method.get("of_start", {}).items()}
     changes = {"model.policy.weights": str(checkpoint(start_seed))} | of_start | method.get("changes", {}) | cell
     limits = {"tokens": method["tokens"], "optimizer_steps": method["optimizer_steps"]}
     changes |= {"trainer.callbacks+": {"class_path": f"{__name__}.Course", "init_args": limits}}
     folder = command("fit", method["yaml"], seed, f"method-{os.getpid()}/{name}", changes, of="feedback")
-    figures = judged(folder / "checkpoints" / "last.ckpt", start_seed, seed, testing, method.get("suffix", ""))
+    figures = judged(folder / "checkpoints" / "last.ckpt", seed, testing, suffix=method.get("suffix", ""))
     course = json.loads((folder / "course.json").read_text())
     shutil.rmtree(folder)
     return figures | {"course": course}
 
 
 @torch.no_grad()
-def judged(weights: Path, start_seed: int, seed: int, testing: bool, suffix: str = "") -> dict[str, Any]:
-    """What is earned on held-out prompts, of the test or else of the validation, greedily and sampled; and what one
-    revision by the frozen start makes of it, with the reply's own critique, another's, and one that fits any.
+def judged(weights: Path, seed: int, testing: bool, suffix: str = "", revised: bool = False) -> dict[str, Any]:
+    """What is earned on held-out prompts, of the test or else of the validation, greedily and sampled; if asked also
+    what one revision by the same model makes of it, with the reply's own critique, another's, and one that fits any.
     """
     agent = PolicyModule.load_from_checkpoint(weights).eval()
-    data = RevisionDataModule(
+    data = (RevisionDataModule if revised else TextDataModule)(
         SourcedAnswers(),
         tokenizer=WordTokenizer(),
-        reviser=CheckpointTextExpert(str(checkpoint(start_seed))),
         max_new=MAX_NEW,
         context=CONTEXT,
         evaluation_prompts=JUDGED,

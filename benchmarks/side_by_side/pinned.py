@@ -11,13 +11,14 @@ from typing import Any
 
 
 class Pinned:
-    """Calls functions of `benchmarks` in a fresh process on `cores` cores with `threads` OpenMP threads.
+    """Calls functions of `benchmarks` in a fresh process on `cores` cores with one OpenMP thread, as the command line
+    gives small networks; who wants more sets them.
 
     It lives until `close`, so that what is imported once is not measured, and sleeps between two calls.
     """
 
-    def __init__(self, cores: int, threads: int) -> None:
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _pin, (cores, threads))
+    def __init__(self, cores: int) -> None:
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _pin, (cores,))
 
     def __call__(self, function: str, /, **arguments: Any) -> dict[str, Any]:
         """`function`: "module.function"."""
@@ -32,9 +33,9 @@ def peak_memory() -> dict[str, float]:
     return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def _pin(cores: int, threads: int) -> None:
+def _pin(cores: int) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported, which it is not yet
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which it is not yet
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 

@@ -38,6 +38,12 @@ def help_shown(repeat: int, words: list[str]) -> dict[str, float]:
     return {"value": wall((*COMMAND, *words))}
 
 
+def main_job(repeat: int) -> dict[str, float]:
+    """The whole of it, the pictures and the checkpoints included."""
+    with tempfile.TemporaryDirectory() as folder:
+        return {"value": wall((*FIT, "--run_dir", f"{folder}/run"))}
+
+
 def first_training_step(repeat: int) -> dict[str, float]:
     """Of the main job, until its metrics are in the journal."""
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_nlf import callbacks
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
-from lightning_nlf.cli import messages, noise, run_folder
+from lightning_nlf.cli import messages, noise, run_folder, threads
 from lightning_nlf.cli.endings import told_in_one_sentence
 from lightning_nlf.cli.errors import ConfigurationError, RunFailure, nearest, traceback_wanted
 from lightning_nlf.cli.saved_config import SaveRunConfig
@@ -218,7 +218,7 @@ class CommandLine(LightningCLI):
         if self.stage != "fit" and self.options.ckpt_path is None:
             rank_zero_print("no --ckpt_path: these are the yaml's initial weights; --ckpt_path best plays the best")
         try:
-            with told_in_one_sentence(self.places, self.run_dir):
+            with told_in_one_sentence(self.places, self.run_dir), threads.fitting(self.model):
                 super()._run_subcommand(subcommand)
         finally:
             run_folder.release(self.run_dir)  # where nothing was left in it: a rehearsal, or bad data

@@ -49,6 +49,19 @@ def test_a_ratio_is_of_medians_and_a_failure_is_infinite():
     assert feedback_report.ratio([(200.0, math.inf)] * 3)[0] == 0
 
 
+def test_what_the_start_makes_of_a_critique_is_told_beside_another_replys():
+    """.9 and .7 after the own critique, .6 and .6 after another's: .2 ahead in the mean."""
+    values = {"": 0.4, "revised_shuffled_": 0.6, "revised_placebo_": 0.5}
+    rows = [
+        {"arm": "start", "revised_greedy": x, "revised_sampled": x}
+        | {f"{name}{kind}": value for name, value in values.items() for kind in ("greedy", "sampled")}
+        for x in (0.9, 0.7)
+    ]
+    lines = feedback_report.revisions(rows)
+    assert lines[3].startswith("| revised after its critique | 0.800 [0.700, 0.900] |")
+    assert lines[-1] == "| own critique, over another reply's | 0.200 [0.100, 0.300] | 0.200 [0.100, 0.300] |"
+
+
 def test_tuning_starts_and_seeds_are_used_for_nothing_else():
     fresh = {pair for pairs in feedback.FRESH.values() for pair in pairs}
     assert not set(feedback.TUNING) & fresh

@@ -131,7 +131,7 @@ def test_calls_take_turns_and_every_row_gets_its_number(monkeypatch):
     order = []
 
     class Here:
-        def __init__(self, cores, threads):
+        def __init__(self, cores):
             self.cores = cores
 
         def __call__(self, function, **arguments):
