@@ -62,10 +62,10 @@ def right_answer(case: Case, rng: Random) -> str:
 
 def imagined(wording: int, held_out: Collection[str], rng: Random) -> Case:
     """A question of any kind about any foods, not one of `held_out`, where the facts are as chance has it: who has not
-    read what is said of a claim cannot know.
+    read what is said of a claim cannot know. Half are comparisons, whose revision is the hardest to learn.
     """
     while True:
-        kind = rng.choice(("level", "pair", "list"))
+        kind = rng.choice(("level", "pair", "pair", "list"))
         facts = {"kind": kind, "nutrient": rng.choice(NUTRIENTS), "wording": wording, "held_out": False}
         if kind == "list":
             facts |= {"group": rng.choice(list(GROUPS)), "besides": ""}
