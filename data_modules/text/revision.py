@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast
 
@@ -90,8 +91,7 @@ class Teacher:
         ]
         wrong = [place for place, critique in enumerate(said) if critique is not None]
         if self.words == "shuffled":
-            order = rng.permutation(wrong).tolist()
-            others = dict(zip(order, order[1:] + order[:1], strict=True))
+            others = _of_another_prompt({place: episodes[place].prompt.case.id for place in wrong}, rng)
             said = [None if critique is None else said[others[place]] for place, critique in enumerate(said)]
         elif self.words == "placebo":
             said = [None if critique is None else self.task.placebo for critique in said]
@@ -146,3 +146,14 @@ class Teacher:
         for revision in self.revisions(reviser, reviews, rng, deterministic=deterministic):
             earned[revision.review.of] = revision.episode.score
         return earned
+
+
+def _of_another_prompt(prompts: Mapping[int, str], rng: np.random.Generator) -> dict[int, int]:
+    """For each place one of another prompt, each once, unless more than half of the places are of one prompt.
+
+    In an order where those of a prompt lie together, as many places on as the largest prompt has.
+    """
+    lots = dict(zip(dict.fromkeys(prompts.values()), rng.permutation(len(set(prompts.values()))), strict=True))
+    order = sorted(rng.permutation(list(prompts)).tolist(), key=lambda place: lots[prompts[place]])
+    step = max(Counter(prompts.values()).values(), default=0)
+    return dict(zip(order, order[step:] + order[:step], strict=True))

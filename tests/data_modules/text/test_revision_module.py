@@ -173,7 +173,7 @@ def test_keep_chooses_revisions_by_their_score():
 def test_the_controls_say_what_does_not_help():
     """Shuffled, every critique is another prompt's, so no revision is right; a placebo names no word at all."""
     for words, gain in (("task", 1.0), ("shuffled", 0.0), ("placebo", 0.0)):
-        data = module(words=words, replies=1)
+        data = module(words=words, replies=2)
         actor = Scripted(data.tokenizer)
         collected(data, actor)
         assert data.statistics["gain"] == pytest.approx(gain), words
