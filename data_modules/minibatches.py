@@ -80,7 +80,8 @@ class MinibatchDataModule(L.LightningDataModule):
 
     def _stamped(self, batches: list[Batch], steps: list[Tensor], rng: np.random.Generator) -> Iterator[Batch]:
         """The rows of each optimizer step, as micro-batches that know how many steps of each mask it has in all."""
-        known = {id(batch): row_counts(batch) for batch in batches}  # the same batch stands in many steps
+        # the same batch stands in many steps
+        known = {key: row_counts(batch) for key, batch in {id(batch): batch for batch in batches}.items()}
         counts = [known[id(batch)] for batch in batches]
         names = list(counts[0]) if counts else []
         local = [

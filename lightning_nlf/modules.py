@@ -40,7 +40,7 @@ class ObjectiveModule(Objective, L.LightningModule):
         self.save_hyperparameters()
         self.optimizer, self.lr_scheduler, self.network_lr = optimizer, lr_scheduler, network_lr or {}
         self.register_buffer("experience", torch.zeros((), dtype=torch.float64))
-        self._unlogged: dict[str, list[Tensor]] = {}  # each (2,): a value, and whether it counts
+        self._unlogged: dict[str, list[Tensor]] = {}  # those of the steps that count
         self._suspect = ""
 
     # ---- training
@@ -79,15 +79,20 @@ class ObjectiveModule(Objective, L.LightningModule):
         self._log_terms(self.global_step - 1)
 
     def note(self, name: str, x: Tensor, counts: bool = True) -> None:
-        x = x.detach().float()
-        self._unlogged.setdefault(name, []).append(torch.stack([x, torch.ones_like(x)]) * counts)
+        """Keep a scalar for the mean that is logged next; the same names on every rank."""
+        values = self._unlogged.setdefault(name, [])
+        if counts:
+            values.append(x.detach().clone())
 
     def _log_terms(self, step: int) -> None:
         """Each term's mean since the last time, over the optimizer steps that had something for it."""
         if not self._unlogged:
             return
-        local = torch.stack([torch.stack(values).sum(0) for values in self._unlogged.values()])  # (terms, 2)
-        sums, counts = self.sum_over_ranks(local).T.cpu()
+        kept = self._unlogged.values()
+        zero = torch.zeros((), device=self.device)  # of a term that no step counted for on this rank
+        local = [torch.stack(values).float().sum() if values else zero for values in kept]
+        lengths = torch.tensor([float(len(values)) for values in kept], device=self.device)
+        sums, counts = self.sum_over_ranks(torch.stack([torch.stack(local), lengths])).cpu()  # (terms,) each
         names = [f"train/{name}" for name in self._unlogged]
         self._unlogged.clear()
         metrics = {name: sums[i] / counts[i] for i, name in enumerate(names) if counts[i]}
