@@ -29,7 +29,7 @@ def start(seed: int, pools: dict[str, int | None]) -> None:
     """The model that everything of a seed starts from, in `outputs`; for each pool of expected responses an expert that
     was fine-tuned on them, and a file of them beside the start's own answers. What is there stays.
     """
-    weights = f"outputs/feedback_sft-seed{seed}/checkpoints/best.ckpt"
+    weights = f"outputs/feedback_sft-seed{seed}/checkpoints/last.ckpt"
     made("fit", "feedback_sft", seed, f"feedback_sft-seed{seed}", {})
     for name, prompts in pools.items():
         of = {
@@ -57,7 +57,7 @@ def made(stage: str, name: str, seed: int, run_dir: str, changes: dict[str, Any]
 
 
 def checkpoint(seed: int) -> Path:
-    return Path(f"outputs/feedback_sft-seed{seed}/checkpoints/best.ckpt")
+    return Path(f"outputs/feedback_sft-seed{seed}/checkpoints/last.ckpt")
 
 
 def run(

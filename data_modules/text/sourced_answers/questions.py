@@ -27,7 +27,7 @@ WORDINGS = {
         "is there more {nutrient} in {first} or in {second} ?",
         "tell me if {first} or {second} {second_has} more {nutrient} .",
         "what is higher in {nutrient} , {first} or {second} ?",
-        "which of {first} and {second} has more {nutrient} ?",
+        "is {first} or {second} higher in {nutrient} ?",
         "tell me which is higher in {nutrient} , {first} or {second} .",
     ),
     "list": (
