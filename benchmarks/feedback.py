@@ -83,7 +83,9 @@ def run_all(jobs: list[Job], processes: int, what: str) -> None:
         for each in jobs
         if key(dict(zip(("study", "arm", "cell", "start", "seed"), each, strict=True))) not in done
     ]
-    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
+    context = get_context("forkserver")  # a process for each run, from one that has imported what takes seconds
+    context.set_forkserver_preload(["benchmarks.side_by_side.feedback_runs"])
+    with ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool:
         starts = [pool.submit(begin, start) for start in sorted({each[3] for each in todo})]
         for future in tqdm(as_completed(starts), desc="starts", total=len(starts)):
             future.result()
