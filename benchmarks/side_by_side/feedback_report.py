@@ -68,7 +68,8 @@ def ratio(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
 
 def written(study: str, rows: Rows, studies: dict[str, Any], frozen: dict[str, Any], folder: Path | None) -> str:
     """The table; with `folder` also in files, with the rows and the picture."""
-    lines = {"convergence": convergence, "comparison": comparison}[study](rows, studies[study])
+    table, picture = {"convergence": (convergence, courses), "comparison": (comparison, ends)}[study]
+    lines = table(rows, studies[study])
     runs = max(sum(row["arm"] == arm for row in rows) for arm in {row["arm"] for row in rows})
     note = (
         f"Means over {runs} runs from three starts, 95 % bootstrap intervals, paired with "
@@ -81,7 +82,7 @@ def written(study: str, rows: Rows, studies: dict[str, Any], frozen: dict[str, A
         kept = {"rows": rows, "cells": frozen, "endings": endings(rows)}
         (folder / f"feedback_{study}.json").write_text(json.dumps(kept) + "\n")
         (folder / f"feedback_{study}.md").write_text(text)
-        courses(rows, studies[study].get("thresholds", {}), folder / f"feedback_{study}.png")
+        picture(rows, studies[study], folder / f"feedback_{study}.png")
     return text
 
 
@@ -158,21 +159,38 @@ def times(x: tuple[float, float, float]) -> str:
     return f"{one} [{low}, {high}]"
 
 
-def courses(rows: Rows, thresholds: dict[str, float], path: Path) -> None:
+def ends(rows: Rows, study: dict[str, Any], path: Path) -> None:
+    """What the test prompts earn at the end, an arm a line, the best above."""
+    found = sorted(endings(rows).items(), key=lambda item: item[1]["sampled"][0])
+    figure, axes = plt.subplots(figsize=(9, 0.34 * len(found) + 1.2))
+    for kind, colour, above in zip(KINDS, ("#b0b0b0", "#1f77b4"), (0.16, 0), strict=True):
+        middle, low, high = np.array([own[kind] for _, own in found]).T
+        bars = np.stack([middle - low, high - middle])
+        places = np.arange(len(found)) + above
+        axes.errorbar(middle, places, xerr=bars, fmt="o", color=colour, capsize=2, label=kind)
+    axes.set_yticks(range(len(found)), [arm for arm, _ in found])
+    axes.set_xlabel(f"reward by the rule after {study['budget']['tokens']:,} sampled tokens, 95 % interval")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def courses(rows: Rows, study: dict[str, Any], path: Path) -> None:
     """What the validations found against the tokens sampled: the mean of the runs of each arm."""
     figure, axes = plt.subplots(1, 2, figsize=(14, 5.5), sharey=True)
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     for panel, kind in zip(axes, KINDS, strict=True):
         for i, arm in enumerate(arms):
-            own = [row["course"] for row in rows if row["arm"] == arm and len(row.get("course", [])) > 1]
-            if not own or not own[0][-1].get("env_steps"):
+            own = [[each for each in row["course"] if kind in each] for row in rows if row["arm"] == arm]
+            if not own[0] or not own[0][-1].get("env_steps"):
                 continue
             count = min(map(len, own))
             x = np.mean([[each["env_steps"] for each in course[:count]] for course in own], 0)
             y = np.mean([[each[kind] for each in course[:count]] for course in own], 0)
             panel.plot(x / 1000, y, label=arm, color=plt.colormaps["tab20"](i % 20), linewidth=1.6)
-        if kind in thresholds:
-            panel.axhline(thresholds[kind], color="#888", linewidth=0.8, linestyle="--")
+        panel.axhline(study["thresholds"][kind], color="#888", linewidth=0.8, linestyle="--")
         panel.set_title(f"{kind}: what 192 validation prompts earn", fontsize=10)
         panel.set_xlabel("sampled tokens, thousands")
         panel.grid(alpha=0.3)

@@ -65,7 +65,8 @@ def run(
 ) -> dict[str, Any]:
     """Trains from the start of `start_seed` until the budget is spent, then plays the last weights.
 
-    `course` holds the validations: tokens, feedback calls, what the mode earns and what a sample earns.
+    `course` holds the validations: tokens, feedback calls, what the mode earns and what a sample earns; and last what
+    was taken in all.
     """
     if "yaml" not in method:  # the start itself
         return judged(checkpoint(start_seed), seed, testing, revised=True)
@@ -110,7 +111,7 @@ def judged(weights: Path, seed: int, testing: bool, suffix: str = "", revised: b
 
 
 class Course(L.Callback):
-    """The validations of a run, into `course.json`; stops it when its budget is spent.
+    """The validations of a run and its end, into `course.json`; stops it when its budget is spent.
 
     Args:
         tokens: sampled ones that it may take, if it samples.
@@ -124,12 +125,14 @@ class Course(L.Callback):
         self.rows: list[dict[str, float]] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        counters = trainer.datamodule.counters  # type: ignore[attr-defined]
-        row = {name: counters[name] for name in self.COUNTERS if name in counters}
         metrics = trainer.callback_metrics
         played = {"greedy": "val/return", "sampled": "val/return_sampled"}
-        row |= {name: float(metrics[key]) for name, key in played.items() if key in metrics}
-        self.rows.append(row | {"optimizer_steps": trainer.global_step})
+        self._note(trainer, {name: float(metrics[key]) for name, key in played.items() if key in metrics})
+
+    def _note(self, trainer: L.Trainer, earned: dict[str, float]) -> None:
+        counters = trainer.datamodule.counters  # type: ignore[attr-defined]
+        taken = {name: counters[name] for name in self.COUNTERS if name in counters}
+        self.rows.append(taken | earned | {"optimizer_steps": trainer.global_step})
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         spent = trainer.datamodule.counters.get("env_steps", 0)  # type: ignore[attr-defined]
@@ -137,4 +140,5 @@ class Course(L.Callback):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._note(trainer, {})
         (Path(trainer.default_root_dir) / "course.json").write_text(json.dumps(self.rows))

@@ -62,6 +62,21 @@ def test_what_the_start_makes_of_a_critique_is_told_beside_another_replys():
     assert lines[-1] == "| own critique, over another reply's | 0.200 [0.100, 0.300] | 0.200 [0.100, 0.300] |"
 
 
+def test_a_comparison_is_written_best_first_with_its_picture(tmp_path):
+    names = ("revised_", "revised_shuffled_", "revised_placebo_", "facts_", "length_", "")
+    values = {f"{name}{kind}": 0.5 for name in names for kind in feedback_report.KINDS}
+    rows = [row(arm, [], seed=seed) | values for arm in ("start", "pg") for seed in (0, 1)]
+    rows += [
+        row("ilf", [], seed=seed, course=[{"feedback_calls": 2000}]) | values | {"sampled": 0.7} for seed in (0, 1)
+    ]
+    text = feedback_report.written("comparison", rows, feedback.STUDIES, {}, tmp_path)
+    first, second = text.splitlines()[2:4]
+    assert first.startswith("| ilf | 0.500 [0.500, 0.500] | 0.700 [0.700, 0.700] | 0.200 [0.200, 0.200] |")
+    assert first.endswith("| 2k |") and second.startswith("| start |")
+    assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".json", ".png"}
+    assert (tmp_path / "feedback_comparison.md").read_text() == text
+
+
 def test_tuning_starts_and_seeds_are_used_for_nothing_else():
     fresh = {pair for pairs in feedback.FRESH.values() for pair in pairs}
     assert not set(feedback.TUNING) & fresh
