@@ -96,7 +96,7 @@ def run_all(jobs: list[Job], processes: int, what: str) -> None:
 
 def chosen(study: str, arms: list[str]) -> dict[str, dict[str, Any]]:
     """Of each arm the cell with the highest mean of what a sample earns over the last three validations."""
-    from benchmarks.side_by_side.feedback_report import ending
+    from benchmarks.side_by_side.feedback_figures import ending
 
     rows = [row for row in kept(RUNS / "rows.jsonl") if row["study"] == study and (row["start"], row["seed"]) in TUNING]
 

@@ -14,11 +14,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.side_by_side import feedback_targets
+from benchmarks.side_by_side.feedback_figures import KINDS, crossing, endings, gain, paired, ratio
 from benchmarks.side_by_side.rlhf_report import Rows, interval, shown
 
-DRAWS = 20_000
-LAST = 3  # validations that an ending is the mean of
-KINDS = ("greedy", "sampled")
 REVISIONS = {
     "as it is": "",
     "revised after its critique": "revised_",
@@ -27,49 +26,12 @@ REVISIONS = {
 }
 
 
-def ending(row: dict[str, Any], kind: str = "sampled") -> float:
-    """What the last validations found, in the mean; of what was not trained, its test."""
-    course = [each[kind] for each in row.get("course", []) if kind in each]
-    return sum(course[-LAST:]) / len(course[-LAST:]) if course else row[kind]
-
-
-def crossing(row: dict[str, Any], kind: str, threshold: float) -> float:
-    """Sampled tokens until the first of two validations in a row at the threshold; ∞ if that never was. What samples
-    nothing is not validated so: 0 if it ends there on the test prompts.
-    """
-    course = [each for each in row.get("course", []) if kind in each]
-    if not course:
-        return 0.0 if row[kind] >= threshold else math.inf
-    for one, two in zip(course, course[1:], strict=False):
-        if one[kind] >= threshold and two[kind] >= threshold:
-            return float(one.get("env_steps", 0))
-    return math.inf
-
-
-def paired(rows: Rows, arm: str, other: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The runs of two arms from the same start and seed."""
-    others = {(row["start"], row["seed"]): row for row in rows if row["arm"] == other}
-    own = [row for row in rows if row["arm"] == arm]
-    return [(row, others[key]) for row in own if (key := (row["start"], row["seed"])) in others]
-
-
-def ratio(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
-    """Median tokens of the first over those of the second, and its interval by resampling pairs; ∞ where it failed."""
-    own, other = np.array(pairs, dtype=float).T
-
-    def of(index: np.ndarray) -> np.ndarray:
-        a, b = (np.sort(x[index], -1)[..., (len(pairs) - 1) // 2] for x in (own, other))
-        return np.where(np.isinf(a), np.inf, a / b)  # a failed baseline: a finite run is 0 of it
-
-    drawn = of(np.random.default_rng(0).integers(len(pairs), size=(DRAWS, len(pairs))))
-    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
-    return float(of(np.arange(len(pairs)))), float(low), float(high)
-
-
 def written(study: str, rows: Rows, studies: dict[str, Any], frozen: dict[str, Any], folder: Path | None) -> str:
     """The table; with `folder` also in files, with the rows and the picture."""
     table, picture = {"convergence": (convergence, courses), "comparison": (comparison, ends)}[study]
     lines = table(rows, studies[study])
+    if found := getattr(feedback_targets, study)(rows, studies[study]):
+        lines += ["", *feedback_targets.table(found)]
     runs = max(sum(row["arm"] == arm for row in rows) for arm in {row["arm"] for row in rows})
     note = (
         f"Means over {runs} runs from three starts, 95 % bootstrap intervals, paired with "
@@ -84,17 +46,6 @@ def written(study: str, rows: Rows, studies: dict[str, Any], frozen: dict[str, A
         (folder / f"feedback_{study}.md").write_text(text)
         picture(rows, studies[study], folder / f"feedback_{study}.png")
     return text
-
-
-def endings(rows: Rows) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """By arm: what the test prompts earn at the end."""
-    arms = dict.fromkeys(row["arm"] for row in rows)
-    return {arm: {kind: interval([r[kind] for r in rows if r["arm"] == arm]) for kind in KINDS} for arm in arms}
-
-
-def gain(rows: Rows, arm: str, other: str, kind: str) -> tuple[float, float, float]:
-    """Of the test's earnings over another arm's, paired."""
-    return interval([own[kind] - base[kind] for own, base in paired(rows, arm, other)])
 
 
 def convergence(rows: Rows, study: dict[str, Any]) -> list[str]:

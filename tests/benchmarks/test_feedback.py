@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import feedback
-from benchmarks.side_by_side import feedback_report
+from benchmarks.side_by_side import feedback_figures, feedback_report, feedback_targets
 from lightning_nlf.cli.command_line import main
 
 ROOT = Path(__file__).parents[2]
@@ -20,33 +20,51 @@ def row(arm, sampled, start=0, seed=0, **kw):
 
 def test_a_threshold_is_reached_when_two_validations_in_a_row_say_so():
     """.9 at 100 is alone; at 300 and 400 it is confirmed, so 300 tokens."""
-    assert feedback_report.crossing(row("pg", [0.9, 0.8, 0.9, 0.95]), "sampled", 0.85) == 300
-    assert math.isinf(feedback_report.crossing(row("pg", [0.9, 0.8, 0.9]), "sampled", 0.85))
+    assert feedback_figures.crossing(row("pg", [0.9, 0.8, 0.9, 0.95]), "sampled", 0.85) == 300
+    assert math.isinf(feedback_figures.crossing(row("pg", [0.9, 0.8, 0.9]), "sampled", 0.85))
 
 
 def test_what_samples_nothing_needs_no_tokens_for_what_it_reaches():
     fitted = {"sampled": 0.85, "course": [{"optimizer_steps": 4}]}
-    assert feedback_report.crossing(fitted, "sampled", 0.85) == 0
-    assert math.isinf(feedback_report.crossing(fitted, "sampled", 0.86))
+    assert feedback_figures.crossing(fitted, "sampled", 0.85) == 0
+    assert math.isinf(feedback_figures.crossing(fitted, "sampled", 0.86))
 
 
 def test_an_ending_is_the_mean_of_the_last_three_validations():
-    assert feedback_report.ending(row("pg", [0.0, 0.2, 0.4, 0.9])) == pytest.approx(0.5)
-    assert feedback_report.ending({"sampled": 0.7, "course": [{"optimizer_steps": 4}]}) == 0.7  # plays no validations
+    assert feedback_figures.ending(row("pg", [0.0, 0.2, 0.4, 0.9])) == pytest.approx(0.5)
+    assert feedback_figures.ending({"sampled": 0.7, "course": [{"optimizer_steps": 4}]}) == 0.7  # plays no validations
 
 
 def test_runs_are_paired_by_start_and_seed():
     rows = [row("joint", [], 0, 1), row("joint", [], 1, 2), row("pg", [], 1, 2), row("pg", [], 0, 3)]
-    ((own, base),) = feedback_report.paired(rows, "joint", "pg")
+    ((own, base),) = feedback_figures.paired(rows, "joint", "pg")
     assert (own["arm"], base["arm"], own["start"], own["seed"]) == ("joint", "pg", 1, 2)
 
 
 def test_a_ratio_is_of_medians_and_a_failure_is_infinite():
     """Medians 200 and 400: a half, whatever is resampled where all pairs are alike."""
-    assert feedback_report.ratio([(200.0, 400.0)] * 5) == pytest.approx((0.5, 0.5, 0.5))
-    one, low, high = feedback_report.ratio([(200.0, 400.0)] * 4 + [(math.inf, 400.0)] * 5)
+    assert feedback_figures.ratio([(200.0, 400.0)] * 5) == pytest.approx((0.5, 0.5, 0.5))
+    one, low, high = feedback_figures.ratio([(200.0, 400.0)] * 4 + [(math.inf, 400.0)] * 5)
     assert math.isinf(one) and math.isinf(high) and low == 0.5
-    assert feedback_report.ratio([(200.0, math.inf)] * 3)[0] == 0
+    assert feedback_figures.ratio([(200.0, math.inf)] * 3)[0] == 0
+
+
+def test_a_target_is_met_by_the_bound_of_its_interval():
+    least, most = (0.05, 0.04, 0.06), (0.5, 0.4, 0.6)
+    assert feedback_targets.Target("", least, 0.04).met and not feedback_targets.Target("", least, 0.05).met
+    assert feedback_targets.Target("", most, 0.6, most=True).met
+    assert not feedback_targets.Target("", most, 0.5, most=True).met
+
+
+def test_targets_of_convergence_are_of_the_arms_they_name():
+    """Tokens to sampled .85: pg 300, joint 200, injection never; to greedy .9 all with all expected responses 100."""
+    courses = {"pg": [0.5, 0.5, 0.9, 0.9], "joint_128": [0.5, 0.9, 0.9], "injection_128": [0.5] * 4}
+    ends = {"pg": 0.8, "joint_128": 0.83, "injection_128": 0.5, "joint_all": 0.9, "joint_32": 0.75, "sft_32": 0.7}
+    rows = [row(arm, courses.get(arm, [0.9, 0.9])) | {"greedy": x, "sampled": x} for arm, x in ends.items()]
+    found = feedback_targets.convergence(rows, feedback.STUDIES["convergence"])
+    assert [each.found[0] for each in found] == pytest.approx([0.05, 1 / 3, 2 / 3, 0.03])
+    assert found[2].title.startswith("joint_128") and [each.met for each in found] == [True, True, False, True]
+    assert feedback_targets.convergence(rows[1:], feedback.STUDIES["convergence"]) == []
 
 
 def test_what_the_start_makes_of_a_critique_is_told_beside_another_replys():
@@ -64,7 +82,7 @@ def test_what_the_start_makes_of_a_critique_is_told_beside_another_replys():
 
 def test_a_comparison_is_written_best_first_with_its_picture(tmp_path):
     names = ("revised_", "revised_shuffled_", "revised_placebo_", "facts_", "length_", "")
-    values = {f"{name}{kind}": 0.5 for name in names for kind in feedback_report.KINDS}
+    values = {f"{name}{kind}": 0.5 for name in names for kind in feedback_figures.KINDS}
     rows = [row(arm, [], seed=seed) | values for arm in ("start", "pg") for seed in (0, 1)]
     rows += [
         row("ilf", [], seed=seed, course=[{"feedback_calls": 2000}]) | values | {"sampled": 0.7} for seed in (0, 1)
