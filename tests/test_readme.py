@@ -311,10 +311,23 @@ def test_every_yaml_says_what_it_reached():
     texts = {path.relative_to(ROOT / "conf").with_suffix("").as_posix(): path.read_text() for path in yamls()}
     runs = {name: text for name, text in texts.items() if "\nmodel:" in text}  # all but overlays and providers
     assert figures.keys() <= runs.keys()
+    quotes = {name: own[:1] for name, own in figures.items()} | arms_of_feedback()
     for name, text in runs.items():
         header = " ".join(line.lstrip("# ") for line in text.split("seed_everything")[0].splitlines())
-        reached = [figures[name][0]] if name in figures else ["Not measured yet", "Not measured: what people answer"]
+        reached = quotes.get(name, ["Not measured yet", "Not measured: what people answer"])
         assert any(said in header for said in reached), name
+
+
+def arms_of_feedback():
+    """What each yaml of `benchmarks/feedback.py` may quote: "arm end" of an arm that it has, as it samples."""
+    studies = yaml.safe_load((ROOT / "benchmarks" / "feedback.yaml").read_text())
+    quotes: dict[str, list[str]] = {}
+    for study in ("convergence", "comparison"):
+        table = results(f"feedback_{study}")[0]
+        for arm, own in studies[study]["arms"].items():
+            (sampled,) = re.findall(rf"^\| {arm} \| [^|]+ \| ([^|]+) \|", table, re.M)
+            quotes.setdefault(f"feedback/{own.get('yaml', 'feedback_sft')}", []).append(f"{arm} {sampled}")
+    return quotes
 
 
 @pytest.mark.parametrize("name", ["joint", "injection", "dagger", "bc"])
