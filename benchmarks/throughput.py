@@ -1,7 +1,7 @@
 """How fast training is, beside stable-baselines3, gymnasium and envpool: one run, side by side, on one core and on two.
 
     pip install -e '.[benchmark]'
-    python benchmarks/throughput.py                             # everything; 18 minutes on two cores
+    python benchmarks/throughput.py                             # everything; 15 minutes on two cores
     python benchmarks/throughput.py --only training/sb3-default  # one row again, or all that begin so
 
 Rows of one section take turns (A B A B …), five times each, in processes that are held to one core or to two. Medians

@@ -288,7 +288,9 @@ def results(name):
     return (ROOT / "benchmarks" / "results" / f"{name}.md").read_text().strip().split("\n\n")
 
 
-@pytest.mark.parametrize("name", ["configs", "bodies", "speedup", "rlhf", "maze"])
+@pytest.mark.parametrize(
+    "name", ["configs", "bodies", "speedup", "rlhf", "maze", "feedback_convergence", "feedback_comparison"]
+)
 def test_tables_in_the_readme_are_those_of_the_results_files(name):
     """To the letter as the benchmark wrote them; the long list of what was tuned stays where it is."""
     tables = [part for part in results(name) if part.startswith("|") and "chosen of 16 cells" not in part]

@@ -20,16 +20,16 @@ def ending(row: dict[str, Any], kind: str = "sampled") -> float:
     return sum(course[-LAST:]) / len(course[-LAST:]) if course else row[kind]
 
 
-def crossing(row: dict[str, Any], kind: str, threshold: float) -> float:
-    """Sampled tokens until the first of two validations in a row at the threshold; ∞ if that never was. What samples
-    nothing is not validated so: 0 if it ends there on the test prompts.
+def crossing(row: dict[str, Any], kind: str, threshold: float, counter: str = "env_steps") -> float:
+    """Sampled tokens, or another counter, until the first of two validations in a row at the threshold; ∞ if
+    that never was. What samples nothing is not validated so: 0 if it ends there on the test prompts.
     """
     course = [each for each in row.get("course", []) if kind in each]
     if not course:
         return 0.0 if row[kind] >= threshold else math.inf
     for one, two in zip(course, course[1:], strict=False):
         if one[kind] >= threshold and two[kind] >= threshold:
-            return float(one.get("env_steps", 0))
+            return float(one.get(counter, 0))
     return math.inf
 
 

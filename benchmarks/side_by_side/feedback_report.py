@@ -53,7 +53,7 @@ def convergence(rows: Rows, study: dict[str, Any]) -> list[str]:
     lines = [
         "| arm | end, greedy | end, sampled | sampled, over "
         + f"{base} | tokens to greedy {study['thresholds']['greedy']:g} | of {base}'s | "
-        + f"tokens to sampled {study['thresholds']['sampled']:g} | of {base}'s | calls |",
+        + f"tokens to sampled {study['thresholds']['sampled']:g} | of {base}'s | calls to it |",
         "| --- " * 9 + "|",
     ]
     for arm, own in endings(rows).items():
@@ -67,8 +67,10 @@ def convergence(rows: Rows, study: dict[str, Any]) -> list[str]:
             cells.append(f"{thousands(middle)}, {there}/{len(found)}")
             pairs = [(crossing(a, kind, threshold), crossing(b, kind, threshold)) for a, b in paired(rows, arm, base)]
             cells.append("" if arm == base else times(ratio(pairs)))
-        calls = [row["course"][-1].get("feedback_calls", 0) for row in rows if row["arm"] == arm and row.get("course")]
-        cells.append(thousands(float(np.mean(calls))) if calls else "")
+        threshold, counter = study["thresholds"]["sampled"], "feedback_calls"
+        sampling = [row for row in rows if row["arm"] == arm and counter in row["course"][0]]
+        asked = sorted(crossing(row, "sampled", threshold, counter) for row in sampling)
+        cells.append(thousands(asked[(len(asked) - 1) // 2]) if asked else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -77,16 +79,19 @@ def comparison(rows: Rows, study: dict[str, Any]) -> list[str]:
     """What the arms earn at the end, best first; then what the start makes of a critique."""
     base = study["paired"][0]
     lines = [
-        f"| arm | end, greedy | end, sampled | sampled, over {base} | facts, sampled | tokens a reply | calls |",
+        f"| arm | end, greedy | end, sampled | sampled, over {base} | facts, sampled | optimizer steps | calls |",
         "| --- " * 7 + "|",
     ]
     for arm, own in sorted(endings(rows).items(), key=lambda item: -item[1]["sampled"][0]):
         mine = [row for row in rows if row["arm"] == arm]
-        calls = [row["course"][-1].get("feedback_calls", 0) for row in mine if row.get("course")]
         cells = [arm, shown(own["greedy"], 3), shown(own["sampled"], 3)]
         cells.append("" if arm == base else shown(gain(rows, arm, base, "sampled"), 3))
-        cells += [shown(interval([row[key] for row in mine]), 2) for key in ("facts_sampled", "length_sampled")]
-        lines.append(f"| {' | '.join([*cells, thousands(float(np.mean(calls))) if calls else ''])} |")
+        cells.append(shown(interval([row["facts_sampled"] for row in mine]), 2))
+        last = [row["course"][-1] for row in mine if row.get("course")]
+        for counter in ("optimizer_steps", "feedback_calls"):
+            taken = [each[counter] for each in last if counter in each]
+            cells.append(thousands(float(np.mean(taken))) if taken else "")
+        lines.append(f"| {' | '.join(cells)} |")
     starts = [row for row in rows if row["arm"] == "start"]
     return [*lines, "", *revisions(starts)] if starts else lines
 

@@ -22,6 +22,8 @@ def test_a_threshold_is_reached_when_two_validations_in_a_row_say_so():
     """.9 at 100 is alone; at 300 and 400 it is confirmed, so 300 tokens."""
     assert feedback_figures.crossing(row("pg", [0.9, 0.8, 0.9, 0.95]), "sampled", 0.85) == 300
     assert math.isinf(feedback_figures.crossing(row("pg", [0.9, 0.8, 0.9]), "sampled", 0.85))
+    asked = {"course": [{"sampled": 0.9, "env_steps": 100, "feedback_calls": calls} for calls in (7, 9)]}
+    assert feedback_figures.crossing(asked, "sampled", 0.85, "feedback_calls") == 7
 
 
 def test_what_samples_nothing_needs_no_tokens_for_what_it_reaches():
@@ -85,12 +87,13 @@ def test_a_comparison_is_written_best_first_with_its_picture(tmp_path):
     values = {f"{name}{kind}": 0.5 for name in names for kind in feedback_figures.KINDS}
     rows = [row(arm, [], seed=seed) | values for arm in ("start", "pg") for seed in (0, 1)]
     rows += [
-        row("ilf", [], seed=seed, course=[{"feedback_calls": 2000}]) | values | {"sampled": 0.7} for seed in (0, 1)
+        row("ilf", [], seed=seed, course=[{"optimizer_steps": 30, "feedback_calls": 2000}]) | values | {"sampled": 0.7}
+        for seed in (0, 1)
     ]
     text = feedback_report.written("comparison", rows, feedback.STUDIES, {}, tmp_path)
     first, second = text.splitlines()[2:4]
     assert first.startswith("| ilf | 0.500 [0.500, 0.500] | 0.700 [0.700, 0.700] | 0.200 [0.200, 0.200] |")
-    assert first.endswith("| 2k |") and second.startswith("| start |")
+    assert first.endswith("| 30 | 2k |") and second.startswith("| start |")
     assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".json", ".png"}
     assert (tmp_path / "feedback_comparison.md").read_text() == text
 
