@@ -37,9 +37,10 @@ HERE = Path(__file__).parent
 STUDIES: dict[str, Any] = yaml.safe_load((HERE / "feedback.yaml").read_text())
 RUNS = Path("outputs/benchmarks/feedback")
 TUNING = [(900, 900), (900, 901)]  # start and seed
+STARTS = 6
 FRESH = {
-    "convergence": [(start, 1000 + start * 10 + seed) for start in range(3) for seed in range(5)],
-    "comparison": [(start, 1000 + start * 10 + seed) for seed in range(4) for start in range(3)][:10],
+    study: [(start, 1000 + start * 10 + seed) for start in range(STARTS) for seed in range(seeds)]
+    for study, seeds in (("convergence", 3), ("comparison", 2))
 }
 Job = tuple[str, str, dict[str, Any], int, int]  # study, arm, cell, start, seed
 
@@ -51,7 +52,7 @@ def job(study: str, arm: str, cell: dict[str, Any], start: int, seed: int) -> No
     folder = RUNS.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    method = STUDIES[study]["budget"] | STUDIES[study]["arms"][arm]
+    method = {"budgets": STUDIES[study]["budgets"]} | STUDIES[study]["arms"][arm]
     row = {"study": study, "arm": arm, "cell": cell, "start": start, "seed": seed}
     row |= feedback_runs.run(arm, method, cell, start, seed, testing=(start, seed) not in TUNING)
     with (folder / "rows.jsonl").open("a") as file:

@@ -1,4 +1,4 @@
-"""Medians with infinities, and how much faster one sample is than another."""
+"""Medians with infinities, how much faster one sample is than another, and resamples of runs that share a start."""
 
 from __future__ import annotations
 
@@ -47,3 +47,18 @@ def faster(baseline: Sequence[float], arm: Sequence[float]) -> tuple[float, floa
     """P(a run of the arm is faster than one of the baseline), ties half; and the two-sided p of Mann-Whitney."""
     statistic, p = mannwhitneyu(np.asarray(baseline), np.asarray(arm))
     return float(statistic) / (len(baseline) * len(arm)), float(p)
+
+
+def resamples(starts: Sequence[int], draws: int, seed: int = 0) -> np.ndarray:
+    """Places in `starts`, (draws, starts · runs of one): starts with replacement, and of each its runs so again.
+
+    Runs from one start are alike: as if they were independent, they would claim more than they show.
+    Args: starts: of each run, (n,); of two starts with different numbers of runs both weigh the same.
+    """
+    rng = np.random.default_rng(seed)
+    places = [np.flatnonzero(np.asarray(starts) == start) for start in dict.fromkeys(starts)]
+    counts = np.array([len(own) for own in places])
+    table = np.stack([np.resize(own, counts.max()) for own in places])
+    drawn = rng.integers(len(places), size=(draws, len(places)))[..., None]
+    runs = (rng.random((draws, len(places), counts.max())) * counts[drawn]).astype(int)
+    return table[drawn, runs].reshape(draws, -1)

@@ -1,10 +1,10 @@
 """How fast language models generate and train, beside transformers and TRL: same weights, same batches, side by side.
 
     pip install -e '.[text,benchmark]'
-    python benchmarks/text_speed.py                    # everything; about 10 minutes on one quiet core
+    python benchmarks/text_speed.py                    # everything; about 15 minutes on one quiet core
     python benchmarks/text_speed.py --only sft          # one section again, or all rows that begin so
 
-Rows of one section take turns (A B A B …), three times each, every row in a process of its own that is held to one core
+Rows of one section take turns (A B A B …), five times each, every row in a process of its own that is held to one core
 and one thread. Before anything is timed, the first loss of both sides must agree to 1e-4 in fp32. "best" is TRL's
 fastest mode on a CPU: bf16, eager attention, no gradient checkpointing. Medians with least and most; ratios are of
 medians with a 95 % bootstrap interval over the repeats: the claim is its bound. Memory is the process's peak.
@@ -216,7 +216,7 @@ def ratio(claim: Claim, values: dict[str, list[float]]) -> tuple[float, float, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a section or a row, by the beginning of its name")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     rows = [*generating(), *training()]
     chosen = [row for row in rows if row.name.startswith(options.only)]

@@ -1,26 +1,36 @@
-"""What the runs of `feedback.py` come to: endings, tokens to a threshold, and how arms differ."""
+"""What the runs of `feedback.py` come to: endings, tokens to a threshold, and how arms differ.
+
+Intervals are of 95 %, by resampling starts and then the runs of each.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from benchmarks.side_by_side.rlhf_report import Rows, interval
+from benchmarks.intervals import interval, resamples
 
+Row = dict[str, Any]
+Rows = list[Row]
+Pairs = list[tuple[Row, Row]]
+Interval = tuple[float, float, float]  # the figure, and its bounds
 DRAWS = 20_000
 LAST = 3  # validations that an ending is the mean of
 KINDS = ("greedy", "sampled")
+BUDGETS = {"env_steps": "sampled tokens", "optimizer_steps": "optimizer steps", "feedback_calls": "feedback calls"}
 
 
-def ending(row: dict[str, Any], kind: str = "sampled") -> float:
+def ending(row: Row, kind: str = "sampled") -> float:
     """What the last validations found, in the mean; of what was not trained, its test."""
     course = [each[kind] for each in row.get("course", []) if kind in each]
     return sum(course[-LAST:]) / len(course[-LAST:]) if course else row[kind]
 
 
-def crossing(row: dict[str, Any], kind: str, threshold: float, counter: str = "env_steps") -> float:
+def crossing(row: Row, kind: str, threshold: float, counter: str = "env_steps") -> float:
     """Sampled tokens, or another counter, until the first of two validations in a row at the threshold; ∞ if
     that never was. What samples nothing is not validated so: 0 if it ends there on the test prompts.
     """
@@ -33,33 +43,55 @@ def crossing(row: dict[str, Any], kind: str, threshold: float, counter: str = "e
     return math.inf
 
 
-def paired(rows: Rows, arm: str, other: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def paired(rows: Rows, arm: str, other: str) -> Pairs:
     """The runs of two arms from the same start and seed."""
     others = {(row["start"], row["seed"]): row for row in rows if row["arm"] == other}
     own = [row for row in rows if row["arm"] == arm]
     return [(row, others[key]) for row in own if (key := (row["start"], row["seed"])) in others]
 
 
-def ratio(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
-    """Median tokens of the first over those of the second, and its interval by resampling pairs; ∞ where it failed."""
-    own, other = np.array(pairs, dtype=float).T
+def mean(rows: Rows, of: Callable[[Row], float]) -> Interval:
+    """Of what `of` says of each run."""
+    return interval_of_mean([of(row) for row in rows], [row["start"] for row in rows])
 
-    def of(index: np.ndarray) -> np.ndarray:
-        a, b = (np.sort(x[index], -1)[..., (len(pairs) - 1) // 2] for x in (own, other))
+
+def gain(pairs: Pairs, of: Callable[[Row], float]) -> Interval:
+    """The mean of what the first runs have more than the second."""
+    return interval_of_mean([of(own) - of(base) for own, base in pairs], [own["start"] for own, _ in pairs])
+
+
+def interval_of_mean(values: Sequence[float], starts: Sequence[int]) -> Interval:
+    sample = np.asarray(values, dtype=float)
+    return float(sample.mean()), *interval(sample[resamples(starts, DRAWS)].mean(1))
+
+
+def ratio(pairs: Pairs, of: Callable[[Row], float]) -> Interval:
+    """Median of the first over that of the second; ∞ where it failed."""
+    own, other = np.array([(of(a), of(b)) for a, b in pairs], dtype=float).T
+
+    def at(index: np.ndarray) -> np.ndarray:
+        a, b = (np.sort(x[index], -1)[..., (index.shape[-1] - 1) // 2] for x in (own, other))
         with np.errstate(invalid="ignore"):  # ∞ / ∞
             return np.where(np.isinf(a), np.inf, a / b)  # a failed baseline: a finite run is 0 of it
 
-    drawn = of(np.random.default_rng(0).integers(len(pairs), size=(DRAWS, len(pairs))))
-    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
-    return float(of(np.arange(len(pairs)))), float(low), float(high)
+    drawn = at(resamples([row["start"] for row, _ in pairs], DRAWS))
+    return float(at(np.arange(len(pairs)))), *interval(drawn)
 
 
-def endings(rows: Rows) -> dict[str, dict[str, tuple[float, float, float]]]:
+def after(budget: str, figure: str) -> Callable[[Row], float]:
+    """What a run had earned when it had spent a budget; of what does not use it, what it earned at its end."""
+    return lambda row: row.get("after", {}).get(budget, row)[figure]
+
+
+def over_shuffled(kind: str) -> Callable[[Row], float]:
+    """What a revision after the reply's own critique earns more than one after another reply's."""
+    return lambda row: row[f"revised_{kind}"] - row[f"revised_shuffled_{kind}"]
+
+
+def endings(rows: Rows) -> dict[str, dict[str, Interval]]:
     """By arm: what the test prompts earn at the end."""
     arms = dict.fromkeys(row["arm"] for row in rows)
-    return {arm: {kind: interval([r[kind] for r in rows if r["arm"] == arm]) for kind in KINDS} for arm in arms}
-
-
-def gain(rows: Rows, arm: str, other: str, kind: str) -> tuple[float, float, float]:
-    """Of the test's earnings over another arm's, paired."""
-    return interval([own[kind] - base[kind] for own, base in paired(rows, arm, other)])
+    return {
+        arm: {kind: mean([row for row in rows if row["arm"] == arm], itemgetter(kind)) for kind in KINDS}
+        for arm in arms
+    }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.side_by_side import feedback_targets
-from benchmarks.side_by_side.feedback_figures import KINDS, crossing, endings, gain, paired, ratio
-from benchmarks.side_by_side.rlhf_report import Rows, interval, shown
+from benchmarks.side_by_side.feedback_figures import (
+    BUDGETS,
+    KINDS,
+    Rows,
+    after,
+    crossing,
+    endings,
+    gain,
+    mean,
+    over_shuffled,
+    paired,
+    ratio,
+)
+from benchmarks.side_by_side.rlhf_report import shown
 
 REVISIONS = {
     "as it is": "",
@@ -32,11 +46,12 @@ def written(study: str, rows: Rows, studies: dict[str, Any], frozen: dict[str, A
     lines = table(rows, studies[study])
     if found := getattr(feedback_targets, study)(rows, studies[study]):
         lines += ["", *feedback_targets.table(found)]
-    runs = max(sum(row["arm"] == arm for row in rows) for arm in {row["arm"] for row in rows})
+    runs = {(row["start"], row["seed"]) for row in rows}
+    budgets = ", ".join(f"{count:,} {BUDGETS[name]}" for name, count in studies[study]["budgets"].items())
     note = (
-        f"Means over {runs} runs from three starts, 95 % bootstrap intervals, paired with "
-        f"{studies[study]['paired'][0]}. "
-        f"{studies[study]['budget']['tokens']:,} sampled tokens for every arm that samples. {os.cpu_count()} cores; "
+        f"Means over {len(runs)} runs from {len({start for start, _ in runs})} starts, paired with "
+        f"{studies[study]['paired'][0]}; 95 % intervals by resampling starts, and the runs of each. "
+        f"For every arm that samples: {budgets}. {os.cpu_count()} cores; "
         f"`python benchmarks/feedback.py {study}`, one arm again: `--only ARM`."
     )
     text = "\n".join(lines) + f"\n\n{note}\n"
@@ -57,16 +72,17 @@ def convergence(rows: Rows, study: dict[str, Any]) -> list[str]:
         "| --- " * 9 + "|",
     ]
     for arm, own in endings(rows).items():
+        pairs = paired(rows, arm, base)
         cells = [arm, shown(own["greedy"], 3), shown(own["sampled"], 3)]
-        cells.append("" if arm == base else shown(gain(rows, arm, base, "sampled"), 3))
+        cells.append("" if arm == base else shown(gain(pairs, itemgetter("sampled")), 3))
         for kind in KINDS:
             threshold = study["thresholds"][kind]
             found = sorted(crossing(row, kind, threshold) for row in rows if row["arm"] == arm)
             there = sum(map(math.isfinite, found))
             middle = found[(len(found) - 1) // 2]
             cells.append(f"{thousands(middle)}, {there}/{len(found)}")
-            pairs = [(crossing(a, kind, threshold), crossing(b, kind, threshold)) for a, b in paired(rows, arm, base)]
-            cells.append("" if arm == base else times(ratio(pairs)))
+            until = partial(crossing, kind=kind, threshold=threshold)
+            cells.append("" if arm == base else times(ratio(pairs, until)))
         threshold, counter = study["thresholds"]["sampled"], "feedback_calls"
         sampling = [row for row in rows if row["arm"] == arm and counter in row["course"][0]]
         asked = sorted(crossing(row, "sampled", threshold, counter) for row in sampling)
@@ -76,21 +92,26 @@ def convergence(rows: Rows, study: dict[str, Any]) -> list[str]:
 
 
 def comparison(rows: Rows, study: dict[str, Any]) -> list[str]:
-    """What the arms earn at the end, best first; then what the start makes of a critique."""
-    base = study["paired"][0]
-    lines = [
-        f"| arm | end, greedy | end, sampled | sampled, over {base} | facts, sampled | optimizer steps | calls |",
-        "| --- " * 7 + "|",
-    ]
+    """What the arms earn at the end of each budget, best first; then what the start makes of a critique."""
+    base, (first, *others) = study["paired"][0], study["budgets"].items()
+    titles = ["arm", "greedy", "sampled", f"sampled, over {base}", "facts, sampled", "optimizer steps", "calls"]
+    for name, count in others:
+        titles += [f"sampled, after {count:,} {BUDGETS[name]}", f"over {base}"]
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for arm, own in sorted(endings(rows).items(), key=lambda item: -item[1]["sampled"][0]):
-        mine = [row for row in rows if row["arm"] == arm]
+        mine, pairs = [row for row in rows if row["arm"] == arm], paired(rows, arm, base)
         cells = [arm, shown(own["greedy"], 3), shown(own["sampled"], 3)]
-        cells.append("" if arm == base else shown(gain(rows, arm, base, "sampled"), 3))
-        cells.append(shown(interval([row["facts_sampled"] for row in mine]), 2))
-        last = [row["course"][-1] for row in mine if row.get("course")]
+        cells.append("" if arm == base else shown(gain(pairs, itemgetter("sampled")), 3))
+        cells.append(shown(mean(mine, itemgetter("facts_sampled")), 2))
+        taken = [row.get("spent", {}).get(first[0]) or (row.get("course") or [{}])[-1] for row in mine]
         for counter in ("optimizer_steps", "feedback_calls"):
-            taken = [each[counter] for each in last if counter in each]
-            cells.append(thousands(float(np.mean(taken))) if taken else "")
+            counts = [each[counter] for each in taken if counter in each]
+            cells.append(thousands(float(np.mean(counts))) if counts else "")
+        for name, _ in others:
+            sampled = after(name, "sampled")
+            trained = any(name in row.get("spent", {}) for row in mine)
+            cells.append(shown(mean(mine, sampled), 3) if trained else "")
+            cells.append(shown(gain(pairs, sampled), 3) if trained and arm != base else "")
         lines.append(f"| {' | '.join(cells)} |")
     starts = [row for row in rows if row["arm"] == "start"]
     return [*lines, "", *revisions(starts)] if starts else lines
@@ -100,10 +121,10 @@ def revisions(starts: Rows) -> list[str]:
     """What the replies of the start earn, and after one revision by itself: R(y₀) and R(y₁)."""
     lines = ["| the start, its reply | greedy | sampled |", "| --- " * 3 + "|"]
     for title, name in REVISIONS.items():
-        figures = [shown(interval([row[f"{name}{kind}"] for row in starts]), 3) for kind in KINDS]
+        figures = [shown(mean(starts, itemgetter(f"{name}{kind}")), 3) for kind in KINDS]
         lines.append(f"| {title} | {' | '.join(figures)} |")
-    ahead = [[row[f"revised_{kind}"] - row[f"revised_shuffled_{kind}"] for row in starts] for kind in KINDS]
-    return [*lines, f"| own critique, over another reply's | {' | '.join(shown(interval(x), 3) for x in ahead)} |"]
+    ahead = [shown(mean(starts, over_shuffled(kind)), 3) for kind in KINDS]
+    return [*lines, f"| own critique, over another reply's | {' | '.join(ahead)} |"]
 
 
 def thousands(x: float) -> str:
@@ -116,18 +137,20 @@ def times(x: tuple[float, float, float]) -> str:
 
 
 def ends(rows: Rows, study: dict[str, Any], path: Path) -> None:
-    """What the test prompts earn at the end, an arm a line, the best above."""
-    found = sorted(endings(rows).items(), key=lambda item: item[1]["sampled"][0])
-    figure, axes = plt.subplots(figsize=(9, 0.34 * len(found) + 1.2))
-    for kind, colour, above in zip(KINDS, ("#b0b0b0", "#1f77b4"), (0.16, 0), strict=True):
-        middle, low, high = np.array([own[kind] for _, own in found]).T
-        bars = np.stack([middle - low, high - middle])
-        places = np.arange(len(found)) + above
-        axes.errorbar(middle, places, xerr=bars, fmt="o", color=colour, capsize=2, label=kind)
-    axes.set_yticks(range(len(found)), [arm for arm, _ in found])
-    axes.set_xlabel(f"reward by the rule after {study['budget']['tokens']:,} sampled tokens, 95 % interval")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    """What the test prompts earn at the end of each budget, an arm a line, the best above."""
+    arms = [arm for arm, _ in sorted(endings(rows).items(), key=lambda item: item[1]["sampled"][0])]
+    figure, axes = plt.subplots(1, len(study["budgets"]), figsize=(15, 0.34 * len(arms) + 1.2), sharey=True)
+    for panel, (name, count) in zip(axes, study["budgets"].items(), strict=True):
+        for kind, colour, above in zip(KINDS, ("#b0b0b0", "#1f77b4"), (0.16, 0), strict=True):
+            found = [mean([row for row in rows if row["arm"] == arm], after(name, kind)) for arm in arms]
+            middle, low, high = np.array(found).T
+            bars = np.stack([middle - low, high - middle])
+            places = np.arange(len(arms)) + above
+            panel.errorbar(middle, places, xerr=bars, fmt="o", color=colour, capsize=2, label=kind)
+        panel.set_xlabel(f"reward by the rule after {count:,} {BUDGETS[name]}")
+        panel.grid(alpha=0.3)
+    axes[0].set_yticks(range(len(arms)), arms)
+    axes[0].legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

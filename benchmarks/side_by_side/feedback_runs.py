@@ -63,22 +63,26 @@ def checkpoint(seed: int) -> Path:
 def run(
     name: str, method: dict[str, Any], cell: dict[str, Any], start_seed: int, seed: int, testing: bool
 ) -> dict[str, Any]:
-    """Trains from the start of `start_seed` until the budget is spent, then plays the last weights.
+    """Trains from the start of `start_seed` until every budget is spent, then plays the weights that it had at each.
 
-    `course` holds the validations: tokens, feedback calls, what the mode earns and what a sample earns; and last what
-    was taken in all.
+    Of the first budget, or where nothing of it is used of the end, are the row's own figures; of all of them those
+    in `after`, with what was taken by then in `spent`. `course` holds the validations: tokens, feedback calls, what the
+    mode earns and what a sample earns; and last what was taken in all.
     """
     if "yaml" not in method:  # the start itself
         return judged(checkpoint(start_seed), seed, testing, revised=True)
     of_start = {key: value.replace("START", str(start_seed)) for key, value in method.get("of_start", {}).items()}
     changes = {"model.policy.weights": str(checkpoint(start_seed))} | of_start | method.get("changes", {}) | cell
-    limits = {"tokens": method["tokens"], "optimizer_steps": method["optimizer_steps"]}
-    changes |= {"trainer.callbacks+": {"class_path": f"{__name__}.Course", "init_args": limits}}
+    course = {"class_path": f"{__name__}.Course", "init_args": {"budgets": method["budgets"]}}
+    changes |= {"trainer.callbacks+": course}
     folder = command("fit", method["yaml"], seed, f"method-{os.getpid()}/{name}", changes, of="feedback")
-    figures = judged(folder / "checkpoints" / "last.ckpt", seed, testing, suffix=method.get("suffix", ""))
-    course = json.loads((folder / "course.json").read_text())
+    found = json.loads((folder / "course.json").read_text())
+    weights = {step: folder / f"{step}.ckpt" for step in (each["optimizer_steps"] for each in found["spent"].values())}
+    weights = weights or {None: folder / "checkpoints" / "last.ckpt"}
+    earned = {step: judged(path, seed, testing, suffix=method.get("suffix", "")) for step, path in weights.items()}
     shutil.rmtree(folder)
-    return figures | {"course": course}
+    after = {name: earned[taken["optimizer_steps"]] for name, taken in found["spent"].items()}
+    return after.get(next(iter(method["budgets"])), earned[next(reversed(earned))]) | found | {"after": after}
 
 
 @torch.no_grad()
@@ -111,34 +115,40 @@ def judged(weights: Path, seed: int, testing: bool, suffix: str = "", revised: b
 
 
 class Course(L.Callback):
-    """The validations of a run and its end, into `course.json`; stops it when its budget is spent.
+    """The validations of a run and its end, into `course.json`; stops it when all its budgets are spent.
 
     Args:
-        tokens: sampled ones that it may take, if it samples.
-        optimizer_steps: that it may take.
+        budgets: of counters of the data module and of `optimizer_steps`. The weights at which one is spent are kept, as
+            `STEP.ckpt`. What a run does not use it cannot spend: such a run ends by itself.
     """
 
     COUNTERS = ("env_steps", "feedback_calls", "critiques", "labels")
 
-    def __init__(self, tokens: int, optimizer_steps: int) -> None:
-        self.tokens, self.optimizer_steps = tokens, optimizer_steps
-        self.rows: list[dict[str, float]] = []
+    def __init__(self, budgets: dict[str, int]) -> None:
+        self.budgets = budgets
+        self.course: list[dict[str, float]] = []
+        self.spent: dict[str, dict[str, float]] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         metrics = trainer.callback_metrics
         played = {"greedy": "val/return", "sampled": "val/return_sampled"}
-        self._note(trainer, {name: float(metrics[key]) for name, key in played.items() if key in metrics})
+        earned = {name: float(metrics[key]) for name, key in played.items() if key in metrics}
+        self.course.append(self._taken(trainer) | earned)
 
-    def _note(self, trainer: L.Trainer, earned: dict[str, float]) -> None:
+    def _taken(self, trainer: L.Trainer) -> dict[str, float]:
         counters = trainer.datamodule.counters  # type: ignore[attr-defined]
         taken = {name: counters[name] for name in self.COUNTERS if name in counters}
-        self.rows.append(taken | earned | {"optimizer_steps": trainer.global_step})
+        return taken | {"optimizer_steps": trainer.global_step}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        spent = trainer.datamodule.counters.get("env_steps", 0)  # type: ignore[attr-defined]
-        if spent >= self.tokens or trainer.global_step >= self.optimizer_steps:
+        taken = self._taken(trainer)
+        now = {name: taken for name, budget in self.budgets.items() if taken.get(name, 0) >= budget}
+        if now.keys() - self.spent.keys():
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / f"{taken['optimizer_steps']}.ckpt")
+        self.spent = now | self.spent
+        if self.spent.keys() == self.budgets.keys():
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self._note(trainer, {})
-        (Path(trainer.default_root_dir) / "course.json").write_text(json.dumps(self.rows))
+        found = {"course": [*self.course, self._taken(trainer)], "spent": self.spent}
+        (Path(trainer.default_root_dir) / "course.json").write_text(json.dumps(found))

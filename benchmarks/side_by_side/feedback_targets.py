@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
-from benchmarks.side_by_side.feedback_figures import KINDS, crossing, endings, gain, paired, ratio
-from benchmarks.side_by_side.rlhf_report import Rows, interval
+from benchmarks.side_by_side.feedback_figures import (
+    BUDGETS,
+    KINDS,
+    Interval,
+    Row,
+    Rows,
+    after,
+    crossing,
+    endings,
+    gain,
+    mean,
+    over_shuffled,
+    paired,
+    ratio,
+)
 
-Interval = tuple[float, float, float]  # the figure, and its bounds
 UNSCORED = ("ilf_unscored", "sdpo", "cft", "coh", "fcp", "c3po")  # learn from critiques alone
 
 
@@ -39,18 +54,18 @@ def convergence(rows: Rows, study: dict[str, Any]) -> list[Target]:
         return []
 
     def tokens(arm: str, kind: str) -> Interval:
-        pairs = [[crossing(row, kind, study["thresholds"][kind]) for row in pair] for pair in paired(rows, arm, "pg")]
-        return ratio([(own, base) for own, base in pairs])
+        return ratio(paired(rows, arm, "pg"), partial(crossing, kind=kind, threshold=study["thresholds"][kind]))
 
     few = [arm for arm in endings(rows) if arm.endswith("_128") and arm.startswith(("joint", "injection"))]
     best = min(few, key=lambda arm: tokens(arm, "sampled"))
     few_responses = "joint with 32 expected responses, sampled, over SFT on them"
     soonest = f"{best}, the soonest with 128, tokens to sampled 0.85, of pg's"
+    sampled = itemgetter("sampled")
     return [
-        Target(few_responses, gain(rows, "joint_32", "sft_32", "sampled"), 0.04),
+        Target(few_responses, gain(paired(rows, "joint_32", "sft_32"), sampled), 0.04),
         Target("joint with all, tokens to greedy 0.9, of pg's", tokens("joint_all", "greedy"), 0.7, most=True),
         Target(soonest, tokens(best, "sampled"), 0.6, most=True),
-        Target("the same, sampled at the end, over pg", gain(rows, best, "pg", "sampled"), 0.0),
+        Target("the same, sampled at the end, over pg", gain(paired(rows, best, "pg"), sampled), 0.0),
     ]
 
 
@@ -59,14 +74,19 @@ def comparison(rows: Rows, study: dict[str, Any]) -> list[Target]:
     if {"start", "sft_128", *UNSCORED} - set(arms):
         return []
     starts = [row for row in rows if row["arm"] == "start"]
-
-    def revised(kind: str, over: str = "") -> Interval:
-        return interval([row[f"revised_{kind}"] - (row[f"{over}{kind}"] if over else 0) for row in starts])
-
-    best = max(UNSCORED, key=lambda arm: arms[arm]["sampled"][0])
-    found = [Target(f"R(y₁), {kind}", revised(kind), bound) for kind, bound in zip(KINDS, (0.95, 0.87), strict=True)]
+    levels = zip(KINDS, (0.95, 0.87), strict=True)
+    found = [Target(f"R(y₁), {kind}", mean(starts, itemgetter(f"revised_{kind}")), bound) for kind, bound in levels]
     for kind in KINDS:
-        over = revised(kind, "revised_shuffled_")
-        found.append(Target(f"R(y₁), {kind}, over that after another reply's critique", over, 0.15))
-    title = f"{best}, the best without a score, sampled, over SFT on 128 expected responses"
-    return [*found, Target(title, gain(rows, best, "sft_128", "sampled"), 0.0)]
+        title = f"R(y₁), {kind}, over that after another reply's critique"
+        found.append(Target(title, mean(starts, over_shuffled(kind)), 0.15))
+    own = {arm: [row for row in rows if row["arm"] == arm] for arm in UNSCORED}
+
+    def best_by(figure: Callable[[Row], float]) -> str:
+        return max(UNSCORED, key=lambda arm: mean(own[arm], figure))
+
+    for name, count in study["budgets"].items():
+        sampled = after(name, "sampled")
+        best = best_by(sampled)
+        title = f"{best}, the best without a score after {count:,} {BUDGETS[name]}, sampled, over SFT on 128 expected"
+        found.append(Target(title, gain(paired(rows, best, "sft_128"), sampled), 0.0))
+    return found

@@ -34,7 +34,8 @@ class RevisionDataModule(TextDataModule):
         reviser: who revises, such as a frozen start; by default the policy itself, which easily unlearns it.
         rounds: of critique and revision; a revision is criticised and revised again.
         revisions: of each criticised reply.
-        keep: which revisions make rows: `best` of its reply's by score, `better` than the reply by score, or all.
+        keep: which revisions make rows: `best` of its reply's by score, `better` than the reply by score, those that
+            are `approved`, when the teacher criticises them too and has nothing to say, or all.
         words: whose critiques, of `Teacher`; the controls.
         scored: replies have scores. Without, there are no rewards to learn from, and none are counted.
         scope: what the teacher speaks about, by the facts of a case: `{kind: level}`. Replies to other prompts are
@@ -55,7 +56,7 @@ class RevisionDataModule(TextDataModule):
         reviser: Replier | None = None,
         rounds: int = 1,
         revisions: int = 1,
-        keep: Literal["all", "best", "better"] = "all",
+        keep: Literal["all", "best", "better", "approved"] = "all",
         words: Words = "task",
         scored: bool = True,
         scope: dict[str, str] | None = None,
@@ -72,8 +73,8 @@ class RevisionDataModule(TextDataModule):
             raise ValueError(f"task: {type(task).__name__} says no prompts for revisions, or has more than one turn")
         if not learn:
             raise ValueError("learn: nothing is learned; name at least one kind of row")
-        if not scored and keep != "all":
-            raise ValueError(f"keep: {keep} goes by the score, and scored is false")
+        if not scored and keep in ("best", "better"):
+            raise ValueError(f"keep: {keep} goes by the score, and scored is false; approved goes by critiques")
         if author is not None and "attempts" in learn:
             raise ValueError("learn: attempts are the policy's own, and an author writes them; leave one of them out")
         self.author = author
@@ -105,13 +106,14 @@ class RevisionDataModule(TextDataModule):
         inside = [place for place, attempt in enumerate(attempts) if self._in_scope(attempt)]
         reviews = self.teacher.reviews([attempts[place] for place in inside], inside, rng)
         made, calls = self._revised(actor, reviews, rng)
+        kept, more = self._kept(made, rng)
         anchors = self._anchors(actor, attempts, set(inside), rng)
-        rows, too_long = self.rows.rows(reviews, self._kept(made), anchors)
+        rows, too_long = self.rows.rows(reviews, kept, anchors)
         batch = self.rows.batch(rows, attempts, self.replies)
         scores = (len(attempts) + len(made)) * self.scored
         tokens = spent + sum(revision.episode.decided for revision in made)
         tokens += sum(played.decided for _, played in anchors)
-        critiques = len(reviews) + calls
+        critiques = len(reviews) + calls + more
         self.count(env_steps=tokens, critiques=critiques, feedback_calls=critiques + scores)
         self._tell(attempts, torch.tensor([episode.score for episode in attempts]), again)
         self._tell_of(reviews, made, too_long, len(rows) + too_long)
@@ -156,17 +158,21 @@ class RevisionDataModule(TextDataModule):
         played = self.conversation.play(self._reviser(actor), [attempts[place].prompt for place in outside], seeds)
         return list(zip(outside, played, strict=True))
 
-    def _kept(self, made: list[Revision]) -> list[Revision]:
+    def _kept(self, made: list[Revision], rng: np.random.Generator) -> tuple[list[Revision], int]:
+        """Those that make rows, and how many critiques it took to know."""
+        if self.keep == "approved":
+            reviews = self.teacher.reviews([each.episode for each in made], [each.review.of for each in made], rng)
+            return [each for each, said in zip(made, reviews, strict=True) if said.critique is None], len(made)
         if self.keep == "better":
-            return [revision for revision in made if revision.gain > 0]
+            return [revision for revision in made if revision.gain > 0], 0
         if self.keep == "best":
             best: dict[int, Revision] = {}
             for revision in made:
                 of = revision.review.of
                 if of not in best or revision.episode.score > best[of].episode.score:
                     best[of] = revision
-            return list(best.values())
-        return made
+            return list(best.values()), 0
+        return made, 0
 
     def _tell_of(self, reviews: Sequence[Review], made: Sequence[Revision], too_long: int, rows: int) -> None:
         """Averages over all ranks, beside those of the attempts.  too_long: of so many `rows` there would be."""

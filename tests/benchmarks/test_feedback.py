@@ -2,12 +2,16 @@
 
 import json
 import math
+from collections import Counter
+from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import feedback
-from benchmarks.side_by_side import feedback_figures, feedback_report, feedback_targets
+from benchmarks.intervals import resamples
+from benchmarks.side_by_side import feedback_figures, feedback_report, feedback_runs, feedback_targets
 from lightning_nlf.cli.command_line import main
 
 ROOT = Path(__file__).parents[2]
@@ -43,12 +47,71 @@ def test_runs_are_paired_by_start_and_seed():
     assert (own["arm"], base["arm"], own["start"], own["seed"]) == ("joint", "pg", 1, 2)
 
 
+def runs(*tokens, start=lambda i: i):
+    """Pairs of an arm's and the base's tokens, each from a start of its own."""
+    return [({"start": start(i), "tokens": a}, {"tokens": b}) for i, (a, b) in enumerate(tokens)]
+
+
 def test_a_ratio_is_of_medians_and_a_failure_is_infinite():
     """Medians 200 and 400: a half, whatever is resampled where all pairs are alike."""
-    assert feedback_figures.ratio([(200.0, 400.0)] * 5) == pytest.approx((0.5, 0.5, 0.5))
-    one, low, high = feedback_figures.ratio([(200.0, 400.0)] * 4 + [(math.inf, 400.0)] * 5)
+    tokens = itemgetter("tokens")
+    assert feedback_figures.ratio(runs(*[(200, 400)] * 5), tokens) == pytest.approx((0.5, 0.5, 0.5))
+    one, low, high = feedback_figures.ratio(runs(*[(200, 400)] * 4, *[(math.inf, 400)] * 5), tokens)
     assert math.isinf(one) and math.isinf(high) and low == 0.5
-    assert feedback_figures.ratio([(200.0, math.inf)] * 3)[0] == 0
+    assert feedback_figures.ratio(runs(*[(200, math.inf)] * 3), tokens)[0] == 0
+
+
+def test_runs_from_one_start_are_no_independent_witnesses():
+    """Two starts, ten runs each, all 0 and all 1: a resample has the one, the other or both, so nothing is known.
+    As twenty starts the same figures are .5 ± 1.96 · .5 / √20, about .28 to .72.
+    """
+    rows = [{"start": i % 2, "x": float(i % 2)} for i in range(20)]
+    assert feedback_figures.mean(rows, itemgetter("x")) == (0.5, 0.0, 1.0)
+    apart = [row | {"start": i} for i, row in enumerate(rows)]
+    assert feedback_figures.mean(apart, itemgetter("x")) == pytest.approx((0.5, 0.28, 0.72), abs=0.04)
+    pairs = [(row, {"x": 0.25}) for row in rows]
+    assert feedback_figures.gain(pairs, itemgetter("x")) == (0.25, -0.25, 0.75)
+
+
+def test_a_resample_draws_of_every_start_as_many_runs():
+    places = resamples([7, 7, 7, 8, 8, 8], draws=200)
+    assert places.shape == (200, 6) and set(places.ravel()) == set(range(6))
+    halves = places.reshape(200, 2, 3) // 3
+    assert (halves == halves[:, :, :1]).all()  # three of one start, three of one
+
+
+def test_what_was_earned_when_a_budget_was_spent():
+    own = {"sampled": 0.5, "after": {"optimizer_steps": {"sampled": 0.7}}}
+    assert feedback_figures.after("optimizer_steps", "sampled")(own) == 0.7
+    assert feedback_figures.after("feedback_calls", "sampled")(own) == 0.5  # asks nobody: its end
+
+
+def test_a_run_goes_on_until_every_budget_is_spent(tmp_path):
+    """80 tokens and 2 calls an epoch of one step: 100 tokens after the 2nd, 3 steps after the 3rd, 8 calls after the
+    4th, and there it stops. What has no such counter never spends it.
+    """
+    saved = []
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(counters={"env_steps": 0, "feedback_calls": 0}),
+        global_step=0,
+        should_stop=False,
+        default_root_dir=str(tmp_path),
+        save_checkpoint=lambda path: saved.append(path.name),
+    )
+    course = feedback_runs.Course({"env_steps": 100, "optimizer_steps": 3, "feedback_calls": 8})
+    while not trainer.should_stop:
+        trainer.global_step += 1
+        trainer.datamodule.counters = {"env_steps": 80 * trainer.global_step, "feedback_calls": 2 * trainer.global_step}
+        course.on_train_epoch_end(trainer, None)
+    course.on_train_end(trainer, None)
+    found = json.loads((tmp_path / "course.json").read_text())
+    assert saved == ["2.ckpt", "3.ckpt", "4.ckpt"]
+    assert {name: taken["optimizer_steps"] for name, taken in found["spent"].items()} == {
+        "env_steps": 2,
+        "optimizer_steps": 3,
+        "feedback_calls": 4,
+    }
+    assert found["spent"]["env_steps"]["env_steps"] == 160 and found["course"][-1]["feedback_calls"] == 8
 
 
 def test_a_target_is_met_by_the_bound_of_its_interval():
@@ -73,9 +136,9 @@ def test_what_the_start_makes_of_a_critique_is_told_beside_another_replys():
     """.9 and .7 after the own critique, .6 and .6 after another's: .2 ahead in the mean."""
     values = {"": 0.4, "revised_shuffled_": 0.6, "revised_placebo_": 0.5}
     rows = [
-        {"arm": "start", "revised_greedy": x, "revised_sampled": x}
+        {"arm": "start", "start": start, "revised_greedy": x, "revised_sampled": x}
         | {f"{name}{kind}": value for name, value in values.items() for kind in ("greedy", "sampled")}
-        for x in (0.9, 0.7)
+        for start, x in enumerate((0.9, 0.7))
     ]
     lines = feedback_report.revisions(rows)
     assert lines[3].startswith("| revised after its critique | 0.800 [0.700, 0.900] |")
@@ -86,14 +149,15 @@ def test_a_comparison_is_written_best_first_with_its_picture(tmp_path):
     names = ("revised_", "revised_shuffled_", "revised_placebo_", "facts_", "length_", "")
     values = {f"{name}{kind}": 0.5 for name in names for kind in feedback_figures.KINDS}
     rows = [row(arm, [], seed=seed) | values for arm in ("start", "pg") for seed in (0, 1)]
-    rows += [
-        row("ilf", [], seed=seed, course=[{"optimizer_steps": 30, "feedback_calls": 2000}]) | values | {"sampled": 0.7}
-        for seed in (0, 1)
-    ]
+    spent = {"spent": {"env_steps": {"optimizer_steps": 30, "feedback_calls": 2000}, "optimizer_steps": {}}}
+    more = {"after": {"optimizer_steps": {"greedy": 0.6, "sampled": 0.8}}}
+    rows += [row("ilf", [], seed=seed) | values | {"sampled": 0.7} | spent | more for seed in (0, 1)]
     text = feedback_report.written("comparison", rows, feedback.STUDIES, {}, tmp_path)
     first, second = text.splitlines()[2:4]
     assert first.startswith("| ilf | 0.500 [0.500, 0.500] | 0.700 [0.700, 0.700] | 0.200 [0.200, 0.200] |")
-    assert first.endswith("| 30 | 2k |") and second.startswith("| start |")
+    assert first.endswith("| 30 | 2k | 0.800 [0.800, 0.800] | 0.300 [0.300, 0.300] |  |  |") and second.startswith(
+        "| start |"
+    )
     assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".json", ".png"}
     assert (tmp_path / "feedback_comparison.md").read_text() == text
 
@@ -102,8 +166,11 @@ def test_tuning_starts_and_seeds_are_used_for_nothing_else():
     fresh = {pair for pairs in feedback.FRESH.values() for pair in pairs}
     assert not set(feedback.TUNING) & fresh
     assert not {start for start, _ in feedback.TUNING} & {start for start, _ in fresh}
-    assert len(feedback.FRESH["convergence"]) == 15 and len(feedback.FRESH["comparison"]) >= 10
-    assert all(len(set(pairs)) == len(pairs) for pairs in feedback.FRESH.values())
+    assert len(feedback.FRESH["convergence"]) >= 15 and len(feedback.FRESH["comparison"]) >= 10
+    for pairs in feedback.FRESH.values():
+        assert len(set(pairs)) == len(pairs)
+        counts = Counter(start for start, _ in pairs)
+        assert len(counts) >= 5 and len(set(counts.values())) == 1  # every start has the same weight
 
 
 ARMS = [(study, arm) for study in feedback.FRESH for arm, own in feedback.STUDIES[study]["arms"].items() if own]
@@ -123,9 +190,9 @@ def test_every_arm_is_a_yaml_with_knobs_that_are_there(study, arm, monkeypatch):
 def test_an_arm_reaches_its_budget_of_tokens(monkeypatch, capsys):
     """The command line knows the callback that stops a run, and its knobs."""
     monkeypatch.chdir(ROOT)
-    limits = {"tokens": 9, "optimizer_steps": 9}
-    stop = json.dumps({"class_path": "benchmarks.side_by_side.feedback_runs.Course", "init_args": limits})
+    budgets = {"budgets": {"env_steps": 9, "optimizer_steps": 9}}
+    stop = json.dumps({"class_path": "benchmarks.side_by_side.feedback_runs.Course", "init_args": budgets})
     words = ["fit", "--config", "conf/feedback/pg.yaml", "--trainer.callbacks+", stop, "--print_config"]
     with pytest.raises(SystemExit) as left:
         main([*words, "--model.policy.weights", "null"])
-    assert left.value.code == 0 and "tokens: 9" in capsys.readouterr().out
+    assert left.value.code == 0 and "env_steps: 9" in capsys.readouterr().out

@@ -153,21 +153,31 @@ def test_critiques_conditions_and_hindsight_are_imitated():
     assert "say ant critique : nothing is wrong . answer : ant" in rows
 
 
+class Stubborn(Scripted):
+    """Is wrong about all critiques but those of `ant`: there alone is something better."""
+
+    def reply(self, ids, lengths, *rest, **how):
+        tokens, log_probs, lengths, state = super().reply(ids, lengths, *rest, **how)
+        ant, fox = self.tokenizer.encode("ant fox")
+        tokens[:, 0] = torch.where(tokens[:, 0] == ant, ant, fox)
+        return tokens, log_probs, lengths, state
+
+
 def test_keep_chooses_revisions_by_their_score():
-    """The reviser is wrong about all critiques but those of `ant`: there alone is something better."""
-
-    class Stubborn(Scripted):
-        def reply(self, ids, lengths, *rest, **how):
-            tokens, log_probs, lengths, state = super().reply(ids, lengths, *rest, **how)
-            ant, fox = self.tokenizer.encode("ant fox")
-            tokens[:, 0] = torch.where(tokens[:, 0] == ant, ant, fox)
-            return tokens, log_probs, lengths, state
-
     counts = {}
     for keep in ("all", "best", "better"):
         data = module(learn=["revisions"], keep=keep, revisions=3)
         counts[keep] = len(decided(collected(data, Stubborn(data.tokenizer))))
     assert counts == {"all": 24, "best": 8, "better": 6}
+
+
+def test_what_the_teacher_approves_is_kept_without_any_score():
+    """8 attempts and 24 revisions are criticised, of which the six of `ant` are right; nothing is scored."""
+    data = module(learn=["revisions"], keep="approved", revisions=3, scored=False)
+    rows = decided(collected(data, Stubborn(data.tokenizer)))
+    assert len(rows) == 6 and set(texts(data, rows)) == {"say ant ant"}
+    assert rows.rewards is None and rows.score.isnan().all()
+    assert data.counters["critiques"] == data.counters["feedback_calls"] == 8 + 24
 
 
 def test_the_controls_say_what_does_not_help():
