@@ -102,10 +102,11 @@ def sft(repeat: int, folder: str, shape: str, mode: str, rows: int = 32, steps: 
     return run(ImitationPolicy(policy=policy, divergence="nll", optimizer=ADAM), offline(batch, steps + WARM), mode, 1)
 
 
-def pairs_of(shape: str, pairs: int) -> Batch:
-    """Chosen and rejected of each prompt next to each other."""
+def pairs_of(shape: str, pairs: int, turn: int = 0) -> Batch:
+    """Chosen and rejected of each prompt next to each other, their words turned so far."""
     shown = [p for p in prompts(shape, pairs) for _ in range(2)]
-    replies = [r for both in zip(chosen(shape, pairs), rejected(shape, pairs), strict=True) for r in both]
+    both = [r for two in zip(chosen(shape, pairs), rejected(shape, pairs), strict=True) for r in two]
+    replies = [[*reply[turn:-1], *reply[:turn], reply[-1]] for reply in both]
     return rows_of(shown, replies, group=torch.arange(2 * pairs) // 2, rank=torch.arange(2 * pairs) % 2)
 
 
@@ -121,15 +122,23 @@ def reward(repeat: int, folder: str, shape: str, mode: str, pairs: int = 16, ste
 def dpo(
     repeat: int, folder: str, shape: str, mode: str, cached: bool = False, pairs: int = 16, steps: int = 8
 ) -> Figures:
-    """One optimizer step of DPO on `pairs` pairs.
-
-    The reference's log-probabilities are computed once an iteration: with `cached` there is one iteration, else one
-    for every step.
-    """
+    """One optimizer step of DPO on `pairs` pairs; with `cached` the reference has read them before."""
     path = write_model(shape, Path(folder))
     module = DPOPolicy(policy=TransformerPolicy(weights=str(path)), beta=0.1, optimizer=ADAM)
-    passes, epochs = (steps + WARM, 1) if cached else (1, steps + WARM)
-    return run(module, offline(pairs_of(shape, pairs), passes), mode, epochs)
+    if cached:
+        return run(module, offline(pairs_of(shape, pairs), steps + WARM), mode, 1)
+    return run(module, OtherPairs(shape, pairs), mode, steps + WARM)
+
+
+class OtherPairs(MinibatchDataModule):
+    """In every iteration pairs that were not there before: what the reference says of rows is remembered."""
+
+    def __init__(self, shape: str, pairs: int) -> None:
+        super().__init__()
+        self.shape, self.pairs = shape, pairs
+
+    def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
+        return pairs_of(self.shape, self.pairs, turn=self.counters["iteration"])
 
 
 class Groups(MinibatchDataModule):
