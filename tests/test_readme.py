@@ -216,7 +216,7 @@ def test_the_round_of_feedback_is_four_commands():
 def test_the_table_of_methods_says_what_they_ask_for():
     """Scores, R, or critiques alone: as the yaml has it."""
     rows = re.findall(r"\| (c|c, R) \| `(conf/feedback/\w+\.yaml)` \|", README)
-    assert len(rows) == 11
+    assert len(rows) == 12
     assert [name for asked, name in rows if ("scored: false" in (ROOT / name).read_text()) != (asked == "c")] == []
 
 

@@ -105,15 +105,14 @@ class RevisionDataModule(TextDataModule):
         attempts, spent, again = self._attempts(actor, rng)
         inside = [place for place, attempt in enumerate(attempts) if self._in_scope(attempt)]
         reviews = self.teacher.reviews([attempts[place] for place in inside], inside, rng)
-        made, calls = self._revised(actor, reviews, rng)
-        kept, more = self._kept(made, rng)
+        made, said = self._revised(actor, reviews, rng)
         anchors = self._anchors(actor, attempts, set(inside), rng)
-        rows, too_long = self.rows.rows(reviews, kept, anchors)
+        rows, too_long = self.rows.rows(reviews, self._kept(made, said), anchors)
         batch = self.rows.batch(rows, attempts, self.replies)
         scores = (len(attempts) + len(made)) * self.scored
         tokens = spent + sum(revision.episode.decided for revision in made)
         tokens += sum(played.decided for _, played in anchors)
-        critiques = len(reviews) + calls + more
+        critiques = len(reviews) + len(said)
         self.count(env_steps=tokens, critiques=critiques, feedback_calls=critiques + scores)
         self._tell(attempts, torch.tensor([episode.score for episode in attempts]), again)
         self._tell_of(reviews, made, too_long, len(rows) + too_long)
@@ -128,18 +127,21 @@ class RevisionDataModule(TextDataModule):
         author = Placed(self.author, self.trainer.strategy.root_device)
         return self._played(cast(Actor, author), plain, rng)  # nothing else of an actor is asked here
 
-    def _revised(self, actor: Actor, reviews: Sequence[Review], rng: np.random.Generator) -> tuple[list[Revision], int]:
-        """The revisions of all rounds, and how many more critiques that took than the first."""
+    def _revised(
+        self, actor: Actor, reviews: Sequence[Review], rng: np.random.Generator
+    ) -> tuple[list[Revision], list[Review]]:
+        """The revisions of all rounds, and what the teacher says of those that it is asked about."""
         reviser = self._reviser(actor)
-        made = self.teacher.revisions(reviser, reviews, rng, self.revisions)
-        latest, calls = made, 0
-        for number in range(1, self.rounds):
+        made = latest = self.teacher.revisions(reviser, reviews, rng, self.revisions)
+        said: list[Review] = []
+        for number in range(1, self.rounds + (self.keep == "approved")):
             of = [revision.review.of for revision in latest]
             again = self.teacher.reviews([revision.episode for revision in latest], of, rng, number)
-            calls += len(again)
-            latest = self.teacher.revisions(reviser, again, rng)
-            made = [*made, *latest]
-        return made, calls
+            said += again
+            if number < self.rounds:
+                latest = self.teacher.revisions(reviser, again, rng)
+                made = [*made, *latest]
+        return made, said
 
     def _reviser(self, actor: Actor) -> Replier:
         return actor if self.reviser is None else Placed(self.reviser, self.trainer.strategy.root_device)
@@ -158,21 +160,20 @@ class RevisionDataModule(TextDataModule):
         played = self.conversation.play(self._reviser(actor), [attempts[place].prompt for place in outside], seeds)
         return list(zip(outside, played, strict=True))
 
-    def _kept(self, made: list[Revision], rng: np.random.Generator) -> tuple[list[Revision], int]:
-        """Those that make rows, and how many critiques it took to know."""
+    def _kept(self, made: list[Revision], said: list[Review]) -> list[Revision]:
         if self.keep == "approved":
-            reviews = self.teacher.reviews([each.episode for each in made], [each.review.of for each in made], rng)
-            return [each for each, said in zip(made, reviews, strict=True) if said.critique is None], len(made)
+            approved = {id(review.episode) for review in said if review.critique is None}
+            return [revision for revision in made if id(revision.episode) in approved]
         if self.keep == "better":
-            return [revision for revision in made if revision.gain > 0], 0
+            return [revision for revision in made if revision.gain > 0]
         if self.keep == "best":
             best: dict[int, Revision] = {}
             for revision in made:
                 of = revision.review.of
                 if of not in best or revision.episode.score > best[of].episode.score:
                     best[of] = revision
-            return list(best.values()), 0
-        return made, 0
+            return list(best.values())
+        return made
 
     def _tell_of(self, reviews: Sequence[Review], made: Sequence[Revision], too_long: int, rows: int) -> None:
         """Averages over all ranks, beside those of the attempts.  too_long: of so many `rows` there would be."""

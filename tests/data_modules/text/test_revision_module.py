@@ -178,6 +178,9 @@ def test_what_the_teacher_approves_is_kept_without_any_score():
     assert len(rows) == 6 and set(texts(data, rows)) == {"say ant ant"}
     assert rows.rewards is None and rows.score.isnan().all()
     assert data.counters["critiques"] == data.counters["feedback_calls"] == 8 + 24
+    twice = module(learn=["revisions"], keep="approved", scored=False, rounds=2)
+    rows = decided(collected(twice, Slow(twice.tokenizer)))
+    assert len(rows) == 8 and twice.counters["critiques"] == 8 + 8 + 6  # the two of `bee` were right at first
 
 
 def test_the_controls_say_what_does_not_help():
