@@ -6,9 +6,10 @@
     python benchmarks/feedback.py comparison --only ilf sdpo    # these arms again
 
 `convergence`: sampled tokens and feedback calls until 192 validation prompts earn .9 greedily, or .85 sampled, in two
-validations one after the other; three starts by five seeds, paired. `comparison`: what 512 held-out prompts earn at the
-end, greedily and sampled; ten seeds over the same starts. A cell of each arm's grid is chosen on one start and two
-seeds that are used for nothing else. Gains and ratios are paired with policy gradient's, with 95 % bootstrap intervals.
+validations one after the other; six starts by three seeds, paired. `comparison`: what 512 held-out prompts earn,
+greedily and sampled, when each of three budgets is spent: tokens, optimizer steps, feedback calls; six starts by two
+seeds. A cell of each arm's grid is chosen on one start and two seeds that are used for nothing else. Gains and ratios
+are paired with policy gradient's, with 95 % bootstrap intervals that resample starts, and the runs of each.
 
 Finished runs are kept in `outputs/benchmarks/feedback` and not repeated. Writes `results/feedback_STUDY*`.
 """

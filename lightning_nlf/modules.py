@@ -236,7 +236,8 @@ class PolicyModule(ObjectiveModule):
     def measure(self, stage: str, batch: Batch, loader: int) -> None:
         """The first loader plays the mode of the policy, the second samples from it.
 
-        Beside the return: the mean of what the batch says of each episode in numbers, `extra` (B,), by its name.
+        Beside the return: the mean of what the batch says of each episode in numbers, `extra` (B,), by its name; over
+        those of which it is known, where others are NaN.
         """
         assert batch.rewards is not None, "an evaluation batch has rewards"
         metric = self.played[loader]
@@ -246,9 +247,10 @@ class PolicyModule(ObjectiveModule):
         self.log(f"{stage}/return{how}", metric, batch_size=len(batch), add_dataloader_idx=False)
         for name, x in batch.extra.items():
             if x.ndim == 1 and x.is_floating_point():
-                own = x[~followed(batch)]  # one row an episode
-                mean = self.sum_over_ranks(own.sum()) / self.sum_over_ranks(x.new_tensor(len(own)))
-                self.log(f"{stage}/{name}{how}", mean, batch_size=len(batch), add_dataloader_idx=False)
+                own = x[~followed(batch) & ~x.isnan()]  # one row an episode
+                total, count = self.sum_over_ranks(torch.stack([own.sum(), x.new_tensor(len(own))]))
+                if count > 0:
+                    self.log(f"{stage}/{name}{how}", total / count, batch_size=len(batch), add_dataloader_idx=False)
 
     def evaluate(self, batch: Batch) -> Evaluation:
         where = batch.mask if batch.expert_mask is None else batch.mask | batch.expert_mask

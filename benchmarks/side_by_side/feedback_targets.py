@@ -24,7 +24,7 @@ from benchmarks.side_by_side.feedback_figures import (
     ratio,
 )
 
-UNSCORED = ("ilf_unscored", "sdpo", "cft", "coh", "fcp", "c3po")  # learn from critiques alone
+UNSCORED = ("ilf_approved", "ilf_unscored", "sdpo", "cft", "coh", "fcp", "c3po")  # learn from critiques alone
 
 
 @dataclass(frozen=True)

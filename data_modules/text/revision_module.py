@@ -14,9 +14,11 @@ from data_modules.text.conversation import Episode, Prompt
 from data_modules.text.critique_rows import CritiqueRows, Learn
 from data_modules.text.data_module import TextDataModule
 from data_modules.text.environment import Revisable, TextEnvironment
+from data_modules.text.labelling import densities
 from data_modules.text.revision import Placed, Review, Revision, Teacher, Words
 from data_modules.text.task_module import at_least_one
-from lightning_nlf.batch import Actor, Batch, Replier
+from lightning_nlf.batch import Actor, Batch, Replier, TextExpert
+from lightning_nlf.functional import row_sums
 
 
 class RevisionDataModule(TextDataModule):
@@ -24,7 +26,9 @@ class RevisionDataModule(TextDataModule):
     makes rows of all that.
 
     Whether the critiques help is logged at every evaluation: what a reply earns after one revision (`revised`), and
-    the same with the critique of another reply (`revised_shuffled`) and one that fits any (`revised_placebo`).
+    the same with the critique of another reply (`revised_shuffled`) and one that fits any (`revised_placebo`). With a
+    scope and a frozen reviser also how far replies that the critiques are not about went from what it would say
+    (`drift`).
 
     Args:
         task: with `critique`, and `Revisable`.
@@ -205,11 +209,25 @@ class RevisionDataModule(TextDataModule):
     def asked(
         self, actor: Actor, rng: np.random.Generator, episodes: list[Episode], deterministic: bool
     ) -> dict[str, Tensor]:
-        """What the replies earn after one revision by the task's critique, by another's, and by one that fits any."""
+        """What the replies earn after one revision by the task's critique, by another's, and by one that fits any.
+
+        Of samples also `drift`, if there is a scope and a reviser that says how likely tokens are.
+        """
         reviser, kinds = self._reviser(actor), {"": "task", "_shuffled": "shuffled", "_placebo": "placebo"}
-        return {
+        found = {
             f"revised{name}": torch.tensor(
                 replace(self.teacher, words=words).outcome(reviser, episodes, rng, deterministic)  # type: ignore[arg-type]
             )
             for name, words in kinds.items()
         }
+        if self.scope and not deterministic and hasattr(self.reviser, "label"):
+            found["drift"] = self._drift(cast(TextExpert, self.reviser), episodes)
+        return found
+
+    def _drift(self, start: TextExpert, episodes: list[Episode]) -> Tensor:
+        """log π(y|x) − log π₀(y|x) of replies out of scope, (episodes,), NaN in scope; its mean is KL(π ‖ π₀)."""
+        batch, _ = self.conversation.batch(episodes)
+        assert batch.log_probs is not None
+        there = densities(batch, start, batch.valid, self.trainer.strategy.root_device)
+        inside = torch.tensor([self._in_scope(episode) for episode in episodes])
+        return torch.where(inside, torch.nan, row_sums(batch.log_probs - there, batch.valid))

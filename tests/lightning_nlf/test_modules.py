@@ -47,6 +47,15 @@ def fit(module, batches):
     return module
 
 
+def test_what_is_not_known_of_an_episode_is_not_averaged(monkeypatch):
+    """(1 + 4) / 2 without the one that is NaN; what is known of none is not logged."""
+    module, logged = ReinforcePolicy(policy=GaussianPolicy(4, 1)), {}
+    monkeypatch.setattr(module, "log", lambda name, x, **how: logged.update({name: x}))
+    extra = {"known": torch.tensor([1.0, torch.nan, 4.0]), "unknown": torch.full((3,), torch.nan)}
+    module.measure("val", Batch(**(vars(batch()) | {"extra": extra})), 1)
+    assert logged.keys() == {"val/return_sampled", "val/known_sampled"} and float(logged["val/known_sampled"]) == 2.5
+
+
 def test_only_steps_that_somebody_learns_from_are_evaluated():
     """5 of 12 steps have `mask`, 2 others `expert_mask`: the policy sees 7, once."""
     module = ReinforcePolicy(policy=CountingPolicy())

@@ -1,5 +1,6 @@
 """Rounds of critique and revision: who says what behind which prompt, the rows, the views, the controls, the costs."""
 
+import copy
 from types import SimpleNamespace
 
 import lightning as L
@@ -10,6 +11,7 @@ import torch
 from data_modules.text import RevisionDataModule, WordTokenizer
 from data_modules.text.expected import ExpectedResponses
 from data_modules.text.phrases import Phrases
+from lightning_nlf.experts import PolicyTextExpert
 from lightning_nlf.networks import GRUPolicy, TransformerPolicy
 from lightning_nlf.networks.decoder import DecoderShape
 from lightning_nlf.objectives import (
@@ -421,6 +423,27 @@ def test_an_evaluation_says_what_the_critique_was_worth():
         assert means["revised"] == pytest.approx(1.25)
         assert means["revised_placebo"] == pytest.approx(0.25)
         assert means["revised_shuffled"] < 1
+
+
+def test_drift_is_how_far_replies_out_of_scope_went_from_the_frozen_start():
+    """Nothing while the policy is the start; then log π − log π₀ of what was sampled, and NaN in scope."""
+    torch.manual_seed(0)
+    plain = module()
+    word, vocabulary = plain.cases["val"][0].case.facts["word"], plain.vocabulary
+    start, policy = (GRUPolicy(vocabulary=vocabulary, width=16) for _ in range(2))
+    data = module(scope={"word": word}, reviser=PolicyTextExpert(start), evaluation_replies=8)
+    assert "drift" not in data.evaluate(ReinforcePolicy(policy=policy), np.random.default_rng(0), True).extra
+    for own in (copy.deepcopy(start), policy):
+        batch = data.evaluate(ReinforcePolicy(policy=own), np.random.default_rng(0), False)
+        drift = batch.extra["drift"]
+        inside = torch.tensor([text.startswith(f"say {word}") for text in texts(data, batch)])
+        assert torch.equal(drift.isnan(), inside) and inside.any() and not inside.all()
+        with torch.no_grad():
+            there, here = (x(batch.obs, batch.valid).log_prob(batch.actions[batch.valid]) for x in (start, own))
+        rows = batch.valid.nonzero()[:, 0]
+        expected = torch.zeros(len(batch)).index_add(0, rows, here - there)
+        torch.testing.assert_close(drift[~inside], expected[~inside], rtol=0, atol=1e-4)
+    assert drift[~inside].abs().max() > 0.01
 
 
 def test_the_learner_of_a_round_is_the_policy_that_acted():
