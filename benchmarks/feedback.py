@@ -6,8 +6,8 @@
     python benchmarks/feedback.py comparison --only ilf sdpo    # these arms again
 
 `convergence`: sampled tokens and feedback calls until 192 validation prompts earn .9 greedily, or .85 sampled, in two
-validations one after the other; six starts by three seeds, paired. `comparison`: what 512 held-out prompts earn,
-greedily and sampled, when each of three budgets is spent: tokens, optimizer steps, feedback calls; six starts by two
+validations one after the other; five starts by three seeds, paired. `comparison`: what 512 held-out prompts earn,
+greedily and sampled, when each of three budgets is spent: tokens, optimizer steps, feedback calls; five starts by two
 seeds. A cell of each arm's grid is chosen on one start and two seeds that are used for nothing else. Gains and ratios
 are paired with policy gradient's, with 95 % bootstrap intervals that resample starts, and the runs of each.
 
@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 STUDIES: dict[str, Any] = yaml.safe_load((HERE / "feedback.yaml").read_text())
 RUNS = Path("outputs/benchmarks/feedback")
 TUNING = [(900, 900), (900, 901)]  # start and seed
-STARTS = 6
+STARTS = 5
 FRESH = {
     study: [(start, 1000 + start * 10 + seed) for start in range(STARTS) for seed in range(seeds)]
     for study, seeds in (("convergence", 3), ("comparison", 2))
