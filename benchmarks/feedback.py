@@ -140,6 +140,7 @@ def main() -> None:
         if row["study"] == study and row["arm"] in arms and row["cell"] == frozen[row["arm"]]
         if (row["start"], row["seed"]) in FRESH[study]
     ]
+    found.sort(key=lambda row: (arms.index(row["arm"]), row["start"], row["seed"]))
     whole = set(arms) == set(known)
     print(feedback_report.written(study, found, STUDIES, frozen, HERE / "results" if whole else None))
 
