@@ -139,7 +139,9 @@ def times(x: tuple[float, float, float]) -> str:
 def ends(rows: Rows, study: dict[str, Any], path: Path) -> None:
     """What the test prompts earn at the end of each budget, an arm a line, the best above."""
     arms = [arm for arm, _ in sorted(endings(rows).items(), key=lambda item: item[1]["sampled"][0])]
-    figure, axes = plt.subplots(1, len(study["budgets"]), figsize=(15, 0.34 * len(arms) + 1.2), sharex=True, sharey=True)
+    figure, axes = plt.subplots(
+        1, len(study["budgets"]), figsize=(15, 0.34 * len(arms) + 1.2), sharex=True, sharey=True
+    )
     for panel, (name, count) in zip(axes, study["budgets"].items(), strict=True):
         for kind, colour, above in zip(KINDS, ("#b0b0b0", "#1f77b4"), (0.16, 0), strict=True):
             found = [mean([row for row in rows if row["arm"] == arm], after(name, kind)) for arm in arms]
