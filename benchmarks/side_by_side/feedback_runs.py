@@ -77,12 +77,13 @@ def run(
     changes |= {"trainer.callbacks+": course}
     folder = command("fit", method["yaml"], seed, f"method-{os.getpid()}/{name}", changes, of="feedback")
     found = json.loads((folder / "course.json").read_text())
-    weights = {step: folder / f"{step}.ckpt" for step in (each["optimizer_steps"] for each in found["spent"].values())}
-    weights = weights or {None: folder / "checkpoints" / "last.ckpt"}
-    earned = {step: judged(path, seed, testing, suffix=method.get("suffix", "")) for step, path in weights.items()}
+    steps = {budget: taken["optimizer_steps"] for budget, taken in found["spent"].items()}
+    weights = {step: folder / f"{step}.ckpt" for step in steps.values()} | {None: folder / "checkpoints" / "last.ckpt"}
+    first = steps.get(next(iter(method["budgets"])))
+    suffix = method.get("suffix", "")
+    earned = {step: judged(weights[step], seed, testing, suffix) for step in {first, *steps.values()}}
     shutil.rmtree(folder)
-    after = {name: earned[taken["optimizer_steps"]] for name, taken in found["spent"].items()}
-    return after.get(next(iter(method["budgets"])), earned[next(reversed(earned))]) | found | {"after": after}
+    return earned[first] | found | {"after": {budget: earned[step] for budget, step in steps.items()}}
 
 
 @torch.no_grad()
