@@ -12,6 +12,7 @@ import pytest
 from benchmarks import feedback
 from benchmarks.intervals import resamples
 from benchmarks.side_by_side import feedback_figures, feedback_report, feedback_runs, feedback_targets
+from benchmarks.side_by_side.rlhf_runs import command
 from lightning_nlf.cli.command_line import main
 
 ROOT = Path(__file__).parents[2]
@@ -196,3 +197,15 @@ def test_an_arm_reaches_its_budget_of_tokens(monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         main([*words, "--model.policy.weights", "null"])
     assert left.value.code == 0 and "env_steps: 9" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_start_can_use_a_critique(tmp_path, monkeypatch):
+    """After an eighth of its training: a revision is better than the reply, less so after another reply's critique."""
+    monkeypatch.chdir(tmp_path)
+    brief = {"trainer.max_epochs": 2, "trainer.limit_val_batches": 0, "trainer.callbacks": "null"}
+    folder = command("fit", "feedback_sft", 0, "start", brief, of="feedback")
+    earned = feedback_runs.judged(folder / "checkpoints" / "last.ckpt", 0, testing=False, revised=True)
+    for kind in feedback_figures.KINDS:
+        assert earned[f"revised_{kind}"] > earned[kind] + 0.25
+        assert earned[f"revised_{kind}"] > earned[f"revised_shuffled_{kind}"] + 0.05
