@@ -7,7 +7,8 @@
 For every seed a model is fine-tuned (`conf/rlhf/sft.yaml`), samples four replies to each training prompt, the task's
 rule scores and ranks them with ties, and a reward model learns from the rankings. Then each method of `rlhf.yaml`
 trains through its own yaml, by the command line, for as many optimizer steps and on as many sampled replies as the
-others. Learning rates are chosen on seed 0 by true reward; the figures are of seeds 1000–1009. True reward: the rule,
+others. Learning rates, and the weight of the leash where there is one, are chosen on seeds 0–2 by true reward; the
+figures are of seeds 1000–1009. True reward: the rule,
 of one sampled reply to each held-out prompt; KL: of whole replies, from the start, on those samples. Gains are paired
 by seed, with 95 % bootstrap intervals.
 
@@ -39,7 +40,7 @@ HERE = Path(__file__).parent
 METHODS: dict[str, Any] = yaml.safe_load((HERE / "rlhf.yaml").read_text())
 RUNS = Path("outputs/benchmarks/rlhf")
 FROZEN = HERE / "results" / "rlhf_cells.json"
-TUNING, FRESH = range(1), range(1000, 1010)
+TUNING, FRESH = range(3), range(1000, 1010)
 Jobs = list[tuple[str, dict[str, Any]]]  # method and cell
 
 

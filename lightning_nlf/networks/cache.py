@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nlf import kernels
 from lightning_nlf.networks.attention import attention
 
 
@@ -81,6 +82,8 @@ class Cache:
         queries, new = qkv.unflatten(0, (rows, width)).transpose(1, 2).split([heads, qkv.shape[1] - heads], 1)
         columns = self._layers[layer]
         columns.narrow(2, self.used - width, width).copy_(new)
+        if width == 1 and kernels.fit(qkv, qkv.shape[-1]):
+            return kernels.attend_step(qkv[:, :heads], columns, self.used, self.bias)
         if self.used == width:  # the first read: padding is on the right, where no token looks
             keys, values = new.chunk(2, 1)
             return attention(queries, keys, values).flatten(0, 1)

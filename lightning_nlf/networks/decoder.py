@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_nlf import kernels
+
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
 # What the tokens attend to: the layer, and its queries, keys and values (N, heads + 2 · kv_heads, e) → (N, heads · e).
 Attend = Callable[[int, Tensor], Tensor]
@@ -126,7 +128,8 @@ class Block(nn.Module):
         if self.gated:
             gate, up = self.up(x).chunk(2, -1)
             return self.down(F.silu(gate) * up)
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        up = self.up(x)
+        return self.down(kernels.gelu(up) if kernels.fit(up) else F.gelu(up, approximate="tanh"))
 
     def dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

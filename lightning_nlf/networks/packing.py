@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from lightning_nlf import kernels
 from lightning_nlf.networks.attention import attention, split_heads
 
 WORTHWHILE = 0.1  # sharing costs a second attention, and pays from this share of tokens saved
@@ -25,6 +27,7 @@ class Grid:
     slots: Tensor | None  # (n,) where each token stands in rows · width; None if there is no padding
     tokens: Tensor | None  # (rows · width,) the token at each place, any where there is none
     count: int
+    spans: Tensor  # (rows, 2) each row's first token, of all, and how many it has
 
     def spread(self, x: Tensor) -> Tensor:
         """The flat (N, …) as (rows, width, …); padding holds something."""
@@ -55,6 +58,8 @@ class Packing:
 
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
         """(N, heads + 2 · kv_heads, e) → (N, heads · e)"""
+        if kernels.fit(qkv, qkv.shape[-1]):
+            return kernels.attend_spans(qkv, self.spans, heads)
         queries, keys, values = split_heads(self.stems.spread(qkv), heads)
         out = self.stems.collect(attention(queries, keys, values))
         if self.leaves is None:
@@ -65,6 +70,15 @@ class Packing:
         keys = torch.cat([keys[:, :, :seen].index_select(0, self.stem), own_keys], 2)
         values = torch.cat([values[:, :, :seen].index_select(0, self.stem), own_values], 2)
         return torch.cat([out, self.leaves.collect(attention(queries, keys, values, self.bias))])
+
+    @cached_property
+    def spans(self) -> Tensor:
+        """(stems + leaves, 4): the first token of each and how many, and of what it goes on from."""
+        own = [self.stems.spans, *([] if self.leaves is None else [self.leaves.spans])]
+        spans = F.pad(torch.cat(own), (0, 2))
+        if self.stem is not None and self.cut is not None:
+            spans[len(own[0]) :, 2], spans[len(own[0]) :, 3] = own[0][self.stem, 0], self.cut
+        return spans
 
     @cached_property
     def bias(self) -> Tensor:
@@ -124,8 +138,9 @@ def _grid(start: Tensor, lengths: Tensor, first: int) -> tuple[Grid, tuple[Tenso
     full = len(row) == there.numel()
     tokens = None if full else torch.where(there, offsets[:, None] + torch.arange(width), 0).flatten()
     slots = None if full else row * width + step
-    grid = Grid(first, len(lengths), width, slots, tokens, len(row))
-    return grid, (row, start[row] + step), first + offsets
+    offsets = first + offsets
+    grid = Grid(first, len(lengths), width, slots, tokens, len(row), torch.stack([offsets, lengths], 1))
+    return grid, (row, start[row] + step), offsets
 
 
 def _apart(lengths: Tensor) -> tuple[Tensor, Tensor]:

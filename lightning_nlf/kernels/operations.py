@@ -1,0 +1,103 @@
+"""The kernels as functions of tensors, with gradients."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lightning_nlf.kernels.build import library
+
+TYPES = (torch.float32, torch.bfloat16)
+WIDTHS = (16, 32, 64, 128)  # of a head
+
+
+def fit(x: Tensor, width: int | None = None) -> bool:
+    """Whether the kernels can be used for `x`, and heads so wide."""
+    known = x.device.type == "cpu" and x.dtype in TYPES and width in (None, *WIDTHS)
+    return known and library(x.dtype) is not None
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x · ½ (1 + tanh(√(2/π) (x + 0.044715 x³))), https://arxiv.org/abs/1606.08415, in x's shape and dtype."""
+    return _Gelu.apply(x.contiguous())
+
+
+def attend_step(queries: Tensor, store: Tensor, columns: int, bias: Tensor) -> Tensor:
+    """softmax(q kᵀ / √e + bias) v of one new token a row.  → (B, heads · e)
+
+    Args:
+        queries: (B, heads, e), each row's e · heads numbers next to each other.
+        store: (B, 2 · kv_heads, C, e) keys and then values, contiguous, of which the first `columns` are used.
+        bias: (B, ≥ columns) float32: 0 or −∞; at least one 0 in each row.
+    """
+    rows, heads, width = queries.shape
+    assert store.is_contiguous() and store.dtype == queries.dtype and queries.stride()[1:] == (width, 1)
+    out = queries.new_empty(rows, heads * width)
+    _call(
+        "attend_steps", queries.dtype, width, queries, queries.stride(0), store, store.shape[2], bias, bias.stride(0),
+        out, rows, heads, store.shape[1] // 2, columns,
+    )  # fmt: skip
+    return out
+
+
+def attend_spans(qkv: Tensor, spans: Tensor, heads: int) -> Tensor:
+    """Causal attention of flat sequences, some of which go on from the beginning of another.  → (N, heads · e)
+
+    Args:
+        qkv: (N, heads + 2 · kv_heads, e) of all tokens.
+        spans: (S, 4) int64: a sequence's first token, how many there are, and the same of what comes before them;
+            together they have every token once.
+    """
+    return _AttendSpans.apply(qkv.contiguous(), spans, heads)
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        y = torch.empty_like(x)
+        _call("gelu", x.dtype, x, y, x.numel())
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        x_grad = torch.empty_like(x)
+        _call("gelu_back", x.dtype, x, grads[0].contiguous(), x_grad, x.numel())
+        return x_grad
+
+
+class _AttendSpans(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, spans: Tensor, heads: int) -> Tensor:
+        tokens, all_heads, width = qkv.shape
+        out = qkv.new_empty(tokens, heads * width)
+        log_sums = qkv.new_empty(tokens, heads, dtype=torch.float32)
+        ctx.heads, ctx.kv_heads = heads, (all_heads - heads) // 2
+        _call("attend_spans", qkv.dtype, width, qkv, spans, len(spans), heads, ctx.kv_heads, out, log_sums)
+        ctx.save_for_backward(qkv, spans, out, log_sums)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        qkv, spans, out, log_sums = ctx.saved_tensors
+        grad = torch.zeros_like(qkv, dtype=torch.float32)
+        _call(
+            "attend_spans_back", qkv.dtype, qkv.shape[-1], qkv, spans, len(spans), ctx.heads, ctx.kv_heads, out,
+            log_sums, grads[0].contiguous(), grad,
+        )  # fmt: skip
+        return grad.to(qkv.dtype), None, None
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int) -> None:
+    """Tensors by their address, whole numbers as they are, and the number of threads last."""
+    words = [
+        ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else ctypes.c_int64(x) for x in arguments
+    ]
+    getattr(library(dtype), f"nlf_{name}")(*words, ctypes.c_int(torch.get_num_threads()))
