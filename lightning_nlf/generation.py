@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nlf import kernels
 from lightning_nlf.networks import Policy
 
 COMPACT_AT = 0.75  # finished rows leave the batch when this share of it, or less, still runs
@@ -97,6 +98,8 @@ def draw(
     """
     if top_k or top_p < 1:
         logits = truncated(logits, top_k, top_p)
+    if not deterministic and logits.dtype == torch.float32 and kernels.fit(logits):
+        return kernels.draw(logits, uniform)
     highest, token = logits.max(-1, keepdim=True)
     cumulative = (logits - highest).exp().cumsum(-1)
     if not deterministic:

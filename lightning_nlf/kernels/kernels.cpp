@@ -2,6 +2,7 @@
 //
 // T is what is stored, E the width of a head. Pointers are to whole tensors; offsets and strides count elements.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -27,9 +28,46 @@ struct bfloat16 {
 
 constexpr int LANES = 16;
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t wide_bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t short_bits __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
-// Without a branch, so that loops with it become vector code; as Cephes' expf, to 2e-7 of the value.
+inline lanes read(const float *x) { return *(const lanes *)x; }
+inline lanes read(const bfloat16 *x) { return (lanes)(__builtin_convertvector(*(const short_bits *)x, wide_bits) << 16); }
+
+inline int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
+
+inline lanes deal_first(lanes a, lanes b) {  // the first halves, in turns
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+inline lanes deal_second(lanes a, lanes b) {
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+
+// Of 16 rows, the sum of each.
+inline lanes row_sums(lanes (&rows)[LANES]) {
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            rows[i] = deal_first(rows[i], rows[i + half]) + deal_second(rows[i], rows[i + half]);
+    return rows[0];
+}
+
+// y (16, 16) = xᵀ
+inline void transpose(const float *x, int64_t x_stride, float *y, int64_t y_stride) {
+    lanes rows[LANES], dealt[LANES];
+    for (int i = 0; i < LANES; i++) rows[i] = read(x + i * x_stride);
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < LANES / 2; i++) {
+            dealt[2 * i] = deal_first(rows[i], rows[i + LANES / 2]);
+            dealt[2 * i + 1] = deal_second(rows[i], rows[i + LANES / 2]);
+        }
+        std::memcpy(rows, dealt, sizeof rows);
+    }
+    for (int i = 0; i < LANES; i++) *(lanes *)(y + i * y_stride) = rows[i];
+}
+
+// 0 from e^-87 down, and without a branch, so that loops with it become vector code; as Cephes' expf, to 2e-7 of it.
 inline float exponential(float x) {
+    const float given = x;
     x = x < -87.f ? -87.f : x;
     x = x > 88.f ? 88.f : x;
     float n = std::rint(x * 1.44269504f);
@@ -44,7 +82,7 @@ inline float exponential(float x) {
     int32_t bits = (int32_t(n) + 127) << 23;
     float power;
     std::memcpy(&power, &bits, 4);
-    return p * power;
+    return given < -87.f ? 0.f : p * power;
 }
 
 // s becomes e^(s - max s); returns the sum, and the maximum in `top`.
@@ -72,43 +110,48 @@ inline void prefetch(const T *x) {
 template <class T, int E>
 void attend_step(const T *query, const T *keys, const T *values, const T *next, const float *bias, T *out,
                  int64_t columns, float *s) {
-    float q[E], mixed[E] = {};
-    const float scale = 1 / std::sqrt(float(E));
-    for (int d = 0; d < E; d++) q[d] = float(query[d]) * scale;
-    for (int64_t t = 0; t < columns; t++) {
-        float dot = 0;
-        const T *k = keys + t * E;
-        prefetch<T, E>(values + t * E);
-#pragma omp simd reduction(+ : dot)
-        for (int d = 0; d < E; d++) dot += q[d] * float(k[d]);
-        s[t] = dot + bias[t];
+    constexpr int WIDE = E / LANES;
+    lanes q[WIDE], mixed[WIDE] = {};
+    for (int w = 0; w < WIDE; w++) q[w] = read(query + w * LANES) / std::sqrt(float(E));
+    for (int64_t from = 0; from < columns; from += LANES) {
+        lanes dots[LANES];
+        for (int i = 0; i < LANES; i++) {
+            const int64_t t = from + i < columns ? from + i : columns - 1;
+            prefetch<T, E>(values + t * E);
+            dots[i] = q[0] * read(keys + t * E);
+            for (int w = 1; w < WIDE; w++) dots[i] += q[w] * read(keys + t * E + w * LANES);
+        }
+        *(lanes *)(s + from) = row_sums(dots);
     }
+    for (int64_t t = 0; t < columns; t++) s[t] += bias[t];
     float top, sum = exponentials(s, columns, top);
     for (int64_t t = 0; t < columns; t++) {
-        const T *v = values + t * E;
         prefetch<T, E>(next + t * E);
-        for (int d = 0; d < E; d++) mixed[d] += s[t] * float(v[d]);
+        for (int w = 0; w < WIDE; w++) mixed[w] += s[t] * read(values + t * E + w * LANES);
     }
-    for (int d = 0; d < E; d++) out[d] = T(mixed[d] / sum);
+    for (int d = 0; d < E; d++) out[d] = T(mixed[d / LANES][d % LANES] / sum);
 }
 
 template <class T, int E>
-void attend_steps(const T *queries, int64_t query_row, const T *store, int64_t capacity, const float *bias,
-                  int64_t bias_row, T *out, int64_t rows, int64_t heads, int64_t kv_heads, int64_t columns,
-                  int threads) {
+void attend_steps(const T *qkv, T *store, int64_t capacity, const float *bias, int64_t bias_row, T *out, int64_t rows,
+                  int64_t heads, int64_t kv_heads, int64_t columns, int threads) {
     const int64_t head = capacity * E, row = 2 * kv_heads * head, shared = heads / kv_heads;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<float> s(columns);
+        std::vector<float> s(padded(columns));
 #pragma omp for
-        for (int64_t b = 0; b < rows; b++)
+        for (int64_t b = 0; b < rows; b++) {
+            const T *queries = qkv + b * (heads + 2 * kv_heads) * E, *added = queries + heads * E;
+            T *own = store + b * row;
+            for (int64_t g = 0; g < 2 * kv_heads; g++)
+                std::memcpy(own + g * head + (columns - 1) * E, added + g * E, E * sizeof(T));
             for (int64_t h = 0; h < heads; h++) {
-                const T *keys = store + b * row + h / shared * head;
-                const T *next = h + 1 < heads ? store + b * row + (h + 1) / shared * head
-                                              : store + (b + 1 < rows ? b + 1 : b) * row;
-                attend_step<T, E>(queries + b * query_row + h * E, keys, keys + kv_heads * head, next,
-                                  bias + b * bias_row, out + (b * heads + h) * E, columns, s.data());
+                const T *keys = own + h / shared * head;
+                const T *next = h + 1 < heads ? own + (h + 1) / shared * head : b + 1 < rows ? own + row : own;
+                attend_step<T, E>(queries + h * E, keys, keys + kv_heads * head, next, bias + b * bias_row,
+                                  out + (b * heads + h) * E, columns, s.data());
             }
+        }
     }
 }
 
@@ -122,8 +165,6 @@ struct Span {
 };
 
 constexpr int BLOCK = 8;  // queries at a time
-
-inline int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
 
 // s (BLOCK, stride) = x (BLOCK, E) · y, whose columns are tokens: (E, stride)
 template <int E>
@@ -164,22 +205,6 @@ inline void add_outer(const float *p, const float *x, int64_t stride, int64_t co
             for (int i = 0; i < BLOCK; i++) sum += p[i * stride + t] * *(const lanes *)(x + i * E + w * LANES);
             *(lanes *)(sums + t * E + w * LANES) = sum;
         }
-}
-
-// y (16, 16) = xᵀ, of x with rows `stride` apart: tiles of half the size change places, then what is in them.
-inline void transpose(const float *x, int64_t x_stride, float *y, int64_t y_stride) {
-    lanes rows[LANES], next[LANES];
-    for (int i = 0; i < LANES; i++) rows[i] = *(const lanes *)(x + i * x_stride);
-    for (int round = 0; round < 4; round++) {  // each round deals the first and the second half like cards
-        for (int i = 0; i < LANES / 2; i++) {
-            next[2 * i] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5,
-                                                  21, 6, 22, 7, 23);
-            next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], 8, 24, 9, 25, 10, 26, 11, 27, 12,
-                                                      28, 13, 29, 14, 30, 15, 31);
-        }
-        std::memcpy(rows, next, sizeof rows);
-    }
-    for (int i = 0; i < LANES; i++) *(lanes *)(y + i * y_stride) = rows[i];
 }
 
 // One kind of head (keys, say) of a span's tokens, as (tokens, E), and as (E, stride) where wanted; zeros behind the last.
@@ -329,6 +354,75 @@ void gelu_back(const T *x, const T *y_grad, T *x_grad, int64_t count, int thread
     }
 }
 
+// ---- The next token's distribution, by its scores (rows, size), not normalised ----
+
+// log Σ eˣ of each row
+void log_sums(const float *scores, int64_t rows, int64_t size, float *out, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *x = scores + row * size;
+        float top = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : top)
+        for (int64_t v = 0; v < size; v++) top = x[v] > top ? x[v] : top;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t v = 0; v < size; v++) sum += exponential(x[v] - top);
+        out[row] = top + std::log(sum);
+    }
+}
+
+// ∂/∂x of Σ weight · log p(token): weight (1[token] − p)
+void log_prob_back(const float *scores, const float *log_sum, const int64_t *tokens, const float *weights, int64_t rows,
+                   int64_t size, float *grad, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *x = scores + row * size, weight = weights[row], normaliser = log_sum[row];
+        float *out = grad + row * size;
+        for (int64_t v = 0; v < size; v++) out[v] = -weight * exponential(x[v] - normaliser);
+        out[tokens[row]] += weight;
+    }
+}
+
+// A token a row where the cumulative distribution exceeds `uniform`, and its log-probability.
+void draw(const float *scores, const double *uniform, int64_t rows, int64_t size, int64_t *tokens, float *log_probs,
+          int threads) {
+    const int64_t blocks = padded(size) / LANES;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> p(blocks * LANES, 0), sums(blocks);
+#pragma omp for
+        for (int64_t row = 0; row < rows; row++) {
+            const float *x = scores + row * size;
+            float top = -INFINITY, total = 0;
+#pragma omp simd reduction(max : top)
+            for (int64_t v = 0; v < size; v++) top = x[v] > top ? x[v] : top;
+            for (int64_t v = 0; v < size; v++) p[v] = exponential(x[v] - top);
+            for (int64_t b = 0; b < blocks; b++) {
+                float sum = 0;
+                for (int i = 0; i < LANES; i++) sum += p[b * LANES + i];
+                total += sums[b] = sum;
+            }
+            const double target = std::min(uniform[row], 1 - 0x1p-24) * total;
+            // the block, and in it the token; whatever is rounded, one that has a probability
+            float before = 0;
+            int64_t token = -1;
+            for (int64_t b = 0; b < blocks && token < 0; b++) {
+                if (before + sums[b] <= target) {
+                    before += sums[b];
+                    continue;
+                }
+                for (int64_t v = b * LANES; v < (b + 1) * LANES && token < 0; v++) {
+                    before += p[v];
+                    if (before > target) token = v;
+                }
+            }
+            for (int64_t v = size - 1; v > 0 && token < 0; v--)
+                if (p[v] > 0) token = v;
+            tokens[row] = token < 0 ? 0 : token;  // of numbers that are none, too
+            log_probs[row] = x[tokens[row]] - top - std::log(total);
+        }
+    }
+}
+
 }  // namespace
 
 // ---- What Python calls, for what is stored: float, or with -DBFLOAT16 that ----
@@ -349,11 +443,9 @@ typedef float T;
 
 extern "C" {
 
-void nlf_attend_steps(int64_t width, const T *queries, int64_t query_row, const T *store, int64_t capacity,
-                      const float *bias, int64_t bias_row, T *out, int64_t rows, int64_t heads, int64_t kv_heads,
-                      int64_t columns, int threads) {
-    WITH_WIDTH(attend_steps, queries, query_row, store, capacity, bias, bias_row, out, rows, heads, kv_heads, columns,
-               threads)
+void nlf_attend_steps(int64_t width, const T *qkv, T *store, int64_t capacity, const float *bias, int64_t bias_row,
+                      T *out, int64_t rows, int64_t heads, int64_t kv_heads, int64_t columns, int threads) {
+    WITH_WIDTH(attend_steps, qkv, store, capacity, bias, bias_row, out, rows, heads, kv_heads, columns, threads)
 }
 
 void nlf_attend_spans(int64_t width, const T *qkv, const Span *spans, int64_t count, int64_t heads, int64_t kv_heads,
@@ -371,6 +463,20 @@ void nlf_gelu(const T *x, T *y, int64_t count, int threads) { gelu(x, y, count, 
 
 void nlf_gelu_back(const T *x, const T *y_grad, T *x_grad, int64_t count, int threads) {
     gelu_back(x, y_grad, x_grad, count, threads);
+}
+
+void nlf_log_sums(const float *scores, int64_t rows, int64_t size, float *out, int threads) {
+    log_sums(scores, rows, size, out, threads);
+}
+
+void nlf_log_prob_back(const float *scores, const float *log_sum, const int64_t *tokens, const float *weights,
+                       int64_t rows, int64_t size, float *grad, int threads) {
+    log_prob_back(scores, log_sum, tokens, weights, rows, size, grad, threads);
+}
+
+void nlf_draw(const float *scores, const double *uniform, int64_t rows, int64_t size, int64_t *tokens,
+              float *log_probs, int threads) {
+    draw(scores, uniform, rows, size, tokens, log_probs, threads);
 }
 
 }  // extern "C"

@@ -23,23 +23,27 @@ def fit(x: Tensor, width: int | None = None) -> bool:
 
 def gelu(x: Tensor) -> Tensor:
     """x · ½ (1 + tanh(√(2/π) (x + 0.044715 x³))), https://arxiv.org/abs/1606.08415, in x's shape and dtype."""
-    return _Gelu.apply(x.contiguous())
+    x = x.contiguous()
+    return _Gelu.apply(x) if torch.is_grad_enabled() else _Gelu.forward(None, x)
 
 
-def attend_step(queries: Tensor, store: Tensor, columns: int, bias: Tensor) -> Tensor:
-    """softmax(q kᵀ / √e + bias) v of one new token a row.  → (B, heads · e)
+def attend_step(qkv: Tensor, store: Tensor, columns: int, bias: Tensor) -> Tensor:
+    """softmax(q kᵀ / √e + bias) v of one new token a row, whose keys and values become the last column.
 
     Args:
-        queries: (B, heads, e), each row's e · heads numbers next to each other.
-        store: (B, 2 · kv_heads, C, e) keys and then values, contiguous, of which the first `columns` are used.
+        qkv: (B, heads + 2 · kv_heads, e) of the new tokens.
+        store: (B, 2 · kv_heads, C, e) keys and then values, of which the first `columns` are used, with the new one.
         bias: (B, ≥ columns) float32: 0 or −∞; at least one 0 in each row.
+    Returns: (B, heads · e)
     """
-    rows, heads, width = queries.shape
-    assert store.is_contiguous() and store.dtype == queries.dtype and queries.stride()[1:] == (width, 1)
-    out = queries.new_empty(rows, heads * width)
+    rows, all_heads, width = qkv.shape
+    kept = store.shape[1]
+    heads = all_heads - kept
+    assert store.is_contiguous() and store.dtype == qkv.dtype
+    out = qkv.new_empty(rows, heads * width)
     _call(
-        "attend_steps", queries.dtype, width, queries, queries.stride(0), store, store.shape[2], bias, bias.stride(0),
-        out, rows, heads, store.shape[1] // 2, columns,
+        "attend_steps", qkv.dtype, width, qkv.contiguous(), store, store.shape[2], bias, bias.stride(0), out, rows,
+        heads, kept // 2, columns,
     )  # fmt: skip
     return out
 
@@ -55,10 +59,37 @@ def attend_spans(qkv: Tensor, spans: Tensor, heads: int) -> Tensor:
     return _AttendSpans.apply(qkv.contiguous(), spans, heads)
 
 
+def log_sums(scores: Tensor) -> Tensor:
+    """log Σ eˣ of float32 scores (…, V).  → (…,), without gradient"""
+    out = scores.new_empty(scores.shape[:-1])
+    _call("log_sums", scores.dtype, scores.detach().contiguous(), out.numel(), scores.shape[-1], out)
+    return out
+
+
+def log_prob_back(scores: Tensor, normaliser: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
+    """∂/∂x of Σ weight · log p(token), weight (1[token] − p), of float32 scores (…, V) and the others (…,)."""
+    grad = torch.empty_like(scores, memory_format=torch.contiguous_format)
+    rows = (x.contiguous() for x in (normaliser, tokens, weights))
+    _call("log_prob_back", scores.dtype, scores.contiguous(), *rows, tokens.numel(), scores.shape[-1], grad)
+    return grad
+
+
+def draw(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (B,) by the inverse of the cumulative distribution of float32 scores (B, V), and their log-probabilities.
+
+    Args: uniform (B,) float64 in [0, 1).
+    """
+    tokens, log_probs = uniform.new_empty(len(uniform), dtype=torch.long), scores.new_empty(len(scores))
+    given = (scores.contiguous(), uniform.contiguous())
+    _call("draw", scores.dtype, *given, len(scores), scores.shape[-1], tokens, log_probs)
+    return tokens, log_probs
+
+
 class _Gelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+        if ctx is not None:
+            ctx.save_for_backward(x)
         y = torch.empty_like(x)
         _call("gelu", x.dtype, x, y, x.numel())
         return y

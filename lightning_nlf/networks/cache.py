@@ -79,11 +79,11 @@ class Cache:
     def attend(self, layer: int, qkv: Tensor, heads: int, seen: Tensor) -> Tensor:
         """New tokens' (B · L, heads + 2 · kv_heads, e) → (B · L, heads · e); their keys and values are kept."""
         rows, _, width, _ = seen.shape
-        queries, new = qkv.unflatten(0, (rows, width)).transpose(1, 2).split([heads, qkv.shape[1] - heads], 1)
         columns = self._layers[layer]
-        columns.narrow(2, self.used - width, width).copy_(new)
         if width == 1 and kernels.fit(qkv, qkv.shape[-1]):
-            return kernels.attend_step(qkv[:, :heads], columns, self.used, self.bias)
+            return kernels.attend_step(qkv, columns, self.used, self.bias)
+        queries, new = qkv.unflatten(0, (rows, width)).transpose(1, 2).split([heads, qkv.shape[1] - heads], 1)
+        columns.narrow(2, self.used - width, width).copy_(new)
         if self.used == width:  # the first read: padding is on the right, where no token looks
             keys, values = new.chunk(2, 1)
             return attention(queries, keys, values).flatten(0, 1)

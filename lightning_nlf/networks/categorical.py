@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
 
+from lightning_nlf import kernels
+
 
 class TokenDistribution(Categorical):
     """A categorical by its unnormalised `scores` (…, V): log-probabilities and entropy need no copy of them."""
@@ -26,7 +28,8 @@ class TokenDistribution(Categorical):
     @cached_property
     def normaliser(self) -> Tensor:
         """log Σ eˣ, (…), without gradient: it is computed once, whoever asks."""
-        return self.scores.detach().logsumexp(-1)
+        scores = self.scores.detach()
+        return kernels.log_sums(scores) if _plain(scores) else scores.logsumexp(-1)
 
     @property
     def mode(self) -> Tensor:
@@ -46,6 +49,10 @@ class TokenDistribution(Categorical):
         return TokenDistribution(self.scores.expand(*batch_shape, self._num_events))
 
 
+def _plain(scores: Tensor) -> bool:
+    return scores.dtype == torch.float32 and kernels.fit(scores)
+
+
 class _LogProb(torch.autograd.Function):
     """x_a − log Σ eˣ. Of (…, V), it keeps the scores alone, and makes one tensor on the way back."""
 
@@ -58,6 +65,8 @@ class _LogProb(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """∂/∂x = 1[a] − p, p = softmax(x)"""
         scores, normaliser, value = ctx.saved_tensors
+        if _plain(scores):
+            return kernels.log_prob_back(scores, normaliser, value, gradients[0]), None, None
         gradient = gradients[0][..., None]
         of_scores = (scores - normaliser[..., None]).exp_().mul_(-gradient)
         return of_scores.scatter_add_(-1, value[..., None], gradient), None, None
