@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -83,8 +84,22 @@ class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore
         trainer = self._trainer
         return x if trainer is None or trainer.world_size == 1 else trainer.strategy.reduce(x, reduce_op="sum")
 
-    def acting(self) -> AbstractContextManager:
-        """Eval mode and the Trainer's precision: dropout or another dtype would break "the ratio is 1"."""
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Eval mode and the Trainer's precision: dropout or another dtype would break "the ratio is 1".
+
+        Inside, nothing learns: weights are rounded to half precision once, not for every token.
+        """
         if self.training:
             self.eval()
-        return nullcontext() if self._trainer is None else self._trainer.precision_plugin.forward_context()
+        if self._trainer is None:
+            yield
+            return
+        with self._trainer.precision_plugin.forward_context():
+            before = torch.is_autocast_cache_enabled()
+            torch.set_autocast_cache_enabled(True)
+            try:
+                yield
+            finally:
+                torch.set_autocast_cache_enabled(before)
+                torch.clear_autocast_cache()  # made without gradients: not for who learns in the same context

@@ -21,7 +21,7 @@ from lightning_nlf import generation
 from lightning_nlf.batch import Actor, Batch
 from lightning_nlf.cli import noise
 from lightning_nlf.networks import TransformerPolicy, TransformerReward
-from lightning_nlf.objectives import BradleyTerryReward, DPOPolicy, ImitationPolicy, RLHFPolicy
+from lightning_nlf.objectives import BradleyTerryReward, DPOPolicy, ImitationPolicy, ReinforcePolicy
 
 noise.silence()
 warnings.simplefilter("ignore")
@@ -165,9 +165,10 @@ class Groups(MinibatchDataModule):
 def grpo(repeat: int, folder: str, shape: str, mode: str, groups: int = 8, copies: int = 8, steps: int = 3) -> Figures:
     """One iteration of GRPO: `groups` prompts, `copies` replies of 64 tokens each, one optimizer step."""
     path = write_model(shape, Path(folder))
-    module = RLHFPolicy(
+    module = ReinforcePolicy(
         policy=TransformerPolicy(weights=str(path)),
         baseline="group_mean",
+        advantage_scale="group_std",
         gamma=1.0,
         clip=0.2,
         optimizer=ADAM,

@@ -149,7 +149,7 @@ def grpo(repeat: int, folder: str, shape: str, mode: str, groups: int = 8, copie
         **settings(mode, groups * copies, steps),
         num_generations=copies,
         max_completion_length=REPLY,
-        beta=0.0,  # no leash there, so none here
+        beta=0.0,  # no leash here, so no reference to read: as on the other side
         generation_kwargs={"min_new_tokens": REPLY},
     )
     trainer = GRPOTrainer(

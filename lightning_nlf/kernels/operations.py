@@ -128,7 +128,5 @@ class _AttendSpans(torch.autograd.Function):
 
 def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int) -> None:
     """Tensors by their address, whole numbers as they are, and the number of threads last."""
-    words = [
-        ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else ctypes.c_int64(x) for x in arguments
-    ]
+    words = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else ctypes.c_int64(x) for x in arguments]
     getattr(library(dtype), f"nlf_{name}")(*words, ctypes.c_int(torch.get_num_threads()))
