@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_nlf import kernels
+from lightning_nlf import decode_graph, kernels
 from lightning_nlf.networks import Policy
 
 COMPACT_AT = 0.75  # finished rows leave the batch when this share of it, or less, still runs
@@ -57,22 +58,43 @@ def reply(
     if seeds is None:
         seeds = torch.randint(2**62, (count,))
     uniform = uniforms(seeds.to(ids.device), max_new)
-    stops = torch.as_tensor(list(stop), device=ids.device)
-    tokens = stops[0].expand(count, max_new).clone()
-    log_probs = torch.zeros(count, max_new, device=ids.device)
-    ends = torch.zeros(count, dtype=torch.long, device=ids.device)
-    rows = torch.arange(count, device=ids.device)  # of the whole, that are in the working batch
-    limits = torch.full_like(rows, max_new) if limits is None else limits.to(ids.device)
+    limits = (torch.full((count,), max_new) if limits is None else limits.clamp(max=max_new)).to(ids.device)
+    how = Draw(top_k, top_p, deterministic)
+    if decode_graph.fits(policy, logits):
+        tokens, log_probs, ends, state = decode_graph.decode(policy, logits, state, uniform, limits, tuple(stop), how)
+    else:
+        tokens, log_probs, ends, state = _decode(policy, logits, state, uniform, limits, tuple(stop), how, resume)
+    width = int(ends.max())
+    return tokens[:, :width], log_probs[:, :width], ends, state if resume else None
+
+
+def _decode(
+    policy: Policy,
+    logits: Tensor,
+    state: Any,
+    uniform: Tensor,
+    limits: Tensor,
+    stop: tuple[int, ...],
+    draw: Draw,
+    resume: bool,
+) -> tuple[Tensor, Tensor, Tensor, Any]:
+    """Replies from the first token's logits (B, V) on; finished rows leave the batch."""
+    count, steps = uniform.shape
+    stops = torch.as_tensor(stop, device=logits.device)
+    tokens = stops[0].expand(count, steps).clone()
+    log_probs = torch.zeros(count, steps, device=logits.device)
+    ends = torch.zeros(count, dtype=torch.long, device=logits.device)
+    rows = torch.arange(count, device=logits.device)  # of the whole, that are in the working batch
     running = limits > 0  # of those
     whole = state
-    for step in range(max_new):
-        token, log_prob = draw(logits, uniform[rows, step], top_k, top_p, deterministic)
+    for step in range(steps):
+        token, log_prob = draw(logits, uniform[rows, step])
         live = rows[running]
         tokens[live, step], log_probs[live, step] = token[running], log_prob[running]
         ends[live] = step + 1
         running = running & (token[:, None] != stops).all(1) & (step + 1 < limits[rows])
         left = int(running.sum())
-        if left == 0 or step + 1 == max_new:
+        if left == 0 or step + 1 == steps:
             break
         if left <= COMPACT_AT * len(rows):
             if resume and len(rows) < count:
@@ -85,8 +107,19 @@ def reply(
             whole = state
     if resume and len(rows) < count:
         whole = policy.with_rows(whole, rows, state)
-    width = int(ends.max())
-    return tokens[:, :width], log_probs[:, :width], ends, whole if resume else None
+    return tokens, log_probs, ends, whole
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the next token is chosen; `top_k`, `top_p` and `deterministic` as of `reply`."""
+
+    top_k: int = 0
+    top_p: float = 1.0
+    deterministic: bool = False
+
+    def __call__(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        return draw(logits, uniform, self.top_k, self.top_p, self.deterministic)
 
 
 def draw(
