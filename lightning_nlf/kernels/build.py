@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+HEADERS = sorted(SOURCE.parent.glob("*.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 
 
@@ -45,7 +46,7 @@ def _folder() -> Path:
 
 
 def _key(compiler: str, flags: tuple[str, ...]) -> str:
-    said = (SOURCE.read_text(), *flags, shutil.which(compiler) or compiler, _processor())
+    said = (*(path.read_text() for path in (SOURCE, *HEADERS)), *flags, shutil.which(compiler) or compiler, _processor())
     return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 
 

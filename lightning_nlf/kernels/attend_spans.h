@@ -1,0 +1,189 @@
+// Whole sequences in flat tokens: each sees a prefix elsewhere, and of itself what came before.
+// T is what is stored, E the width of a head.
+
+#pragma once
+
+#include <vector>
+
+#include "lanes.h"
+
+namespace {
+
+struct Span {
+    int64_t first, count;                // of its own tokens
+    int64_t prefix_first, prefix_count;  // of those of another sequence, that come before them
+    int64_t columns() const { return prefix_count + count; }
+    int64_t token(int64_t t) const { return t < prefix_count ? prefix_first + t : first + t - prefix_count; }
+};
+
+constexpr int BLOCK = 8;  // queries at a time
+
+// s (BLOCK, stride) = x (BLOCK, E) · y, whose columns are tokens: (E, stride)
+template <int E>
+inline void products(const float *x, const float *y, int64_t stride, int64_t columns, float *s) {
+    for (int64_t t = 0; t < columns; t += LANES) {
+        lanes sums[BLOCK] = {};
+        for (int d = 0; d < E; d++) {
+            const lanes column = read(y + d * stride + t);
+            for (int i = 0; i < BLOCK; i++) sums[i] += x[i * E + d] * column;
+        }
+        for (int i = 0; i < BLOCK; i++) write(s + i * stride + t, sums[i]);
+    }
+}
+
+// out (BLOCK, E) = p (BLOCK, stride) · y (tokens, E)
+template <int E>
+inline void mixtures(const float *p, const float *y, int64_t stride, int64_t columns, float *out) {
+    constexpr int WIDE = E / LANES, ROWS = BLOCK < 16 / WIDE ? BLOCK : 16 / WIDE;  // as many as registers hold
+    for (int first = 0; first < BLOCK; first += ROWS) {
+        lanes sums[ROWS][WIDE] = {};
+        for (int64_t t = 0; t < columns; t++)
+            for (int w = 0; w < WIDE; w++) {
+                const lanes value = read(y + t * E + w * LANES);
+                for (int i = 0; i < ROWS; i++) sums[i][w] += p[(first + i) * stride + t] * value;
+            }
+        for (int i = 0; i < ROWS; i++)
+            for (int w = 0; w < WIDE; w++) write(out + (first + i) * E + w * LANES, sums[i][w]);
+    }
+}
+
+// sums (tokens, E) += pᵀ · x, of p (BLOCK, stride) and x (BLOCK, E)
+template <int E>
+inline void add_outer(const float *p, const float *x, int64_t stride, int64_t columns, float *sums) {
+    constexpr int WIDE = E / LANES;
+    for (int64_t t = 0; t < columns; t++)
+        for (int w = 0; w < WIDE; w++) {
+            lanes sum = read(sums + t * E + w * LANES);
+            for (int i = 0; i < BLOCK; i++) sum += p[i * stride + t] * read(x + i * E + w * LANES);
+            write(sums + t * E + w * LANES, sum);
+        }
+}
+
+// One kind of head (keys, say) of a span's tokens, as (tokens, E), and as (E, stride) where wanted, zeros behind them.
+template <class T, int E>
+struct Heads {
+    std::vector<float> rows, columns;
+    void gather(const T *flat, int64_t token_stride, const Span &span, bool turned) {
+        const int64_t count = span.columns(), stride = padded(count);
+        rows.resize(stride * E);
+        for (int64_t t = 0; t < count; t++) {
+            const T *x = flat + span.token(t) * token_stride;
+            for (int d = 0; d < E; d++) rows[t * E + d] = float(x[d]);
+        }
+        if (!turned) return;
+        std::memset(rows.data() + count * E, 0, (stride - count) * E * sizeof(float));
+        columns.resize(E * stride);
+        for (int64_t t = 0; t < stride; t += LANES)
+            for (int d = 0; d < E; d += LANES)
+                transpose(rows.data() + t * E + d, E, columns.data() + d * stride + t, stride);
+    }
+};
+
+template <class T, int E>
+inline void load(const T *flat, int64_t token_stride, int64_t count, float scale, float *block) {
+    for (int i = 0; i < BLOCK; i++)
+        for (int d = 0; d < E; d++) block[i * E + d] = i < count ? float(flat[i * token_stride + d]) * scale : 0;
+}
+
+template <class T, int E>
+void attend_spans(const T *qkv, const Span *spans, int64_t count, int64_t heads, int64_t kv_heads, T *out,
+                  float *log_sums, int threads) {
+    const int64_t token = (heads + 2 * kv_heads) * E, shared = heads / kv_heads;
+    const float scale = 1 / std::sqrt(float(E));
+#pragma omp parallel num_threads(threads)
+    {
+        Heads<T, E> keys, values;
+        std::vector<float> s;
+        float q[BLOCK * E], mixed[BLOCK * E];
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t at = 0; at < count; at++)
+            for (int64_t g = 0; g < kv_heads; g++) {
+                const Span span = spans[at];
+                const int64_t stride = padded(span.columns());
+                keys.gather(qkv + (heads + g) * E, token, span, true);
+                values.gather(qkv + (heads + kv_heads + g) * E, token, span, false);
+                s.resize(BLOCK * stride);
+                for (int64_t h = g * shared; h < (g + 1) * shared; h++)
+                    for (int64_t from = 0; from < span.count; from += BLOCK) {
+                        const int64_t own = span.count - from < BLOCK ? span.count - from : BLOCK;
+                        const int64_t first = span.first + from, seen = span.prefix_count + from + own;
+                        load<T, E>(qkv + first * token + h * E, token, own, scale, q);
+                        products<E>(q, keys.columns.data(), stride, padded(seen), s.data());
+                        float sums[BLOCK];
+                        for (int64_t i = 0; i < own; i++) {
+                            float top, *row = s.data() + i * stride;
+                            const int64_t sees = span.prefix_count + from + i + 1;
+                            sums[i] = exponentials(row, sees, top);
+                            for (int64_t t = sees; t < seen; t++) row[t] = 0;
+                            log_sums[(first + i) * heads + h] = top + std::log(sums[i]);
+                        }
+                        mixtures<E>(s.data(), values.rows.data(), stride, seen, mixed);
+                        for (int64_t i = 0; i < own; i++)
+                            for (int d = 0; d < E; d++)
+                                out[((first + i) * heads + h) * E + d] = T(mixed[i * E + d] / sums[i]);
+                    }
+            }
+    }
+}
+
+// Adds to `grad` (tokens, heads + 2 · kv_heads, E); threads share no head.  Dao et al. 2022, algorithm 4
+template <class T, int E>
+void attend_spans_back(const T *qkv, const Span *spans, int64_t count, int64_t heads, int64_t kv_heads, const T *out,
+                       const float *log_sums, const T *out_grad, float *grad, int threads) {
+    const int64_t token = (heads + 2 * kv_heads) * E, shared = heads / kv_heads;
+    const float scale = 1 / std::sqrt(float(E));
+#pragma omp parallel num_threads(threads)
+    {
+        Heads<T, E> keys, values;
+        std::vector<float> p, ds, key_grads, value_grads;
+        float q[BLOCK * E], dout[BLOCK * E], dq[BLOCK * E];
+#pragma omp for
+        for (int64_t g = 0; g < kv_heads; g++)
+            for (int64_t at = 0; at < count; at++) {
+                const Span span = spans[at];
+                const int64_t stride = padded(span.columns());
+                keys.gather(qkv + (heads + g) * E, token, span, true);
+                values.gather(qkv + (heads + kv_heads + g) * E, token, span, true);
+                p.resize(BLOCK * stride);
+                ds.resize(BLOCK * stride);
+                key_grads.assign(span.columns() * E, 0);
+                value_grads.assign(span.columns() * E, 0);
+                for (int64_t h = g * shared; h < (g + 1) * shared; h++)
+                    for (int64_t from = 0; from < span.count; from += BLOCK) {
+                        const int64_t own = span.count - from < BLOCK ? span.count - from : BLOCK;
+                        const int64_t first = span.first + from, seen = span.prefix_count + from + own;
+                        const int64_t there = (first * heads + h) * E;
+                        load<T, E>(qkv + first * token + h * E, token, own, scale, q);
+                        load<T, E>(out_grad + there, heads * E, own, 1, dout);
+                        products<E>(q, keys.columns.data(), stride, padded(seen), p.data());
+                        products<E>(dout, values.columns.data(), stride, padded(seen), ds.data());
+                        for (int64_t i = 0; i < BLOCK; i++) {
+                            float *row = p.data() + i * stride, *slope = ds.data() + i * stride, delta = 0;
+                            const int64_t sees = i < own ? span.prefix_count + from + i + 1 : 0;
+                            const float log_sum = i < own ? log_sums[(first + i) * heads + h] : 0;
+                            for (int d = 0; d < E && i < own; d++)
+                                delta += dout[i * E + d] * float(out[there + i * heads * E + d]);
+                            for (int64_t t = 0; t < sees; t++) {
+                                row[t] = exponential(row[t] - log_sum);
+                                slope[t] = row[t] * (slope[t] - delta);
+                            }
+                            for (int64_t t = sees; t < seen; t++) row[t] = slope[t] = 0;
+                        }
+                        mixtures<E>(ds.data(), keys.rows.data(), stride, seen, dq);
+                        add_outer<E>(ds.data(), q, stride, seen, key_grads.data());
+                        add_outer<E>(p.data(), dout, stride, seen, value_grads.data());
+                        for (int64_t i = 0; i < own; i++)
+                            for (int d = 0; d < E; d++) grad[(first + i) * token + h * E + d] = dq[i * E + d] * scale;
+                    }
+                for (int64_t t = 0; t < span.columns(); t++) {
+                    float *own = grad + span.token(t) * token + (heads + g) * E;
+                    for (int d = 0; d < E; d++) {
+                        own[d] += key_grads[t * E + d];
+                        own[kv_heads * E + d] += value_grads[t * E + d];
+                    }
+                }
+            }
+    }
+}
+
+}  // namespace

@@ -1,0 +1,102 @@
+// Sixteen float32 at a time; what is stored is float32 or bfloat16.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct bfloat16 {
+    uint16_t bits;
+    bfloat16() = default;
+    bfloat16(float x) {  // to the nearest, ties to even
+        uint32_t u;
+        std::memcpy(&u, &x, 4);
+        bits = x != x ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+    }
+    operator float() const {
+        uint32_t u = uint32_t(bits) << 16;
+        float x;
+        std::memcpy(&x, &u, 4);
+        return x;
+    }
+};
+
+constexpr int LANES = 16;
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t wide_bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t short_bits __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+inline lanes read(const float *x) { return *(const lanes *)x; }
+inline lanes read(const bfloat16 *x) { return (lanes)(__builtin_convertvector(*(const short_bits *)x, wide_bits) << 16); }
+
+inline void write(float *x, lanes values) { *(lanes *)x = values; }
+
+inline int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
+
+inline lanes deal_first(lanes a, lanes b) {  // the first halves, in turns
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+inline lanes deal_second(lanes a, lanes b) {
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+
+// Of 16 rows, the sum of each.
+inline lanes row_sums(lanes (&rows)[LANES]) {
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            rows[i] = deal_first(rows[i], rows[i + half]) + deal_second(rows[i], rows[i + half]);
+    return rows[0];
+}
+
+// y (16, 16) = xᵀ
+inline void transpose(const float *x, int64_t x_stride, float *y, int64_t y_stride) {
+    lanes rows[LANES], dealt[LANES];
+    for (int i = 0; i < LANES; i++) rows[i] = read(x + i * x_stride);
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < LANES / 2; i++) {
+            dealt[2 * i] = deal_first(rows[i], rows[i + LANES / 2]);
+            dealt[2 * i + 1] = deal_second(rows[i], rows[i + LANES / 2]);
+        }
+        std::memcpy(rows, dealt, sizeof rows);
+    }
+    for (int i = 0; i < LANES; i++) write(y + i * y_stride, rows[i]);
+}
+
+// 0 from e^-87 down, and without a branch, so that loops with it become vector code; as Cephes' expf, to 2e-7 of it.
+inline float exponential(float x) {
+    const float given = x;
+    x = x < -87.f ? -87.f : x;
+    x = x > 88.f ? 88.f : x;
+    float n = std::rint(x * 1.44269504f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.f;
+    int32_t bits = (int32_t(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return given < -87.f ? 0.f : p * power;
+}
+
+// s becomes e^(s - max s); returns the sum, and the maximum in `top`.
+inline float exponentials(float *s, int64_t count, float &top) {
+    float highest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : highest)
+    for (int64_t t = 0; t < count; t++) highest = s[t] > highest ? s[t] : highest;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t t = 0; t < count; t++) {
+        s[t] = exponential(s[t] - highest);
+        sum += s[t];
+    }
+    top = highest;
+    return sum;
+}
+
+}  // namespace
