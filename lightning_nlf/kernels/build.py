@@ -46,7 +46,8 @@ def _folder() -> Path:
 
 
 def _key(compiler: str, flags: tuple[str, ...]) -> str:
-    said = (*(path.read_text() for path in (SOURCE, *HEADERS)), *flags, shutil.which(compiler) or compiler, _processor())
+    sources = [path.read_text() for path in (SOURCE, *HEADERS)]
+    said = (*sources, *flags, shutil.which(compiler) or compiler, _processor())
     return hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
 
 
