@@ -6,8 +6,10 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from functools import cache
@@ -66,11 +68,13 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
         OSError: the compiler fails, or there is no place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if sys.stderr.isatty():
+        print("compiling what language models need on this CPU, once: some seconds", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        words = [compiler, *flags, str(SOURCE), "-o", str(made)]
+        words = [*shlex.split(compiler), *flags, str(SOURCE), "-o", str(made)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it says nothing"])[0]
-            raise OSError(f"{compiler} fails on {SOURCE.name}: {last}")
+            said = (done.stderr.strip().splitlines() or ["it says nothing"])[0]
+            raise OSError(f"{compiler} fails on {SOURCE.name}: {said}")
         made.replace(path)

@@ -51,8 +51,8 @@ def test_a_compiler_that_fails(fresh, monkeypatch, tmp_path):
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'kernels.cpp:1: no such luck' >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setenv("CXX", str(broken))
-    with pytest.warns(UserWarning, match="broken fails on kernels.cpp: kernels.cpp:1: no such luck"):
+    monkeypatch.setenv("CXX", f"{broken} -m64")
+    with pytest.warns(UserWarning, match="broken -m64 fails on kernels.cpp: kernels.cpp:1: no such luck"):
         assert fresh(torch.bfloat16) is None
     assert not list((tmp_path / "lightning_nlf" / "kernels").iterdir())
 
