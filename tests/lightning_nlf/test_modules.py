@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from lightning_nlf.batch import Batch
@@ -198,6 +199,30 @@ def test_acting_is_in_eval_mode_and_training_is_not():
     assert len(means) == 1
     fit(module, [batch()])
     assert module.training
+
+
+def test_weights_are_rounded_once_while_acting_and_again_for_who_learns():
+    class Rounding(TorchDispatchMode):
+        times = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._to_copy.default and args[0] is layer.weight:
+                self.times += 1
+            return function(*args, **(kwargs or {}))
+
+    module = ReinforcePolicy(policy=GaussianPolicy(4, 1))
+    module.trainer = L.Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, enable_checkpointing=False)
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
+    with Rounding() as rounding, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with module.acting(), torch.no_grad():
+            before = [layer(x) for _ in range(3)]
+        assert rounding.times == 1
+        with torch.no_grad():
+            layer.weight *= 2
+        layer(x).sum().backward()
+        assert rounding.times == 2 and layer.weight.grad is not None
+        with module.acting(), torch.no_grad():
+            assert not torch.equal(layer(x), before[0])
 
 
 def test_the_deterministic_action_is_the_mean():
