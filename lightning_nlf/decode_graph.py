@@ -161,7 +161,8 @@ def decode(
     """
     rows, steps = uniform.shape
     used = state.used
-    with torch.inference_mode(False), torch.no_grad():  # tensors that both validation and collection write to
+    # tensors that both validation and collection write to, on a device that need not be the current one
+    with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(logits):
         own = _step_of(policy, rows, -(-(used + steps) // COLUMNS) * COLUMNS, steps, _half(logits), stop, draw)
         own.load(state, uniform, limits)
         own.choose(logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -13,6 +14,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from benchmarks.study.learner import stands
 
@@ -94,14 +98,36 @@ def frontier(figures: dict[str, dict[str, Any]], path: Path) -> None:
         colour = plt.colormaps["tab20"](i % 20)
         bars = {"xerr": np.abs([[e - x] for e in x_ends]), "yerr": np.abs([[e - y] for e in y_ends])}
         axes.errorbar(x, y, fmt="o", color=colour, capsize=2, **bars)
-        axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlabel("KL from the start, nats a reply (95 % interval over seeds)")
     axes.set_ylabel("true reward on held-out prompts")
     axes.grid(alpha=0.3)
     figure.tight_layout()
+    name_points(axes, {name: (own["kl"][0], own["true_reward"][0]) for name, own in figures.items()})
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Names as near to their points as they stand free of other names and points, with a line where that is far."""
+    renderer = axes.figure.canvas.get_renderer()
+    places = axes.transData.transform(list(points.values()))
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
+    for i, (name, point) in enumerate(points.items()):
+        colour = 0.65 * np.array(plt.colormaps["tab20"](i % 20)[:3])  # as the point, to be read on white
+        for far, angle in itertools.product((9, 20, 32, 45, 60), np.deg2rad(range(20, 380, 30))):
+            offset = (far * np.cos(angle), far * np.sin(angle))
+            side = "left" if offset[0] > 0 else "right"
+            line = {"arrowstyle": "-", "linewidth": 0.8, "color": colour} if far > 9 else None
+            how: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": side, "va": "center"}
+            text = axes.annotate(name, point, xytext=offset, arrowprops=line, color=colour, **how)
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer)  # without the line
+            inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def overoptimization(rows: Rows, path: Path) -> None:
