@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "lanes.h"
@@ -126,20 +127,27 @@ void attend_spans(const T *qkv, const Span *spans, int64_t count, int64_t heads,
     }
 }
 
-// Adds to `grad` (tokens, heads + 2 · kv_heads, E); threads share no head.  Dao et al. 2022, algorithm 4
+// Gradients of all heads of each token, (tokens, heads + 2 · kv_heads, E). A span is behind the one it goes on from:
+// from the last to the first, what a span owes its prefix is known when the turn of that comes. Threads share no head.
+// Dao et al. 2022, algorithm 4
 template <class T, int E>
 void attend_spans_back(const T *qkv, const Span *spans, int64_t count, int64_t heads, int64_t kv_heads, const T *out,
-                       const float *log_sums, const T *out_grad, float *grad, int threads) {
+                       const float *log_sums, const T *out_grad, T *grad, int threads) {
     const int64_t token = (heads + 2 * kv_heads) * E, shared = heads / kv_heads;
     const float scale = 1 / std::sqrt(float(E));
+    int64_t prefixes = 0;  // tokens among which all prefixes are
+    for (int64_t at = 0; at < count; at++)
+        prefixes = std::max(prefixes, spans[at].prefix_first + spans[at].prefix_count);
 #pragma omp parallel num_threads(threads)
     {
         Heads<T, E> keys, values;
-        std::vector<float> p, ds, key_grads, value_grads;
+        std::vector<float> p, ds, key_grads, value_grads, owed_keys, owed_values;
         float q[BLOCK * E], dout[BLOCK * E], dq[BLOCK * E];
 #pragma omp for
-        for (int64_t g = 0; g < kv_heads; g++)
-            for (int64_t at = 0; at < count; at++) {
+        for (int64_t g = 0; g < kv_heads; g++) {
+            owed_keys.assign(prefixes * E, 0);
+            owed_values.assign(prefixes * E, 0);
+            for (int64_t at = count - 1; at >= 0; at--) {
                 const Span span = spans[at];
                 const int64_t stride = padded(span.columns());
                 keys.gather(qkv + (heads + g) * E, token, span, true);
@@ -173,16 +181,24 @@ void attend_spans_back(const T *qkv, const Span *spans, int64_t count, int64_t h
                         add_outer<E>(ds.data(), q, stride, seen, key_grads.data());
                         add_outer<E>(p.data(), dout, stride, seen, value_grads.data());
                         for (int64_t i = 0; i < own; i++)
-                            for (int d = 0; d < E; d++) grad[(first + i) * token + h * E + d] = dq[i * E + d] * scale;
+                            for (int d = 0; d < E; d++)
+                                grad[(first + i) * token + h * E + d] = T(dq[i * E + d] * scale);
                     }
-                for (int64_t t = 0; t < span.columns(); t++) {
-                    float *own = grad + span.token(t) * token + (heads + g) * E;
+                for (int64_t i = 0; i < span.prefix_count * E; i++) {
+                    owed_keys[span.prefix_first * E + i] += key_grads[i];
+                    owed_values[span.prefix_first * E + i] += value_grads[i];
+                }
+                for (int64_t t = span.prefix_count; t < span.columns(); t++) {
+                    const int64_t at_token = span.token(t);
+                    const bool owed = at_token < prefixes;
+                    T *own = grad + at_token * token + (heads + g) * E;
                     for (int d = 0; d < E; d++) {
-                        own[d] += key_grads[t * E + d];
-                        own[kv_heads * E + d] += value_grads[t * E + d];
+                        own[d] = T(key_grads[t * E + d] + (owed ? owed_keys[at_token * E + d] : 0));
+                        own[kv_heads * E + d] = T(value_grads[t * E + d] + (owed ? owed_values[at_token * E + d] : 0));
                     }
                 }
             }
+        }
     }
 }
 

@@ -33,7 +33,7 @@ void nlf_attend_spans(int64_t width, const T *qkv, const Span *spans, int64_t co
 }
 
 void nlf_attend_spans_back(int64_t width, const T *qkv, const Span *spans, int64_t count, int64_t heads,
-                           int64_t kv_heads, const T *out, const float *log_sums, const T *out_grad, float *grad,
+                           int64_t kv_heads, const T *out, const float *log_sums, const T *out_grad, T *grad,
                            int threads) {
     WITH_WIDTH(attend_spans_back, qkv, spans, count, heads, kv_heads, out, log_sums, out_grad, grad, threads)
 }

@@ -54,7 +54,7 @@ def attend_spans(qkv: Tensor, spans: Tensor, heads: int) -> Tensor:
     Args:
         qkv: (N, heads + 2 · kv_heads, e) of all tokens.
         spans: (S, 4) int64: a sequence's first token, how many there are, and the same of what comes before them;
-            together they have every token once.
+            together they have every token once, and a sequence stands behind the one that it goes on from.
     """
     return _AttendSpans.apply(qkv.contiguous(), spans, heads)
 
@@ -118,12 +118,12 @@ class _AttendSpans(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         qkv, spans, out, log_sums = ctx.saved_tensors
-        grad = torch.zeros_like(qkv, dtype=torch.float32)
+        grad = torch.empty_like(qkv)
         _call(
             "attend_spans_back", qkv.dtype, qkv.shape[-1], qkv, spans, len(spans), ctx.heads, ctx.kv_heads, out,
             log_sums, grads[0].contiguous(), grad,
         )  # fmt: skip
-        return grad.to(qkv.dtype), None, None
+        return grad, None, None
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int) -> None:
