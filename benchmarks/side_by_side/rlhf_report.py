@@ -93,7 +93,7 @@ def shown(x: tuple[float, float, float], digits: int) -> str:
 def frontier(figures: dict[str, dict[str, Any]], path: Path) -> None:
     """True reward against KL, a point a method."""
     figure, axes = plt.subplots(figsize=(9, 6))
-    for i, (name, own) in enumerate(figures.items()):
+    for i, own in enumerate(figures.values()):
         (x, *x_ends), (y, *y_ends) = own["kl"], own["true_reward"]
         colour = plt.colormaps["tab20"](i % 20)
         bars = {"xerr": np.abs([[e - x] for e in x_ends]), "yerr": np.abs([[e - y] for e in y_ends])}

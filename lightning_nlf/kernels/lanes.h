@@ -30,7 +30,9 @@ typedef uint32_t wide_bits __attribute__((vector_size(4 * LANES)));
 typedef uint16_t short_bits __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 inline lanes read(const float *x) { return *(const lanes *)x; }
-inline lanes read(const bfloat16 *x) { return (lanes)(__builtin_convertvector(*(const short_bits *)x, wide_bits) << 16); }
+inline lanes read(const bfloat16 *x) {
+    return (lanes)(__builtin_convertvector(*(const short_bits *)x, wide_bits) << 16);
+}
 
 inline void write(float *x, lanes values) { *(lanes *)x = values; }
 
