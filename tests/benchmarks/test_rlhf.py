@@ -15,13 +15,13 @@ def row(method, seed, reward, **more):
     return {"method": method, "seed": seed, "cell": {}, "true_reward": reward, "kl": 1.0, "length": 9.0} | more
 
 
-def test_the_cell_with_the_highest_reward_on_the_tuning_seed_is_chosen(monkeypatch):
-    """The fresh seeds have no say: there the last one would win."""
-    rewards = {0.0003: 0.6, 0.001: 0.8, 0.003: 0.7}
-    rows = [row("kto", 0, reward, cell={LR: lr}) for lr, reward in rewards.items()]
-    rows.append(row("kto", 1000, 1.0, cell={LR: 0.003}))
+def test_the_cell_with_the_highest_mean_reward_on_the_tuning_seeds_is_chosen(monkeypatch):
+    """Means .6, .75 and .7; the first seed alone would choose the last one, and the fresh seeds, which have no say."""
+    rewards = {0.0003: (0.6, 0.6), 0.001: (0.8, 0.7), 0.003: (0.9, 0.5)}
+    rows = [row("orpo", seed, own[seed], cell={LR: lr}) for lr, own in rewards.items() for seed in (0, 1)]
+    rows.append(row("orpo", 1000, 1.0, cell={LR: 0.003}))
     monkeypatch.setattr(rlhf, "kept", lambda path: rows)
-    assert rlhf.best_cells(["kto"]) == {"kto": {LR: 0.001}}
+    assert rlhf.best_cells(["orpo"]) == {"orpo": {LR: 0.001}}
 
 
 def test_gains_are_paired_by_seed():
