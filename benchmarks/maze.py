@@ -1,7 +1,7 @@
 """FO Maze of LMRL-Gym: cloned from its data, then by PPO; the normalised score of each over seeds.
 
     pip install -e '.[text]'
-    python benchmarks/maze.py [--seeds 3] [--jobs 2]
+    python benchmarks/maze.py [--seeds 5] [--jobs 2]
 
 Seeds 1000, 1001, … (the yamls were tuned on others) go through the command line: `conf/lmrl/maze_sft.yaml`, then
 `conf/lmrl/maze_ppo.yaml` from it. A score is that of the mean return of 32 sampled episodes from each of the 25 starts,
@@ -91,7 +91,7 @@ def written(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     options = parser.parse_args()
     seeds = range(1000, 1000 + options.seeds)

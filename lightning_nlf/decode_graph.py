@@ -37,7 +37,7 @@ class DecodeStep:
 
     Args:
         columns, steps: of the cache, and tokens of a reply, at most.
-        half: what autocast rounds to, if it is on.
+        dtype: of the cache; another than that of the weights is what autocast rounds to.
         stop: as of `generation.reply`; draw: a token a row, and its log-probability.
     """
 
@@ -47,22 +47,23 @@ class DecodeStep:
         rows: int,
         columns: int,
         steps: int,
-        half: torch.dtype | None,
+        dtype: torch.dtype,
         stop: tuple[int, ...],
         draw: Draw,
     ) -> None:
         shape, weight = policy.decoder.shape, policy.decoder.embed.weight
         device = weight.device
-        self.context, self.heads, self.half, self.draw = shape.context, shape.heads, half, draw
+        self.context, self.heads, self.draw = shape.context, shape.heads, draw
+        self.half = None if dtype == weight.dtype else dtype
         self.policy = ref(policy)  # whoever keeps a step does not keep its policy alive
         linear = {id(x) for module in policy.modules() if isinstance(module, nn.Linear) for x in module.parameters()}
         # Under autocast a graph would round all weights for every token; these are rounded once for every reply.
-        rounded = {name: x for name, x in _Reader(policy).named_parameters() if id(x) in linear and half is not None}
+        rounded = {name: x for name, x in _Reader(policy).named_parameters() if id(x) in linear and self.half}
         self.originals = [x.detach() for x in rounded.values()]
-        self.rounded = {name: x.detach().to(half) for name, x in rounded.items()}
+        self.rounded = {name: x.detach().to(dtype) for name, x in rounded.items()}
         long: dict[str, Any] = {"dtype": torch.long, "device": device}
         kept = (shape.layers, rows, 2 * shape.kv_heads, columns, shape.head_width)
-        self.store = torch.zeros(kept, dtype=half or weight.dtype, device=device)  # 0 · NaN would be NaN
+        self.store = torch.zeros(kept, dtype=dtype, device=device)  # 0 · NaN would be NaN
         self.bias = torch.full((rows, columns), -torch.inf, device=device)
         self.lengths, self.column, self.at = torch.zeros(rows, **long), torch.zeros(1, **long), torch.zeros(1, **long)
         self.stops = torch.tensor(stop, **long)
@@ -163,7 +164,7 @@ def decode(
     used = state.used
     # tensors that both validation and collection write to, on a device that need not be the current one
     with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(logits):
-        own = _step_of(policy, rows, -(-(used + steps) // COLUMNS) * COLUMNS, steps, _half(logits), stop, draw)
+        own = _step_of(policy, rows, -(-(used + steps) // COLUMNS) * COLUMNS, steps, state.store.dtype, stop, draw)
         own.load(state, uniform, limits)
         own.choose(logits)
         for step in range(1, steps):
@@ -174,11 +175,6 @@ def decode(
         read = own.store[:, :, :, :used].clone(), own.bias[:, :used].clone(), own.lengths.clone()
         after = Cache(*read, used, state.longest + used - state.used)
         return own.tokens.clone(), own.log_probs.clone(), own.ends.clone(), after
-
-
-def _half(like: Tensor) -> torch.dtype | None:
-    device = like.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _step_of(policy: TransformerPolicy, *how: Any) -> DecodeStep:

@@ -100,7 +100,7 @@ def test_weights_are_rounded_for_every_reply(replayed):
 def test_a_step_neither_asks_the_host_nor_leaves_the_device():
     """On the device of no numbers, whatever looks at one or mixes it with another device's raises."""
     network = policy().to("meta")
-    step = decode_graph.DecodeStep(network, 4, 64, 20, None, STOP, generation.Draw(top_k=5, top_p=0.9))
+    step = decode_graph.DecodeStep(network, 4, 64, 20, torch.float32, STOP, generation.Draw(top_k=5, top_p=0.9))
     with torch.no_grad():
         step.step()
     assert {x.device.type for x in vars(step).values() if isinstance(x, torch.Tensor)} == {"meta"}
