@@ -20,16 +20,23 @@ struct Span {
 constexpr int BLOCK = 8;  // queries at a time
 
 // s (BLOCK, stride) = x (BLOCK, E) · y, whose columns are tokens: (E, stride)
+template <int E, int WIDE>
+inline void some_products(const float *x, const float *y, int64_t stride, float *s) {
+    lanes sums[BLOCK][WIDE] = {};
+    for (int d = 0; d < E; d++)
+        for (int w = 0; w < WIDE; w++) {
+            const lanes column = read(y + d * stride + w * LANES);
+            for (int i = 0; i < BLOCK; i++) sums[i][w] += x[i * E + d] * column;
+        }
+    for (int i = 0; i < BLOCK; i++)
+        for (int w = 0; w < WIDE; w++) write(s + i * stride + w * LANES, sums[i][w]);
+}
+
 template <int E>
 inline void products(const float *x, const float *y, int64_t stride, int64_t columns, float *s) {
-    for (int64_t t = 0; t < columns; t += LANES) {
-        lanes sums[BLOCK] = {};
-        for (int d = 0; d < E; d++) {
-            const lanes column = read(y + d * stride + t);
-            for (int i = 0; i < BLOCK; i++) sums[i] += x[i * E + d] * column;
-        }
-        for (int i = 0; i < BLOCK; i++) write(s + i * stride + t, sums[i]);
-    }
+    int64_t t = 0;
+    for (; t + 2 * LANES <= columns; t += 2 * LANES) some_products<E, 2>(x, y + t, stride, s + t);
+    if (t < columns) some_products<E, 1>(x, y + t, stride, s + t);
 }
 
 // out (BLOCK, E) = p (BLOCK, stride) · y (tokens, E)
@@ -51,13 +58,27 @@ inline void mixtures(const float *p, const float *y, int64_t stride, int64_t col
 // sums (tokens, E) += pᵀ · x, of p (BLOCK, stride) and x (BLOCK, E)
 template <int E>
 inline void add_outer(const float *p, const float *x, int64_t stride, int64_t columns, float *sums) {
-    constexpr int WIDE = E / LANES;
-    for (int64_t t = 0; t < columns; t++)
-        for (int w = 0; w < WIDE; w++) {
-            lanes sum = read(sums + t * E + w * LANES);
-            for (int i = 0; i < BLOCK; i++) sum += p[i * stride + t] * read(x + i * E + w * LANES);
-            write(sums + t * E + w * LANES, sum);
+    constexpr int WIDE = E / LANES < 2 ? 1 : 2;  // x stays in registers
+    for (int first = 0; first < E; first += WIDE * LANES) {
+        lanes held[BLOCK][WIDE];
+        for (int i = 0; i < BLOCK; i++)
+            for (int w = 0; w < WIDE; w++) held[i][w] = read(x + i * E + first + w * LANES);
+        for (int64_t t = 0; t < columns; t++) {
+            float *to = sums + t * E + first;
+            lanes sum[WIDE];
+            for (int w = 0; w < WIDE; w++) sum[w] = read(to + w * LANES);
+            for (int i = 0; i < BLOCK; i++)
+                for (int w = 0; w < WIDE; w++) sum[w] += p[i * stride + t] * held[i][w];
+            for (int w = 0; w < WIDE; w++) write(to + w * LANES, sum[w]);
         }
+    }
+}
+
+template <int E, class T>
+inline float dot(const float *x, const T *y) {
+    lanes sums = {};
+    for (int d = 0; d < E; d += LANES) sums += read(x + d) * read(y + d);
+    return total(sums);
 }
 
 // One kind of head (keys, say) of a span's tokens, as (tokens, E), and as (E, stride) where wanted, zeros behind them.
@@ -86,9 +107,10 @@ inline void load(const T *flat, int64_t token_stride, int64_t count, float scale
         for (int d = 0; d < E; d++) block[i * E + d] = i < count ? float(flat[i * token_stride + d]) * scale : 0;
 }
 
+// `weights` keeps, for each token and head, the highest score and 1 / Σ e^(score - highest).
 template <class T, int E>
 void attend_spans(const T *qkv, const Span *spans, int64_t count, int64_t heads, int64_t kv_heads, T *out,
-                  float *log_sums, int threads) {
+                  float *weights, int threads) {
     const int64_t token = (heads + 2 * kv_heads) * E, shared = heads / kv_heads;
     const float scale = 1 / std::sqrt(float(E));
 #pragma omp parallel num_threads(threads)
@@ -110,18 +132,17 @@ void attend_spans(const T *qkv, const Span *spans, int64_t count, int64_t heads,
                         const int64_t first = span.first + from, seen = span.prefix_count + from + own;
                         load<T, E>(qkv + first * token + h * E, token, own, scale, q);
                         products<E>(q, keys.columns.data(), stride, padded(seen), s.data());
-                        float sums[BLOCK];
                         for (int64_t i = 0; i < own; i++) {
-                            float top, *row = s.data() + i * stride;
+                            float *row = s.data() + i * stride, *kept = weights + ((first + i) * heads + h) * 2;
                             const int64_t sees = span.prefix_count + from + i + 1;
-                            sums[i] = exponentials(row, sees, top);
-                            for (int64_t t = sees; t < seen; t++) row[t] = 0;
-                            log_sums[(first + i) * heads + h] = top + std::log(sums[i]);
+                            kept[1] = 1 / exponentials(row, sees, kept[0]);
+                            for (int64_t t = padded(sees); t < seen; t++) row[t] = 0;
                         }
                         mixtures<E>(s.data(), values.rows.data(), stride, seen, mixed);
-                        for (int64_t i = 0; i < own; i++)
-                            for (int d = 0; d < E; d++)
-                                out[((first + i) * heads + h) * E + d] = T(mixed[i * E + d] / sums[i]);
+                        for (int64_t i = 0; i < own; i++) {
+                            const int64_t to = (first + i) * heads + h;
+                            for (int d = 0; d < E; d++) out[to * E + d] = T(mixed[i * E + d] * weights[to * 2 + 1]);
+                        }
                     }
             }
     }
@@ -132,7 +153,7 @@ void attend_spans(const T *qkv, const Span *spans, int64_t count, int64_t heads,
 // Dao et al. 2022, algorithm 4
 template <class T, int E>
 void attend_spans_back(const T *qkv, const Span *spans, int64_t count, int64_t heads, int64_t kv_heads, const T *out,
-                       const float *log_sums, const T *out_grad, T *grad, int threads) {
+                       const float *weights, const T *out_grad, T *grad, int threads) {
     const int64_t token = (heads + 2 * kv_heads) * E, shared = heads / kv_heads;
     const float scale = 1 / std::sqrt(float(E));
     int64_t prefixes = 0;  // tokens among which all prefixes are
@@ -167,13 +188,16 @@ void attend_spans_back(const T *qkv, const Span *spans, int64_t count, int64_t h
                         products<E>(dout, values.columns.data(), stride, padded(seen), ds.data());
                         for (int64_t i = 0; i < BLOCK; i++) {
                             float *row = p.data() + i * stride, *slope = ds.data() + i * stride, delta = 0;
-                            const int64_t sees = i < own ? span.prefix_count + from + i + 1 : 0;
-                            const float log_sum = i < own ? log_sums[(first + i) * heads + h] : 0;
-                            for (int d = 0; d < E && i < own; d++)
-                                delta += dout[i * E + d] * float(out[there + i * heads * E + d]);
-                            for (int64_t t = 0; t < sees; t++) {
-                                row[t] = exponential(row[t] - log_sum);
-                                slope[t] = row[t] * (slope[t] - delta);
+                            int64_t sees = 0;
+                            if (i < own) {
+                                const float *kept = weights + ((first + i) * heads + h) * 2, top = kept[0], weight = kept[1];
+                                delta = dot<E>(dout + i * E, out + there + i * heads * E);
+                                sees = span.prefix_count + from + i + 1;
+#pragma omp simd
+                                for (int64_t t = 0; t < padded(sees); t++) {
+                                    row[t] = exponential(row[t] - top) * weight;
+                                    slope[t] = row[t] * (slope[t] - delta);
+                                }
                             }
                             for (int64_t t = sees; t < seen; t++) row[t] = slope[t] = 0;
                         }

@@ -1,6 +1,7 @@
-// What Python calls: attention, GELU and the next token of language models on a CPU, float32 or bfloat16 in memory,
-// float32 in between. Pointers are to whole tensors; offsets and strides count elements.
+// What Python calls: attention, GELU, norms and the next token of language models on a CPU, float32 or bfloat16 in
+// memory, float32 in between. Pointers are to whole tensors; offsets and strides count elements.
 
+#include "add_norm.h"
 #include "attend_spans.h"
 #include "attend_steps.h"
 #include "gelu.h"
@@ -28,14 +29,14 @@ void nlf_attend_steps(int64_t width, const T *qkv, T *store, int64_t capacity, c
 }
 
 void nlf_attend_spans(int64_t width, const T *qkv, const Span *spans, int64_t count, int64_t heads, int64_t kv_heads,
-                      T *out, float *log_sums, int threads) {
-    WITH_WIDTH(attend_spans, qkv, spans, count, heads, kv_heads, out, log_sums, threads)
+                      T *out, float *weights, int threads) {
+    WITH_WIDTH(attend_spans, qkv, spans, count, heads, kv_heads, out, weights, threads)
 }
 
 void nlf_attend_spans_back(int64_t width, const T *qkv, const Span *spans, int64_t count, int64_t heads,
-                           int64_t kv_heads, const T *out, const float *log_sums, const T *out_grad, T *grad,
+                           int64_t kv_heads, const T *out, const float *weights, const T *out_grad, T *grad,
                            int threads) {
-    WITH_WIDTH(attend_spans_back, qkv, spans, count, heads, kv_heads, out, log_sums, out_grad, grad, threads)
+    WITH_WIDTH(attend_spans_back, qkv, spans, count, heads, kv_heads, out, weights, out_grad, grad, threads)
 }
 
 void nlf_gelu(const T *x, T *y, int64_t count, int threads) { gelu(x, y, count, threads); }
@@ -44,12 +45,24 @@ void nlf_gelu_back(const T *x, const T *y_grad, T *x_grad, int64_t count, int th
     gelu_back(x, y_grad, x_grad, count, threads);
 }
 
-void nlf_log_sums(const float *scores, int64_t rows, int64_t size, float *out, int threads) {
+void nlf_add_norm(const float *x, const T *y, const float *weight, const float *bias, float eps, int64_t centred,
+                  float *sum, T *out, float *means, float *scales, int64_t rows, int64_t width, int threads) {
+    add_norm(x, y, weight, bias, eps, centred, sum, out, means, scales, rows, width, threads);
+}
+
+void nlf_add_norm_back(const float *sum, const float *weight, int64_t centred, const float *means, const float *scales,
+                       const float *sum_grad, const T *out_grad, float *x_grad, T *y_grad, float *weight_grad,
+                       float *bias_grad, int64_t rows, int64_t width, int threads) {
+    add_norm_back(sum, weight, centred, means, scales, sum_grad, out_grad, x_grad, y_grad, weight_grad, bias_grad, rows,
+                  width, threads);
+}
+
+void nlf_log_sums(const T *scores, int64_t rows, int64_t size, float *out, int threads) {
     log_sums(scores, rows, size, out, threads);
 }
 
-void nlf_log_prob_back(const float *scores, const float *log_sum, const int64_t *tokens, const float *weights,
-                       int64_t rows, int64_t size, float *grad, int threads) {
+void nlf_log_prob_back(const T *scores, const float *log_sum, const int64_t *tokens, const float *weights, int64_t rows,
+                       int64_t size, T *grad, int threads) {
     log_prob_back(scores, log_sum, tokens, weights, rows, size, grad, threads);
 }
 

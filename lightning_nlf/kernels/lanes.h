@@ -38,6 +38,27 @@ inline void write(float *x, lanes values) { *(lanes *)x = values; }
 
 inline int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
 
+// x with its parts exchanged, each so wide
+template <int WIDE>
+inline lanes exchanged(lanes x) {
+    constexpr int W = WIDE;
+    return __builtin_shufflevector(x, x, 0 ^ W, 1 ^ W, 2 ^ W, 3 ^ W, 4 ^ W, 5 ^ W, 6 ^ W, 7 ^ W, 8 ^ W, 9 ^ W, 10 ^ W, 11 ^ W,
+                                   12 ^ W, 13 ^ W, 14 ^ W, 15 ^ W);
+}
+inline float total(lanes x) {
+    x += exchanged<8>(x);
+    x += exchanged<4>(x);
+    x += exchanged<2>(x);
+    return x[0] + x[1];
+}
+inline lanes larger(lanes x, lanes y) { return x > y ? x : y; }
+inline float largest(lanes x) {
+    x = larger(x, exchanged<8>(x));
+    x = larger(x, exchanged<4>(x));
+    x = larger(x, exchanged<2>(x));
+    return x[0] > x[1] ? x[0] : x[1];
+}
+
 inline lanes deal_first(lanes a, lanes b) {  // the first halves, in turns
     return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
 }
@@ -87,18 +108,18 @@ inline float exponential(float x) {
     return given < -87.f ? 0.f : p * power;
 }
 
-// s becomes e^(s - max s); returns the sum, and the maximum in `top`.
+// s becomes e^(s - max s), and 0 behind it up to padded(count); returns the sum, and the maximum in `top`.
 inline float exponentials(float *s, int64_t count, float &top) {
-    float highest = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : highest)
-    for (int64_t t = 0; t < count; t++) highest = s[t] > highest ? s[t] : highest;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t t = 0; t < count; t++) {
-        s[t] = exponential(s[t] - highest);
-        sum += s[t];
-    }
-    top = highest;
-    return sum;
+    const int64_t blocks = padded(count) / LANES;
+    for (int64_t t = count; t < blocks * LANES; t++) s[t] = -INFINITY;
+    lanes highest = read(s), sums = {};
+    for (int64_t b = 1; b < blocks; b++) highest = larger(highest, read(s + b * LANES));
+    const float most = largest(highest);
+    top = most;
+#pragma omp simd
+    for (int64_t t = 0; t < blocks * LANES; t++) s[t] = exponential(s[t] - most);
+    for (int64_t b = 0; b < blocks; b++) sums += read(s + b * LANES);
+    return total(sums);
 }
 
 }  // namespace

@@ -10,28 +10,32 @@
 namespace {
 
 // log Σ eˣ of each row
-void log_sums(const float *scores, int64_t rows, int64_t size, float *out, int threads) {
+template <class T>
+void log_sums(const T *scores, int64_t rows, int64_t size, float *out, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
-        const float *x = scores + row * size;
+        const T *x = scores + row * size;
         float top = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : top)
-        for (int64_t v = 0; v < size; v++) top = x[v] > top ? x[v] : top;
+        for (int64_t v = 0; v < size; v++) top = float(x[v]) > top ? float(x[v]) : top;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t v = 0; v < size; v++) sum += exponential(x[v] - top);
+        for (int64_t v = 0; v < size; v++) sum += exponential(float(x[v]) - top);
         out[row] = top + std::log(sum);
     }
 }
 
 // ∂/∂x of Σ weight · log p(token): weight (1[token] − p)
-void log_prob_back(const float *scores, const float *log_sum, const int64_t *tokens, const float *weights, int64_t rows,
-                   int64_t size, float *grad, int threads) {
+template <class T>
+void log_prob_back(const T *scores, const float *log_sum, const int64_t *tokens, const float *weights, int64_t rows,
+                   int64_t size, T *grad, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
-        const float *x = scores + row * size, weight = weights[row], normaliser = log_sum[row];
-        float *out = grad + row * size;
-        for (int64_t v = 0; v < size; v++) out[v] = -weight * exponential(x[v] - normaliser);
-        out[tokens[row]] += weight;
+        const T *x = scores + row * size;
+        T *out = grad + row * size;
+        const float weight = weights[row], normaliser = log_sum[row];
+        for (int64_t v = 0; v < size; v++) out[v] = T(-weight * exponential(float(x[v]) - normaliser));
+        const int64_t token = tokens[row];
+        out[token] = T(weight * (1 - exponential(float(x[token]) - normaliser)));
     }
 }
 

@@ -27,6 +27,17 @@ def gelu(x: Tensor) -> Tensor:
     return _Gelu.apply(x) if torch.is_grad_enabled() else _Gelu.forward(None, x)
 
 
+def add_norm(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, eps: float, centred: bool
+) -> tuple[Tensor, Tensor]:
+    """s = x + y in float32, and its norm in y's dtype: LayerNorm, or RMSNorm, which is not centred.
+
+    Args: x (N, d) float32; y (N, d); weight, bias (d,) float32.
+    """
+    given = (x.contiguous(), y.contiguous(), weight, bias, eps, centred)
+    return _AddNorm.apply(*given) if torch.is_grad_enabled() else _AddNorm.forward(None, *given)
+
+
 def attend_step(qkv: Tensor, store: Tensor, columns: int, bias: Tensor) -> Tensor:
     """softmax(q kᵀ / √e + bias) v of one new token a row, whose keys and values become the last column.
 
@@ -60,14 +71,14 @@ def attend_spans(qkv: Tensor, spans: Tensor, heads: int) -> Tensor:
 
 
 def log_sums(scores: Tensor) -> Tensor:
-    """log Σ eˣ of float32 scores (…, V).  → (…,), without gradient"""
-    out = scores.new_empty(scores.shape[:-1])
+    """log Σ eˣ of scores (…, V).  → (…,) float32, without gradient"""
+    out = scores.new_empty(scores.shape[:-1], dtype=torch.float32)
     _call("log_sums", scores.dtype, scores.detach().contiguous(), out.numel(), scores.shape[-1], out)
     return out
 
 
 def log_prob_back(scores: Tensor, normaliser: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
-    """∂/∂x of Σ weight · log p(token), weight (1[token] − p), of float32 scores (…, V) and the others (…,)."""
+    """∂/∂x of Σ weight · log p(token), weight (1[token] − p), of scores (…, V) and the others (…,)."""
     grad = torch.empty_like(scores, memory_format=torch.contiguous_format)
     rows = (x.contiguous() for x in (normaliser, tokens, weights))
     _call("log_prob_back", scores.dtype, scores.contiguous(), *rows, tokens.numel(), scores.shape[-1], grad)
@@ -103,30 +114,67 @@ class _Gelu(torch.autograd.Function):
         return x_grad
 
 
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, eps: float, centred: bool
+    ) -> tuple[Tensor, Tensor]:
+        rows, width = x.shape
+        total, out, means, scales = torch.empty_like(x), torch.empty_like(y), x.new_empty(rows), x.new_empty(rows)
+        _call("add_norm", y.dtype, x, y, weight, bias, eps, centred, total, out, means, scales, rows, width)
+        if ctx is not None:
+            ctx.save_for_backward(total, weight, means, scales)
+            ctx.centred, ctx.biased, ctx.dtype = centred, bias is not None, y.dtype
+            ctx.set_materialize_grads(False)
+        return total, out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, weight, means, scales = ctx.saved_tensors
+        of_total, of_out = (None if x is None else x.contiguous() for x in grads)
+        if of_out is None:
+            of_out = total.new_zeros(total.shape, dtype=ctx.dtype)
+        x_grad, y_grad = torch.empty_like(total), torch.empty_like(of_out)
+        weight_grad, bias_grad = torch.empty_like(weight), torch.empty_like(weight) if ctx.biased else None
+        _call(
+            "add_norm_back", ctx.dtype, total, weight, ctx.centred, means, scales, of_total, of_out, x_grad, y_grad,
+            weight_grad, bias_grad, *total.shape,
+        )  # fmt: skip
+        return x_grad, y_grad, weight_grad, bias_grad, None, None
+
+
 class _AttendSpans(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, spans: Tensor, heads: int) -> Tensor:
         tokens, all_heads, width = qkv.shape
         out = qkv.new_empty(tokens, heads * width)
-        log_sums = qkv.new_empty(tokens, heads, dtype=torch.float32)
+        weights = qkv.new_empty(tokens, heads, 2, dtype=torch.float32)
         ctx.heads, ctx.kv_heads = heads, (all_heads - heads) // 2
-        _call("attend_spans", qkv.dtype, width, qkv, spans, len(spans), heads, ctx.kv_heads, out, log_sums)
-        ctx.save_for_backward(qkv, spans, out, log_sums)
+        _call("attend_spans", qkv.dtype, width, qkv, spans, len(spans), heads, ctx.kv_heads, out, weights)
+        ctx.save_for_backward(qkv, spans, out, weights)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        qkv, spans, out, log_sums = ctx.saved_tensors
+        qkv, spans, out, weights = ctx.saved_tensors
         grad = torch.empty_like(qkv)
         _call(
             "attend_spans_back", qkv.dtype, qkv.shape[-1], qkv, spans, len(spans), ctx.heads, ctx.kv_heads, out,
-            log_sums, grads[0].contiguous(), grad,
+            weights, grads[0].contiguous(), grad,
         )  # fmt: skip
         return grad, None, None
 
 
-def _call(name: str, dtype: torch.dtype, *arguments: Tensor | int) -> None:
-    """Tensors by their address, whole numbers as they are, and the number of threads last."""
-    words = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else ctypes.c_int64(x) for x in arguments]
-    getattr(library(dtype), f"nlf_{name}")(*words, ctypes.c_int(torch.get_num_threads()))
+def _call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
+    """Tensors by their address (none is 0), numbers as they are, and the number of threads last."""
+    getattr(library(dtype), f"nlf_{name}")(*map(_word, arguments), ctypes.c_int(torch.get_num_threads()))
+
+
+def _word(x: Tensor | float | None) -> Any:
+    if isinstance(x, float):
+        return ctypes.c_float(x)
+    if isinstance(x, int):
+        return ctypes.c_int64(x)
+    return ctypes.c_void_p(None if x is None else x.data_ptr())

@@ -13,7 +13,10 @@ from lightning_nlf import kernels
 
 
 class TokenDistribution(Categorical):
-    """A categorical by its unnormalised `scores` (…, V): log-probabilities and entropy need no copy of them."""
+    """A categorical by its unnormalised `scores` (…, V): log-probabilities and entropy need no copy of them.
+
+    Scores may be in half precision; what is made of them is in float32 then.
+    """
 
     def __init__(self, scores: Tensor) -> None:
         self.scores = self._param = scores
@@ -23,13 +26,13 @@ class TokenDistribution(Categorical):
     @cached_property
     def logits(self) -> Tensor:
         """Normalised, (…, V)."""
-        return self.scores.log_softmax(-1)
+        return _wide(self.scores).log_softmax(-1)
 
     @cached_property
     def normaliser(self) -> Tensor:
         """log Σ eˣ, (…), without gradient: it is computed once, whoever asks."""
         scores = self.scores.detach()
-        return kernels.log_sums(scores) if _plain(scores) else scores.logsumexp(-1)
+        return kernels.log_sums(scores) if kernels.fit(scores) else _wide(scores).logsumexp(-1)
 
     @property
     def mode(self) -> Tensor:
@@ -49,8 +52,8 @@ class TokenDistribution(Categorical):
         return TokenDistribution(self.scores.expand(*batch_shape, self._num_events))
 
 
-def _plain(scores: Tensor) -> bool:
-    return scores.dtype == torch.float32 and kernels.fit(scores)
+def _wide(scores: Tensor) -> Tensor:
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 class _LogProb(torch.autograd.Function):
@@ -65,7 +68,7 @@ class _LogProb(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """∂/∂x = 1[a] − p, p = softmax(x)"""
         scores, normaliser, value = ctx.saved_tensors
-        if _plain(scores):
+        if kernels.fit(scores):
             return kernels.log_prob_back(scores, normaliser, value, gradients[0]), None, None
         gradient = gradients[0][..., None]
         of_scores = (scores - normaliser[..., None]).exp_().mul_(-gradient)

@@ -99,17 +99,21 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        normed: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
         attend: Callable[[Tensor], Tensor],
         wanted: Tensor | None = None,
-    ) -> Tensor:
-        """x (N, d) → (N, d), or (n, d) of the tokens `wanted` (n,)."""
-        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_width))
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream (N, d), also behind `attention_norm` → it and what is added to it, both (N, d).
+
+        Args: wanted: (n,) tokens to go on with; both are (n, d) then.
+        """
+        qkv = self.qkv(normed).unflatten(-1, (-1, self.head_width))
         attended = attend(self.positioned(qkv, rotation))
         if wanted is not None:
             x, attended = x.index_select(0, wanted), attended.index_select(0, wanted)
-        x = x + self.dropped(self.out(attended))
-        return x + self.dropped(self.mlp(self.mlp_norm(x)))
+        x, normed = added(x, self.dropped(self.out(attended)), self.mlp_norm)
+        return x, self.dropped(self.mlp(normed))
 
     def positioned(self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
         """Queries and keys (N, …, e) turned by their positions, https://arxiv.org/abs/2104.09864; values stay."""
@@ -135,8 +139,17 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
-def norm(shape: DecoderShape) -> nn.Module:
+def norm(shape: DecoderShape) -> nn.LayerNorm | nn.RMSNorm:
     return (nn.LayerNorm if shape.family == "gpt2" else nn.RMSNorm)(shape.width, shape.eps)
+
+
+def added(x: Tensor, y: Tensor, norm: nn.LayerNorm | nn.RMSNorm) -> tuple[Tensor, Tensor]:
+    """x + y, and that behind the norm, all (N, d)."""
+    if x.dtype == norm.weight.dtype == torch.float32 and kernels.fit(x) and kernels.fit(y):
+        centred = isinstance(norm, nn.LayerNorm)
+        return kernels.add_norm(x, y, norm.weight, norm.bias if centred else None, norm.eps, centred)
+    x = x + y
+    return x, norm(x)
 
 
 class Decoder(nn.Module):
@@ -175,11 +188,13 @@ class Decoder(nn.Module):
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         rotation = None if self.places is not None else self.rotation(positions)
-        last = len(self.blocks) - 1
+        norms = [*(block.attention_norm for block in self.blocks), self.norm]
+        normed, last = norms[0](x), len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
             # behind the last attention only the wanted tokens go on
-            x = block(x, rotation, lambda qkv, at=layer: attend(at, qkv), wanted if layer == last else None)
-        return self.norm(x)
+            x, y = block(x, normed, rotation, lambda qkv, at=layer: attend(at, qkv), wanted if layer == last else None)
+            x, normed = added(x, y, norms[layer + 1])
+        return normed
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of each position's angles, (N, 1, e)."""

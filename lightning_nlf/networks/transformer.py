@@ -164,13 +164,17 @@ class TransformerPolicy(Transformer, Policy):
         return self.states(obs, where)
 
     def distribution(self, features: Tensor) -> TokenDistribution:
-        return TokenDistribution(self.scores(features))
+        return TokenDistribution(self._scores(features))
 
     def scores(self, features: Tensor) -> Tensor:
         """(…, d) → (…, V), float32, not normalised."""
+        return self._scores(features).float()
+
+    def _scores(self, features: Tensor) -> Tensor:
+        """The same, in the precision of the product where nothing more is done to it."""
         weight = (self.lm_head or self.decoder.embed).weight
-        scores = F.linear(features, weight).float()
-        return scores if self.temperature == 1 else scores / self.temperature
+        scores = F.linear(features, weight)
+        return scores if self.temperature == 1 else scores.float() / self.temperature
 
     @torch.no_grad()
     def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Cache]:
