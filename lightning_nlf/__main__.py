@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from lightning_nlf.cli.memory import keep_freed
 from lightning_nlf.cli.startup import quick_imports
 
 HELP = """\
@@ -34,6 +35,7 @@ def main() -> None:
         return
     # Idle OpenMP threads would spin beside MuJoCo's: on two busy cores a fit took ten times as long. Read at import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed()
     try:
         with quick_imports():
             from lightning_nlf.cli.command_line import main as command_line  # Lightning, which takes seconds

@@ -9,10 +9,12 @@ from importlib import import_module
 from multiprocessing import get_context
 from typing import Any
 
+from lightning_nlf.cli.memory import keep_freed
+
 
 class Pinned:
     """Calls functions of `benchmarks` in a fresh process on `cores` cores with one OpenMP thread, as the command line
-    gives small networks; who wants more sets them.
+    gives small networks; who wants more sets them. Memory is kept as the command line has it, for peers too.
 
     It lives until `close`, so that what is imported once is not measured, and sleeps between two calls.
     """
@@ -37,6 +39,7 @@ def _pin(cores: int) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which it is not yet
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+    keep_freed()
 
 
 def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:

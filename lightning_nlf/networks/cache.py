@@ -76,10 +76,13 @@ class Cache:
         self.lengths = self.lengths + lengths
         return positions, seen
 
-    def attend(self, layer: int, qkv: Tensor, heads: int, seen: Tensor) -> Tensor:
-        """New tokens' (B · L, heads + 2 · kv_heads, e) → (B · L, heads · e); their keys and values are kept."""
+    def attend(self, layer: int, qkv: Tensor, heads: int, seen: Tensor, first: int = 0) -> Tensor:
+        """New tokens' (b · L, heads + 2 · kv_heads, e) → (b · L, heads · e); their keys and values are kept.
+
+        Args: seen: as of `add`, of b rows from `first` on.
+        """
         rows, _, width, _ = seen.shape
-        columns = self._layers[layer]
+        columns = self._layers[layer].narrow(0, first, rows)
         if width == 1 and kernels.fit(qkv, qkv.shape[-1]):
             return kernels.attend_step(qkv, columns, self.used, self.bias)
         queries, new = qkv.unflatten(0, (rows, width)).transpose(1, 2).split([heads, qkv.shape[1] - heads], 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lightning_nlf import kernels
 
+Norm = nn.LayerNorm | nn.RMSNorm
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
 # What the tokens attend to: the layer, and its queries, keys and values (N, heads + 2 · kv_heads, e) → (N, heads · e).
 Attend = Callable[[int, Tensor], Tensor]
@@ -139,15 +140,16 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
-def norm(shape: DecoderShape) -> nn.LayerNorm | nn.RMSNorm:
+def norm(shape: DecoderShape) -> Norm:
     return (nn.LayerNorm if shape.family == "gpt2" else nn.RMSNorm)(shape.width, shape.eps)
 
 
-def added(x: Tensor, y: Tensor, norm: nn.LayerNorm | nn.RMSNorm) -> tuple[Tensor, Tensor]:
+def added(x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """x + y, and that behind the norm, all (N, d)."""
-    if x.dtype == norm.weight.dtype == torch.float32 and kernels.fit(x) and kernels.fit(y):
-        centred = isinstance(norm, nn.LayerNorm)
-        return kernels.add_norm(x, y, norm.weight, norm.bias if centred else None, norm.eps, centred)
+    if x.dtype == norm.weight.dtype == torch.float32 and kernels.fit(y):
+        bias = norm.bias if isinstance(norm, nn.LayerNorm) else None
+        assert norm.eps is not None
+        return kernels.add_norm(x, y, norm.weight, bias, norm.eps, centred=isinstance(norm, nn.LayerNorm))
     x = x + y
     return x, norm(x)
 
@@ -188,7 +190,7 @@ class Decoder(nn.Module):
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         rotation = None if self.places is not None else self.rotation(positions)
-        norms = [*(block.attention_norm for block in self.blocks), self.norm]
+        norms: list[Any] = [*(block.attention_norm for block in self.blocks), self.norm]
         normed, last = norms[0](x), len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
             # behind the last attention only the wanted tokens go on

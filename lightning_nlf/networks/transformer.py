@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,8 @@ class TransformerPolicy(Transformer, Policy):
         temperature: what scores are divided by, in sampling and in learning alike.
     """
 
+    CHUNK = 1024  # tokens of prompts that a CPU reads at a time: more take more memory, and no less time
+
     def __init__(
         self,
         shape: DecoderShape | None = None,
@@ -187,14 +190,16 @@ class TransformerPolicy(Transformer, Policy):
             refuse_strangers(ids, shape.vocabulary)
         cache.reserve(cache.used + width + max(room - 1, 0))
         positions, seen = cache.add(lengths, width)
-        last = torch.arange(0, rows * width, width, device=device)
-        wanted = None if width == 1 else last + (lengths - 1).clamp(min=0)
-
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            return cache.attend(layer, qkv, shape.heads, seen)
-
+        last = torch.arange(0, rows * width, width, device=device) + (lengths - 1).clamp(min=0)
         positions = positions.clamp(max=shape.context - 1)  # of padding
-        return self.scores(self.decoder(ids.flatten(), positions.flatten(), attend, wanted)), cache
+        some = max(1, self.CHUNK // width) if width > 1 and device.type == "cpu" else rows
+        scores = []
+        for first in range(0, rows, some):
+            own = slice(first, first + some)
+            wanted = None if width == 1 else last[own] - first * width
+            attend = partial(cache.attend, heads=shape.heads, seen=seen[own], first=first)
+            scores.append(self.scores(self.decoder(ids[own].flatten(), positions[own].flatten(), attend, wanted)))
+        return scores[0] if len(scores) == 1 else torch.cat(scores), cache
 
     def _empty_cache(self, rows: int) -> Cache:
         shape, weight = self.decoder.shape, self.decoder.embed.weight

@@ -43,6 +43,48 @@ def test_gelu_and_its_slope(dtype):
         assert torch.equal(kernels.gelu(x), y) and kernels.gelu(torch.tensor([math.nan])).isnan()
 
 
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("width", [16, 50, 384])
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm, torch.nn.RMSNorm])
+def test_what_is_added_and_its_norm_on_the_way_there_and_back(dtype, width, norm):
+    torch.manual_seed(0)
+    norm = norm(width, eps=1e-5)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    x, y = 3 + torch.randn(37, width), torch.randn(37, width).to(dtype)
+    weights = torch.randn(37, width), torch.randn(37, width).to(dtype)
+
+    def results(both):
+        given = [z.clone().requires_grad_() for z in (x, y)]
+        norm.zero_grad()
+        total, normed = both(*given)
+        (total * weights[0] + normed.float() * weights[1].float()).sum().backward()
+        found = [total, normed, *(z.grad for z in (*given, *norm.parameters()))]
+        return [z.detach().clone() for z in found]
+
+    centred = isinstance(norm, torch.nn.LayerNorm)
+    bias = norm.bias if centred else None
+    ours = results(lambda x, y: kernels.add_norm(x, y, norm.weight, bias, norm.eps, centred))
+    theirs = results(lambda x, y: (x + y.float(), norm(x + y.float()).to(dtype)))
+    for own, other in zip(ours, theirs, strict=True):
+        assert own.dtype == other.dtype
+        torch.testing.assert_close(own.float(), other.float(), atol=10 * HALF[dtype], rtol=HALF[dtype])
+    with torch.no_grad():
+        assert torch.equal(kernels.add_norm(x, y, norm.weight, bias, norm.eps, centred)[1], ours[1])
+
+
+def test_a_norm_by_hand():
+    """1, 2, 3, 6 is 3 in the mean, with variance 3.5; its mean square is 12.5."""
+    x, y = torch.tensor([[1.0, 1, 1, 1]]), torch.tensor([[0.0, 1, 2, 5]])
+    weight, bias = torch.tensor([1.0, 1, 2, 1]), torch.tensor([0.0, 0, 0, 10])
+    total, normed = kernels.add_norm(x, y, weight, bias, 0.5, True)
+    assert total.tolist() == [[1, 2, 3, 6]]
+    torch.testing.assert_close(normed, torch.tensor([[-1, -0.5, 0, 11.5]]))
+    torch.testing.assert_close(
+        kernels.add_norm(x, y, weight, None, 3.5, False)[1], torch.tensor([[0.25, 0.5, 1.5, 1.5]])
+    )
+
+
 def dense(queries, keys, values, bias):
     """softmax(q kᵀ / √e + bias) v: queries (heads, S, e), keys and values (kv_heads, T, e), bias (S, T)."""
     keys, values = (x.repeat_interleave(len(queries) // len(keys), 0) for x in (keys, values))
@@ -92,16 +134,17 @@ def test_spans_see_their_prefix_and_what_came_before_on_the_way_there_and_back(d
     torch.testing.assert_close(ours.grad.float(), theirs.grad.float(), atol=4 * HALF[dtype], rtol=HALF[dtype])
 
 
-def test_normaliser_and_gradient_of_log_probs():
+@pytest.mark.parametrize("dtype", HALF)
+def test_normaliser_and_gradient_of_log_probs(dtype):
     torch.manual_seed(0)
-    scores = 20 * torch.randn(3, 7, 37)
+    scores = (20 * torch.randn(3, 7, 37)).to(dtype)
     scores[0, 0, 5:] = -math.inf
-    torch.testing.assert_close(kernels.log_sums(scores), scores.logsumexp(-1))
+    torch.testing.assert_close(kernels.log_sums(scores), scores.float().logsumexp(-1))
     tokens, weights = torch.randint(5, (3, 7)), torch.randn(3, 7)
-    theirs = scores.clone().requires_grad_()
+    theirs = scores.float().requires_grad_()
     (theirs.log_softmax(-1).gather(-1, tokens[..., None])[..., 0] * weights).sum().backward()
     ours = kernels.log_prob_back(scores, kernels.log_sums(scores), tokens, weights)
-    torch.testing.assert_close(ours, theirs.grad, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ours, theirs.grad.to(dtype), atol=HALF[dtype] / 10, rtol=HALF[dtype])
 
 
 def test_draws_by_hand():

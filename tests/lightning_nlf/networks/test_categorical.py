@@ -21,6 +21,21 @@ def test_it_is_the_categorical_of_the_same_scores():
     torch.testing.assert_close(distribution_of(params_of(ours)).logits, torchs.logits)
 
 
+def test_scores_in_half_precision_are_read_in_float32():
+    scores, value = (torch.randn(3, 7) * 3).bfloat16(), torch.randint(7, (3,))
+    ours, exact = TokenDistribution(scores.requires_grad_()), Categorical(logits=scores.detach().float())
+    for found, expected in (
+        (ours.log_prob(value), exact.log_prob(value)),
+        (ours.entropy(), exact.entropy()),
+        (ours.logits, exact.logits),
+    ):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected)
+    ours.log_prob(value).sum().backward()
+    expected = torch.nn.functional.one_hot(value, 7) - exact.probs
+    torch.testing.assert_close(scores.grad, expected.bfloat16())
+
+
 def test_divergences_from_and_to_others():
     a, b = torch.randn(6, 4), torch.randn(6, 4)
     expected = kl_divergence(Categorical(logits=a), Categorical(logits=b))

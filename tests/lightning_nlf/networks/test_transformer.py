@@ -70,10 +70,14 @@ def test_padding_and_rows_that_nobody_asks_about_do_not_count():
     assert network.features(ids, torch.zeros_like(where)).shape == (0, 32)
 
 
+@pytest.mark.parametrize("chunk", [1024, 9])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_stored_log_probs_are_those_of_the_training_forward_over_three_turns(family):
-    """Prompts of different lengths with two replies each; rows stop early and leave the batch, and come back."""
+def test_stored_log_probs_are_those_of_the_training_forward_over_three_turns(family, chunk, monkeypatch):
+    """Prompts of different lengths with two replies each, that are read at once, or two or three of them at a time;
+    rows stop early and leave the batch, and come back.
+    """
+    monkeypatch.setattr(TransformerPolicy, "CHUNK", chunk)
     network = policy(family, temperature=1.5, how={"context": 64})
     torch.manual_seed(2)
     lengths = torch.tensor([3, 2, 1, 4, 2, 1])

@@ -1,0 +1,38 @@
+"""Freed memory stays with the process, unless the user says otherwise."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+ROUNDS, BLOCKS, PAGES = 5, 4, 6000
+FAULTS = f"""
+import ctypes, resource
+from lightning_nlf.cli.memory import keep_freed
+
+keep_freed()
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range({ROUNDS}):
+    blocks = [libc.malloc({PAGES} * 4096) for _ in range({BLOCKS})]
+    for block in blocks:
+        libc.memset(block, 1, {PAGES} * 4096)
+    for block in blocks:
+        libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.parametrize(("said", "rounds"), [({}, 1), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, ROUNDS)])
+def test_pages_are_asked_for_once(said, rounds):
+    environment = {name: x for name, x in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))} | said
+    told = subprocess.run(
+        [sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert int(told.stdout) / (BLOCKS * PAGES) == pytest.approx(rounds, rel=0.1)
