@@ -169,12 +169,9 @@ class _AttendSpans(torch.autograd.Function):
 
 def _call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
     """Tensors by their address (none is 0), numbers as they are, and the number of threads last."""
-    getattr(library(dtype), f"nlf_{name}")(*map(_word, arguments), ctypes.c_int(torch.get_num_threads()))
-
-
-def _word(x: Tensor | float | None) -> Any:
-    if isinstance(x, float):
-        return ctypes.c_float(x)
-    if isinstance(x, int):
-        return ctypes.c_int64(x)
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
+    function = getattr(library(dtype), f"nlf_{name}")
+    if function.argtypes is None:
+        kinds = [ctypes.c_float if isinstance(x, float) else ctypes.c_int64 for x in arguments]
+        function.argtypes, function.restype = [*kinds, ctypes.c_int], None
+    words = [x.data_ptr() if isinstance(x, Tensor) else x or 0 for x in arguments]
+    function(*words, torch.get_num_threads())
