@@ -7,7 +7,8 @@
 For every seed a model is fine-tuned (`conf/rlhf/sft.yaml`), samples four replies to each training prompt, the task's
 rule scores and ranks them with ties, and a reward model learns from the rankings. Then each method of `rlhf.yaml`
 trains through its own yaml, by the command line, for as many optimizer steps and on as many sampled replies as the
-others. Learning rates, and the weight of the leash where there is one, are chosen on seeds 0–2 by true reward; the
+others. Learning rates, and the weight of the leash where there is one, are chosen on seeds 0–2 by true reward; of methods
+that sample on a leash, whose seeds differ most, the three best cells also run on seeds 3–6, and all seven choose. The
 figures are of seeds 1000–1009. True reward: the rule, of one sampled reply to each held-out prompt; KL: of whole
 replies, from the start, on those samples. Gains are paired by seed, with 95 % bootstrap intervals.
 
@@ -21,7 +22,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,7 +40,8 @@ HERE = Path(__file__).parent
 METHODS: dict[str, Any] = yaml.safe_load((HERE / "rlhf.yaml").read_text())
 RUNS = Path("outputs/benchmarks/rlhf")
 FROZEN = HERE / "results" / "rlhf_cells.json"
-TUNING, FRESH = range(3), range(1000, 1010)
+TUNING, FINALS, FRESH = range(3), range(3, 7), range(1000, 1010)
+FINALISTS = 3  # cells of a method with `finals`
 Jobs = list[tuple[str, dict[str, Any]]]  # method and cell
 
 
@@ -80,15 +82,27 @@ def run_all(run_seed: Callable[[int, Jobs], None], runs: Path, wanted: dict[int,
             future.result()
 
 
-def best_cells(names: list[str]) -> dict[str, dict[str, Any]]:
-    """Of each method the cell with the highest mean true reward on the tuning seeds."""
-    rows = kept(RUNS / "rows.jsonl")
+def best_cells(name: str, of: list[dict[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Cells of a method by their mean true reward on these seeds, the highest first."""
+    rows = [row for row in kept(RUNS / "rows.jsonl") if row["method"] == name and row["seed"] in seeds]
 
-    def reward(name: str, cell: dict[str, Any]) -> float:
-        own = [r["true_reward"] for r in rows if r["method"] == name and r["cell"] == cell and r["seed"] in TUNING]
+    def reward(cell: dict[str, Any]) -> float:
+        own = [row["true_reward"] for row in rows if row["cell"] == cell]
         return sum(own) / len(own)
 
-    return {name: max(grid(name), key=lambda cell, name=name: reward(name, cell)) for name in names}
+    return sorted(of, key=reward, reverse=True)
+
+
+def tuned(names: list[str], jobs: int) -> dict[str, dict[str, Any]]:
+    """The best cell of each method."""
+    grids = {seed: [(name, cell) for name in names for cell in grid(name)] for seed in TUNING}
+    run_all(seed_of, RUNS, grids, jobs, "tuning")
+    left = {name: best_cells(name, grid(name), TUNING) for name in names}
+    finals = {name: own[:FINALISTS] for name, own in left.items() if METHODS["methods"][name].get("finals")}
+    again = {seed: [(name, cell) for name, own in finals.items() for cell in own] for seed in FINALS}
+    run_all(seed_of, RUNS, again, jobs, "finals")
+    left |= {name: best_cells(name, own, [*TUNING, *FINALS]) for name, own in finals.items()}
+    return {name: own[0] for name, own in left.items()}
 
 
 def found(names: list[str], frozen: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -109,11 +123,7 @@ def main() -> None:
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(METHODS['methods'])}")
     frozen = json.loads(FROZEN.read_text()) if FROZEN.is_file() else {}
     to_tune = [name for name in names if options.tune or name not in frozen]
-    steps = sum(len(grid(name)) for name in to_tune) * len(TUNING) + len(names) * len(FRESH)
-    print(f"{steps} runs of {METHODS['budget']['optimizer_steps']} optimizer steps at most", flush=True)
-    grids = {seed: [(name, cell) for name in to_tune for cell in grid(name)] for seed in TUNING}
-    run_all(seed_of, RUNS, grids, options.jobs, "tuning")
-    frozen |= best_cells(to_tune)
+    frozen |= tuned(to_tune, options.jobs)
     FROZEN.write_text(json.dumps(frozen, indent=1) + "\n")
     run_all(seed_of, RUNS, {seed: [(name, frozen[name]) for name in names] for seed in FRESH}, options.jobs, "fresh")
 

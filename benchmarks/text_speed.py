@@ -7,8 +7,8 @@
 Rows of one section take turns (A B A B …), five times each, every row in a process of its own that is held to one core
 and one thread. Before anything is timed, the first loss of both sides must agree to 1e-4 in fp32. "best" is TRL's
 fastest mode on a CPU: bf16, eager attention, no gradient checkpointing. Freed memory stays with the process on both
-sides, as the command line has it, which makes both faster. Medians with least and most; ratios are of
-medians with a 95 % bootstrap interval over the repeats: the claim is its bound. Memory is the process's peak.
+sides, as the command line has it, which makes both faster. Medians with least and most; ratios are of medians with a
+95 % bootstrap interval over the repeats: the claim is its bound. Memory is the process's peak.
 Writes `results/text_speed.{json,md}`; rows measured with --only take the place of the old ones.
 """
 

@@ -52,7 +52,7 @@ def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: P
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, own in sorted(figures.items(), key=lambda item: -item[1]["true_reward"][0]):
-        cell = ", ".join(f"{key.rsplit('.', 1)[-1]} {value:g}" for key, value in frozen.get(name, {}).items())
+        cell = ", ".join(map(told, frozen.get(name, {}).items()))
         gain = "" if name == "start" else shown(own["gain"], 3)
         title = title_of(name, methods[name], frozen.get(name, {}))
         title += "" if own["seeds"] == figures["start"]["seeds"] else f", {own['seeds']} seeds"
@@ -84,6 +84,11 @@ def title_of(name: str, method: dict[str, Any], cell: dict[str, Any]) -> str:
     if method.get("beyond_budget"):
         return f"{name} (beyond the budget)"
     return f"rlhf/{method['yaml']}" if stands(f"rlhf/{method['yaml']}", method.get("changes", {}) | cell) else name
+
+
+def told(knob: tuple[str, float | bool]) -> str:
+    name, value = knob[0].rsplit(".", 1)[-1], knob[1]
+    return f"{name} {str(value).lower()}" if isinstance(value, bool) else f"{name} {value:g}"
 
 
 def shown(x: tuple[float, float, float], digits: int) -> str:

@@ -19,7 +19,8 @@ struct Span {
 
 constexpr int BLOCK = 8;  // queries at a time
 
-// s (BLOCK, stride) = x (BLOCK, E) · y, whose columns are tokens: (E, stride)
+// s (BLOCK, stride) = x (BLOCK, E) · y, whose columns are tokens: (E, stride). With two lanes of them what is loaded of
+// x is used twice.
 template <int E, int WIDE>
 inline void some_products(const float *x, const float *y, int64_t stride, float *s) {
     lanes sums[BLOCK][WIDE] = {};
@@ -190,7 +191,8 @@ void attend_spans_back(const T *qkv, const Span *spans, int64_t count, int64_t h
                             float *row = p.data() + i * stride, *slope = ds.data() + i * stride, delta = 0;
                             int64_t sees = 0;
                             if (i < own) {
-                                const float *kept = weights + ((first + i) * heads + h) * 2, top = kept[0], weight = kept[1];
+                                const float *kept = weights + ((first + i) * heads + h) * 2;
+                                const float top = kept[0], weight = kept[1];
                                 delta = dot<E>(dout + i * E, out + there + i * heads * E);
                                 sees = span.prefix_count + from + i + 1;
 #pragma omp simd

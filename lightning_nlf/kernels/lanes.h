@@ -42,8 +42,8 @@ inline int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * 
 template <int WIDE>
 inline lanes exchanged(lanes x) {
     constexpr int W = WIDE;
-    return __builtin_shufflevector(x, x, 0 ^ W, 1 ^ W, 2 ^ W, 3 ^ W, 4 ^ W, 5 ^ W, 6 ^ W, 7 ^ W, 8 ^ W, 9 ^ W, 10 ^ W, 11 ^ W,
-                                   12 ^ W, 13 ^ W, 14 ^ W, 15 ^ W);
+    return __builtin_shufflevector(x, x, 0 ^ W, 1 ^ W, 2 ^ W, 3 ^ W, 4 ^ W, 5 ^ W, 6 ^ W, 7 ^ W, 8 ^ W, 9 ^ W, 10 ^ W,
+                                   11 ^ W, 12 ^ W, 13 ^ W, 14 ^ W, 15 ^ W);
 }
 inline float total(lanes x) {
     x += exchanged<8>(x);

@@ -21,7 +21,28 @@ def test_the_cell_with_the_highest_mean_reward_on_the_tuning_seeds_is_chosen(mon
     rows = [row("orpo", seed, own[seed], cell={LR: lr}) for lr, own in rewards.items() for seed in (0, 1)]
     rows.append(row("orpo", 1000, 1.0, cell={LR: 0.003}))
     monkeypatch.setattr(rlhf, "kept", lambda path: rows)
-    assert rlhf.best_cells(["orpo"]) == {"orpo": {LR: 0.001}}
+    monkeypatch.setattr(rlhf, "run_all", lambda *arguments: None)
+    assert rlhf.tuned(["orpo"], 1) == {"orpo": {LR: 0.001}}
+
+
+def test_finalists_run_on_more_seeds_and_all_choose(monkeypatch):
+    """Four cells earn .9, .8, .7 and .6 on three seeds, so the last is left out; on four more .1, .5, .5 and nothing.
+
+    Over seven seeds that is .44, .63 and .59: the second.
+    """
+    cells = [{LR: lr} for lr in (1.0, 2.0, 3.0, 4.0)]
+    monkeypatch.setattr(rlhf, "grid", lambda name: cells)
+    rows, asked = [], []
+
+    def run_all(run_seed, runs, wanted, jobs, what):
+        asked.append({seed: [cell[LR] for _, cell in own] for seed, own in wanted.items()})
+        earned = {"tuning": (0.9, 0.8, 0.7, 0.6), "finals": (0.1, 0.5, 0.5)}[what]
+        rows.extend(row("ppo", seed, earned[cells.index(c)], cell=c) for seed, own in wanted.items() for _, c in own)
+
+    monkeypatch.setattr(rlhf, "run_all", run_all)
+    monkeypatch.setattr(rlhf, "kept", lambda path: rows)
+    assert rlhf.tuned(["ppo"], 1) == {"ppo": {LR: 2.0}}
+    assert asked == [dict.fromkeys(range(3), [1.0, 2.0, 3.0, 4.0]), dict.fromkeys(range(3, 7), [1.0, 2.0, 3.0])]
 
 
 def test_gains_are_paired_by_seed():
@@ -55,4 +76,4 @@ def test_the_start_is_asked_without_the_code():
 def test_every_method_names_a_yaml_and_changes_what_is_there():
     for name, method in rlhf.METHODS["methods"].items():
         assert name == "start" or (rlhf.HERE.parent / "conf" / "rlhf" / f"{method['yaml']}.yaml").is_file(), name
-        assert len(rlhf.grid(name)) in (1, 3, 6, 9)
+        assert len(rlhf.grid(name)) in (1, 3, 6, 9, 12, 18)
