@@ -9,8 +9,8 @@ rule scores and ranks them with ties, and a reward model learns from the ranking
 trains through its own yaml, by the command line, for as many optimizer steps and on as many sampled replies as the
 others. Learning rates, and the weight of the leash where there is one, are chosen on seeds 0–2 by true reward; of
 methods that sample on a leash, whose seeds differ most, the three best cells also run on seeds 3–6, and all seven
-choose. The figures are of seeds 1000–1009. True reward: the rule, of one sampled reply to each held-out prompt; KL: of whole
-replies, from the start, on those samples. Gains are paired by seed, with 95 % bootstrap intervals.
+choose. The figures are of seeds 1000–1009. True reward: the rule, of one sampled reply to each held-out prompt; KL: of
+whole replies, from the start, on those samples. Gains are paired by seed, with 95 % bootstrap intervals.
 
 Finished runs are kept in `outputs/benchmarks/rlhf` and not repeated. Writes `results/rlhf.{json,md}`, `rlhf.png` and
 `rlhf_overoptimization.png`.
