@@ -7,10 +7,10 @@
 For every seed a model is fine-tuned (`conf/rlhf/sft.yaml`), samples four replies to each training prompt, the task's
 rule scores and ranks them with ties, and a reward model learns from the rankings. Then each method of `rlhf.yaml`
 trains through its own yaml, by the command line, for as many optimizer steps and on as many sampled replies as the
-others. Learning rates, and the weight of the leash where there is one, are chosen on seeds 0–2 by true reward; of
-methods that sample on a leash, whose seeds differ most, the three best cells also run on seeds 3–6, and all seven
-choose. The figures are of seeds 1000–1009. True reward: the rule, of one sampled reply to each held-out prompt; KL: of
-whole replies, from the start, on those samples. Gains are paired by seed, with 95 % bootstrap intervals.
+others. Learning rates, and the weight of the leash where there is one, are chosen by true reward: every cell of a grid
+runs on seeds 0–2, the three best also on seeds 3–6, and all seven choose. The figures are of seeds 1000–1009. True
+reward: the rule, of four sampled replies to each held-out prompt; KL: of whole replies, from the start, on those
+samples. Gains are paired by seed, with 95 % bootstrap intervals.
 
 Finished runs are kept in `outputs/benchmarks/rlhf` and not repeated. Writes `results/rlhf.{json,md}`, `rlhf.png` and
 `rlhf_overoptimization.png`.
@@ -41,7 +41,7 @@ METHODS: dict[str, Any] = yaml.safe_load((HERE / "rlhf.yaml").read_text())
 RUNS = Path("outputs/benchmarks/rlhf")
 FROZEN = HERE / "results" / "rlhf_cells.json"
 TUNING, FINALS, FRESH = range(3), range(3, 7), range(1000, 1010)
-FINALISTS = 3  # cells of a method with `finals`
+FINALISTS = 3  # cells of a method
 Jobs = list[tuple[str, dict[str, Any]]]  # method and cell
 
 
@@ -97,12 +97,10 @@ def tuned(names: list[str], jobs: int) -> dict[str, dict[str, Any]]:
     """The best cell of each method."""
     grids = {seed: [(name, cell) for name in names for cell in grid(name)] for seed in TUNING}
     run_all(seed_of, RUNS, grids, jobs, "tuning")
-    left = {name: best_cells(name, grid(name), TUNING) for name in names}
-    finals = {name: own[:FINALISTS] for name, own in left.items() if METHODS["methods"][name].get("finals")}
-    again = {seed: [(name, cell) for name, own in finals.items() for cell in own] for seed in FINALS}
+    finals = {name: best_cells(name, grid(name), TUNING)[:FINALISTS] for name in names}
+    again = {seed: [(name, cell) for name, own in finals.items() for cell in own if len(own) > 1] for seed in FINALS}
     run_all(seed_of, RUNS, again, jobs, "finals")
-    left |= {name: best_cells(name, own, [*TUNING, *FINALS]) for name, own in finals.items()}
-    return {name: own[0] for name, own in left.items()}
+    return {name: best_cells(name, own, [*TUNING, *FINALS])[0] for name, own in finals.items()}
 
 
 def found(names: list[str], frozen: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:

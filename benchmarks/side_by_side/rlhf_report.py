@@ -62,7 +62,7 @@ def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: P
     budget = study["budget"]
     seeds, steps, replies = figures["start"]["seeds"], budget["optimizer_steps"], budget["replies"]
     note = (
-        f"True reward of one sampled reply to each held-out prompt, mean and 95 % bootstrap interval over {seeds} "
+        f"True reward of four sampled replies to each held-out prompt, mean and 95 % bootstrap interval over {seeds} "
         f"seeds (1000–{999 + seeds}); each method took {steps} optimizer steps and {replies:,} "
         f"sampled replies. One standard deviation of a reply's reward at the start is {shown(spread, 3)}. "
         f"{os.cpu_count()} cores; `python benchmarks/rlhf.py`, one method again: `--only METHOD`."

@@ -79,7 +79,7 @@ def run(name: str, method: dict[str, Any], cell: dict[str, Any], seed: int) -> d
 
 @torch.no_grad()
 def judged(checkpoint: Path, start_of: Path, suffix: str, seed: int) -> dict[str, Any]:
-    """Mean true reward, KL from the start, reply length and finished share of sampled replies to the test prompts."""
+    """Mean true reward, KL from the start and reply length, of sampled replies to the test prompts."""
     agent, reference = (PolicyModule.load_from_checkpoint(path).eval() for path in (checkpoint, start_of))
     data = TextDataModule(
         PositiveReviews(),
@@ -87,6 +87,7 @@ def judged(checkpoint: Path, start_of: Path, suffix: str, seed: int) -> dict[str
         max_new=MAX_NEW,
         context=CONTEXT,
         evaluation_prompts=None,
+        evaluation_replies=4,
         prompt_suffix=suffix,
         seed=seed,
     )
