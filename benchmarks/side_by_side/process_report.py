@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.side_by_side.rlhf_report import Rows, aligned, interval, shown
+from benchmarks.side_by_side.rlhf_report import Rows, interval, shown
 
 Figures = dict[str, dict[str, Any]]
 JUDGED = {
@@ -125,10 +125,10 @@ def picture(rows: Rows, told: Figures, path: Path) -> None:
     axes[0].set(xlabel="samples to choose from", ylabel="right answers", title="best of n, by judge", xscale="log")
     axes[0].set_xticks([4, 16], ["4", "16"])
     axes[0].legend(fontsize=8)
-    panels = (("proxy", "what the reward model pays a reply"), ("true", "right answers among what is sampled"))
+    panels = (("return", "what the reward model pays a reply"), ("true_reward", "right answers among what is sampled"))
     for panel, (key, title) in zip(axes[1:], panels, strict=True):
         for name, colour in COLOURS.items():
-            courses = [[r[key] for r in aligned(row["course"])] for row in rows if row["method"] == name]
+            courses = [[r[key] for r in row["course"]] for row in rows if row["method"] == name]
             for course in courses:
                 panel.plot(course, color=colour, alpha=0.25, linewidth=1)
             if courses:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from benchmarks.study.learner import stands
 
 Rows = list[dict[str, Any]]
 DRAWS = 100_000
+JUDGED_BY = ("accuracy", "calibration_error")  # a reward model
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
@@ -39,6 +39,7 @@ def summary(rows: Rows) -> dict[str, dict[str, Any]]:
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
         figures[name] = {key: interval([row[key] for row in own]) for key in ("true_reward", "kl", "length")}
+        figures[name] |= {key: np.mean([row.get(key, 0) for row in own]) for key in ("optimizer_steps", "sampled_tokens")}
         figures[name]["gain"] = interval([row["true_reward"] - starts[row["seed"]]["true_reward"] for row in own])
         figures[name]["seeds"] = len(own)
     return figures
@@ -48,23 +49,28 @@ def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: P
     """The table; with `folder` also in files, with the figures and the pictures."""
     figures, methods = summary(rows), study["methods"]
     lines = [
-        "| method | true reward | gain over its start, paired | KL from the start, nats | tokens a reply | chosen |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| method | true reward | gain over its start, paired | KL from the start, nats | tokens a reply | steps "
+        "| tokens sampled | chosen |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, own in sorted(figures.items(), key=lambda item: -item[1]["true_reward"][0]):
         cell = ", ".join(map(told, frozen.get(name, {}).items()))
         gain = "" if name == "start" else shown(own["gain"], 3)
         title = title_of(name, methods[name], frozen.get(name, {}))
         title += "" if own["seeds"] == figures["start"]["seeds"] else f", {own['seeds']} seeds"
-        columns = [title, shown(own["true_reward"], 3), gain, shown(own["kl"], 1)]
-        lines.append(f"| {' | '.join([*columns, shown(own['length'], 1), cell])} |")
-    spread = interval([row["reward_std"] for row in rows if row["method"] == "start"])
-    budget = study["budget"]
-    seeds, steps, replies = figures["start"]["seeds"], budget["optimizer_steps"], budget["replies"]
+        columns = [title, shown(own["true_reward"], 3), gain, shown(own["kl"], 1), shown(own["length"], 1)]
+        columns += ["", ""] if name == "start" else [f"{own['optimizer_steps']:.0f}", f"{own['sampled_tokens']:,.0f}"]
+        lines.append(f"| {' | '.join([*columns, cell])} |")
+    starts = [row for row in rows if row["method"] == "start"]
+    spread = interval([row["reward_std"] for row in starts])
+    right, off = (interval([row["reward_model"][f"val/{key}"] for row in starts]) for key in JUDGED_BY)
+    seeds, budget = figures["start"]["seeds"], study["budget"]
     note = (
         f"True reward of four sampled replies to each held-out prompt, mean and 95 % bootstrap interval over {seeds} "
-        f"seeds (1000–{999 + seeds}); each method took {steps} optimizer steps and {replies:,} "
-        f"sampled replies. One standard deviation of a reply's reward at the start is {shown(spread, 3)}. "
+        f"seeds (1000–{999 + seeds}); each method took about {budget['optimizer_steps']} optimizer steps and at most "
+        f"{budget['replies']:,} replies, its own or those of the file, and replies that were cut off and played again. One "
+        f"standard deviation of a reply's reward at the start is {shown(spread, 3)}. The reward model orders "
+        f"{shown(right, 3)} of held-out pairs as the rule does, and its calibration error is {shown(off, 3)}. "
         f"{os.cpu_count()} cores; `python benchmarks/rlhf.py`, one method again: `--only METHOD`."
     )
     text = "\n".join(lines) + f"\n\n{note}\n"
@@ -138,17 +144,16 @@ def name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
 def overoptimization(rows: Rows, path: Path) -> None:
     """PPO against the reward model, on the leash and off it: both rewards as KL grows, the true one by length."""
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6))
-    panels: tuple[tuple[str, str, str, Callable[[dict[str, float]], bool]], ...] = (
-        ("kl", "proxy", "the reward model's reward, as the KL grows", lambda r: "proxy" in r),
-        ("kl", "true", "the true reward, as the KL grows", lambda r: True),
-        ("length", "true", "the true reward by length of reply", lambda r: True),
+    panels = (
+        ("kl", "proxy", "the reward model's reward, as the KL grows"),
+        ("kl", "true_reward", "the true reward, as the KL grows"),
+        ("length", "true_reward", "the true reward by length of reply"),
     )
     for name, colour in (("ppo", "#2563eb"), ("ppo_unleashed", "#dc2626")):
-        courses = [aligned(row["course"]) for row in rows if row["method"] == name]
-        for panel, (x, y, title, there) in zip(axes, panels, strict=True):
+        courses = [row["course"] for row in rows if row["method"] == name]
+        for panel, (x, y, title) in zip(axes, panels, strict=True):
             for course in courses:
-                own = [r for r in course if there(r)]
-                panel.plot([r[x] for r in own], [r[y] for r in own], color=colour, alpha=0.25, linewidth=1)
+                panel.plot([r[x] for r in course], [r[y] for r in course], color=colour, alpha=0.25, linewidth=1)
             count = min((len(course) for course in courses), default=0)
             if count:
                 mean = {key: np.mean([[r[key] for r in c[:count]] for c in courses], 0) for key in (x, y)}
@@ -160,12 +165,3 @@ def overoptimization(rows: Rows, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def aligned(course: list[dict[str, float]]) -> list[dict[str, float]]:
-    """By collection. The model's metrics are logged after a callback reads them: they stand in the row behind."""
-    return [
-        {"proxy": row["return"], "true": row["true_reward"], "length": row["length"], "kl": following["kl"]}
-        for row, following in zip(course[:-1], course[1:], strict=True)
-        if "kl" in following and "true_reward" in row
-    ]

@@ -49,18 +49,22 @@ def command(stage: str, name: str, seed: int, run_dir: str, changes: dict[str, A
 
 
 def start(seed: int) -> None:
-    """The fine-tuned model, its ranked replies and the reward model of a seed, in `outputs`; what is there stays."""
-    if not (finished := Path(f"outputs/sft-seed{seed}/finished")).is_file():
-        command("fit", "sft", seed, f"sft-seed{seed}", {})
-        finished.touch()
-    ranked = Path(f"outputs/sample-seed{seed}/rankings.jsonl")
-    if not ranked.is_file():
-        folder = command("predict", "sample", seed, f"sample-seed{seed}", {})
-        replies = str(folder / "predictions" / "replies.jsonl")
-        with redirect_stdout(io.StringIO()):
-            rank(["rank", replies, "--by", "score", "--ties", "0.02", "--out", str(ranked)])
-    if not (finished := Path(f"outputs/reward-seed{seed}/finished")).is_file():
-        command("fit", "reward", seed, f"reward-seed{seed}", {})
+    """The fine-tuned model, its ranked replies and the reward model of a seed."""
+    played_round(seed, ("fit", "sft"), ("predict", "sample"), ("fit", "reward"))
+
+
+def played_round(seed: int, *steps: tuple[str, str]) -> None:
+    """Yamls one after the other, each in a run folder of `outputs`; what is there stays. Replies are ranked."""
+    for stage, name in steps:
+        folder = Path(f"outputs/{name}-seed{seed}")
+        if (finished := folder / "finished").is_file():
+            continue
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
+        command(stage, name, seed, folder.name, {})
+        if stage == "predict":
+            replies, ranked = folder / "predictions" / "replies.jsonl", folder / "rankings.jsonl"
+            with redirect_stdout(io.StringIO()):
+                rank(["rank", str(replies), "--by", "score", "--ties", "0.02", "--out", str(ranked)])
         finished.touch()
 
 
@@ -68,13 +72,37 @@ def run(name: str, method: dict[str, Any], cell: dict[str, Any], seed: int) -> d
     """Trains, then plays the last weights on the held-out prompts."""
     start_of = Path(f"outputs/sft-seed{seed}/checkpoints/best.ckpt")
     if "yaml" not in method:  # the start itself
-        return judged(start_of, start_of, "", seed)
-    changes = method.get("changes", {}) | cell | {"trainer.callbacks+": f"{__name__}.Course"}
-    folder = command("fit", method["yaml"], seed, f"method-{os.getpid()}/{name}", changes)
-    figures = judged(folder / "checkpoints" / "last.ckpt", start_of, method.get("suffix", ""), seed)
+        return judged(start_of, start_of, "", seed) | {"reward_model": measured_reward(seed)}
+    if method.get("second_round"):
+        played_round(seed, ("fit", "rlhf_ppo"), ("predict", "second_sample"), ("fit", "second_reward"))
+    # every step is logged, so that what is read after a collection is that collection's
+    changes = {"trainer.callbacks+": f"{__name__}.Course", "trainer.log_every_n_steps": 1}
+    own = f"method-{os.getpid()}/{name}"
+    folder = command("fit", method["yaml"], seed, own, method.get("changes", {}) | cell | changes)
+    last = folder / "checkpoints" / "last.ckpt"
+    figures = judged(last, start_of, method.get("suffix", ""), seed) | spent(last, seed)
     course = json.loads((folder / "course.json").read_text())
     shutil.rmtree(folder)
     return figures | {"course": course}
+
+
+def spent(checkpoint: Path, seed: int) -> dict[str, int]:
+    """Optimizer steps, and tokens that were sampled to train on: those of the file where nothing was sampled anew."""
+    kept = torch.load(checkpoint, weights_only=True)
+    counters = next(kept[name]["counters"] for name in ("TextDataModule", "FeedbackDataModule") if name in kept)
+    if "env_steps" in counters:  # those of replies that were rejected too
+        return {"optimizer_steps": kept["global_step"], "sampled_tokens": counters["env_steps"]}
+    lines = Path(f"outputs/sample-seed{seed}/rankings.jsonl").read_text().splitlines()
+    tokens = sum(len(reply) for line in lines for reply in json.loads(line)["meta"]["tokens"])
+    return {"optimizer_steps": kept["global_step"], "sampled_tokens": tokens}
+
+
+def measured_reward(seed: int) -> dict[str, float]:
+    """What `val/` says of the reward model on held-out rankings, by name."""
+    changes = {"trainer.callbacks+": f"{__name__}.Measures", "ckpt_path": "best"}
+    folder = Path("outputs") / f"reward-seed{seed}"
+    command("validate", "reward", seed, folder.name, changes)
+    return json.loads((folder / "measures.json").read_text())
 
 
 @torch.no_grad()
@@ -146,3 +174,11 @@ class Course(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         (Path(trainer.default_root_dir) / "course.json").write_text(json.dumps(self.rows))
+
+
+class Measures(L.Callback):
+    """What was measured last, into `measures.json` of the run."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        metrics = {name: float(x) for name, x in trainer.callback_metrics.items()}
+        (Path(trainer.default_root_dir) / "measures.json").write_text(json.dumps(metrics))

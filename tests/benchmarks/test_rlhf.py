@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import rlhf
-from benchmarks.side_by_side import rlhf_report
+from benchmarks.side_by_side import rlhf_report, rlhf_runs
 from benchmarks.side_by_side.rlhf_runs import without
 from data_modules.text.rows import as_rows
 
@@ -53,16 +53,19 @@ def test_gains_are_paired_by_seed():
     assert figures["true_reward"] == pytest.approx((0.7, 0.6, 0.8))
 
 
-def test_what_the_model_logs_is_read_a_row_behind():
-    course = [
-        {"return": 0.1, "true_reward": 0.5, "length": 9.0},
-        {"return": 0.2, "true_reward": 0.6, "length": 8.0, "kl": 0.5},
-        {"return": 0.3, "true_reward": 0.7, "length": 7.0, "kl": 1.5},
-    ]
-    assert rlhf_report.aligned(course) == [
-        {"proxy": 0.1, "true": 0.5, "length": 9.0, "kl": 0.5},
-        {"proxy": 0.2, "true": 0.6, "length": 8.0, "kl": 1.5},
-    ]
+def test_what_is_read_after_a_collection_is_that_collection(tmp_path, monkeypatch):
+    """Without a reward model of its own the proxy is the return; at the start the KL is 0. Two steps a collection."""
+    monkeypatch.chdir(tmp_path)
+    narrow = {"model.policy.shape.width": 16}
+    rlhf_runs.command("fit", "sft", 0, "sft-seed0", narrow | {"trainer.max_epochs": 1, "data.minibatches": 2})
+    changes = narrow | {"model.value.width": 16, "data.reward": None, "data.unfinished": "keep"}
+    changes |= {"data.prompts": 8, "data.passes": 2, "trainer.max_epochs": 3}
+    monkeypatch.setattr(rlhf_runs, "judged", lambda *arguments: {})
+    found = rlhf_runs.run("ppo", {"yaml": "rlhf_ppo"}, changes, 0)
+    course = found["course"]
+    assert [row["proxy"] for row in course] == pytest.approx([row["return"] for row in course], abs=1e-5)
+    assert len(course) == 3 and course[0]["kl"] == pytest.approx(0, abs=1e-5) and abs(course[2]["kl"]) > 1e-5
+    assert found["optimizer_steps"] == 6 and found["sampled_tokens"] == sum(round(8 * row["length"]) for row in course)
 
 
 def test_the_start_is_asked_without_the_code():
@@ -76,4 +79,3 @@ def test_the_start_is_asked_without_the_code():
 def test_every_method_names_a_yaml_and_changes_what_is_there():
     for name, method in rlhf.METHODS["methods"].items():
         assert name == "start" or (rlhf.HERE.parent / "conf" / "rlhf" / f"{method['yaml']}.yaml").is_file(), name
-        assert len(rlhf.grid(name)) in (1, 3, 4, 9, 12, 18, 24)
