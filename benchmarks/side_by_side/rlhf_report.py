@@ -39,7 +39,9 @@ def summary(rows: Rows) -> dict[str, dict[str, Any]]:
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
         figures[name] = {key: interval([row[key] for row in own]) for key in ("true_reward", "kl", "length")}
-        figures[name] |= {key: np.mean([row.get(key, 0) for row in own]) for key in ("optimizer_steps", "sampled_tokens")}
+        figures[name] |= {
+            key: np.mean([row.get(key, 0) for row in own]) for key in ("optimizer_steps", "sampled_tokens")
+        }
         figures[name]["gain"] = interval([row["true_reward"] - starts[row["seed"]]["true_reward"] for row in own])
         figures[name]["seeds"] = len(own)
     return figures
@@ -68,8 +70,8 @@ def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: P
     note = (
         f"True reward of four sampled replies to each held-out prompt, mean and 95 % bootstrap interval over {seeds} "
         f"seeds (1000–{999 + seeds}); each method took about {budget['optimizer_steps']} optimizer steps and at most "
-        f"{budget['replies']:,} replies, its own or those of the file, and replies that were cut off and played again. One "
-        f"standard deviation of a reply's reward at the start is {shown(spread, 3)}. The reward model orders "
+        f"{budget['replies']:,} replies, its own or those of the file, and replies that were cut off and played again. "
+        f"One standard deviation of a reply's reward at the start is {shown(spread, 3)}. The reward model orders "
         f"{shown(right, 3)} of held-out pairs as the rule does, and its calibration error is {shown(off, 3)}. "
         f"{os.cpu_count()} cores; `python benchmarks/rlhf.py`, one method again: `--only METHOD`."
     )
