@@ -132,7 +132,7 @@ def draw(
     if top_k or top_p < 1:
         logits = truncated(logits, top_k, top_p)
     if not deterministic and logits.dtype == torch.float32 and kernels.fit(logits):
-        return kernels.draw(logits, uniform)
+        return kernels.draw(logits, uniform.double())
     highest, token = logits.max(-1, keepdim=True)
     cumulative = (logits - highest).exp().cumsum(-1)
     if not deterministic:

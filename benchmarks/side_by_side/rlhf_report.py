@@ -39,7 +39,9 @@ def summary(rows: Rows) -> dict[str, dict[str, Any]]:
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
         figures[name] = {key: interval([row[key] for row in own]) for key in ("true_reward", "kl", "length")}
-        figures[name] |= {key: np.mean([row.get(key, 0) for row in own]) for key in ("optimizer_steps", "sampled_tokens")}
+        figures[name] |= {
+            key: np.mean([row.get(key, 0) for row in own]) for key in ("optimizer_steps", "sampled_tokens")
+        }
         figures[name]["gain"] = interval([row["true_reward"] - starts[row["seed"]]["true_reward"] for row in own])
         figures[name]["seeds"] = len(own)
     return figures

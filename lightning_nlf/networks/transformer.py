@@ -192,7 +192,7 @@ class TransformerPolicy(Transformer, Policy):
         positions, seen = cache.add(lengths, width)
         last = torch.arange(0, rows * width, width, device=device) + (lengths - 1).clamp(min=0)
         positions = positions.clamp(max=shape.context - 1)  # of padding
-        some = max(1, self.CHUNK // width) if width > 1 and device.type == "cpu" else rows
+        some = max(1, self.CHUNK // width) if width > 1 and device.type == "cpu" else max(1, rows)
         scores = []
         for first in range(0, rows, some):
             own = slice(first, first + some)
