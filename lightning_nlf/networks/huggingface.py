@@ -41,6 +41,8 @@ class HuggingFacePolicy(Policy):
         temperature: what scores are divided by, in sampling and in learning alike.
         lora: train additions of low rank, and nothing else.
         config: of the model, where no weights bring it: the content of config.json. Begins at random.
+        dropout: in training, wherever the model has any; what its config says of it is not followed, as with dropout
+            the policy that learns is not the one that acted.
 
     Raises:
         ValueError: transformers, or with `lora` peft, is not installed; neither weights nor config; no such model.
@@ -54,13 +56,17 @@ class HuggingFacePolicy(Policy):
         temperature: float = 1.0,
         lora: LoRA | None = None,
         config: dict[str, Any] | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: got {dropout}, must be at least 0 and below 1")
         if not temperature > 0:
             raise ValueError(f"temperature: got {temperature}, must be above 0; for the likeliest token: deterministic")
         self.temperature, self.adapted = temperature, lora is not None
         ours = weights is not None and (weights.endswith(".ckpt") or Path(weights).is_file())
-        model = built(_config_in(weights) if ours and weights and config is None else config, None if ours else weights)
+        known = _config_in(weights) if ours and weights and config is None else config
+        model = built(known, None if ours else weights, dropout)
         self.config = model.config.to_dict()
         self.model = model if lora is None else with_lora(model, lora)
         self.direct = _is_head_of_states(model)
@@ -144,7 +150,7 @@ class HuggingFacePolicy(Policy):
             raise ValueError(f"weights: a row of {tokens} tokens is longer than the model's context of {context}")
 
 
-def built(config: dict[str, Any] | None, weights: str | None) -> Any:
+def built(config: dict[str, Any] | None, weights: str | None, dropout: float) -> Any:
     """A transformers model, float32: from its weights, or at random from its config."""
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -152,13 +158,25 @@ def built(config: dict[str, Any] | None, weights: str | None) -> Any:
         raise ValueError("HuggingFacePolicy needs transformers: pip install lightning_nlf[text]") from None
     if weights is not None:
         try:
-            return AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
+            found = with_dropout(AutoConfig.from_pretrained(weights), dropout)
+            return AutoModelForCausalLM.from_pretrained(weights, config=found, dtype=torch.float32).train()
         except (OSError, ValueError) as error:
             raise ValueError(f"weights: transformers finds no model {weights}: {error}") from None
     if config is None:
         raise ValueError("weights: give a folder in Hugging Face layout or an id on the hub; or give a config")
     known = {key: value for key, value in config.items() if key not in ("model_type", "dtype")}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **known))
+    found = AutoConfig.for_model(config["model_type"], **known)
+    return AutoModelForCausalLM.from_config(with_dropout(found, dropout))
+
+
+def with_dropout(config: Any, dropout: float) -> Any:
+    """The config with this in the place of every dropout that it names: `resid_pdrop`, `attention_dropout`, …"""
+    for name, value in vars(config).items():
+        if hasattr(value, "to_dict"):  # of a part, as of the text in a model that sees, too
+            with_dropout(value, dropout)
+        elif "drop" in name and isinstance(value, int | float):
+            setattr(config, name, dropout)
+    return config
 
 
 def _config_in(checkpoint: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lightning_nlf import generation
-from lightning_nlf.networks import HuggingFacePolicy, LoRA
+from lightning_nlf.networks import HuggingFacePolicy, LoRA, ValueHead
+from lightning_nlf.objectives import RLHFAgent
 from lightning_nlf.objectives.reference import digest
 
 transformers = pytest.importorskip("transformers")
@@ -124,3 +125,27 @@ def test_neither_weights_nor_config_and_missing_weights_are_refused(tmp_path):
         HuggingFacePolicy(weights=str(tmp_path))
     with pytest.raises(ValueError, match="no file"):
         HuggingFacePolicy(weights="nowhere.ckpt")
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_dropout_of_a_config_is_not_followed_so_the_first_ratio_is_1(loaded, tmp_path):
+    """GPT-2's config says .1 in three places."""
+    if loaded:
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(**CONFIGS["gpt2"])).save_pretrained(tmp_path)
+        made = HuggingFacePolicy(weights=str(tmp_path), lora=LoRA(r=2))
+    else:
+        made = policy()
+    ids = torch.randint(40, (3, 20))
+    acted, learns = made.eval()(ids).log_prob(ids), made.train()(ids).log_prob(ids)
+    torch.testing.assert_close((learns - acted).exp(), torch.ones(3, 20), atol=1e-4, rtol=0)
+    RLHFAgent(policy=made, value=ValueHead(width=32))  # which refuses any
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_dropout_that_is_asked_for_is_there_in_training_only(kind):
+    network, ids = policy(kind, dropout=0.3), torch.randint(40, (3, 20))
+    assert torch.equal(network(ids).logits, network(ids).logits)
+    network.train()
+    assert not torch.allclose(network(ids).logits, network(ids).logits, atol=1e-3)
+    with pytest.raises(ValueError, match="dropout: got 1.0, must be at least 0 and below 1"):
+        policy(kind, dropout=1.0)
