@@ -113,7 +113,7 @@ class HuggingFacePolicy(Policy):
         if state is None:
             none = torch.zeros(rows, 0, dtype=torch.long, device=ids.device)
             state = Read(DynamicCache(), none, torch.zeros_like(lengths))
-        if width > 1:
+        if room or width > 1:  # not of every token that was sampled
             self._refuse_length(int((state.lengths + lengths).max()) + max(room - 1, 0))
             refuse_strangers(ids, self.causal.config.vocab_size)
         steps = torch.arange(width, device=ids.device)

@@ -111,6 +111,19 @@ def test_rows_longer_than_the_context_and_strange_tokens_are_refused():
         network(torch.tensor([[40]]))
 
 
+@torch.no_grad()
+def test_so_are_those_of_one_token_when_a_reply_begins():
+    network, one = policy(), torch.tensor([1])
+    network.read(torch.tensor([[1]]), one, room=64)  # whose last token is never read
+    with pytest.raises(ValueError, match="65 tokens is longer than the model's context of 64"):
+        network.read(torch.tensor([[1]]), one, room=65)
+    with pytest.raises(ValueError, match="token 40 in a vocabulary of 40"):
+        network.read(torch.tensor([[40]]), one, room=2)
+    _, state = network.read(torch.ones(1, 60, dtype=torch.long), torch.tensor([60]))
+    with pytest.raises(ValueError, match="65 tokens is longer than the model's context of 64"):
+        network.read(torch.tensor([[1]]), one, state, room=5)  # another turn
+
+
 @pytest.mark.parametrize(("extra", "knobs"), [("transformers", {}), ("peft", {"lora": LoRA()})])
 def test_a_missing_extra_is_named(extra, knobs, monkeypatch):
     monkeypatch.setitem(sys.modules, extra, None)
