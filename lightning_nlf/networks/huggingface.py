@@ -68,6 +68,8 @@ class HuggingFacePolicy(Policy):
         known = _config_in(weights) if ours and weights and config is None else config
         model = built(known, None if ours else weights, dropout)
         self.config = model.config.to_dict()
+        self.vocabulary = model.config.vocab_size
+        self.context = getattr(model.config, "max_position_embeddings", None)
         self.model = model if lora is None else with_lora(model, lora)
         self.direct = _is_head_of_states(model)
         self.load_weights(weights if ours else None)
@@ -87,7 +89,7 @@ class HuggingFacePolicy(Policy):
         lengths = (asked * steps).amax(1)  # what is behind the last one wanted is padding
         width = max(int(lengths.max()), 1)
         self._refuse_length(width)
-        refuse_strangers(obs[:, :width], self.causal.config.vocab_size)
+        refuse_strangers(obs[:, :width], self.vocabulary)
         seen = (steps[:width] <= lengths[:, None]).long()
         states, _ = self._run(obs[:, :width], seen, (steps[:width] - 1).expand(len(obs), -1))
         return states if where is None else states[where[:, :width]]
@@ -115,7 +117,7 @@ class HuggingFacePolicy(Policy):
             state = Read(DynamicCache(), none, torch.zeros_like(lengths))
         if room or width > 1:  # not of every token that was sampled
             self._refuse_length(int((state.lengths + lengths).max()) + max(room - 1, 0))
-            refuse_strangers(ids, self.causal.config.vocab_size)
+            refuse_strangers(ids, self.vocabulary)
         steps = torch.arange(width, device=ids.device)
         used = torch.cat([state.used, (steps < lengths[:, None]).long()], 1)
         positions = state.lengths[:, None] + steps.minimum((lengths - 1).clamp(min=0)[:, None])
@@ -145,9 +147,8 @@ class HuggingFacePolicy(Policy):
         model.save_pretrained(folder)
 
     def _refuse_length(self, tokens: int) -> None:
-        context = getattr(self.causal.config, "max_position_embeddings", None)
-        if context is not None and tokens > context:
-            raise ValueError(f"weights: a row of {tokens} tokens is longer than the model's context of {context}")
+        if self.context is not None and tokens > self.context:
+            raise ValueError(f"weights: a row of {tokens} tokens is longer than the model's context of {self.context}")
 
 
 def built(config: dict[str, Any] | None, weights: str | None, dropout: float) -> Any:
