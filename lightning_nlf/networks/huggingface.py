@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lightning_nlf.networks.base import Policy, checkpoint_at
 from lightning_nlf.networks.categorical import TokenDistribution
+from lightning_nlf.networks.hf_scores import is_direct, scores_of
 from lightning_nlf.networks.lora import LoRA, WithoutAdapter, with_lora
 from lightning_nlf.networks.transformer import refuse_strangers
 
@@ -45,7 +46,8 @@ class HuggingFacePolicy(Policy):
             the policy that learns is not the one that acted.
 
     Raises:
-        ValueError: transformers, or with `lora` peft, is not installed; neither weights nor config; no such model.
+        ValueError: transformers, or with `lora` peft, is not installed; neither weights nor config; no such model,
+            or one whose scores are made of more than its last hidden states; a knob out of its range.
     """
 
     model: Any
@@ -71,7 +73,7 @@ class HuggingFacePolicy(Policy):
         self.vocabulary = model.config.vocab_size
         self.context = getattr(model.config, "max_position_embeddings", None)
         self.model = model if lora is None else with_lora(model, lora)
-        self.direct = _is_head_of_states(model)
+        self.direct = is_direct(model)
         self.load_weights(weights if ours else None)
 
     def arguments(self) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class HuggingFacePolicy(Policy):
         return self.model.get_base_model() if self.adapted else self.model
 
     def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
-        """The last hidden states; the scores themselves of a model that does more than multiply these."""
+        """The last hidden states."""
         asked = torch.ones_like(obs, dtype=torch.bool) if where is None else where
         steps = torch.arange(1, obs.shape[1] + 1, device=obs.device)
         lengths = (asked * steps).amax(1)  # what is behind the last one wanted is padding
@@ -98,15 +100,15 @@ class HuggingFacePolicy(Policy):
         return TokenDistribution(self._scores(features))
 
     def _scores(self, features: Tensor) -> Tensor:
-        scores = (self.causal.get_output_embeddings()(features) if self.direct else features).float()
+        scores = scores_of(self.causal, features, self.direct).float()
         return scores if self.temperature == 1 else scores / self.temperature
 
     def _run(self, ids: Tensor, seen: Tensor, positions: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """Features (B, L, …) of new ids (B, L), and the cache; seen (B, C) and positions (B, L), cache for `read`."""
-        model = self.causal.base_model if self.direct else self.causal
+        """States (B, L, d) of new ids (B, L), and the cache; seen (B, C) and positions (B, L), cache for `read`."""
+        model = self.causal.base_model
         placed = {"position_ids": positions} if "position_ids" in inspect.signature(model.forward).parameters else {}
         out = model(input_ids=ids, attention_mask=seen, past_key_values=cache, use_cache=cache is not None, **placed)
-        return (out.last_hidden_state if self.direct else out.logits), out.past_key_values
+        return out.last_hidden_state, out.past_key_values
 
     def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Read]:
         from transformers import DynamicCache
@@ -175,7 +177,7 @@ def with_dropout(config: Any, dropout: float) -> Any:
     for name, value in vars(config).items():
         if hasattr(value, "to_dict"):  # of a part, as of the text in a model that sees, too
             with_dropout(value, dropout)
-        elif "drop" in name and isinstance(value, int | float):
+        elif "drop" in name and isinstance(value, int | float) and value != dropout:
             setattr(config, name, dropout)
     return config
 
@@ -186,21 +188,6 @@ def _config_in(checkpoint: str) -> dict[str, Any]:
     if config is None:
         raise ValueError(f"config: {checkpoint} is of no HuggingFacePolicy, or does not say its config; give one")
     return config
-
-
-@torch.no_grad()
-def _is_head_of_states(model: Any) -> bool:
-    """Whether the scores are the head times the last hidden states: some models scale or cap them."""
-    training = model.training
-    model.eval()
-    ids = torch.tensor([[0, 1]], device=model.device)
-    head = model.get_output_embeddings()
-    scores = model(input_ids=ids, use_cache=False).logits
-    direct = head is not None and torch.allclose(
-        head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state), scores, atol=1e-5
-    )
-    model.train(training)
-    return direct
 
 
 def _shallow(cache: Any) -> Any:

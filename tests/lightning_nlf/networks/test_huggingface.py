@@ -44,6 +44,44 @@ def test_scores_are_those_of_the_model_wherever_they_are_asked_for(kind):
     where[0, 2:4] = where[1, 6] = True
     assert network.direct == (kind != "gemma2")  # which caps them
     torch.testing.assert_close(network(ids, where).logits, expected.log_softmax(-1)[where], atol=1e-4, rtol=0)
+    assert network.features(ids, where).shape == (3, 32)  # for a head of another network
+
+
+SCALED = {
+    "gemma2": {"head_dim": 8},
+    "cohere": {"logit_scale": 0.5},
+    "granite": {"logits_scaling": 3.0},
+    "granitemoe": {"logits_scaling": 3.0, "num_local_experts": 2, "num_experts_per_tok": 1},
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_a_shared_value_learns_on_the_states_of_a_model_that_scales_or_caps_its_scores(kind, monkeypatch):
+    monkeypatch.setitem(CONFIGS, kind, SMALL | SCALED[kind])
+    network, ids = policy(kind), torch.randint(40, (3, 9))
+    features = network.features(ids)
+    assert not network.direct and features.shape == (3, 9, 32)
+    torch.testing.assert_close(network.distribution(features).logits, network.causal(ids).logits.log_softmax(-1))
+    value = ValueHead(width=32)
+    torch.nn.init.ones_(value.head.weight)
+    (value(features).sum() + network.distribution(features).log_prob(ids).sum()).backward()
+    assert all(parameter.grad is not None for parameter in network.causal.get_output_embeddings().parameters())
+    assert all(bool(p.grad.any()) for name, p in network.named_parameters() if "layers.0.self_attn" in name)
+
+
+def test_a_model_whose_scores_are_made_of_more_than_its_states_is_refused(monkeypatch):
+    """One that adds to the scores what the first token was."""
+    model = transformers.LlamaForCausalLM
+    inner = model.forward
+
+    def forward(self, input_ids=None, **how):
+        out = inner(self, input_ids=input_ids, **how)
+        out.logits = out.logits + (0 if input_ids is None else 1)
+        return out
+
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(ValueError, match="weights: a llama makes its scores of more than its last hidden states"):
+        policy("llama")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
