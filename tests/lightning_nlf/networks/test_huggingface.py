@@ -38,7 +38,7 @@ def policy(kind: str = "gpt2", **how) -> HuggingFacePolicy:
 @torch.no_grad()
 def test_scores_are_those_of_the_model_wherever_they_are_asked_for(kind):
     network, ids = policy(kind), torch.randint(40, (3, 9))
-    expected = network.causal(ids).logits
+    expected = network.bare(ids).logits
     torch.testing.assert_close(network(ids).logits, expected.log_softmax(-1), atol=1e-4, rtol=0)
     where = torch.zeros(3, 9, dtype=torch.bool)
     where[0, 2:4] = where[1, 6] = True
@@ -61,11 +61,11 @@ def test_a_shared_value_learns_on_the_states_of_a_model_that_scales_or_caps_its_
     network, ids = policy(kind), torch.randint(40, (3, 9))
     features = network.features(ids)
     assert not network.direct and features.shape == (3, 9, 32)
-    torch.testing.assert_close(network.distribution(features).logits, network.causal(ids).logits.log_softmax(-1))
+    torch.testing.assert_close(network.distribution(features).logits, network.bare(ids).logits.log_softmax(-1))
     value = ValueHead(width=32)
     torch.nn.init.ones_(value.head.weight)
     (value(features).sum() + network.distribution(features).log_prob(ids).sum()).backward()
-    assert all(parameter.grad is not None for parameter in network.causal.get_output_embeddings().parameters())
+    assert all(parameter.grad is not None for parameter in network.bare.get_output_embeddings().parameters())
     assert all(bool(p.grad.any()) for name, p in network.named_parameters() if "layers.0.self_attn" in name)
 
 
