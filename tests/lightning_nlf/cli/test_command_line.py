@@ -46,7 +46,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A file, or a model's folder, that another yaml would leave by default, of a training or a prediction of seconds; each is made once."""
+    """A file or folder that another yaml would leave by default, of a run of seconds; each is made once."""
     kept: dict[str, Path] = {}
 
     def file(path: str) -> Path:
