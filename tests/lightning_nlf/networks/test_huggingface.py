@@ -70,7 +70,7 @@ def test_a_shared_value_learns_on_the_states_of_a_model_that_scales_or_caps_its_
 
 
 def test_a_model_whose_scores_are_made_of_more_than_its_states_is_refused(monkeypatch):
-    """One that adds to the scores what the first token was."""
+    """One that adds to its scores where it reads tokens itself."""
     model = transformers.LlamaForCausalLM
     inner = model.forward
 
