@@ -12,6 +12,8 @@ from lightning_nlf.networks.gru import GRUPolicy as GRUPolicy
 from lightning_nlf.networks.gru import GRUReward as GRUReward
 from lightning_nlf.networks.gru import GRUValue as GRUValue
 from lightning_nlf.networks.huggingface import HuggingFacePolicy as HuggingFacePolicy
+from lightning_nlf.networks.huggingface_critics import HuggingFaceReward as HuggingFaceReward
+from lightning_nlf.networks.huggingface_critics import HuggingFaceValue as HuggingFaceValue
 from lightning_nlf.networks.lora import LoRA as LoRA
 from lightning_nlf.networks.mlp import GaussianPolicy as GaussianPolicy
 from lightning_nlf.networks.mlp import MLPQValue as MLPQValue

@@ -54,16 +54,11 @@ class TransformerQValue(Transformer, QValue):
 
 
 class TransformerReward(Transformer, Reward):
-    """What a reply is worth, on a decoder of its own.
-
-    The head begins normal with std 1/√(d + 1) and without bias: appendix A of https://arxiv.org/abs/1909.08593's code.
-    """
+    """What a reply is worth, on a decoder of its own."""
 
     def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
         super().__init__(shape, weights, dropout)
-        width = self.decoder.shape.width
-        self.head = zero_head(width)
-        nn.init.normal_(self.head.weight, std=1 / math.sqrt(width + 1))
+        self.head = reward_head(self.decoder.shape.width)
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
@@ -74,6 +69,13 @@ def zero_head(width: int, outputs: int = 1) -> nn.Linear:
     head = nn.Linear(width, outputs)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
+    return head
+
+
+def reward_head(width: int) -> nn.Linear:
+    """Normal with std 1/√(d + 1) and without bias at first: appendix A of https://arxiv.org/abs/1909.08593's code."""
+    head = zero_head(width)
+    nn.init.normal_(head.weight, std=1 / math.sqrt(width + 1))
     return head
 
 

@@ -186,7 +186,7 @@ class TransformerPolicy(Transformer, Policy):
         if cache.longest + width + max(room - 1, 0) > shape.context:  # perhaps: `longest` is a bound
             cache.longest = int(cache.lengths.max())
             self.refuse_length(int((cache.lengths + lengths).max()), max(room - 1, 0))
-        if width > 1:
+        if room or width > 1:  # not of every token that was sampled
             refuse_strangers(ids, shape.vocabulary)
         cache.reserve(cache.used + width + max(room - 1, 0))
         positions, seen = cache.add(lengths, width)

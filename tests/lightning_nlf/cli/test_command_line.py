@@ -19,6 +19,7 @@ from data_modules.feedback.__main__ import main as feedback
 from lightning_nlf import callbacks
 from lightning_nlf.cli.command_line import main
 from lightning_nlf.modules import ObjectiveModule
+from lightning_nlf.networks import HuggingFacePolicy
 from lightning_nlf.objectives import InjectionPolicy
 
 ROOT = Path(__file__).parents[3]
@@ -45,7 +46,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A file that another yaml would leave by default, of a training or a prediction of seconds; each is made once."""
+    """A file or folder that another yaml would leave by default, of a run of seconds; each is made once."""
     kept: dict[str, Path] = {}
 
     def file(path: str) -> Path:
@@ -64,10 +65,11 @@ def made(tmp_path_factory):
 def bring_needed(source: Path, file) -> None:
     """What a yaml reads of other yamls' runs, where it looks for it."""
     for path in set(re.findall(r"outputs/[\w./-]+", uncommented(source).replace("${seed_everything}", "0"))):
-        folder = not Path(path).suffix  # which whoever wants it makes
+        folder = not Path(path).suffix and Path(path).name != "huggingface"  # which whoever wants it makes
         if not folder and not Path(path).exists() and path != "outputs/episode_reviews.jsonl":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file(REVIEWS.get(path, path)), path)
+            found = file(REVIEWS.get(path, path))
+            (shutil.copytree if found.is_dir() else shutil.copy)(found, path)
 
 
 def uncommented(source: Path) -> str:
@@ -224,6 +226,19 @@ def test_every_yaml_trains_and_its_checkpoint_is_the_model(experiment):
         with torch.no_grad():
             next(loaded.policy.parameters()).add_(1)
         assert not same_policy(cli.model, loaded, batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", [Path("rlhf/rlhf_lora.yaml")], ids=str, indirect=True)
+def test_the_reference_of_a_policy_with_lora_stays_the_folder_s_model_while_the_policy_moves(experiment):
+    pytest.importorskip("peft")
+    model = main(["fit", *brief(CONF / experiment), *QUIET, "--run_dir", "run"]).model.eval()
+    base = HuggingFacePolicy("outputs/sft-seed0/huggingface").eval()
+    ids = torch.randint(base.vocabulary, (4, 20))
+    with torch.no_grad():
+        was, said, now = (policy(ids).log_prob(ids) for policy in (base, model.reference, model.policy))
+    torch.testing.assert_close(said, was, atol=1e-4, rtol=0)
+    assert (now - was).abs().max() > 1e-3
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,14 @@ def policy(**init_args):
     return spec("lightning_nlf.networks.TransformerPolicy", **({"shape": SHAPE} | init_args))
 
 
+def hugging_face(**sizes):
+    """A policy of transformers of the same sizes."""
+    pytest.importorskip("transformers")
+    own = {"vocab_size": 40, "n_positions": 24, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    config = {"model_type": "gpt2", "bos_token_id": 1, "eos_token_id": 1} | own | sizes
+    return spec("lightning_nlf.networks.HuggingFacePolicy", config=config)
+
+
 def tokenizer(folder=None):
     if folder is None:
         return spec("data_modules.text.WordTokenizer")
@@ -145,6 +153,15 @@ def test_a_row_longer_than_the_context(make, refused):
     assert "error: file.jsonl:4: 3" in refused(*make(context=24))
     message = refused(*make())
     assert "context: a row of 34 tokens" in message and "`context: 24` of the data says where it stands" in message
+
+
+@pytest.mark.parametrize("make", [sft, dpo])
+def test_a_model_of_transformers_refuses_in_the_same_words(make, refused):
+    write([*LINES, LONG])
+    assert refused(*make(hugging_face())) == refused(*make(policy()))
+    message = refused(*make(hugging_face(vocab_size=6, n_positions=48)))
+    assert message == refused(*make(policy(shape=SHAPE | {"vocabulary": 6, "context": 48})))
+    assert "vocabulary: the policy knows 6 token ids and the data has" in message
 
 
 def test_a_prompt_without_room_for_the_reply(refused):
