@@ -164,7 +164,7 @@ class Value(Network):
 
 
 class QValue(Network):
-    """Q(s, a). A head on the policy's trunk says so as a `Value` does, and is given features and actions of one shape."""
+    """Q(s, a). A head on the policy's trunk says so by `on_policy`, and is given its features and actions (…)."""
 
     role = "q"
     on_policy = False
