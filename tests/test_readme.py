@@ -289,7 +289,7 @@ def results(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["configs", "bodies", "speedup", "rlhf", "maze", "feedback_convergence", "feedback_comparison"]
+    "name", ["configs", "bodies", "speedup", "rlhf", "process", "maze", "feedback_convergence", "feedback_comparison"]
 )
 def test_tables_in_the_readme_are_those_of_the_results_files(name):
     """To the letter as the benchmark wrote them; the long list of what was tuned stays where it is."""

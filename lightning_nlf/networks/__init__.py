@@ -3,6 +3,7 @@ from lightning_nlf.networks.base import Policy as Policy
 from lightning_nlf.networks.base import QValue as QValue
 from lightning_nlf.networks.base import Reward as Reward
 from lightning_nlf.networks.base import Value as Value
+from lightning_nlf.networks.critics import QHead as QHead
 from lightning_nlf.networks.critics import TransformerQValue as TransformerQValue
 from lightning_nlf.networks.critics import TransformerReward as TransformerReward
 from lightning_nlf.networks.critics import TransformerValue as TransformerValue

@@ -164,7 +164,10 @@ class Value(Network):
 
 
 class QValue(Network):
+    """Q(s, a). A head on the policy's trunk says so by `on_policy`, and is given its features and actions (…)."""
+
     role = "q"
+    on_policy = False
 
     def forward(self, obs: Tensor, actions: Tensor, where: Tensor | None = None) -> Tensor:
         """obs (B, T, *obs), actions (B, T, *act) → values (B, T); (N,) over the True steps of `where` (B, T)."""
