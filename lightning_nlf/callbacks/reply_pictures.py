@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.callbacks.drawing import panels, save
@@ -48,14 +49,17 @@ def course_of(history: History) -> Numbers:
 
 def draw_replies(numbers: Numbers, path: Path, title: str) -> Path:
     """A point a reply: each reward by length, and the true one by the proxy. Raises OSError as `save`."""
+    from matplotlib.ticker import MaxNLocator
+
     rewards = _labels(numbers)
     pairs = [("length", name) for name in rewards] + [("reward", "true_reward")] * (len(rewards) - 1)
-    figure, axes = panels(len(pairs), f"{title}: what samples earn")
+    figure, axes = panels(len(pairs), f"{title}: what sampled replies earn")
     for panel, (x, y) in zip(axes, pairs, strict=True):
-        panel.scatter(numbers[x], numbers[y], s=18, color="#2563eb", alpha=0.35, linewidths=0, label="a reply")
+        panel.scatter(numbers[x], numbers[y], label="a reply", **_POINTS)
         if x == "length":
             means = means_by(numbers[x], numbers[y])
-            panel.plot(*means, color="#f97316", linewidth=1.8, marker=".", label="mean by length")
+            panel.plot(*means, color="#f97316", linewidth=1.8, marker=".", zorder=1, label="mean by length")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_xlabel(rewards.get(x, "tokens of the reply"))
         panel.set_ylabel(rewards[y])
     return save(figure, path)
@@ -68,16 +72,19 @@ def draw_course(course: Numbers, unit: str, path: Path, title: str) -> Path:
     rewards = _labels(course)
     figure, axes = panels(len(rewards), f"{title}: reward as the KL grows")
     for panel, (name, label) in zip(axes, rewards.items(), strict=True):
-        panel.plot(course["kl"], course[name], color="#94a3b8", linewidth=1.2, zorder=1)
+        panel.plot(course["kl"], course[name], color="#94a3b8", linewidth=1, alpha=0.6, zorder=1)
         points = panel.scatter(course["kl"], course[name], c=course["cost"], s=30, cmap="viridis_r", zorder=2)
         panel.set_xlabel("KL from the start, nats a reply")
         panel.set_ylabel(label)
-    figure.colorbar(points, ax=axes, label=unit, format=EngFormatter(sep=""))
+    figure.colorbar(points, ax=axes, label=f"{unit} so far", format=EngFormatter(sep=""))
     return save(figure, path)
+
+
+_POINTS: dict[str, Any] = {"s": 18, "color": "#2563eb", "alpha": 0.35, "linewidths": 0, "zorder": 2}
 
 
 def _labels(numbers: Numbers) -> dict[str, str]:
     """Of the rewards that are there."""
     if "true_reward" not in numbers:
         return {"reward": "reward"}
-    return {"reward": "proxy reward, which is paid", "true_reward": "true reward"}
+    return {"reward": "proxy reward", "true_reward": "true reward"}
