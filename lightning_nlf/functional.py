@@ -167,6 +167,13 @@ def episode_sums(x: Tensor, batch: Batch) -> Tensor:
     return x.new_zeros(len(names)).index_add(0, of, x)
 
 
+def on_every_row(x: Tensor, batch: Batch) -> Tensor:
+    """x (B,) summed over the rows of each episode, the sum on each of them; as `episode_sums`.  (B,)"""
+    if "episode" not in batch.extra:
+        return x
+    return episode_sums(x, batch)[batch.extra["episode"].unique(return_inverse=True)[1]]
+
+
 def episode_gae(
     batch: Batch, values: Tensor, bootstrap: Tensor, gamma: float, lam: float, cut: Tensor | None = None
 ) -> Tensor:
