@@ -153,7 +153,9 @@ class TextTaskDataModule(RolloutDataModule):
     def _paid(self, batch: Batch) -> Tensor:
         """(B, T) by the rule, or by who pays in its place."""
         assert batch.rewards is not None
-        return batch.rewards if self.reward is None else self.reward.score(batch).to(batch.rewards)
+        if self.reward is None:
+            return batch.rewards
+        return self.reward.score(batch.to(self.trainer.strategy.root_device)).to(batch.rewards)
 
     # ---- evaluation
 

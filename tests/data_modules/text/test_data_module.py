@@ -1,6 +1,7 @@
 """Rollouts of text tasks: the tokens, the rows, who pays, what unfinished replies cost, and what is shown."""
 
 import json
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -163,6 +164,30 @@ def test_a_scorer_pays_in_place_of_the_rule_which_is_still_reported(echo):
     assert by_model.counters["feedback_calls"] == 0 and by_rule.counters["feedback_calls"] == 18
     played = by_model.evaluate(agent(), np.random.default_rng(0), True)
     assert torch.equal(played.rewards.sum(1), played.valid.sum(1).float()) and "true_reward" in played.extra
+
+
+def test_a_scorer_reads_where_the_policy_works_and_its_rewards_come_back(echo):
+    """In training, in an evaluation, and in a prediction; the rule pays without a strategy."""
+    read = []
+
+    class Noted:
+        def score(self, batch):
+            read.append((batch.obs.device.type, batch.valid.device.type))
+            return torch.ones(batch.valid.shape, dtype=torch.float64)
+
+    data, actor = module(echo, reward=Noted()), agent()
+    here = {"world_size": 1, "global_rank": 0, "accumulate_grad_batches": 1, "testing": False}
+    far = SimpleNamespace(root_device=torch.device("meta"))
+    data.trainer = SimpleNamespace(**here, strategy=far, lightning_module=actor, current_epoch=0)
+    predicted = data.predict_dataloader()[0]
+    for batch in (collected(data, actor), data.evaluate(actor, np.random.default_rng(0), True), next(iter(predicted))):
+        assert (
+            batch.rewards.device.type == "cpu" and batch.rewards.dtype == torch.float32 and (batch.rewards == 1).all()
+        )
+    assert read == [("meta", "meta")] * 3
+    ruled = module(echo)
+    ruled.trainer = SimpleNamespace(**here)
+    assert ruled.evaluate(actor, np.random.default_rng(0), True).rewards.device.type == "cpu"
 
 
 # ---- unfinished replies
