@@ -12,10 +12,16 @@ from data_modules.text import ByteTokenizer, TextDataModule, WordTokenizer
 from data_modules.text.environment import Case
 from data_modules.text.expected import ExpectedResponses
 from lightning_nlf.callbacks import Exhibits
-from lightning_nlf.networks import GRUPolicy, GRUValue
+from lightning_nlf.networks import DecoderShape, GRUPolicy, GRUValue, TransformerPolicy
 from lightning_nlf.objectives import ActorCriticAgent, JointPolicy, ReinforcePolicy
 
 SIZE = 15  # ids of either task: twelve words, and three that mean something else
+
+
+def transformer():
+    """Large weights: a nearly uniform model would hide a mix-up of rows."""
+    torch.manual_seed(0)
+    return TransformerPolicy(DecoderShape(SIZE, layers=2, heads=2, width=16, context=32, init_std=0.6))
 
 
 def agent(kind=ReinforcePolicy, seed=0, **kw):
@@ -113,12 +119,19 @@ def test_ppo_learns_from_windows(walks):
     assert before < 0.7 and played() > 1.2  # of 2 at best
 
 
-def test_a_reply_does_not_depend_on_its_neighbours(walks):
-    data, actor = module(walks), agent()
+@pytest.mark.parametrize("network", [None, transformer])
+def test_a_reply_does_not_depend_on_its_neighbours(walks, network):
+    """The last of nine dialogues of 1, 2 and 3 turns, which leave the batch before it, and the same dialogue alone."""
+    data = module(walks)
+    actor = agent() if network is None else ReinforcePolicy(policy=network(), optimizer=torch.optim.Adam)
     prompts, seeds = data.cases["train"], np.arange(3 * 3 * 3).reshape(9, 3)
     together = data.conversation.play(actor, prompts, seeds, copies=3)
     alone = data.conversation.play(actor, prompts[2:], seeds[8:])
     assert [turn.tokens for turn in alone[0].turns] == [turn.tokens for turn in together[8].turns]
+    for own, beside in zip(alone[0].turns, together[8].turns, strict=True):
+        assert own.log_probs == pytest.approx(beside.log_probs, abs=1e-5)
+    said = {tuple(turn.tokens) for episode in together for turn in episode.turns}
+    assert len({len(tokens) for tokens in said}) > 1 and len(said) > 9  # of 18 replies
 
 
 def test_the_same_epoch_gives_the_same_rows_and_a_run_that_is_resumed_ends_alike(echo, tmp_path):
@@ -180,10 +193,9 @@ def test_a_scorer_reads_where_the_policy_works_and_its_rewards_come_back(echo):
     far = SimpleNamespace(root_device=torch.device("meta"))
     data.trainer = SimpleNamespace(**here, strategy=far, lightning_module=actor, current_epoch=0)
     predicted = data.predict_dataloader()[0]
-    for batch in (collected(data, actor), data.evaluate(actor, np.random.default_rng(0), True), next(iter(predicted))):
-        assert (
-            batch.rewards.device.type == "cpu" and batch.rewards.dtype == torch.float32 and (batch.rewards == 1).all()
-        )
+    evaluated = data.evaluate(actor, np.random.default_rng(0), True)
+    for rewards in (x.rewards for x in (collected(data, actor), evaluated, next(iter(predicted)))):
+        assert rewards.device.type == "cpu" and rewards.dtype == torch.float32 and (rewards == 1).all()
     assert read == [("meta", "meta")] * 3
     ruled = module(echo)
     ruled.trainer = SimpleNamespace(**here)
