@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class TextTaskDataModule(RolloutDataModule):
             `evaluation_replies` sampled ones.
         predict_split: whose prompts `predict` samples `replies` replies to.
         prompt_suffix: text behind every prompt, a control code for instance.
+        stop: texts that end a reply as eos does, and are no more of it than that; each is one token.
         context: tokens that the policy can read; a prompt that leaves no room for a reply is refused at `setup`.
         seed, minibatches, passes, label_buffer: of `RolloutDataModule`.
     """
@@ -66,6 +67,7 @@ class TextTaskDataModule(RolloutDataModule):
         evaluation_replies: int = 1,
         predict_split: Split = "test",
         prompt_suffix: str = "",
+        stop: Sequence[str] = (),
         context: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -81,15 +83,18 @@ class TextTaskDataModule(RolloutDataModule):
         self.task, self.tokenizer, self.replies, self.reward = task, tokenizer, replies, reward
         self.evaluation_prompts, self.evaluation_replies = evaluation_prompts, evaluation_replies
         self.predict_split, self.context = predict_split, context
-        self.conversation = Conversation(task, tokenizer, max_new, window, prompt_suffix, top_k, top_p)
+        self.conversation = Conversation(task, tokenizer, max_new, window, prompt_suffix, top_k, top_p, tuple(stop))
         self.cases: dict[Split, list[Prompt]] = {}
         self.shown: list[dict[str, str]] = []
 
     def setup(self, stage: str) -> None:
-        """Raises ValueError: a prompt that cannot be encoded or has no room, two of one id, a `reward` of other ids."""
+        """Raises ValueError: a prompt that cannot be encoded or has no room, two of one id, a `reward` of other ids, a
+        text of `stop` that is not one token.
+        """
         if self.cases:
             return
         self.tokenizer.fit(self.task.corpus())
+        _ = self.conversation.stops  # before anything is played
         self.refuse_other_ids("reward", self.reward)
         splits: tuple[Split, ...] = ("train", "val", "test")
         self.cases = {split: self._encoded(split) for split in splits}
@@ -254,7 +259,7 @@ class TextTaskDataModule(RolloutDataModule):
         `meta` keeps the tokens, so that what learns from the file sees what was sampled. Nothing can be said of an
         empty reply: `meta.empty` counts those that are left out.
         """
-        return replies_by_prompt(batch, self._judged(self.predict_split), self.tokenizer, self.task)
+        return replies_by_prompt(batch, self._judged(self.predict_split), self.conversation)
 
 
 def at_least_one(**amounts: int | None) -> None:

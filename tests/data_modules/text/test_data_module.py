@@ -265,6 +265,55 @@ def test_one_cut_turn_of_many_is_replaced_alone(walks):
     torch.testing.assert_close(after.rewards, expected)
 
 
+# ---- what ends a reply
+
+
+def test_texts_that_stop_end_a_reply_as_eos_does(echo):
+    """Replies to the same seeds up to the first `ant`, `elk` or eos, without it; cut only where there is none."""
+    plain, data = (module(echo, prompts=8, max_new=6, stop=stop) for stop in ([], ["ant", "elk"]))
+    actor, prompts, seeds = agent(), data.cases["train"], np.arange(4 * 30)[:, None]
+    ends = {data.tokenizer.eos, *data.tokenizer.encode("ant elk")}
+    free, stopped = (each.conversation.play(actor, prompts, seeds, copies=30) for each in (plain, data))
+    last = set()
+    for one, other in zip(free, stopped, strict=True):
+        tokens, turn = one.turns[0].tokens, other.turns[0]
+        first = next((place for place, token in enumerate(tokens) if token in ends), None)
+        assert turn.tokens == tokens[: None if first is None else first + 1] and turn.finished == (first is not None)
+        assert turn.text == data.tokenizer.decode(tokens[:first])
+        assert turn.outcome.parts["ended"] == 0.25 * turn.finished
+        last.add(turn.tokens[-1])
+    assert ends < last  # each ends some, and some are cut
+    batch = collected(module(echo, max_new=6, stop=["ant", "elk"], unfinished="replace", unfinished_reward=-3.0), actor)
+    assert torch.equal(batch.score != -3, torch.isin(batch.final_obs, torch.tensor(sorted(ends))))
+
+
+def test_a_prediction_says_which_replies_were_stopped(echo, tmp_path):
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Exhibits()],
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    data = TextDataModule(echo, tokenizer=WordTokenizer(), replies=60, max_new=6, stop=["ant", "bee", "cow", "dog"])
+    trainer.predict(agent(), data)
+    lines = [json.loads(line) for line in (tmp_path / "predictions" / "replies.jsonl").read_text().splitlines()]
+    ends = {data.tokenizer.eos, *data.tokenizer.encode("ant bee cow dog")}
+    last = set()
+    for line in lines:
+        meta = line["meta"]
+        for text, tokens, finished in zip(line["responses"], meta["tokens"], meta["finished"], strict=True):
+            assert finished == (tokens[-1] in ends) and text == data.tokenizer.decode(tokens[: len(tokens) - finished])
+            last.add(tokens[-1])
+    assert {data.tokenizer.eos} < last & ends < last  # both kinds ended some, and some are cut
+
+
+def test_a_stop_that_is_not_one_token_is_refused(echo):
+    with pytest.raises(ValueError, match="stop: 'ant bee' is 2 tokens .*must be one; name a text that is one token"):
+        module(echo, stop=["ant", "ant bee"])
+    with pytest.raises(ValueError, match="stop: the tokenizer has no 'gnu'"):
+        module(echo, stop=["gnu"])
+    with pytest.raises(ValueError, match="stop: .*<pad>"):
+        module(echo, stop=["<pad>"])
+
+
 # ---- the expected response
 
 
