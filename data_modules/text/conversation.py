@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data_modules.text.environment import Case, Dialogue, Outcome, TextEnvironment
 from data_modules.text.rows import EXPERT, LEARNER, READ, Segment, as_batch
-from data_modules.text.tokenizer import Tokenizer
+from data_modules.text.tokenizer import Messages, Tokenizer
 from lightning_nlf.batch import Batch, Replier
 
 
@@ -84,6 +84,7 @@ class Conversation:
             `window` turns ago. Without it the whole dialogue is one row, of which the policy keeps its state.
         suffix: text behind what a row starts with.
         stop: texts of one token, each of which ends a reply as eos does.
+        chat: what a row starts with is the user's message of the tokenizer's chat template.
     """
 
     task: TextEnvironment
@@ -94,6 +95,7 @@ class Conversation:
     top_k: int = 0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    chat: bool = False
 
     @cached_property
     def stops(self) -> tuple[int, ...]:
@@ -110,7 +112,11 @@ class Conversation:
     @cached_property
     def opening(self) -> Any:
         """text → the ids of what a row starts with. Tasks repeat themselves: kept."""
-        return lru_cache(65536)(lambda text: self.tokenizer.encode_prompt(text + self.suffix))
+        return lru_cache(65536)(lambda text: self.tokenizer.encode_prompt(self.posed(text + self.suffix)))
+
+    def posed(self, text: str) -> str | Messages:
+        """A prompt as the tokenizer and files take it: text, or the user's message of a chat."""
+        return [{"role": "user", "content": text}] if self.chat else text
 
     @cached_property
     def answer(self) -> Any:

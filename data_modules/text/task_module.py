@@ -46,6 +46,8 @@ class TextTaskDataModule(RolloutDataModule):
         predict_split: whose prompts `predict` samples `replies` replies to.
         prompt_suffix: text behind every prompt, a control code for instance.
         stop: texts that end a reply as eos does, and are no more of it than that; each is one token.
+        chat: a prompt, its suffix too, is the user's message of the tokenizer's own chat template, as models that
+            were trained on chats want it; for tasks of one turn. A prediction then writes prompts as messages.
         context: tokens that the policy can read; a prompt that leaves no room for a reply is refused at `setup`.
         seed, minibatches, passes, label_buffer: of `RolloutDataModule`.
     """
@@ -68,6 +70,7 @@ class TextTaskDataModule(RolloutDataModule):
         predict_split: Split = "test",
         prompt_suffix: str = "",
         stop: Sequence[str] = (),
+        chat: bool = False,
         context: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -76,6 +79,8 @@ class TextTaskDataModule(RolloutDataModule):
         at_least_one(evaluation_prompts=evaluation_prompts)
         if window is not None and task.turns == 1:
             raise ValueError(f"window: got {window} for a task of one turn, which has nothing to leave out; drop it")
+        if chat and task.turns > 1:
+            raise ValueError(f"chat: for tasks of one turn; {type(task).__name__} has {task.turns}: leave it out")
         if top_k < 0:
             raise ValueError(f"top_k: got {top_k}, must be 0 (all tokens) or more")
         if not 0 < top_p <= 1:
@@ -83,18 +88,24 @@ class TextTaskDataModule(RolloutDataModule):
         self.task, self.tokenizer, self.replies, self.reward = task, tokenizer, replies, reward
         self.evaluation_prompts, self.evaluation_replies = evaluation_prompts, evaluation_replies
         self.predict_split, self.context = predict_split, context
-        self.conversation = Conversation(task, tokenizer, max_new, window, prompt_suffix, top_k, top_p, tuple(stop))
+        self.conversation = Conversation(
+            task, tokenizer, max_new, window, prompt_suffix, top_k, top_p, tuple(stop), chat
+        )
         self.cases: dict[Split, list[Prompt]] = {}
         self.shown: list[dict[str, str]] = []
 
     def setup(self, stage: str) -> None:
         """Raises ValueError: a prompt that cannot be encoded or has no room, two of one id, a `reward` of other ids, a
-        text of `stop` that is not one token.
+        text of `stop` that is not one token, `chat` without a template.
         """
         if self.cases:
             return
         self.tokenizer.fit(self.task.corpus())
         _ = self.conversation.stops  # before anything is played
+        if self.conversation.chat and not self.tokenizer.has_template:
+            raise ValueError(
+                "chat: the tokenizer has no chat template: take a FolderTokenizer that has one, or leave chat out"
+            )
         self.refuse_other_ids("reward", self.reward)
         splits: tuple[Split, ...] = ("train", "val", "test")
         self.cases = {split: self._encoded(split) for split in splits}

@@ -20,6 +20,7 @@ class Tokenizer:
     silent stand-in.
     """
 
+    has_template = False  # that a chat is written by
     eos: int  # the id that ends a reply
     pad: int  # the id behind the end of a row, another than `eos`
 

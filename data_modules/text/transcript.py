@@ -81,7 +81,7 @@ def replies_by_prompt(batch: Batch, prompts: Sequence[Prompt], conversation: Con
     scores = row_sums(batch.rewards, batch.valid).tolist()
     for row, (place, score) in enumerate(zip(batch.group.tolist(), scores, strict=True)):
         prompt = prompts[place]
-        fresh = {"id": prompt.case.id, "prompt": prompt.case.prompt, "responses": [], "score": []}
+        fresh = {"id": prompt.case.id, "prompt": conversation.posed(prompt.case.prompt), "responses": [], "score": []}
         meta = {"finished": [], "tokens": [], "tokenizer": digest, "empty": 0}
         line = lines.setdefault(place, fresh | {"source": "rule", "meta": meta})
         last = int(batch.valid[row].nonzero()[-1])

