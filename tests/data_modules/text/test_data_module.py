@@ -399,7 +399,7 @@ def test_expected_responses_are_rows_of_the_group_that_only_imitation_learns_fro
     ("wrong", "message"),
     [
         ({"prompts": 0}, "prompts"), ({"replies": 0}, "replies"), ({"max_new": 0}, "max_new"), ({"top_p": 0}, "top_p"),
-        ({"top_k": -1}, "top_k"), ({"window": 1}, "window"),
+        ({"top_k": -1}, "top_k"), ({"window": 1}, "window"), ({"best_of": 0}, "best_of"),
         ({"evaluation_prompts": 0}, "evaluation_prompts"), ({"context": 5}, "train case 'train-ant'.*context of 5"),
         ({"prompt_suffix": " please"}, "train case 'train-ant'.*please"),
     ],
@@ -497,6 +497,29 @@ def test_predictions_are_one_line_a_prompt(echo, tmp_path):
         assert line["meta"]["empty"] == 12 - len(said)
         empty += 12 - len(said)
     assert 0 < empty < 24
+
+
+def test_a_prediction_may_keep_the_best_of_several(echo, tmp_path):
+    """Of the twelve replies to each prompt the one that the reward model pays most, the first of equals."""
+
+    def predicted(**how):
+        trainer = L.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            callbacks=[Exhibits()], default_root_dir=tmp_path,
+        )  # fmt: skip
+        data = TextDataModule(echo, tokenizer=WordTokenizer(), max_new=4, reward=PaysLength(), **how)
+        (batch,) = trainer.predict(agent(), data)
+        return batch, (tmp_path / "predictions" / "replies.jsonl").read_text().splitlines()
+
+    all_of_them, _ = predicted(replies=12)
+    best, lines = predicted(replies=3, best_of=12)
+    scores = all_of_them.rewards.sum(1).view(2, 12)
+    assert best.group.tolist() == [0, 1] and scores.unique().numel() > 1
+    rows = scores.argmax(1) + torch.tensor([0, 12])
+    width = best.actions.shape[1]
+    assert torch.equal(best.actions, all_of_them.actions[rows, :width])
+    for line, score in zip(map(json.loads, lines), scores.max(1).values.tolist(), strict=True):
+        assert line["score"] == [score] and len(line["responses"]) == 1
 
 
 def test_people_can_read_a_transcript(echo, tmp_path):
