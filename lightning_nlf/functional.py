@@ -125,6 +125,17 @@ def row_sums(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0).sum(1)
 
 
+def best_rows(score: Tensor, group: Tensor) -> Tensor:
+    """The row of each group with the highest score, the first of equals, in the order of the groups' numbers.
+
+    Args: score (B,); group (B,) int.  Returns (G,) int.
+    """
+    order = score.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    sizes = group[order].unique_consecutive(return_counts=True)[1]
+    return order[sizes.cumsum(0) - sizes]
+
+
 def gae(
     rewards: Tensor,
     values: Tensor,

@@ -170,7 +170,7 @@ class TextDataModule(TextTaskDataModule):
         assert batch.rewards is not None
         if self.unfinished in ("replace", "penalty"):
             dialogues = [dialogue for episode in episodes for dialogue in self.conversation.rows(episode)]
-            steps, ends = cut_short(dialogues, self.tokenizer.eos, batch.rewards)
+            steps, ends = cut_short(dialogues, self.conversation.stops, batch.rewards)
             kept = batch.rewards if self.unfinished == "penalty" else torch.where(steps, 0.0, batch.rewards)
             return replace(batch, rewards=kept + self.unfinished_reward * ends)
         if self.unfinished == "drop":

@@ -75,6 +75,8 @@ class RevisionDataModule(TextDataModule):
         at_least_one(rounds=rounds, revisions=revisions)
         if not isinstance(task, Revisable) or task.turns > 1:
             raise ValueError(f"task: {type(task).__name__} says no prompts for revisions, or has more than one turn")
+        if self.conversation.chat:
+            raise ValueError("chat: critiques and revisions have prompts of their own, which are no chat; leave it out")
         if not learn:
             raise ValueError("learn: nothing is learned; name at least one kind of row")
         if not scored and keep in ("best", "better"):

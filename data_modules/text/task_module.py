@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from data_modules.text.rows import as_batch
 from data_modules.text.tokenizer import Tokenizer
 from data_modules.text.transcript import cells, replies_by_prompt, write_tables
 from lightning_nlf.batch import Actor, Batch, Scorer
-from lightning_nlf.functional import episode_sums, row_sums
+from lightning_nlf.functional import best_rows, episode_sums, row_sums
 
 SHOWN = 20  # dialogues in a transcript
 PREDICTED = 64  # prompts at a time
@@ -45,6 +45,11 @@ class TextTaskDataModule(RolloutDataModule):
             `evaluation_replies` sampled ones.
         predict_split: whose prompts `predict` samples `replies` replies to.
         prompt_suffix: text behind every prompt, a control code for instance.
+        stop: texts that end a reply as eos does, and are no more of it than that; each is one token.
+        chat: a prompt, its suffix too, is the user's message of the tokenizer's own chat template, as models that
+            were trained on chats want it; for tasks of one turn. A prediction then writes prompts as messages.
+        best_of: `predict` samples so many replies to each prompt in place of `replies`, and keeps the one that is paid
+            most, by `reward` if there is one.
         context: tokens that the policy can read; a prompt that leaves no room for a reply is refused at `setup`.
         seed, minibatches, passes, label_buffer: of `RolloutDataModule`.
     """
@@ -66,30 +71,44 @@ class TextTaskDataModule(RolloutDataModule):
         evaluation_replies: int = 1,
         predict_split: Split = "test",
         prompt_suffix: str = "",
+        stop: Sequence[str] = (),
+        chat: bool = False,
+        best_of: int | None = None,
         context: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         at_least_one(replies=replies, max_new=max_new, window=window, evaluation_replies=evaluation_replies)
-        at_least_one(evaluation_prompts=evaluation_prompts)
+        at_least_one(evaluation_prompts=evaluation_prompts, best_of=best_of)
         if window is not None and task.turns == 1:
             raise ValueError(f"window: got {window} for a task of one turn, which has nothing to leave out; drop it")
+        if chat and task.turns > 1:
+            raise ValueError(f"chat: for tasks of one turn; {type(task).__name__} has {task.turns}: leave it out")
         if top_k < 0:
             raise ValueError(f"top_k: got {top_k}, must be 0 (all tokens) or more")
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p: got {top_p}, must be in (0, 1]")
         self.task, self.tokenizer, self.replies, self.reward = task, tokenizer, replies, reward
         self.evaluation_prompts, self.evaluation_replies = evaluation_prompts, evaluation_replies
-        self.predict_split, self.context = predict_split, context
-        self.conversation = Conversation(task, tokenizer, max_new, window, prompt_suffix, top_k, top_p)
+        self.predict_split, self.context, self.best_of = predict_split, context, best_of
+        self.conversation = Conversation(
+            task, tokenizer, max_new, window, prompt_suffix, top_k, top_p, tuple(stop), chat
+        )
         self.cases: dict[Split, list[Prompt]] = {}
         self.shown: list[dict[str, str]] = []
 
     def setup(self, stage: str) -> None:
-        """Raises ValueError: a prompt that cannot be encoded or has no room, two of one id, a `reward` of other ids."""
+        """Raises ValueError: a prompt that cannot be encoded or has no room, two of one id, a `reward` of other ids, a
+        text of `stop` that is not one token, `chat` without a template.
+        """
         if self.cases:
             return
         self.tokenizer.fit(self.task.corpus())
+        _ = self.conversation.stops  # before anything is played
+        if self.conversation.chat and not self.tokenizer.has_template:
+            raise ValueError(
+                "chat: the tokenizer has no chat template: take a FolderTokenizer that has one, or leave chat out"
+            )
         self.refuse_other_ids("reward", self.reward)
         splits: tuple[Split, ...] = ("train", "val", "test")
         self.cases = {split: self._encoded(split) for split in splits}
@@ -153,7 +172,9 @@ class TextTaskDataModule(RolloutDataModule):
     def _paid(self, batch: Batch) -> Tensor:
         """(B, T) by the rule, or by who pays in its place."""
         assert batch.rewards is not None
-        return batch.rewards if self.reward is None else self.reward.score(batch).to(batch.rewards)
+        if self.reward is None:
+            return batch.rewards
+        return self.reward.score(batch.to(self.trainer.strategy.root_device)).to(batch.rewards)
 
     # ---- evaluation
 
@@ -233,16 +254,19 @@ class TextTaskDataModule(RolloutDataModule):
     def predict_dataloader(self) -> list[DataLoader]:
         prompts = self._judged(self.predict_split)
         firsts = range(0, len(prompts), PREDICTED)
+        copies = self.best_of or self.replies
 
         def sampled() -> Iterator[Batch]:
             rng = self._rng(TEST, 2)
             for first in firsts:
                 some = prompts[first : first + PREDICTED]
                 with torch.no_grad():
-                    episodes = self._play(self._actor, rng, some, self.replies, False)
+                    episodes = self._play(self._actor, rng, some, copies, False)
                     batch = as_batch([self.conversation.dialogue(episode) for episode in episodes])
-                place = torch.arange(len(batch)) // self.replies + first
-                yield replace(batch, rewards=self._paid(batch), group=place)
+                    rewards = self._paid(batch)
+                place = torch.arange(len(batch)) // copies + first
+                batch = replace(batch, rewards=rewards, group=place)
+                yield batch if self.best_of is None else batch[best_rows(row_sums(rewards, batch.valid), place)]
 
         return [loader(sampled, len(firsts))]
 
@@ -252,7 +276,7 @@ class TextTaskDataModule(RolloutDataModule):
         `meta` keeps the tokens, so that what learns from the file sees what was sampled. Nothing can be said of an
         empty reply: `meta.empty` counts those that are left out.
         """
-        return replies_by_prompt(batch, self._judged(self.predict_split), self.tokenizer, self.task)
+        return replies_by_prompt(batch, self._judged(self.predict_split), self.conversation)
 
 
 def at_least_one(**amounts: int | None) -> None:

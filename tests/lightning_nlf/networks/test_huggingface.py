@@ -110,6 +110,21 @@ def test_stored_log_probs_are_those_of_the_training_forward_over_two_turns(kind)
         torch.testing.assert_close(log_probs[start + a + 1 :], second_log_probs[row, :b], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+@torch.no_grad()
+def test_copies_of_a_prompt_say_what_separate_prompts_say(kind):
+    """Three prompts of different lengths, three replies to each; what they share is read once, in three rows."""
+    network, rows = policy(kind), []
+    prompts, lengths = torch.tensor([[2, 3, 4, 9], [5, 9, 0, 0], [8, 0, 0, 0]]), torch.tensor([4, 2, 1])
+    how = {"stop": tuple(range(8)), "max_new": 9, "seeds": torch.arange(9)}
+    separate = generation.reply(network, prompts.repeat_interleave(3, 0), lengths.repeat_interleave(3), **how)
+    network.causal.get_input_embeddings().register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    shared = generation.reply(network, prompts, lengths, copies=3, **how)
+    assert torch.equal(shared[0], separate[0]) and torch.equal(shared[2], separate[2])
+    torch.testing.assert_close(shared[1], separate[1], atol=1e-4, rtol=0)
+    assert rows[0] == 3 and len(shared[2].unique()) > 2 and len(shared[0].unique(dim=0)) > 6
+
+
 def test_lora_trains_its_additions_only_and_the_frozen_policy_is_the_base_in_the_same_memory():
     network = policy(lora=LoRA(r=2))
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
