@@ -254,9 +254,21 @@ def test_every_yaml_has_a_row_in_the_readme():
     assert [name for name in names if name not in README] == []
 
 
+def quoted():
+    """What stands in backticks; a bare yaml behind a command is that command with it."""
+    for line in README.splitlines():
+        before = ""
+        for words in re.findall(r"`([^`]+)`", line):
+            if words.startswith("python -m"):
+                before = words.split(" conf/")[0] if "--config conf/" in words else ""
+            elif before and re.fullmatch(r"conf/\S+\.yaml", words):
+                words = f"{before} {words}"
+            yield words
+
+
 def named(module):
     """All commands of a module, in a line or in a block."""
-    found = re.findall(rf"`(python -m {module} [^`]+)`", README)
+    found = [words for words in quoted() if words.startswith(f"python -m {module} ")]
     found += [line for block in blocks("bash") for line in commands(block) if line.startswith(f"python -m {module} ")]
     return sorted(set(found))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         rotation = None if self.places is not None else self.rotation(positions)
-        blocks = list(self.blocks)
+        blocks = cast("list[Block]", list(self.blocks))
         normed, last = blocks[0].attention_norm(x), len(blocks) - 1
         for layer, block in enumerate(blocks):
             # behind the last attention only the wanted tokens go on
