@@ -9,7 +9,7 @@ import os
 import sys
 from argparse import Action
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import lightning as L
 from jsonargparse._common import parser_context
@@ -60,8 +60,16 @@ class Parser(LightningArgumentParser):
         raise ConfigurationError(messages.translate(message, self, self.places)) from ex
 
     def _check_value_key(self, action: Action, value: Any, *args: Any, **kwargs: Any) -> Any:
-        """As jsonargparse, but a class keeps a predecessor's argument with a `${…}`, which is resolved only later."""
-        if self.exit_on_error or "${" not in str(value):
+        """As jsonargparse, but for the arguments of classes.
+
+        One with a `${…}`, which is resolved only later, is kept when another class takes the place. And the word None
+        is null where null is accepted: as that, jsonargparse hands on the null of `--model.policy.weights null`.
+        """
+        if self.exit_on_error:
+            return super()._check_value_key(action, value, *args, **kwargs)
+        if value == "None" and type(None) in get_args(getattr(action, "_typehint", None)):
+            value = None
+        if "${" not in str(value):
             return super()._check_value_key(action, value, *args, **kwargs)
         with parser_context(lenient_check=True):  # it is checked in full once it is resolved
             return super()._check_value_key(action, value, *args, **kwargs)

@@ -179,6 +179,17 @@ def test_a_swapped_class_keeps_the_arguments_that_it_accepts(written, read):
     assert swapped.init_args.total_iters == read and "end_factor" not in swapped.init_args
 
 
+@pytest.mark.parametrize("experiment", ["rlhf/dpo.yaml"], indirect=True)
+def test_null_of_a_flag_is_null_in_a_class_inside_a_class(experiment, capsys):
+    dpo = ["fit", "--config", str(CONF / experiment)]
+    flags = ["--model.policy.weights", "null", "--model.optimizer.foreach", "null"]
+    arguments = main([*dpo, *flags], run=False).options.model.init_args
+    assert arguments.policy.init_args.weights is None and arguments.optimizer.init_args.foreach is None
+    with pytest.raises(SystemExit):
+        main([*dpo, "--model.policy.temperature", "null"], run=False)
+    assert "--model.policy.temperature: expected float" in capsys.readouterr().err
+
+
 def test_trainer_defaults_and_their_override():
     trainer = main(INJECTION, run=False).trainer
     assert (trainer.log_every_n_steps, trainer.num_sanity_val_steps, trainer.num_devices) == (10, 0, 1)
