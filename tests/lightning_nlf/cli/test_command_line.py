@@ -148,6 +148,50 @@ def test_an_overlay_can_swap_the_model():
     assert type(model).__name__ == overlay["model"]["class_path"].rpartition(".")[2] != "InjectionPolicy"
 
 
+@pytest.mark.parametrize(
+    "experiment, network, swapped",
+    [("rlhf/reward.yaml", "reward", "BradleyTerryReward"), ("rlhf/dpo.yaml", "policy", "RankedDPOPolicy")],
+    indirect=["experiment"],
+)
+def test_a_flag_can_swap_the_objective(experiment, network, swapped):
+    def built(*flags: str):
+        cli = main(["fit", "--config", str(CONF / experiment), *flags], run=False)
+        return cli.model, cli.options.model.init_args[network].init_args.weights
+
+    before, path = built()
+    assert path == "outputs/sft-seed0/checkpoints/best.ckpt"
+    for flag in ("--model", "--model.class_path"):
+        after, kept = built(flag, f"lightning_nlf.objectives.{swapped}")
+        assert type(after).__name__ == swapped != type(before).__name__
+        assert kept == path
+        one, other = (getattr(model, network).decoder.state_dict() for model in (before, after))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("written, read", [(7, 7), ("${trainer.max_epochs}", 6)])
+def test_a_swapped_class_keeps_the_arguments_that_it_accepts(written, read):
+    schedule = {
+        "class_path": "torch.optim.lr_scheduler.LinearLR",
+        "init_args": {"end_factor": 0.5, "total_iters": written},
+    }
+    Path("overlay.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"lr_scheduler": schedule}}}))
+    flags = ["--trainer.max_epochs", "6", "--model.lr_scheduler", "torch.optim.lr_scheduler.ConstantLR"]
+    swapped = main([*INJECTION, "--config", "overlay.yaml", *flags], run=False).options.model.init_args.lr_scheduler
+    assert swapped.class_path.endswith("ConstantLR")
+    assert swapped.init_args.total_iters == read and "end_factor" not in swapped.init_args
+
+
+@pytest.mark.parametrize("experiment", ["rlhf/dpo.yaml"], indirect=True)
+def test_null_of_a_flag_is_null_in_a_class_inside_a_class(experiment, capsys):
+    dpo = ["fit", "--config", str(CONF / experiment)]
+    flags = ["--model.policy.weights", "null", "--model.optimizer.foreach", "null"]
+    arguments = main([*dpo, *flags], run=False).options.model.init_args
+    assert arguments.policy.init_args.weights is None and arguments.optimizer.init_args.foreach is None
+    with pytest.raises(SystemExit):
+        main([*dpo, "--model.policy.temperature", "null"], run=False)
+    assert "--model.policy.temperature: expected float" in capsys.readouterr().err
+
+
 def test_trainer_defaults_and_their_override():
     trainer = main(INJECTION, run=False).trainer
     assert (trainer.log_every_n_steps, trainer.num_sanity_val_steps, trainer.num_devices) == (10, 0, 1)
