@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -84,6 +85,7 @@ class TextTaskDataModule(RolloutDataModule):
         self.conversation = Conversation(task, tokenizer, max_new, window, prompt_suffix, top_k, top_p)
         self.cases: dict[Split, list[Prompt]] = {}
         self.shown: list[dict[str, str]] = []
+        self._unanswered = 0  # prompts of a prediction to which all replies were empty, this rank's
 
     def setup(self, stage: str) -> None:
         """Raises ValueError: a prompt that cannot be encoded or has no room, two of one id, a `reward` of other ids."""
@@ -233,6 +235,7 @@ class TextTaskDataModule(RolloutDataModule):
     def predict_dataloader(self) -> list[DataLoader]:
         prompts = self._judged(self.predict_split)
         firsts = range(0, len(prompts), PREDICTED)
+        self._unanswered = 0
 
         def sampled() -> Iterator[Batch]:
             rng = self._rng(TEST, 2)
@@ -250,9 +253,23 @@ class TextTaskDataModule(RolloutDataModule):
         """Each prompt of a predicted batch with its replies and what they earned: feedback to be completed.
 
         `meta` keeps the tokens, so that what learns from the file sees what was sampled. Nothing can be said of an
-        empty reply: `meta.empty` counts those that are left out.
+        empty reply: `meta.empty` counts those that are left out. A prompt to which all are empty has no line, and
+        behind the last batch a warning says to how many that happened.
         """
-        return replies_by_prompt(batch, self._judged(self.predict_split), self.tokenizer, self.task)
+        assert batch.group is not None
+        prompts = self._judged(self.predict_split)
+        lines = replies_by_prompt(batch, prompts, self.tokenizer, self.task)
+        answered = [line for line in lines if line["responses"]]
+        self._unanswered += len(lines) - len(answered)
+        if int(batch.group.max()) + 1 == len(prompts):
+            counts = torch.tensor([self._unanswered, len(prompts)], dtype=torch.float64)
+            left_out, of = self._sum_over_ranks(counts).tolist()
+            if left_out:
+                rank_zero_warn(
+                    f"{left_out:.0f} of {of:.0f} prompts are not in {self.recorded}.jsonl: every reply to them was "
+                    "empty, of which nothing can be said; raise replies, or train the policy to say something first"
+                )
+        return answered
 
 
 def at_least_one(**amounts: int | None) -> None:

@@ -74,7 +74,7 @@ def write_tables(rows: Sequence[Mapping[str, str]], folder: Path, name: str = "t
 def replies_by_prompt(
     batch: Batch, prompts: Sequence[Prompt], tokenizer: Tokenizer, task: TextEnvironment
 ) -> list[dict[str, Any]]:
-    """One line of a feedback file for each prompt that has a reply which is not empty; `group` is the prompt's place.
+    """One line of a feedback file for each prompt, without the replies that are empty; `group` is the prompt's place.
 
     Args: batch: whole dialogues, (B, T).
     """
@@ -101,4 +101,4 @@ def replies_by_prompt(
     for line in lines.values():
         if not any(line.get("steps", ())):
             line.pop("steps", None)
-    return [line for line in lines.values() if line["responses"]]
+    return list(lines.values())
