@@ -105,6 +105,15 @@ class TextTaskDataModule(RolloutDataModule):
                 f"({self.tokenizer_digest[:12]}…): use the tokenizer that it was trained with, or another {name}"
             )
 
+    def refuse_short_context(self, name: str, model: object, tokens: int) -> None:
+        """Raises ValueError: the model, which the knob `name` has brought, says that it cannot read so many."""
+        context = getattr(model, "context", None)
+        if context is not None and tokens > context:
+            raise ValueError(
+                f"data.{name}: it can read {context} tokens, and a row has up to {tokens}, prompt and reply (max_new) "
+                f"together: shorten prompts or max_new, or use another {name} with a larger context"
+            )
+
     def _encoded(self, split: Split) -> list[Prompt]:
         found: dict[str, Prompt] = {}
         for case in self.task.cases(split):
