@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from data_modules.feedback.accounts import calls, flat, told
 from data_modules.feedback.encoding import encoded, knowing, rows_of
-from data_modules.feedback.files import read
+from data_modules.feedback.files import read_all
 from data_modules.feedback.parsing import Scale
 from data_modules.feedback.rows import CRITIQUE_PROMPT, Layout, Use
 from data_modules.feedback.schema import Judgement
@@ -44,7 +44,8 @@ class FeedbackDataModule(MinibatchDataModule):
     Held-out rows are the same, without rewards for scores: nothing was earned in an evaluation.
 
     Args:
-        path: of one file or of several.
+        path: of one file or of several. A judgement stands in one of them: the same id, replies and source twice are
+            refused, unless `meta.run` says that another run sampled them.
         tokenizer: that of the model: of a folder, or made from the task's corpus, or without a task from the files.
         use: what is learned from. Objectives that know no mask for what is missing want only what they need:
             `[score]` for those of rewards, `[steps]` for process rewards. `critique` predicts what is said of a reply
@@ -114,8 +115,11 @@ class FeedbackDataModule(MinibatchDataModule):
     def setup(self, stage: str) -> None:
         if self.rows is not None:
             return
-        training, validation = split(self._read(self.paths), self.val_share)
-        held = {"val": validation or self._read(self.val_paths), "test": self._read(self.test_paths)}
+        found, val, test = (
+            read_all(paths, self.scale, self.on_bad) for paths in (self.paths, self.val_paths, self.test_paths)
+        )
+        training, validation = split(found, self.val_share)
+        held = {"val": validation or val, "test": test}
         for name, judgements in held.items():
             refuse_overlap(training, judgements, f"{name}_path")
         if not hasattr(self.tokenizer, "eos"):  # not made yet
@@ -135,9 +139,6 @@ class FeedbackDataModule(MinibatchDataModule):
         self._paid = sum(calls(judgement, self.layout.use) for judgement in training)
         self._tell(training)
         _ = self.data_digest  # before anybody writes to the files
-
-    def _read(self, paths: list[str]) -> list[Judgement]:
-        return [judgement for path in paths for judgement in read(path, self.scale, self.on_bad)]
 
     def _tell(self, training: Sequence[Judgement]) -> None:
         assert self.rows is not None

@@ -261,13 +261,15 @@ class TextTaskDataModule(RolloutDataModule):
     def records(self, batch: Batch) -> list[dict[str, Any]]:
         """Each prompt of a predicted batch with its replies and what they earned: feedback to be completed.
 
-        `meta` keeps the tokens, so that what learns from the file sees what was sampled. Nothing can be said of an
-        empty reply: `meta.empty` counts those that are left out. A prompt to which all are empty has no line, and
-        behind the last batch a warning says to how many that happened.
+        `meta` keeps the tokens, so that what learns from the file sees what was sampled, and the name of the `run`.
+        Nothing can be said of an empty reply: `meta.empty` counts those that are left out. A prompt to which all are
+        empty has no line, and behind the last batch a warning says to how many that happened.
         """
         assert batch.group is not None
         prompts = self._judged(self.predict_split)
         lines = replies_by_prompt(batch, prompts, self.tokenizer, self.task)
+        for line in lines:  # a second round samples for the same ids
+            line["meta"]["run"] = Path(self.trainer.default_root_dir).resolve().name
         answered = [line for line in lines if line["responses"]]
         self._unanswered += len(lines) - len(answered)
         if int(batch.group.max()) + 1 == len(prompts):

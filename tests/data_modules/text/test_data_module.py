@@ -356,7 +356,7 @@ def test_predictions_are_one_line_a_prompt(echo, tmp_path):
         scores = batch.rewards.sum(1)[rows].tolist()
         said = [(text, score) for text, score in zip(texts, scores, strict=True) if text]
         assert list(zip(line["responses"], line["score"], strict=True)) == said
-        assert line["meta"]["empty"] == 12 - len(said)
+        assert line["meta"]["empty"] == 12 - len(said) and line["meta"]["run"] == tmp_path.name
         empty += 12 - len(said)
     assert 0 < empty < 24
 
