@@ -152,8 +152,8 @@ def test_what_cannot_be_read_back_is_not_written(path, judgements, message):
 
 
 def test_two_rounds_may_say_one_id_of_different_replies_but_no_judgement_counts_twice(tmp_path):
-    """Also where the replies stand in another order. Two teachers may say different things of them, and a policy may say
-    in the second round what it said in the first one.
+    """Also where the replies stand in another order. Two teachers may say different things of them, and a policy may
+    say in the second round what it said in the first one.
     """
     names = ("first", "second", "ana", "judged", "again", "copy")
     first, second, ana, judged, again, copy = (str(tmp_path / f"{name}.jsonl") for name in names)
