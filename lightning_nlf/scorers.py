@@ -70,6 +70,11 @@ class CheckpointReward:
         """Of the tokenizer whose ids the model reads; None if the checkpoint does not say."""
         return self.module.tokenizer_digest
 
+    @property
+    def context(self) -> int | None:
+        """Tokens of a row that the model can read; None without a limit."""
+        return self.module.reward.longest
+
     def score(self, batch: Batch) -> Tensor:
         """`Scorer.score`: rewards (B, T), 0 where nothing is paid. On the batch's device."""
         ends, final = self.ends(batch), last_valid(batch.valid)

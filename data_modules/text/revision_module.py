@@ -49,7 +49,7 @@ class RevisionDataModule(TextDataModule):
 
     Raises:
         ValueError: a knob out of range, a task without revisions, or `keep` by scores that are not given; at `setup` a
-            reviser of other ids.
+            reviser of other ids, or one that cannot read as much.
     """
 
     def __init__(
@@ -98,6 +98,8 @@ class RevisionDataModule(TextDataModule):
         super().setup(stage)
         self.refuse_other_ids("reviser", self.reviser)
         self.refuse_other_ids("author", self.author)
+        self.refuse_short_context("reviser", self.reviser, self.longest_row)
+        self.refuse_short_context("author", self.author, super().longest_row)
 
     @property
     def longest_row(self) -> int:

@@ -71,7 +71,7 @@ def write_tables(rows: Sequence[Mapping[str, str]], folder: Path, name: str = "t
 
 
 def replies_by_prompt(batch: Batch, prompts: Sequence[Prompt], conversation: Conversation) -> list[dict[str, Any]]:
-    """One line of a feedback file for each prompt that has a reply which is not empty; `group` is the prompt's place.
+    """One line of a feedback file for each prompt, without the replies that are empty; `group` is the prompt's place.
 
     Args: batch: whole dialogues, (B, T).
     """
@@ -99,4 +99,4 @@ def replies_by_prompt(batch: Batch, prompts: Sequence[Prompt], conversation: Con
     for line in lines.values():
         if not any(line.get("steps", ())):
             line.pop("steps", None)
-    return [line for line in lines.values() if line["responses"]]
+    return list(lines.values())

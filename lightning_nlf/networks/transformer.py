@@ -124,7 +124,7 @@ class Transformer(Network):
             read = f"{tokens} tokens and a reply of up to {more + 1}" if more else f"{tokens} tokens"
             raise ValueError(
                 f"shape.context: a row of {read} is longer than the context of {context}: "
-                "shorten prompts or replies (max_new), or give the policy a larger context"
+                f"shorten prompts or replies (max_new), or give the {self.role} a larger context"
             )
 
 
@@ -133,7 +133,7 @@ def refuse_strangers(ids: Tensor, vocabulary: int) -> None:
     if int(ids.max()) >= vocabulary:
         raise ValueError(
             f"shape.vocabulary: token {int(ids.max())} in a vocabulary of {vocabulary}: "
-            "the policy was made for another tokenizer"
+            "the network was made for another tokenizer"
         )
 
 

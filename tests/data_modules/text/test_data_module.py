@@ -1,6 +1,7 @@
 """Rollouts of text tasks: the tokens, the rows, who pays, what unfinished replies cost, and what is shown."""
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import lightning as L
@@ -14,6 +15,7 @@ from data_modules.text.expected import ExpectedResponses
 from lightning_nlf.callbacks import Exhibits
 from lightning_nlf.networks import DecoderShape, GRUPolicy, GRUValue, TransformerPolicy
 from lightning_nlf.objectives import ActorCriticAgent, JointPolicy, ReinforcePolicy
+from tests.data_modules.text.conftest import WORDS, Echo
 
 SIZE = 15  # ids of either task: twelve words, and three that mean something else
 
@@ -22,6 +24,13 @@ def transformer():
     """Large weights: a nearly uniform model would hide a mix-up of rows."""
     torch.manual_seed(2)
     return TransformerPolicy(DecoderShape(SIZE, layers=2, heads=2, width=16, context=64, init_std=0.6))
+
+
+class Many(Echo):
+    """More prompts than are predicted at a time."""
+
+    def cases(self, split):
+        return [Case(f"{split}-{n}", f"say {WORDS[n % 6]}", {"word": WORDS[n % 6]}) for n in range(70)]
 
 
 def agent(kind=ReinforcePolicy, seed=0, **kw):
@@ -494,7 +503,7 @@ def test_predictions_are_one_line_a_prompt(echo, tmp_path):
         scores = batch.rewards.sum(1)[rows].tolist()
         said = [(text, score) for text, score in zip(texts, scores, strict=True) if text]
         assert list(zip(line["responses"], line["score"], strict=True)) == said
-        assert line["meta"]["empty"] == 12 - len(said)
+        assert line["meta"]["empty"] == 12 - len(said) and line["meta"]["run"] == tmp_path.name
         empty += 12 - len(said)
     assert 0 < empty < 24
 
@@ -520,6 +529,29 @@ def test_a_prediction_may_keep_the_best_of_several(echo, tmp_path):
     assert torch.equal(best.actions, all_of_them.actions[rows, :width])
     for line, score in zip(map(json.loads, lines), scores.max(1).values.tolist(), strict=True):
         assert line["score"] == [score] and len(line["responses"]) == 1
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_prompt_without_a_reply_that_says_something_is_told_of(echo, tmp_path, silent):
+    """A policy that ends every reply before it began leaves an empty file, of 70 prompts in two batches."""
+    actor = agent()
+    with torch.no_grad():
+        actor.policy.head.bias[1] += 100.0 if silent else -100.0
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Exhibits()],
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    settings = {"replies": 2, "max_new": 3, "predict_split": "train", "evaluation_prompts": None}
+    data = TextDataModule(Many(), tokenizer=WordTokenizer(), **settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.predict(actor, data)
+    said = [str(each.message) for each in caught if "replies.jsonl" in str(each.message)]
+    lines = (tmp_path / "predictions" / "replies.jsonl").read_text().splitlines()
+    if silent:
+        assert lines == [] and len(said) == 1 and said[0].startswith("70 of 70 prompts are not in replies.jsonl: every")
+    else:
+        assert len(lines) == 70 and said == []
 
 
 def test_people_can_read_a_transcript(echo, tmp_path):
