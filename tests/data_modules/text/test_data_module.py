@@ -364,7 +364,7 @@ def test_a_prompt_is_the_message_of_a_user_in_the_models_template(echo, chat):
     assert own.decode(wanted[0]) == "say user say ant please more assistant"
     assert sorted(prompts_of(collected(data, actor))) == sorted(wanted * 2)
     assert prompts_of(data.evaluate(actor, np.random.default_rng(0), True)) == templated("val")
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, lightning_module=actor)
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, lightning_module=actor, default_root_dir="run")
     (batch,) = data.predict_dataloader()[0]
     assert prompts_of(batch) == [ids for ids in wanted for _ in range(2)]
     read = [data.tokenizer.encode_prompt(line["prompt"]) for line in data.records(batch)]
