@@ -137,7 +137,7 @@ def test_rlhf_in_six_commands(tmp_path):
     names = {"kl", "beta", "clip_fraction", "explained_variance", "finished", "true_reward", "loss"}
     wanted = {f"train/{name}" for name in names} | {"val/true_reward", "val/return_sampled", "val/kl_sampled"}
     assert wanted | {"env_steps", "iteration", "feedback_calls"} <= run.data.metrics.keys()
-    assert 0 < run.data.metrics["train/beta"] and 0 <= run.data.metrics["train/clip_fraction"] <= 1
+    assert run.data.metrics["train/beta"] > 0 and 0 <= run.data.metrics["train/clip_fraction"] <= 1
     kept = dict(
         line.split(": ") for line in (tmp_path / "outputs/rlhf_ppo-seed0/provenance/data.txt").read_text().splitlines()
     )
