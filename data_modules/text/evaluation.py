@@ -22,7 +22,7 @@ SHOWN = 20  # dialogues in a transcript
 
 
 class TextEvaluation(MinibatchDataModule):
-    """Evaluation by episodes of a text task, and a transcript of the last one. A child says the attributes."""
+    """Evaluation by episodes of a text task, and a transcript of the last one. A child fills in what stands here."""
 
     exhibits_text = True  # costs nothing
     reward: Scorer | None = None  # who pays in place of the task's rule

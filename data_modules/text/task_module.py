@@ -1,4 +1,4 @@
-"""What every DataModule of a text task has: the prompts in tokens, and how a model is judged on them."""
+"""What every DataModule has that plays a text task with the model that is being trained: prompts, and predictions."""
 
 from __future__ import annotations
 
