@@ -82,7 +82,7 @@ def run_all(run_seed: Callable[[int, Jobs], None], runs: Path, wanted: dict[int,
             future.result()
 
 
-def best_cells(name: str, of: list[dict[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def ordered_cells(name: str, of: list[dict[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Cells of a method by their mean true reward on these seeds, the highest first."""
     rows = [row for row in kept(RUNS / "rows.jsonl") if row["method"] == name and row["seed"] in seeds]
 
@@ -97,10 +97,10 @@ def tuned(names: list[str], jobs: int) -> dict[str, dict[str, Any]]:
     """The best cell of each method."""
     grids = {seed: [(name, cell) for name in names for cell in grid(name)] for seed in TUNING}
     run_all(seed_of, RUNS, grids, jobs, "tuning")
-    finals = {name: best_cells(name, grid(name), TUNING)[:FINALISTS] for name in names}
+    finals = {name: ordered_cells(name, grid(name), TUNING)[:FINALISTS] for name in names}
     again = {seed: [(name, cell) for name, own in finals.items() for cell in own if len(own) > 1] for seed in FINALS}
     run_all(seed_of, RUNS, again, jobs, "finals")
-    return {name: best_cells(name, own, [*TUNING, *FINALS])[0] for name, own in finals.items()}
+    return {name: ordered_cells(name, own, [*TUNING, *FINALS])[0] for name, own in finals.items()}
 
 
 def found(names: list[str], frozen: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:

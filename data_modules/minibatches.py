@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -20,7 +21,8 @@ TRAINING, VALIDATION, TEST = range(3)  # streams of chance that never meet
 class MinibatchDataModule(L.LightningDataModule):
     """Cuts rows into the micro-batches of optimizer steps that do not depend on how they were cut.
 
-    A child says where the rows come from (`collect`), and keeps `counters` and `statistics`.
+    A child says where the rows come from (`collect`), and keeps `counters` and `statistics`. One whose model acts in
+    an evaluation says how (`evaluate`).
 
     Args:
         seed: of everything drawn here; epoch i of rank r depends on (seed, i, r) alone, so a run that is resumed at
@@ -95,6 +97,23 @@ class MinibatchDataModule(L.LightningDataModule):
                 parts = [rows[part] for part in shuffled(batch[rows], self._accumulate, rng)]
             named = dict(zip(names, total.to(batch.obs.device), strict=True))
             yield from stamp_totals([batch[part] for part in parts], named, self._accumulate * self._world_size)
+
+    # ---- evaluation by playing
+
+    def evaluate(self, actor: Actor, rng: np.random.Generator, deterministic: bool) -> Batch:
+        """This rank's share of the evaluation episodes; costs nothing that is counted."""
+        raise NotImplementedError
+
+    def _evaluation_loaders(self, stream: int) -> list[DataLoader]:
+        def played(deterministic: bool) -> Iterator[Batch]:
+            rng = self._rng(stream, int(deterministic))
+            device = self.trainer.strategy.root_device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+                torch.manual_seed(int(rng.integers(2**63)))
+                batch = self.evaluate(self._actor, rng, deterministic)
+            yield batch  # outside: Lightning holds the generator, and would stay within
+
+        return [loader(partial(played, mode), 1) for mode in (True, False)]
 
     @property
     def _actor(self) -> Actor:

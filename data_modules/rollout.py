@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_modules.label_buffer import LabelBuffer
-from data_modules.minibatches import TEST, VALIDATION, MinibatchDataModule, loader
-from lightning_nlf.batch import Actor, Batch
+from data_modules.minibatches import TEST, VALIDATION, MinibatchDataModule
+from lightning_nlf.batch import Batch
 
 
 class RolloutDataModule(MinibatchDataModule):
@@ -33,11 +32,7 @@ class RolloutDataModule(MinibatchDataModule):
         self.label_buffer = label_buffer
         self.counters |= {"env_steps": 0, "expert_steps": 0, "labels": 0}
 
-    # ---- what a child says, besides `collect`
-
-    def evaluate(self, actor: Actor, rng: np.random.Generator, deterministic: bool) -> Batch:
-        """This rank's share of the evaluation episodes; costs nothing that is counted."""
-        raise NotImplementedError
+    # ---- what a child says, besides `collect` and `evaluate`
 
     def exhibits(self, folder: Path) -> list[Path]:
         """Files for people to look at, written into `folder`: an episode as a GIF, a transcript."""
@@ -66,17 +61,6 @@ class RolloutDataModule(MinibatchDataModule):
 
     def predict_dataloader(self) -> list[DataLoader]:
         return self._evaluation_loaders(TEST)
-
-    def _evaluation_loaders(self, stream: int) -> list[DataLoader]:
-        def played(deterministic: bool) -> Iterator[Batch]:
-            rng = self._rng(stream, int(deterministic))
-            device = self.trainer.strategy.root_device
-            with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-                torch.manual_seed(int(rng.integers(2**63)))
-                batch = self.evaluate(self._actor, rng, deterministic)
-            yield batch  # outside: Lightning holds the generator, and would stay within
-
-        return [loader(partial(played, mode), 1) for mode in (True, False)]
 
     # ---- checkpoint
 

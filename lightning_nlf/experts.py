@@ -52,6 +52,11 @@ class PolicyTextExpert:
         """Of the tokenizer whose ids the policy means; None if its weights do not say."""
         return self.policy.tokenizer_digest
 
+    @property
+    def context(self) -> int | None:
+        """Tokens of a row that it can read and end; None without a limit."""
+        return self.policy.longest
+
     @torch.no_grad()
     def reply(self, ids: Tensor, lengths: Tensor, state: Any = None, **how: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
         """`Actor.reply`. On the device of `ids`."""

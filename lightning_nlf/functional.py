@@ -125,6 +125,17 @@ def row_sums(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0).sum(1)
 
 
+def best_rows(score: Tensor, group: Tensor) -> Tensor:
+    """The row of each group with the highest score, the first of equals, in the order of the groups' numbers.
+
+    Args: score (B,); group (B,) int.  Returns (G,) int.
+    """
+    order = score.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    sizes = group[order].unique_consecutive(return_counts=True)[1]
+    return order[sizes.cumsum(0) - sizes]
+
+
 def gae(
     rewards: Tensor,
     values: Tensor,
@@ -165,6 +176,13 @@ def episode_sums(x: Tensor, batch: Batch) -> Tensor:
         return x
     names, of = batch.extra["episode"].unique(return_inverse=True)
     return x.new_zeros(len(names)).index_add(0, of, x)
+
+
+def on_every_row(x: Tensor, batch: Batch) -> Tensor:
+    """x (B,) summed over the rows of each episode, the sum on each of them; as `episode_sums`.  (B,)"""
+    if "episode" not in batch.extra:
+        return x
+    return episode_sums(x, batch)[batch.extra["episode"].unique(return_inverse=True)[1]]
 
 
 def episode_gae(

@@ -132,7 +132,7 @@ def draw(
     if top_k or top_p < 1:
         logits = truncated(logits, top_k, top_p)
     if not deterministic and logits.dtype == torch.float32 and kernels.fit(logits):
-        return kernels.draw(logits, uniform)
+        return kernels.draw(logits, uniform.double())
     highest, token = logits.max(-1, keepdim=True)
     cumulative = (logits - highest).exp().cumsum(-1)
     if not deterministic:
@@ -147,7 +147,8 @@ def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """−∞ for all but the `top_k` likeliest (0: all), and of those all but the likeliest that reach `top_p`.  (B, V)"""
     values, order = logits.sort(-1, descending=True)
     if top_k:
-        values = values.index_fill(-1, torch.arange(top_k, values.shape[-1], device=values.device), -torch.inf)
+        beyond = torch.arange(values.shape[-1], device=values.device) >= top_k
+        values = values.masked_fill(beyond, -torch.inf)
     if top_p < 1:
         before = values.softmax(-1).cumsum(-1) - values.softmax(-1)  # the probability of those that come first
         values = values.masked_fill(before >= top_p, -torch.inf)

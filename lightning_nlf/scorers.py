@@ -1,4 +1,4 @@
-"""A reward model that was trained here in the place of the true reward; and the best of several replies by it."""
+"""A reward model that was trained here in the place of the true reward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_nlf.batch import Batch, Scorer
+from lightning_nlf.batch import Batch
 from lightning_nlf.functional import last_valid, row_sums
 from lightning_nlf.reward_module import RewardModule
 
@@ -70,6 +70,11 @@ class CheckpointReward:
         """Of the tokenizer whose ids the model reads; None if the checkpoint does not say."""
         return self.module.tokenizer_digest
 
+    @property
+    def context(self) -> int | None:
+        """Tokens of a row that the model can read; None without a limit."""
+        return self.module.reward.longest
+
     def score(self, batch: Batch) -> Tensor:
         """`Scorer.score`: rewards (B, T), 0 where nothing is paid. On the batch's device."""
         ends, final = self.ends(batch), last_valid(batch.valid)
@@ -91,21 +96,3 @@ class CheckpointReward:
             raise ValueError('step_end_token: give it, or batches with extra["step_ends"]: else no step has an end')
         ends = ends & batch.valid
         return torch.where(ends.any(1, keepdim=True), ends, final)
-
-
-def best_rows(score: Tensor, group: Tensor) -> Tensor:
-    """The row of each group with the highest score, the first of equals, in the order of the groups' numbers.
-
-    Args: score (B,); group (B,) int.  Returns (G,) int.
-    """
-    order = score.argsort(descending=True, stable=True)
-    order = order[group[order].argsort(stable=True)]
-    sizes = group[order].unique_consecutive(return_counts=True)[1]
-    return order[sizes.cumsum(0) - sizes]
-
-
-def best_of(batch: Batch, scorer: Scorer) -> Batch:
-    """Best of n: of each group the row that the scorer pays most, over all its steps."""
-    if batch.group is None:
-        raise ValueError("best of n needs batches with `group`: several replies to one prompt")
-    return batch[best_rows(row_sums(scorer.score(batch), batch.valid), batch.group)]

@@ -74,7 +74,7 @@ def test_lightning_nlf_knows_no_environment(path):
 
 @pytest.mark.parametrize("path", modules_of("lightning_nlf"), ids=str)
 def test_optional_libraries_stay_in_their_file_and_wait_until_they_are_used(path):
-    optional = {"transformers": "huggingface.py", "peft": "lora.py", "huggingface_hub": "hf_layout.py"}
+    optional = {"transformers": "hf_model.py", "peft": "lora.py", "huggingface_hub": "hf_layout.py"}
     for library in {name.split(".")[0] for name in imports(path)} & optional.keys():
         assert path == ROOT / "lightning_nlf" / "networks" / optional[library]
     at_once = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]

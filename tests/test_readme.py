@@ -74,22 +74,27 @@ def test_the_main_job_balances_the_pole(project):
     assert float(value.replace(",", "")) >= 950
 
 
-@pytest.mark.slow
-def test_the_main_job_is_in_mlflow(project):
+def logged_run(folder, name):
+    """A client of the folder's database, and the one run of this name."""
     import mlflow
 
-    client = mlflow.MlflowClient(f"sqlite:///{project}/outputs/mlflow.db")
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/outputs/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "lightning_nlf"]
-    runs = client.search_runs([experiment.experiment_id])
-    (run,) = [run for run in runs if run.info.run_name == "injection-seed0"]
+    (run,) = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == name]
+    return client, run
+
+
+def artifacts(client, run, *folders):
+    return {artifact.path for folder in folders for artifact in client.list_artifacts(run.info.run_id, folder)}
+
+
+@pytest.mark.slow
+def test_the_main_job_is_in_mlflow(project):
+    client, run = logged_run(project, "injection-seed0")
     assert run.info.status == "FINISHED" and run.data.metrics["val/return"] >= 950
     assert {"env_steps", "iteration", "expert_steps", "labels", "train/imitation"} <= run.data.metrics.keys()
     assert {"checkpoint/best_sha256", "checkpoint/last_sha256"} <= run.data.tags.keys()
-    logged = {
-        artifact.path
-        for folder in ("", "checkpoints", "exhibits", "provenance", "raw")
-        for artifact in client.list_artifacts(run.info.run_id, folder)
-    }
+    logged = artifacts(client, run, "", "checkpoints", "exhibits", "provenance", "raw")
     names = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "exhibits/evaluation.gif", "exhibits/learning_curve.png"]
     names += ["provenance/command.txt", "provenance/packages.txt", "raw/injection.yaml", "config.yaml"]
     assert set(names) <= logged
@@ -127,6 +132,25 @@ def test_rlhf_in_six_commands(tmp_path):
         said = shell(f"{line} {short}" if " fit " in line else line, tmp_path)
     assert "test/true_reward" in said
     assert (tmp_path / "outputs/rlhf_ppo-seed0/huggingface/model.safetensors").is_file()
+    client, run = logged_run(tmp_path, "rlhf_ppo-seed0")
+    assert run.info.status == "FINISHED"
+    names = {"kl", "beta", "clip_fraction", "explained_variance", "finished", "true_reward", "loss"}
+    wanted = {f"train/{name}" for name in names} | {"val/true_reward", "val/return_sampled", "val/kl_sampled"}
+    assert wanted | {"env_steps", "iteration", "feedback_calls"} <= run.data.metrics.keys()
+    assert run.data.metrics["train/beta"] > 0 and 0 <= run.data.metrics["train/clip_fraction"] <= 1
+    kept = dict(
+        line.split(": ") for line in (tmp_path / "outputs/rlhf_ppo-seed0/provenance/data.txt").read_text().splitlines()
+    )
+    assert kept.keys() == {"data_digest", "tokenizer_digest"} and kept.items() <= run.data.tags.items()
+    logged = artifacts(client, run, "exhibits", "exhibits/transcripts", "huggingface", "checkpoints", "provenance")
+    tables = {"exhibits/transcript.html", "exhibits/transcript.md", "exhibits/transcripts/iteration-00001.html"}
+    model = {"huggingface/config.json", "huggingface/model.safetensors", "huggingface/tokenizer.json"}
+    assert tables | model | {"checkpoints/last.ckpt", "provenance/data.txt"} <= logged
+    _, tuned = logged_run(tmp_path, "sft-seed0")
+    assert {"val/imitation", "val/return", "val/part/sentiment", "train/imitation"} <= tuned.data.metrics.keys()
+    assert tuned.data.tags["tokenizer_digest"] == kept["tokenizer_digest"]
+    assert tuned.data.tags["data_digest"] != kept["data_digest"]
+    assert "exhibits/transcript.html" in artifacts(client, tuned, "exhibits")
 
 
 @pytest.fixture
@@ -254,9 +278,21 @@ def test_every_yaml_has_a_row_in_the_readme():
     assert [name for name in names if name not in README] == []
 
 
+def quoted():
+    """What stands in backticks; a bare yaml behind a command is that command with it."""
+    for line in README.splitlines():
+        before = ""
+        for words in re.findall(r"`([^`]+)`", line):
+            if words.startswith("python -m"):
+                before = words.split(" conf/")[0] if "--config conf/" in words else ""
+            elif before and re.fullmatch(r"conf/\S+\.yaml", words):
+                words = f"{before} {words}"
+            yield words
+
+
 def named(module):
     """All commands of a module, in a line or in a block."""
-    found = re.findall(rf"`(python -m {module} [^`]+)`", README)
+    found = [words for words in quoted() if words.startswith(f"python -m {module} ")]
     found += [line for block in blocks("bash") for line in commands(block) if line.startswith(f"python -m {module} ")]
     return sorted(set(found))
 
@@ -289,7 +325,7 @@ def results(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["configs", "bodies", "speedup", "rlhf", "maze", "feedback_convergence", "feedback_comparison"]
+    "name", ["configs", "bodies", "speedup", "rlhf", "process", "maze", "feedback_convergence", "feedback_comparison"]
 )
 def test_tables_in_the_readme_are_those_of_the_results_files(name):
     """To the letter as the benchmark wrote them; the long list of what was tuned stays where it is."""

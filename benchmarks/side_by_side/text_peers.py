@@ -24,7 +24,7 @@ from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from benchmarks.side_by_side import text_task
-from benchmarks.side_by_side.text_task import PROMPT, REPLY, chosen, pays, prompts, rejected, write_model
+from benchmarks.side_by_side.text_task import LR, PROMPT, REPLY, chosen, pays, prompts, rejected, write_model
 
 logging.set_verbosity_error()
 disable_progress_bars()
@@ -33,7 +33,7 @@ WARM = 3  # optimizer steps that are not timed
 
 
 class Steps(TrainerCallback):
-    """Seconds of the optimizer steps after the first `WARM`, and the loss of the first."""
+    """Times at which optimizer steps ended, and the loss of the last."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -43,7 +43,7 @@ class Steps(TrainerCallback):
         self.times.append(time.perf_counter())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs and len(self.times) <= 1:
+        if logs and "loss" in logs:
             self.loss = float(logs["loss"])
 
     @property
@@ -60,13 +60,13 @@ def model_of(path: Path, mode: str, head: bool = False) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **how)
 
 
-def settings(mode: str, rows: int, steps: int) -> dict[str, Any]:
+def settings(mode: str, rows: int, steps: int, lr: float = LR) -> dict[str, Any]:
     """Of any trainer. "default" is TRL's own choice but for what makes the batches the same; "best" its fastest."""
     shared = {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": rows,
         "max_steps": steps + WARM,
-        "learning_rate": 1e-5,
+        "learning_rate": lr,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "report_to": "none",
@@ -93,24 +93,24 @@ def words(ids: list[int]) -> str:
     return " ".join("<eos>" if i == text_task.EOS else f"w{i}" for i in ids)
 
 
-def sft(repeat: int, folder: str, shape: str, mode: str, rows: int = 32, steps: int = 8) -> Figures:
+def sft(repeat: int, folder: str, shape: str, mode: str, rows: int = 32, steps: int = 8, lr: float = LR) -> Figures:
     """One optimizer step on `rows` demonstrations, milliseconds."""
     path = write_model(shape, Path(folder))
     pairs = zip(prompts(shape, rows), chosen(shape, rows), strict=True)
     data = [{"input_ids": p + r, "completion_mask": [0] * PROMPT + [1] * REPLY} for p, r in pairs]
-    config = SFTConfig(**settings(mode, rows, steps), max_length=None, completion_only_loss=True)
+    config = SFTConfig(**settings(mode, rows, steps, lr), max_length=None, completion_only_loss=True)
     tokenizer = AutoTokenizer.from_pretrained(path)
     return run(
         SFTTrainer(model_of(path, mode), config, train_dataset=Dataset.from_list(data), processing_class=tokenizer)
     )
 
 
-def reward(repeat: int, folder: str, shape: str, mode: str, pairs: int = 16, steps: int = 8) -> Figures:
+def reward(repeat: int, folder: str, shape: str, mode: str, pairs: int = 16, steps: int = 8, lr: float = LR) -> Figures:
     """One optimizer step of a Bradley-Terry reward model on `pairs` pairs."""
     path = write_model(shape, Path(folder))
     rows = zip(prompts(shape, pairs), chosen(shape, pairs), rejected(shape, pairs), strict=True)
     data = [{"chosen_ids": p + c, "rejected_ids": p + r} for p, c, r in rows]
-    config = RewardConfig(**settings(mode, pairs, steps), max_length=None)
+    config = RewardConfig(**settings(mode, pairs, steps, lr), max_length=None)
     model = model_of(path, mode, head=True)
     with torch.no_grad():
         model.score.weight.fill_(0.0)  # so that both sides start from ln 2
@@ -119,14 +119,21 @@ def reward(repeat: int, folder: str, shape: str, mode: str, pairs: int = 16, ste
 
 
 def dpo(
-    repeat: int, folder: str, shape: str, mode: str, cached: bool = False, pairs: int = 16, steps: int = 8
+    repeat: int,
+    folder: str,
+    shape: str,
+    mode: str,
+    cached: bool = False,
+    pairs: int = 16,
+    steps: int = 8,
+    lr: float = LR,
 ) -> Figures:
     """One optimizer step of DPO on `pairs` pairs; with `cached` the reference's log-probabilities are known before."""
     path = write_model(shape, Path(folder))
     rows = zip(prompts(shape, pairs), chosen(shape, pairs), rejected(shape, pairs), strict=True)
     # the trainer puts the end of sequence behind a reply itself
     data = [{"prompt": words(p) + " ", "chosen": words(c[:-1]), "rejected": words(r[:-1])} for p, c, r in rows]
-    config = DPOConfig(**settings(mode, pairs, steps), max_length=None, beta=0.1, precompute_ref_log_probs=cached)
+    config = DPOConfig(**settings(mode, pairs, steps, lr), max_length=None, beta=0.1, precompute_ref_log_probs=cached)
     tokenizer = AutoTokenizer.from_pretrained(path)
     trainer = DPOTrainer(
         model_of(path, mode),

@@ -19,6 +19,7 @@ SHAPES = {  # of GPT-2: layers, width, heads, vocabulary, context
 }
 PAD, EOS = 0, 1
 FIRST = 2  # the first id that is a word
+LR = 1e-5
 
 
 def write_model(shape: str, folder: Path) -> Path:

@@ -16,15 +16,16 @@ from torch.utils.data import DataLoader
 
 from data_modules.feedback.accounts import calls, flat, told
 from data_modules.feedback.encoding import encoded, knowing, rows_of
-from data_modules.feedback.files import read
+from data_modules.feedback.files import read_all
 from data_modules.feedback.parsing import Scale
 from data_modules.feedback.rows import CRITIQUE_PROMPT, Layout, Use
 from data_modules.feedback.schema import Judgement
 from data_modules.feedback.selection import Keep
 from data_modules.feedback.split import refuse_overlap, split
 from data_modules.feedback.templates import refuse_template
-from data_modules.minibatches import MinibatchDataModule, grouped, loader
-from data_modules.text.environment import TextEnvironment
+from data_modules.minibatches import grouped, loader
+from data_modules.text.environment import Split, TextEnvironment
+from data_modules.text.held_out import HeldOutReplies
 from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Actor, Batch
 
@@ -32,7 +33,7 @@ Paths = str | list[str]
 EVALUATED = 64  # rows of a held-out batch, about
 
 
-class FeedbackDataModule(MinibatchDataModule):
+class FeedbackDataModule(HeldOutReplies):
     """Rows of feedback files, in one layout whatever an objective makes of them; a line is a `group`.
 
     A reply with a score or a rank is a row with `mask` True on its tokens, one with nothing but labelled steps is True
@@ -41,10 +42,12 @@ class FeedbackDataModule(MinibatchDataModule):
     `extra["preference"]` NaN. A critique is a row that is imitated too, True in `extra["critique"]`.
     A score is the reward at the last token; labels of steps are rewards at their ends instead, `extra["step_ends"]`.
     `meta.finished` of a line says false of a reply that was cut off, which gets no stop token: `extra["finished"]`.
-    Held-out rows are the same, without rewards for scores: nothing was earned in an evaluation.
+    Held-out rows are the same, without rewards for scores: nothing was earned in an evaluation. Beside them a task's
+    prompts are played where the model is a policy.
 
     Args:
-        path: of one file or of several.
+        path: of one file or of several. A judgement stands in one of them: the same id, replies and source twice are
+            refused, unless `meta.run` says that another run sampled them.
         tokenizer: that of the model: of a folder, or made from the task's corpus, or without a task from the files.
         use: what is learned from. Objectives that know no mask for what is missing want only what they need:
             `[score]` for those of rewards, `[steps]` for process rewards. `critique` predicts what is said of a reply
@@ -64,7 +67,8 @@ class FeedbackDataModule(MinibatchDataModule):
             messages the last one is put into it.
         expected_score: what an expected response earns, such as the best there is: then an objective of injection
             learns from it as one more reply of its group. Without, it is imitated only, and injection refuses it.
-        task: whose corpus the tokenizer is made from, if it is not made yet.
+        task: whose corpus the tokenizer is made from, if it is not made yet, and whose prompts are played.
+        evaluation_prompts: of `HeldOutReplies`.
         seed, minibatches, passes: of `MinibatchDataModule`.
 
     Raises:
@@ -89,7 +93,7 @@ class FeedbackDataModule(MinibatchDataModule):
         task: TextEnvironment | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(tokenizer, task, context=context, **kwargs)
         if not 0 <= val_share < 1:
             raise ValueError(f"val_share: got {val_share}, must be in [0, 1)")
         if val_share and val_path is not None:
@@ -100,22 +104,24 @@ class FeedbackDataModule(MinibatchDataModule):
         if expected_score is not None and ("expected" not in use or not scale[0] <= expected_score <= scale[1]):
             raise ValueError(f"expected_score: got {expected_score}; it must be on the scale, and `use` name expected")
         self.paths, self.val_paths, self.test_paths = _listed(path), _listed(val_path), _listed(test_path)
-        self.tokenizer, self.task, self.scale, self.on_bad = tokenizer, task, scale, on_bad
-        self.val_share = val_share
+        self.scale, self.on_bad, self.val_share = scale, on_bad, val_share
         codes = tuple(control_codes)
         self.layout = Layout(tokenizer, tuple(use), (), keep, codes, context, critique_prompt, expected_score)
         self.counters["feedback_calls"] = 0
         self.rows: Batch | None = None
         self.held_out: dict[str, Batch] = {}  # of "val" and "test"
-        self._paid = 0  # calls of the teacher for what is learned from
+        self._spent = 0  # calls of the teacher for what is learned from
 
     # ---- from files to rows
 
     def setup(self, stage: str) -> None:
         if self.rows is not None:
             return
-        training, validation = split(self._read(self.paths), self.val_share)
-        held = {"val": validation or self._read(self.val_paths), "test": self._read(self.test_paths)}
+        found, val, test = (
+            read_all(paths, self.scale, self.on_bad) for paths in (self.paths, self.val_paths, self.test_paths)
+        )
+        training, validation = split(found, self.val_share)
+        held = {"val": validation or val, "test": test}
         for name, judgements in held.items():
             refuse_overlap(training, judgements, f"{name}_path")
         if not hasattr(self.tokenizer, "eos"):  # not made yet
@@ -132,12 +138,13 @@ class FeedbackDataModule(MinibatchDataModule):
                 names = self.test_paths if name == "test" else self.val_paths or self.paths
                 rows = rows_of(self.layout, *encoded(self.layout, judgements, self.on_bad), names)
                 self.held_out[name] = rows if "step_ends" in rows.extra else replace(rows, rewards=None)
-        self._paid = sum(calls(judgement, self.layout.use) for judgement in training)
+        replies = self.rows.valid.sum(1)
+        prompts = self.rows.valid.int().argmax(1) + 1
+        suffix = self.layout.codes[-1] if self.layout.codes else ""
+        self.set_up_replies(self._longest_judged, int(prompts.max()), int(replies.max()), suffix)
+        self._spent = sum(calls(judgement, self.layout.use) for judgement in training)
         self._tell(training)
         _ = self.data_digest  # before anybody writes to the files
-
-    def _read(self, paths: list[str]) -> list[Judgement]:
-        return [judgement for path in paths for judgement in read(path, self.scale, self.on_bad)]
 
     def _tell(self, training: Sequence[Judgement]) -> None:
         assert self.rows is not None
@@ -153,7 +160,7 @@ class FeedbackDataModule(MinibatchDataModule):
         places, groups = grouped(self.rows)
         self.refuse_too_few("path", groups, "judgements")
         if not self.counters["feedback_calls"]:  # said once, however often it is read
-            self.counters["feedback_calls"] = self._paid
+            self.counters["feedback_calls"] = self._spent
         return self.rows[places % self._world_size == self.trainer.global_rank]
 
     # ---- evaluation
@@ -162,19 +169,20 @@ class FeedbackDataModule(MinibatchDataModule):
         return self._evaluation("val")
 
     def test_dataloader(self) -> list[DataLoader]:
-        return self._evaluation("test" if "test" in self.held_out else "val")
+        return self._evaluation("test")
 
-    def _evaluation(self, name: str) -> list[DataLoader]:
-        """One loader of held-out rows, as many batches on every rank; none where nothing is held out."""
+    def _evaluation(self, split: Split) -> list[DataLoader]:
+        """One loader of held-out rows, as many batches on every rank, if there are any, behind what is played."""
+        name = split if split in self.held_out else "val"
         if name not in self.held_out:
-            return []
+            return self.played(split)
         rows = self.held_out[name]
         places, groups = grouped(rows)
         if groups < self._world_size:
             raise ValueError(f"{name}: {groups} prompts are held out, and there are {self._world_size} processes")
         parts = min(-(-len(rows) // (EVALUATED * self._world_size)), groups // self._world_size)
         own = torch.arange(self.trainer.global_rank, groups, self._world_size).tensor_split(parts)
-        return [loader(partial(_batches, rows, [torch.isin(places, part) for part in own]), parts)]
+        return [*self.played(split), loader(partial(_batches, rows, [torch.isin(places, part) for part in own]), parts)]
 
     # ---- what a run was made of
 
@@ -185,7 +193,11 @@ class FeedbackDataModule(MinibatchDataModule):
 
     @property
     def longest_row(self) -> int:
-        """Tokens of the longest row, prompt and reply."""
+        """Tokens of the longest row or episode, prompt and reply."""
+        return max(self._longest_judged, self.longest_played)
+
+    @property
+    def _longest_judged(self) -> int:
         rows = [self.rows, *self.held_out.values()]
         return max(batch.obs.shape[1] for batch in rows if batch is not None) + 1  # the last is in `final_obs`
 

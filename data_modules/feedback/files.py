@@ -36,6 +36,39 @@ def read(path: str | Path, scale: Scale = (0.0, 1.0), on_bad: Literal["raise", "
     return judgements
 
 
+def read_all(
+    paths: Sequence[str], scale: Scale = (0.0, 1.0), on_bad: Literal["raise", "skip"] = "raise"
+) -> list[Judgement]:
+    """The judgements of several files, one after the other.
+
+    Two files may have one id, where they are of different replies or runs (`meta.run`, as those of two rounds of RLHF),
+    or somebody else judged. Else it is one judgement, which would count twice.
+
+    Args:
+        on_bad: `skip` goes on without the second of them, and warns.
+    Raises:
+        ValueError: as `read`; a judgement that is in two files: both lines of the first ten.
+    """
+    judgements: list[Judgement] = []
+    faults: list[str] = []
+    first: dict[object, str] = {}  # where it stands
+    for judgement in (judgement for path in paths for judgement in read(path, scale, on_bad)):
+        who = (judgement.source, *(repr(judgement.meta.get(name)) for name in ("said_by", "run")))
+        what = (judgement.id, judgement.prompt, tuple(sorted(judgement.responses)), who)
+        if judgement.id is not None and first.setdefault(what, judgement.where) != judgement.where:
+            faults.append(
+                f"{judgement.where}: id: {judgement.id!r} is that of {first[what]} as well, of the same replies by "
+                "the same source; leave one of the lines out, or make its id unique"
+            )
+            continue
+        judgements.append(judgement)
+    if faults and on_bad == "raise":
+        raise ValueError(enumerated(faults))
+    if faults:
+        warnings.warn(f"skipped: {enumerated(faults)}", stacklevel=2)
+    return judgements
+
+
 def scan(path: str | Path, scale: Scale = (0.0, 1.0)) -> tuple[list[Judgement], dict[int, list[str]]]:
     """The judgements of a file, and by line number what is wrong with the other lines.
 

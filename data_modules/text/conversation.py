@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data_modules.text.environment import Case, Dialogue, Outcome, TextEnvironment
 from data_modules.text.rows import EXPERT, LEARNER, READ, Segment, as_batch
-from data_modules.text.tokenizer import Tokenizer
+from data_modules.text.tokenizer import Messages, Tokenizer
 from lightning_nlf.batch import Batch, Replier
 
 
@@ -83,6 +83,8 @@ class Conversation:
         window: turns that the policy sees, its own included: a row is then one turn, and starts with what was said
             `window` turns ago. Without it the whole dialogue is one row, of which the policy keeps its state.
         suffix: text behind what a row starts with.
+        stop: texts of one token, each of which ends a reply as eos does.
+        chat: what a row starts with is the user's message of the tokenizer's chat template.
     """
 
     task: TextEnvironment
@@ -92,11 +94,29 @@ class Conversation:
     suffix: str = ""
     top_k: int = 0
     top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    chat: bool = False
+
+    @cached_property
+    def stops(self) -> tuple[int, ...]:
+        """The ids that end a reply, eos first.
+
+        Raises:
+            ValueError: a text of `stop` that is not one token.
+        """
+        try:
+            return (self.tokenizer.eos, *map(self.tokenizer.token, self.stop))
+        except ValueError as error:
+            raise ValueError(f"stop: {error}; name a text that is one token, or leave it out") from None
 
     @cached_property
     def opening(self) -> Any:
         """text → the ids of what a row starts with. Tasks repeat themselves: kept."""
-        return lru_cache(65536)(lambda text: self.tokenizer.encode_prompt(text + self.suffix))
+        return lru_cache(65536)(lambda text: self.tokenizer.encode_prompt(self.posed(text + self.suffix)))
+
+    def posed(self, text: str) -> str | Messages:
+        """A prompt as the tokenizer and files take it: text, or the user's message of a chat."""
+        return [{"role": "user", "content": text}] if self.chat else text
 
     @cached_property
     def answer(self) -> Any:
@@ -120,7 +140,7 @@ class Conversation:
                 pad_sequence([torch.tensor(ids) for ids in new], batch_first=True),
                 torch.tensor([len(ids) for ids in new]),
                 state,
-                stop=(self.tokenizer.eos,),
+                stop=self.stops,
                 max_new=self.max_new,
                 copies=copies if first else 1,
                 seeds=torch.from_numpy(seeds[running, turn]),
@@ -141,9 +161,16 @@ class Conversation:
         return episodes
 
     def _turn(self, dialogue: Dialogue, tokens: list[int], log_probs: list[float]) -> Turn:
-        finished = tokens[-1] == self.tokenizer.eos
-        text = self.tokenizer.decode(tokens)
+        text, finished = self.text(tokens), tokens[-1] in self.stops
         return Turn(tokens, log_probs, finished, text, dialogue.reply(text, finished))
+
+    def text(self, reply: Sequence[int]) -> str:
+        """What a reply says, without the token that ended it."""
+        return self.tokenizer.decode(self.unstopped(reply))
+
+    def unstopped(self, reply: Sequence[int]) -> Sequence[int]:
+        """Its tokens without the one that ended it."""
+        return reply[:-1] if reply[-1] in self.stops else reply
 
     def _unread(self, episode: Episode) -> list[int]:
         """What the policy has to read before its next reply: with a window everything it sees, else what is new."""
@@ -207,10 +234,10 @@ def spoken(turn: Turn) -> list[Segment]:
     return [*begun, Segment(turn.tokens[expert], EXPERT, turn.log_probs[expert], turn.outcome.reward)]
 
 
-def cut_short(dialogues: Sequence[Sequence[Segment]], eos: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def cut_short(dialogues: Sequence[Sequence[Segment]], stops: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
     """Which steps of the rows belong to a reply that did not end by itself, and which are the last of one; (B, T) bool.
 
-    Args: like: (B, T), for its shape.
+    Args: stops: the tokens that end a reply; like: (B, T), for its shape.
     """
     steps, ends = (torch.zeros(like.shape, dtype=torch.bool) for _ in range(2))
     for row, dialogue in enumerate(dialogues):
@@ -219,6 +246,6 @@ def cut_short(dialogues: Sequence[Sequence[Segment]], eos: int, like: Tensor) ->
             read += len(segment.ids)
             if segment.by == READ:
                 begin = read
-            elif (behind is None or behind.by == READ) and segment.ids[-1] != eos:
+            elif (behind is None or behind.by == READ) and segment.ids[-1] not in stops:
                 steps[row, begin:read] = ends[row, read - 1] = True
     return steps, ends

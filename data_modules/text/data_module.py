@@ -72,18 +72,23 @@ class TextDataModule(TextTaskDataModule):
         self._warned: set[str] = set()
 
     def setup(self, stage: str) -> None:
-        """Raises ValueError: as `TextTaskDataModule`; an expert of other ids; fewer expected responses than asked."""
+        """Raises ValueError: as `TextTaskDataModule`; an expert of other ids; fewer expected responses than asked; a
+        row that `reward` or an expert cannot read.
+        """
         if self.cases:
             return
         super().setup(stage)
-        for name, expert in (
-            ("injection.expert", self.injection and self.injection.expert),
-            ("labeller", self.labeller),
-            ("expected.as_if", self.expected and self.expected.as_if),
-        ):
+        experts = {
+            "injection.expert": self.injection and self.injection.expert,
+            "labeller": self.labeller,
+            "expected.as_if": self.expected and self.expected.as_if,
+        }
+        for name, expert in experts.items():
             self.refuse_other_ids(name, expert)
         if self.expected is not None:
             self.expected.load(self.task, self.tokenizer, self.cases["train"])
+        for name, model in ({"reward": self.reward} | experts).items():
+            self.refuse_short_context(name, model, self.longest_row)
 
     @property
     def longest_row(self) -> int:
@@ -170,7 +175,7 @@ class TextDataModule(TextTaskDataModule):
         assert batch.rewards is not None
         if self.unfinished in ("replace", "penalty"):
             dialogues = [dialogue for episode in episodes for dialogue in self.conversation.rows(episode)]
-            steps, ends = cut_short(dialogues, self.tokenizer.eos, batch.rewards)
+            steps, ends = cut_short(dialogues, self.conversation.stops, batch.rewards)
             kept = batch.rewards if self.unfinished == "penalty" else torch.where(steps, 0.0, batch.rewards)
             return replace(batch, rewards=kept + self.unfinished_reward * ends)
         if self.unfinished == "drop":

@@ -13,8 +13,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_modules.feedback.files import read
-from data_modules.minibatches import MinibatchDataModule, loader
+from data_modules.minibatches import loader
 from data_modules.text.environment import Split, TextEnvironment
+from data_modules.text.held_out import HeldOutReplies
 from data_modules.text.rows import as_rows
 from data_modules.text.tokenizer import Messages, Tokenizer
 from lightning_nlf.batch import Actor, Batch
@@ -33,11 +34,11 @@ class Demonstration:
     reply_ids: np.ndarray  # (R,), the stop token included
 
 
-class DemonstrationsDataModule(MinibatchDataModule):
+class DemonstrationsDataModule(HeldOutReplies):
     """Demonstrations of a task, of files, or of both, as rows that are imitated and nothing else.
 
     All are checked before training starts. `val` and `test` are batches without rewards: the module logs how well it
-    predicts them.
+    predicts them. Beside them a task's prompts are played.
 
     Args:
         tokenizer: made from the task's corpus, or without a task from the training file's texts.
@@ -47,6 +48,7 @@ class DemonstrationsDataModule(MinibatchDataModule):
         rows: demonstrations an epoch, over all ranks; none comes a second time before all had their turn. By default
             an epoch is all of them.
         context: tokens that the policy can read; a row that is longer is refused.
+        evaluation_prompts: of `HeldOutReplies`.
         seed, minibatches, passes: of `MinibatchDataModule`.
 
     Raises:
@@ -65,13 +67,13 @@ class DemonstrationsDataModule(MinibatchDataModule):
         context: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(tokenizer, task, context=context, **kwargs)
         if task is None and path is None:
             raise ValueError("path: there is nothing to learn from; give a file of demonstrations, or a task")
         for name, value in (("rows", rows), ("context", context)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, must be at least 1")
-        self.tokenizer, self.task, self.rows, self.context = tokenizer, task, rows, context
+        self.rows = rows
         self.paths: dict[Split, str | None] = {"train": path, "val": val_path, "test": test_path}
         self.demonstrations: dict[Split, list[Demonstration]] = {}
         self.counters |= {"rows": 0, "tokens": 0}  # seen, and of those the tokens imitated
@@ -89,6 +91,9 @@ class DemonstrationsDataModule(MinibatchDataModule):
         if self.rows is not None and self.rows > len(self.demonstrations["train"]):
             count = len(self.demonstrations["train"])
             raise ValueError(f"rows: got {self.rows}, and there are {count} demonstrations; use passes to repeat them")
+        known = self.demonstrations["train"]
+        prompt, reply = max(len(each.prompt_ids) for each in known), max(len(each.reply_ids) for each in known)
+        self.set_up_replies(self._longest_demonstration, prompt, reply)
 
     def _found(self, split: Split) -> Iterator[tuple[str | Messages, str, str]]:
         """Prompt, reply, and where they stand."""
@@ -127,7 +132,11 @@ class DemonstrationsDataModule(MinibatchDataModule):
 
     @property
     def longest_row(self) -> int:
-        """Tokens of the longest demonstration, prompt and reply."""
+        """Tokens of the longest demonstration or episode, prompt and reply."""
+        return max(self._longest_demonstration, self.longest_played)
+
+    @property
+    def _longest_demonstration(self) -> int:
         return max(len(d.prompt_ids) + len(d.reply_ids) for found in self.demonstrations.values() for d in found)
 
     @property
@@ -169,16 +178,16 @@ class DemonstrationsDataModule(MinibatchDataModule):
         return self._held_out("test")
 
     def _held_out(self, split: Split) -> list[DataLoader]:
-        """One loader of this rank's share, in the order of length, as that pads least; none where there is nothing."""
+        """One loader of this rank's share, in the order of length, as that pads least, behind what is played."""
         found = self.demonstrations[split]
         if not found:
-            return []
+            return self.played(split)
         if len(found) < self._world_size:
             raise ValueError(f"{split}: {len(found)} demonstrations for {self._world_size} processes")
         own = sorted(found, key=lambda each: len(each.prompt_ids) + len(each.reply_ids))
         own = own[self.trainer.global_rank :: self._world_size]
         parts = [own[first : first + HELD_OUT_ROWS] for first in range(0, len(own), HELD_OUT_ROWS)]
-        return [loader(lambda: map(_rows, parts), len(parts))]
+        return [*self.played(split), loader(lambda: map(_rows, parts), len(parts))]
 
 
 def _rows(chosen: list[Demonstration]) -> Batch:

@@ -45,8 +45,12 @@ class FolderTokenizer(Tokenizer):
         """It is what it is."""
         return self
 
+    @property
+    def has_template(self) -> bool:  # type: ignore[override]
+        return self._renderer.chat_template is not None
+
     def encode_chat(self, messages: Messages) -> list[int]:
-        if self._renderer.chat_template is None:
+        if not self.has_template:
             return super().encode_chat(messages)
         text = self._renderer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=True, **self._special

@@ -49,7 +49,7 @@ class RevisionDataModule(TextDataModule):
 
     Raises:
         ValueError: a knob out of range, a task without revisions, or `keep` by scores that are not given; at `setup` a
-            reviser of other ids.
+            reviser of other ids, or one that cannot read as much.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class RevisionDataModule(TextDataModule):
         at_least_one(rounds=rounds, revisions=revisions)
         if not isinstance(task, Revisable) or task.turns > 1:
             raise ValueError(f"task: {type(task).__name__} says no prompts for revisions, or has more than one turn")
+        if self.conversation.chat:
+            raise ValueError("chat: critiques and revisions have prompts of their own, which are no chat; leave it out")
         if not learn:
             raise ValueError("learn: nothing is learned; name at least one kind of row")
         if not scored and keep in ("best", "better"):
@@ -96,6 +98,8 @@ class RevisionDataModule(TextDataModule):
         super().setup(stage)
         self.refuse_other_ids("reviser", self.reviser)
         self.refuse_other_ids("author", self.author)
+        self.refuse_short_context("reviser", self.reviser, self.longest_row)
+        self.refuse_short_context("author", self.author, super().longest_row)
 
     @property
     def longest_row(self) -> int:

@@ -98,10 +98,11 @@ class TakenOver:
         return dict(zip(self.chosen, kept, strict=True))
 
     def _before_error(self, prompt: Prompt, reply: list[int]) -> int:
-        task, tokenizer = self.conversation.task, self.conversation.tokenizer
+        task, said = self.conversation.task, self.conversation.unstopped(reply)
         assert isinstance(task, SpanTeacher)
-        spans = task.spans(prompt.case, tokenizer.decode(reply))
-        return before(reply, min(first for first, _ in spans), tokenizer) if spans else len(reply)
+        spans = task.spans(prompt.case, self.conversation.text(reply))
+        first = min((first for first, _ in spans), default=None)
+        return len(reply) if first is None else before(said, first, self.conversation.tokenizer)
 
     def _before_trigger(self, takeover: Triggered, replies: list[list[int]]) -> list[int]:
         batch = as_rows([self.prompts[row].ids for row in self.chosen], replies)
@@ -111,7 +112,6 @@ class TakenOver:
         return [place[0] if place else len(reply) for place, reply in zip(places, replies, strict=True)]
 
 
-def before(reply: Sequence[int], character: int, tokenizer: Tokenizer) -> int:
-    """How many tokens stand before the one that says the character; all but the stop token, if it lies behind."""
-    said = reply[:-1] if reply[-1] == tokenizer.eos else reply
+def before(said: Sequence[int], character: int, tokenizer: Tokenizer) -> int:
+    """How many tokens of a reply without its stop token stand before the one that says the character."""
     return bisect_right(range(len(said)), character, key=lambda place: len(tokenizer.decode(said[: place + 1])))

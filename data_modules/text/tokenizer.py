@@ -20,6 +20,7 @@ class Tokenizer:
     silent stand-in.
     """
 
+    has_template = False  # that a chat is written by
     eos: int  # the id that ends a reply
     pad: int  # the id behind the end of a row, another than `eos`
 
@@ -64,6 +65,22 @@ class Tokenizer:
         raise ValueError(
             "the prompt is a list of messages, and the tokenizer has no chat template: give it as one text"
         )
+
+    def token(self, text: str) -> int:
+        """The id of a text that is one token; a special token, such as `<|im_end|>`, is one.
+
+        Raises:
+            ValueError: it is more than one, or none; or it pads, or stands for what is unknown.
+        """
+        special = self._backend.token_to_id(text)
+        if special in self._refused - {self.eos}:
+            raise ValueError(f"{text!r} pads, or stands for what is unknown")
+        if special in self._backend.get_added_tokens_decoder():
+            return special
+        ids = self.encode(text)
+        if len(ids) != 1:
+            raise ValueError(f"{text!r} is {len(ids)} tokens of this tokenizer, and must be one")
+        return ids[0]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a reply without the `eos` at its end; special tokens anywhere else are spelled out."""

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.markdown import escaped
-from data_modules.text.conversation import Episode, Prompt
-from data_modules.text.environment import StepTeacher, TextEnvironment
-from data_modules.text.tokenizer import Tokenizer
+from data_modules.text.conversation import Conversation, Episode, Prompt
+from data_modules.text.environment import StepTeacher
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import row_sums
 
@@ -71,34 +70,33 @@ def write_tables(rows: Sequence[Mapping[str, str]], folder: Path, name: str = "t
     return paths
 
 
-def replies_by_prompt(
-    batch: Batch, prompts: Sequence[Prompt], tokenizer: Tokenizer, task: TextEnvironment
-) -> list[dict[str, Any]]:
-    """One line of a feedback file for each prompt that has a reply which is not empty; `group` is the prompt's place.
+def replies_by_prompt(batch: Batch, prompts: Sequence[Prompt], conversation: Conversation) -> list[dict[str, Any]]:
+    """One line of a feedback file for each prompt, without the replies that are empty; `group` is the prompt's place.
 
     Args: batch: whole dialogues, (B, T).
     """
     assert batch.group is not None and batch.rewards is not None
+    task, digest = conversation.task, conversation.tokenizer.digest
     lines: dict[int, dict[str, Any]] = {}
     scores = row_sums(batch.rewards, batch.valid).tolist()
     for row, (place, score) in enumerate(zip(batch.group.tolist(), scores, strict=True)):
         prompt = prompts[place]
-        fresh = {"id": prompt.case.id, "prompt": prompt.case.prompt, "responses": [], "score": []}
-        meta = {"finished": [], "tokens": [], "tokenizer": tokenizer.digest, "empty": 0}
+        fresh = {"id": prompt.case.id, "prompt": conversation.posed(prompt.case.prompt), "responses": [], "score": []}
+        meta = {"finished": [], "tokens": [], "tokenizer": digest, "empty": 0}
         line = lines.setdefault(place, fresh | {"source": "rule", "meta": meta})
         last = int(batch.valid[row].nonzero()[-1])
         ids = batch.actions[row, len(prompt.ids) - 1 : last + 1].tolist()
-        text = tokenizer.decode(ids)
+        text = conversation.text(ids)
         if not text.strip():
             line["meta"]["empty"] += 1
             continue
         line["responses"].append(text)
         line["score"].append(score)
-        line["meta"]["finished"].append(ids[-1] == tokenizer.eos)
+        line["meta"]["finished"].append(ids[-1] in conversation.stops)
         line["meta"]["tokens"].append(ids)
         if isinstance(task, StepTeacher):
             line.setdefault("steps", []).append(task.steps(prompt.case, text) or None)
     for line in lines.values():
         if not any(line.get("steps", ())):
             line.pop("steps", None)
-    return [line for line in lines.values() if line["responses"]]
+    return list(lines.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lightning_nlf.callbacks.protocols import (
     speaks,
     statistics_of,
 )
+from lightning_nlf.callbacks.reply_pictures import COURSE, Numbers, course_of, draw_course, draw_replies, numbers_of
 
 LOADERS = ("deterministic", "sampled")
 LEAST_SHARE = 50  # rendering takes at most one part in so many of the time
@@ -38,6 +40,10 @@ class Exhibits(L.Callback):
     fails is a warning. A prediction writes one line an episode to `<run>/predictions/episodes.jsonl`, or what the
     DataModule records, and the exhibits beside it.
 
+    Of replies there are `val_replies.png` and `test_replies.png`, what those that were sampled in the last evaluation
+    earned, of `validate` and `test` too; and of a fit, where the objective has a reference, `overoptimization.png`, the
+    rewards of its validations by their KL.
+
     Raises:
         ValueError: `every_seconds` is negative.
     """
@@ -47,6 +53,7 @@ class Exhibits(L.Callback):
             raise ValueError(f"every_seconds: got {every_seconds}, must not be negative")
         self.every_seconds = every_seconds
         self.history = History()
+        self._replies: Numbers = {}  # of the last evaluation, this rank's
         self._began = False  # training; a resume may be refused before
         self._logged = -1  # the step at which counters were last logged
         self._due = 0.0  # when the next exhibits are
@@ -64,13 +71,15 @@ class Exhibits(L.Callback):
         self._due, self._logged = time.monotonic() + self.every_seconds, -1
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._show_replies(trainer, "val")
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         metrics = trainer.callback_metrics  # on every rank: what is not computed yet may be a collective
         if not trainer.is_global_zero:
             return
         self._log(trainer, {})
-        for name in ("val/return", "val/return_sampled"):
+        for name in ("val/return", *COURSE.values()):
             if name in metrics:
                 self.history.append(name, self._cost(trainer), float(metrics[name]))
         if time.monotonic() >= self._due:
@@ -115,19 +124,33 @@ class Exhibits(L.Callback):
         if not trainer.is_global_zero or rehearses(trainer):
             return
         began, folder = time.monotonic(), run_folder(trainer) / "exhibits"
-        paths = self._curve(folder, run_folder(trainer).name) + self._shown(trainer, folder)
+        paths = self._curves(folder) + self._drawn_replies(folder, "val") + self._shown(trainer, folder)
         log_artifacts(trainer, paths)
         now = time.monotonic()
         self._due = now + max(self.every_seconds, LEAST_SHARE * (now - began))
 
-    def _curve(self, folder: Path, title: str) -> list[Path]:
-        if not self.history.points:
+    def _curves(self, folder: Path) -> list[Path]:
+        title, paths, course = folder.parent.name, [], course_of(self.history)
+        if self.history.points:
+            curve = folder / "learning_curve.png"
+            paths += self._drawn("the learning curve", lambda: draw(self.history, curve, title))
+        if course["cost"]:
+            by_kl = folder / "overoptimization.png"
+            paths += self._drawn("the rewards by KL", lambda: draw_course(course, self.history.unit, by_kl, title))
+        return paths
+
+    def _drawn_replies(self, folder: Path, stage: str) -> list[Path]:
+        if not self._replies:
             return []
+        path, title = folder / f"{stage}_replies.png", f"{folder.parent.name}, {stage}"
+        return self._drawn("the rewards of replies", lambda: draw_replies(self._replies, path, title))
+
+    def _drawn(self, what: str, drawing: Callable[[], Path]) -> list[Path]:
         try:
-            return [draw(self.history, folder / "learning_curve.png", title)]
+            return [drawing()]
         # Whatever goes wrong in drawing, a picture is not worth a run.
         except Exception as error:
-            return self._warn("the learning curve", error)
+            return self._warn(what, error)
 
     def _shown(self, trainer: L.Trainer, folder: Path, text_only: bool = False) -> list[Path]:
         paths = []
@@ -147,6 +170,30 @@ class Exhibits(L.Callback):
             self._failed.add(what)
             rank_zero_warn(f"{what} could not be made: {type(error).__name__}: {error}")
         return []
+
+    # ---- replies of an evaluation
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if acting(dataloader_idx) == "sampled" and isinstance(batch, Batch):
+            before = self._replies if batch_idx else {}
+            self._replies = {name: before.get(name, []) + own for name, own in numbers_of(batch).items()}
+
+    on_validation_batch_end = on_test_batch_end
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show_replies(trainer, "test")
+
+    def _show_replies(self, trainer: L.Trainer, stage: str) -> None:
+        if trainer.is_global_zero and not rehearses(trainer):
+            log_artifacts(trainer, self._drawn_replies(run_folder(trainer) / "exhibits", stage))
 
     # ---- predictions
 

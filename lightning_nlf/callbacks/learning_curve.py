@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from lightning_nlf.callbacks.drawing import panels, save
+
 LONGEST = 2000  # points of a series: more are no more to the eye, and each checkpoint carries them
 
 
 class History:
-    """Returns by name (`train`, `val/return`, …) against what the run had cost by then."""
+    """Returns and what else is drawn, by name (`train`, `val/return`, …), against what the run had cost by then."""
 
     def __init__(self) -> None:
         self.unit = "optimizer steps"
@@ -45,28 +47,19 @@ class History:
 
 def draw(history: History, path: Path, title: str) -> Path:
     """Draws the returns of `history` into the PNG at `path`. Raises OSError where that cannot be written."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = FigureCanvasAgg(figure).figure.add_subplot()
+    figure, (axes,) = panels(1, f"{title}: learning curve")
     for name, label, style in _LINES:
         x, y = history.series(name)
         if x:
             marker = "o" if len(x) == 1 else style.get("marker")
             axes.plot(x, y, label=label, **(style | {"marker": marker}))
-    axes.set_title(f"{title}: learning curve", loc="left", fontweight="bold")
     axes.set_xlabel(history.unit)
     axes.set_ylabel("return of an episode")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.01)
-    figure.legend(frameon=False, loc="outside lower center", ncols=len(_LINES))  # never on top of the data
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    return save(figure, path)
 
 
 _LINES: tuple[tuple[str, str, dict[str, Any]], ...] = (

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Action
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import lightning as L
+from jsonargparse._common import parser_context
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -56,6 +58,21 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:  # one that jsonargparse made for a class, and whose errors it collects
             super().error(message, ex)
         raise ConfigurationError(messages.translate(message, self, self.places)) from ex
+
+    def _check_value_key(self, action: Action, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """As jsonargparse, but for the arguments of classes.
+
+        One with a `${…}`, which is resolved only later, is kept when another class takes the place. And the word None
+        is null where null is accepted: as that, jsonargparse hands on the null of `--model.policy.weights null`.
+        """
+        if self.exit_on_error:
+            return super()._check_value_key(action, value, *args, **kwargs)
+        if value == "None" and type(None) in get_args(getattr(action, "_typehint", None)):
+            value = None
+        if "${" not in str(value):
+            return super()._check_value_key(action, value, *args, **kwargs)
+        with parser_context(lenient_check=True):  # it is checked in full once it is resolved
+            return super()._check_value_key(action, value, *args, **kwargs)
 
 
 @rank_zero_only

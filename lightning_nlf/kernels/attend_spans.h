@@ -108,10 +108,10 @@ inline void load(const T *flat, int64_t token_stride, int64_t count, float scale
         for (int d = 0; d < E; d++) block[i * E + d] = i < count ? float(flat[i * token_stride + d]) * scale : 0;
 }
 
-// `weights` keeps, for each token and head, the highest score and 1 / Σ e^(score - highest).
+// `statistics` (tokens, heads, 2) keeps the highest score and 1 / Σ e^(score - highest).
 template <class T, int E>
 void attend_spans(const T *qkv, const Span *spans, int64_t count, int64_t heads, int64_t kv_heads, T *out,
-                  float *weights, int threads) {
+                  float *statistics, int threads) {
     const int64_t token = (heads + 2 * kv_heads) * E, shared = heads / kv_heads;
     const float scale = 1 / std::sqrt(float(E));
 #pragma omp parallel num_threads(threads)
@@ -134,7 +134,7 @@ void attend_spans(const T *qkv, const Span *spans, int64_t count, int64_t heads,
                         load<T, E>(qkv + first * token + h * E, token, own, scale, q);
                         products<E>(q, keys.columns.data(), stride, padded(seen), s.data());
                         for (int64_t i = 0; i < own; i++) {
-                            float *row = s.data() + i * stride, *kept = weights + ((first + i) * heads + h) * 2;
+                            float *row = s.data() + i * stride, *kept = statistics + ((first + i) * heads + h) * 2;
                             const int64_t sees = span.prefix_count + from + i + 1;
                             kept[1] = 1 / exponentials(row, sees, kept[0]);
                             for (int64_t t = padded(sees); t < seen; t++) row[t] = 0;
@@ -142,7 +142,7 @@ void attend_spans(const T *qkv, const Span *spans, int64_t count, int64_t heads,
                         mixtures<E>(s.data(), values.rows.data(), stride, seen, mixed);
                         for (int64_t i = 0; i < own; i++) {
                             const int64_t to = (first + i) * heads + h;
-                            for (int d = 0; d < E; d++) out[to * E + d] = T(mixed[i * E + d] * weights[to * 2 + 1]);
+                            for (int d = 0; d < E; d++) out[to * E + d] = T(mixed[i * E + d] * statistics[to * 2 + 1]);
                         }
                     }
             }
@@ -154,7 +154,7 @@ void attend_spans(const T *qkv, const Span *spans, int64_t count, int64_t heads,
 // Dao et al. 2022, algorithm 4
 template <class T, int E>
 void attend_spans_back(const T *qkv, const Span *spans, int64_t count, int64_t heads, int64_t kv_heads, const T *out,
-                       const float *weights, const T *out_grad, T *grad, int threads) {
+                       const float *statistics, const T *out_grad, T *grad, int threads) {
     const int64_t token = (heads + 2 * kv_heads) * E, shared = heads / kv_heads;
     const float scale = 1 / std::sqrt(float(E));
     int64_t prefixes = 0;  // tokens among which all prefixes are
@@ -191,7 +191,7 @@ void attend_spans_back(const T *qkv, const Span *spans, int64_t count, int64_t h
                             float *row = p.data() + i * stride, *slope = ds.data() + i * stride, delta = 0;
                             int64_t sees = 0;
                             if (i < own) {
-                                const float *kept = weights + ((first + i) * heads + h) * 2;
+                                const float *kept = statistics + ((first + i) * heads + h) * 2;
                                 const float top = kept[0], weight = kept[1];
                                 delta = dot<E>(dout + i * E, out + there + i * heads * E);
                                 sees = span.prefix_count + from + i + 1;

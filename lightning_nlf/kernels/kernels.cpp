@@ -29,14 +29,14 @@ void nlf_attend_steps(int64_t width, const T *qkv, T *store, int64_t capacity, c
 }
 
 void nlf_attend_spans(int64_t width, const T *qkv, const Span *spans, int64_t count, int64_t heads, int64_t kv_heads,
-                      T *out, float *weights, int threads) {
-    WITH_WIDTH(attend_spans, qkv, spans, count, heads, kv_heads, out, weights, threads)
+                      T *out, float *statistics, int threads) {
+    WITH_WIDTH(attend_spans, qkv, spans, count, heads, kv_heads, out, statistics, threads)
 }
 
 void nlf_attend_spans_back(int64_t width, const T *qkv, const Span *spans, int64_t count, int64_t heads,
-                           int64_t kv_heads, const T *out, const float *weights, const T *out_grad, T *grad,
+                           int64_t kv_heads, const T *out, const float *statistics, const T *out_grad, T *grad,
                            int threads) {
-    WITH_WIDTH(attend_spans_back, qkv, spans, count, heads, kv_heads, out, weights, out_grad, grad, threads)
+    WITH_WIDTH(attend_spans_back, qkv, spans, count, heads, kv_heads, out, statistics, out_grad, grad, threads)
 }
 
 void nlf_gelu(const T *x, T *y, int64_t count, int threads) { gelu(x, y, count, threads); }

@@ -38,7 +38,7 @@ inline void write(float *x, lanes values) { *(lanes *)x = values; }
 
 inline int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
 
-// x with its parts exchanged, each so wide
+// x with neighbouring runs of WIDE lanes exchanged
 template <int WIDE>
 inline lanes exchanged(lanes x) {
     constexpr int W = WIDE;

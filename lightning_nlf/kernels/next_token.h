@@ -20,7 +20,7 @@ void log_sums(const T *scores, int64_t rows, int64_t size, float *out, int threa
         for (int64_t v = 0; v < size; v++) top = float(x[v]) > top ? float(x[v]) : top;
 #pragma omp simd reduction(+ : sum)
         for (int64_t v = 0; v < size; v++) sum += exponential(float(x[v]) - top);
-        out[row] = top + std::log(sum);
+        out[row] = top == -INFINITY ? top : top + std::log(sum);
     }
 }
 

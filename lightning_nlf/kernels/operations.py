@@ -34,7 +34,8 @@ def add_norm(
 
     Args: x (N, d) float32; y (N, d); weight, bias (d,) float32.
     """
-    given = (x.contiguous(), y.contiguous(), weight, bias, eps, centred)
+    assert x.shape == y.shape and weight.shape == x.shape[1:] and x.dtype == weight.dtype == torch.float32
+    given = (x.contiguous(), y.contiguous(), weight, bias, float(eps), centred)
     return _AddNorm.apply(*given) if torch.is_grad_enabled() else _AddNorm.forward(None, *given)
 
 
@@ -90,6 +91,7 @@ def draw(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
     Args: uniform (B,) float64 in [0, 1).
     """
+    assert scores.dtype == torch.float32 and uniform.dtype == torch.float64
     tokens, log_probs = uniform.new_empty(len(uniform), dtype=torch.long), scores.new_empty(len(scores))
     given = (scores.contiguous(), uniform.contiguous())
     _call("draw", scores.dtype, *given, len(scores), scores.shape[-1], tokens, log_probs)
@@ -149,20 +151,20 @@ class _AttendSpans(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, spans: Tensor, heads: int) -> Tensor:
         tokens, all_heads, width = qkv.shape
         out = qkv.new_empty(tokens, heads * width)
-        weights = qkv.new_empty(tokens, heads, 2, dtype=torch.float32)
+        statistics = qkv.new_empty(tokens, heads, 2, dtype=torch.float32)
         ctx.heads, ctx.kv_heads = heads, (all_heads - heads) // 2
-        _call("attend_spans", qkv.dtype, width, qkv, spans, len(spans), heads, ctx.kv_heads, out, weights)
-        ctx.save_for_backward(qkv, spans, out, weights)
+        _call("attend_spans", qkv.dtype, width, qkv, spans, len(spans), heads, ctx.kv_heads, out, statistics)
+        ctx.save_for_backward(qkv, spans, out, statistics)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        qkv, spans, out, weights = ctx.saved_tensors
+        qkv, spans, out, statistics = ctx.saved_tensors
         grad = torch.empty_like(qkv)
         _call(
             "attend_spans_back", qkv.dtype, qkv.shape[-1], qkv, spans, len(spans), ctx.heads, ctx.kv_heads, out,
-            weights, grads[0].contiguous(), grad,
+            statistics, grads[0].contiguous(), grad,
         )  # fmt: skip
         return grad, None, None
 

@@ -51,13 +51,18 @@ class Network(nn.Module):
             ValueError: it is of a network whose weights mean something else here.
         """
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest row that it can be asked about; None without a limit."""
+        return None if self.context is None else self.context + self.unread
+
     def check_length(self, tokens: int | None) -> None:
         """Whether the longest row of the data can be read; None where the data does not say.
 
         Raises:
             ValueError: it is longer than the context.
         """
-        if tokens is not None and self.context is not None and tokens - self.unread > self.context:
+        if tokens is not None and self.longest is not None and tokens > self.longest:
             raise ValueError(
                 f"context: a row of {tokens} tokens, prompt and reply (max_new) together, is longer than the context "
                 f"of {self.context} that the {self.role} has: shorten it, or give a larger one (shape.context); "
@@ -164,7 +169,10 @@ class Value(Network):
 
 
 class QValue(Network):
+    """Q(s, a). A head on the policy's trunk says so by `on_policy`, and is given its features and actions (…)."""
+
     role = "q"
+    on_policy = False
 
     def forward(self, obs: Tensor, actions: Tensor, where: Tensor | None = None) -> Tensor:
         """obs (B, T, *obs), actions (B, T, *act) → values (B, T); (N,) over the True steps of `where` (B, T)."""

@@ -84,7 +84,7 @@ class Cache:
         rows, _, width, _ = seen.shape
         columns = self._layers[layer].narrow(0, first, rows)
         if width == 1 and kernels.fit(qkv, qkv.shape[-1]):
-            return kernels.attend_step(qkv, columns, self.used, self.bias)
+            return kernels.attend_step(qkv, columns, self.used, self.bias[first : first + rows])
         queries, new = qkv.unflatten(0, (rows, width)).transpose(1, 2).split([heads, qkv.shape[1] - heads], 1)
         columns.narrow(2, self.used - width, width).copy_(new)
         if self.used == width:  # the first read: padding is on the right, where no token looks

@@ -48,22 +48,30 @@ class TransformerQValue(Transformer, QValue):
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, actions: Tensor, where: Tensor | None = None) -> Tensor:
-        values = self.head(self.states(obs, where)).float()
-        taken = actions if where is None else actions[where]
-        return values.gather(-1, taken[..., None].long())[..., 0]
+        return of_tokens(self.head, self.states(obs, where), actions if where is None else actions[where])
+
+
+class QHead(QValue):
+    """Q of every token on the policy's own trunk, from its features (…, width); 0 at first."""
+
+    on_policy = True
+
+    def __init__(self, width: int, vocabulary: int, weights: str | None = None) -> None:
+        super().__init__()
+        self.head = zero_head(width, vocabulary)
+        self.load_weights(weights)
+
+    def forward(self, obs: Tensor, actions: Tensor, where: Tensor | None = None) -> Tensor:
+        """obs: the policy's features (…, width); actions (…): the tokens behind them → (…)"""
+        return of_tokens(self.head, obs, actions)
 
 
 class TransformerReward(Transformer, Reward):
-    """What a reply is worth, on a decoder of its own.
-
-    The head begins normal with std 1/√(d + 1) and without bias: appendix A of https://arxiv.org/abs/1909.08593's code.
-    """
+    """What a reply is worth, on a decoder of its own."""
 
     def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
         super().__init__(shape, weights, dropout)
-        width = self.decoder.shape.width
-        self.head = zero_head(width)
-        nn.init.normal_(self.head.weight, std=1 / math.sqrt(width + 1))
+        self.head = reward_head(self.decoder.shape.width)
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
@@ -77,7 +85,19 @@ def zero_head(width: int, outputs: int = 1) -> nn.Linear:
     return head
 
 
+def reward_head(width: int) -> nn.Linear:
+    """Normal with std 1/√(d + 1) and without bias at first: appendix A of https://arxiv.org/abs/1909.08593's code."""
+    head = zero_head(width)
+    nn.init.normal_(head.weight, std=1 / math.sqrt(width + 1))
+    return head
+
+
 def number(head: nn.Linear, features: Tensor) -> Tensor:
     """(…, d) → (…), in float32: a thousandth of a reward counts."""
     with torch.autocast(features.device.type, enabled=False):
         return head(features.float())[..., 0]
+
+
+def of_tokens(head: nn.Linear, features: Tensor, tokens: Tensor) -> Tensor:
+    """features (…, d), tokens (…) → (…), float32: what the head says of each of these tokens."""
+    return head(features).float().gather(-1, tokens[..., None].long())[..., 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -144,14 +144,14 @@ def norm(shape: DecoderShape) -> Norm:
     return (nn.LayerNorm if shape.family == "gpt2" else nn.RMSNorm)(shape.width, shape.eps)
 
 
-def added(x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """x + y, and that behind the norm, all (N, d)."""
-    if x.dtype == norm.weight.dtype == torch.float32 and kernels.fit(y):
-        bias = norm.bias if isinstance(norm, nn.LayerNorm) else None
-        assert norm.eps is not None
-        return kernels.add_norm(x, y, norm.weight, bias, norm.eps, centred=isinstance(norm, nn.LayerNorm))
+def added(x: Tensor, y: Tensor, behind: Norm) -> tuple[Tensor, Tensor]:
+    """x + y, and that behind the norm, all (N, d). By a kernel, the latter has y's dtype, otherwise x's."""
+    if x.dtype == behind.weight.dtype == torch.float32 and kernels.fit(y):
+        bias = behind.bias if isinstance(behind, nn.LayerNorm) else None
+        assert behind.eps is not None
+        return kernels.add_norm(x, y, behind.weight, bias, behind.eps, centred=isinstance(behind, nn.LayerNorm))
     x = x + y
-    return x, norm(x)
+    return x, behind(x)
 
 
 class Decoder(nn.Module):
@@ -190,13 +190,14 @@ class Decoder(nn.Module):
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         rotation = None if self.places is not None else self.rotation(positions)
-        norms: list[Any] = [*(block.attention_norm for block in self.blocks), self.norm]
-        normed, last = norms[0](x), len(self.blocks) - 1
-        for layer, block in enumerate(self.blocks):
+        blocks = cast("list[Block]", list(self.blocks))
+        normed, last = blocks[0].attention_norm(x), len(blocks) - 1
+        for layer, block in enumerate(blocks):
             # behind the last attention only the wanted tokens go on
             x, y = block(x, normed, rotation, lambda qkv, at=layer: attend(at, qkv), wanted if layer == last else None)
-            x, normed = added(x, y, norms[layer + 1])
-        return normed
+            if layer < last:
+                x, normed = added(x, y, blocks[layer + 1].attention_norm)
+        return added(x, y.to(x.dtype), self.norm)[1]  # a value head wants every bit
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of each position's angles, (N, 1, e)."""

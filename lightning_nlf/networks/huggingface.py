@@ -1,12 +1,8 @@
-"""Any causal language model of transformers, with LoRA if wanted: slower than our own decoder, and more general.
-
-transformers is imported when such a policy is built, and not before: `pip install lightning_nlf[text]`.
-"""
+"""The next token by any causal language model of transformers."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_nlf.networks.base import Policy, checkpoint_at
+from lightning_nlf.networks.base import Policy
 from lightning_nlf.networks.categorical import TokenDistribution
-from lightning_nlf.networks.lora import LoRA, WithoutAdapter, with_lora
+from lightning_nlf.networks.hf_model import HuggingFace, empty_cache
+from lightning_nlf.networks.hf_scores import is_direct, scores_of
+from lightning_nlf.networks.lora import LoRA, WithoutAdapter
 from lightning_nlf.networks.transformer import refuse_strangers
 
 
@@ -30,23 +28,20 @@ class Read:
     lengths: Tensor
 
 
-class HuggingFacePolicy(Policy):
+class HuggingFacePolicy(HuggingFace, Policy):
     """The next token's distribution by `AutoModelForCausalLM`.
 
     Of a model with a sliding window: where rows of one batch have read different numbers of tokens, a row's window
     counts the others' columns too; keep the context within the window.
 
     Args:
-        weights: a folder in Hugging Face layout or an id on the hub; or a checkpoint of ours.
         temperature: what scores are divided by, in sampling and in learning alike.
-        lora: train additions of low rank, and nothing else.
-        config: of the model, where no weights bring it: the content of config.json. Begins at random.
 
     Raises:
-        ValueError: transformers, or with `lora` peft, is not installed; neither weights nor config; no such model.
+        ValueError: scores that are made of more than the last hidden states.
     """
 
-    model: Any
+    auto = "AutoModelForCausalLM"
 
     def __init__(
         self,
@@ -54,66 +49,36 @@ class HuggingFacePolicy(Policy):
         temperature: float = 1.0,
         lora: LoRA | None = None,
         config: dict[str, Any] | None = None,
+        dropout: float = 0.0,
     ) -> None:
-        super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature: got {temperature}, must be above 0; for the likeliest token: deterministic")
-        self.temperature, self.adapted = temperature, lora is not None
-        ours = weights is not None and (weights.endswith(".ckpt") or Path(weights).is_file())
-        model = built(_config_in(weights) if ours and weights and config is None else config, None if ours else weights)
-        self.config = model.config.to_dict()
-        self.model = model if lora is None else with_lora(model, lora)
-        self.direct = _is_head_of_states(model)
-        self.load_weights(weights if ours else None)
-
-    def arguments(self) -> dict[str, Any]:
-        return {"config": self.config}
-
-    @property
-    def causal(self) -> Any:
-        """The transformers model, LoRA's additions inside of it."""
-        return self.model.get_base_model() if self.adapted else self.model
+        super().__init__(weights, lora, config, dropout)
+        self.temperature, self.direct = temperature, is_direct(self.bare)
+        self.load_weights(weights)
 
     def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
-        """The last hidden states; the scores themselves of a model that does more than multiply these."""
-        asked = torch.ones_like(obs, dtype=torch.bool) if where is None else where
-        steps = torch.arange(1, obs.shape[1] + 1, device=obs.device)
-        lengths = (asked * steps).amax(1)  # what is behind the last one wanted is padding
-        width = max(int(lengths.max()), 1)
-        self._refuse_length(width)
-        refuse_strangers(obs[:, :width], self.causal.config.vocab_size)
-        seen = (steps[:width] <= lengths[:, None]).long()
-        states, _ = self._run(obs[:, :width], seen, (steps[:width] - 1).expand(len(obs), -1))
-        return states if where is None else states[where[:, :width]]
+        return self.states(obs, where)
 
     def distribution(self, features: Tensor) -> TokenDistribution:
         return TokenDistribution(self._scores(features))
 
     def _scores(self, features: Tensor) -> Tensor:
-        scores = (self.causal.get_output_embeddings()(features) if self.direct else features).float()
+        scores = scores_of(self.bare, features, self.direct).float()
         return scores if self.temperature == 1 else scores / self.temperature
 
-    def _run(self, ids: Tensor, seen: Tensor, positions: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """Features (B, L, …) of new ids (B, L), and the cache; seen (B, C) and positions (B, L), cache for `read`."""
-        model = self.causal.base_model if self.direct else self.causal
-        placed = {"position_ids": positions} if "position_ids" in inspect.signature(model.forward).parameters else {}
-        out = model(input_ids=ids, attention_mask=seen, past_key_values=cache, use_cache=cache is not None, **placed)
-        return (out.last_hidden_state if self.direct else out.logits), out.past_key_values
-
     def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Read]:
-        from transformers import DynamicCache
-
         rows, width = ids.shape
         if state is None:
             none = torch.zeros(rows, 0, dtype=torch.long, device=ids.device)
-            state = Read(DynamicCache(), none, torch.zeros_like(lengths))
-        if width > 1:
-            self._refuse_length(int((state.lengths + lengths).max()) + max(room - 1, 0))
-            refuse_strangers(ids, self.causal.config.vocab_size)
+            state = Read(empty_cache(), none, torch.zeros_like(lengths))
+        if room or width > 1:  # not of every token that was sampled
+            self.refuse_length(int((state.lengths + lengths).max()) + max(room - 1, 0))
+            refuse_strangers(ids, self.vocabulary)
         steps = torch.arange(width, device=ids.device)
         used = torch.cat([state.used, (steps < lengths[:, None]).long()], 1)
         positions = state.lengths[:, None] + steps.minimum((lengths - 1).clamp(min=0)[:, None])
-        states, cache = self._run(ids, used, positions, state.cache)
+        states, cache = self.run(ids, used, positions, state.cache)
         last = states[torch.arange(rows, device=ids.device), (lengths - 1).clamp(min=0)]
         return self._scores(last), Read(cache, used, state.lengths + lengths)
 
@@ -137,51 +102,6 @@ class HuggingFacePolicy(Policy):
         """Write the model, LoRA's additions added in, for `AutoModelForCausalLM.from_pretrained`."""
         model = copy.deepcopy(self.model).merge_and_unload() if self.adapted else self.model
         model.save_pretrained(folder)
-
-    def _refuse_length(self, tokens: int) -> None:
-        context = getattr(self.causal.config, "max_position_embeddings", None)
-        if context is not None and tokens > context:
-            raise ValueError(f"weights: a row of {tokens} tokens is longer than the model's context of {context}")
-
-
-def built(config: dict[str, Any] | None, weights: str | None) -> Any:
-    """A transformers model, float32: from its weights, or at random from its config."""
-    try:
-        from transformers import AutoConfig, AutoModelForCausalLM
-    except ImportError:
-        raise ValueError("HuggingFacePolicy needs transformers: pip install lightning_nlf[text]") from None
-    if weights is not None:
-        try:
-            return AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"weights: transformers finds no model {weights}: {error}") from None
-    if config is None:
-        raise ValueError("weights: give a folder in Hugging Face layout or an id on the hub; or give a config")
-    known = {key: value for key, value in config.items() if key not in ("model_type", "dtype")}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **known))
-
-
-def _config_in(checkpoint: str) -> dict[str, Any]:
-    spec = (checkpoint_at(checkpoint).get("hyper_parameters") or {}).get("policy") or {}
-    config = spec.get("init_args", {}).get("config")
-    if config is None:
-        raise ValueError(f"config: {checkpoint} is of no HuggingFacePolicy, or does not say its config; give one")
-    return config
-
-
-@torch.no_grad()
-def _is_head_of_states(model: Any) -> bool:
-    """Whether the scores are the head times the last hidden states: some models scale or cap them."""
-    training = model.training
-    model.eval()
-    ids = torch.tensor([[0, 1]], device=model.device)
-    head = model.get_output_embeddings()
-    scores = model(input_ids=ids, use_cache=False).logits
-    direct = head is not None and torch.allclose(
-        head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state), scores, atol=1e-5
-    )
-    model.train(training)
-    return direct
 
 
 def _shallow(cache: Any) -> Any:

@@ -35,7 +35,7 @@ def with_lora(model: nn.Module, lora: LoRA) -> nn.Module:
         raise ValueError("lora needs peft: pip install lightning_nlf[text]") from None
     return get_peft_model(
         model,
-        LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"),
+        LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules),
     )
 
 

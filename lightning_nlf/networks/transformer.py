@@ -124,7 +124,7 @@ class Transformer(Network):
             read = f"{tokens} tokens and a reply of up to {more + 1}" if more else f"{tokens} tokens"
             raise ValueError(
                 f"shape.context: a row of {read} is longer than the context of {context}: "
-                "shorten prompts or replies (max_new), or give the policy a larger context"
+                f"shorten prompts or replies (max_new), or give the {self.role} a larger context"
             )
 
 
@@ -133,7 +133,7 @@ def refuse_strangers(ids: Tensor, vocabulary: int) -> None:
     if int(ids.max()) >= vocabulary:
         raise ValueError(
             f"shape.vocabulary: token {int(ids.max())} in a vocabulary of {vocabulary}: "
-            "the policy was made for another tokenizer"
+            "the network was made for another tokenizer"
         )
 
 
@@ -186,13 +186,13 @@ class TransformerPolicy(Transformer, Policy):
         if cache.longest + width + max(room - 1, 0) > shape.context:  # perhaps: `longest` is a bound
             cache.longest = int(cache.lengths.max())
             self.refuse_length(int((cache.lengths + lengths).max()), max(room - 1, 0))
-        if width > 1:
+        if room or width > 1:  # not of every token that was sampled
             refuse_strangers(ids, shape.vocabulary)
         cache.reserve(cache.used + width + max(room - 1, 0))
         positions, seen = cache.add(lengths, width)
         last = torch.arange(0, rows * width, width, device=device) + (lengths - 1).clamp(min=0)
         positions = positions.clamp(max=shape.context - 1)  # of padding
-        some = max(1, self.CHUNK // width) if width > 1 and device.type == "cpu" else rows
+        some = max(1, self.CHUNK // width) if width > 1 and device.type == "cpu" else max(1, rows)
         scores = []
         for first in range(0, rows, some):
             own = slice(first, first + some)

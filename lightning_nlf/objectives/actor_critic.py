@@ -123,13 +123,19 @@ class QObjective(CriticObjective):
     policy: Policy
 
     def critic(self, batch: Batch, where: Tensor, features: Tensor | None = None) -> Tensor:
-        return self.q(batch.obs, batch.actions, where)
+        return self._q(batch.obs, batch.actions, where, features)
 
     def final_values(self, batch: Batch) -> Tensor:
         obs, last = with_final_obs(batch)
+        features = self.policy.features(obs, last)
         actions = torch.cat([batch.actions, torch.zeros_like(batch.actions[:, :1])], 1)
-        actions[last] = self.policy(obs, last).sample()
-        return self.q(obs, actions, last)
+        actions[last] = self.policy.distribution(features).sample()
+        return self._q(obs, actions, last, features)
+
+    def _q(self, obs: Tensor, actions: Tensor, where: Tensor, features: Tensor | None = None) -> Tensor:
+        if not self.q.on_policy:
+            return self.q(obs, actions, where)
+        return self.q(self.policy.features(obs, where) if features is None else features, actions[where])
 
     def gradient_weights(self, advantages: Tensor, values: Tensor) -> Tensor:
         return values

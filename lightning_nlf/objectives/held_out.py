@@ -45,4 +45,4 @@ class HeldOutObjective(Objective):
             metric = self.on_held_out[name]
             assert isinstance(metric, MeanMetric)
             metric.update(said[name], counts[now.over[name]].sum())
-            self.log(f"{stage}/{name}", metric, batch_size=len(batch))
+            self.log(f"{stage}/{name}", metric, batch_size=len(batch), add_dataloader_idx=False)

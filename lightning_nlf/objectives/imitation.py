@@ -209,7 +209,7 @@ class ImitationObjective(Objective):
             metric = self.held_out[name]
             assert isinstance(metric, MeanMetric)
             metric.update(x, batch.expert_mask.sum())
-            self.log(f"{stage}/{name}", metric, batch_size=len(batch))
+            self.log(f"{stage}/{name}", metric, batch_size=len(batch), add_dataloader_idx=False)
 
 
 def _refuse_other_outcomes(expert: Distribution, policy: Distribution) -> None:

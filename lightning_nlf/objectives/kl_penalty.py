@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import masked_mean
-from lightning_nlf.objective import Evaluation, Terms, scattered
+from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, Sum, moments, one_process
 from lightning_nlf.objectives.reference import ReferenceObjective
@@ -124,11 +124,7 @@ class KLPenaltyObjective(ReferenceObjective):
         """Nothing is remembered without a `reference_cache`: what was just said hardly comes again, and where it did
         a run that was resumed, and has forgotten it, would differ in the last bit.
         """
-        if self.reference_cache is not None:
-            return super().referred(batch)
-        where = batch.mask if batch.expert_mask is None else batch.mask | batch.expert_mask
-        chunks = torch.arange(len(batch)).split(self.CHUNK)
-        return scattered(torch.cat([self._read_reference(batch, rows, where) for rows in chunks]), where)
+        return self.read_anew(batch) if self.reference_cache is None else super().referred(batch)
 
     def measured(self, batch: Batch, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
         """Logs what this collection earned and how far it strayed; the KL of a response, and their number, both ()."""

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
+from lightning_nlf.functional import on_every_row, row_sums
 from lightning_nlf.networks import Policy
 from lightning_nlf.objective import Objective, scattered
 from lightning_nlf.objectives.reference_cache import LogProbCache, digest, row_keys, settings
@@ -21,6 +23,8 @@ class ReferenceObjective(Objective):
     The reference is the policy as it was built: from `weights`, or at random from the seed. It is not saved; its
     digest is, and a run that would resume with another is refused. A row that comes again, as those of a file do in
     every epoch, is not read again.
+
+    Samples of an evaluation are measured by it, as `kl`: log π(y|x) − log π_ref(y|x), whose mean is KL(π ‖ π_ref).
 
     Args:
         reference_cache: folder for what the reference said of each row, one file per reference: for rows that come
@@ -38,6 +42,7 @@ class ReferenceObjective(Objective):
         self._reference_settings = settings(self._frozen[0])
         self.reference_cache = reference_cache
         self._known: LogProbCache | None = None
+        self._trained_against: str | None = None  # the digest that a checkpoint has
 
     @property
     def reference(self) -> Policy:
@@ -69,6 +74,13 @@ class ReferenceObjective(Objective):
         self._known.settle()
         return scattered(known.to(batch.obs.device), where)
 
+    @torch.no_grad()
+    def read_anew(self, batch: Batch) -> Tensor:
+        """The same of rows that hardly come again, (B, T): nothing is remembered."""
+        where = batch.mask if batch.expert_mask is None else batch.mask | batch.expert_mask
+        chunks = torch.arange(len(batch)).split(self.CHUNK)
+        return scattered(torch.cat([self._read_reference(batch, rows, where) for rows in chunks]), where)
+
     def _read_reference(self, batch: Batch, rows: Tensor, where: Tensor) -> Tensor:
         """log π_ref (N,) at the True steps of `where` in `rows`."""
         if not len(rows):
@@ -78,6 +90,22 @@ class ReferenceObjective(Objective):
         with self.acting():
             return self.reference(batch.obs[rows], own).log_prob(batch.actions[rows][own])
 
+    def measure(self, stage: str, batch: Batch, loader: int) -> None:
+        """Of what the policy's mode says no KL: it is no sample of the policy."""
+        if loader == 1 and batch.rewards is not None and batch.log_probs is not None and self._is_the_start():
+            log_ratio = row_sums(batch.log_probs - self.read_anew(batch), batch.mask)
+            batch = replace(batch, extra=batch.extra | {"kl": on_every_row(log_ratio, batch)})
+        super().measure(stage, batch, loader)
+
+    def _is_the_start(self) -> bool:
+        """Whether the reference is that of the checkpoint, if one was loaded."""
+        if self._trained_against in (None, self._reference_digest):
+            return True
+        rank_zero_warn(
+            "no kl: the checkpoint was trained against another reference; keep `policy.weights` (and the seed)"
+        )
+        return False
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["reference_digest"] = self._reference_digest
@@ -85,9 +113,10 @@ class ReferenceObjective(Objective):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises ValueError: training would go on against another reference."""
         super().on_load_checkpoint(checkpoint)
+        self._trained_against = checkpoint.get("reference_digest")
         if self._trainer is None or self._trainer.state.fn != "fit":
             return
-        if checkpoint.get("reference_digest") != self._reference_digest:
+        if self._trained_against != self._reference_digest:
             raise ValueError(
                 "the reference is another one than when the run began: keep `policy.weights` (and the seed)"
             )

@@ -1,5 +1,7 @@
 """The comparison of RLHF and its alternatives: what is chosen, what is compared, what is shown."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from benchmarks import rlhf
 from benchmarks.side_by_side import rlhf_report, rlhf_runs
 from benchmarks.side_by_side.rlhf_runs import without
 from data_modules.text.rows import as_rows
+from lightning_nlf.cli.command_line import main as command_line
 
 LR = "model.optimizer.init_args.lr"
 
@@ -76,6 +79,14 @@ def test_the_start_is_asked_without_the_code():
     assert batch.actions[batch.mask].tolist() == [8, 1, 9]
 
 
-def test_every_method_names_a_yaml_and_changes_what_is_there():
-    for name, method in rlhf.METHODS["methods"].items():
-        assert name == "start" or (rlhf.HERE.parent / "conf" / "rlhf" / f"{method['yaml']}.yaml").is_file(), name
+@pytest.mark.parametrize("name", [name for name in rlhf.METHODS["methods"] if name != "start"])
+def test_every_method_names_a_yaml_and_changes_what_is_there(name, tmp_path, monkeypatch, capsys):
+    """Read by the command line, with all that is changed in it: a key that is misspelt is refused."""
+    monkeypatch.chdir(tmp_path)
+    method, grid = rlhf.METHODS["methods"][name], rlhf.grid(name)
+    words = ["fit", "--config", str(rlhf.HERE.parent / "conf" / "rlhf" / f"{method['yaml']}.yaml")]
+    for key, value in (method.get("changes", {}) | grid[0]).items():
+        words += [f"--{key}", json.dumps(value)]
+    with pytest.raises(SystemExit) as ending:
+        command_line([*words, "--print_config"])
+    assert ending.value.code == 0, capsys.readouterr().err

@@ -9,6 +9,7 @@ from lightning_nlf.batch import Batch
 from lightning_nlf.functional import (
     Exponential,
     Linear,
+    best_rows,
     comparison_shares,
     distribution_of,
     episode_gae,
@@ -218,3 +219,8 @@ def test_comparison_shares_sum_to_what_a_group_compares():
     shares = comparison_shares(group, torch.tensor([2, 0, 1, 1, 0, 0, -1, 4]))
     sums = {name: [float(share[group == g].sum()) for g in (7, 3, 9)] for name, share in shares.items()}
     assert sums == {"pairs": [6, 1, 0], "strict_pairs": [5, 0, 0], "rankings": [1, 0, 0]}
+
+
+def test_the_best_row_of_each_group_is_the_first_of_equals():
+    score, group = torch.tensor([1.0, 3.0, 3.0, -5.0, 0.0]), torch.tensor([7, 7, 7, 2, 4])
+    assert best_rows(score, group).tolist() == [3, 4, 1]

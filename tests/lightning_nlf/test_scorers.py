@@ -11,7 +11,7 @@ from lightning_nlf.batch import Batch
 from lightning_nlf.cli.command_line import main
 from lightning_nlf.functional import last_valid
 from lightning_nlf.reward_module import RewardModule
-from lightning_nlf.scorers import CheckpointReward, best_of, best_rows
+from lightning_nlf.scorers import CheckpointReward
 
 END = 1  # the token that ends a step
 
@@ -142,22 +142,3 @@ def test_the_digest_of_the_tokenizer_comes_with_it(checkpoints, outcome, tmp_pat
 def test_a_checkpoint_that_is_not_there_is_refused():
     with pytest.raises(FileNotFoundError, match="nowhere"):
         CheckpointReward("nowhere.ckpt")
-
-
-def test_the_best_row_of_each_group_is_the_first_of_equals():
-    score, group = torch.tensor([1.0, 3.0, 3.0, -5.0, 0.0]), torch.tensor([7, 7, 7, 2, 4])
-    assert best_rows(score, group).tolist() == [3, 4, 1]
-
-
-def test_best_of_n_is_by_all_that_a_row_is_paid():
-    class Paid:
-        def score(self, batch):
-            return batch.actions.float()
-
-    batch = rows()
-    best = best_of(batch, Paid())
-    sums = (batch.actions * batch.valid).sum(1).view(3, 2)
-    assert best.group.tolist() == [0, 1, 2]
-    assert torch.equal((best.actions * best.valid).sum(1), sums.max(1).values)
-    with pytest.raises(ValueError, match="`group`"):
-        best_of(replace(batch, group=None), Paid())

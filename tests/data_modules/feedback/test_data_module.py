@@ -187,6 +187,19 @@ def test_the_split_does_not_depend_on_seed_or_order(module):
     assert read_prompts(one.rows) == read_prompts(two.rows) and len(read_prompts(one.rows)) == 9
 
 
+def test_files_of_two_rounds_may_share_ids_but_no_judgement(module, tmp_path):
+    """As those of `predict` do, which sampled replies to the same prompts again."""
+    first, second = str(tmp_path / "first.jsonl"), str(tmp_path / "second.jsonl")
+    lines = [replace(judgement, id=f"train-{i}") for i, judgement in enumerate(prompts(3))]
+    write(first, lines)
+    write(second, [replace(lines[0], responses=("a b", "d")), lines[1]])
+    for knob in ("path", "val_path"):
+        with pytest.raises(ValueError, match=f"{second}:2: id: 'train-1' is that of {first}:2 as well"):
+            module([Judgement("e", ("a", "b"), ranking="A > B")], **{knob: [first, second]})
+    write(second, [replace(lines[0], responses=("a b", "d"))])
+    assert len(module(lines, path=[first, second]).rows) == 2 * 4
+
+
 def test_held_out_rows_have_the_layout_of_the_others(module, tmp_path):
     """Threshold and codes come from the training scores 0 and 1: .6 is below all that is kept, and the better half."""
     write(tmp_path / "held.jsonl", [Judgement("d", ("a b", "c"), score=(0.6, 1.0), ranking="B > A")])

@@ -2,10 +2,11 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
-from data_modules.feedback.files import read, write
+from data_modules.feedback.files import read, read_all, write
 from data_modules.feedback.ranking import format_ranking
 from data_modules.feedback.schema import Judgement, Message, Span, Step
 
@@ -148,3 +149,26 @@ def test_what_cannot_be_read_back_is_not_written(path, judgements, message):
     with pytest.raises(ValueError, match=message):
         write(path, judgements)
     assert path.read_bytes() == GOOD and list(path.parent.iterdir()) == [path]
+
+
+def test_two_rounds_may_say_one_id_of_different_replies_but_no_judgement_counts_twice(tmp_path):
+    """Also where the replies stand in another order. Two teachers may say different things of them, and a policy may
+    say in the second round what it said in the first one.
+    """
+    names = ("first", "second", "ana", "judged", "again", "copy")
+    first, second, ana, judged, again, copy = (str(tmp_path / f"{name}.jsonl") for name in names)
+    judgement = Judgement("p", ("a", "b"), ranking="A > B", source="rule", id="train-0")
+    write(first, [Judgement("q", ("a",), score=(1.0,)), judgement])
+    write(second, [replace(judgement, responses=("a", "c"))])
+    write(ana, [replace(judgement, source="ana")])
+    write(judged, [replace(judgement, meta={"said_by": {"ranking": "a model"}})])
+    write(again, [replace(judgement, meta={"run": "second_sample-seed0"})])
+    paths = [first, second, ana, judged, again]
+    assert read_all(paths) == [judgement for path in paths for judgement in read(path)]
+    write(copy, [replace(judgement, id="train-1"), replace(judgement, responses=("b", "a"), ranking="B > A")])
+    twice = f"{copy}:2: id: 'train-0' is that of {first}:2 as well, of the same replies by the same source; leave"
+    with pytest.raises(ValueError) as caught:
+        read_all([first, second, copy])
+    assert str(caught.value).startswith(twice)
+    with pytest.warns(UserWarning, match="skipped: "):
+        assert read_all([first, copy], on_bad="skip") == read(first) + read(copy)[:1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_modules.text.arithmetic_steps import ArithmeticSteps
-from data_modules.text.conversation import Prompt
+from data_modules.text.conversation import Conversation, Prompt
 from data_modules.text.environment import Case
 from data_modules.text.rows import as_rows
 from data_modules.text.tokenizer import WordTokenizer
@@ -152,7 +152,8 @@ def test_a_prediction_has_the_labels_of_the_steps():
     ids = [[*tokenizer.encode(reply), tokenizer.eos] for reply in replies]
     batch = as_rows([prompts[0].ids] * 4, ids)
     batch = replace(batch, group=torch.tensor([0, 0, 0, 1]), rewards=torch.zeros(batch.mask.shape))
-    first, second = replies_by_prompt(batch, prompts, tokenizer, ArithmeticSteps(sums=10))
+    conversation = Conversation(ArithmeticSteps(sums=10), tokenizer, max_new=40)
+    first, second = replies_by_prompt(batch, prompts, conversation)
     wrong = [{"end": 11, "label": 1}, {"end": 24, "label": 0}]
     right = [{"end": end, "label": 1} for end in (11, 24, 37)]
     assert first["steps"] == [right, wrong, None] and "steps" not in second

@@ -1,20 +1,36 @@
 """Rollouts of text tasks: the tokens, the rows, who pays, what unfinished replies cost, and what is shown."""
 
 import json
+import warnings
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 
-from data_modules.text import ByteTokenizer, TextDataModule, WordTokenizer
+from data_modules.text import ByteTokenizer, FolderTokenizer, TextDataModule, WordTokenizer
 from data_modules.text.environment import Case
 from data_modules.text.expected import ExpectedResponses
 from lightning_nlf.callbacks import Exhibits
-from lightning_nlf.networks import GRUPolicy, GRUValue
+from lightning_nlf.networks import DecoderShape, GRUPolicy, GRUValue, TransformerPolicy
 from lightning_nlf.objectives import ActorCriticAgent, JointPolicy, ReinforcePolicy
+from tests.data_modules.text.conftest import WORDS, Echo
 
 SIZE = 15  # ids of either task: twelve words, and three that mean something else
+
+
+def transformer():
+    """Large weights: a nearly uniform model would hide a mix-up of rows."""
+    torch.manual_seed(2)
+    return TransformerPolicy(DecoderShape(SIZE, layers=2, heads=2, width=16, context=64, init_std=0.6))
+
+
+class Many(Echo):
+    """More prompts than are predicted at a time."""
+
+    def cases(self, split):
+        return [Case(f"{split}-{n}", f"say {WORDS[n % 6]}", {"word": WORDS[n % 6]}) for n in range(70)]
 
 
 def agent(kind=ReinforcePolicy, seed=0, **kw):
@@ -112,12 +128,20 @@ def test_ppo_learns_from_windows(walks):
     assert before < 0.7 and played() > 1.2  # of 2 at best
 
 
-def test_a_reply_does_not_depend_on_its_neighbours(walks):
-    data, actor = module(walks), agent()
+@pytest.mark.parametrize("network", [None, transformer])
+def test_a_reply_does_not_depend_on_its_neighbours(walks, network):
+    """Nine dialogues of 1, 2 and 3 turns, of which some leave the batch before others, and each of them alone."""
+    data = module(walks, max_new=10)
+    actor = agent() if network is None else ReinforcePolicy(policy=network(), optimizer=torch.optim.Adam)
     prompts, seeds = data.cases["train"], np.arange(3 * 3 * 3).reshape(9, 3)
     together = data.conversation.play(actor, prompts, seeds, copies=3)
-    alone = data.conversation.play(actor, prompts[2:], seeds[8:])
-    assert [turn.tokens for turn in alone[0].turns] == [turn.tokens for turn in together[8].turns]
+    for row, beside in enumerate(together):
+        (alone,) = data.conversation.play(actor, [beside.prompt], seeds[row : row + 1])
+        assert [turn.tokens for turn in alone.turns] == [turn.tokens for turn in beside.turns]
+        for own, other in zip(alone.turns, beside.turns, strict=True):
+            assert own.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+    first = [len(episode.turns[0].tokens) for episode in together]
+    assert sorted(first)[3] < max(first)  # enough end early to leave the batch
 
 
 def test_the_same_epoch_gives_the_same_rows_and_a_run_that_is_resumed_ends_alike(echo, tmp_path):
@@ -163,6 +187,29 @@ def test_a_scorer_pays_in_place_of_the_rule_which_is_still_reported(echo):
     assert by_model.counters["feedback_calls"] == 0 and by_rule.counters["feedback_calls"] == 18
     played = by_model.evaluate(agent(), np.random.default_rng(0), True)
     assert torch.equal(played.rewards.sum(1), played.valid.sum(1).float()) and "true_reward" in played.extra
+
+
+def test_a_scorer_reads_where_the_policy_works_and_its_rewards_come_back(echo):
+    """In training, in an evaluation, and in a prediction; the rule pays without a strategy."""
+    read = []
+
+    class Noted:
+        def score(self, batch):
+            read.append((batch.obs.device.type, batch.valid.device.type))
+            return torch.ones(batch.valid.shape, dtype=torch.float64)
+
+    data, actor = module(echo, reward=Noted()), agent()
+    here = {"world_size": 1, "global_rank": 0, "accumulate_grad_batches": 1, "testing": False}
+    far = SimpleNamespace(root_device=torch.device("meta"))
+    data.trainer = SimpleNamespace(**here, strategy=far, lightning_module=actor, current_epoch=0)
+    predicted = data.predict_dataloader()[0]
+    evaluated = data.evaluate(actor, np.random.default_rng(0), True)
+    for rewards in (x.rewards for x in (collected(data, actor), evaluated, next(iter(predicted)))):
+        assert rewards.device.type == "cpu" and rewards.dtype == torch.float32 and (rewards == 1).all()
+    assert read == [("meta", "meta")] * 3
+    ruled = module(echo)
+    ruled.trainer = SimpleNamespace(**here)
+    assert ruled.evaluate(actor, np.random.default_rng(0), True).rewards.device.type == "cpu"
 
 
 # ---- unfinished replies
@@ -227,6 +274,115 @@ def test_one_cut_turn_of_many_is_replaced_alone(walks):
     torch.testing.assert_close(after.rewards, expected)
 
 
+# ---- what ends a reply
+
+
+def test_texts_that_stop_end_a_reply_as_eos_does(echo):
+    """Replies to the same seeds up to the first `ant`, `elk` or eos, without it; cut only where there is none."""
+    plain, data = (module(echo, prompts=8, max_new=6, stop=stop) for stop in ([], ["ant", "elk"]))
+    actor, prompts, seeds = agent(), data.cases["train"], np.arange(4 * 30)[:, None]
+    ends = {data.tokenizer.eos, *data.tokenizer.encode("ant elk")}
+    free, stopped = (each.conversation.play(actor, prompts, seeds, copies=30) for each in (plain, data))
+    last = set()
+    for one, other in zip(free, stopped, strict=True):
+        tokens, turn = one.turns[0].tokens, other.turns[0]
+        first = next((place for place, token in enumerate(tokens) if token in ends), None)
+        assert turn.tokens == tokens[: None if first is None else first + 1] and turn.finished == (first is not None)
+        assert turn.text == data.tokenizer.decode(tokens[:first])
+        assert turn.outcome.parts["ended"] == 0.25 * turn.finished
+        last.add(turn.tokens[-1])
+    assert ends < last  # each ends some, and some are cut
+    batch = collected(module(echo, max_new=6, stop=["ant", "elk"], unfinished="replace", unfinished_reward=-3.0), actor)
+    assert torch.equal(batch.score != -3, torch.isin(batch.final_obs, torch.tensor(sorted(ends))))
+
+
+def test_a_prediction_says_which_replies_were_stopped(echo, tmp_path):
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Exhibits()],
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    data = TextDataModule(echo, tokenizer=WordTokenizer(), replies=60, max_new=6, stop=["ant", "bee", "cow", "dog"])
+    trainer.predict(agent(), data)
+    lines = [json.loads(line) for line in (tmp_path / "predictions" / "replies.jsonl").read_text().splitlines()]
+    ends = {data.tokenizer.eos, *data.tokenizer.encode("ant bee cow dog")}
+    last = set()
+    for line in lines:
+        meta = line["meta"]
+        for text, tokens, finished in zip(line["responses"], meta["tokens"], meta["finished"], strict=True):
+            assert finished == (tokens[-1] in ends) and text == data.tokenizer.decode(tokens[: len(tokens) - finished])
+            last.add(tokens[-1])
+    assert {data.tokenizer.eos} < last & ends  # both kinds ended some
+
+
+def test_a_stop_that_is_not_one_token_is_refused(echo):
+    with pytest.raises(ValueError, match="stop: 'ant bee' is 2 tokens .*must be one; name a text that is one token"):
+        module(echo, stop=["ant", "ant bee"])
+    with pytest.raises(ValueError, match="stop: the tokenizer has no 'gnu'"):
+        module(echo, stop=["gnu"])
+    with pytest.raises(ValueError, match="stop: .*<pad>"):
+        module(echo, stop=["<pad>"])
+
+
+# ---- a chat
+
+TEMPLATE = (
+    "{% for m in messages %}say {{ m.role }} {{ m.content }} more {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+@pytest.fixture
+def chat(echo, tmp_path):
+    """A folder whose tokenizer has the words of the task, and a template with two words of its own."""
+    pytest.importorskip("transformers")
+    WordTokenizer().fit([*echo.corpus(), "user assistant please"]).save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    return tmp_path
+
+
+def prompts_of(batch):
+    """The ids in front of each row's reply."""
+    firsts = batch.valid.int().argmax(1).tolist()
+    return [ids[: first + 1].tolist() for ids, first in zip(batch.obs, firsts, strict=True)]
+
+
+def test_a_prompt_is_the_message_of_a_user_in_the_models_template(echo, chat):
+    """In training, in evaluation, and in what a prediction writes, as transformers itself writes it."""
+    from transformers import AutoTokenizer
+
+    own = AutoTokenizer.from_pretrained(chat)
+    torch.manual_seed(0)
+    actor = ReinforcePolicy(policy=GRUPolicy(vocabulary=SIZE + 3, width=16), optimizer=torch.optim.Adam)
+    how = {"tokenizer": FolderTokenizer(str(chat)), "prompt_suffix": " please", "predict_split": "train"}
+    data = module(echo, chat=True, prompts=4, replies=2, **how)
+
+    def templated(split, suffix=" please"):
+        asked = [[{"role": "user", "content": case.prompt + suffix}] for case in echo.cases(split)]
+        return [own.apply_chat_template(x, add_generation_prompt=True, return_dict=False) for x in asked]
+
+    wanted = templated("train")
+    assert own.decode(wanted[0]) == "say user say ant please more assistant"
+    assert sorted(prompts_of(collected(data, actor))) == sorted(wanted * 2)
+    assert prompts_of(data.evaluate(actor, np.random.default_rng(0), True)) == templated("val")
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, lightning_module=actor, default_root_dir="run")
+    (batch,) = data.predict_dataloader()[0]
+    assert prompts_of(batch) == [ids for ids in wanted for _ in range(2)]
+    read = [data.tokenizer.encode_prompt(line["prompt"]) for line in data.records(batch)]
+    assert read == templated("train", suffix="")  # files have no suffix
+    plain = module(echo, prompts=4, replies=2, **how)
+    assert {len(ids) for ids in prompts_of(collected(plain, actor))} == {3}
+
+
+def test_a_chat_without_a_template_or_of_several_turns_is_refused(echo, walks, chat):
+    with pytest.raises(ValueError, match="^chat: the tokenizer has no chat template: take a FolderTokenizer"):
+        module(echo, chat=True)
+    (chat / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="^chat: the tokenizer has no chat template"):
+        module(echo, chat=True, tokenizer=FolderTokenizer(str(chat)))
+    with pytest.raises(ValueError, match="^chat: for tasks of one turn; Walks has 3: leave it out"):
+        module(walks, chat=True)
+
+
 # ---- the expected response
 
 
@@ -252,7 +408,7 @@ def test_expected_responses_are_rows_of_the_group_that_only_imitation_learns_fro
     ("wrong", "message"),
     [
         ({"prompts": 0}, "prompts"), ({"replies": 0}, "replies"), ({"max_new": 0}, "max_new"), ({"top_p": 0}, "top_p"),
-        ({"top_k": -1}, "top_k"), ({"window": 1}, "window"), 
+        ({"top_k": -1}, "top_k"), ({"window": 1}, "window"), ({"best_of": 0}, "best_of"),
         ({"evaluation_prompts": 0}, "evaluation_prompts"), ({"context": 5}, "train case 'train-ant'.*context of 5"),
         ({"prompt_suffix": " please"}, "train case 'train-ant'.*please"),
     ],
@@ -347,9 +503,55 @@ def test_predictions_are_one_line_a_prompt(echo, tmp_path):
         scores = batch.rewards.sum(1)[rows].tolist()
         said = [(text, score) for text, score in zip(texts, scores, strict=True) if text]
         assert list(zip(line["responses"], line["score"], strict=True)) == said
-        assert line["meta"]["empty"] == 12 - len(said)
+        assert line["meta"]["empty"] == 12 - len(said) and line["meta"]["run"] == tmp_path.name
         empty += 12 - len(said)
     assert 0 < empty < 24
+
+
+def test_a_prediction_may_keep_the_best_of_several(echo, tmp_path):
+    """Of the twelve replies to each prompt the one that the reward model pays most, the first of equals."""
+
+    def predicted(**how):
+        trainer = L.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            callbacks=[Exhibits()], default_root_dir=tmp_path,
+        )  # fmt: skip
+        data = TextDataModule(echo, tokenizer=WordTokenizer(), max_new=4, reward=PaysLength(), **how)
+        (batch,) = trainer.predict(agent(), data)
+        return batch, (tmp_path / "predictions" / "replies.jsonl").read_text().splitlines()
+
+    all_of_them, _ = predicted(replies=12)
+    best, lines = predicted(replies=3, best_of=12)
+    scores = all_of_them.rewards.sum(1).view(2, 12)
+    assert best.group.tolist() == [0, 1] and scores.unique().numel() > 1
+    rows = scores.argmax(1) + torch.tensor([0, 12])
+    width = best.actions.shape[1]
+    assert torch.equal(best.actions, all_of_them.actions[rows, :width])
+    for line, score in zip(map(json.loads, lines), scores.max(1).values.tolist(), strict=True):
+        assert line["score"] == [score] and len(line["responses"]) == 1
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_prompt_without_a_reply_that_says_something_is_told_of(echo, tmp_path, silent):
+    """A policy that ends every reply before it began leaves an empty file, of 70 prompts in two batches."""
+    actor = agent()
+    with torch.no_grad():
+        actor.policy.head.bias[1] += 100.0 if silent else -100.0
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Exhibits()],
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    settings = {"replies": 2, "max_new": 3, "predict_split": "train", "evaluation_prompts": None}
+    data = TextDataModule(Many(), tokenizer=WordTokenizer(), **settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.predict(actor, data)
+    said = [str(each.message) for each in caught if "replies.jsonl" in str(each.message)]
+    lines = (tmp_path / "predictions" / "replies.jsonl").read_text().splitlines()
+    if silent:
+        assert lines == [] and len(said) == 1 and said[0].startswith("70 of 70 prompts are not in replies.jsonl: every")
+    else:
+        assert len(lines) == 70 and said == []
 
 
 def test_people_can_read_a_transcript(echo, tmp_path):

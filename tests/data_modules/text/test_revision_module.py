@@ -470,6 +470,7 @@ def test_the_learner_of_a_round_is_the_policy_that_acted():
         ({"rounds": 0}, "rounds"),
         ({"revisions": 0}, "revisions"),
         ({"learn": []}, "learn"),
+        ({"chat": True}, "chat"),
         ({"scored": False, "keep": "best"}, "keep"),
         ({"learn": ["anchors"], "scope": {"word": "ant"}}, "reviser"),
         ({"learn": ["anchors"], "reviser": object()}, "scope"),

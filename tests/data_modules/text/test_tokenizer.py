@@ -181,6 +181,15 @@ def test_a_prompt_begins_as_the_model_wants_it(tmp_path):
     assert tokenizer.encode_prompt("hi you") == [0, 5, 6] and tokenizer.encode("hi you") == [5, 6]
 
 
+def test_a_special_token_is_named_by_its_text(tmp_path):
+    """As a stop token: `<|end|>` and `<|user|>`; a word too; what pads, and what is more than a token, is refused."""
+    tokenizer = FolderTokenizer(model_folder(tmp_path, **NAMED), pad="<|pad|>")
+    assert [tokenizer.token(text) for text in ("<|end|>", "<|user|>", "hi")] == [1, 2, 5]
+    for wrong, said in (("<|pad|>", r"'<\|pad\|>' pads"), ("hi you", "'hi you' is 2 tokens"), ("", "'' is 0 tokens")):
+        with pytest.raises(ValueError, match=said):
+            tokenizer.token(wrong)
+
+
 @pytest.mark.parametrize("separate", [True, False])
 def test_a_chat_is_written_by_the_template(tmp_path, separate):
     """<s> <|user|> hi <|end|> <|assistant|> you <|end|> <|user|> who <|end|> <|assistant|>."""

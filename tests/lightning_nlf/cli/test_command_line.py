@@ -19,6 +19,7 @@ from data_modules.feedback.__main__ import main as feedback
 from lightning_nlf import callbacks
 from lightning_nlf.cli.command_line import main
 from lightning_nlf.modules import ObjectiveModule
+from lightning_nlf.networks import HuggingFacePolicy
 from lightning_nlf.objectives import InjectionPolicy
 
 ROOT = Path(__file__).parents[3]
@@ -45,7 +46,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A file that another yaml would leave by default, of a training or a prediction of seconds; each is made once."""
+    """A file or folder that another yaml would leave by default, of a run of seconds; each is made once."""
     kept: dict[str, Path] = {}
 
     def file(path: str) -> Path:
@@ -64,10 +65,11 @@ def made(tmp_path_factory):
 def bring_needed(source: Path, file) -> None:
     """What a yaml reads of other yamls' runs, where it looks for it."""
     for path in set(re.findall(r"outputs/[\w./-]+", uncommented(source).replace("${seed_everything}", "0"))):
-        folder = not Path(path).suffix  # which whoever wants it makes
+        folder = not Path(path).suffix and Path(path).name != "huggingface"  # which whoever wants it makes
         if not folder and not Path(path).exists() and path != "outputs/episode_reviews.jsonl":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file(REVIEWS.get(path, path)), path)
+            found = file(REVIEWS.get(path, path))
+            (shutil.copytree if found.is_dir() else shutil.copy)(found, path)
 
 
 def uncommented(source: Path) -> str:
@@ -144,6 +146,50 @@ def test_an_overlay_can_swap_the_model():
     Path("overlay.yaml").write_text(yaml.safe_dump({"model": overlay["model"]}))
     model = main([*INJECTION, "--config", "overlay.yaml"], run=False).model
     assert type(model).__name__ == overlay["model"]["class_path"].rpartition(".")[2] != "InjectionPolicy"
+
+
+@pytest.mark.parametrize(
+    "experiment, network, swapped",
+    [("rlhf/reward.yaml", "reward", "BradleyTerryReward"), ("rlhf/dpo.yaml", "policy", "RankedDPOPolicy")],
+    indirect=["experiment"],
+)
+def test_a_flag_can_swap_the_objective(experiment, network, swapped):
+    def built(*flags: str):
+        cli = main(["fit", "--config", str(CONF / experiment), *flags], run=False)
+        return cli.model, cli.options.model.init_args[network].init_args.weights
+
+    before, path = built()
+    assert path == "outputs/sft-seed0/checkpoints/best.ckpt"
+    for flag in ("--model", "--model.class_path"):
+        after, kept = built(flag, f"lightning_nlf.objectives.{swapped}")
+        assert type(after).__name__ == swapped != type(before).__name__
+        assert kept == path
+        one, other = (getattr(model, network).decoder.state_dict() for model in (before, after))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("written, read", [(7, 7), ("${trainer.max_epochs}", 6)])
+def test_a_swapped_class_keeps_the_arguments_that_it_accepts(written, read):
+    schedule = {
+        "class_path": "torch.optim.lr_scheduler.LinearLR",
+        "init_args": {"end_factor": 0.5, "total_iters": written},
+    }
+    Path("overlay.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"lr_scheduler": schedule}}}))
+    flags = ["--trainer.max_epochs", "6", "--model.lr_scheduler", "torch.optim.lr_scheduler.ConstantLR"]
+    swapped = main([*INJECTION, "--config", "overlay.yaml", *flags], run=False).options.model.init_args.lr_scheduler
+    assert swapped.class_path.endswith("ConstantLR")
+    assert swapped.init_args.total_iters == read and "end_factor" not in swapped.init_args
+
+
+@pytest.mark.parametrize("experiment", ["rlhf/dpo.yaml"], indirect=True)
+def test_null_of_a_flag_is_null_in_a_class_inside_a_class(experiment, capsys):
+    dpo = ["fit", "--config", str(CONF / experiment)]
+    flags = ["--model.policy.weights", "null", "--model.optimizer.foreach", "null"]
+    arguments = main([*dpo, *flags], run=False).options.model.init_args
+    assert arguments.policy.init_args.weights is None and arguments.optimizer.init_args.foreach is None
+    with pytest.raises(SystemExit):
+        main([*dpo, "--model.policy.temperature", "null"], run=False)
+    assert "--model.policy.temperature: expected float" in capsys.readouterr().err
 
 
 def test_trainer_defaults_and_their_override():
@@ -224,6 +270,19 @@ def test_every_yaml_trains_and_its_checkpoint_is_the_model(experiment):
         with torch.no_grad():
             next(loaded.policy.parameters()).add_(1)
         assert not same_policy(cli.model, loaded, batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", [Path("rlhf/rlhf_lora.yaml")], ids=str, indirect=True)
+def test_the_reference_of_a_policy_with_lora_stays_the_folder_s_model_while_the_policy_moves(experiment):
+    pytest.importorskip("peft")
+    model = main(["fit", *brief(CONF / experiment), *QUIET, "--run_dir", "run"]).model.eval()
+    base = HuggingFacePolicy("outputs/sft-seed0/huggingface").eval()
+    ids = torch.randint(base.vocabulary, (4, 20))
+    with torch.no_grad():
+        was, said, now = (policy(ids).log_prob(ids) for policy in (base, model.reference, model.policy))
+    torch.testing.assert_close(said, was, atol=1e-4, rtol=0)
+    assert (now - was).abs().max() > 1e-3
 
 
 @pytest.fixture(scope="module")

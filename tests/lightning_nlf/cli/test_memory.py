@@ -7,13 +7,17 @@ import sys
 
 import pytest
 
+from lightning_nlf import __main__ as command_line
+
 ROUNDS, BLOCKS, PAGES = 5, 4, 6000
+DISABLE_HUGE_PAGES = 41  # of prctl(2)
 FAULTS = f"""
 import ctypes, resource
 from lightning_nlf.cli.memory import keep_freed
 
 keep_freed()
 libc = ctypes.CDLL("libc.so.6")
+libc.prctl({DISABLE_HUGE_PAGES}, 1, 0, 0, 0)  # a fault is a page
 libc.malloc.restype = ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
@@ -36,3 +40,13 @@ def test_pages_are_asked_for_once(said, rounds):
         [sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     assert int(told.stdout) / (BLOCKS * PAGES) == pytest.approx(rounds, rel=0.1)
+
+
+def test_the_command_line_sees_to_it(monkeypatch):
+    done = []
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setattr(sys, "argv", ["lightning_nlf", "fit"])
+    monkeypatch.setattr(command_line, "keep_freed", lambda: done.append("keep_freed"))
+    monkeypatch.setattr("lightning_nlf.cli.command_line.main", lambda: done.append("fit"))
+    command_line.main()
+    assert done == ["keep_freed", "fit"]

@@ -15,6 +15,7 @@ SHAPE = {"vocabulary": 40, "layers": 1, "heads": 2, "width": 16, "context": 24}
 LARGE = SHAPE | {"vocabulary": 288, "context": 48}
 LINE = {"prompt": "say a", "responses": ["a b", "c"], "ranking": "A > B", "expected": "a b"}
 LINES = [LINE, LINE | {"prompt": "say b"}, LINE | {"prompt": "say c"}]
+REVIEW = {"prompt": "this museum was", "responses": ["a letdown", "awful"], "ranking": "A > B"}
 LONG = LINE | {"prompt": "say" + " a" * 30}
 
 
@@ -24,6 +25,14 @@ def spec(class_path, **init_args):
 
 def policy(**init_args):
     return spec("lightning_nlf.networks.TransformerPolicy", **({"shape": SHAPE} | init_args))
+
+
+def hugging_face(**sizes):
+    """A policy of transformers of the same sizes."""
+    pytest.importorskip("transformers")
+    own = {"vocab_size": 40, "n_positions": 24, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    config = {"model_type": "gpt2", "bos_token_id": 1, "eos_token_id": 1} | own | sizes
+    return spec("lightning_nlf.networks.HuggingFacePolicy", config=config)
 
 
 def tokenizer(folder=None):
@@ -147,6 +156,15 @@ def test_a_row_longer_than_the_context(make, refused):
     assert "context: a row of 34 tokens" in message and "`context: 24` of the data says where it stands" in message
 
 
+@pytest.mark.parametrize("make", [sft, dpo])
+def test_a_model_of_transformers_refuses_in_the_same_words(make, refused):
+    write([*LINES, LONG])
+    assert refused(*make(hugging_face())) == refused(*make(policy()))
+    message = refused(*make(hugging_face(vocab_size=6, n_positions=48)))
+    assert message == refused(*make(policy(shape=SHAPE | {"vocabulary": 6, "context": 48})))
+    assert "vocabulary: the policy knows 6 token ids and the data has" in message
+
+
 def test_a_prompt_without_room_for_the_reply(refused):
     message = refused(*rl(context=20, max_new=16))
     assert (
@@ -154,6 +172,23 @@ def test_a_prompt_without_room_for_the_reply(refused):
     )
     message = refused(*rl(policy(shape=LARGE | {"context": 20}), max_new=16))
     assert "longer than the context of 20 that the policy has" in message
+
+
+@pytest.mark.parametrize("knob", ["reward", "labeller"])
+def test_a_row_that_whoever_pays_or_labels_cannot_read(knob, refused):
+    """It was trained on the same words, and on shorter rows; the policy itself has room."""
+    small = LARGE | {"context": 10}
+    same = {"task": spec("data_modules.text.PositiveReviews")}  # whose words are known
+    if knob == "reward":
+        write([REVIEW] * 3)
+        fit(*reward(spec("lightning_nlf.networks.TransformerReward", shape=small), **same), run="judge")
+        message = refused(*rl(scorer=Path("judge/checkpoints/last.ckpt")))
+    else:
+        expert = spec("lightning_nlf.experts.PolicyTextExpert", policy=policy(shape=small))
+        message = refused(*rl(labeller=expert))
+    readable = 10 if knob == "reward" else 11
+    assert f"data.{knob}: it can read {readable} tokens, and a row has up to " in message
+    assert f"shorten prompts or max_new, or use another {knob} with a larger context" in message
 
 
 @pytest.mark.parametrize("missing", ["eos", "pad"])

@@ -65,6 +65,25 @@ def test_no_place_to_put_them(fresh, monkeypatch, tmp_path):
 
 @needs_a_compiler
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_hidden_states_are_float32_in_bf16_too(monkeypatch, family):
+    """A value head reads them, and a thousandth of a reward counts: rounded they would be multiples of 2⁻⁸."""
+    shape = DecoderShape(vocabulary=61, layers=2, heads=4, width=64, context=40, family=family)
+    policy, obs = TransformerPolicy(shape), torch.randint(61, (2, 20))
+
+    def features():
+        with torch.autocast("cpu", torch.bfloat16):
+            return policy.features(obs, torch.ones(2, 20, dtype=torch.bool)).detach()
+
+    with_kernels = features()
+    monkeypatch.setattr(operations, "library", lambda dtype: None)
+    plain = features()
+    assert with_kernels.dtype == plain.dtype == torch.float32
+    assert not torch.equal(with_kernels, with_kernels.bfloat16().float())
+    torch.testing.assert_close(with_kernels, plain, atol=0.1, rtol=0)
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_without_them_a_policy_learns_and_says_the_same(monkeypatch, family):
     torch.manual_seed(0)
     shape = DecoderShape(vocabulary=61, layers=2, heads=4, kv_heads=2 if family == "llama" else 0, width=64,

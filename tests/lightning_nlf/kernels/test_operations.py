@@ -46,13 +46,14 @@ def test_gelu_and_its_slope(dtype):
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("width", [16, 50, 384])
 @pytest.mark.parametrize("norm", [torch.nn.LayerNorm, torch.nn.RMSNorm])
-def test_what_is_added_and_its_norm_on_the_way_there_and_back(dtype, width, norm):
+@pytest.mark.parametrize("rows", [0, 1, 37])
+def test_what_is_added_and_its_norm_on_the_way_there_and_back(dtype, width, norm, rows):
     torch.manual_seed(0)
     norm = norm(width, eps=1e-5)
     for parameter in norm.parameters():
         torch.nn.init.normal_(parameter)
-    x, y = 3 + torch.randn(37, width), torch.randn(37, width).to(dtype)
-    weights = torch.randn(37, width), torch.randn(37, width).to(dtype)
+    x, y = 3 + torch.randn(width, rows).t(), torch.randn(rows, width).to(dtype)
+    weights = torch.randn(rows, width), torch.randn(rows, width).to(dtype)
 
     def results(both):
         given = [z.clone().requires_grad_() for z in (x, y)]
@@ -71,6 +72,22 @@ def test_what_is_added_and_its_norm_on_the_way_there_and_back(dtype, width, norm
         torch.testing.assert_close(own.float(), other.float(), atol=10 * HALF[dtype], rtol=HALF[dtype])
     with torch.no_grad():
         assert torch.equal(kernels.add_norm(x, y, norm.weight, bias, norm.eps, centred)[1], ours[1])
+
+
+def test_a_norm_that_nobody_reads_has_no_part_in_the_slope():
+    x, y = (torch.randn(3, 16, requires_grad=True) for _ in range(2))
+    weight = torch.ones(16, requires_grad=True)
+    kernels.add_norm(x, y, weight, None, 1e-5, False)[0].sum().backward()
+    assert (x.grad == 1).all() and (y.grad == 1).all() and not weight.grad.any()
+
+
+def test_shapes_and_dtypes_that_would_be_read_past_their_end_are_refused():
+    x, weight = torch.zeros(3, 16), torch.ones(16)
+    for wrong in ((x, x[:1], weight), (x, x, weight[:8]), (x.double(), x, weight)):
+        with pytest.raises(AssertionError):
+            kernels.add_norm(*wrong, None, 1e-5, True)
+    with pytest.raises(AssertionError):
+        kernels.draw(x, torch.zeros(3))
 
 
 def test_a_norm_by_hand():
@@ -140,6 +157,7 @@ def test_normaliser_and_gradient_of_log_probs(dtype):
     scores = (20 * torch.randn(3, 7, 37)).to(dtype)
     scores[0, 0, 5:] = -math.inf
     torch.testing.assert_close(kernels.log_sums(scores), scores.float().logsumexp(-1))
+    assert kernels.log_sums(torch.full((1, 5), -math.inf)) == -math.inf
     tokens, weights = torch.randint(5, (3, 7)), torch.randn(3, 7)
     theirs = scores.float().requires_grad_()
     (theirs.log_softmax(-1).gather(-1, tokens[..., None])[..., 0] * weights).sum().backward()

@@ -34,6 +34,10 @@ def test_scores_in_half_precision_are_read_in_float32():
     ours.log_prob(value).sum().backward()
     expected = torch.nn.functional.one_hot(value, 7) - exact.probs
     torch.testing.assert_close(scores.grad, expected.bfloat16())
+    scores.grad = None
+    ours.entropy().sum().backward()
+    of_entropy = -exact.probs * (exact.logits + exact.entropy()[:, None])
+    torch.testing.assert_close(scores.grad, of_entropy.bfloat16())
 
 
 def test_divergences_from_and_to_others():

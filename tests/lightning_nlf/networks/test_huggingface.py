@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lightning_nlf import generation
-from lightning_nlf.networks import HuggingFacePolicy, LoRA
+from lightning_nlf.networks import HuggingFacePolicy, LoRA, ValueHead
+from lightning_nlf.objectives import RLHFAgent
 from lightning_nlf.objectives.reference import digest
 
 transformers = pytest.importorskip("transformers")
@@ -37,12 +38,50 @@ def policy(kind: str = "gpt2", **how) -> HuggingFacePolicy:
 @torch.no_grad()
 def test_scores_are_those_of_the_model_wherever_they_are_asked_for(kind):
     network, ids = policy(kind), torch.randint(40, (3, 9))
-    expected = network.causal(ids).logits
+    expected = network.bare(ids).logits
     torch.testing.assert_close(network(ids).logits, expected.log_softmax(-1), atol=1e-4, rtol=0)
     where = torch.zeros(3, 9, dtype=torch.bool)
     where[0, 2:4] = where[1, 6] = True
     assert network.direct == (kind != "gemma2")  # which caps them
     torch.testing.assert_close(network(ids, where).logits, expected.log_softmax(-1)[where], atol=1e-4, rtol=0)
+    assert network.features(ids, where).shape == (3, 32)  # for a head of another network
+
+
+SCALED = {
+    "gemma2": {"head_dim": 8},
+    "cohere": {"logit_scale": 0.5},
+    "granite": {"logits_scaling": 3.0},
+    "granitemoe": {"logits_scaling": 3.0, "num_local_experts": 2, "num_experts_per_tok": 1},
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_a_shared_value_learns_on_the_states_of_a_model_that_scales_or_caps_its_scores(kind, monkeypatch):
+    monkeypatch.setitem(CONFIGS, kind, SMALL | SCALED[kind])
+    network, ids = policy(kind), torch.randint(40, (3, 9))
+    features = network.features(ids)
+    assert not network.direct and features.shape == (3, 9, 32)
+    torch.testing.assert_close(network.distribution(features).logits, network.bare(ids).logits.log_softmax(-1))
+    value = ValueHead(width=32)
+    torch.nn.init.ones_(value.head.weight)
+    (value(features).sum() + network.distribution(features).log_prob(ids).sum()).backward()
+    assert all(parameter.grad is not None for parameter in network.bare.get_output_embeddings().parameters())
+    assert all(bool(p.grad.any()) for name, p in network.named_parameters() if "layers.0.self_attn" in name)
+
+
+def test_a_model_whose_scores_are_made_of_more_than_its_states_is_refused(monkeypatch):
+    """One that adds to its scores where it reads tokens itself."""
+    model = transformers.LlamaForCausalLM
+    inner = model.forward
+
+    def forward(self, input_ids=None, **how):
+        out = inner(self, input_ids=input_ids, **how)
+        out.logits = out.logits + (0 if input_ids is None else 1)
+        return out
+
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(ValueError, match="weights: a llama makes its scores of more than its last hidden states"):
+        policy("llama")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -69,6 +108,21 @@ def test_stored_log_probs_are_those_of_the_training_forward_over_two_turns(kind)
         start = len(prompt) - 1
         torch.testing.assert_close(log_probs[start : start + a], first_log_probs[row, :a], atol=1e-4, rtol=0)
         torch.testing.assert_close(log_probs[start + a + 1 :], second_log_probs[row, :b], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@torch.no_grad()
+def test_copies_of_a_prompt_say_what_separate_prompts_say(kind):
+    """Three prompts of different lengths, three replies to each; what they share is read once, in three rows."""
+    network, rows = policy(kind), []
+    prompts, lengths = torch.tensor([[2, 3, 4, 9], [5, 9, 0, 0], [8, 0, 0, 0]]), torch.tensor([4, 2, 1])
+    how = {"stop": tuple(range(8)), "max_new": 9, "seeds": torch.arange(9)}
+    separate = generation.reply(network, prompts.repeat_interleave(3, 0), lengths.repeat_interleave(3), **how)
+    network.causal.get_input_embeddings().register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    shared = generation.reply(network, prompts, lengths, copies=3, **how)
+    assert torch.equal(shared[0], separate[0]) and torch.equal(shared[2], separate[2])
+    torch.testing.assert_close(shared[1], separate[1], atol=1e-4, rtol=0)
+    assert rows[0] == 3 and len(shared[2].unique()) > 2 and len(shared[0].unique(dim=0)) > 6
 
 
 def test_lora_trains_its_additions_only_and_the_frozen_policy_is_the_base_in_the_same_memory():
@@ -110,6 +164,19 @@ def test_rows_longer_than_the_context_and_strange_tokens_are_refused():
         network(torch.tensor([[40]]))
 
 
+@torch.no_grad()
+def test_so_are_those_of_one_token_when_a_reply_begins():
+    network, one = policy(), torch.tensor([1])
+    network.read(torch.tensor([[1]]), one, room=64)  # whose last token is never read
+    with pytest.raises(ValueError, match="65 tokens is longer than the model's context of 64"):
+        network.read(torch.tensor([[1]]), one, room=65)
+    with pytest.raises(ValueError, match="token 40 in a vocabulary of 40"):
+        network.read(torch.tensor([[40]]), one, room=2)
+    _, state = network.read(torch.ones(1, 60, dtype=torch.long), torch.tensor([60]))
+    with pytest.raises(ValueError, match="65 tokens is longer than the model's context of 64"):
+        network.read(torch.tensor([[1]]), one, state, room=5)  # another turn
+
+
 @pytest.mark.parametrize(("extra", "knobs"), [("transformers", {}), ("peft", {"lora": LoRA()})])
 def test_a_missing_extra_is_named(extra, knobs, monkeypatch):
     monkeypatch.setitem(sys.modules, extra, None)
@@ -124,3 +191,27 @@ def test_neither_weights_nor_config_and_missing_weights_are_refused(tmp_path):
         HuggingFacePolicy(weights=str(tmp_path))
     with pytest.raises(ValueError, match="no file"):
         HuggingFacePolicy(weights="nowhere.ckpt")
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_dropout_of_a_config_is_not_followed_so_the_first_ratio_is_1(loaded, tmp_path):
+    """GPT-2's config says .1 in three places."""
+    if loaded:
+        transformers.GPT2LMHeadModel(transformers.GPT2Config(**CONFIGS["gpt2"])).save_pretrained(tmp_path)
+        made = HuggingFacePolicy(weights=str(tmp_path), lora=LoRA(r=2))
+    else:
+        made = policy()
+    ids = torch.randint(40, (3, 20))
+    acted, learns = made.eval()(ids).log_prob(ids), made.train()(ids).log_prob(ids)
+    torch.testing.assert_close((learns - acted).exp(), torch.ones(3, 20), atol=1e-4, rtol=0)
+    RLHFAgent(policy=made, value=ValueHead(width=32))  # which refuses any
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_dropout_that_is_asked_for_is_there_in_training_only(kind):
+    network, ids = policy(kind, dropout=0.3), torch.randint(40, (3, 20))
+    assert torch.equal(network(ids).logits, network(ids).logits)
+    network.train()
+    assert not torch.allclose(network(ids).logits, network(ids).logits, atol=1e-3)
+    with pytest.raises(ValueError, match="dropout: got 1.0, must be at least 0 and below 1"):
+        policy(kind, dropout=1.0)

@@ -166,6 +166,8 @@ def test_tokens_of_another_vocabulary_are_refused():
         policy()(torch.tensor([[30]]))
     with pytest.raises(ValueError, match="token 30"):
         policy().read(torch.tensor([[1, 30]]), torch.tensor([2]))
+    with pytest.raises(ValueError, match="token 30"):
+        policy().read(torch.tensor([[30]]), torch.tensor([1]), room=1)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.networks import GaussianPolicy, MLPQValue, MLPValue, QValue, Value
+from lightning_nlf.networks import (
+    DecoderShape,
+    GaussianPolicy,
+    MLPQValue,
+    MLPValue,
+    QHead,
+    QValue,
+    TransformerPolicy,
+    Value,
+)
 from lightning_nlf.objectives import ActorCriticAgent, QActorCriticAgent, ReinforcePolicy
 from lightning_nlf.objectives.actor_critic import explained_variance, value_loss
 
@@ -201,6 +210,52 @@ def test_q_of_a_truncated_row_is_of_an_action_of_the_policy(terminated, low, hig
     target = float(module.prepare(episode([3], [1], 8, terminated)).returns)
     assert target == pytest.approx(1 if terminated else 11, abs=0.13)
     assert low <= target <= high
+
+
+class CountedPolicy(TransformerPolicy):
+    """Counts how often its trunk is read."""
+
+    reads = 0
+
+    def states(self, obs, where):
+        self.reads += 1
+        return super().states(obs, where)
+
+
+def q_on_trunk(**knobs):
+    torch.manual_seed(0)
+    return QActorCriticAgent(policy=CountedPolicy(DecoderShape(30, 1, 2, 8, 8)), q=QHead(8, 30), **knobs)
+
+
+def dialogues(**fields):
+    """Two rows of tokens, the learner's from the second on."""
+    ids = torch.randint(30, (2, 6), generator=torch.Generator().manual_seed(0))
+    valid = row(0, 1, 1, 1, 1).bool() & (torch.arange(5) < torch.tensor([[5], [3]]))
+    rows = episodes((5, 3), obs=ids[:, :-1], actions=ids[:, 1:], valid=valid, mask=valid, final_obs=ids[:, -1])
+    return replace(rows, **fields)
+
+
+def test_a_q_head_and_the_policy_read_the_trunk_once():
+    """Q(s, a) = w_a · x(s) + b_a, x(s) the policy's features."""
+    module, batch = q_on_trunk(), dialogues()
+    for parameter in module.q.parameters():
+        torch.nn.init.normal_(parameter)
+    features, said = module.policy.features(batch.obs, batch.mask), batch.actions[batch.mask]
+    expected = (features * module.q.head.weight[said]).sum(-1) + module.q.head.bias[said]
+    module.policy.reads = 0
+    values = module.evaluate(batch).values
+    assert module.policy.reads == 1 and values.std() > 0.1
+    torch.testing.assert_close(values[batch.mask], expected)
+    torch.testing.assert_close(module.prepare(batch).values[batch.mask], expected.detach())
+
+
+def test_a_q_head_says_what_follows_a_truncated_row():
+    """γ=.5, λ=1, no rewards, Q = 4 whatever is said: G of the last four steps .25, .5, 1, 2. Read once for it."""
+    module = q_on_trunk(gamma=0.5, lam=1.0)
+    torch.nn.init.constant_(module.q.head.bias, 4)
+    prepared = module.prepare(dialogues(rewards=torch.zeros(2, 5), terminated=torch.zeros(2, dtype=torch.bool)))
+    torch.testing.assert_close(prepared.returns[0], row(0, 0.25, 0.5, 1, 2)[0])
+    assert module.policy.reads == 2  # the rows, and what follows them
 
 
 @pytest.mark.parametrize(

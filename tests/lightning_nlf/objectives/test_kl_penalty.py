@@ -213,7 +213,17 @@ def test_only_a_beta_that_moves_is_in_the_checkpoint():
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_at_the_start_there_is_nothing_to_penalise(kind):
-    module = made(kind, beta=10.0)
+    nothing_to_penalise(made(kind, beta=10.0))
+
+
+def test_the_reference_has_the_temperature_of_the_policy():
+    """Weights with a std of 1, so that scores differ by much, and divided by 1.5 differ by less."""
+    torch.manual_seed(0)
+    shape = DecoderShape(VOCABULARY, layers=1, heads=2, width=16, context=8, init_std=1.0)
+    nothing_to_penalise(RLHFPolicy(policy=TransformerPolicy(shape, temperature=1.5), beta=10.0))
+
+
+def nothing_to_penalise(module):
     told = Told(module)
     batch = by_the_policy(module, replies())
     prepared = module.prepare(batch)

@@ -6,10 +6,11 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from data_modules.offline import OfflineDataModule, save_batch
-from lightning_nlf.batch import stack_rows
-from lightning_nlf.objectives import DPOPolicy
+from lightning_nlf.batch import Batch, stack_rows
+from lightning_nlf.objectives import DPOPolicy, ReinforcePolicy, RLHFPolicy
 from lightning_nlf.objectives.reference_cache import LogProbCache, digest, read_rows, row_keys, settings, write_rows
 
 
@@ -200,3 +201,65 @@ def test_an_epoch_of_a_file_costs_no_reading(text, batch, tmp_path):
     )
     trainer.fit(module, OfflineDataModule(str(tmp_path / "rows.pt"), minibatches=2))
     assert trainer.global_step == 8 and read == [4]
+
+
+# ---- the KL of what was said in an evaluation
+
+POLICY, REFERENCE = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.5, 0.3, 0.2])
+
+
+def strayed(text, kind=RLHFPolicy):
+    """A policy of three tokens that says them as `POLICY`, and started as `REFERENCE`."""
+    module = kind(policy=text.lookup_policy([REFERENCE.tolist()] * 3))
+    with torch.no_grad():
+        module.policy.scores.copy_(POLICY.log().expand(3, 3))
+    return module
+
+
+def said(**extra):
+    """The tokens 0 1 in the first row, 2 in the second, behind a prompt; 9 in the log-probabilities means nothing."""
+    ids = torch.tensor([[1, 0, 1], [1, 2, 0]])
+    valid = torch.tensor([[True, True], [True, False]])
+    log_probs = torch.where(valid, POLICY.log()[ids[:, 1:]], 9)
+    batch = Batch(ids[:, :-1], ids[:, 1:], valid, valid, log_probs=log_probs, rewards=torch.zeros(2, 2))
+    return replace(batch, extra={name: torch.tensor(x) for name, x in extra.items()})
+
+
+def validated(module, batch):
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.validate(module, [DataLoader([batch], batch_size=None)] * 2, verbose=False)
+    return trainer.callback_metrics
+
+
+def test_samples_of_an_evaluation_say_how_far_the_policy_strayed(text):
+    """ln(.7/.5) + ln(.2/.3) = .3364722 − .4054651 = −.0689929 and ln(.1/.2) = −.6931472: −.3810700 in the mean.
+
+    Two parts of one episode: their sum, −.7621401. Nothing is remembered of them, and what the mode says has no KL.
+    """
+    module = strayed(text)
+    metrics = validated(module, said())
+    assert metrics["val/kl_sampled"] == pytest.approx(-0.3810700, abs=1e-6)
+    assert "val/kl" not in metrics and "val/return" in metrics and module._known is None
+    parts = validated(module, said(episode=[0, 0], part=[0, 1]))
+    assert parts["val/kl_sampled"] == pytest.approx(-0.7621401, abs=1e-6)
+
+
+def test_there_is_no_kl_without_a_reference(text):
+    metrics = validated(strayed(text, ReinforcePolicy), said())
+    assert "val/return_sampled" in metrics and "val/kl_sampled" not in metrics
+
+
+def test_there_is_no_kl_from_another_reference_than_the_checkpoints(text):
+    checkpoint = {}
+    trained = strayed(text)
+    trained.on_save_checkpoint(checkpoint)
+    trained.on_load_checkpoint(checkpoint)
+    assert "val/kl_sampled" in validated(trained, said())
+    other = RLHFPolicy(policy=text.lookup_policy([POLICY.tolist()] * 3))
+    other.on_load_checkpoint(checkpoint)
+    with pytest.warns(UserWarning, match="no kl: the checkpoint was trained against another reference"):
+        metrics = validated(other, said())
+    assert "val/kl_sampled" not in metrics and "val/return_sampled" in metrics
