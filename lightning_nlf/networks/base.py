@@ -118,6 +118,7 @@ def misfits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]
 
 class Policy(Network):
     role = "policy"
+    shared = False  # whether a head of another network reads its features
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Distribution:
         """obs (B, T, *obs) → a distribution of batch shape (B, T); (N,) over the True steps of `where` (B, T)."""

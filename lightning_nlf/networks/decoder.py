@@ -182,8 +182,13 @@ class Decoder(nn.Module):
                 adds = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(parameter, std=std / math.sqrt(2 * self.shape.layers) if adds else std)
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
-        """ids, positions (N,) → hidden states (N, d), or (n, d) of the tokens `wanted` (n,)."""
+    def forward(
+        self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None, exact: bool = True
+    ) -> Tensor:
+        """ids, positions (N,) → hidden states (N, d), or (n, d) of the tokens `wanted` (n,).
+
+        Args: exact: float32 in bf16 too; otherwise rounded, where that saves time.
+        """
         x = F.embedding(ids, self.embed.weight)
         if self.places is not None:
             x = x + F.embedding(positions, self.places.weight)
@@ -197,7 +202,7 @@ class Decoder(nn.Module):
             x, y = block(x, normed, rotation, lambda qkv, at=layer: attend(at, qkv), wanted if layer == last else None)
             if layer < last:
                 x, normed = added(x, y, blocks[layer + 1].attention_norm)
-        return added(x, y.to(x.dtype), self.norm)[1]  # a value head wants every bit
+        return added(x, y.to(x.dtype) if exact else y, self.norm)[1]
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of each position's angles, (N, 1, e)."""

@@ -96,8 +96,10 @@ class Transformer(Network):
             raise ValueError(f"shape: {weights} does not say it; give it (vocabulary, layers, heads, width, context)")
         return DecoderShape(**shape)
 
-    def states(self, obs: Tensor, where: Tensor | None) -> Tensor:
+    def states(self, obs: Tensor, where: Tensor | None, exact: bool = True) -> Tensor:
         """obs (B, T) → (B, T, d), or (N, d) over the True steps of `where`. Nothing behind a row's last one is read.
+
+        Args: exact: as of `Decoder.forward`.
 
         Raises:
             ValueError: a row longer than the context, or a token outside of the vocabulary.
@@ -114,7 +116,7 @@ class Transformer(Network):
         def attend(layer: int, qkv: Tensor) -> Tensor:
             return packed.attend(qkv, shape.heads)
 
-        hidden = decoder(packed.ids, packed.positions, attend, packed.wanted)
+        hidden = decoder(packed.ids, packed.positions, attend, packed.wanted, exact)
         return hidden.unflatten(0, obs.shape) if where is None else hidden
 
     def refuse_length(self, tokens: int, more: int) -> None:
@@ -164,7 +166,7 @@ class TransformerPolicy(Transformer, Policy):
         self.load_weights(weights)
 
     def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
-        return self.states(obs, where)
+        return self.states(obs, where, exact=self.shared)  # scores round them anyway, values must not
 
     def distribution(self, features: Tensor) -> TokenDistribution:
         return TokenDistribution(self._scores(features))
@@ -198,7 +200,8 @@ class TransformerPolicy(Transformer, Policy):
             own = slice(first, first + some)
             wanted = None if width == 1 else last[own] - first * width
             attend = partial(cache.attend, heads=shape.heads, seen=seen[own], first=first)
-            scores.append(self.scores(self.decoder(ids[own].flatten(), positions[own].flatten(), attend, wanted)))
+            hidden = self.decoder(ids[own].flatten(), positions[own].flatten(), attend, wanted, exact=False)
+            scores.append(self.scores(hidden))
         return scores[0] if len(scores) == 1 else torch.cat(scores), cache
 
     def _empty_cache(self, rows: int) -> Cache:

@@ -147,6 +147,7 @@ class ActorCriticAgent(ValueObjective, PolicyModule):
     def __init__(self, value: Value, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.value = value
+        self.policy.shared |= value.on_policy
 
 
 class QActorCriticAgent(QObjective, PolicyModule):
@@ -155,3 +156,4 @@ class QActorCriticAgent(QObjective, PolicyModule):
     def __init__(self, q: QValue, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.q = q
+        self.policy.shared |= q.on_policy

@@ -10,8 +10,9 @@ import torch
 
 from lightning_nlf import generation
 from lightning_nlf.kernels import build, operations
-from lightning_nlf.networks import TransformerPolicy
+from lightning_nlf.networks import TransformerPolicy, ValueHead
 from lightning_nlf.networks.decoder import DecoderShape
+from lightning_nlf.objectives import ActorCriticAgent
 
 needs_a_compiler = pytest.mark.skipif(build.library(torch.float32) is None, reason="no C++ compiler here")
 LOAD = "import torch; from lightning_nlf.kernels.build import library; print(library(torch.float32) is not None)"
@@ -69,15 +70,16 @@ def test_hidden_states_are_float32_in_bf16_too(monkeypatch, family):
     """A value head reads them, and a thousandth of a reward counts: rounded they would be multiples of 2⁻⁸."""
     shape = DecoderShape(vocabulary=61, layers=2, heads=4, width=64, context=40, family=family)
     policy, obs = TransformerPolicy(shape), torch.randint(61, (2, 20))
+    agent = ActorCriticAgent(policy=policy, value=ValueHead(width=64))
 
     def features():
         with torch.autocast("cpu", torch.bfloat16):
-            return policy.features(obs, torch.ones(2, 20, dtype=torch.bool)).detach()
+            return agent.policy.features(obs, torch.ones(2, 20, dtype=torch.bool)).detach()
 
     with_kernels = features()
     monkeypatch.setattr(operations, "library", lambda dtype: None)
     plain = features()
-    assert with_kernels.dtype == plain.dtype == torch.float32
+    assert with_kernels.dtype == plain.dtype == torch.float32 and not TransformerPolicy.shared
     assert not torch.equal(with_kernels, with_kernels.bfloat16().float())
     torch.testing.assert_close(with_kernels, plain, atol=0.1, rtol=0)
 
