@@ -70,7 +70,8 @@ def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: P
     note = (
         f"True reward of four sampled replies to each held-out prompt, mean and 95 % bootstrap interval over {seeds} "
         f"seeds (1000–{999 + seeds}); each method took about {budget['optimizer_steps']} optimizer steps and at most "
-        f"{budget['replies']:,} replies, its own or those of the file, and replies that were cut off and played again. "
+        f"{budget['replies']:,} replies, its own or those of the file, and replies that were cut off and played again; "
+        "second_ppo goes on from rlhf_ppo with as many more. "
         f"One standard deviation of a reply's reward at the start is {shown(spread, 3)}. The reward model orders "
         f"{shown(right, 3)} of held-out pairs as the rule does, and its calibration error is {shown(off, 3)}. "
         f"{os.cpu_count()} cores; `python benchmarks/rlhf.py`, one method again: `--only METHOD`."
