@@ -118,7 +118,7 @@ def test_copies_of_a_prompt_say_what_separate_prompts_say(kind):
     prompts, lengths = torch.tensor([[2, 3, 4, 9], [5, 9, 0, 0], [8, 0, 0, 0]]), torch.tensor([4, 2, 1])
     how = {"stop": tuple(range(8)), "max_new": 9, "seeds": torch.arange(9)}
     separate = generation.reply(network, prompts.repeat_interleave(3, 0), lengths.repeat_interleave(3), **how)
-    network.causal.get_input_embeddings().register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    network.bare.get_input_embeddings().register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
     shared = generation.reply(network, prompts, lengths, copies=3, **how)
     assert torch.equal(shared[0], separate[0]) and torch.equal(shared[2], separate[2])
     torch.testing.assert_close(shared[1], separate[1], atol=1e-4, rtol=0)
