@@ -33,7 +33,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.configs import interval  # noqa: E402
+from benchmarks.intervals import Interval, mean_interval, median_interval, ratio_interval, shown  # noqa: E402
 
 RUNS = Path("outputs/benchmarks/bodies")
 RESULTS = Path(__file__).parent / "results"
@@ -166,20 +166,14 @@ def reached(points: list[tuple[int, int, float]], threshold: float) -> dict[str,
 # ---- the tables
 
 
-def ratio(own: list[float], scratch: list[float], budget: int, draws: int = 10_000) -> tuple[float, float, float]:
-    """Median steps of PPO over those of an arm, and its 95 % bootstrap interval; seeds drawn anew in both.
+def ratio(own: list[float], scratch: list[float], budget: int) -> Interval:
+    """Geometric mean of PPO's steps over that of an arm's, with Welch's interval of the logarithms.
 
-    PPO's unreached thresholds count as the budget, the arm's own as infinite: a lower bound either way.
+    PPO's unreached thresholds count as the budget: a lower bound. An arm that failed has no mean: 0.
     """
-    rng = np.random.default_rng(0)
-    above, below = np.minimum(np.asarray(scratch), budget), np.asarray(own)
-
-    def of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.median(a, -1) / np.median(b, -1)
-
-    drawn = of(rng.choice(above, (draws, len(above))), rng.choice(below, (draws, len(below))))
-    low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
-    return float(of(above, below)), float(low), float(high)
+    if not all(map(math.isfinite, own)):
+        return 0.0, 0.0, math.inf
+    return ratio_interval([min(steps, budget) for steps in scratch], own)
 
 
 def tables(rows: list[dict[str, Any]], experts: dict[str, dict[str, float]]) -> str:
@@ -198,10 +192,9 @@ def tables(rows: list[dict[str, Any]], experts: dict[str, dict[str, float]]) -> 
                     continue
                 solved = sum(map(math.isfinite, steps))
                 cells = [name if name.isdigit() else f"{name}: {threshold:,.0f}"]
-                cells += [f"{solved}/{len(steps)}", shown(steps), shown(of_arm(rows, body, arm, name, "labels"))]
-                faster = "" if arm == "ppo" or not scratch else "{:.1f} [{:.1f}, {:.1f}]".format(
-                    *ratio(steps, scratch, BODIES[body].budget)
-                )  # fmt: skip
+                cells += [f"{solved}/{len(steps)}", shown(median_interval(steps))]
+                cells += [shown(median_interval(of_arm(rows, body, arm, name, "labels")))]
+                faster = "" if arm == "ppo" or not scratch else shown(ratio(steps, scratch, BODIES[body].budget), 1)
                 lines.append(f"| bodies/{body}_{arm} | {' | '.join(cells)} | {faster} |")
     return "\n".join(lines)
 
@@ -210,12 +203,8 @@ def of_arm(rows: list[dict[str, Any]], body: str, arm: str, threshold: str, what
     return [row["reached"][threshold][what] for row in rows if (row["body"], row["arm"]) == (body, arm)]
 
 
-def shown(values: list[float]) -> str:
-    return "{:,.0f} [{:,.0f}, {:,.0f}]".format(*interval(values))
-
-
 def draw(rows: list[dict[str, Any]], experts: dict[str, dict[str, float]], path: Path) -> None:
-    """Mean return against environment steps, with a 95 % bootstrap band.
+    """Mean return against environment steps, with a 95 % band of t intervals.
 
     A run that stopped stays where it was; from where half of them have, the line is dotted.
     """
@@ -233,8 +222,7 @@ def draw(rows: list[dict[str, Any]], experts: dict[str, dict[str, float]], path:
             if not curves:
                 continue
             x = np.array([np.interp(grid, *np.array(curve)[:, [0, 2]].T) for curve in curves])
-            drawn = np.random.default_rng(0).integers(len(x), size=(2000, len(x)))
-            low, high = np.quantile(x[drawn].mean(1), [0.025, 0.975], axis=0)
+            low, high = np.array([mean_interval(values)[1:] for values in x.T]).T
             going_on = grid <= np.median([curve[-1][0] for curve in curves])
             axes.plot(grid[going_on], x.mean(0)[going_on], color=colour, label=arm, linewidth=2)
             axes.plot(grid, x.mean(0), color=colour, linewidth=1, linestyle=(0, (1, 3)))
@@ -311,7 +299,8 @@ def report(rows: list[dict[str, Any]], experts: dict[str, dict[str, float]], see
     commands = "\n".join(f"    {command_of(body, arm, seeds)}" for body in experts for arm in ARMS)
     budgets = ", ".join(f"{body} {BODIES[body].budget:,}" for body in experts)
     note = (
-        f"Median and 95 % bootstrap interval over seeds 1000–{999 + seeds}; budgets in environment steps: {budgets}; "
+        f"Median and 95 % interval of order statistics over seeds 1000–{999 + seeds}; times faster: ratio of geometric "
+        f"means with the 95 % t interval of its logarithm; budgets in environment steps: {budgets}; "
     )
     note += f"{machine()}; `python benchmarks/bodies.py`."
     return f"{tables(rows, experts)}\n\n{note}\n\n{commands}\n"

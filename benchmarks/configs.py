@@ -21,7 +21,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.intervals import median_interval, shown  # noqa: E402
 
 PENDULUM = ["reinforce", "a2c", "q_actor_critic", "ppo", "joint"]
 PENDULUM += ["injection", "injection_triggered", "injection_weighted", "injection_shaped", "bc", "dagger"]
@@ -59,19 +61,9 @@ def figures_of(journal: Path) -> dict[str, float]:
     return figures | {"decided": validations[-1]["env_steps"], "calls": validations[-1].get("feedback_calls", 0)}
 
 
-def interval(values: list[float], draws: int = 10_000) -> tuple[float, float, float]:
-    """Median and its 95 % percentile-bootstrap interval; infinities stay where they are."""
-    sample = np.sort(np.asarray(values))
-    resampled = np.sort(np.random.default_rng(0).choice(sample, (draws, len(sample))), axis=1)
-    medians = resampled[:, (len(sample) - 1) // 2]  # the lower one of an even number: no mean with an infinity
-    low, high = np.quantile(medians, [0.025, 0.975], method="nearest")
-    return float(sample[(len(sample) - 1) // 2]), float(low), float(high)
-
-
-def shown(rows: list[dict], key: str, form: str = ",.0f") -> str:
+def median_of(rows: list[dict], key: str, digits: int = 0) -> str:
     """`median [low, high]`: what headers and README quote."""
-    median, low, high = (format(x, form) for x in interval([row[key] for row in rows]))
-    return f"{median} [{low}, {high}]"
+    return shown(median_interval([row[key] for row in rows]), digits)
 
 
 def tables(rows: list[dict]) -> str:
@@ -82,14 +74,14 @@ def tables(rows: list[dict]) -> str:
     for name in PENDULUM:
         own = [row for row in rows if row["name"] == name]
         solved = sum(math.isfinite(row["env_steps"]) for row in own)
-        columns = [shown(own, key) for key in ("env_steps", "labels", "return_sampled")]
+        columns = [median_of(own, key) for key in ("env_steps", "labels", "return_sampled")]
         lines.append(f"| {name} | {solved}/{len(own)} | {' | '.join(columns)} |")
     lines += ["", "| yaml | last return, greedy | sampled | tokens | feedback calls |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for name in TOKENS:
         own = [row for row in rows if row["name"] == name]
-        columns = [shown(own, "return", ".2f"), shown(own, "return_sampled", ".2f")]
-        lines.append(f"| {name} | {' | '.join([*columns, shown(own, 'decided'), shown(own, 'calls')])} |")
+        columns = [median_of(own, "return", 2), median_of(own, "return_sampled", 2)]
+        lines.append(f"| {name} | {' | '.join([*columns, median_of(own, 'decided'), median_of(own, 'calls')])} |")
     return "\n".join(lines)
 
 
@@ -110,7 +102,7 @@ def main() -> None:
             rows.append(row)
             print(f"{done}/{len(todo)} {row}", flush=True)
     machine = f"{os.cpu_count()} cores of {platform.machine()}, one thread a run, {options.jobs} runs at a time"
-    note = f"Median and 95 % bootstrap interval over seeds 1000–{999 + options.seeds}; {machine}"
+    note = f"Median and 95 % interval of order statistics over seeds 1000–{999 + options.seeds}; {machine}"
     text = f"{tables(rows)}\n\n{note}; `python benchmarks/configs.py`.\n"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "configs.json").write_text(json.dumps({"machine": machine, "runs": rows}, indent=1) + "\n")

@@ -9,7 +9,7 @@
 validations one after the other; five starts by three seeds, paired. `comparison`: what 512 held-out prompts earn,
 greedily and sampled, when each of three budgets is spent: tokens, optimizer steps, feedback calls; five starts by two
 seeds. A cell of each arm's grid is chosen on one start and two seeds that are used for nothing else. Gains and ratios
-are paired with policy gradient's, with 95 % bootstrap intervals that resample starts, and the runs of each.
+are paired with policy gradient's, with 95 % t intervals over starts.
 
 Finished runs are kept in `outputs/benchmarks/feedback` and not repeated. Writes `results/feedback_STUDY*`.
 """

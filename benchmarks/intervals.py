@@ -1,13 +1,113 @@
-"""Medians with infinities, how much faster one sample is than another, and resamples of runs that share a start."""
+"""Confidence intervals of means, medians and ratios over few seeds, and how their bounds are written.
+
+A percentile bootstrap of a mean covers .84 at n = 5 and .89 at n = 10 where it says .95, so means over few seeds have
+Student's interval, and medians over few seeds the exact one of order statistics. The bootstrap is kept where 50 seeds,
+or infinities, leave nothing simpler; `coverage.py` measures what it covers there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import mannwhitneyu
+from scipy.stats import binom, mannwhitneyu, t, ttest_ind
 
 DRAWS = 100_000
+Interval = tuple[float, float, float]  # the figure, and its bounds
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean of independent values with Student's interval, n − 1 degrees of freedom; one value has no bounds."""
+    sample = np.asarray(values, dtype=float)
+    middle = float(sample.mean())
+    if len(sample) == 1:
+        return middle, -math.inf, math.inf
+    half = t.ppf((1 + level) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample))
+    return middle, middle - float(half), middle + float(half)
+
+
+def clustered_mean_interval(values: Sequence[float], starts: Sequence[int], level: float = 0.95) -> Interval:
+    """Mean over starts of the means of their runs, with Student's interval over starts.
+
+    Runs from one start are alike: as if they were independent, they would claim more than they show.
+    Args: starts: of each run, (n,).
+    """
+    sample, places = np.asarray(values, dtype=float), np.asarray(starts)
+    return mean_interval([sample[places == start].mean() for start in dict.fromkeys(starts)], level)
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Median, the lower one of an even number, between two order statistics: exact for any distribution.
+
+    The k-th smallest and k-th largest cover the median with 1 − 2·P(Binomial(n, ½) < k), which for n = 10 is .979 at
+    k = 2. Infinities stay where they are. Below n = 6 no two values reach .95: the bounds are infinite.
+    """
+    sample = np.sort(np.asarray(values, dtype=float))
+    n = len(sample)
+    k = int(binom.ppf((1 - level) / 2, n, 0.5))  # the largest k with P(Binomial < k) ≤ (1 − level) / 2
+    if k < 1:
+        return median(values), -math.inf, math.inf
+    return median(values), float(sample[k - 1]), float(sample[n - k])
+
+
+def ratio_interval(
+    above: Sequence[float], below: Sequence[float], paired: bool = False, level: float = 0.95
+) -> Interval:
+    """Ratio of geometric means, above over below, with Student's (paired) or Welch's interval of the logarithms.
+
+    Args: paired: the i-th values were measured one after the other, so that what slowed both cancels.
+    """
+    a, b = np.log(np.asarray(above, dtype=float)), np.log(np.asarray(below, dtype=float))
+    if paired:
+        middle, low, high = mean_interval(a - b, level)
+    elif a.std() == b.std() == 0:
+        middle = low = high = float(a.mean() - b.mean())
+    else:
+        middle = float(a.mean() - b.mean())
+        low, high = ttest_ind(a, b, equal_var=False).confidence_interval(level)
+    return math.exp(middle), math.exp(low), math.exp(high)
+
+
+def geometric_mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Geometric mean of positive values with Student's interval of their logarithms."""
+    return ratio_interval(values, [1.0] * len(values), paired=True, level=level)
+
+
+# ---- as they are written: a bound never claims more than it is
+
+
+def rounded_down(x: float, digits: int = 0) -> str:
+    """The largest number of so many digits after the point that is not above x."""
+    return _toward(x, digits, math.floor)
+
+
+def rounded_up(x: float, digits: int = 0) -> str:
+    """The smallest number of so many digits after the point that is not below x."""
+    return _toward(x, digits, math.ceil)
+
+
+def _toward(x: float, digits: int, whole: Callable[[float], int]) -> str:
+    if math.isinf(x):
+        return "∞" if x > 0 else "-∞"
+    scaled = x * 10**digits
+    nearest = round(scaled)
+    steps = nearest if math.isclose(scaled, nearest, rel_tol=1e-12, abs_tol=1e-9) else whole(scaled)
+    return f"{steps / 10**digits + 0.0:,.{digits}f}"
+
+
+def bounds(low: float, high: float, digits: int = 0) -> str:
+    """`[low, high]`, the lower bound rounded down and the upper one up."""
+    return f"[{rounded_down(low, digits)}, {rounded_up(high, digits)}]"
+
+
+def shown(interval: Interval, digits: int = 0) -> str:
+    """`figure [low, high]`"""
+    figure = "∞" if math.isinf(interval[0]) else f"{interval[0]:,.{digits}f}"
+    return f"{figure} {bounds(*interval[1:], digits)}"
+
+
+# ---- medians with infinities, by the bootstrap
 
 
 def medians(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -> np.ndarray:
@@ -29,18 +129,28 @@ def interval(sample: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def speed_up(baseline: Sequence[float], arm: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+def speed_up(
+    baseline: Sequence[float],
+    arm: Sequence[float],
+    level: float = 0.95,
+    budget: float = math.inf,
+    draws: int = DRAWS,
+) -> Interval:
     """median(baseline) / median(arm) with its bootstrap interval; the lower bound is what may be claimed.
 
-    Where both medians are infinite the ratio is 0: nothing was shown.
+    Where the arm's median is infinite, it is known to be above its `budget` only: the lower bound takes it as never,
+    figure and upper bound as the budget, above which they are not known either. Without a budget the ratio is 0 there:
+    nothing was shown.
     """
 
-    def ratio(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
-        a, b = np.broadcast_arrays(np.asarray(a, dtype=float), np.asarray(b, dtype=float))
+    def ratio(a: np.ndarray | float, b: np.ndarray | float, failed: float) -> np.ndarray:
+        a, b = np.broadcast_arrays(np.asarray(a, dtype=float), np.minimum(np.asarray(b, dtype=float), failed))
         return np.where(np.isinf(b), 0.0, a / np.where(np.isinf(b), 1.0, b))
 
-    drawn = ratio(medians(baseline, seed=1), medians(arm, seed=2))
-    return float(ratio(median(baseline), median(arm))), *interval(drawn, level)
+    slow, quick = medians(baseline, 1, draws), medians(arm, 2, draws)
+    low, _ = interval(ratio(slow, quick, math.inf), level)
+    _, high = interval(ratio(slow, quick, budget), level)
+    return float(ratio(median(baseline), median(arm), budget)), low, high
 
 
 def faster(baseline: Sequence[float], arm: Sequence[float]) -> tuple[float, float]:

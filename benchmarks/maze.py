@@ -71,19 +71,19 @@ def played(checkpoint: Path, seed: int) -> dict[str, float]:
 
 
 def written(rows: list[dict[str, Any]]) -> str:
-    from benchmarks.side_by_side.rlhf_report import interval, shown
+    from benchmarks.intervals import mean_interval, shown
     from data_modules.lmrl import Maze
 
     lines = ["| yaml | score, sampled | mean return, sampled | score, greedy |", "| --- | --- | --- | --- |"]
     for name in YAMLS:
         own = [row for row in rows if row["name"] == name]
-        scores = {how: interval([Maze().anchors.score(row[how]) for row in own]) for how in ("sampled", "greedy")}
-        returns = interval([row["sampled"] for row in own])
+        scores = {how: mean_interval([Maze().anchors.score(row[how]) for row in own]) for how in ("sampled", "greedy")}
+        returns = mean_interval([row["sampled"] for row in own])
         columns = [shown(scores["sampled"], 1), shown(returns, 1), shown(scores["greedy"], 1)]
         lines.append(f"| lmrl/{name} | {' | '.join(columns)} |")
     seeds = len({row["seed"] for row in rows})
     note = (
-        f"Mean and 95 % bootstrap interval over {seeds} seeds (1000–{999 + seeds}); 0 is the worst there is, 50 the "
+        f"Mean and 95 % t interval over {seeds} seeds (1000–{999 + seeds}); 0 is the worst there is, 50 the "
         f"paper's data, 100 the shortest way. {os.cpu_count()} cores; `python benchmarks/maze.py`."
     )
     return "\n".join(lines) + f"\n\n{note}\n"

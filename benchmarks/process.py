@@ -9,7 +9,7 @@ four replies to each of 1,600 training sums. From the same replies, with the sam
 process reward model learns the label of every step and an outcome reward model whether the answer is right. Both judge
 16 replies to each of 300 held-out sums; PPO is then paid by either, through the yamls of `conf/process`, for as many
 replies and optimizer steps. The KL weight of each PPO is chosen on seed 0 by true reward; the figures are of seeds
-1000–1004. Every seed has its own sums. Gains are paired by seed, with 95 % bootstrap intervals.
+1000–1004. Every seed has its own sums. Gains are paired by seed, with 95 % t intervals.
 
 Finished runs are kept in `outputs/benchmarks/process` and not repeated. Writes `results/process.{json,md,png}`.
 """

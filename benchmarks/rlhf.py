@@ -10,7 +10,7 @@ trains through its own yaml, by the command line, for as many optimizer steps an
 others. Learning rates, and the weight of the leash where there is one, are chosen by true reward: every cell of a grid
 runs on seeds 0–2, the three best also on seeds 3–6, and all seven choose. The figures are of seeds 1000–1009. True
 reward: the rule, of four sampled replies to each held-out prompt; KL: of whole replies, from the start, on those
-samples. Gains are paired by seed, with 95 % bootstrap intervals.
+samples. Gains are paired by seed, with 95 % t intervals.
 
 Finished runs are kept in `outputs/benchmarks/rlhf` and not repeated. Writes `results/rlhf.{json,md}`, `rlhf.png` and
 `rlhf_overoptimization.png`.

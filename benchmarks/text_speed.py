@@ -7,8 +7,8 @@
 Rows of one section take turns (A B A B …), five times each, every row in a process of its own that is held to one core
 and one thread. Before anything is timed, the losses of both sides must agree to 1e-4 in fp32 after three steps. "best"
 is TRL's fastest mode on a CPU: bf16, eager attention, no gradient checkpointing. Freed memory stays with the process on
-both sides, as the command line has it, which makes both faster. Medians with least and most; ratios are of medians with
-a 95 % bootstrap interval over the repeats: the claim is its bound. Memory is the process's peak.
+both sides, as the command line has it, which makes both faster. Medians with least and most; ratios are of geometric
+means, repeat by repeat, with the 95 % t interval of their logarithm: the claim is its bound. Memory is the process's peak.
 Writes `results/text_speed.{json,md}`; rows measured with --only take the place of the old ones.
 """
 
@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.intervals import median, speed_up
+from benchmarks.intervals import Interval, bounds, median, ratio_interval
 from benchmarks.side_by_side.pinned import Pinned
 
 CHECKED_LR = 1e-3
@@ -187,7 +187,7 @@ def written(
         if claim.ours in values and claim.peer in values:
             middle, low, high = ratio(claim, values)
             met = "yes" if low >= claim.target else "no"
-            lines.append(f"| {claim.title} | {middle:.2f} | [{low:.2f}, {high:.2f}] | ≥ {claim.target} | {met} |")
+            lines.append(f"| {claim.title} | {middle:.2f} | {bounds(low, high, 2)} | ≥ {claim.target} | {met} |")
     parts = ["\n".join(lines)]
     for section, title in TITLES.items():
         own = [row for row in chosen if row.section == section]
@@ -211,11 +211,11 @@ def written(
     return "\n\n".join(parts) + "\n"
 
 
-def ratio(claim: Claim, values: dict[str, list[float]]) -> tuple[float, float, float]:
-    """How many times as fast as the peer: tokens a second, or milliseconds the other way round."""
+def ratio(claim: Claim, values: dict[str, list[float]]) -> Interval:
+    """How many times as fast as the peer, repeat by repeat: tokens a second, or milliseconds the other way round."""
     if claim.ours.startswith("generation"):
-        return speed_up(values[claim.ours], values[claim.peer])
-    return speed_up(values[claim.peer], values[claim.ours])
+        return ratio_interval(values[claim.ours], values[claim.peer], paired=True)
+    return ratio_interval(values[claim.peer], values[claim.ours], paired=True)
 
 
 def main() -> None:

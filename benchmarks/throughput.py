@@ -5,7 +5,8 @@
     python benchmarks/throughput.py --only training/sb3-default  # one row again, or all that begin so
 
 Rows of one section take turns (A B A B …), five times each, in processes that are held to one core or to two. Medians
-with least and most; ratios are of medians, with a 95 % bootstrap interval over the repeats: the claim is its bound.
+with least and most; ratios are of geometric means, with the 95 % t interval of their logarithm, repeat by repeat where
+rows took turns: the claim is its bound.
 Without --only it writes `results/throughput.{json,md,png}`.
 """
 

@@ -1,23 +1,23 @@
 """What the runs of `feedback.py` come to: endings, tokens to a threshold, and how arms differ.
 
-Intervals are of 95 %, by resampling starts and then the runs of each.
+Means have the 95 % t interval over starts. Ratios of medians, which may be infinite, resample starts and then the runs
+of each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from benchmarks.intervals import interval, resamples
+from benchmarks.intervals import Interval, clustered_mean_interval, interval, resamples
 
 Row = dict[str, Any]
 Rows = list[Row]
 Pairs = list[tuple[Row, Row]]
-Interval = tuple[float, float, float]  # the figure, and its bounds
 DRAWS = 20_000
 LAST = 3  # validations that an ending is the mean of
 KINDS = ("greedy", "sampled")
@@ -52,17 +52,12 @@ def paired(rows: Rows, arm: str, other: str) -> Pairs:
 
 def mean(rows: Rows, of: Callable[[Row], float]) -> Interval:
     """Of what `of` says of each run."""
-    return interval_of_mean([of(row) for row in rows], [row["start"] for row in rows])
+    return clustered_mean_interval([of(row) for row in rows], [row["start"] for row in rows])
 
 
 def gain(pairs: Pairs, of: Callable[[Row], float]) -> Interval:
     """The mean of what the first runs have more than the second."""
-    return interval_of_mean([of(own) - of(base) for own, base in pairs], [own["start"] for own, _ in pairs])
-
-
-def interval_of_mean(values: Sequence[float], starts: Sequence[int]) -> Interval:
-    sample = np.asarray(values, dtype=float)
-    return float(sample.mean()), *interval(sample[resamples(starts, DRAWS)].mean(1))
+    return clustered_mean_interval([of(own) - of(base) for own, base in pairs], [own["start"] for own, _ in pairs])
 
 
 def ratio(pairs: Pairs, of: Callable[[Row], float]) -> Interval:

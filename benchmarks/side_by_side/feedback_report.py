@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.intervals import shown
 from benchmarks.side_by_side import feedback_targets
 from benchmarks.side_by_side.feedback_figures import (
     BUDGETS,
@@ -30,8 +31,11 @@ from benchmarks.side_by_side.feedback_figures import (
     paired,
     ratio,
 )
-from benchmarks.side_by_side.rlhf_report import shown
 
+RATIOS = {  # their coverage is that of `coverage.py`
+    "convergence": ", of ratios by resampling starts and the runs of each (simulated coverage .94)",
+    "comparison": "",
+}
 REVISIONS = {
     "as it is": "",
     "revised after its critique": "revised_",
@@ -50,7 +54,7 @@ def written(study: str, rows: Rows, studies: dict[str, Any], frozen: dict[str, A
     budgets = ", ".join(f"{count:,} {BUDGETS[name]}" for name, count in studies[study]["budgets"].items())
     note = (
         f"Means over {len(runs)} runs from {len({start for start, _ in runs})} starts, paired with "
-        f"{studies[study]['paired'][0]}; 95 % intervals by resampling starts, and the runs of each. "
+        f"{studies[study]['paired'][0]}; 95 % t intervals over starts{RATIOS[study]}. "
         f"For every arm that samples: {budgets}. {os.cpu_count()} cores; "
         f"`python benchmarks/feedback.py {study}`, one arm again: `--only ARM`."
     )
@@ -82,7 +86,7 @@ def convergence(rows: Rows, study: dict[str, Any]) -> list[str]:
             middle = found[(len(found) - 1) // 2]
             cells.append(f"{thousands(middle)}, {there}/{len(found)}")
             until = partial(crossing, kind=kind, threshold=threshold)
-            cells.append("" if arm == base else times(ratio(pairs, until)))
+            cells.append("" if arm == base else shown(ratio(pairs, until), 2))
         threshold, counter = study["thresholds"]["sampled"], "feedback_calls"
         sampling = [row for row in rows if row["arm"] == arm and counter in row["course"][0]]
         asked = sorted(crossing(row, "sampled", threshold, counter) for row in sampling)
@@ -129,11 +133,6 @@ def revisions(starts: Rows) -> list[str]:
 
 def thousands(x: float) -> str:
     return "∞" if math.isinf(x) else f"{x / 1000:.0f}k" if x >= 1000 else f"{x:.0f}"
-
-
-def times(x: tuple[float, float, float]) -> str:
-    one, low, high = ("∞" if math.isinf(value) else f"{value:.2f}" for value in x)
-    return f"{one} [{low}, {high}]"
 
 
 def ends(rows: Rows, study: dict[str, Any], path: Path) -> None:

@@ -8,10 +8,10 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
+from benchmarks.intervals import Interval, bounds
 from benchmarks.side_by_side.feedback_figures import (
     BUDGETS,
     KINDS,
-    Interval,
     Row,
     Rows,
     after,
@@ -43,9 +43,8 @@ class Target:
 def table(targets: list[Target]) -> list[str]:
     lines = ["| what | figure | 95 % interval | target | met by its bound |", "| --- " * 5 + "|"]
     for each in targets:
-        one, low, high = (f"{x:.3f}" for x in each.found)
         target = f"{'≤' if each.most else '≥'} {each.bound:g}"
-        lines.append(f"| {each.title} | {one} | [{low}, {high}] | {target} | {'yes' if each.met else 'no'} |")
+        lines.append(f"| {each.title} | {each.found[0]:.3f} | {bounds(*each.found[1:], 3)} | {target} | {'yes' if each.met else 'no'} |")
     return lines
 
 

@@ -12,7 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.side_by_side.rlhf_report import Rows, interval, shown
+from benchmarks.intervals import mean_interval, shown
+from benchmarks.side_by_side.rlhf_report import Rows
 
 Figures = dict[str, dict[str, Any]]
 JUDGED = {
@@ -41,8 +42,8 @@ def judges(rows: Rows) -> Figures:
     own = [row["judges"] for row in rows if row["method"] == "judges"]
     figures: Figures = {}
     for name in own[0] if own else []:
-        figures[name] = {key: interval([row[name][key] for row in own]) for key in JUDGED}
-        figures[name]["ahead"] = interval([row[name]["best_of_16"] - row["outcome"]["best_of_16"] for row in own])
+        figures[name] = {key: mean_interval([row[name][key] for row in own]) for key in JUDGED}
+        figures[name]["ahead"] = mean_interval([row[name]["best_of_16"] - row["outcome"]["best_of_16"] for row in own])
         figures[name]["seeds"] = len(own)
     return figures
 
@@ -55,10 +56,10 @@ def policies(rows: Rows) -> Figures:
         own = [row for row in rows if row["method"] == name]
         if not own:
             continue
-        figures[name] = {key: interval([row[key] for row in own]) for key in EARNED}
+        figures[name] = {key: mean_interval([row[key] for row in own]) for key in EARNED}
         gains = [row["true_reward"] - starts[row["seed"]] for row in own if row["seed"] in starts]
-        figures[name] |= {"gain": interval(gains)} if gains else {}
-        figures[name] |= {"tokens": interval([row["sampled_tokens"] for row in own]), "seeds": len(own)}
+        figures[name] |= {"gain": mean_interval(gains)} if gains else {}
+        figures[name] |= {"tokens": mean_interval([row["sampled_tokens"] for row in own]), "seeds": len(own)}
     return figures
 
 
@@ -87,7 +88,7 @@ def written(rows: Rows, frozen: dict[str, dict[str, Any]], folder: Path | None) 
         cells = [amounts["true_reward"], gain, amounts["kl"], amounts["length"], amounts["finished"], tokens, str(beta)]
         paid_rows.append([PAID[name], *cells])
     note = (
-        f"Means and 95 % bootstrap intervals over {seeds} seeds (1000–{999 + seeds}), each with its own sums. Both "
+        f"Means and 95 % t intervals over {seeds} seeds (1000–{999 + seeds}), each with its own sums. Both "
         "models learned from the same 5,760 replies, the process model from a label a step, the outcome model from one "
         "a reply. Best of n: the share of right answers among those chosen, of 300 held-out sums; ahead: best of 16, "
         "minus that by the outcome model, by seed. PPO: true reward of 16 sampled replies to each held-out sum; "

@@ -13,7 +13,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.intervals import interval, median, medians, speed_up
+from benchmarks.intervals import Interval, bounds, geometric_mean_interval, median, ratio_interval
 
 if TYPE_CHECKING:
     from benchmarks.throughput import Row
@@ -33,7 +33,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Claim:
-    """A target: a median, or the ratio of two, and on which side of `target` its bound should be; None: just told."""
+    """A target: a geometric mean, or the ratio of two, and on which side of `target` its bound should be; None: none."""
 
     title: str
     over: str
@@ -41,11 +41,12 @@ class Claim:
     target: float | None = None
     most: bool = False  # at most `target`, else at least
 
-    def bounds(self, values: dict[str, list[float]]) -> tuple[float, float, float]:
-        """The figure, and its 95 % bootstrap interval."""
-        if self.under:
-            return speed_up(values[self.over], values[self.under])
-        return median(values[self.over]), *interval(medians(values[self.over]))
+    def bounds(self, values: dict[str, list[float]]) -> Interval:
+        """The figure, and the 95 % t interval of its logarithm; rows that took turns are paired by their repeat."""
+        if not self.under:
+            return geometric_mean_interval(values[self.over])
+        over, under = values[self.over], values[self.under]
+        return ratio_interval(over, under, paired=len(over) == len(under))
 
     def met(self, low: float, high: float) -> bool:
         assert self.target is not None
@@ -106,8 +107,12 @@ def written(chosen: list[Row], found: Found, repeats: int, load: float, folder: 
 # ---- tables
 
 
+def digits_of(x: float) -> int:
+    return 0 if x >= 100 else 1 if x >= 10 else 2
+
+
 def shown(x: float) -> str:
-    return "∞" if math.isinf(x) else f"{x:,.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
+    return "∞" if math.isinf(x) else f"{x:,.{digits_of(x)}f}"
 
 
 def ranged(values: list[float]) -> str:
@@ -131,8 +136,8 @@ def targets(told: list[Claim], values: dict[str, list[float]]) -> str:
         if claim.target is not None:
             target = f"{'≤' if claim.most else '≥'} {claim.target:,g}"
             met = "yes" if claim.met(low, high) else "no"
-        lines.append([claim.title, shown(middle), f"[{shown(low)}, {shown(high)}]", target, met])
-    return table(["what", "median", "95 % interval", "target", "met by its bound"], lines)
+        lines.append([claim.title, shown(middle), bounds(low, high, digits_of(middle)), target, met])
+    return table(["what", "figure", "95 % interval", "target", "met by its bound"], lines)
 
 
 def plain_table(own: list[Row], found: Found) -> str:
@@ -152,9 +157,9 @@ def solving_table(own: list[Row], found: Found) -> str:
     for row in own:
         columns = [[f[key] for f in found[row.key]] for key in ("value", "steps")]
         solved = sum(math.isfinite(x) for x in columns[0])
-        cells = [f"{shown(median(x))} [{', '.join(map(shown, interval(medians(x))))}]" for x in columns]
+        cells = [ranged(x) for x in columns]
         lines.append([row.title, f"{solved}/{len(columns[0])}", *cells, command(row)])
-    return table(["what", "solved", "seconds, median [95 %]", "environment steps", "alone"], lines)
+    return table(["what", "solved", "seconds, median (least–most)", "environment steps", "alone"], lines)
 
 
 def shares_table(own: list[Row], found: Found) -> str:

@@ -17,19 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from benchmarks.intervals import mean_interval, shown
 from benchmarks.study.learner import stands
 
 Rows = list[dict[str, Any]]
-DRAWS = 100_000
 JUDGED_BY = ("accuracy", "calibration_error")  # a reward model
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean over seeds and its 95 % percentile-bootstrap interval."""
-    sample = np.asarray(values, dtype=float)
-    drawn = sample[np.random.default_rng(0).integers(len(sample), size=(DRAWS, len(sample)))].mean(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(sample.mean()), float(low), float(high)
 
 
 def summary(rows: Rows) -> dict[str, dict[str, Any]]:
@@ -38,11 +30,11 @@ def summary(rows: Rows) -> dict[str, dict[str, Any]]:
     figures: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
-        figures[name] = {key: interval([row[key] for row in own]) for key in ("true_reward", "kl", "length")}
+        figures[name] = {key: mean_interval([row[key] for row in own]) for key in ("true_reward", "kl", "length")}
         figures[name] |= {
             key: np.mean([row.get(key, 0) for row in own]) for key in ("optimizer_steps", "sampled_tokens")
         }
-        figures[name]["gain"] = interval([row["true_reward"] - starts[row["seed"]]["true_reward"] for row in own])
+        figures[name]["gain"] = mean_interval([row["true_reward"] - starts[row["seed"]]["true_reward"] for row in own])
         figures[name]["seeds"] = len(own)
     return figures
 
@@ -64,11 +56,11 @@ def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: P
         columns += ["", ""] if name == "start" else [f"{own['optimizer_steps']:.0f}", f"{own['sampled_tokens']:,.0f}"]
         lines.append(f"| {' | '.join([*columns, cell])} |")
     starts = [row for row in rows if row["method"] == "start"]
-    spread = interval([row["reward_std"] for row in starts])
-    right, off = (interval([row["reward_model"][f"val/{key}"] for row in starts]) for key in JUDGED_BY)
+    spread = mean_interval([row["reward_std"] for row in starts])
+    right, off = (mean_interval([row["reward_model"][f"val/{key}"] for row in starts]) for key in JUDGED_BY)
     seeds, budget = figures["start"]["seeds"], study["budget"]
     note = (
-        f"True reward of four sampled replies to each held-out prompt, mean and 95 % bootstrap interval over {seeds} "
+        f"True reward of four sampled replies to each held-out prompt, mean and 95 % t interval over {seeds} "
         f"seeds (1000–{999 + seeds}); each method took about {budget['optimizer_steps']} optimizer steps and at most "
         f"{budget['replies']:,} replies, its own or those of the file, and replies that were cut off and played again; "
         "second_ppo goes on from rlhf_ppo with as many more. "
@@ -98,10 +90,6 @@ def title_of(name: str, method: dict[str, Any], cell: dict[str, Any]) -> str:
 def told(knob: tuple[str, float | bool]) -> str:
     name, value = knob[0].rsplit(".", 1)[-1], knob[1]
     return f"{name} {str(value).lower()}" if isinstance(value, bool) else f"{name} {value:g}"
-
-
-def shown(x: tuple[float, float, float], digits: int) -> str:
-    return f"{x[0]:.{digits}f} [{x[1]:.{digits}f}, {x[2]:.{digits}f}]"
 
 
 def frontier(figures: dict[str, dict[str, Any]], path: Path) -> None:
