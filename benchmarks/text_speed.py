@@ -8,8 +8,8 @@ Rows of one section take turns (A B A B …), five times each, every row in a pr
 and one thread. Before anything is timed, the losses of both sides must agree to 1e-4 in fp32 after three steps. "best"
 is TRL's fastest mode on a CPU: bf16, eager attention, no gradient checkpointing. Freed memory stays with the process on
 both sides, as the command line has it, which makes both faster. Medians with least and most; ratios are of geometric
-means, repeat by repeat, with the 95 % t interval of their logarithm: the claim is its bound. Memory is the process's peak.
-Writes `results/text_speed.{json,md}`; rows measured with --only take the place of the old ones.
+means, repeat by repeat, with the 95 % t interval of their logarithm: the claim is its bound. Memory is the process's
+peak. Writes `results/text_speed.{json,md}`; rows measured with --only take the place of the old ones.
 """
 
 from __future__ import annotations

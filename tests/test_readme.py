@@ -16,6 +16,7 @@ from zlib import crc32
 import pytest
 import yaml
 
+from benchmarks.intervals import rounded_down
 from data_modules.feedback import read
 from data_modules.feedback.__main__ import _parser as feedback_parser
 from data_modules.feedback.__main__ import main as feedback
@@ -372,7 +373,7 @@ def arms_of_feedback():
 def test_yamls_claim_the_lower_bounds_of_the_study(name):
     summary = json.loads((ROOT / "benchmarks" / "results" / "speedup.json").read_text())["summary"][f"{name}/all"]
     mode, sampled = (summary[measure]["corrected"][1] for measure in ("sust", "sto"))
-    claim = f"at least {mode:.0f}× tuned REINFORCE, as it samples {sampled:.0f}×"
+    claim = f"at least {rounded_down(mode)}× tuned REINFORCE, as it samples {rounded_down(sampled)}×"
     assert claim in (ROOT / "conf" / f"{name}.yaml").read_text()
 
 

@@ -44,7 +44,8 @@ def table(targets: list[Target]) -> list[str]:
     lines = ["| what | figure | 95 % interval | target | met by its bound |", "| --- " * 5 + "|"]
     for each in targets:
         target = f"{'≤' if each.most else '≥'} {each.bound:g}"
-        lines.append(f"| {each.title} | {each.found[0]:.3f} | {bounds(*each.found[1:], 3)} | {target} | {'yes' if each.met else 'no'} |")
+        met = "yes" if each.met else "no"
+        lines.append(f"| {each.title} | {each.found[0]:.3f} | {bounds(*each.found[1:], 3)} | {target} | {met} |")
     return lines
 
 

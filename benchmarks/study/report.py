@@ -94,8 +94,7 @@ def table(figures: dict[str, dict[str, Any]], setting: str) -> str:
 def _steps(figures: dict[str, Any]) -> str:
     """Median and quartiles; of runs that their budget ended, that they took more."""
     one, *quartiles = (
-        f"> {figures['budget']:,}" if math.isinf(x) else f"{x:,.0f}"
-        for x in (figures["median"], *figures["quartiles"])
+        f">{figures['budget']:,}" if math.isinf(x) else f"{x:,.0f}" for x in (figures["median"], *figures["quartiles"])
     )
     return f"{one} [{', '.join(quartiles)}]"
 

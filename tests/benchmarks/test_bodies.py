@@ -22,15 +22,16 @@ def test_a_threshold_is_reached_at_the_first_of_three_in_a_row():
 
 
 def test_a_ratio_by_hand():
-    """Medians 30 and 10; all seeds alike, so the interval is a point."""
-    assert bodies.ratio([10, 10, 10], [30, 30, 30], budget=100) == (3, 3, 3)
+    """All seeds alike, so the interval is a point; then geometric means of √(20·80) = 40 and √(5·20) = 10."""
+    assert bodies.ratio([10, 10, 10], [30, 30, 30], budget=100) == pytest.approx((3, 3, 3))
+    assert bodies.ratio([5, 20], [20, 80], budget=100)[0] == pytest.approx(4)
 
 
 def test_a_ratio_is_a_lower_bound():
     """PPO that never got there took at least its budget, an arm that never did is infinitely slow."""
-    assert bodies.ratio([10, 10, 10], [math.inf] * 3, budget=100) == (10, 10, 10)
-    assert bodies.ratio([math.inf] * 3, [50, 50, 50], budget=100) == (0, 0, 0)
-    assert bodies.ratio([10, 40], [20, math.inf], budget=100)[0] == pytest.approx(60 / 25)
+    assert bodies.ratio([10, 10, 10], [math.inf] * 3, budget=100) == pytest.approx((10, 10, 10))
+    assert bodies.ratio([10, 10, math.inf], [50, 50, 50], budget=100) == (0, 0, math.inf)
+    assert bodies.ratio([10, 40], [16, math.inf], budget=100)[0] == pytest.approx(40 / 20)
 
 
 def test_thresholds_are_shares_of_the_expert_or_returns():
@@ -43,9 +44,9 @@ def test_the_tables_have_a_row_for_every_arm():
         {"body": "hopper", "arm": arm, "seed": seed, "curve": CURVE}
         | {"reached": {name: bodies.reached(CURVE, 8.0) for name in bodies.BODIES["hopper"].thresholds}}
         for arm in bodies.ARMS
-        for seed in range(3)
+        for seed in range(6)
     ]
     text = bodies.tables(rows, {"hopper": {"return": 16.0, "return_sampled": 15.0, "best_after": 100.0}})
     for arm in bodies.ARMS:
-        assert f"| bodies/hopper_{arm} | half of the expert: 8 | 3/3 | 40 [40, 40] | 4 [4, 4] |" in text
+        assert f"| bodies/hopper_{arm} | half of the expert: 8 | 6/6 | 40 [40, 40] | 4 [4, 4] |" in text
     assert "| 1.0 [1.0, 1.0] |" in text

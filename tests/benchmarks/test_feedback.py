@@ -63,15 +63,15 @@ def test_a_ratio_is_of_medians_and_a_failure_is_infinite():
 
 
 def test_runs_from_one_start_are_no_independent_witnesses():
-    """Two starts, ten runs each, all 0 and all 1: a resample has the one, the other or both, so nothing is known.
-    As twenty starts the same figures are .5 ± 1.96 · .5 / √20, about .28 to .72.
+    """Two starts, ten runs each, all 0 and all 1: two witnesses, .5 ± 12.7062 · √.5 / √2, which says nothing. As twenty
+    starts the same figures are .5 ± 2.0930 · √(5/19) / √20.
     """
     rows = [{"start": i % 2, "x": float(i % 2)} for i in range(20)]
-    assert feedback_figures.mean(rows, itemgetter("x")) == (0.5, 0.0, 1.0)
+    assert feedback_figures.mean(rows, itemgetter("x")) == pytest.approx((0.5, -5.8531, 6.8531), abs=1e-4)
     apart = [row | {"start": i} for i, row in enumerate(rows)]
-    assert feedback_figures.mean(apart, itemgetter("x")) == pytest.approx((0.5, 0.28, 0.72), abs=0.04)
+    assert feedback_figures.mean(apart, itemgetter("x")) == pytest.approx((0.5, 0.25992, 0.74008), abs=1e-4)
     pairs = [(row, {"x": 0.25}) for row in rows]
-    assert feedback_figures.gain(pairs, itemgetter("x")) == (0.25, -0.25, 0.75)
+    assert feedback_figures.gain(pairs, itemgetter("x")) == pytest.approx((0.25, -6.1031, 6.6031), abs=1e-4)
 
 
 def test_a_resample_draws_of_every_start_as_many_runs():
@@ -126,33 +126,37 @@ def test_targets_of_convergence_are_of_the_arms_they_name():
     """Tokens to sampled .85: pg 300, joint 200, injection never; to greedy .9 all with all expected responses 100."""
     courses = {"pg": [0.5, 0.5, 0.9, 0.9], "joint_128": [0.5, 0.9, 0.9], "injection_128": [0.5] * 4}
     ends = {"pg": 0.8, "joint_128": 0.83, "injection_128": 0.5, "joint_all": 0.9, "joint_32": 0.75, "sft_32": 0.7}
-    rows = [row(arm, courses.get(arm, [0.9, 0.9])) | {"greedy": x, "sampled": x} for arm, x in ends.items()]
+    rows = [
+        row(arm, courses.get(arm, [0.9, 0.9]), start) | {"greedy": x, "sampled": x}
+        for arm, x in ends.items()
+        for start in (0, 1)
+    ]
     found = feedback_targets.convergence(rows, feedback.STUDIES["convergence"])
     assert [each.found[0] for each in found] == pytest.approx([0.05, 1 / 3, 2 / 3, 0.03])
     assert found[2].title.startswith("joint_128") and [each.met for each in found] == [True, True, False, True]
-    assert feedback_targets.convergence(rows[1:], feedback.STUDIES["convergence"]) == []
+    assert feedback_targets.convergence(rows[2:], feedback.STUDIES["convergence"]) == []
 
 
 def test_what_the_start_makes_of_a_critique_is_told_beside_another_replys():
-    """.9 and .7 after the own critique, .6 and .6 after another's: .2 ahead in the mean."""
+    """.9, .8 and .7 after the own critique, .6 after another's: .2 ahead in the mean, ± 4.3027 · .1 / √3 = .2484."""
     values = {"": 0.4, "revised_shuffled_": 0.6, "revised_placebo_": 0.5}
     rows = [
         {"arm": "start", "start": start, "revised_greedy": x, "revised_sampled": x}
         | {f"{name}{kind}": value for name, value in values.items() for kind in ("greedy", "sampled")}
-        for start, x in enumerate((0.9, 0.7))
+        for start, x in enumerate((0.9, 0.8, 0.7))
     ]
     lines = feedback_report.revisions(rows)
-    assert lines[3].startswith("| revised after its critique | 0.800 [0.700, 0.900] |")
-    assert lines[-1] == "| own critique, over another reply's | 0.200 [0.100, 0.300] | 0.200 [0.100, 0.300] |"
+    assert lines[3].startswith("| revised after its critique | 0.800 [0.551, 1.049] |")
+    assert lines[-1] == "| own critique, over another reply's | 0.200 [-0.049, 0.449] | 0.200 [-0.049, 0.449] |"
 
 
 def test_a_comparison_is_written_best_first_with_its_picture(tmp_path):
     names = ("revised_", "revised_shuffled_", "revised_placebo_", "facts_", "length_", "")
     values = {f"{name}{kind}": 0.5 for name in names for kind in feedback_figures.KINDS}
-    rows = [row(arm, [], seed=seed) | values for arm in ("start", "pg") for seed in (0, 1)]
+    rows = [row(arm, [], start=start) | values for arm in ("start", "pg") for start in (0, 1)]
     spent = {"spent": {"env_steps": {"optimizer_steps": 30, "feedback_calls": 2000}, "optimizer_steps": {}}}
     more = {"after": {"optimizer_steps": {"greedy": 0.6, "sampled": 0.8}}}
-    rows += [row("ilf", [], seed=seed) | values | {"sampled": 0.7} | spent | more for seed in (0, 1)]
+    rows += [row("ilf", [], start=start) | values | {"sampled": 0.7} | spent | more for start in (0, 1)]
     text = feedback_report.written("comparison", rows, feedback.STUDIES, {}, tmp_path)
     first, second = text.splitlines()[2:4]
     assert first.startswith("| ilf | 0.500 [0.500, 0.500] | 0.700 [0.700, 0.700] | 0.200 [0.200, 0.200] |")

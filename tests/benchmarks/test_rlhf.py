@@ -49,11 +49,11 @@ def test_finalists_run_on_more_seeds_and_all_choose(monkeypatch):
 
 
 def test_gains_are_paired_by_seed():
-    """Starts .5 and .7, ends .6 and .8: a gain of .1 on both, though the starts are .2 apart."""
+    """Starts .5 and .7, ends .6 and .8: a gain of .1 on both, though the starts are .2 apart: .7 ± 12.7062 · .1."""
     rows = [row("start", 1, 0.5), row("start", 2, 0.7), row("dpo", 1, 0.6), row("dpo", 2, 0.8)]
     figures = rlhf_report.summary(rows)["dpo"]
     assert figures["gain"] == pytest.approx((0.1, 0.1, 0.1))
-    assert figures["true_reward"] == pytest.approx((0.7, 0.6, 0.8))
+    assert figures["true_reward"] == pytest.approx((0.7, -0.57062, 1.97062), abs=1e-4)
 
 
 def test_what_is_read_after_a_collection_is_that_collection(tmp_path, monkeypatch):

@@ -5,7 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.intervals import faster, interval, median, medians, speed_up
+from benchmarks.intervals import (
+    clustered_mean_interval,
+    faster,
+    geometric_mean_interval,
+    interval,
+    mean_interval,
+    median,
+    median_interval,
+    medians,
+    ratio_interval,
+    speed_up,
+)
 from benchmarks.speedup import arms, kept
 from benchmarks.study import report
 from benchmarks.study.convergence import FirstStreak, Progress
@@ -49,6 +60,33 @@ def test_medians_of_resamples_have_the_chances_of_the_binomial():
     assert np.mean(drawn == 1) == pytest.approx(7 / 27, abs=0.005)
     assert np.mean(drawn == 3) == pytest.approx(7 / 27, abs=0.005)
     assert interval(drawn) == (1, 3)
+
+
+def test_a_mean_of_few_seeds_has_students_interval():
+    """1, 2, 3: 2 ± 4.3027 · 1 / √3. Two starts with means 1.5 and 4: 2.75 ± 12.7062 · 1.7678 / √2."""
+    assert mean_interval([1, 2, 3]) == pytest.approx((2, -0.48414, 4.48414), abs=1e-4)
+    assert mean_interval([7.0]) == (7, -INF, INF)
+    assert clustered_mean_interval([1, 2, 4, 4], [0, 0, 1, 1]) == pytest.approx((2.75, -13.1328, 18.6328), abs=1e-3)
+
+
+def test_a_median_of_few_seeds_lies_between_order_statistics():
+    """Of ten the second and the ninth cover it with 1 − 22 / 1024 = .979; the third and eighth with .891 only."""
+    assert median_interval([*range(1, 10), INF]) == (5, 2, 9)
+    assert median_interval([1, 2, 3, 4, 5]) == (3, -INF, INF)  # the first and fifth: .9375
+    assert median_interval([1, 2, 3, 4, 5, 6]) == (3, 1, 6)
+
+
+def test_a_ratio_has_students_interval_of_its_logarithm():
+    """Ratios 2 and 8 have the logarithms .6931 and 2.0794, 1.3863 ± 12.7062 · .98026 / √2; apart, Welch by hand: the
+    variances .2402 and .2402 over 2 each, 2 degrees of freedom, ± 4.3027 · .4901.
+    """
+    assert ratio_interval([2, 8], [1, 1], paired=True) == pytest.approx((4, 5.99e-4, 26_722), rel=0.01)
+    assert ratio_interval([4, 8], [1, 2]) == pytest.approx((4, 4 / 8.239, 4 * 8.239), rel=1e-3)
+    assert geometric_mean_interval([3, 3, 3]) == pytest.approx((3, 3, 3))
+
+
+def test_a_budget_bounds_what_a_failed_arm_may_be():
+    assert speed_up([20.0] * 5, [INF] * 5, budget=40) == (0.5, 0, 0.5)
 
 
 def test_a_speed_up_by_hand():
@@ -152,11 +190,22 @@ def test_a_curve_keeps_the_last_episode_that_was_evaluated():
 
 def test_a_row_of_the_table_by_hand():
     """REINFORCE takes 2,000 steps in all runs and the arm 500: 4 times, without any spread, faster in every pair."""
-    figures = report.summary({"joint/all": [ran(500.0)] * 6}, [ran(2000.0)] * 6, comparisons=2)
+    figures = report.summary({"joint/all": [ran(500.0)] * 6}, [ran(2000.0)] * 6, {"joint/all": 10_000}, comparisons=2)
     row = report.table(figures, "all").splitlines()[-1]
-    one = "500 [500, 500] | 0/6 | 4 (4–4) | **4** | 1.00"
+    one = "500 [500, 500] | 0/6 | 4 (4.0–4.0) | **4.0** | 1.00"
     assert row == f"| joint | {one} | {one} | 7 |"
     assert report.table(figures, "weak").count("\n") == 1  # a head, no row
+
+
+def test_an_arm_that_its_budget_ended_is_known_to_be_slower_than_that():
+    """REINFORCE takes 2,000 steps; the arm was stopped at 1,000: it is less than twice as fast, and no more is known.
+    Within 1,000 steps neither got there: no run is faster. Stopped at 4,000 it is less than half as fast, and slower.
+    """
+    for budget, ratio, chance in ((1_000, "< 2.0 (0–2.0)", "0.50"), (4_000, "< 0.50 (0–0.50)", "0.00")):
+        figures = report.summary({"ppo/all": [ran(INF)] * 6}, [ran(2000.0)] * 6, {"ppo/all": budget}, comparisons=2)
+        row = report.table(figures, "all").splitlines()[-1]
+        one = f">{budget:,} [>{budget:,}, >{budget:,}] | 6/6 | {ratio} | **0** | {chance}"
+        assert row == f"| ppo | {one} | {one} | 7 |"
 
 
 def test_json_has_no_infinity():

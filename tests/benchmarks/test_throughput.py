@@ -21,19 +21,21 @@ def test_solved_is_the_first_of_three_in_a_row():
 
 
 def test_a_ratio_is_claimed_by_its_lower_bound():
-    """A resample of 3 has the least value as its median with probability 3·(1/3)²·(2/3) + (1/3)³ = 7/27, above 2.5 %,
-    and so has the greatest: from 10, 20, 30 over 1, 1, 1 the interval is [10, 30] around 20."""
-    claim = Claim("sooner", "peer", "ours", target=15)
-    assert claim.bounds({"peer": [30.0, 10.0, 20.0], "ours": [1.0, 1.0, 1.0]}) == (20.0, 10.0, 30.0)
-    assert not claim.met(10, 30) and claim.met(16, 30)
+    """Repeat by repeat 2 and 8 times: 4 in the geometric mean, from far below 1 to far above it. What slowed both sides
+    in one repeat cancels: 10 and 1,000 over 5 and 500 is twice, whatever the repeat.
+    """
+    claim = Claim("sooner", "peer", "ours", target=2)
+    middle, low, high = claim.bounds({"peer": [20.0, 80.0], "ours": [10.0, 10.0]})
+    assert middle == pytest.approx(4) and low < 0.01 and high > 1000 and not claim.met(low, high)
+    assert claim.bounds({"peer": [10.0, 1000.0], "ours": [5.0, 500.0]}) == pytest.approx((2, 2, 2))
+    assert not claim.met(1.9, 30) and claim.met(2.1, 30)
 
 
-def test_of_eleven_the_bounds_are_the_third_from_each_end():
-    """The median of a resample of 11 is the k-th of them or less with probability P(Binomial(11, k/11) ≥ 6): 0.02 %,
-    0.9 %, 6.0 % for k = 1, 2, 3; so the 2.5 % quantile is the third, and by symmetry the other is the ninth."""
-    claim = Claim("steps/s", "ours", target=2.5)
-    middle, low, high = claim.bounds({"ours": [float(i) for i in range(1, 12)]})
-    assert (middle, low, high) == (6.0, 3.0, 9.0) and claim.met(low, high)
+def test_a_figure_is_claimed_by_the_bound_of_its_side():
+    """2, 4, 8: 4 in the geometric mean, its logarithm ± 4.3027 · .6931 / √3: a factor of 5.595."""
+    claim = Claim("steps/s", "ours", target=0.7)
+    middle, low, high = claim.bounds({"ours": [2.0, 4.0, 8.0]})
+    assert (middle, low, high) == pytest.approx((4, 4 / 5.595, 4 * 5.595), rel=1e-3) and claim.met(low, high)
     assert not Claim("µs", "ours", target=8, most=True).met(low, high)
 
 

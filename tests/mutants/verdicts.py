@@ -33,7 +33,7 @@ class Mutant:
         mutation: the sort of damage; figures are counted by it, and every sort has an equal share.
         what: the file and what was done to it, so that a person can do it again.
         names: words of which the message must hold at least one, such as the key's path; empty if any one line will do.
-        attempt: hands the input to the product. It returns an exit code, raises SystemExit, or raises one of `refusals`.
+        attempt: hands the input to the product; returns an exit code, raises SystemExit, or raises one of `refusals`.
         refusals: errors that the product documents for a bad input of this kind.
         may_be_accepted: whether exit code 0 is right: the mutation may have left a valid input.
     """
