@@ -1,5 +1,6 @@
 """A real server on loopback that says what a script tells it to."""
 
+import asyncio
 import json
 import math
 import threading
@@ -90,6 +91,22 @@ def asked_of(body):
     return body["prompt"] if "prompt" in body else body["messages"][0]["content"]
 
 
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    """Seconds that openai's client would have waited before each try again: nobody waits here. No proxy is asked."""
+    seconds = []
+
+    async def sleep(delay):
+        seconds.append(delay)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr("anyio.sleep", sleep)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return seconds
+
+
 @pytest.fixture
 def server():
     script = Script()
@@ -104,10 +121,10 @@ def server():
 
 @pytest.fixture
 def endpoint(server, tmp_path):
-    """Makes an endpoint of the server, with waits of a hundredth of a second."""
+    """Makes an endpoint of the server."""
 
     def make(**knobs):
-        own = {"url": server.url, "model": "judge", "cache": str(tmp_path / "cache"), "backoff": 0.01, "timeout": 5.0}
+        own = {"url": server.url, "model": "judge", "cache": str(tmp_path / "cache"), "timeout": 5.0}
         return Endpoint(**(own | knobs))
 
     return make

@@ -10,7 +10,7 @@ import pytest
 
 from data_modules.feedback.providers.answer import Unanswered
 from data_modules.feedback.providers.cache import Cache, content_key
-from data_modules.feedback.providers.client import Client, Stopped, _retry_after, waited_for
+from data_modules.feedback.providers.client import Client, Stopped, waited_for
 from data_modules.feedback.providers.endpoint import Endpoint
 
 

@@ -27,7 +27,7 @@ def judge(server, tmp_path, capsys):
     def run(lines, *questions, flags=(), **knobs):
         if lines is not None:
             write(tmp_path / "in.jsonl", lines)
-        own = {"url": server.url, "model": "judge", "cache": str(tmp_path / "cache"), "backoff": 0.01}
+        own = {"url": server.url, "model": "judge", "cache": str(tmp_path / "cache")}
         config = {
             "class_path": "data_modules.feedback.providers.ModelJudge",
             "init_args": {"endpoint": own | knobs, "questions": [{"class_path": each} for each in questions]},
