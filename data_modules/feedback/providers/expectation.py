@@ -34,7 +34,9 @@ def expected_label(answer: Answer, labels: Sequence[int]) -> float:
         if longer and begun in found:
             found[begun] = first[begun] + math.log(rest) if rest > 0 else -math.inf
     if max(found.values()) == -math.inf:
-        raise Malformed(f"score: no number from {names[0]} to {names[-1]} is among the likeliest tokens {excerpt(list(first))}")
+        raise Malformed(
+            f"score: no number from {names[0]} to {names[-1]} is among the likeliest tokens {excerpt(list(first))}"
+        )
     return sum(label * p for label, p in zip(labels, softmax(list(found.values())), strict=True))
 
 

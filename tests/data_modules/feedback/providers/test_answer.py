@@ -141,7 +141,7 @@ def test_an_excerpt_is_short_and_escaped():
 
 @pytest.mark.parametrize(("old", "new"), SPOILT, ids=NAMES)
 def test_one_spoilt_answer_takes_no_other_with_it_and_is_not_kept(server, endpoint, prompt_of, tmp_path, old, new):
-    """Of three comparisons the second never gets a right answer: it is left out and listed, and the rerun asks again."""
+    """Of three comparisons the second gets no right answer: it is left out and listed, and the rerun asks again."""
     lines = [Judgement(f"q {i}", ("a", "b"), where=f"f:{i}") for i in range(3)]
     bad = server.Fault(body=spoilt(old, new))
     right = server.chat("1", [{"1": 0.75, "2": 0.25}])
@@ -153,7 +153,9 @@ def test_one_spoilt_answer_takes_no_other_with_it_and_is_not_kept(server, endpoi
     assert left_out.startswith("f:1: an answer that is none: ") and left_out.endswith(", 2 times")
     assert account.counters["calls"] == len(server.requests) == 4 + 2 * 2 and account.stopped is None
     kept = [path.read_text() for path in (tmp_path / "cache").rglob("*.json")]
-    assert len(kept) == 4 and {json.dumps(json.loads(text)) for text in kept} == {json.dumps(Answer.of(right).as_json())}
+    assert len(kept) == 4 and {json.dumps(json.loads(text)) for text in kept} == {
+        json.dumps(Answer.of(right).as_json())
+    }
     server.answer = lambda body: right
     again, account = judge.complete(lines, int)
     assert all(line.preference == pytest.approx(0.5) for line in again) and account.counters["calls"] == 2

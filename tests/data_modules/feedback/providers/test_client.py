@@ -458,3 +458,28 @@ def test_an_answer_is_waited_for_within_a_running_loop_too():
         return waited_for(answer())
 
     assert waited_for(answer()) == asyncio.run(cell()) == 3
+
+
+def test_ctrl_c_ends_what_a_notebook_waits_for(monkeypatch):
+    """The answer would never come; the loop that waits for it is told, so that its thread ends."""
+    ended = []
+
+    async def answer():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def cell():
+        waited_for(answer())
+
+    def interrupted(future, timeout=None):
+        monkeypatch.undo()
+        with pytest.raises(TimeoutError):
+            future.result(0.2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("concurrent.futures.Future.result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(cell())
+    assert ended == [True]
