@@ -206,6 +206,7 @@ def test_a_judge_that_was_killed_goes_on(server, tmp_path, prompt_of):
     assert len(server.requests) == 4 + 5
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_judged_and_says_so_in_one_line(server, tmp_path, prompt_of):
     """Three answers are the whole of one comparison and half of another; the whole one is written."""
     interrupt = partial(subprocess.Popen.send_signal, sig=signal.SIGINT)
