@@ -23,7 +23,8 @@ class CheckpointExpert:
         trust: packages of your own that the checkpoint's networks are of: see `construction.rebuild`.
 
     Raises:
-        FileNotFoundError, ValueError: no such checkpoint, or one that is damaged, holds code, or names a class that is not trusted.
+        FileNotFoundError, ValueError: no such checkpoint, or one that is damaged, holds code, or names a class that
+            is not trusted.
     """
 
     def __init__(self, checkpoint: str, tracking_uri: str | None = None, trust: list[str] | None = None) -> None:

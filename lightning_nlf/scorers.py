@@ -45,8 +45,8 @@ class CheckpointReward:
         trust: packages of your own that the checkpoint's networks are of: see `construction.rebuild`.
 
     Raises:
-        FileNotFoundError, ValueError: no such checkpoint, or one that is damaged, holds code, or names a class that is not trusted; a knob of a model of
-            steps for one that is not; steps that nobody says the ends of.
+        FileNotFoundError, ValueError: no such checkpoint, or one that is damaged, holds code, or names a class that
+            is not trusted; a knob of a model of steps for one that is not; steps that nobody says the ends of.
     """
 
     def __init__(

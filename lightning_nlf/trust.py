@@ -61,10 +61,11 @@ class CheckpointParser(ArgumentParser):
         raise FunctionNamed(function)
 
     def add_class_arguments(self, class_type: type, *args: Any, **kwargs: Any) -> Any:
-        if _below(class_type.__module__, (*OURS, *TORCH)) and not _below(class_type.__module__, _trusted.get()):
-            # A class elsewhere is one that code names: the file cannot.
-            if not (issubclass(class_type, _KINDS) or is_dataclass(class_type)):
-                raise ImportError(f"{class_type.__name__} is no network, schedule or optimizer")
+        module = class_type.__module__
+        # A class elsewhere is one that code names: the file cannot.
+        checked = _below(module, (*OURS, *TORCH)) and not _below(module, _trusted.get())
+        if checked and not (issubclass(class_type, _KINDS) or is_dataclass(class_type)):
+            raise ImportError(f"{class_type.__name__} is no network, schedule or optimizer")
         return super().add_class_arguments(class_type, *args, **kwargs)
 
     def parse_trusted(self, content: Mapping[str, Any]) -> Namespace:
