@@ -59,11 +59,14 @@ def check_training(checkpoint: Mapping[str, Any], data: Any) -> None:
     """
     _check(checkpoint, _TRAINING, "ckpt_path")
     name = type(data).__qualname__
-    if data is not None and type(data).state_dict is not LightningDataModule.state_dict and name not in checkpoint:
+    if data is None or type(data).state_dict is LightningDataModule.state_dict:
+        return
+    if name not in checkpoint:
         raise ValueError(
             f"ckpt_path: the checkpoint has no state of {name}, so its counters and random numbers would begin anew. "
             "To start from the weights alone, give them as `weights` of the networks"
         )
+    _check(checkpoint, {name: Mapping}, "ckpt_path")
 
 
 def _check(content: Mapping[str, Any], types: Mapping[str, type], path: str | Path, above: str = "") -> None:
