@@ -73,7 +73,7 @@ def _attempt(path: Path, stage: str | None, folder: Path) -> Callable[[], int]:
 
 
 def _seldom(draw: random.Random, stage: str, cheap: str | None) -> str | None:
-    """A stage of the command line takes a second or two; the same is read without one in five of six cases."""
+    """One in six goes through the command line, which takes a second or two."""
     return stage if draw.randrange(6) == 0 else cheap
 
 
