@@ -7,11 +7,14 @@ import os
 import pickle
 import time
 import zipfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
+
+from lightning_nlf.checkpoint_content import check_run
 
 # How torch's reader says that bytes are missing or wrong.
 _DAMAGE = (RuntimeError, OSError, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError)
@@ -81,10 +84,11 @@ class SafeCheckpointIO(CheckpointIO):
             raise FileNotFoundError(f"no checkpoint at {path}")
         with open(path, "rb") as file:
             try:
+                _check_sums(file)
                 loaded = torch.load(file, map_location=map_location, weights_only=True)
             except pickle.UnpicklingError as error:
                 raise ValueError(_refusal(path, error)) from None
-            except _DAMAGE as error:
+            except (*_DAMAGE, zipfile.BadZipFile, zlib.error) as error:
                 raise ValueError(f"{path} is cut short, damaged, or no checkpoint") from error
         if not isinstance(loaded, dict):
             raise ValueError(f"{path} is no checkpoint: it holds a {type(loaded).__name__}")
@@ -128,6 +132,18 @@ def _write(checkpoint: dict[str, Any], part: Path, sync: bool) -> None:
             os.fsync(file.fileno())
 
 
+class RunCheckpointIO(SafeCheckpointIO):
+    """The same for a Trainer, which gets nothing but a whole checkpoint of a run."""
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Raises: as `SafeCheckpointIO.load_checkpoint`; ValueError: a part that every stage reads is missing."""
+        checkpoint = super().load_checkpoint(path, map_location, weights_only)
+        check_run(checkpoint, path)
+        return checkpoint
+
+
 class _Recorder(io.BufferedWriter):
     """A file that remembers why a write failed."""
 
@@ -139,6 +155,15 @@ class _Recorder(io.BufferedWriter):
         except OSError as error:
             self.error = error
             raise
+
+
+def _check_sums(file: IO[bytes]) -> None:
+    """Compares all bytes with their checksums, which torch writes and does not read. Raises BadZipFile."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as content:
+            if (name := content.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{name} is not what was written")
+    file.seek(0)
 
 
 def _sync(path: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 
+from lightning_nlf.checkpoint_content import arguments_of, weights_of
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
+from lightning_nlf.trust import CheckpointParser, may_be_named, trusting
 
+_TRAINING = ("optimizer", "lr_scheduler")  # arguments that only training needs
 Module = TypeVar("Module", bound=LightningModule)
 
 set_parsing_settings(
@@ -56,47 +60,79 @@ def plain(class_type: type, *args: Any, **kwargs: Any) -> Any:
 
 
 def rebuild(
-    base: type[Module], path: str | Path, map_location: Any = "cpu", strict: bool = True, **changes: Any
+    base: type[Module],
+    path: str | Path,
+    map_location: Any = "cpu",
+    strict: bool = True,
+    trust: Sequence[str] | None = None,
+    **changes: Any,
 ) -> Module:
     """The module of a checkpoint that a run of the command line has written, with its networks and weights.
 
-    Nothing in the file is run, but the classes it names are imported; they must be subclasses of `base`, and of what
-    its parameters ask for.
+    Nothing in the file is run, and nothing is imported that it names, but classes of this project, torch's networks,
+    and those of the packages that `trust` names. They must be subclasses of `base`, and of what its parameters ask for.
+    An optimizer of another package is left out: the module acts, and says so when it is to be trained.
 
     Args:
         base: the class or one above it.
         strict: whether every weight must have its place, and every place its weight.
+        trust: packages of your own, such as ["mypkg"]: their code is run.
         changes: of init_args, at the top level.
 
     Raises:
         FileNotFoundError, ValueError: there is no such checkpoint, or it is damaged or holds code; or it is of a module
-            built by hand, and does not say how, or of one that is no `base`.
-        argparse.ArgumentError: a class or parameter it names does not exist (any more), or is no subclass.
-        RuntimeError: the weights do not fit.
+            built by hand, and does not say how, or of one that is no `base`; a class or parameter it names does not
+            exist (any more), is no subclass, or not trusted; a network cannot be built of its values; the weights do
+            not fit.
     """
     checkpoint = SafeCheckpointIO().load_checkpoint(path, map_location)
-    init_args = dict(checkpoint.get(base.CHECKPOINT_HYPER_PARAMS_KEY) or {})
-    class_path = init_args.pop("_class_path", None)
+    state, init_args = weights_of(checkpoint, path), arguments_of(checkpoint, path)
+    class_path = init_args.pop("_class_path")
     init_args.pop("_instantiator", None)
-    if class_path is None:
-        raise ValueError(
-            f"{path} does not say how its module is built, as no yaml built it. "
-            "Build it, then module.load_state_dict(torch.load(path, weights_only=True)['state_dict'])"
-        )
-    module_name, _, name = class_path.rpartition(".")
-    kind = getattr(importlib.import_module(module_name), name, base)  # what is not there, the parser tells
-    if not issubclass(kind, base):
-        raise ValueError(f"{path} is of {name}, which is no {base.__name__}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(base, "module", fail_untyped=False, required=True)
-    init_args = _without_sources(init_args, checkpoint["state_dict"]) | changes
-    config = parser.parse_object({"module": {"class_path": class_path, "init_args": init_args}})
-    saved = {"_class_path": class_path} | init_args
-    with _given_hyperparameters_context(saved, "lightning.pytorch.cli.instantiate_module"):  # for its next checkpoint
-        module: Module = parser.instantiate_classes(config).module
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"], strict=strict)
+    init_args = _without_sources(init_args, state)
+    saved = {"_class_path": class_path} | init_args | changes
+    with trusting(trust), _named(path):
+        unused = {name: init_args.pop(name) for name in _TRAINING if not may_be_named(init_args.get(name))}
+        parser = CheckpointParser(exit_on_error=False)
+        parser.add_subclass_arguments(base, "module", fail_untyped=False, required=True)
+        parser.add_instantiator(surfacing(plain), object)
+        config = parser.parse_trusted({"module": {"class_path": class_path, "init_args": init_args | changes}})
+        with _given_hyperparameters_context(
+            saved, "lightning.pytorch.cli.instantiate_module"
+        ):  # for its next checkpoint
+            module: Module = parser.build(config).module
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(state, strict=strict)
+    if set(unused) - set(changes):
+        module.optimizer = partial(_not_trained, path, unused)  # type: ignore[assignment]
     return module
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """What a damaged or foreign checkpoint makes break is said in one line with its name; the cause goes along."""
+    try:
+        yield
+    except OSError:
+        raise
+    except ConstructionFailed as failed:
+        raise ValueError(f"{path}: {failed.class_name}: {_first_line(failed.__cause__)}") from failed.__cause__
+    except Exception as error:  # all of them: the values that a constructor was given are the file's
+        raise ValueError(f"{path}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"its weights do not fit: {lines[1]}" if lines[0].startswith("Error(s) in loading state_dict") else lines[0]
+
+
+def _not_trained(path: str | Path, unused: Mapping[str, Any], *parameters: Any) -> NoReturn:
+    names = ", ".join(f"{name} {_class_path(spec)}" for name, spec in unused.items())
+    raise ValueError(f"{path} names the {names}, of a package that was not trusted: load it with `trust` to train on")
+
+
+def _class_path(spec: Any) -> str:
+    return str(spec.get("class_path") if isinstance(spec, Mapping) else spec)
 
 
 def _without_sources(init_args: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,13 +20,15 @@ class CheckpointExpert:
     Args:
         checkpoint: its path, or its name in MLflow's model registry, `models:/pendulum@champion`.
         tracking_uri: of the registry; by default MLFLOW_TRACKING_URI or `outputs/mlflow.db`.
+        trust: packages of your own that the checkpoint's networks are of: see `construction.rebuild`.
 
     Raises:
-        FileNotFoundError, ValueError: no such checkpoint, or one that is damaged or holds code.
+        FileNotFoundError, ValueError: no such checkpoint, or one that is damaged, holds code, or names a class that
+            is not trusted.
     """
 
-    def __init__(self, checkpoint: str, tracking_uri: str | None = None) -> None:
-        self.policy = policy_of(checkpoint, tracking_uri).eval()
+    def __init__(self, checkpoint: str, tracking_uri: str | None = None, trust: list[str] | None = None) -> None:
+        self.policy = policy_of(checkpoint, tracking_uri, trust).eval()
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -75,14 +78,14 @@ class CheckpointTextExpert(PolicyTextExpert):
     Args, raises: as of `CheckpointExpert`.
     """
 
-    def __init__(self, checkpoint: str, tracking_uri: str | None = None) -> None:
-        super().__init__(policy_of(checkpoint, tracking_uri))
+    def __init__(self, checkpoint: str, tracking_uri: str | None = None, trust: list[str] | None = None) -> None:
+        super().__init__(policy_of(checkpoint, tracking_uri, trust))
 
 
-def policy_of(checkpoint: str, tracking_uri: str | None = None) -> Policy:
+def policy_of(checkpoint: str, tracking_uri: str | None = None, trust: Sequence[str] | None = None) -> Policy:
     """The policy of a checkpoint of ours, by its path or its name in MLflow's model registry."""
     if checkpoint.startswith("models:/"):
         from lightning_nlf.tracking.registry import fetch_registered  # MLflow, which takes seconds
 
         checkpoint = str(fetch_registered(checkpoint, tracking_uri))
-    return PolicyModule.load_from_checkpoint(checkpoint).policy
+    return PolicyModule.load_from_checkpoint(checkpoint, trust=trust).policy

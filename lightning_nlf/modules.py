@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from torchmetrics import MeanMetric
 
 from lightning_nlf import generation
 from lightning_nlf.batch import Batch
+from lightning_nlf.checkpoint_content import check_training
 from lightning_nlf.construction import rebuild
 from lightning_nlf.functional import episode_sums, followed, row_sums
 from lightning_nlf.networks import Network, Policy
@@ -153,7 +155,9 @@ class ObjectiveModule(Objective, L.LightningModule):
             network.tokenizer_digest = digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError: its ids are those of another tokenizer than the data module's."""
+        """Raises ValueError: its ids are those of another tokenizer than the data's; training cannot go on from it."""
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            check_training(checkpoint, self._trainer.datamodule)  # type: ignore[attr-defined]
         if "tokenizer_digest" in checkpoint:
             self._remember_tokenizer(checkpoint["tokenizer_digest"])
             if self._trainer is not None:
@@ -180,6 +184,7 @@ class ObjectiveModule(Objective, L.LightningModule):
         map_location: Any = "cpu",
         strict: bool = True,
         weights_only: bool = True,
+        trust: Sequence[str] | None = None,
         **changes: Any,
     ) -> Any:
         """The module with its networks and weights, from the checkpoint alone: see `construction.rebuild`.
@@ -188,7 +193,7 @@ class ObjectiveModule(Objective, L.LightningModule):
         """
         if not weights_only:
             raise ValueError("weights_only=False: a checkpoint is never run as code")
-        return rebuild(cls, checkpoint_path, map_location, strict, **changes)
+        return rebuild(cls, checkpoint_path, map_location, strict, trust, **changes)
 
     def _refuse_loss(self, what: str) -> None:
         if self.trainer.world_size == 1:

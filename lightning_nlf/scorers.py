@@ -42,10 +42,11 @@ class CheckpointReward:
         aggregate: `min`, `product` or `last` of the steps' rewards; of a model of steps only.
         step_end_token: the id of the token that ends a step. Without it a batch says where, in `extra["step_ends"]`.
         tracking_uri: of the registry; by default MLFLOW_TRACKING_URI or `outputs/mlflow.db`.
+        trust: packages of your own that the checkpoint's networks are of: see `construction.rebuild`.
 
     Raises:
-        FileNotFoundError, ValueError: no such checkpoint, or one that is damaged or holds code; a knob of a model of
-            steps for one that is not; steps that nobody says the ends of.
+        FileNotFoundError, ValueError: no such checkpoint, or one that is damaged, holds code, or names a class that
+            is not trusted; a knob of a model of steps for one that is not; steps that nobody says the ends of.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class CheckpointReward:
         aggregate: Literal["min", "product", "last"] | None = None,
         step_end_token: int | None = None,
         tracking_uri: str | None = None,
+        trust: list[str] | None = None,
     ) -> None:
         if checkpoint.startswith("models:/"):
             from lightning_nlf.tracking.registry import fetch_registered  # MLflow, which takes seconds
 
             checkpoint = str(fetch_registered(checkpoint, tracking_uri))
-        self.module: RewardModule = RewardModule.load_from_checkpoint(checkpoint).eval().requires_grad_(False)
+        module: RewardModule = RewardModule.load_from_checkpoint(checkpoint, trust=trust)
+        self.module = module.eval().requires_grad_(False)
         for name, knob in (("aggregate", aggregate), ("step_end_token", step_end_token)):
             if knob is not None and not self.module.by_step:
                 raise ValueError(f"{name}: {checkpoint} judges whole replies, not their steps; leave {name} out")

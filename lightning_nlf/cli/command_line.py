@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Action
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_args
 
 import lightning as L
@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_nlf import callbacks
-from lightning_nlf.checkpoint_io import SafeCheckpointIO
+from lightning_nlf.checkpoint_io import RunCheckpointIO
 from lightning_nlf.cli import messages, noise, run_folder, threads
 from lightning_nlf.cli.endings import told_in_one_sentence
 from lightning_nlf.cli.errors import ConfigurationError, RunFailure, nearest, traceback_wanted
@@ -28,6 +28,7 @@ from lightning_nlf.cli.saved_config import SaveRunConfig
 from lightning_nlf.cli.yaml_places import Place, config_files, find, read_places
 from lightning_nlf.construction import plain, surfacing
 from lightning_nlf.modules import ObjectiveModule
+from lightning_nlf.trust import FunctionNamed, trusting
 
 STAGES = ("fit", "validate", "test", "predict")
 ALWAYS_ON: tuple[type[L.Callback], ...] = (
@@ -58,6 +59,10 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:  # one that jsonargparse made for a class, and whose errors it collects
             super().error(message, ex)
         raise ConfigurationError(messages.translate(message, self, self.places)) from ex
+
+    def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
+        """A function by `class_path` would be called while the yaml is read: an optimizer is none before training."""
+        raise FunctionNamed(function)
 
     def _check_value_key(self, action: Action, value: Any, *args: Any, **kwargs: Any) -> Any:
         """As jsonargparse, but for the arguments of classes.
@@ -140,6 +145,9 @@ class CommandLine(LightningCLI):
         parser.add_argument(
             "--run_dir", type=str | None, help="Folder of the run. By default outputs/<yaml>-seed<seed_everything>."
         )
+        parser.add_argument(
+            "--trust", type=str, nargs="+", default=[], help="Packages of yours that loaded checkpoints may name."
+        )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -194,7 +202,7 @@ class CommandLine(LightningCLI):
 
     def instantiate_classes(self) -> None:
         try:
-            with told_in_one_sentence(self.places, self.run_dir):
+            with told_in_one_sentence(self.places, self.run_dir), trusting(self.options.trust):
                 super().instantiate_classes()
         # Whatever it was: a run that never began leaves no folder behind.
         except BaseException:
@@ -206,7 +214,7 @@ class CommandLine(LightningCLI):
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         kwargs |= {
             "callbacks": self._callbacks(config),
-            "plugins": [*plugins, SafeCheckpointIO()],
+            "plugins": [*plugins, RunCheckpointIO()],
             "default_root_dir": str(self.run_dir),
         }
         try:
@@ -235,7 +243,11 @@ class CommandLine(LightningCLI):
         if self.stage != "fit" and self.options.ckpt_path is None:
             rank_zero_print("no --ckpt_path: these are the yaml's initial weights; --ckpt_path best plays the best")
         try:
-            with told_in_one_sentence(self.places, self.run_dir), threads.fitting(self.model):
+            with (
+                told_in_one_sentence(self.places, self.run_dir),
+                trusting(self.options.trust),
+                threads.fitting(self.model),
+            ):
                 super()._run_subcommand(subcommand)
         finally:
             run_folder.release(self.run_dir)  # where nothing was left in it: a rehearsal, or bad data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from lightning_nlf.cli.yaml_places import Place
 from lightning_nlf.construction import ConstructionFailed
 from lightning_nlf.modules import NonFiniteError
 
+_CONNECTOR = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+
 
 @contextmanager
 def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[None]:
@@ -27,7 +30,8 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
         RunFailure: for something that is not finite, or a disk that cannot be written.
     """
     try:
-        yield
+        with _restoring():
+            yield
     except ConstructionFailed as failed:
         error = failed.__cause__
         assert error is not None
@@ -53,3 +57,24 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
             raise
         first = str(error).splitlines()[1:2]
         raise ConfigurationError(f"ckpt_path: the checkpoint is of other networks: {''.join(first)}") from error
+
+
+@contextmanager
+def _restoring() -> Iterator[None]:
+    """Around a stage: what Lightning cannot make of a checkpoint's parts is said of the checkpoint."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        if isinstance(error, NonFiniteError) or str(error).startswith("Error(s) in loading") or not _restores(error):
+            raise
+        if isinstance(error, ValueError) and raised_by_us(error):
+            raise
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigurationError(f"ckpt_path: the checkpoint is damaged, or of another data module: {text}") from error
+
+
+def _restores(error: BaseException) -> bool:
+    """Whether a checkpoint was being taken over."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [frame.f_code.co_name for frame in frames if frame.f_globals.get("__name__") == _CONNECTOR]
+    return any(name.startswith(("restore", "_restore", "resume_start")) for name in names)

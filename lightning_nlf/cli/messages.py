@@ -164,6 +164,8 @@ def _bad_class_path(fault: Fault, faults: list[Fault], parser: ArgumentParser, p
         return _at(keys, places, _joined(f"{match[1]} has no {match[2]}.", hint))
     if match := re.search(r"No module named '?([\w.]+)'?", fault.text):
         return _at(keys, places, missing_module(match[1]))
+    if match := re.search(r"([\w.]+) is a function:|Expected '([\w.]+)' to be a function that returns", fault.text):
+        return _at(keys, places, f"{match[1] or match[2]} is a function; a class must stand there")
     if match := re.search(r"Import path ([\w.]+) does not correspond to a subclass of (\w+)", fault.text):
         return _at(keys, places, f"{match[1]} is no {match[2]}")
     return None

@@ -53,6 +53,10 @@ class Answer:
     message: str  # what was printed or raised
 
 
+class OtherContent(Exception):
+    """Raised by an attempt: the input was accepted, and read as something else than was written."""
+
+
 class TookTooLong(BaseException):
     """The time limit passed."""
 
@@ -71,6 +75,8 @@ def judge(mutant: Mutant, seconds: float = 20.0) -> Answer:
         return Answer(Verdict.HANG, f"no answer in {seconds:.0f} s")
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else 1
+    except OtherContent as error:
+        return Answer(Verdict.SILENT, str(error))
     except mutant.refusals as error:
         return _named(mutant, str(error))
     except BaseException:  # whatever it is: that is the fault looked for
