@@ -95,9 +95,10 @@ class ControlTokens:
     def _written(self, text: str) -> Iterator[tuple[str, int, int]]:
         """Each with its first character and the one behind its last."""
         encoding = self._reader.encode(text, add_special_tokens=False)
-        for token, place in zip(encoding.tokens, encoding.offsets, strict=True):
+        for number, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            token = self._reader.id_to_token(number)
             if token in self.ids:
-                yield token, *place
+                yield token, start, stop
 
     # ---- texts within a template
 

@@ -47,15 +47,14 @@ class FolderTokenizer(Tokenizer):
         tokens = {name: _content(token) for name, token in named.items() if name.endswith("_token")}
         self._texts = {name: token for name, token in tokens.items() if isinstance(token, str)} | special
         self._check(special, backend)
-        backend.add_special_tokens([special["pad_token"], special["eos_token"]])
+        there = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        new = [special[name] for name in ("pad_token", "eos_token") if special[name] not in there]
+        backend.add_special_tokens(new)  # those that are there keep what they do to the blanks beside them
         self._take(backend, special)
         self._begin = self._first(backend)
 
     def _first(self, backend: Any) -> list[int]:
         """What it puts before a text. What it puts after one, such as eos, is the reply's to say."""
-        if {"add_bos_token", "add_eos_token"} & self._source.keys():
-            begin = backend.token_to_id(self._texts.get("bos_token", ""))
-            return [begin] if self._source.get("add_bos_token") and begin is not None else []
         encoding = backend.encode(self._special["eos_token"], add_special_tokens=True)
         pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         return [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
