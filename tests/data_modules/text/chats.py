@@ -38,6 +38,7 @@ def _turns(user: str, assistant: str, system: str, end: str, before: str = "", s
     )  # fmt: skip
 
 
+BEGIN = "{{ bos_token }}"
 REFUSED = "{{ raise_exception('there is no system role') }}"
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ANSWER = "{% set said = m.content %}{% if '</think>' in said %}{% set said = said.split('</think>')[-1] %}{% endif %}"
@@ -64,7 +65,7 @@ SHAPES = {
         eos="<|eot_id|>", bos="<|begin_of_text|>",
     ),
     "gemma": Shape(
-        _turns("<start_of_turn>user\n", "<start_of_turn>model\n", REFUSED, "<end_of_turn>\n", "{{ bos_token }}", "|trim"),
+        _turns("<start_of_turn>user\n", "<start_of_turn>model\n", REFUSED, "<end_of_turn>\n", BEGIN, "|trim"),
         ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), eos="<eos>", bos="<bos>", system=False,
     ),
     "phi": Shape(
