@@ -13,7 +13,7 @@ NAME = "\ufdd0"  # not a character, by Unicode: it may stand in programs, and in
 DIGIT = 0xFDD1  # of the sixteen digits of a name
 SHIELDS = 0x100000  # of private use: the first one that stands for a character of a text
 BYTE = re.compile("<0x[0-9A-F]{2}>")  # a piece of models that fall back on bytes
-TAG = re.compile(r"[<\[{(|＜｜].*[>\]})|＞｜]", re.DOTALL)
+TAG = re.compile(r"[<\[{(|＜｜].*\w.*[>\]})|＞｜]", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class ControlTokens:
         self.words = {text for text in self.ids if text not in special and not added[text]["special"]}
         names = self._names = {text: _name(number) for text, number in self.ids.items()}
         self._reader = _reader(backend, content["added_tokens"], names)
+        self._read = {self._reader.token_to_id(text): text for text in self.ids}
         self._encoder = type(backend).from_str(json.dumps(_renamed(content, names)))
         self._ids = {self._encoder.token_to_id(names.get(text, text)): ids[text] for text in [*added, *names]}
         self._normalizer = backend.normalizer
@@ -96,9 +97,11 @@ class ControlTokens:
         """Each with its first character and the one behind its last."""
         encoding = self._reader.encode(text, add_special_tokens=False)
         for number, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
-            token = self._reader.id_to_token(number)
-            if token in self.ids:
-                yield token, start, stop
+            if number in self._read:
+                token, found = self._read[number], text[start:stop]
+                spelled = token if token in found else found.strip() or found  # blanks beside it remain
+                start += found.index(spelled)
+                yield token, start, start + len(spelled)
 
     # ---- texts within a template
 
@@ -207,9 +210,8 @@ def _renamed(content: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any
         ]
     if model.get("unk_token") in pieces:
         model["unk_token"] = pieces[model["unk_token"]]
-    exact = {"single_word": False, "lstrip": False, "rstrip": False}  # the reader has seen to it
     added = [
-        token | exact | {"content": names[token["content"]]} if token["content"] in names else token
+        token | {"single_word": False, "content": names[token["content"]]} if token["content"] in names else token
         for token in [*content["added_tokens"], *_of_config(content["added_tokens"], names)]
     ]
     return content | {"model": model, "added_tokens": added, "post_processor": None}
