@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
+from data_modules.terminal import printable
+
 
 def escaped(text: str) -> str:
     """What stands within a line, such as in the cell of a table."""
-    return re.sub(r"[\\`*_\[\]<|~]|&(?=#?\w+;)", r"\\\g<0>", text)
+    return re.sub(r"[\\`*_\[\]<|~]|&(?=#?\w+;)", r"\\\g<0>", printable(text))
 
 
 def word_for_word(text: str) -> str:
@@ -16,7 +18,7 @@ def word_for_word(text: str) -> str:
     With hard breaks, as Markdown would join lines that no empty one is between, and with no-break spaces before lines
     that are indented.
     """
-    text = escaped(text.strip("\n").expandtabs(4))
+    text = escaped(printable(text).strip("\n").expandtabs(4))
     text = re.sub(r"(?m)^( *)([#>+=-]|\d+(?=[.)]))", _defused, text)
     text = re.sub(r"(?m)^ +", lambda spaces: "&nbsp;" * len(spaces[0]), text)
     return re.sub(r"(?<!\n)\n(?!\n)", "  \n", text)

@@ -16,6 +16,7 @@ from data_modules.feedback.ranking import format_ranking, ranks_of_scores
 from data_modules.feedback.schema import Judgement
 from data_modules.feedback.summary import shown, summary
 from data_modules.feedback.versus import add_command as add_versus
+from data_modules.terminal import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: by Ctrl-C", file=sys.stderr)

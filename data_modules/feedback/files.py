@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from data_modules.feedback.parsing import Faults, Scale, parse
 from data_modules.feedback.schema import Judgement
+from data_modules.terminal import on_one_line
 
 LISTED = 10  # bad lines that a message lists
 
@@ -106,11 +107,11 @@ def listed(path: str | Path, bad: Mapping[int, Sequence[str]]) -> str:
 
 
 def enumerated(faults: Sequence[str]) -> str:
-    """One fault as it is; of more how many, and the first ten."""
+    """One fault as it is, on one line; of more how many, and the first ten."""
     if len(faults) == 1:
-        return faults[0]
+        return on_one_line(faults[0])
     more = [f"… and {len(faults) - LISTED} more lines"] if len(faults) > LISTED else []
-    return "\n  ".join([f"{len(faults)} lines are wrong", *faults[:LISTED], *more])
+    return "\n  ".join([f"{len(faults)} lines are wrong", *map(on_one_line, faults[:LISTED]), *more])
 
 
 def write(path: str | Path, judgements: Iterable[Judgement]) -> None:

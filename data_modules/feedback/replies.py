@@ -53,7 +53,7 @@ def _encoded(response: str, ends: Sequence[int], tokenizer: Tokenizer) -> tuple[
     ids: list[int] = []
     places: list[int] = []
     for start, end in zip([0, *ends], [*ends, len(response)], strict=True):
-        own = tokenizer.encode(response[start:end]) if start < end else []
+        own = tokenizer.encode_reply(response[start:end]) if start < end else []
         ids += own
         if len(places) < len(ends):
             if not own:

@@ -117,7 +117,7 @@ class Layout:
     def _expected(self, judgement: Judgement) -> Row:
         assert judgement.expected is not None
         prompt = self._prompt(judgement, self.scores[-1] if self.codes else None)
-        reply = [*self.tokenizer.encode(judgement.expected), self.tokenizer.eos]
+        reply = [*self.tokenizer.encode_reply(judgement.expected), self.tokenizer.eos]
         return Row(prompt, reply, True, False, True, score=self.expected_score)
 
     def _critique(self, judgement: Judgement, i: int) -> Row | None:
@@ -132,7 +132,7 @@ class Layout:
         else:
             *before, last = prompt
             ids = self._opening((*before, Message(last.role, template(prompt=last.content))), "")
-        return Row(ids, [*self.tokenizer.encode(critique), self.tokenizer.eos], True, False, True, critique=True)
+        return Row(ids, [*self.tokenizer.encode_reply(critique), self.tokenizer.eos], True, False, True, critique=True)
 
     def _imitated(self, score: float, judgement: Judgement) -> bool:
         if self.keep is None:

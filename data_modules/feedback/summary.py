@@ -10,6 +10,7 @@ from data_modules.feedback.parsing import Scale
 from data_modules.feedback.ranking import letter
 from data_modules.feedback.schema import FIELDS, Judgement
 from data_modules.feedback.versus import win_rate
+from data_modules.terminal import on_one_line, printable
 
 BINS, WIDTH = 10, 40  # of the histogram
 
@@ -23,7 +24,11 @@ def summary(judgements: Sequence[Judgement], scale: Scale) -> str:
     lines += ["", "field        judgements", *(f"{name:<13}{count}" for name, count in filled.items() if count)]
     sources = Counter(judgement.source for judgement in judgements if judgement.source)
     if sources:
-        lines += ["", "source       judgements", *(f"{name:<13}{count}" for name, count in sources.most_common())]
+        lines += [
+            "",
+            "source       judgements",
+            *(f"{on_one_line(name):<13}{count}" for name, count in sources.most_common()),
+        ]
     scores = [score for j in judgements for score in j.score or () if score is not None]
     if scores:
         mean = sum(scores) / len(scores)
@@ -69,7 +74,7 @@ def _preferences(judgements: Sequence[Judgement]) -> str:
 
 def shown(judgement: Judgement) -> str:
     """An item for people to read."""
-    lines = [f"── {judgement.where}" + (f" (id {judgement.id})" if judgement.id else "")]
+    lines = [on_one_line(f"── {judgement.where}" + (f" (id {judgement.id})" if judgement.id else ""))]
     if isinstance(judgement.prompt, str):
         lines.append(_entry("prompt", judgement.prompt))
     else:
@@ -104,4 +109,4 @@ def _pointed(judgement: Judgement, i: int) -> list[tuple[int, int, str]]:
 def _entry(name: str, text: str, indent: int = 2) -> str:
     """A name, and the text beside it with its further lines below."""
     first = f"{'':{indent}}{name:<11}"
-    return first + text.replace("\n", "\n" + " " * max(len(first), 10))
+    return first + printable(text).replace("\n", "\n" + " " * max(len(first), 10))

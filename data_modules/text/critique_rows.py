@@ -111,7 +111,7 @@ class CritiqueRows:
                 rows.append(Row(own, review.of, "attempts", review.episode.score, seen=seen))
             if "critiques" in self.learn:
                 ids = self.teacher.encoded(task.critique_prompt(case, review.reply))
-                reply = [*tokenizer.encode(words), tokenizer.eos]
+                reply = [*tokenizer.encode_reply(words), tokenizer.eos]
                 if ids is not None:
                     rows.append(Row([Segment(ids), Segment(reply, EXPERT)], review.of, "critiques"))
             if "conditioned" in self.learn:

@@ -111,7 +111,7 @@ class DemonstrationsDataModule(HeldOutReplies):
     def _encoded(self, prompt: str | Messages, reply: str, where: str) -> Demonstration:
         try:
             prompt_ids = self.tokenizer.encode_prompt(prompt)
-            reply_ids = [*self.tokenizer.encode(reply), self.tokenizer.eos]
+            reply_ids = [*self.tokenizer.encode_reply(reply), self.tokenizer.eos]
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if not prompt_ids:

@@ -96,7 +96,7 @@ class ExpectedResponses:
         """Raises ValueError: there are not so many."""
         ids = {prompt.case.id: prompt.ids for prompt in prompts}
         for number, (case, text) in enumerate(with_expected(task, self.prompts, self.order)):
-            said = [*tokenizer.encode(text), tokenizer.eos]
+            said = [*tokenizer.encode_reply(text), tokenizer.eos]
             reward = task.begin(case).reply(text, True).reward
             self.known[case.id] = Response(number, [Segment(ids[case.id]), Segment(said, EXPERT, None, reward)])
         if self.rows > len(self.known):

@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
+from data_modules.text.chat_template import chat_ids
+from data_modules.text.control_tokens import ControlTokens
 from data_modules.text.tokenizer import Messages, Tokenizer, library
 
 TEMPLATE = "chat_template.jinja"
+OF_TEMPLATES = (
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+)  # what a template's own code raises
 
 
 class FolderTokenizer(Tokenizer):
@@ -34,12 +44,20 @@ class FolderTokenizer(Tokenizer):
         named = _json(folder / "special_tokens_map.json") | self._source
         given = {"pad_token": pad, "eos_token": eos, "unk_token": None}
         special = {name: token for name, own in given.items() if (token := own or _content(named.get(name)))}
-        self._check(special)
-        backend.add_special_tokens([special["pad_token"], special["eos_token"]])
+        tokens = {name: _content(token) for name, token in named.items() if name.endswith("_token")}
+        self._texts = {name: token for name, token in tokens.items() if isinstance(token, str)} | special
+        self._check(special, backend)
+        there = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        new = [special[name] for name in ("pad_token", "eos_token") if special[name] not in there]
+        backend.add_special_tokens(new)  # those that are there keep what they do to the blanks beside them
         self._take(backend, special)
-        added = backend.encode("", add_special_tokens=True).ids
-        # what it puts before a text; an eos that it puts behind one is the reply's to say
-        self._begin = added[:-1] if added[-1:] == [self.eos] else added
+        self._begin = self._first(backend)
+
+    def _first(self, backend: Any) -> list[int]:
+        """What it puts before a text. What it puts after one, such as eos, is the reply's to say."""
+        encoding = backend.encode(self._special["eos_token"], add_special_tokens=True)
+        pairs = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        return [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
 
     def fit(self, corpus: Iterable[str] = ()) -> Self:
         """It is what it is."""
@@ -47,23 +65,39 @@ class FolderTokenizer(Tokenizer):
 
     @property
     def has_template(self) -> bool:  # type: ignore[override]
-        return self._renderer.chat_template is not None
+        return self._template is not None
 
     def encode_chat(self, messages: Messages) -> list[int]:
         if not self.has_template:
             return super().encode_chat(messages)
-        text = self._renderer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, **self._special
-        )
-        self._backend.encode_special_tokens = False  # those of the template are meant
-        ids = self._backend.encode(text, add_special_tokens=False).ids
-        self._backend.encode_special_tokens = True
-        return ids
+        return chat_ids(messages, self._rendered, self._control)
+
+    def _rendered(self, messages: Messages) -> str:
+        """Raises ValueError: the template refuses these messages, and says why."""
+        try:
+            return self._renderer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True, **self._texts
+            )
+        except (library("jinja2").TemplateError, *OF_TEMPLATES) as error:
+            cause = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"prompt: the chat template of {self.path} refuses it: {cause}") from None
 
     @cached_property
     def _renderer(self) -> Any:
-        """transformers knows how a template is read."""
-        return library("transformers").AutoTokenizer.from_pretrained(self._folder)
+        """transformers knows how a template is read. Of the folder it sees nothing but this, so it runs nothing."""
+        backend = library("tokenizers").Tokenizer(library("tokenizers").models.WordLevel({"": 0}, unk_token=""))
+        return library("transformers").PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=self._template)
+
+    @cached_property
+    def _template(self) -> Any:
+        """A text, or a list of them with `name` and `template`; None without one."""
+        file = self._folder / TEMPLATE
+        return file.read_text(encoding="utf-8-sig") if file.is_file() else self._source.get("chat_template")
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        special = {*self._texts.values(), *_listed_special(self._source)}
+        return ControlTokens(self._backend, special, str(self._template or ""))
 
     def save(self, folder: str | Path) -> None:
         super().save(folder)
@@ -72,10 +106,10 @@ class FolderTokenizer(Tokenizer):
             (Path(folder) / TEMPLATE).write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
 
     def _config(self) -> dict[str, Any]:
-        return super()._config() | self._source
+        return {name: value for name, value in (super()._config() | self._source).items() if name != "auto_map"}
 
-    def _check(self, special: dict[str, str]) -> None:
-        for name, example in (("eos", "<|endoftext|>"), ("pad", "<|pad|>")):
+    def _check(self, special: dict[str, str], backend: Any) -> None:
+        for name, example in (("eos", "<|endoftext|>"), ("pad", self._spare(backend))):
             if f"{name}_token" not in special:
                 raise ValueError(
                     f"the tokenizer {self.path} has no {name} token: name one, such as `{name}: {example}`; "
@@ -84,8 +118,15 @@ class FolderTokenizer(Tokenizer):
         if special["eos_token"] == special["pad_token"]:
             raise ValueError(
                 f"the tokenizer {self.path} pads with its eos token {special['eos_token']!r}, so the end of a reply "
-                "could not be told from padding: name another, such as `pad: <|pad|>`"
+                f"could not be told from padding: name another, such as `pad: {self._spare(backend)}`"
             )
+
+    def _spare(self, backend: Any) -> str:
+        """A special token that there is, and that means nothing else: padding is never read. Else a new one."""
+        added = backend.get_added_tokens_decoder()
+        used = (*self._texts.values(), str(self._template or ""))
+        spare = (added[i].content for i in sorted(added) if added[i].special)
+        return next((text for text in spare if not any(text in each for each in used)), "<|pad|>")
 
 
 def _local(path: str) -> Path:
@@ -116,7 +157,18 @@ def _downloaded(path: str) -> Path:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+
+
+def _listed_special(source: dict[str, Any]) -> set[str]:
+    """The special tokens that tokenizer_config.json has in lists, as older and newer versions write them."""
+    extra: list[Any] = []
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        listed = source.get(name) or ()
+        extra += listed.values() if isinstance(listed, dict) else listed
+    decoder = source.get("added_tokens_decoder") or {}
+    extra += [token for token in decoder.values() if isinstance(token, dict) and token.get("special")]
+    return {text for token in extra if isinstance(text := _content(token), str) and text}
 
 
 def _content(token: Any) -> str | None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from data_modules.text.chat_template import Messages
+from data_modules.text.control_tokens import ControlTokens, Encoded
+
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
-Messages = Sequence[Mapping[str, str]]  # of a chat: each with `role` and `content`
 
 
 class Tokenizer:
     """What every kind can do. A tokenizer made from a corpus is the same in every process: so says its `digest`.
 
-    Text is text: `<eos>` written in a prompt does not end it. What the vocabulary does not hold is an error, never a
-    silent stand-in.
+    Text is text: `<eos>` written in a prompt does not end it; see `ControlTokens`. What the vocabulary does not hold is
+    an error, never a silent stand-in.
     """
 
     has_template = False  # that a chat is written by
@@ -39,14 +42,21 @@ class Tokenizer:
         Raises:
             ValueError: it holds a word that is not in the vocabulary, or spells a special token.
         """
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        if not self._refused.isdisjoint(encoding.ids):
-            place = next(i for i, token in enumerate(encoding.ids) if token in self._refused)
-            word = text[slice(*encoding.offsets[place])]
+        return self._known(self._control.encode(text))
+
+    def encode_reply(self, text: str) -> list[int]:
+        """As `encode`, of what a model says: its own words that are no special tokens, such as `<think>`, are meant."""
+        return self._known(self._control.encode(text, reply=True))
+
+    def _known(self, encoded: Encoded) -> list[int]:
+        refused = {*self._refused, self._control.unknown}
+        place = next((i for i, token in enumerate(encoded.ids) if token in refused), None)
+        if place is not None:
+            word = encoded.text[slice(*encoded.offsets[place])]
             raise ValueError(
                 f"the tokenizer has no {word!r}: its corpus must hold every word of the task, and no special token"
             )
-        return encoding.ids
+        return encoded.ids
 
     def encode_prompt(self, prompt: str | Messages) -> list[int]:
         """The ids a dialogue starts with: the begin token first, if the model has one; messages by the chat template.
@@ -126,12 +136,16 @@ class Tokenizer:
             raise RuntimeError(f"{type(self).__name__}: fit(corpus) comes first")
         return self._fitted
 
+    @cached_property
+    def _control(self) -> ControlTokens:
+        return ControlTokens(self._backend)
+
     def _take(self, backend: Any, special: dict[str, str]) -> Self:
         """Ready: `special` are tokens of `backend`, by the names of `_special`."""
-        backend.encode_special_tokens = True  # written in a text they are text
         backend.no_truncation()
         backend.no_padding()
         self._fitted, self._special = backend, special
+        self.__dict__.pop("_control", None)  # of another backend
         self.eos, self.pad = backend.token_to_id(special["eos_token"]), backend.token_to_id(special["pad_token"])
         self._refused = {backend.token_to_id(token) for token in special.values()}
         return self

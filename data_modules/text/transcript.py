@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.markdown import escaped
+from data_modules.terminal import printable
 from data_modules.text.conversation import Conversation, Episode, Prompt
 from data_modules.text.environment import StepTeacher
 from lightning_nlf.batch import Batch
@@ -56,7 +57,9 @@ def write_tables(rows: Sequence[Mapping[str, str]], folder: Path, name: str = "t
     kinds = {column: "number" if column in NUMBERS else column for column in columns}
     head = "".join(f'<th class="{kinds[column]}">{column}</th>' for column in columns)
     body = "\n".join(
-        "<tr>" + "".join(f'<td class="{kinds[column]}">{escape(x)}</td>' for column, x in row.items()) + "</tr>"
+        "<tr>"
+        + "".join(f'<td class="{kinds[column]}">{escape(printable(x))}</td>' for column, x in row.items())
+        + "</tr>"
         for row in rows
     )
     html = (

@@ -28,6 +28,7 @@ from lightning_nlf.cli.saved_config import SaveRunConfig
 from lightning_nlf.cli.yaml_places import Place, config_files, find, read_places
 from lightning_nlf.construction import plain, surfacing
 from lightning_nlf.modules import ObjectiveModule
+from lightning_nlf.terminal import printable
 from lightning_nlf.trust import FunctionNamed, trusting
 
 STAGES = ("fit", "validate", "test", "predict")
@@ -273,7 +274,7 @@ def main(args: list[str] | None = None, run: bool = True) -> CommandLine:
     except (ConfigurationError, RunFailure) as error:
         if traceback_wanted():
             raise
-        print("error:", *str(error).split(), file=sys.stderr)  # in one line
+        print("error:", printable(" ".join(str(error).split())), file=sys.stderr)  # in one line
         sys.exit(error.exit_code)
     except SIGTERMException:  # has no code, which would count as success
         # Another rank that ended with a code would make Lightning kill the first, which still has to clean up.

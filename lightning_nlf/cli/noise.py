@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
+
+from lightning_nlf.terminal import printable
 
 _WARNINGS = (
     r".*does not have many workers.*",  # collection happens in the main process
@@ -37,7 +40,8 @@ _LOGGERS = (
 
 
 def silence() -> None:
-    """Leave these out; everything else still comes."""
+    """Leave these out; everything else still comes, without what a text of a file could do to a terminal."""
+    _show_control_characters()
     for pattern in _WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     # A filter on a logger sees only what is said through that very logger.
@@ -45,6 +49,19 @@ def silence() -> None:
         logging.getLogger(name).addFilter(_says_something)
 
 
+def _show_control_characters() -> None:
+    """In warnings, as some say what stands in a file."""
+    form = warnings.formatwarning
+    if form.__module__ == __name__:
+        return
+
+    def printed(*args: Any, **how: Any) -> str:
+        return printable(form(*args, **how))
+
+    warnings.formatwarning = printed
+
+
 def _says_something(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
+    message = printable(record.getMessage())
+    record.msg, record.args = message, ()
     return not any(part in message for part in _MESSAGES)

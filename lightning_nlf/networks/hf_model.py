@@ -128,14 +128,20 @@ def built(auto: str, config: dict[str, Any] | None, weights: str | None, dropout
     kind = getattr(transformers, auto)
     if weights is not None:
         try:
-            found = with_dropout(transformers.AutoConfig.from_pretrained(weights), dropout)
-            return kind.from_pretrained(weights, config=found, dtype=torch.float32).train()
+            found = with_dropout(transformers.AutoConfig.from_pretrained(weights, trust_remote_code=False), dropout)
+            return kind.from_pretrained(weights, config=found, dtype=torch.float32, trust_remote_code=False).train()
         except (OSError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise ValueError(
+                    f"weights: {weights} wants code of its own to be run (auto_map in its config.json), which is never "
+                    "done: take a model that transformers knows"
+                ) from None
             raise ValueError(f"weights: transformers finds no model {weights}: {error}") from None
     if config is None:
         raise ValueError("weights: give a folder in Hugging Face layout or an id on the hub; or give a config")
     known = {key: value for key, value in config.items() if key not in ("model_type", "dtype")}
-    return kind.from_config(with_dropout(transformers.AutoConfig.for_model(config["model_type"], **known), dropout))
+    made = with_dropout(transformers.AutoConfig.for_model(config["model_type"], **known), dropout)
+    return kind.from_config(made, trust_remote_code=False)
 
 
 def with_dropout(config: Any, dropout: float) -> Any:

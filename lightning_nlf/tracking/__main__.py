@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_nlf.terminal import printable
 from lightning_nlf.tracking.position import without_credentials
 from lightning_nlf.tracking.registry import register
 from lightning_nlf.tracking.replay import run_tracking_uri, sync
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(error: Exception) -> int:
     own = isinstance(error, (OSError, ValueError, RuntimeError)) and not hasattr(error, "error_code")
     text = str(error).splitlines()[0] if own and str(error) else reason(error)
-    print(f"error: {text}", file=sys.stderr)
+    print(printable(f"error: {text}"), file=sys.stderr)
     return 2
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from data_modules.feedback.people import store
 from data_modules.feedback.people.ask import ask
 from data_modules.feedback.people.pull import pull
+from data_modules.terminal import printable
 
 
 def add_commands(commands: Any) -> None:
@@ -41,13 +42,14 @@ def add_commands(commands: Any) -> None:
 
 def _ask(options: argparse.Namespace) -> None:
     scale, reviewers = tuple(options.scale), tuple(options.reviewers)
-    print(ask(options.file, options.queue, options.tracking_uri, scale, reviewers, options.experiment))
+    put = ask(options.file, options.queue, options.tracking_uri, scale, reviewers, options.experiment)
+    print(printable(put))
 
 
 def _pull(options: argparse.Namespace) -> None:
     found = pull(options.queue, options.out, options.tracking_uri, options.experiment)
     if found.faults:
-        print(found.reopened, file=sys.stderr)
+        print(printable(found.reopened), file=sys.stderr)
     if not found.judgements:
         raise ValueError(f"queue: {options.queue!r} has no review that can be used; items that wait: {found.waiting}")
-    print(f"{options.out}: {found}")
+    print(printable(f"{options.out}: {found}"))

@@ -12,6 +12,7 @@ from data_modules.feedback.people import store, traces
 from data_modules.feedback.people.reviews import judgement
 from data_modules.feedback.people.traces import Asked
 from data_modules.feedback.schema import Judgement
+from data_modules.terminal import on_one_line
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Pulled:
         """Which reviews cannot be used, and why; the first ten."""
         more = [f"… and {len(self.faults) - LISTED} more"] if len(self.faults) > LISTED else []
         head = f"reviews that cannot be used, and whose items are open again: {len(self.faults)}"
-        return "\n  ".join([head, *self.faults[:LISTED], *more])
+        return "\n  ".join([head, *map(on_one_line, self.faults[:LISTED]), *more])
 
 
 def pull(

@@ -12,6 +12,7 @@ from typing import Any
 from data_modules.feedback.files import LISTED, write
 from data_modules.feedback.providers.provider import Provider, without
 from data_modules.feedback.schema import Judgement
+from data_modules.terminal import on_one_line
 
 INTERRUPTED = 130  # exit code of what Ctrl-C ended, as shells have it
 Read = Callable[[argparse.Namespace], list[Judgement]]
@@ -63,13 +64,13 @@ def _complete(options: argparse.Namespace, read: Read, provider: Provider) -> in
     if account.left_out:
         print(_listed(account.left_out), file=sys.stderr)
     if stopped := "by Ctrl-C" if account.interrupted else account.stopped:
-        print(f"stopped: {stopped}; the same command goes on from where it was", file=sys.stderr)
+        print(f"stopped: {on_one_line(stopped)}; the same command goes on from where it was", file=sys.stderr)
     return INTERRUPTED if account.interrupted else 0
 
 
 def _listed(left_out: list[str]) -> str:
     more = [f"… and {len(left_out) - LISTED} more"] if len(left_out) > LISTED else []
-    return "\n  ".join([f"{len(left_out)} left out:", *left_out[:LISTED], *more])
+    return "\n  ".join([f"{len(left_out)} left out:", *map(on_one_line, left_out[:LISTED]), *more])
 
 
 # ---- from yaml to provider

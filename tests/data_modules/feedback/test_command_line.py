@@ -148,3 +148,29 @@ def test_a_process_of_its_own_ranks_without_importing_torch(path, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert read(out)[0].ranking == "B > A > C > D"
+
+
+ESCAPES = "\x1b[2Jgone\rnew\x07 \u202eturned"
+
+
+def test_no_text_of_a_file_reaches_the_terminal_as_an_escape_sequence(tmp_path, capsys):
+    """Shown, counted, listed as a fault or skipped: ESC, BEL and what turns a line around are text."""
+    good = {"prompt": ESCAPES, "responses": [ESCAPES], "score": 1, "critique": ESCAPES, "expected": ESCAPES}
+    good |= {"source": ESCAPES, "id": ESCAPES, "episode": ESCAPES}
+    chat = {"prompt": [{"role": "user", "content": ESCAPES}], "expected": "a"}
+    bad = [{ESCAPES: 1}, good | {"score": ESCAPES}, good, chat | {"prompt": [{"role": ESCAPES, "content": "a"}]}]
+    path = tmp_path / "feedback.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in [good, chat, *bad]))
+    assert main(["check", str(path)]) == 2
+    assert main(["check", str(path), "--on-bad", "skip"]) == 0
+    assert main(["show", str(path), "--on-bad", "skip"]) == 0
+    assert main(["show", str(path), "--id", "\x1b[2J", "--on-bad", "skip"]) == 2
+    for text in capsys.readouterr():
+        assert r"\x1b[2Jgone" in text and not set(text) & set("\x1b\r\x07\u202e")
+
+
+def test_a_fault_with_a_new_line_in_it_forges_no_line(tmp_path, capsys):
+    path = tmp_path / "feedback.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "expected": "b", "x\nerror: all is lost": 1}) + "\n")
+    assert main(["check", str(path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -230,8 +230,8 @@ def test_a_pad_token_may_be_added_or_chosen(tmp_path):
     ("config", "message"),
     [
         ({}, "has no eos token: name one, such as `eos: "),
-        ({"eos_token": "<|end|>"}, r"has no pad token: name one, such as `pad: <\|pad\|>`"),
-        ({"eos_token": "<|end|>", "pad_token": "<|end|>"}, r"pads with its eos token '<\|end\|>'.* name another"),
+        ({"eos_token": "<|end|>", "bos_token": "<s>"}, r"has no pad token: name one, such as `pad: <\|user\|>`"),
+        ({"eos_token": "<|end|>", "pad_token": "<|end|>"}, r"pads with its eos token '<\|end\|>'.* name .* `pad: <s>`"),
     ],
 )
 def test_a_folder_without_eos_or_pad_says_what_to_do(tmp_path, config, message):
@@ -240,6 +240,57 @@ def test_a_folder_without_eos_or_pad_says_what_to_do(tmp_path, config, message):
         FolderTokenizer(folder)
     assert folder in str(error.value)
     assert FolderTokenizer(folder, eos="<|end|>", pad="<|pad|>").eos == 1
+
+
+def test_the_pad_that_is_advised_is_a_token_that_the_model_has(tmp_path):
+    """One that neither begins, nor stands in the template; a new id would have no row in an embedding that is full."""
+    named = {"eos_token": "<|end|>", "pad_token": "<|end|>", "bos_token": "<s>"}
+    folder = model_folder(tmp_path, **named, chat_template="<|user|>{{ messages[0].content }}")
+    with pytest.raises(ValueError, match=r"`pad: <\|assistant\|>`"):
+        FolderTokenizer(folder)
+    assert FolderTokenizer(folder, pad="<|assistant|>").size == 8
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?")).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    with pytest.raises(ValueError, match=r"`pad: <\|pad\|>`"):  # there is no other
+        FolderTokenizer(folder)
+
+
+@pytest.mark.parametrize("processor", ["<s> $A <|end|>", "<|end|> $A", "<|end|> $A <|end|>", "<s> $A", "$A"])
+def test_what_stands_before_a_prompt_is_what_transformers_puts_there(tmp_path, processor):
+    """OPT begins with its eos. What is put after a text is the reply's to say."""
+    transformers = pytest.importorskip("transformers")
+    folder = model_folder(tmp_path, **NAMED, pad_token="?")
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=processor, special_tokens=[("<s>", 0), ("<|end|>", 1)]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)("hi you")["input_ids"]
+    expected = theirs[: theirs.index(5)]
+    assert len(expected) == (processor[0] != "$")
+    assert FolderTokenizer(folder).encode_prompt("hi you") == [*expected, 5, 6]
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
+    folder = model_folder(tmp_path, **NAMED, pad_token="?", chat_template=TEMPLATE)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert FolderTokenizer(folder).encode_prompt([{"role": "user", "content": "hi"}]) == [0, 2, 5, 1, 3]
+
+
+def test_code_in_a_folder_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    """tokenizer.json says all; the template is read without it. What is saved names no code either."""
+    pytest.importorskip("transformers")
+    code = {"AutoTokenizer": ["theirs.Mine", "theirs.Mine"]}
+    folder = model_folder(tmp_path, **NAMED, pad_token="?", chat_template=TEMPLATE, auto_map=code)
+    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Mine: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    tokenizer = FolderTokenizer(folder)
+    assert tokenizer.encode_prompt([{"role": "user", "content": "hi"}]) == [0, 2, 5, 1, 3]
+    tokenizer.save(tmp_path / "saved")
+    assert not (tmp_path / "ran").exists()
+    assert "auto_map" not in (tmp_path / "saved" / "tokenizer_config.json").read_text()
 
 
 def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path):
