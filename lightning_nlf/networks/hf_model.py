@@ -99,15 +99,17 @@ class HuggingFace(Network):
         self.refuse_length(width)
         refuse_strangers(obs[:, :width], self.vocabulary)
         seen = (steps[:width] <= lengths[:, None]).long()
-        states, _ = self.run(obs[:, :width], seen, (steps[:width] - 1).expand(len(obs), -1))
+        states = self.run(obs[:, :width], seen, (steps[:width] - 1).expand(len(obs), -1))
         return states if where is None else states[where[:, :width]]
 
-    def run(self, ids: Tensor, seen: Tensor, positions: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """States (B, L, d) of new ids (B, L), and the cache; seen (B, C) and positions (B, L), cache for `read`."""
+    def run(self, ids: Tensor, seen: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
+        """States (B, L, d) of new ids (B, L); seen (B, C) and positions (B, L), `cache` for `read`, which grows."""
         body = self.bare.base_model
-        placed = {"position_ids": positions} if "position_ids" in inspect.signature(body.forward).parameters else {}
-        out = body(input_ids=ids, attention_mask=seen, past_key_values=cache, use_cache=cache is not None, **placed)
-        return out.last_hidden_state, out.past_key_values
+        takes = inspect.signature(body.forward).parameters
+        placed = {"position_ids": positions} if "position_ids" in takes else {}
+        if cache is not None:
+            placed["cache" if "cache" in takes else "past_key_values"] = cache  # the later name, or the earlier
+        return body(input_ids=ids, attention_mask=seen, use_cache=cache is not None, **placed).last_hidden_state
 
     def refuse_length(self, tokens: int) -> None:
         if self.context is not None and tokens > self.context:
@@ -146,9 +148,3 @@ def with_dropout(config: Any, dropout: float) -> Any:
         elif "drop" in name and isinstance(value, int | float) and value != dropout:
             setattr(config, name, dropout)
     return config
-
-
-def empty_cache() -> Any:
-    from transformers import DynamicCache
-
-    return DynamicCache()
