@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nlf.networks import hf_folder, hf_layout
 from lightning_nlf.networks.base import Network, checkpoint_at, under
+from lightning_nlf.networks.hf_generation import generation_in
 from lightning_nlf.networks.lora import LoRA, with_lora
 from lightning_nlf.networks.transformer import refuse_strangers
 
@@ -49,7 +51,11 @@ class HuggingFace(Network):
             raise ValueError(f"dropout: got {dropout}, must be at least 0 and below 1")
         if is_checkpoint(weights) and config is None:
             config = self._config_in(str(weights))
-        model = built(self.auto, config, None if is_checkpoint(weights) else weights, dropout)
+        folder = None if is_checkpoint(weights) else hf_layout.folder_of(weights)
+        if weights is not None and folder is None and not is_checkpoint(weights):
+            raise ValueError(f"weights: there is no folder {weights}")
+        self.generation = {} if folder is None else generation_in(folder)
+        model = built(self.auto, config, folder, dropout)
         self.config = model.config.to_dict()
         self.vocabulary = model.config.vocab_size
         self.context = getattr(model.config, "max_position_embeddings", None)
@@ -121,23 +127,45 @@ def is_checkpoint(weights: str | None) -> bool:
     return weights is not None and (weights.endswith(".ckpt") or Path(weights).is_file())
 
 
-def built(auto: str, config: dict[str, Any] | None, weights: str | None, dropout: float) -> Any:
-    """A transformers model, float32: from its weights, or at random from its config."""
+def built(auto: str, config: dict[str, Any] | None, folder: Path | None, dropout: float) -> Any:
+    """A transformers model, float32: from its folder, or at random from its config.
+
+    Raises:
+        ValueError: transformers is missing; neither folder nor config; a folder or a config that makes no model.
+    """
     try:
         import transformers
     except ImportError:
         raise ValueError("models of transformers need transformers: pip install lightning_nlf[text]") from None
     kind = getattr(transformers, auto)
-    if weights is not None:
-        try:
-            found = with_dropout(transformers.AutoConfig.from_pretrained(weights), dropout)
-            return kind.from_pretrained(weights, config=found, dtype=torch.float32).train()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"weights: transformers finds no model {weights}: {error}") from None
+    if folder is not None:
+        return _loaded(transformers, kind, folder, dropout)
     if config is None:
         raise ValueError("weights: give a folder in Hugging Face layout or an id on the hub; or give a config")
+    if not isinstance(config.get("model_type"), str):
+        raise ValueError("config: model_type: missing; it names the architecture, such as llama")
+    hf_folder.refuse_sizes(config, "config")
     known = {key: value for key, value in config.items() if key not in ("model_type", "dtype")}
-    return kind.from_config(with_dropout(transformers.AutoConfig.for_model(config["model_type"], **known), dropout))
+    with hf_folder.telling("config"):
+        made = with_dropout(transformers.AutoConfig.for_model(config["model_type"], **known), dropout)
+        hf_folder.refuse_memory(lambda: kind.from_config(made), "config")
+    return kind.from_config(made)
+
+
+def _loaded(transformers: Any, kind: Any, folder: Path, dropout: float) -> Any:
+    where = f"weights: {folder / hf_folder.CONFIG}"
+    hf_folder.checked(folder)
+    with hf_folder.telling(where):
+        config = with_dropout(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), dropout)
+        hf_folder.refuse_memory(lambda: kind.from_config(config), where)
+    how = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}  # a pickle is never read
+    with hf_folder.telling(f"weights: {folder}"):
+        model, report = kind.from_pretrained(folder, config=config, dtype=torch.float32, **how)
+    if missing := sorted(report["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"weights: {folder} has no tensor {missing[0]}{more}, which its config.json asks for")
+    hf_folder.refuse_not_finite(dict(model.named_parameters()), folder)
+    return model.train()
 
 
 def with_dropout(config: Any, dropout: float) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_nlf.networks.base import Policy
 from lightning_nlf.networks.categorical import TokenDistribution
+from lightning_nlf.networks.hf_generation import write_generation
 from lightning_nlf.networks.hf_memory import Memory
 from lightning_nlf.networks.hf_model import HuggingFace
 from lightning_nlf.networks.hf_probe import refuse_other_distances, refused_if_it_fails
@@ -90,3 +91,4 @@ class HuggingFacePolicy(HuggingFace, Policy):
         """Write the model, LoRA's additions added in, for `AutoModelForCausalLM.from_pretrained`."""
         model = copy.deepcopy(self.model).merge_and_unload() if self.adapted else self.model
         model.save_pretrained(folder)
+        write_generation(Path(folder), self.generation)

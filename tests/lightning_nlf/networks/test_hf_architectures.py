@@ -1,4 +1,4 @@
-"""Which architectures of transformers are policies: sampling and learning see the same distances, or they are refused."""
+"""Architectures of transformers: sampling and learning see the same distances, or a model is refused."""
 
 import re
 from pathlib import Path
