@@ -6,7 +6,8 @@ transformers is imported when such a network is built, and not before: `pip inst
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,17 +156,51 @@ def built(auto: str, config: dict[str, Any] | None, folder: Path | None, dropout
 def _loaded(transformers: Any, kind: Any, folder: Path, dropout: float) -> Any:
     where = f"weights: {folder / hf_folder.CONFIG}"
     hf_folder.checked(folder)
-    with hf_folder.telling(where):
+    with hf_folder.telling(where), _no_code(folder):
         config = with_dropout(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), dropout)
         hf_folder.refuse_memory(lambda: kind.from_config(config), where)
-    how = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}  # a pickle is never read
-    with hf_folder.telling(f"weights: {folder}"):
+    how = {"trust_remote_code": False, "use_safetensors": True}  # a pickle is never read
+    how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # they are told below, in one line
+    with hf_folder.telling(f"weights: {folder}"), _silence(transformers):
         model, report = kind.from_pretrained(folder, config=config, dtype=torch.float32, **how)
-    if missing := sorted(report["missing_keys"]):
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(f"weights: {folder} has no tensor {missing[0]}{more}, which its config.json asks for")
+    for name, there, here in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"weights: {folder}: tensor {name} is {tuple(there)}, and config.json says {tuple(here)}: fetch or save "
+            "the model again"
+        )
+    for name in sorted(report["missing_keys"]):
+        raise ValueError(f"weights: {folder} has no tensor {name}, which its config.json asks for")
     hf_folder.refuse_not_finite(dict(model.named_parameters()), folder)
     return model.train()
+
+
+@contextmanager
+def _no_code(folder: Path) -> Iterator[None]:
+    """Raises ValueError: the model would need code of the folder."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"weights: {folder} wants code of its own to be run (auto_map in its config.json), which is never done: "
+            "take a model that transformers knows"
+        ) from None
+
+
+@contextmanager
+def _silence(transformers: Any) -> Iterator[None]:
+    """Without a report of what was loaded, and without bars that fill."""
+    logs = transformers.logging
+    level, bar = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logs.set_verbosity(level)
+        if bar:
+            logs.enable_progress_bar()
 
 
 def with_dropout(config: Any, dropout: float) -> Any:

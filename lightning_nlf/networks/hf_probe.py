@@ -47,14 +47,15 @@ def refuse_other_distances(policy: Any) -> None:
     """
     training, kind = policy.training, policy.config["model_type"]
     policy.eval()
-    state, rows, differences, spread = None, [[], []], [], []
+    rows: tuple[list[int], list[int]] = ([], [])
+    state, differences, spread = None, [], []
     for turn, lengths in enumerate(_turns(policy)):
         new = _ids(turn, max(lengths), policy)
         scores, state = policy.read(new, torch.tensor(lengths, device=new.device), state)
         if any(layer.keys.shape[2] != state.used.shape[1] for layer in state.cache.layers):
             raise LookupError("a layer keeps fewer of them")
         for row, length in enumerate(lengths):
-            rows[row] += new[row, :length].tolist()
+            rows[row].extend(new[row, :length].tolist())
             if length:
                 whole = policy._scores(policy.features(torch.tensor([rows[row]], device=new.device)))[0, -1]
                 differences.append((scores[row] - whole).abs().max())
