@@ -93,6 +93,11 @@ def _refuse_types(config: dict[str, Any], rope: dict[str, Any], folder: Path) ->
         value = config.get(name, rope.get(name, 1.0))
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"weights: {folder / hf_folder.CONFIG}: {name}: got {value!r}, must be a number above 0")
+    for name in hf_folder.PER_LAYER:
+        if isinstance(config.get(name), list):
+            raise ValueError(
+                f"weights: {folder / hf_folder.CONFIG}: {name}: must be the same in all layers: one number"
+            )
     tied = config.get("tie_word_embeddings", True)
     if not isinstance(tied, bool):
         raise ValueError(

@@ -19,8 +19,9 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 GENERATION, ADAPTER = "generation_config.json", "adapter_config.json"
 MOST_LAYERS = 1000
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-WIDTHS = ("hidden_size", "n_embd", "d_model", "n_head", "n_heads", "num_attention_heads", "n_positions")
-SIZES = (*LAYERS, *WIDTHS, "vocab_size", "intermediate_size", "max_position_embeddings", "head_dim")
+STORED = (*LAYERS, "hidden_size", "n_embd", "d_model", "intermediate_size", "vocab_size")  # each has numbers of its own
+PER_LAYER = ("intermediate_size", "n_head", "n_heads", "num_attention_heads", "head_dim")  # may be a list
+SIZES = (*STORED, "n_head", "n_heads", "num_attention_heads", "head_dim", "n_positions", "max_position_embeddings")
 BYTES = 4  # of a float32
 
 
@@ -66,11 +67,13 @@ def refuse_sizes(config: Mapping[str, Any], where: str, elements: float = math.i
     """
     named = {name: config[name] for name in SIZES if config.get(name) is not None}
     for name, value in named.items():
+        if isinstance(value, list) and name in PER_LAYER:
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{where}: {name}: got {value!r}, must be a whole number of at least 1")
         if name in LAYERS and value > MOST_LAYERS:
             raise ValueError(f"{where}: {name}: got {value}, must be at most {MOST_LAYERS}")
-        if value > elements:
+        if name in STORED and value > elements:
             raise ValueError(f"{where}: {name}: got {value}, and the weights beside it are {elements} numbers in all")
 
 

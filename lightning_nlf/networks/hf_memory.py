@@ -26,12 +26,9 @@ class Memory:
     lengths: Tensor
 
     @classmethod
-    def empty(cls, lengths: Tensor) -> Memory:
-        """Nothing read, for as many rows as `lengths` (B,) has."""
-        from transformers import DynamicCache
-
-        # Without the config: one that knows of a sliding window forgets columns, and not each row its own.
-        return cls(DynamicCache(), lengths.new_zeros(len(lengths), 0), torch.zeros_like(lengths))
+    def empty(cls, cache: Any, lengths: Tensor) -> Memory:
+        """Nothing read, by an empty cache, for as many rows as `lengths` (B,) has."""
+        return cls(cache, lengths.new_zeros(len(lengths), 0), torch.zeros_like(lengths))
 
     def closed(self, lengths: Tensor) -> Memory:
         """Without gaps before the next read, of `lengths` (B,) tokens: each row's tokens are its last columns.

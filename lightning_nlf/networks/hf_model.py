@@ -58,8 +58,9 @@ class HuggingFace(Network):
         self.generation = {} if folder is None else generation_in(folder)
         model = built(self.auto, config, folder, dropout)
         self.config = model.config.to_dict()
-        self.vocabulary = model.config.vocab_size
-        self.context = getattr(model.config, "max_position_embeddings", None)
+        text = model.config.get_text_config()  # of a model that sees, too
+        self.vocabulary = text.vocab_size
+        self.context = getattr(text, "max_position_embeddings", None)
         self.adapted = lora is not None
         self.model = model if lora is None else with_lora(model, lora)
 
@@ -211,3 +212,10 @@ def with_dropout(config: Any, dropout: float) -> Any:
         elif "drop" in name and isinstance(value, int | float) and value != dropout:
             setattr(config, name, dropout)
     return config
+
+
+def empty_cache() -> Any:
+    """One that keeps every column; made by the config it would forget those of other rows beyond a window."""
+    from transformers import DynamicCache
+
+    return DynamicCache()

@@ -13,7 +13,7 @@ from lightning_nlf.networks.base import Policy
 from lightning_nlf.networks.categorical import TokenDistribution
 from lightning_nlf.networks.hf_generation import write_generation
 from lightning_nlf.networks.hf_memory import Memory
-from lightning_nlf.networks.hf_model import HuggingFace
+from lightning_nlf.networks.hf_model import HuggingFace, empty_cache
 from lightning_nlf.networks.hf_probe import refuse_other_distances, refused_if_it_fails
 from lightning_nlf.networks.hf_scores import is_direct, scores_of
 from lightning_nlf.networks.lora import LoRA, WithoutAdapter
@@ -66,7 +66,7 @@ class HuggingFacePolicy(HuggingFace, Policy):
 
     def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Memory]:
         rows, width = ids.shape
-        state = Memory.empty(lengths) if state is None else state
+        state = Memory.empty(empty_cache(), lengths) if state is None else state
         if room or width > 1:  # not of every token that was sampled
             self.refuse_length(int((state.lengths + lengths).max()) + max(room - 1, 0))
             refuse_strangers(ids, self.vocabulary)
