@@ -39,9 +39,10 @@ class FolderTokenizer(Tokenizer):
         super().__init__()
         self.path = path
         folder = self._folder = _local(path)
-        backend = library("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend = _read(folder / "tokenizer.json")
         self._source = _json(folder / "tokenizer_config.json")
         named = _json(folder / "special_tokens_map.json") | self._source
+        _refuse_odd_tokens(named, folder)
         given = {"pad_token": pad, "eos_token": eos, "unk_token": None}
         special = {name: token for name, own in given.items() if (token := own or _content(named.get(name)))}
         tokens = {name: _content(token) for name, token in named.items() if name.endswith("_token")}
@@ -157,7 +158,35 @@ def _downloaded(path: str) -> Path:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+    """The object in a file; {} without one. Raises ValueError: it is no JSON object in UTF-8."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"path: {path} is damaged: {error}: fetch or save the tokenizer again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"path: {path} must hold a JSON object, and holds a {type(content).__name__}")
+    return content
+
+
+def _read(path: Path) -> Any:
+    """Raises ValueError: tokenizer.json is no tokenizer."""
+    try:
+        return library("tokenizers").Tokenizer.from_str(path.read_bytes().decode("utf-8-sig"))
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # tokenizers raises that very class
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"path: {path} is damaged: {reason}: fetch or save the tokenizer again") from error
+
+
+def _refuse_odd_tokens(named: dict[str, Any], folder: Path) -> None:
+    """Raises ValueError: a special token that is neither a text nor an object with its `content`."""
+    for name in ("eos_token", "pad_token", "unk_token"):
+        token = named.get(name)
+        if token is not None and not isinstance(token.get("content") if isinstance(token, dict) else token, str):
+            raise ValueError(f"path: {folder / 'tokenizer_config.json'}: {name}: got {token!r}, must be a text")
 
 
 def _listed_special(source: dict[str, Any]) -> set[str]:

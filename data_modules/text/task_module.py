@@ -94,6 +94,11 @@ class TextTaskDataModule(TextEvaluation, RolloutDataModule):
         self.cases, self.shown = {}, []
         self._unanswered = 0  # prompts of a prediction to which all replies were empty, this rank's
 
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The ids that end a reply, eos first; from `setup` on."""
+        return self.conversation.stops
+
     def setup(self, stage: str) -> None:
         """Raises ValueError: a prompt that cannot be encoded or has no room, two of one id, a `reward` of other ids, a
         text of `stop` that is not one token, `chat` without a template.

@@ -57,6 +57,8 @@ class TokenTaskDataModule(RolloutDataModule):
         evaluation_prompts: one dialogue each, on symbols drawn from another stream of chance.
     """
 
+    stops = (STOP,)
+
     def __init__(
         self,
         vocabulary: int = 12,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -9,6 +10,7 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_nlf.callbacks.protocols import data_module_of, log_artifacts, rehearses, run_folder
+from lightning_nlf.networks.hf_generation import write_ends
 
 
 @runtime_checkable
@@ -22,13 +24,24 @@ class Exportable(Protocol):
 class Saveable(Protocol):
     """A tokenizer that others can load."""
 
+    eos: int
+    pad: int
+
     def save(self, folder: str | Path) -> None: ...
+
+
+@runtime_checkable
+class Stopping(Protocol):
+    """A DataModule that says which ids end a reply, the end of the sequence first."""
+
+    stops: Sequence[int]
 
 
 class HuggingFaceExport(L.Callback):
     """At the end of a fit the policy in Hugging Face layout in `<run>/huggingface`, with the DataModule's tokenizer.
 
-    For `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`, and as `weights` of another run.
+    For `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`, and as `weights` of another run;
+    `generate` of transformers stops where a reply stopped in training: eos, `stop` and pad are in the two config files.
     Nothing of a policy that has no such layout. What cannot be written is a warning: the checkpoint is there.
     """
 
@@ -37,11 +50,16 @@ class HuggingFaceExport(L.Callback):
         if not isinstance(policy, Exportable) or not trainer.is_global_zero or rehearses(trainer):
             return
         folder = run_folder(trainer) / "huggingface"
-        tokenizer = getattr(data_module_of(trainer), "tokenizer", None)
+        data = data_module_of(trainer)
+        tokenizer = getattr(data, "tokenizer", None)
+        stops, pad = data.stops if isinstance(data, Stopping) else (), None
         try:
             policy.export(folder)
             if isinstance(tokenizer, Saveable):
                 tokenizer.save(folder)
+                stops, pad = stops or (tokenizer.eos,), tokenizer.pad
+            if stops:
+                write_ends(folder, stops, pad)
         except OSError as error:
             rank_zero_warn(f"the policy is not exported: {error}")
         else:

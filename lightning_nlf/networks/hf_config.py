@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
+from lightning_nlf.networks import hf_folder
 from lightning_nlf.networks.decoder import DecoderShape
 
 ARCHITECTURES = {
@@ -33,10 +34,7 @@ def shape_in(folder: Path) -> DecoderShape:
     Raises:
         ValueError: there is none, or an architecture that this decoder is not.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise ValueError(f"weights: {folder} has no config.json, so it is no model in Hugging Face layout") from None
+    config = hf_folder.read_json(folder / hf_folder.CONFIG)
     family = config.get("model_type")
     if family not in ARCHITECTURES:
         raise ValueError(
@@ -44,11 +42,23 @@ def shape_in(folder: Path) -> DecoderShape:
             "use lightning_nlf.networks.HuggingFacePolicy"
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"weights: {folder / hf_folder.CONFIG}: rope_parameters: must be an object")
     strange = {name: config[name] for name, known in PLAIN.items() if name in config and config[name] not in known}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         strange["rope_parameters"] = rope
     if strange:
         raise ValueError(f"weights: {folder} has {strange}: use lightning_nlf.networks.HuggingFacePolicy")
+    _refuse_types(config, rope, folder)
+    try:
+        return _shape(config, rope, family)
+    except KeyError as error:
+        raise ValueError(f"weights: {folder / hf_folder.CONFIG}: {error.args[0]}: missing") from None
+    except ValueError as error:
+        raise ValueError(f"weights: {folder / hf_folder.CONFIG}: {error}") from None
+
+
+def _shape(config: dict[str, Any], rope: dict[str, Any], family: Any) -> DecoderShape:
     if family == "gpt2":
         return DecoderShape(
             vocabulary=config["vocab_size"],
@@ -75,6 +85,24 @@ def shape_in(folder: Path) -> DecoderShape:
         rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
         eps=config.get("rms_norm_eps", 1e-6),
     )
+
+
+def _refuse_types(config: dict[str, Any], rope: dict[str, Any], folder: Path) -> None:
+    """Raises ValueError: a knob that is no positive number, or is no bool."""
+    for name in ("rope_theta", "rms_norm_eps", "layer_norm_epsilon"):
+        value = config.get(name, rope.get(name, 1.0))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"weights: {folder / hf_folder.CONFIG}: {name}: got {value!r}, must be a number above 0")
+    for name in hf_folder.PER_LAYER:
+        if isinstance(config.get(name), list):
+            raise ValueError(
+                f"weights: {folder / hf_folder.CONFIG}: {name}: must be the same in all layers: one number"
+            )
+    tied = config.get("tie_word_embeddings", True)
+    if not isinstance(tied, bool):
+        raise ValueError(
+            f"weights: {folder / hf_folder.CONFIG}: tie_word_embeddings: got {tied!r}, must be true or false"
+        )
 
 
 def config_of(shape: DecoderShape) -> dict[str, Any]:

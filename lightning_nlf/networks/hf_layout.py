@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightning_nlf.networks import hf_folder
 from lightning_nlf.networks.decoder import Decoder, DecoderShape
 from lightning_nlf.networks.hf_config import config_of
 
@@ -35,6 +35,9 @@ LLAMA = {
 }
 
 
+FILES, OTHER_FILES = ["*.json", "*.safetensors"], ["*/*", "consolidated*"]  # of a model on the hub
+
+
 def folder_of(weights: str | None) -> Path | None:
     """Where `weights` are in Hugging Face layout: a folder, or what the hub has under that id; None if they are not.
 
@@ -55,7 +58,7 @@ def folder_of(weights: str | None) -> Path | None:
             f"weights: there is no {weights} here; from the hub: pip install lightning_nlf[text]"
         ) from None
     try:
-        return Path(snapshot_download(weights, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(weights, allow_patterns=FILES, ignore_patterns=OTHER_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"weights: there is no file or folder {weights}, nor has the hub a model: {reason}") from None
@@ -96,18 +99,8 @@ def load(folder: Path, decoder: Decoder, head: nn.Linear | None) -> None:
 
 def tensors_in(folder: Path) -> dict[str, Tensor]:
     """All tensors, from one file or several, without the prefix of the model's body."""
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    if not files:
-        raise ValueError(f"weights: {folder} has no *.safetensors; save the model with save_pretrained")
-    stored = {}
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 no mapping
-                stored[key.removeprefix("transformer.").removeprefix("model.")] = opened.get_tensor(key)
-    return stored
+    stored = hf_folder.read_tensors(hf_folder.tensors_in(folder))
+    return {key.removeprefix("transformer.").removeprefix("model."): tensor for key, tensor in stored.items()}
 
 
 def _found(stored: Mapping[str, Tensor], key: str, folder: Path) -> Tensor:
@@ -119,6 +112,8 @@ def _found(stored: Mapping[str, Tensor], key: str, folder: Path) -> Tensor:
 def _fill(parameter: Tensor, value: Tensor, what: str) -> None:
     if parameter.shape != value.shape:
         raise ValueError(f"weights: {what} is {tuple(value.shape)}, config.json says {tuple(parameter.shape)}")
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"weights: {what} holds numbers that are not finite: fetch or save the model again")
     parameter.copy_(value)
 
 

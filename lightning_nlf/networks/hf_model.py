@@ -6,14 +6,17 @@ transformers is imported when such a network is built, and not before: `pip inst
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_nlf.networks import hf_folder, hf_layout
 from lightning_nlf.networks.base import Network, checkpoint_at, under
+from lightning_nlf.networks.hf_generation import generation_in
 from lightning_nlf.networks.lora import LoRA, with_lora
 from lightning_nlf.networks.transformer import refuse_strangers
 
@@ -49,10 +52,15 @@ class HuggingFace(Network):
             raise ValueError(f"dropout: got {dropout}, must be at least 0 and below 1")
         if is_checkpoint(weights) and config is None:
             config = self._config_in(str(weights))
-        model = built(self.auto, config, None if is_checkpoint(weights) else weights, dropout)
+        folder = None if is_checkpoint(weights) else hf_layout.folder_of(weights)
+        if weights is not None and folder is None and not is_checkpoint(weights):
+            raise ValueError(f"weights: there is no folder {weights}")
+        self.generation = {} if folder is None else generation_in(folder)
+        model = built(self.auto, config, folder, dropout)
         self.config = model.config.to_dict()
-        self.vocabulary = model.config.vocab_size
-        self.context = getattr(model.config, "max_position_embeddings", None)
+        text = model.config.get_text_config()  # of a model that sees, too
+        self.vocabulary = text.vocab_size
+        self.context = getattr(text, "max_position_embeddings", None)
         self.adapted = lora is not None
         self.model = model if lora is None else with_lora(model, lora)
 
@@ -99,15 +107,17 @@ class HuggingFace(Network):
         self.refuse_length(width)
         refuse_strangers(obs[:, :width], self.vocabulary)
         seen = (steps[:width] <= lengths[:, None]).long()
-        states, _ = self.run(obs[:, :width], seen, (steps[:width] - 1).expand(len(obs), -1))
+        states = self.run(obs[:, :width], seen, (steps[:width] - 1).expand(len(obs), -1))
         return states if where is None else states[where[:, :width]]
 
-    def run(self, ids: Tensor, seen: Tensor, positions: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """States (B, L, d) of new ids (B, L), and the cache; seen (B, C) and positions (B, L), cache for `read`."""
+    def run(self, ids: Tensor, seen: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
+        """States (B, L, d) of new ids (B, L); seen (B, C) and positions (B, L), `cache` for `read`, which grows."""
         body = self.bare.base_model
-        placed = {"position_ids": positions} if "position_ids" in inspect.signature(body.forward).parameters else {}
-        out = body(input_ids=ids, attention_mask=seen, past_key_values=cache, use_cache=cache is not None, **placed)
-        return out.last_hidden_state, out.past_key_values
+        takes = inspect.signature(body.forward).parameters
+        placed = {"position_ids": positions} if "position_ids" in takes else {}
+        if cache is not None:
+            placed["cache" if "cache" in takes else "past_key_values"] = cache  # the later name, or the earlier
+        return body(input_ids=ids, attention_mask=seen, use_cache=cache is not None, **placed).last_hidden_state
 
     def refuse_length(self, tokens: int) -> None:
         if self.context is not None and tokens > self.context:
@@ -119,29 +129,79 @@ def is_checkpoint(weights: str | None) -> bool:
     return weights is not None and (weights.endswith(".ckpt") or Path(weights).is_file())
 
 
-def built(auto: str, config: dict[str, Any] | None, weights: str | None, dropout: float) -> Any:
-    """A transformers model, float32: from its weights, or at random from its config."""
+def built(auto: str, config: dict[str, Any] | None, folder: Path | None, dropout: float) -> Any:
+    """A transformers model, float32: from its folder, or at random from its config.
+
+    Raises:
+        ValueError: transformers is missing; neither folder nor config; a folder or a config that makes no model.
+    """
     try:
         import transformers
     except ImportError:
         raise ValueError("models of transformers need transformers: pip install lightning_nlf[text]") from None
     kind = getattr(transformers, auto)
-    if weights is not None:
-        try:
-            found = with_dropout(transformers.AutoConfig.from_pretrained(weights, trust_remote_code=False), dropout)
-            return kind.from_pretrained(weights, config=found, dtype=torch.float32, trust_remote_code=False).train()
-        except (OSError, ValueError) as error:
-            if "trust_remote_code" in str(error):
-                raise ValueError(
-                    f"weights: {weights} wants code of its own to be run (auto_map in its config.json), which is never "
-                    "done: take a model that transformers knows"
-                ) from None
-            raise ValueError(f"weights: transformers finds no model {weights}: {error}") from None
+    if folder is not None:
+        return _loaded(transformers, kind, folder, dropout)
     if config is None:
         raise ValueError("weights: give a folder in Hugging Face layout or an id on the hub; or give a config")
+    if not isinstance(config.get("model_type"), str):
+        raise ValueError("config: model_type: missing; it names the architecture, such as llama")
+    hf_folder.refuse_sizes(config, "config")
     known = {key: value for key, value in config.items() if key not in ("model_type", "dtype")}
-    made = with_dropout(transformers.AutoConfig.for_model(config["model_type"], **known), dropout)
+    with hf_folder.telling("config"):
+        made = with_dropout(transformers.AutoConfig.for_model(config["model_type"], **known), dropout)
+        hf_folder.refuse_memory(lambda: kind.from_config(made, trust_remote_code=False), "config")
     return kind.from_config(made, trust_remote_code=False)
+
+
+def _loaded(transformers: Any, kind: Any, folder: Path, dropout: float) -> Any:
+    where = f"weights: {folder / hf_folder.CONFIG}"
+    hf_folder.checked(folder)
+    with hf_folder.telling(where), _no_code(folder):
+        config = with_dropout(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), dropout)
+        hf_folder.refuse_memory(lambda: kind.from_config(config, trust_remote_code=False), where)
+    how = {"trust_remote_code": False, "use_safetensors": True}  # a pickle is never read
+    how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # they are told below, in one line
+    with hf_folder.telling(f"weights: {folder}"), _silence(transformers):
+        model, report = kind.from_pretrained(folder, config=config, dtype=torch.float32, **how)
+    for name, there, here in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"weights: {folder}: tensor {name} is {tuple(there)}, and config.json says {tuple(here)}: fetch or save "
+            "the model again"
+        )
+    for name in sorted(report["missing_keys"]):
+        raise ValueError(f"weights: {folder} has no tensor {name}, which its config.json asks for")
+    hf_folder.refuse_not_finite(dict(model.named_parameters()), folder)
+    return model.train()
+
+
+@contextmanager
+def _no_code(folder: Path) -> Iterator[None]:
+    """Raises ValueError: the model would need code of the folder."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"weights: {folder} wants code of its own to be run (auto_map in its config.json), which is never done: "
+            "take a model that transformers knows"
+        ) from None
+
+
+@contextmanager
+def _silence(transformers: Any) -> Iterator[None]:
+    """Without a report of what was loaded, and without bars that fill."""
+    logs = transformers.logging
+    level, bar = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logs.set_verbosity(level)
+        if bar:
+            logs.enable_progress_bar()
 
 
 def with_dropout(config: Any, dropout: float) -> Any:
@@ -155,6 +215,7 @@ def with_dropout(config: Any, dropout: float) -> Any:
 
 
 def empty_cache() -> Any:
+    """One that keeps every column; made by the config it would forget those of other rows beyond a window."""
     from transformers import DynamicCache
 
     return DynamicCache()

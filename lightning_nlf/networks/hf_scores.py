@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_nlf.networks.hf_probe import Unsuitable
+
 
 class Said:
     """The output of a body of which nothing but the last hidden states is wanted."""
@@ -64,7 +66,7 @@ def is_direct(model: Any) -> bool:
         louder.remove()
     model.train(training)
     if found is None:
-        raise ValueError(
+        raise Unsuitable(
             f"weights: a {model.config.model_type} makes its scores of more than its last hidden states, which "
             "HuggingFacePolicy cannot: use a model of another architecture"
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_nlf.networks.base import Reward, Value
 from lightning_nlf.networks.critics import number, reward_head, zero_head
 from lightning_nlf.networks.hf_model import HuggingFace
+from lightning_nlf.networks.hf_probe import refuse_looking_ahead, refused_if_it_fails
 from lightning_nlf.networks.lora import LoRA
 
 
@@ -25,6 +26,8 @@ class HuggingFaceValue(HuggingFace, Value):
         super().__init__(weights, lora, config, dropout)
         self.head = zero_head(self.bare.config.hidden_size)
         self.load_weights(weights)
+        with refused_if_it_fails(self.bare.config):
+            refuse_looking_ahead(self)
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
         return number(self.head, self.states(obs, where))
@@ -43,6 +46,8 @@ class HuggingFaceReward(HuggingFace, Reward):
         super().__init__(weights, lora, config, dropout)
         self.head = reward_head(self.bare.config.hidden_size)
         self.load_weights(weights)
+        with refused_if_it_fails(self.bare.config):
+            refuse_looking_ahead(self)
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
         return number(self.head, self.states(obs, where))

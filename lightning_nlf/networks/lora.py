@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,14 +30,33 @@ class LoRA:
 
 
 def with_lora(model: nn.Module, lora: LoRA) -> nn.Module:
+    """Raises ValueError: peft is missing; a target that is no layer, or has the weights of another."""
     try:
         from peft import LoraConfig, get_peft_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError:
         raise ValueError("lora needs peft: pip install lightning_nlf[text]") from None
-    return get_peft_model(
-        model,
-        LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules),
-    )
+    shared = _shared_weights(model)
+    try:
+        adapted = get_peft_model(
+            model,
+            LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules),
+        )
+    except ValueError as error:  # such as a target that is nowhere
+        raise ValueError(f"lora: {error}") from error
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and id(module.get_base_layer().weight) in shared:
+            raise ValueError(
+                f"lora: target_modules: {name} has the same weights as another layer of this model, which would "
+                "get the addition too when it is merged for export: leave it out"
+            )
+    return adapted
+
+
+def _shared_weights(model: nn.Module) -> set[int]:
+    """Ids of parameters that stand in more than one place, as an embedding that is the head too."""
+    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return {parameter for parameter, count in counts.items() if count > 1}
 
 
 class WithoutAdapter(Policy):

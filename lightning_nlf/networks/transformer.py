@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_nlf.networks import hf_layout
+from lightning_nlf.networks import hf_folder, hf_layout
 from lightning_nlf.networks.base import Network, Policy, checkpoint_at, under
 from lightning_nlf.networks.cache import Cache
 from lightning_nlf.networks.categorical import TokenDistribution
 from lightning_nlf.networks.decoder import Decoder, DecoderShape
 from lightning_nlf.networks.hf_config import shape_in
+from lightning_nlf.networks.hf_generation import generation_in, write_generation
 from lightning_nlf.networks.packing import pack
 
 
@@ -38,10 +39,16 @@ class Transformer(Network):
     def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
         super().__init__()
         folder = hf_layout.folder_of(weights)
+        if folder is not None:
+            hf_folder.checked(folder)
         found = shape_in(folder) if folder else shape or self._shape_in_checkpoint(weights)
         if shape is not None and found != shape:
             raise ValueError(f"shape: that of {weights} is another, {found}; leave it out")
+        if found.layers > hf_folder.MOST_LAYERS:
+            raise ValueError(f"shape.layers: got {found.layers}, must be at most {hf_folder.MOST_LAYERS}")
+        hf_folder.refuse_memory(lambda: Decoder(found, dropout), "shape")
         self.decoder = Decoder(found, dropout)
+        self.generation = {} if folder is None else generation_in(folder)
         self.vocabulary, self.context = found.vocabulary, found.context
         self.lm_head: nn.Linear | None = None  # that predicts tokens, where it is not the embedding
 
@@ -218,5 +225,9 @@ class TransformerPolicy(Transformer, Policy):
         return state.with_rows(index, part)
 
     def export(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors, for `AutoModelForCausalLM.from_pretrained`."""
+        """Write config.json and model.safetensors, for `AutoModelForCausalLM.from_pretrained`.
+
+        Also generation_config.json, if the weights came with an end.
+        """
         hf_layout.save(Path(folder), self.decoder, self.lm_head)
+        write_generation(Path(folder), self.generation)

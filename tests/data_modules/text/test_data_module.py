@@ -282,6 +282,7 @@ def test_texts_that_stop_end_a_reply_as_eos_does(echo):
     plain, data = (module(echo, prompts=8, max_new=6, stop=stop) for stop in ([], ["ant", "elk"]))
     actor, prompts, seeds = agent(), data.cases["train"], np.arange(4 * 30)[:, None]
     ends = {data.tokenizer.eos, *data.tokenizer.encode("ant elk")}
+    assert data.stops == (data.tokenizer.eos, *data.tokenizer.encode("ant elk"))  # as an export says them
     free, stopped = (each.conversation.play(actor, prompts, seeds, copies=30) for each in (plain, data))
     last = set()
     for one, other in zip(free, stopped, strict=True):

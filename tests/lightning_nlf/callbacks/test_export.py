@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from data_modules.text import TokenTaskDataModule, WordTokenizer
+from lightning_nlf import generation
 from lightning_nlf.callbacks import HuggingFaceExport
-from lightning_nlf.networks import TransformerPolicy
+from lightning_nlf.networks import HuggingFacePolicy, TransformerPolicy
 from lightning_nlf.networks.decoder import DecoderShape
+from lightning_nlf.networks.hf_generation import write_ends
 from lightning_nlf.objectives import ReinforcePolicy
 
 WORDS = "a b c d e f g h i"  # with three special tokens the 12 of the task
@@ -66,9 +69,76 @@ def test_all_of_it_is_logged(fit: Any, trained: Any) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
 
 
-def test_without_a_tokenizer_the_policy_alone(fit: Any, trained: Any) -> None:
+def test_without_a_tokenizer_the_policy_and_its_end_alone(fit: Any, trained: Any) -> None:
     trained(TokenTaskDataModule(prompts=4, replies=2, evaluation_prompts=2))
-    assert sorted(path.name for path in (fit.folder / "huggingface").iterdir()) == ["config.json", "model.safetensors"]
+    files = sorted(path.name for path in (fit.folder / "huggingface").iterdir())
+    assert files == ["config.json", "generation_config.json", "model.safetensors"]
+    assert json.loads((fit.folder / "huggingface/generation_config.json").read_text()) == {"eos_token_id": 0}
+
+
+class Stopped(Worded):
+    """One that says which ids end a reply, as `stop` of a yaml does."""
+
+    stops = (1, 4, 5, 9)
+
+
+@pytest.mark.parametrize("kind", ["ours", "transformers"])
+@pytest.mark.parametrize("data", [Worded, Stopped])
+@torch.no_grad()
+def test_generate_of_transformers_stops_where_replies_stop_here(
+    kind: str, data: type[Worded], fit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedily the same ids, the stop token too, from the folder alone."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 12}
+    policy = (
+        TransformerPolicy(DecoderShape(vocabulary=12, layers=1, heads=2, width=16, context=32, init_std=0.5))
+        if kind == "ours"
+        else loud(HuggingFacePolicy(config={"model_type": "gpt2"} | sizes))
+    )
+    given, folder = data(), fit.folder / "huggingface"
+    stops = getattr(given, "stops", (given.tokenizer.eos,))
+    trainer = fit.trainer(1, [])
+    trainer.datamodule = given
+    HuggingFaceExport().on_fit_end(trainer, ReinforcePolicy(policy=policy))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.arange(2, 12).view(5, 2)
+    tokens, _, ends, _ = generation.reply(
+        policy.eval(), ids, torch.full((5,), 2), stop=stops, max_new=12, deterministic=True
+    )
+    for row, (prompt, end) in enumerate(zip(ids, ends.tolist(), strict=True)):
+        said = theirs.generate(prompt[None], attention_mask=torch.ones(1, 2), do_sample=False, max_new_tokens=12)
+        assert said[0, 2:].tolist() == tokens[row, :end].tolist()
+    assert data is Worded or 1 < int(ends.float().mean()) < 12  # so that stops stopped some
+    config, generated = (json.loads((folder / name).read_text()) for name in ("config.json", "generation_config.json"))
+    assert config["eos_token_id"] == stops[0] and config["pad_token_id"] == given.tokenizer.pad
+    assert generated["pad_token_id"] == given.tokenizer.pad
+
+
+def loud(policy: HuggingFacePolicy) -> HuggingFacePolicy:
+    """Large weights: replies of a nearly uniform model repeat one token."""
+    for parameter in policy.parameters():
+        parameter.data *= 25 if parameter.ndim == 2 else 1
+    return policy
+
+
+@pytest.mark.parametrize("network", [TransformerPolicy, HuggingFacePolicy])
+def test_what_the_start_folder_says_of_generation_is_carried_over(network: Any, tmp_path: Path) -> None:
+    """All but the end, where the data says one; transformers would not save these two together."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 12}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, eos_token_id=3)).save_pretrained(tmp_path / "start")
+    start = {"temperature": 0.5, "do_sample": False, "bos_token_id": 2, "eos_token_id": [3, 7], "top_p": 0.9}
+    (tmp_path / "start/generation_config.json").write_text(json.dumps(start))
+    policy = network(weights=str(tmp_path / "start"))
+    policy.export(tmp_path / "plain")
+    assert json.loads((tmp_path / "plain/generation_config.json").read_text()) == start
+    write_ends(tmp_path / "plain", (5, 6), 4)
+    written = json.loads((tmp_path / "plain/generation_config.json").read_text())
+    assert written == start | {"eos_token_id": [5, 6], "pad_token_id": 4}
+    config = json.loads((tmp_path / "plain/config.json").read_text())
+    assert [config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")] == [2, 5, 4]
 
 
 def test_a_controller_has_no_such_layout(fit: Any) -> None:

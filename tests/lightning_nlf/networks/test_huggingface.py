@@ -155,6 +155,29 @@ def test_the_export_has_the_additions_in(tmp_path):
     torch.testing.assert_close(exported(ids).logits, network(ids).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_additions_to_weights_that_are_tied_are_refused(target, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "llama", SMALL | {"tie_word_embeddings": True})
+    with pytest.raises(ValueError, match=rf"^lora: target_modules: (\S+\.)?{target} has the same"):
+        policy("llama", lora=LoRA(r=2, target_modules=["q_proj", target]))
+
+
+@pytest.mark.parametrize(
+    ("targets", "tied"),
+    [(["lm_head"], False), (["embed_tokens"], False), (["q_proj", "down_proj"], True), (None, True)],
+)
+@torch.no_grad()
+def test_the_exported_model_is_ours_wherever_additions_are(targets, tied, monkeypatch, tmp_path):
+    monkeypatch.setitem(CONFIGS, "llama", SMALL | {"tie_word_embeddings": tied})
+    network, ids = policy("llama", lora=LoRA(r=2, alpha=8, target_modules=targets)), torch.randint(40, (2, 9))
+    for name, parameter in network.named_parameters():
+        if "lora_" in name:
+            parameter.normal_(std=0.3)
+    network.export(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(theirs(ids).logits.log_softmax(-1), network(ids).logits, atol=1e-5, rtol=0)
+
+
 def test_rows_longer_than_the_context_and_strange_tokens_are_refused():
     network = policy()
     with pytest.raises(ValueError, match="65 tokens is longer than the model's context of 64"):
@@ -188,7 +211,7 @@ def test_a_missing_extra_is_named(extra, knobs, monkeypatch):
 def test_neither_weights_nor_config_and_missing_weights_are_refused(tmp_path):
     with pytest.raises(ValueError, match="weights: give a folder"):
         HuggingFacePolicy()
-    with pytest.raises(ValueError, match="finds no model"):
+    with pytest.raises(ValueError, match="has no config.json, so it is no model in Hugging Face layout"):
         HuggingFacePolicy(weights=str(tmp_path))
     with pytest.raises(ValueError, match="no file"):
         HuggingFacePolicy(weights="nowhere.ckpt")
