@@ -239,24 +239,3 @@ def test_dropout_that_is_asked_for_is_there_in_training_only(kind):
     assert not torch.allclose(network(ids).logits, network(ids).logits, atol=1e-3)
     with pytest.raises(ValueError, match="dropout: got 1.0, must be at least 0 and below 1"):
         policy(kind, dropout=1.0)
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_code_in_a_folder_is_neither_run_nor_asked_about(known, tmp_path, monkeypatch):
-    """A person who answers y to everything runs nothing: of an architecture that transformers knows its own code is
-    taken, of another one line says why not.
-    """
-    config = {"model_type": "gpt2" if known else "theirs"} | CONFIGS["gpt2"]
-    config |= {"auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
-    if known:
-        transformers.GPT2LMHeadModel(transformers.GPT2Config(**CONFIGS["gpt2"])).save_pretrained(tmp_path)
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        assert HuggingFacePolicy(weights=str(tmp_path)).vocabulary == 40
-    else:
-        with pytest.raises(ValueError, match="^weights: .* wants code of its own to be run .* never done") as error:
-            HuggingFacePolicy(weights=str(tmp_path))
-        assert "\n" not in str(error.value)
-    assert not (tmp_path / "ran").exists()
