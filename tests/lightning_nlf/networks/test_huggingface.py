@@ -1,6 +1,5 @@
 """Models of transformers behind the interface of a policy: logits, the token loop, LoRA, and checkpoints."""
 
-import json
 import sys
 
 import pytest
