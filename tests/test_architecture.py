@@ -103,3 +103,15 @@ def test_leaves_import_torch_only(path):
         "lightning_nlf.batch",
         "lightning_nlf.batch.Batch",
     }
+
+
+def test_no_model_folder_may_bring_code():
+    """Whatever reads one by transformers says so: without a word it would ask on the terminal."""
+    calls = 0
+    for path in [*modules_of("data_modules"), *modules_of("lightning_nlf")]:
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("from_pretrained", "from_config"):
+                given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+                assert given.get("trust_remote_code") == "False", f"{path.name}:{call.lineno}"
+                calls += 1
+    assert calls >= 3

@@ -200,7 +200,8 @@ def test_a_tokenizer_without_eos_or_pad(missing, trained, refused):
         del content[f"{missing}_token"]
         path.write_text(json.dumps(content))
     message = refused(*sft(words=tokenizer("folder")))
-    assert f"has no {missing} token: name one, such as `{missing}: <|" in message
+    example = {"eos": "<|endoftext|>", "pad": "<pad>"}[missing]  # which is in the vocabulary still
+    assert f"has no {missing} token: name one, such as `{missing}: {example}`" in message
 
 
 def test_a_tokenizer_of_another_digest(trained, refused):
