@@ -25,7 +25,7 @@ from lightning_nlf.cli import messages, noise, run_folder, threads, values
 from lightning_nlf.cli.endings import told_in_one_sentence
 from lightning_nlf.cli.errors import ConfigurationError, RunFailure, nearest, traceback_wanted
 from lightning_nlf.cli.saved_config import SaveRunConfig
-from lightning_nlf.cli.yaml_places import Place, config_files, find, read_places
+from lightning_nlf.cli.yaml_places import Place, config_files, read_places
 from lightning_nlf.construction import plain, surfacing
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.numbers import Seed
@@ -61,8 +61,8 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         raise ConfigurationError(messages.translate(message, self, self.places)) from ex
 
-    def add_class_arguments(self, class_type: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> list[str]:
-        added = super().add_class_arguments(class_type, nested_key, *args, **kwargs)
+    def add_class_arguments(self, class_type: Any, nested_key: str | None = None, **kwargs: Any) -> list[str]:
+        added = super().add_class_arguments(class_type, nested_key, **kwargs)
         if isinstance(class_type, type):
             values.narrow(class_type, f"{nested_key}." if nested_key else "", self._actions)
         return added
@@ -70,8 +70,9 @@ class Parser(LightningArgumentParser):
     def _check_value_key(self, action: Action, value: Any, *args: Any, **kwargs: Any) -> Any:
         """As jsonargparse, but a null is checked as any value is, and an empty mapping is no class.
 
-        Of the arguments of classes, one with a `${…}`, which is resolved only later, is kept when another class takes the place. And the word None
-        is null where null is accepted: as that, jsonargparse hands on the null of `--model.policy.weights null`.
+        For the arguments of classes: one with a `${…}`, which is resolved only later, is kept when another class takes
+        the place. And the word None is null where null is accepted: as that, jsonargparse hands on the null of
+        `--model.policy.weights null`.
         """
         values.refuse_nothing(action, value)
         if value is None and values.expects_a_value(action):
@@ -174,11 +175,7 @@ class CommandLine(LightningCLI):
         """Nothing: the yaml says what the model is, not the checkpoint."""
 
     def _set_seed(self) -> None:
-        try:
-            L.seed_everything(self.options.seed_everything, workers=True, verbose=False)
-        except ValueError as error:
-            place = find(self.places, ("seed_everything",)) or "seed_everything"
-            raise ConfigurationError(f"{place}: {error}") from error
+        L.seed_everything(self.options.seed_everything, workers=True, verbose=False)
 
     # ---- what is built
 
