@@ -17,6 +17,7 @@ from lightning_nlf.checkpoint_content import check_training
 from lightning_nlf.construction import rebuild
 from lightning_nlf.functional import episode_sums, followed, row_sums
 from lightning_nlf.networks import Network, Policy
+from lightning_nlf.numbers import Positive
 from lightning_nlf.objective import Evaluation, Objective, scattered
 
 
@@ -36,7 +37,7 @@ class ObjectiveModule(Objective, L.LightningModule):
         self,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
-        network_lr: dict[str, float] | None = None,
+        network_lr: dict[str, Positive] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from data_modules.text.chat_template import Messages
 from data_modules.text.control_tokens import ControlTokens, Encoded
+from lightning_nlf.numbers import Size
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
@@ -177,7 +178,7 @@ class BPETokenizer(Tokenizer):
         size: ids in all: 2 special ones, 256 bytes, and the merges.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
         if size < 258:
             raise ValueError(f"size: got {size}, must be at least 258: two special tokens and 256 bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
         assert error is not None
         if isinstance(error, (ValueError, ImportError, FileNotFoundError, MisconfigurationException)):
             raise ConfigurationError(translate_construction(failed.class_name, error, places)) from error
+        if place := _unwanted(error, places):
+            raise ConfigurationError(f"{place}: {failed.class_name} has no such key") from error
         raise error from error.__cause__
     except NonFiniteError as error:
         raise RunFailure(f"{error}. {describe_last_checkpoint(run_dir)}") from error
@@ -78,3 +81,9 @@ def _restores(error: BaseException) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [frame.f_code.co_name for frame in frames if frame.f_globals.get("__name__") == _CONNECTOR]
     return any(name.startswith(("restore", "_restore", "resume_start")) for name in names)
+
+
+def _unwanted(error: BaseException, places: Sequence[Place]) -> Place | None:
+    """Where an argument stands below `dict_kwargs`, which nobody checks, that a constructor does not take."""
+    name = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
+    return next((place for place in places if name and place.shown.endswith(f"dict_kwargs.{name[1]}")), None)

@@ -16,6 +16,7 @@ from lightning_nlf.cli.yaml_places import Place, find
 
 _KEY = re.compile(r'Parser key "([^"]+)":\s*(.*)')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)':")
+_CALLABLE_KEY = re.compile(r'Type .* expects a function or a callable class: Parser key "([^"]+)":')
 _CALLABLE = re.compile(r"expects a function or a callable class: (.*)\. Got value: Namespace\(class_path='([^']+)'")
 _SAYS_NOTHING = (
     "Does not validate against",
@@ -24,6 +25,7 @@ _SAYS_NOTHING = (
     "Given value type:",
     "- a ",
     "Subclass types expect",
+    "Expected a path but",
 )
 _LONGEST = 300  # characters of a message that could not be translated
 
@@ -99,6 +101,9 @@ def read_faults(message: str) -> list[Fault]:
         if match := _KEY.fullmatch(text):
             stack.append((indent, "key", match[1]))
             text = match[2]
+        elif match := _CALLABLE_KEY.fullmatch(text):
+            stack.append((indent, "key", match[1]))
+            text = ""
         elif match := _CLASS.fullmatch(text):
             stack.append((indent, "class", match[1]))
             text = ""
@@ -186,9 +191,11 @@ def _bad_type(fault: Fault, faults: list[Fault], parser: ArgumentParser, places:
         return None
     same = [other for other in faults if other.keys == fault.keys]
     expected = [
-        re.sub(r"^Expected an? |\. Got value:.*", "", other.text) for other in same if "Expected a" in other.text
+        re.sub(r"^Expected (an? (?=<class |typing\.|path ))?|\. Got value:.*", "", other.text)
+        for other in same
+        if "Expected a" in other.text
     ]
-    got = re.search(r"Got value: (.*)", fault.text)
+    got = re.search(r"Got value: (.*?)(\. Got value: Namespace\(|$)", fault.text)
     value = got[1] if got else next((other.value for other in same if other.value is not None), "")
     nested = re.search(r"NestedArg\(key='[^']*', val='(.*)'\)", value or "")
     value = nested[1] if nested else value

@@ -11,6 +11,7 @@ from lightning_nlf.networks.critics import number, reward_head, zero_head
 from lightning_nlf.networks.hf_model import HuggingFace
 from lightning_nlf.networks.hf_probe import refuse_looking_ahead, refused_if_it_fails
 from lightning_nlf.networks.lora import LoRA
+from lightning_nlf.numbers import BelowOne
 
 
 class HuggingFaceValue(HuggingFace, Value):
@@ -21,7 +22,7 @@ class HuggingFaceValue(HuggingFace, Value):
         weights: str | None = None,
         lora: LoRA | None = None,
         config: dict[str, Any] | None = None,
-        dropout: float = 0.0,
+        dropout: BelowOne = 0.0,
     ) -> None:
         super().__init__(weights, lora, config, dropout)
         self.head = zero_head(self.bare.config.hidden_size)
@@ -41,7 +42,7 @@ class HuggingFaceReward(HuggingFace, Reward):
         weights: str | None = None,
         lora: LoRA | None = None,
         config: dict[str, Any] | None = None,
-        dropout: float = 0.0,
+        dropout: BelowOne = 0.0,
     ) -> None:
         super().__init__(weights, lora, config, dropout)
         self.head = reward_head(self.bare.config.hidden_size)

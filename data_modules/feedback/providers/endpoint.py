@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from lightning_nlf.numbers import Count, Positive, Size
+
 LONGEST_WAIT = 120  # seconds of Retry-After that openai's client waits for
 
 
@@ -44,12 +46,12 @@ class Endpoint:
     key_variable: str | None = None
     completions: bool = False
     options: dict[str, Any] = field(default_factory=dict)
-    concurrency: int = 8
-    timeout: float = 60.0
-    retries: int = 5
-    longest_wait: float = 60.0
-    max_calls: int | None = None
-    max_tokens: int | None = None
+    concurrency: Size = 8
+    timeout: Positive = 60.0
+    retries: Count = 5
+    longest_wait: Positive = 60.0
+    max_calls: Count | None = None
+    max_tokens: Count | None = None
     cache: str | None = "outputs/judge_cache"
 
     def __post_init__(self) -> None:
