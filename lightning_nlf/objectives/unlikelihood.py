@@ -35,6 +35,7 @@ class UnlikelihoodObjective(HeldOutObjective):
     """
 
     measured = ("likelihood", "unlikelihood")
+    held_out_losses = ("likelihood", "unlikelihood")
 
     def __init__(self, threshold: float | None = None, unlikelihood_weight: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
