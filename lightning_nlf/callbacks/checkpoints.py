@@ -12,18 +12,18 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_nlf.callbacks.beginning import Beginning
 from lightning_nlf.callbacks.monitors import RETURN, held_out_loss, refuse_unknown_monitor
 from lightning_nlf.callbacks.protocols import RunLogger, log_artifacts, rehearses, run_folder
 
 
-class _InPlaceCheckpoint(ModelCheckpoint):
+class _InPlaceCheckpoint(Beginning, ModelCheckpoint):
     """One file in `<run>/checkpoints`, saved at the end of an iteration; its digest goes to the logger."""
 
     def __init__(self, filename: str, **kwargs: Any) -> None:
         super().__init__(
             filename=filename, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False, **kwargs
         )
-        self._began = False  # training; a resume may be refused before
 
     @property
     def path(self) -> Path:
@@ -36,9 +36,6 @@ class _InPlaceCheckpoint(ModelCheckpoint):
         self.dirpath = trainer.strategy.broadcast(str(run_folder(trainer) / "checkpoints"))
         self._fs = get_filesystem(self.dirpath)
         self._began = False
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began = True
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._announce(trainer)
@@ -176,7 +173,6 @@ class BestCheckpoint(_InPlaceCheckpoint):
             self.best_scores, self._due = scores, True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
         if self._named:
             refuse_unknown_monitor("BestCheckpoint", self._asked[0], trainer, pl_module)
         # The process ended between `last` and `best` of one iteration: what was loaded is the best.

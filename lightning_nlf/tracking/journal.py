@@ -46,12 +46,7 @@ class Journal:
         self.path = Path(run_dir) / JOURNAL
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            writer = last_lifecycle(self.path)
-            # The parent is let through: a launcher may open the logger before it forks or spawns rank 0.
-            if writer_alive(self.path) and writer.get("pid") not in (os.getpid(), os.getppid()):
-                raise JournalError(
-                    f"{self.path.parent} is being written by process {writer['pid']}: use another folder"
-                )
+            self._refuse_other_writer()
             repair(self.path)
             # Unbuffered: a buffer would keep what a full disk refused and fail again when it is closed.
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
@@ -64,7 +59,12 @@ class Journal:
         self._reported = False
 
     def start(self, **fields: Any) -> None:
-        """Append a "start" record that names this process; `fields` are JSON values."""
+        """Append a "start" record that names this process; `fields` are JSON values.
+
+        Raises:
+            JournalError: another process has begun to write since this one opened the journal.
+        """
+        self._refuse_other_writer()
         self.append("start", journal=self.identity, **fields, **_this_process())
 
     def metrics(self, values: Mapping[str, float], step: int, *, optional: bool = False) -> None:
@@ -91,9 +91,22 @@ class Journal:
                 self._reported = True
                 raise JournalError(f"cannot write {self.path}: {error.strerror}") from error
 
+    def discard(self) -> None:
+        """Close the file, and remove it where nobody has written anything."""
+        self.close()
+        with contextlib.suppress(OSError):  # gone already, or not to be written: what is left is empty
+            if not self.path.stat().st_size:
+                self.path.unlink()
+
     def close(self) -> None:
         """Close the file. What was appended is already with the operating system."""
         self._file.close()
+
+    def _refuse_other_writer(self) -> None:
+        writer = last_lifecycle(self.path)
+        # The parent is let through: a launcher may open the logger before it forks or spawns rank 0.
+        if writer_alive(self.path) and writer.get("pid") not in (os.getpid(), os.getppid()):
+            raise JournalError(f"{self.path.parent} is being written by process {writer['pid']}: use another folder")
 
     def _write(self, line: bytes) -> None:
         written = 0

@@ -39,7 +39,7 @@ class MLflowJournalLogger(Logger):
 
     The run folder is the run: `name` and `version` are empty, `log_dir` is `save_dir`. A folder that already has a
     journal continues the same MLflow run, from the first record that training makes: a resume that is refused before
-    leaves no trace. Only rank 0 writes; nothing is opened before the first record.
+    leaves no trace. With `waits` a fresh folder has none either. Only rank 0 writes; nothing is opened before the first record.
 
     Args:
         save_dir: the run folder.
@@ -68,6 +68,7 @@ class MLflowJournalLogger(Logger):
         self._params: dict[str, str] = {}  # come before training does
         self._step = 0
         self._status: str | None = None
+        self.waits = False
 
     @property
     def name(self) -> str:
@@ -165,9 +166,9 @@ class MLflowJournalLogger(Logger):
         # Never opened, or ended in the same way already: nothing to say.
         if self._journal is None and self._status in (None, ending):
             return
-        # A resume that was refused: the run is what it was.
+        # A run that was refused: the folder is what it was.
         if self._journal is not None and not self._started:
-            self._journal.close()
+            self._journal.discard()
             self._journal = None
             return
         journal = self._writing()
@@ -193,7 +194,7 @@ class MLflowJournalLogger(Logger):
         self._process = os.getpid()
         self._started = False
         self._params = {}
-        if not first_start(self._journal.path):
+        if not self.waits and not first_start(self._journal.path):
             self._start(self._journal)
 
     def _start(self, journal: Journal) -> None:

@@ -91,3 +91,32 @@ def test_an_objective_that_cannot_be_validated_leaves_what_it_learned(capsys):
         main(["fit", "--config", "pg.yaml", "--run_dir", "run"])
     assert ending.value.code == 2 and "hold none out (val_share)" in capsys.readouterr().err
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def other_networks():
+    fit("dpo", "--trainer.max_epochs", "1")
+    Path("run").rename("wide")
+    return "wide/checkpoints/last.ckpt"
+
+
+def other_learning_rate():
+    fit("reward", "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.5", "--trainer.max_epochs", "1")
+    Path("run").rename("fast")
+    return "fast/checkpoints/last.ckpt"
+
+
+def no_checkpoint():
+    Path("broken.ckpt").write_bytes(b"nothing")
+    return "broken.ckpt"
+
+
+@pytest.mark.parametrize("made", [other_networks, other_learning_rate, no_checkpoint])
+def test_a_refused_checkpoint_leaves_no_trace(made):
+    """Not even of MLflow: the right command gets the folder that the wrong one named."""
+    checkpoint = made()
+    before = set(Path().rglob("*"))
+    logged = ["--trainer.logger", "true", "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"]
+    with pytest.raises(SystemExit) as ending:
+        fit("reward", "--ckpt_path", checkpoint, *logged)
+    assert ending.value.code == 2
+    assert set(Path().rglob("*")) - before == {Path("run.yaml")} - before
