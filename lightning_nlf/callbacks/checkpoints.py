@@ -202,7 +202,8 @@ class BestCheckpoint(_InPlaceCheckpoint):
                 rank_zero_warn(f"{text}. Without a `monitor` there is no best.ckpt")
             else:
                 watched = loss, "min"
-        if watched != self._watched:  # scores of another metric say nothing
+        # Scores of another metric say nothing, and those of a file that somebody deleted as little.
+        if watched != self._watched or (self.best_model_path and not self.path.exists()):
             self._watched, self.best_scores = watched, None
 
     def _scores(self, trainer: L.Trainer) -> tuple[float, float] | None:

@@ -33,6 +33,11 @@ class SaveRunConfig(Beginning):
                 f"{i}-{Path(file).name}": Path(file).read_text(encoding="utf-8") for i, file in enumerate(files)
             }
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Somebody deleted the run folder, of which the other files are written anew.
+        if trainer.is_global_zero and not rehearses(trainer) and not (self.folder / "config.yaml").is_file():
+            self.save()
+
     def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Nothing collective may be asked of rank 0 alone, such as trainer.log_dir: the others would wait for ever.
         if trainer.is_global_zero and not rehearses(trainer):

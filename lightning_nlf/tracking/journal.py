@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import logging
 import os
+import shutil
 import socket
 import threading
 import time
@@ -19,6 +21,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
 # A writer on another machine cannot be asked whether it lives: it counts as alive this long after its last record
@@ -49,7 +53,7 @@ class Journal:
             self._refuse_other_writer()
             repair(self.path)
             # Unbuffered: a buffer would keep what a full disk refused and fail again when it is closed.
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         except JournalError:
             raise
         except OSError as error:
@@ -108,8 +112,22 @@ class Journal:
         if writer_alive(self.path) and writer.get("pid") not in (os.getpid(), os.getppid()):
             raise JournalError(f"{self.path.parent} is being written by process {writer['pid']}: use another folder")
 
+    def _write_anew(self) -> None:
+        """The whole journal at its place, where somebody deleted it: the open file still has it."""
+        log.warning("%s was deleted while the run writes there: it is written anew", self.path.parent)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file.seek(0)
+        part = self.path.with_name(f".{JOURNAL}.part")
+        with open(part, "wb") as file:
+            shutil.copyfileobj(self._file, file)
+        self._file.close()
+        self._file = open(part, "a+b", buffering=0)  # noqa: SIM115
+        os.replace(part, self.path)
+
     def _write(self, line: bytes) -> None:
         written = 0
+        if not self.path.exists():
+            self._write_anew()
         try:
             while written < len(line):
                 written += self._file.write(line[written:]) or 0
