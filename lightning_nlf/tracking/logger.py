@@ -179,10 +179,11 @@ class MLflowJournalLogger(Logger):
         journal.close()
         self._journal = self._shipper = None
         self._started = False
-        if left:
+        if left != 0:
             command = ["python", "-m", "lightning_nlf.tracking", "sync", self.save_dir]
             command += ["--tracking_uri", uri] if (uri := self._chosen_uri()) else []
-            log.warning("%d records have not reached MLflow. When it answers: %s", left, shlex.join(command))
+            which = "some records may" if left is None else f"{left} records"
+            log.warning("%s have not reached MLflow. When it answers: %s", which, shlex.join(command))
 
     def _chosen_uri(self) -> str | None:
         """As it may be written down; None for the default, which moves with the run folder."""
@@ -219,8 +220,13 @@ class MLflowJournalLogger(Logger):
         """End what nobody ended: an error outside the Trainer, or a record after the last stage."""
         if self._journal is None or self._process != os.getpid():
             return
+        try:
+            last = last_lifecycle(self._journal.path)
+        except OSError as error:
+            log.warning("the end of the run is not written down: %s", error.strerror)
+            return
         # A launcher that spawned rank 0 leaves the last word to it.
-        if last_lifecycle(self._journal.path).get("pid") != self._process:
+        if last.get("pid") != self._process:
             return
         crashed = getattr(sys, "last_value", None) is not None
         endings = {"FINISHED": "success", "KILLED": "aborted"}

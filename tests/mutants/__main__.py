@@ -1,8 +1,8 @@
 """Spoils inputs of every kind and counts how the product answers.
 
-    python tests/mutants                                     1,000 mutants of seed 0
-    python tests/mutants --kinds yaml --seeds 1 2 3 --count 100
-    python tests/mutants --show traceback hang               with their messages
+python tests/mutants                                     1,000 mutants of seed 0
+python tests/mutants --kinds yaml --seeds 1 2 3 --count 100
+python tests/mutants --show traceback hang               with their messages
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def main() -> int:
         total: Counter[str] = Counter()
         for mutation, count in [*sorted(counts.items()), ("all", total)]:
             total.update(count if mutation != "all" else {})
-            print(f"{kind:<12}{mutation:<36}" + "".join(f"{n:>11}" for n in (count.total(), *(count[v] for v in Verdict))))
+            print(
+                f"{kind:<12}{mutation:<36}" + "".join(f"{n:>11}" for n in (count.total(), *(count[v] for v in Verdict)))
+            )
         print(f"{kind:<12}{time.monotonic() - begin:.0f} s", flush=True)
         bad += sum(total[verdict] for verdict in (Verdict.TRACEBACK, Verdict.HANG))
     return 1 if bad else 0
