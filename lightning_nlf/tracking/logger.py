@@ -39,7 +39,8 @@ class MLflowJournalLogger(Logger):
 
     The run folder is the run: `name` and `version` are empty, `log_dir` is `save_dir`. A folder that already has a
     journal continues the same MLflow run, from the first record that training makes: a resume that is refused before
-    leaves no trace. With `waits` a fresh folder has none either. Only rank 0 writes; nothing is opened before the first record.
+    leaves no trace. With `waits` a fresh folder has none either. Only rank 0 writes; nothing is opened before the first
+    record.
 
     Args:
         save_dir: the run folder.

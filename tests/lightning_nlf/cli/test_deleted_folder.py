@@ -20,7 +20,7 @@ class Deleting(L.Callback):
 
 
 def test_a_deleted_run_folder_is_said_and_written_anew(tmp_path, monkeypatch, caplog):
-    """What the open journal still has is there again; configuration and checkpoints are those of the next iterations."""
+    """What the open journal still has is there again; the other files are those of the next iterations."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logger_module.Shipper, "start", lambda self: None)
     monkeypatch.setattr(logger_module.Shipper, "close", lambda self, timeout: 0)
@@ -30,7 +30,7 @@ def test_a_deleted_run_folder_is_said_and_written_anew(tmp_path, monkeypatch, ca
     flags += ["--trainer.callbacks", "deleting.Deleting", "--data.evaluation_episodes", "2"]
     main(["fit", "--config", str(CONF / "reinforce.yaml"), "--config", str(CONF / "debug.yaml"), *flags])
     assert [record.getMessage() for record in caplog.records if "was deleted" in record.getMessage()] == [
-        f"run was deleted while the run writes there: it is written anew"
+        "run was deleted while the run writes there: it is written anew"
     ]
     assert {path.name for path in Path("run").iterdir()} >= {"config.yaml", "raw", "journal.jsonl", "checkpoints"}
     assert {path.name for path in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
