@@ -140,8 +140,8 @@ class ControlDataModule(RolloutDataModule):
         self.typical_length = max(float(batch.valid.sum(1).double().mean()), 1.0)
         sums = torch.tensor([*np.sum(self.finished, 0), len(self.finished)] if self.finished else [0.0] * 3)
         returns, steps, episodes = self._sum_over_ranks(sums.double()).tolist()
-        if episodes:  # else every episode goes on in the next collection
-            self.statistics = {"return": returns / episodes, "length": steps / episodes}
+        # Without any, every episode goes on in the next collection: nothing is said of this one.
+        self.statistics = {"return": returns / episodes, "length": steps / episodes} if episodes else {}
         if injected.any() or "training" not in self.shown:  # the last episode in which the expert acted
             self._show("training", batch, int(injected.sum(1).argmax()))
 

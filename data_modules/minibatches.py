@@ -164,11 +164,12 @@ class MinibatchDataModule(L.LightningDataModule):
         if self._world_size > 1:
             ranks = [None] * self._world_size
             torch.distributed.all_gather_object(ranks, own)
-        return {"counters": dict(self.counters), "ranks": ranks}
+        return {"counters": dict(self.counters), "statistics": dict(self.statistics), "ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         ranks = state_dict["ranks"]
         self.counters.update(state_dict["counters"])
+        self.statistics = dict(state_dict.get("statistics", {}))  # for a resume that goes on with a validation
         if self.trainer.state.fn != "fit":
             return  # nothing is collected
         if len(ranks) != self._world_size:

@@ -245,7 +245,8 @@ class PolicyModule(ObjectiveModule):
         Beside the return: the mean of what the batch says of each episode in numbers, `extra` (B,), by its name; over
         those of which it is known, where others are NaN.
         """
-        assert batch.rewards is not None, "an evaluation batch has rewards"
+        if batch.rewards is None:
+            raise ValueError("an evaluation is of rewards here, and held-out rows have none: hold none out (val_share)")
         metric = self.played[loader]
         assert isinstance(metric, MeanMetric)
         metric.update(episode_sums(row_sums(batch.rewards, batch.valid), batch))  # reduces sums and counts over ranks

@@ -47,6 +47,7 @@ class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore
     """What a mixin may say. Each method is cooperative: it calls `super()` and adds its own."""
 
     experience: Tensor  # () float64: steps decided so far, by all ranks; the clock of schedules
+    held_out_losses: tuple[str, ...] = ()  # of `held_out_metrics`; the first that is a number says which model is best
 
     def terms(self, batch: Batch, now: Evaluation) -> Terms:
         """The loss terms, each (), by the name they are logged under."""
@@ -69,6 +70,10 @@ class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore
     def measure(self, stage: str, batch: Batch, loader: int) -> None:
         """Logs what an evaluation batch says of the networks, as `stage/…`; `loader` says of which loader."""
         raise NotImplementedError
+
+    def held_out_metrics(self) -> tuple[str, ...]:
+        """The names under which `measure` may log held-out rows, without the stage; none where it is not known."""
+        return ()
 
     # ---- what it may use
 

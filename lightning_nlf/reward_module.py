@@ -29,6 +29,7 @@ class RewardModule(ObjectiveModule):
     CHUNK = 64  # rows at a time where there are many
     exhibits_text = True
     counted: str  # the name in `Batch.totals`
+    held_out_losses = ("loss",)
     by_step = False  # whether the ends of steps are judged, or whole replies
     tokenizer_digest: str | None = None  # of the tokenizer that it was trained with, if the checkpoint says
 
@@ -76,6 +77,9 @@ class RewardModule(ObjectiveModule):
                 said = self.read(part, steps[rows, : part.mask.shape[1]])
                 parts.append(pad_steps(said, steps.shape[1]))
         return torch.cat(parts)
+
+    def held_out_metrics(self) -> tuple[str, ...]:
+        return ("loss",)
 
     def measure(self, stage: str, batch: Batch, loader: int) -> None:
         """`loss`, a mean over all that was judged, however it was cut into batches; and what `contrast` adds."""
@@ -159,10 +163,16 @@ class PreferenceModule(RewardModule):
             self._sample = batch[rows[spread.long()]]
         return batch
 
-    @torch.no_grad()
+    def on_validation_start(self) -> None:
+        self._scale()
+
     def on_train_epoch_end(self) -> None:
-        """Before a checkpoint is written."""
         super().on_train_epoch_end()
+        self._scale()
+
+    @torch.no_grad()
+    def _scale(self) -> None:
+        """Once an epoch, before a checkpoint is written, which may be before the validation."""
         if self._sample is None:
             return
         steps = self.judged(self._sample)
@@ -172,8 +182,12 @@ class PreferenceModule(RewardModule):
         variance = self.sum_over_ranks(((rewards - mean) ** 2).sum()) / count
         self.gain.copy_(torch.where(variance > 0, variance, 1).rsqrt())
         self.bias.copy_(-mean * self.gain)
+        self._sample = None
 
     # ---- evaluation
+
+    def held_out_metrics(self) -> tuple[str, ...]:
+        return (*super().held_out_metrics(), "accuracy", "calibration_error")
 
     def contrast(self, stage: str, batch: Batch, now: Evaluation) -> None:
         super().contrast(stage, batch, now)

@@ -5,24 +5,26 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_nlf.callbacks.beginning import Beginning
+from lightning_nlf.callbacks.monitors import RETURN, held_out_loss, refuse_unknown_monitor
 from lightning_nlf.callbacks.protocols import RunLogger, log_artifacts, rehearses, run_folder
 from lightning_nlf.numbers import Size
 
 
-class _InPlaceCheckpoint(ModelCheckpoint):
+class _InPlaceCheckpoint(Beginning, ModelCheckpoint):
     """One file in `<run>/checkpoints`, saved at the end of an iteration; its digest goes to the logger."""
 
     def __init__(self, filename: str, **kwargs: Any) -> None:
         super().__init__(
             filename=filename, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False, **kwargs
         )
-        self._began = False  # training; a resume may be refused before
 
     @property
     def path(self) -> Path:
@@ -35,9 +37,6 @@ class _InPlaceCheckpoint(ModelCheckpoint):
         self.dirpath = trainer.strategy.broadcast(str(run_folder(trainer) / "checkpoints"))
         self._fs = get_filesystem(self.dirpath)
         self._began = False
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began = True
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._announce(trainer)
@@ -61,6 +60,9 @@ class _InPlaceCheckpoint(ModelCheckpoint):
 class LastCheckpoint(_InPlaceCheckpoint):
     """`last.ckpt`, after every `every_n_iterations` training epochs and at the end of fit.
 
+    Of an iteration with a validation it is written before that too, so that nothing that fails there takes the
+    training with it: a resume goes on with the validation. What fails after the training of an iteration and before
+    its end, in a process of its own, leaves the file as well.
     Nothing is written in an iteration that raised or was stopped half way (max_steps, max_time): the file is what a
     whole iteration left, from which a resume is exact. Only where there is no file yet, half an iteration is better.
 
@@ -72,10 +74,39 @@ class LastCheckpoint(_InPlaceCheckpoint):
         if every_n_iterations < 1:
             raise ValueError(f"every_n_iterations: got {every_n_iterations}, must be at least 1")
         super().__init__("last", every_n_epochs=every_n_iterations)
+        self._before_validation = -1  # the optimizer step at which the file was written so
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._before_validation = -1
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # This hook comes after the model's `on_validation_start`, which may have something for the checkpoint.
+        due = self._is_due(trainer) or not trainer.strategy.broadcast(self.path.exists())
+        if due and not self._should_skip_saving_checkpoint(trainer) and _trained(trainer):
+            self._before_validation = trainer.global_step
+            trainer.save_checkpoint(str(self.path))  # not as saved at this step: the end of the iteration comes yet
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.validating and self._before_validation == trainer.global_step:
+            # Lightning's own layout: as if the first batch of the validation had begun, which a resume then repeats.
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            progress["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress["current"] = dict.fromkeys(progress["current"], 0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if (trainer.current_epoch + 1) % self._every_n_epochs == 0:
+        if self._is_due(trainer):
             self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        # Saving is collective, and nobody knows where the other ranks are. A disk that refused will do so again.
+        alone = trainer.world_size == 1 and not isinstance(exception, OSError)
+        if alone and self._began and self._before_validation < trainer.global_step and _trained(trainer):
+            self._save(trainer)
+        super().on_exception(trainer, pl_module, exception)
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        return (trainer.current_epoch + 1) % self._every_n_epochs == 0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer)
@@ -95,26 +126,39 @@ class LastCheckpoint(_InPlaceCheckpoint):
         """Nothing: the file is where the run folder is."""
 
 
+def _trained(trainer: L.Trainer) -> bool:
+    """Whether all batches of this iteration are behind us."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.is_last_batch and 0 < progress.current.ready == progress.current.completed
+
+
 class BestCheckpoint(_InPlaceCheckpoint):
     """`best.ckpt`: the iteration with the best `monitor`; where that is equal, the better `tie_break`; then the first.
 
     Judged after a validation, saved at the end of that iteration.
 
     Args:
-        monitor: a metric of the validation.
-        mode: "max" or "min", of both metrics.
+        monitor: a metric of the validation. By default the return of what is played, or where nothing is played the
+            loss of held-out rows, of which the least is the best.
+        mode: "max" or "min", of both metrics; by default "max".
         tie_break: decides between equal values of `monitor`, which the highest possible return often is.
 
     Raises:
-        ValueError: after a validation there is no metric `monitor`.
+        ValueError: a validation logs no `monitor` that was named: before training, where that is known.
     """
 
     def __init__(
-        self, monitor: str = "val/return", mode: str = "max", tie_break: str | None = "val/return_sampled"
+        self,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "max",
+        tie_break: str | None = f"{RETURN}_sampled",
     ) -> None:
-        super().__init__("best", monitor=monitor, mode=mode)
+        super().__init__("best", monitor=monitor or RETURN, mode=mode)
         self.tie_break = tie_break
         self.best_scores: tuple[float, float] | None = None  # monitor, tie break
+        self._named = monitor is not None
+        self._asked: tuple[str, str] = (monitor or RETURN, mode)
+        self._watched = self._asked  # the metric of the scores, and its mode
         self._due = False  # judged the best, not yet in the file
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -122,6 +166,7 @@ class BestCheckpoint(_InPlaceCheckpoint):
         # the score of the best before, and a run resumed from it would overwrite `best` with something worse.
         if self._should_skip_saving_checkpoint(trainer):
             return
+        self._watch(trainer, pl_module)
         scores = self._scores(trainer)
         better = scores is not None and (self.best_scores is None or scores > self.best_scores)
         # One decision for all ranks, should their metrics differ: saving is something they do together.
@@ -129,7 +174,8 @@ class BestCheckpoint(_InPlaceCheckpoint):
             self.best_scores, self._due = scores, True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
+        if self._named:
+            refuse_unknown_monitor("BestCheckpoint", self._asked[0], trainer, pl_module)
         # The process ended between `last` and `best` of one iteration: what was loaded is the best.
         if self._due:
             self._save(trainer)
@@ -145,27 +191,44 @@ class BestCheckpoint(_InPlaceCheckpoint):
         self.best_model_score = self.current_score = self._signed(self.best_scores[0])
         self._save_checkpoint(trainer, str(self.path))
 
+    def _watch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what the scores are of."""
+        metrics, watched = trainer.callback_metrics, self._asked
+        if watched[0] not in metrics:
+            text = f"BestCheckpoint: monitor {watched[0]!r} is no metric of this validation; there is {sorted(metrics)}"
+            if self._named:
+                raise ValueError(text)
+            loss = held_out_loss(trainer, pl_module)
+            if loss is None:
+                rank_zero_warn(f"{text}. Without a `monitor` there is no best.ckpt")
+            else:
+                watched = loss, "min"
+        # Scores of another metric say nothing, and those of a file that somebody deleted as little.
+        if watched != self._watched or (self.best_model_path and not self.path.exists()):
+            self._watched, self.best_scores = watched, None
+
     def _scores(self, trainer: L.Trainer) -> tuple[float, float] | None:
-        """Higher is better in both. None where `monitor` is NaN."""
+        """Higher is better in both. None where `monitor` is NaN or not there."""
         metrics = trainer.callback_metrics
-        if self.monitor not in metrics:
-            raise ValueError(
-                f"BestCheckpoint: monitor {self.monitor!r} is no metric of this validation; there is {sorted(metrics)}"
-            )
-        first = float(self._signed(metrics[self.monitor]))
+        if self._watched[0] not in metrics:
+            return None
+        first = float(self._signed(metrics[self._watched[0]]))
         second = metrics.get(self.tie_break) if self.tie_break else None
         tie = -math.inf if second is None else float(self._signed(second))
         return None if math.isnan(first) else (first, -math.inf if math.isnan(tie) else tie)
 
     def _signed(self, x: Any) -> Any:
-        return x if self.mode == "max" else -x
+        return x if self._watched[1] == "max" else -x
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scores": None if self.best_scores is None else list(self.best_scores), "due": self._due}
+        scores = None if self.best_scores is None else list(self.best_scores)
+        return {"scores": scores, "due": self._due, "watched": list(self._watched)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # A run that goes on in another folder has no `best` there: the first validation writes one.
         scores, due = state_dict["scores"], state_dict["due"]
+        name, mode = state_dict.get("watched", self._watched)
+        self._watched = name, mode
         if scores is not None and (due or self.path.exists()):
             self.best_scores, self._due = (scores[0], scores[1]), due
             self.best_model_path = "" if due else str(self.path)

@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_nlf.batch import Batch
+from lightning_nlf.callbacks.beginning import Beginning
 from lightning_nlf.callbacks.learning_curve import History, draw
 from lightning_nlf.callbacks.protocols import (
     Exhibiting,
@@ -32,7 +33,7 @@ LOADERS = ("deterministic", "sampled")
 LEAST_SHARE = 50  # rendering takes at most one part in so many of the time
 
 
-class Exhibits(L.Callback):
+class Exhibits(Beginning):
     """Logs the DataModule's counters and statistics, and keeps `<run>/exhibits` for people to look at.
 
     The counters are logged at the step under which Lightning logs that iteration's metrics, so that a validation can
@@ -55,16 +56,9 @@ class Exhibits(L.Callback):
         self.every_seconds = every_seconds
         self.history = History()
         self._replies: Numbers = {}  # of the last evaluation, this rank's
-        self._began = False  # training; a resume may be refused before
         self._logged = -1  # the step at which counters were last logged
         self._due = 0.0  # when the next exhibits are
         self._failed: set[str] = set()  # said once each
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._began = False
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began = True
 
     # ---- numbers
 

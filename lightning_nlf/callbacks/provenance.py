@@ -8,11 +8,12 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_nlf.callbacks.beginning import Beginning
 from lightning_nlf.callbacks.protocols import RunLogger, digests_of, log_artifacts, rehearses, run_folder
 from lightning_nlf.tracking.provenance import gather
 
 
-class Provenance(L.Callback):
+class Provenance(Beginning):
     """Writes command line, state of the code, packages and machine to `<run>/provenance`, and logs the configuration.
 
     The digests of the data and the tokenizer, where the DataModule has them, are tags too.
@@ -28,7 +29,7 @@ class Provenance(L.Callback):
         self._failure: Exception | None = None
         self._digests: dict[str, str] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or rehearses(trainer):
             return
         folder, self._paths, self._failure = run_folder(trainer), [], None

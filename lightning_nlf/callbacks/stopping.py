@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_nlf.callbacks.monitors import refuse_unknown_monitor
 from lightning_nlf.callbacks.protocols import rehearses
 from lightning_nlf.numbers import Number, Size
 
@@ -20,7 +21,7 @@ class StopWhenSolved(L.Callback):
         monitor: a metric of the validation; higher is better.
 
     Raises:
-        ValueError: `times` is below 1, or after a validation there is no metric `monitor`.
+        ValueError: `times` is below 1, or a validation logs no `monitor`: before training, where that is known.
     """
 
     def __init__(self, threshold: Number = 950.0, times: Size = 3, monitor: str = "val/return") -> None:
@@ -44,6 +45,7 @@ class StopWhenSolved(L.Callback):
         self._stop_if_solved(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        refuse_unknown_monitor("StopWhenSolved", self.monitor, trainer, pl_module)
         self._stop_if_solved(trainer)  # resumed from where it had stopped
 
     def _stop_if_solved(self, trainer: L.Trainer) -> None:

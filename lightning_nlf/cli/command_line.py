@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_nlf import callbacks
 from lightning_nlf.checkpoint_io import RunCheckpointIO
-from lightning_nlf.cli import messages, noise, run_folder, threads, values
+from lightning_nlf.cli import messages, noise, ranks, run_folder, threads, values
 from lightning_nlf.cli.endings import told_in_one_sentence
 from lightning_nlf.cli.errors import ConfigurationError, RunFailure, nearest, traceback_wanted
 from lightning_nlf.cli.saved_config import SaveRunConfig
@@ -30,6 +30,7 @@ from lightning_nlf.construction import plain, surfacing
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.numbers import Seed
 from lightning_nlf.terminal import printable
+from lightning_nlf.tracking.logger import MLflowJournalLogger
 from lightning_nlf.trust import FunctionNamed, trusting
 
 values.read_as_written()
@@ -230,9 +231,14 @@ class CommandLine(LightningCLI):
             "default_root_dir": str(self.run_dir),
         }
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
             raise ConfigurationError(f"trainer: {error}") from error
+        ranks.watch(trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowJournalLogger):
+                logger.waits = True  # a run that is refused leaves no trace
+        return trainer
 
     def _callbacks(self, config: Any) -> list[L.Callback]:
         given = config.callbacks or []
@@ -242,6 +248,7 @@ class CommandLine(LightningCLI):
         for callback in ALWAYS_ON:
             if not issubclass(callback, tuple(off)) and not any(isinstance(own, callback) for own in found):
                 found.append(callback())
+        found.append(ranks.StopTogether())
         if self.stage == "fit":
             text = self._parser(self.stage).dump(self.options, skip_none=False) + "\n"
             found.insert(0, SaveRunConfig(self.run_dir, text, self.files))
@@ -261,6 +268,10 @@ class CommandLine(LightningCLI):
                 threads.fitting(self.model),
             ):
                 super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if (dead := ranks.dead_rank(self.trainer, error)) is None:
+                raise
+            raise RunFailure(f"{dead}. {run_folder.describe_last_checkpoint(self.run_dir)}") from error
         finally:
             run_folder.release(self.run_dir)  # where nothing was left in it: a rehearsal, or bad data
 
@@ -277,6 +288,7 @@ def main(args: list[str] | None = None, run: bool = True) -> CommandLine:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does: a yaml names classes of the working folder
     noise.silence()
+    ranks.end_with_first_process()
     try:
         if not args or args[0] not in STAGES:
             hint = nearest(args[0], STAGES) if args else ""
@@ -288,9 +300,9 @@ def main(args: list[str] | None = None, run: bool = True) -> CommandLine:
         print("error:", printable(" ".join(str(error).split())), file=sys.stderr)  # in one line
         sys.exit(error.exit_code)
     except SIGTERMException:  # has no code, which would count as success
-        # Another rank that ended with a code would make Lightning kill the first, which still has to clean up.
+        # Another rank that ended with a code would count as dead, while the first still has to clean up.
         sys.exit(143 if run_folder.is_first_process() else 0)
     except SystemExit as ending:
         if isinstance(ending.__context__, KeyboardInterrupt):  # Lightning's own answer to a Ctrl-C: 1, as a failure
-            sys.exit(130)
+            sys.exit(130 if run_folder.is_first_process() else 0)
         raise

@@ -9,11 +9,12 @@ from pathlib import Path
 import lightning as L
 import yaml
 
+from lightning_nlf.callbacks.beginning import Beginning
 from lightning_nlf.callbacks.protocols import rehearses
 from lightning_nlf.cli.errors import ConfigurationError
 
 
-class SaveRunConfig(L.Callback):
+class SaveRunConfig(Beginning):
     """Writes the configuration before a fit begins.
 
     A run that goes on with another configuration keeps both: `config-resumed-1.yaml` and `raw/resumed-1/`, and so on.
@@ -32,8 +33,12 @@ class SaveRunConfig(L.Callback):
                 f"{i}-{Path(file).name}": Path(file).read_text(encoding="utf-8") for i, file in enumerate(files)
             }
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Once the checkpoint is loaded: a resume that is refused leaves no trace.
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Somebody deleted the run folder, of which the other files are written anew.
+        if trainer.is_global_zero and not rehearses(trainer) and not (self.folder / "config.yaml").is_file():
+            self.save()
+
+    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Nothing collective may be asked of rank 0 alone, such as trainer.log_dir: the others would wait for ever.
         if trainer.is_global_zero and not rehearses(trainer):
             self.save()

@@ -34,6 +34,9 @@ class HeldOutObjective(Objective):
     def prepare(self, batch: Batch) -> Batch:
         return self.complete(super().prepare(batch))
 
+    def held_out_metrics(self) -> tuple[str, ...]:
+        return self.measured
+
     def measure(self, stage: str, batch: Batch, loader: int) -> None:
         if batch.rewards is not None:
             return super().measure(stage, batch, loader)

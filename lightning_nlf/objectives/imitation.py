@@ -124,6 +124,7 @@ class ImitationObjective(Objective):
         ValueError: suffix_temperature is not above 0.
     """
 
+    held_out_losses = ("imitation",)
     memory = 0.9  # of the average return, per collection
     average_return: Tensor  # (); NaN until a row was the learner's own
 
@@ -190,6 +191,9 @@ class ImitationObjective(Objective):
         if "imitation_weights" in batch.extra:
             distance = distance * batch.extra["imitation_weights"]
         return imitation_loss(distance, batch.expert_mask, batch.totals.get("expert_mask"))
+
+    def held_out_metrics(self) -> tuple[str, ...]:
+        return ("imitation", "accuracy", "perplexity", *super().held_out_metrics())
 
     def measure(self, stage: str, batch: Batch, loader: int) -> None:
         """Of held-out demonstrations, which have no rewards: `imitation`, the unweighted loss.

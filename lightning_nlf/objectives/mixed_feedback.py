@@ -82,3 +82,4 @@ class MixedFeedbackPolicy(DPOObjective, CritiqueObjective, ImitationObjective, S
     """
 
     measured = (*DPOObjective.measured, "imitation", "critique")
+    held_out_losses = ("imitation", "preference", "critique")

@@ -101,6 +101,9 @@ class TieObjective(Objective):
         loss = outcome_loss(log_probs, found.tie, batch.totals.get(self.counted))
         return super().terms(batch, now) | {self.term: loss}
 
+    def held_out_metrics(self) -> tuple[str, ...]:
+        return (*super().held_out_metrics(), "tie_likelihood")
+
     def compared(self, stage: str, difference: Tensor, tie: Tensor) -> None:
         super().compared(stage, difference, tie)
         self.tie_likelihood.update(self.win_log_probs(difference[tie])[:, 1].exp())

@@ -90,6 +90,9 @@ class StepCorrectnessObjective(StepLabelObjective):
         loss = step_correctness_loss(now.values, *self.labels(batch), batch.totals.get(self.counted))
         return super().terms(batch, now) | {self.term: loss}
 
+    def held_out_metrics(self) -> tuple[str, ...]:
+        return (*super().held_out_metrics(), "accuracy", "calibration_error")
+
     def contrast(self, stage: str, batch: Batch, now: Evaluation) -> None:
         super().contrast(stage, batch, now)
         assert now.values is not None

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
+import shutil
 import socket
 import threading
 import time
@@ -19,6 +21,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
 # A writer on another machine cannot be asked whether it lives: it counts as alive this long after its last record
@@ -46,15 +50,10 @@ class Journal:
         self.path = Path(run_dir) / JOURNAL
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            writer = last_lifecycle(self.path)
-            # The parent is let through: a launcher may open the logger before it forks or spawns rank 0.
-            if writer_alive(self.path) and writer.get("pid") not in (os.getpid(), os.getppid()):
-                raise JournalError(
-                    f"{self.path.parent} is being written by process {writer['pid']}: use another folder"
-                )
+            self._refuse_other_writer()
             repair(self.path)
             # Unbuffered: a buffer would keep what a full disk refused and fail again when it is closed.
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         except JournalError:
             raise
         except OSError as error:
@@ -64,7 +63,12 @@ class Journal:
         self._reported = False
 
     def start(self, **fields: Any) -> None:
-        """Append a "start" record that names this process; `fields` are JSON values."""
+        """Append a "start" record that names this process; `fields` are JSON values.
+
+        Raises:
+            JournalError: another process has begun to write since this one opened the journal.
+        """
+        self._refuse_other_writer()
         self.append("start", journal=self.identity, **fields, **_this_process())
 
     def metrics(self, values: Mapping[str, float], step: int, *, optional: bool = False) -> None:
@@ -91,12 +95,39 @@ class Journal:
                 self._reported = True
                 raise JournalError(f"cannot write {self.path}: {error.strerror}") from error
 
+    def discard(self) -> None:
+        """Close the file, and remove it where nobody has written anything."""
+        self.close()
+        with contextlib.suppress(OSError):  # gone already, or not to be written: what is left is empty
+            if not self.path.stat().st_size:
+                self.path.unlink()
+
     def close(self) -> None:
         """Close the file. What was appended is already with the operating system."""
         self._file.close()
 
+    def _refuse_other_writer(self) -> None:
+        writer = last_lifecycle(self.path)
+        # The parent is let through: a launcher may open the logger before it forks or spawns rank 0.
+        if writer_alive(self.path) and writer.get("pid") not in (os.getpid(), os.getppid()):
+            raise JournalError(f"{self.path.parent} is being written by process {writer['pid']}: use another folder")
+
+    def _write_anew(self) -> None:
+        """The whole journal at its place, where somebody deleted it: the open file still has it."""
+        log.warning("%s was deleted while the run writes there: it is written anew", self.path.parent)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file.seek(0)
+        part = self.path.with_name(f".{JOURNAL}.part")
+        with open(part, "wb") as file:
+            shutil.copyfileobj(self._file, file)
+        self._file.close()
+        self._file = open(part, "a+b", buffering=0)  # noqa: SIM115
+        os.replace(part, self.path)
+
     def _write(self, line: bytes) -> None:
         written = 0
+        if not self.path.exists():
+            self._write_anew()
         try:
             while written < len(line):
                 written += self._file.write(line[written:]) or 0

@@ -39,7 +39,8 @@ class MLflowJournalLogger(Logger):
 
     The run folder is the run: `name` and `version` are empty, `log_dir` is `save_dir`. A folder that already has a
     journal continues the same MLflow run, from the first record that training makes: a resume that is refused before
-    leaves no trace. Only rank 0 writes; nothing is opened before the first record.
+    leaves no trace. With `waits` a fresh folder has none either. Only rank 0 writes; nothing is opened before the first
+    record.
 
     Args:
         save_dir: the run folder.
@@ -68,6 +69,7 @@ class MLflowJournalLogger(Logger):
         self._params: dict[str, str] = {}  # come before training does
         self._step = 0
         self._status: str | None = None
+        self.waits = False
 
     @property
     def name(self) -> str:
@@ -165,9 +167,9 @@ class MLflowJournalLogger(Logger):
         # Never opened, or ended in the same way already: nothing to say.
         if self._journal is None and self._status in (None, ending):
             return
-        # A resume that was refused: the run is what it was.
+        # A run that was refused: the folder is what it was.
         if self._journal is not None and not self._started:
-            self._journal.close()
+            self._journal.discard()
             self._journal = None
             return
         journal = self._writing()
@@ -178,10 +180,11 @@ class MLflowJournalLogger(Logger):
         journal.close()
         self._journal = self._shipper = None
         self._started = False
-        if left:
+        if left != 0:
             command = ["python", "-m", "lightning_nlf.tracking", "sync", self.save_dir]
             command += ["--tracking_uri", uri] if (uri := self._chosen_uri()) else []
-            log.warning("%d records have not reached MLflow. When it answers: %s", left, shlex.join(command))
+            which = "some records may" if left is None else f"{left} records"
+            log.warning("%s have not reached MLflow. When it answers: %s", which, shlex.join(command))
 
     def _chosen_uri(self) -> str | None:
         """As it may be written down; None for the default, which moves with the run folder."""
@@ -193,7 +196,7 @@ class MLflowJournalLogger(Logger):
         self._process = os.getpid()
         self._started = False
         self._params = {}
-        if not first_start(self._journal.path):
+        if not self.waits and not first_start(self._journal.path):
             self._start(self._journal)
 
     def _start(self, journal: Journal) -> None:
@@ -218,8 +221,13 @@ class MLflowJournalLogger(Logger):
         """End what nobody ended: an error outside the Trainer, or a record after the last stage."""
         if self._journal is None or self._process != os.getpid():
             return
+        try:
+            last = last_lifecycle(self._journal.path)
+        except OSError as error:
+            log.warning("the end of the run is not written down: %s", error.strerror)
+            return
         # A launcher that spawned rank 0 leaves the last word to it.
-        if last_lifecycle(self._journal.path).get("pid") != self._process:
+        if last.get("pid") != self._process:
             return
         crashed = getattr(sys, "last_value", None) is not None
         endings = {"FINISHED": "success", "KILLED": "aborted"}

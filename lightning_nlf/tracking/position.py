@@ -68,10 +68,21 @@ def write_position(run_dir: Path, tracking_uri: str, position: Position) -> None
     """Store `position` for `tracking_uri`, leaving the other entries. Raises OSError where that cannot be written."""
     entries = _read(run_dir) | {without_credentials(tracking_uri): asdict(position)}
     path = run_dir / STATE
+    _remove_leftovers(run_dir)
     # The number keeps a running training and a `sync` beside it from writing the same temporary file.
     temporary = path.with_name(f".{STATE}.{os.getpid()}")
     temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _remove_leftovers(run_dir: Path) -> None:
+    """The temporary files of processes that were killed."""
+    import psutil
+
+    for leftover in run_dir.glob(f".{STATE}.*"):
+        number = leftover.name.rpartition(".")[2]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            leftover.unlink(missing_ok=True)
 
 
 def _read(run_dir: Path) -> dict[str, Any]:

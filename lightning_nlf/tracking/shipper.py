@@ -45,8 +45,10 @@ class Shipper:
         """Start the thread."""
         self._thread.start()
 
-    def close(self, timeout: float) -> int:
+    def close(self, timeout: float) -> int | None:
         """Send what is left, for at most `timeout` seconds, and return how many records have not arrived.
+
+        None where that cannot be read, in a process without file descriptors left.
 
         A server that fails `LAST_ATTEMPTS` times in a row is given up earlier. A long wait is announced. The thread is
         not used again.
@@ -58,7 +60,10 @@ class Shipper:
             uri = without_credentials(self._destination.tracking_uri)
             log.warning("waiting up to %.0f s for MLflow at %s …", timeout, uri)
             self._thread.join(timeout - QUIET_SECONDS)
-        return 0 if self._deleted else self._destination.left()
+        try:
+            return 0 if self._deleted else self._destination.left()
+        except OSError:
+            return None
 
     def _run(self) -> None:
         sample = self._sampler()
@@ -100,19 +105,25 @@ class Shipper:
     def _sampler(self) -> Callable[[], None]:
         import psutil
 
-        process = psutil.Process()
-        process.cpu_percent()  # the first call only sets the mark
-        began = first_start(self._journal.path)["time"] / 1000
+        try:
+            process = psutil.Process()
+            process.cpu_percent()  # the first call only sets the mark
+            began = first_start(self._journal.path)["time"] / 1000
+        except OSError:  # no descriptor left: nothing is sampled
+            return lambda: None
         due = time.monotonic() + SAMPLE_INTERVAL
 
         def sample() -> None:
             nonlocal due
             if time.monotonic() >= due:
                 due = time.monotonic() + SAMPLE_INTERVAL
-                values = {
-                    "system/cpu_percent": process.cpu_percent(),
-                    "system/memory_mb": process.memory_info().rss / 1e6,
-                }
+                try:
+                    values = {
+                        "system/cpu_percent": process.cpu_percent(),
+                        "system/memory_mb": process.memory_info().rss / 1e6,
+                    }
+                except OSError:  # no descriptor left: this sample is missing, the records are not
+                    return
                 self._journal.metrics(values, int(time.time() - began), optional=True)
 
         return sample

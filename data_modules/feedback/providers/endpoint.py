@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from lightning_nlf.numbers import Count, Positive, Size
+from lightning_nlf.numbers import Count, NonNegative, Positive, Size
 
 LONGEST_WAIT = 120  # seconds of Retry-After that openai's client waits for
 
@@ -49,7 +49,7 @@ class Endpoint:
     concurrency: Size = 8
     timeout: Positive = 60.0
     retries: Count = 5
-    longest_wait: Positive = 60.0
+    longest_wait: NonNegative = 60.0
     max_calls: Count | None = None
     max_tokens: Count | None = None
     cache: str | None = "outputs/judge_cache"

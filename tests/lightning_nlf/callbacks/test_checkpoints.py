@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from lightning_nlf.callbacks import BestCheckpoint, Exhibits, LastCheckpoint, Provenance
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
@@ -121,7 +122,7 @@ def test_last_is_written_every_n_iterations_and_at_the_end(fit: Any) -> None:
             seen.append(weight(path) if path.exists() else 0)
 
     fit.scripted([(0, 0)] * 5, [Seen(), LastCheckpoint(every_n_iterations=2)])
-    assert seen == [0, 0, 2, 2, 4]
+    assert seen == [0, 1, 2, 2, 4]  # before the first validation there was no file yet
     assert weight(fit.folder / "checkpoints/last.ckpt") == 5
     # What was saved after the last iteration is as good to go on from as any other.
     resume = fit.folder / "checkpoints/last.ckpt"
@@ -203,3 +204,77 @@ def test_files_are_logged_of_a_fit_that_failed(fit: Any, failing_at: Any) -> Non
         fit.scripted([(0, 0)] * 5, [LastCheckpoint(), failing_at(3)])
     assert fit.folder / "checkpoints/last.ckpt" in fit.logger.artifacts
     assert fit.logger.endings[0] == "failed"
+
+
+class FailingValidation(L.Callback):
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise RuntimeError("broken on purpose")
+
+
+class Course(L.Callback):
+    """Which epochs were trained and validated."""
+
+    def __init__(self) -> None:
+        self.trained: list[int] = []
+        self.validated: list[int] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self.trained.append(trainer.current_epoch)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validated.append(trainer.current_epoch)
+
+
+@pytest.mark.parametrize("at, epochs", [(0, 1), (0, 3), (1, 3), (2, 3)])
+def test_a_validation_that_fails_takes_no_training_with_it(fit: Any, at: int, epochs: int) -> None:
+    """Two steps an epoch. A resume repeats the validation, not the training, and ends as if nothing had been."""
+    last, script = fit.folder / "checkpoints/last.ckpt", [(3.0, 0.0), (2.0, 0.0), (5.0, 0.0)]
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit.scripted(script, [LastCheckpoint(), BestCheckpoint(), FailingValidation(at)], epochs=epochs, steps=2)
+    assert weight(last) == 2 * (at + 1)
+    course = Course()
+    callbacks = [course, LastCheckpoint(), BestCheckpoint()]
+    trainer, _ = fit.scripted(script, callbacks, epochs=epochs, steps=2, resume=last)
+    assert course.validated == list(range(at, epochs))
+    assert course.trained == [epoch for epoch in range(at + 1, epochs) for _ in range(2)]
+    assert (trainer.current_epoch, trainer.global_step, weight(last)) == (epochs, 2 * epochs, 2 * epochs)
+    assert weight(fit.folder / "checkpoints/best.ckpt") == (2 if epochs == 1 else 6)
+
+
+def test_what_fails_at_the_end_of_an_iteration_takes_no_training_with_it(fit: Any) -> None:
+    class Failing(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            raise RuntimeError("broken on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit.scripted([(0, 0)] * 3, [LastCheckpoint(), Failing()], steps=2, limit_val_batches=0)
+    assert weight(fit.folder / "checkpoints/last.ckpt") == 2
+    last = fit.folder / "checkpoints/last.ckpt"
+    trainer, module = fit.scripted([(0, 0)] * 3, [LastCheckpoint()], steps=2, resume=last)
+    assert (trainer.current_epoch, module.weight.item()) == (3, 6)
+
+
+def test_without_any_metric_to_watch_a_fit_warns_and_goes_on(fit: Any) -> None:
+    """Neither a return nor a declared loss: the module is not of this library."""
+
+    class Silent(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            return -self.weight
+
+        def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None: ...
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    rows: Any = DataLoader(torch.zeros(1, 1))  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="Without a `monitor` there is no best.ckpt"):
+        fit.trainer(1, [LastCheckpoint(), BestCheckpoint()]).fit(Silent(), rows, rows)
+    assert sorted(path.name for path in (fit.folder / "checkpoints").iterdir()) == ["last.ckpt"]

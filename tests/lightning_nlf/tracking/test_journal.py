@@ -17,6 +17,7 @@ from lightning_nlf.tracking.journal import (
     repair,
     writer_alive,
 )
+from lightning_nlf.tracking.position import Position, write_position
 
 WRITER = """
 import sys, time
@@ -183,3 +184,14 @@ def test_the_journal_needs_neither_torch_nor_mlflow():
     program = "import sys, lightning_nlf.tracking.journal; print([m for m in ('torch', 'mlflow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_temporary_files_of_killed_processes_are_removed(tmp_path):
+    """Those of living ones, such as a `sync` beside the run, stay."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead, living = (tmp_path / f".mlflow.json.{number}" for number in (ended.pid, os.getppid()))
+    for path in (dead, living):
+        path.touch()
+    write_position(tmp_path, "http://127.0.0.1:9", Position("a", "b", "c"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([living.name, "mlflow.json"])

@@ -338,3 +338,22 @@ journal.append("end", status="FINISHED")
     logger._at_exit()
     assert [record["kind"] for record in records(tmp_path)] == ["start", "params", "start", "end"]
     assert records(tmp_path)[-1]["status"] == "FINISHED"
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_process_without_descriptors_ends_without_a_traceback(tmp_path, spare):
+    """The journal is open; nothing else can be opened any more, not even to see what has arrived."""
+    program = f"""
+import os, resource
+from lightning_nlf.tracking import logger as module
+module.FLUSH_SECONDS = 0.1
+module.Shipper.start = lambda self: None
+logger = module.MLflowJournalLogger({str(tmp_path / "run")!r}, tracking_uri={DEAD!r})
+logger.log_metrics({{"loss": 1.0}}, 0)
+free = os.dup(0)
+os.close(free)
+resource.setrlimit(resource.RLIMIT_NOFILE, (free + {spare}, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr, done.stderr
+    assert "not reached MLflow" in done.stderr or "is not written down" in done.stderr

@@ -1,0 +1,36 @@
+"""Metrics that a callback watches: which a validation will log, and a name that none will, refused before training."""
+
+from __future__ import annotations
+
+import math
+
+import lightning as L
+
+from lightning_nlf.objective import Objective
+
+RETURN = "val/return"
+
+
+def refuse_unknown_monitor(callback: str, monitor: str, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """To be called when training starts, before anything is spent.
+
+    What an evaluation by playing logs depends on what is played, so only held-out rows are known in advance.
+
+    Raises:
+        ValueError: no validation of this fit will log `monitor`.
+    """
+    played = sum(1 for batches in trainer.num_val_batches if batches) != 1  # rows of a file are a single loader
+    if played or not isinstance(pl_module, Objective) or not monitor.startswith("val/"):
+        return
+    logged = [f"val/{name}" for name in pl_module.held_out_metrics()]
+    if logged and monitor not in logged:
+        raise ValueError(
+            f"{callback}.monitor: no validation will log {monitor}; held-out rows have {', '.join(logged)}"
+        )
+
+
+def held_out_loss(trainer: L.Trainer, pl_module: L.LightningModule) -> str | None:
+    """The loss of held-out rows, by its name in `trainer.callback_metrics`; None where no loss of them is a number."""
+    metrics = trainer.callback_metrics
+    names = [f"val/{name}" for name in pl_module.held_out_losses] if isinstance(pl_module, Objective) else []
+    return next((name for name in names if name in metrics and not math.isnan(metrics[name])), None)

@@ -1,0 +1,178 @@
+"""Several processes of one run end together: a signal to any of them, and the death of one of them.
+
+Lightning's handler of SIGTERM calls a collective within the signal handler, where the other ranks do not answer; its
+observer kills all processes when one dies, before the run is marked; and a rank whose first process dies waits for
+ever. This is the one file that replaces these parts, by names that Lightning keeps to itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_nlf.cli.run_folder import describe_last_checkpoint, is_first_process
+
+_MAIN_PROCESS = "LIGHTNING_NLF_MAIN_PROCESS"  # its number, for the ranks that it starts
+POLL_SECONDS = 0.5
+# A rank whose first process is gone, or the first process when another is gone, mostly ends by itself: a collective
+# fails. After this long it waits where nothing will come.
+PATIENCE_SECONDS = 15.0
+
+_NONE, _TERMINATE, _INTERRUPT = range(3)
+
+
+class StopTogether(L.Callback):
+    """Ends all ranks at one place after a SIGTERM or a Ctrl-C of any of them: behind a batch.
+
+    Of a single process Lightning takes care: nothing is done then. Every batch costs an all-reduce of one number more.
+    A second Ctrl-C does not wait for the place.
+    """
+
+    def __init__(self) -> None:
+        self._signal = _NONE
+        self._before: Any = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            trainer._signal_connector._sigterm_notifier_fn = self._terminate  # type: ignore[method-assign]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, KeyboardInterrupt | SystemExit):  # which end the process: nothing disturbs that
+            self._restore()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._agree(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._agree(trainer)
+
+    def on_test_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._agree(trainer)
+
+    def on_predict_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._agree(trainer)
+
+    def _agree(self, trainer: L.Trainer) -> None:
+        if trainer.world_size == 1:
+            return
+        mine = torch.tensor(self._signal, device=trainer.strategy.root_device)
+        agreed = int(trainer.strategy.reduce(mine, reduce_op="max"))
+        if agreed == _INTERRUPT:
+            raise KeyboardInterrupt
+        if agreed == _TERMINATE and trainer.state.fn != "fit":
+            raise SIGTERMException
+        if agreed == _TERMINATE:  # all ranks have it now, and stop where Lightning next looks at it
+            trainer._signal_connector.received_sigterm = True
+
+    def _terminate(self, *args: Any) -> None:
+        self._signal = max(self._signal, _TERMINATE)
+
+    def _interrupt(self, *args: Any) -> None:
+        if self._signal == _INTERRUPT:
+            raise KeyboardInterrupt
+        self._signal = _INTERRUPT
+
+    def _restore(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+
+class Launcher(_SubprocessScriptLauncher):
+    """Starts the other ranks as Lightning does, and watches over them.
+
+    When one dies, the loggers end the run as failed before the others are ended.
+    """
+
+    def launch(self, function: Callable, *args: Any, trainer: L.Trainer | None = None, **kwargs: Any) -> Any:
+        environment = self.cluster_environment
+        environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not environment.creates_processes_externally:
+            os.environ[_MAIN_PROCESS] = str(os.getpid())
+            try:
+                self._call_children_scripts()
+            finally:
+                del os.environ[_MAIN_PROCESS]
+            threading.Thread(target=self._watch, args=(trainer,), name="rank-watch", daemon=True).start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+    def dead_rank(self, patience: float = 0.0) -> str | None:
+        """Which rank has died, and of what; None where all live or have ended well. Waits up to `patience` s for it."""
+        deadline = time.monotonic() + patience
+        while True:
+            for rank, process in enumerate(self.procs, start=1):
+                if process.poll():
+                    return f"rank {rank} (process {process.pid}) {_ending(process)}"
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(POLL_SECONDS / 5)
+
+    def _watch(self, trainer: L.Trainer | None) -> None:
+        while (dead := self.dead_rank()) is None:
+            if all(process.returncode == 0 for process in self.procs):
+                return
+            time.sleep(POLL_SECONDS)
+        time.sleep(PATIENCE_SECONDS)  # the thread of a process that ends meanwhile ends with it
+        for logger in trainer.loggers if trainer is not None else ():
+            logger.finalize("failed")
+        where = "" if trainer is None else f" {describe_last_checkpoint(Path(trainer.default_root_dir))}"
+        print(f"error: {dead}: the run ends.{where}", file=sys.stderr, flush=True)
+        self.kill(signal.SIGKILL)
+        os._exit(1)
+
+
+def _ending(process: subprocess.Popen) -> str:
+    code = process.returncode
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+def watch(trainer: L.Trainer) -> None:
+    """Give a Trainer that starts its ranks itself the launcher above."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        trainer.strategy._launcher = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+
+
+def dead_rank(trainer: L.Trainer, error: RuntimeError) -> str | None:
+    """Which other rank has died, if `error` is that of a collective that failed because of it."""
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, Launcher) or not re.search("gloo|nccl|connection", str(error), re.IGNORECASE):
+        return None
+    return launcher.dead_rank(patience=5.0)
+
+
+def end_with_first_process() -> None:
+    """In a rank that the first process started: end soon after it does, wherever this one waits."""
+    main = os.environ.pop(_MAIN_PROCESS, None)
+    if main is None or is_first_process():
+        return
+
+    def wait() -> None:
+        while os.getppid() == int(main):
+            time.sleep(POLL_SECONDS)
+        time.sleep(PATIENCE_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=wait, name="first-process-watch", daemon=True).start()
