@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors.torch import save_file
@@ -91,7 +92,11 @@ def load(folder: Path, decoder: Decoder, head: nn.Linear | None) -> None:
     for name, theirs, transposed in names(shape, (name for name, _ in decoder.named_parameters())):
         parts = [_found(stored, key, folder) for key in theirs]
         parameter = decoder.get_parameter(name)
-        value = torch.cat([part.T if transposed else part for part in parts])
+        parts = [part.T if transposed and part.ndim == 2 else part for part in parts]
+        for key, part in zip(theirs, parts, strict=True):
+            if part.ndim != parameter.ndim or part.shape[1:] != parameter.shape[1:]:
+                _refuse(f"{folder}: {key}", part, parameter)
+        value = torch.cat(parts)
         _fill(parameter, value, f"{folder}: {', '.join(theirs)}")
     if head is not None:
         _fill(head.weight, _found(stored, "lm_head.weight", folder), f"{folder}: lm_head.weight")
@@ -109,9 +114,13 @@ def _found(stored: Mapping[str, Tensor], key: str, folder: Path) -> Tensor:
     return stored[key]
 
 
+def _refuse(what: str, value: Tensor, parameter: Tensor) -> NoReturn:
+    raise ValueError(f"weights: {what} is {tuple(value.shape)}, config.json says {tuple(parameter.shape)}")
+
+
 def _fill(parameter: Tensor, value: Tensor, what: str) -> None:
     if parameter.shape != value.shape:
-        raise ValueError(f"weights: {what} is {tuple(value.shape)}, config.json says {tuple(parameter.shape)}")
+        _refuse(what, value, parameter)
     if not bool(value.isfinite().all()):
         raise ValueError(f"weights: {what} holds numbers that are not finite: fetch or save the model again")
     parameter.copy_(value)

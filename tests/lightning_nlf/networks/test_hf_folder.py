@@ -193,6 +193,8 @@ def test_a_damaged_file_is_named_in_one_line(name, damage, folder, capfd):
     ("new", "message"),
     [
         (lambda x: torch.cat([x, x]), r"up_proj.* is \(\d+, 16\), (and )?config.json says \(\d+, 16\)"),
+        (lambda x: torch.cat([x, x], 1), r"up_proj.* is \(\d+, 32\), (and )?config.json says \(\d+, 16\)"),
+        (lambda x: x[0], r"up_proj.* is \(16,\), (and )?config.json says \(\d+, 16\)"),
         (lambda x: (99 * x).long(), r"model\.safetensors: .*up_proj.weight is I64"),
         (lambda x: x.fill_(torch.inf), r"up_proj.weight holds numbers that are not finite"),
     ],
