@@ -58,6 +58,9 @@ def check_training(checkpoint: Mapping[str, Any], data: Any) -> None:
     Args: data: the data module, or None; its state must be there if it has any.
     """
     _check(checkpoint, _TRAINING, "ckpt_path")
+    for name in ("optimizer_states", "lr_schedulers"):
+        if not all(isinstance(state, Mapping) for state in checkpoint[name]):
+            raise ValueError(f"ckpt_path: {name} is no list of states: it is damaged")
     name = type(data).__qualname__
     if data is None or type(data).state_dict is LightningDataModule.state_dict:
         return

@@ -117,7 +117,7 @@ def test_every_stage_needs_these_parts(content, key):
 @pytest.mark.parametrize("key", ["optimizer_states", "lr_schedulers", "callbacks"])
 def test_training_needs_these_parts_too(content, key):
     check_training(content, None)
-    for spoilt in ({name: x for name, x in content.items() if name != key}, content | {key: 3}):
+    for spoilt in ({name: x for name, x in content.items() if name != key}, content | {key: 3}, content | {key: ["a"]}):
         with pytest.raises(ValueError, match=f"^ckpt_path: {key} is "):
             check_training(spoilt, None)
 
