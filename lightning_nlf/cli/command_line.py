@@ -23,7 +23,14 @@ from lightning_nlf import callbacks
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
 from lightning_nlf.cli import messages, noise, run_folder, threads
 from lightning_nlf.cli.endings import told_in_one_sentence
-from lightning_nlf.cli.errors import ConfigurationError, RunFailure, nearest, traceback_wanted
+from lightning_nlf.cli.errors import (
+    OUT_OF_MEMORY,
+    ConfigurationError,
+    RunFailure,
+    memory_is_short,
+    nearest,
+    traceback_wanted,
+)
 from lightning_nlf.cli.saved_config import SaveRunConfig
 from lightning_nlf.cli.yaml_places import Place, config_files, find, read_places
 from lightning_nlf.construction import plain, surfacing
@@ -53,11 +60,14 @@ class Parser(LightningArgumentParser):
     """Raises ConfigurationError with one sentence, instead of printing its usage and exiting."""
 
     places: Sequence[Place] = ()
+    words: Sequence[str] = ()  # of the command line
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # one that jsonargparse made for a class, and whose errors it collects
             super().error(message, ex)
-        raise ConfigurationError(messages.translate(message, self, self.places)) from ex
+        if ex is not None and memory_is_short(ex):
+            raise RunFailure(OUT_OF_MEMORY) from ex
+        raise ConfigurationError(messages.translate(message, self, self.places, self.words)) from ex
 
     def _check_value_key(self, action: Action, value: Any, *args: Any, **kwargs: Any) -> Any:
         """As jsonargparse, but for the arguments of classes.
@@ -110,6 +120,7 @@ class CommandLine(LightningCLI):
         self.stage, self.runs = args[0], run
         self.files = config_files(args)
         self.places = read_places(args)
+        self.words = args[1:]
         super().__init__(
             ObjectiveModule,
             L.LightningDataModule,
@@ -132,7 +143,7 @@ class CommandLine(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)
         assert isinstance(parser, Parser)
-        parser.places = self.places
+        parser.places, parser.words = self.places, self.words
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

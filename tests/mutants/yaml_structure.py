@@ -115,7 +115,7 @@ def key_one_level_down(rng: random.Random, config: Config) -> Spoilt | None:
 def key_in_another_section(rng: random.Random, config: Config) -> Spoilt | None:
     path, section = pick(rng, numbers(config)) or ("seed_everything",), rng.choice(["trainer", "model", "data"])
     moved = (section, path[-1])
-    if section == path[0] or (section == "data" and path[-1] == "seed"):
+    if section not in config or section == path[0] or moved == ("data", "seed"):
         return None
     return Spoilt(f"{dotted(path)} → {dotted(moved)}", dump(put(config, moved, at(config, path))), at_key(moved))
 

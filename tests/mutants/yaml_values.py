@@ -152,8 +152,10 @@ def interpolation_of_another_type(rng: random.Random, config: Config) -> Spoilt 
 
 @mutation
 def entries_of_callbacks(rng: random.Random, config: Config) -> Spoilt | None:
-    wrong = rng.choice([{}, None, 3, [], "Nonsense", {"init_args": {}}, {"class_path": "torch.nn.Linear"}])
-    text = dump(put(config, ("trainer", "callbacks"), [*(config["trainer"].get("callbacks") or []), wrong]))
+    wrong = rng.choice([{}, None, 3, "[]", "Nonsense", {"init_args": {}}, {"class_path": "torch.nn.Linear"}])
+    trainer = config.get("trainer") or {}
+    trainer = {**trainer, "callbacks": [*trainer.get("callbacks", []), wrong]}
+    text = dump(put(config, ("trainer",), trainer))
     return Spoilt(f"callbacks: - {wrong}", text, ("trainer.callbacks",))
 
 

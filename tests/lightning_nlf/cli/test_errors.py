@@ -143,6 +143,7 @@ def test_value_refused_by_a_constructor_inside_a_union(capsys):
             "seed_everything: 0\nseed_everything: 3\n",
             "seed_everything (wrong.yaml, line 2): the key stands there twice",
         ),
+        ("trainer: {logge:}\n", "wrong.yaml, line 1: not valid yaml"),
         ("- 3\n", "wrong.yaml: expected keys with values"),
         ("", "wrong.yaml: expected keys with values, found nothing"),
         ("seed_everything: 1\n", "data and model: missing"),
@@ -192,7 +193,6 @@ def test_wrong_words(capsys, args, parts):
     "overlay, part",
     [
         ("trainer:\n  logge:\n", "trainer.logge (overlay.yaml, line 2): no such key. Did you mean 'logger'?"),
-        ("trainer: {logge:}\n", "trainer.logge (overlay.yaml, line 1): no such key. Did you mean 'logger'?"),
         ("mdel:\n", "mdel (overlay.yaml, line 1): no such key. Did you mean 'model'?"),
     ],
 )
