@@ -14,6 +14,7 @@ from data_modules.rollout import RolloutDataModule
 from data_modules.takeover import Takeover
 from data_modules.value_trigger import Triggered
 from lightning_nlf.batch import Actor, Batch, Expert, stack_rows
+from lightning_nlf.numbers import Count, Share, Size
 
 
 class ControlDataModule(RolloutDataModule):
@@ -33,13 +34,13 @@ class ControlDataModule(RolloutDataModule):
 
     def __init__(
         self,
-        horizon: int,
-        min_steps: int = 0,
+        horizon: Size,
+        min_steps: Count = 0,
         expert: Expert | None = None,
         takeover: Takeover | None = None,
-        label_share: float = 0.0,
-        label_budget: int | None = None,
-        evaluation_episodes: int = 10,
+        label_share: Share = 0.0,
+        label_budget: Count | None = None,
+        evaluation_episodes: Size = 10,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch, stack_rows
+from lightning_nlf.numbers import Size
 
 
 @dataclass
@@ -22,9 +23,9 @@ class LabelBuffer:
         capacity: rows remembered.
     """
 
-    updates: int = 30
-    rows: int = 256
-    capacity: int = 100_000
+    updates: Size = 30
+    rows: Size = 256
+    capacity: Size = 100_000
     kept: Batch | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_nlf.batch import Actor, Batch
 from lightning_nlf.functional import row_counts, stamp_totals
+from lightning_nlf.numbers import Seed, Size
 
 TRAINING, VALIDATION, TEST = range(3)  # streams of chance that never meet
 
@@ -33,7 +34,7 @@ class MinibatchDataModule(L.LightningDataModule):
 
     trainer: L.Trainer  # Lightning sets it before it asks for a loader
 
-    def __init__(self, seed: int = 0, minibatches: int = 1, passes: int = 1) -> None:
+    def __init__(self, seed: Seed = 0, minibatches: Size = 1, passes: Size = 1) -> None:
         super().__init__()
         for name, value in (("minibatches", minibatches), ("passes", passes)):
             if value < 1:

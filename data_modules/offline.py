@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_modules.minibatches import MinibatchDataModule, grouped
 from lightning_nlf.batch import Actor, Batch
+from lightning_nlf.numbers import Seed, Size
 
 _FIELDS = {field.name for field in fields(Batch)} - {"totals"}
 _NEEDED = ("obs", "actions", "valid", "mask")
@@ -83,7 +84,7 @@ class OfflineDataModule(MinibatchDataModule):
         seed, minibatches, passes: of `MinibatchDataModule`.
     """
 
-    def __init__(self, path: str, seed: int = 0, minibatches: int = 1, passes: int = 1) -> None:
+    def __init__(self, path: str, seed: Seed = 0, minibatches: Size = 1, passes: Size = 1) -> None:
         super().__init__(seed, minibatches, passes)
         self.path = path
         self.rows: Batch | None = None

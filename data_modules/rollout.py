@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from data_modules.label_buffer import LabelBuffer
 from data_modules.minibatches import TEST, VALIDATION, MinibatchDataModule
 from lightning_nlf.batch import Batch
+from lightning_nlf.numbers import Seed, Size
 
 
 class RolloutDataModule(MinibatchDataModule):
@@ -26,7 +27,7 @@ class RolloutDataModule(MinibatchDataModule):
     """
 
     def __init__(
-        self, seed: int = 0, minibatches: int = 1, passes: int = 1, label_buffer: LabelBuffer | None = None
+        self, seed: Seed = 0, minibatches: Size = 1, passes: Size = 1, label_buffer: LabelBuffer | None = None
     ) -> None:
         super().__init__(seed, minibatches, passes)
         self.label_buffer = label_buffer

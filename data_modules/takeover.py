@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_nlf.functional import Linear, Schedule, scheduled
+from lightning_nlf.numbers import Count, PositiveShare, Share, Size, Steps
 
 
 class Takeover(Protocol):
@@ -48,7 +49,7 @@ class Geometric(Takeover):
         ValueError: p outside (0, 1], or every < 1.
     """
 
-    def __init__(self, p: float = 0.4, every: int = 1) -> None:
+    def __init__(self, p: PositiveShare = 0.4, every: Size = 1) -> None:
         if not 0 < p <= 1:
             raise ValueError(f"p: got {p}, must be in (0, 1]")
         if every < 1:
@@ -74,7 +75,7 @@ class Uniform(Takeover):
         ValueError: probability outside [0, 1].
     """
 
-    def __init__(self, probability: float | Schedule = 1.0) -> None:
+    def __init__(self, probability: Share | Schedule = 1.0) -> None:
         self.probability = checked_probability(probability)
 
     def plan(
@@ -97,7 +98,7 @@ class Window(Takeover):
         ValueError: length < 1, or probability outside [0, 1].
     """
 
-    def __init__(self, length: int = 20, probability: float | Schedule = 0.25) -> None:
+    def __init__(self, length: Size = 20, probability: Share | Schedule = 0.25) -> None:
         if length < 1:
             raise ValueError(f"length: got {length}, must be at least 1")
         self.length = length
@@ -123,7 +124,7 @@ class PerStep(Takeover):
         ValueError: probability outside [0, 1].
     """
 
-    def __init__(self, probability: float | Schedule = 0.1) -> None:
+    def __init__(self, probability: Share | Schedule = 0.1) -> None:
         self.probability = checked_probability(probability)
 
     def plan(
@@ -152,7 +153,7 @@ class ReverseCurriculum(Takeover):
     """
 
     def __init__(
-        self, start: int, end: int, over: int, length: int | None = None, probability: float | Schedule = 1.0
+        self, start: Count, end: Count, over: Steps, length: Size | None = None, probability: Share | Schedule = 1.0
     ) -> None:
         for name, value in (("start", start), ("end", end)):
             if value < 0:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data_modules.takeover import Takeover, check_plan, checked_probability
 from lightning_nlf.functional import Schedule, scheduled
+from lightning_nlf.numbers import Share, Size
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ class ValueTriggered(Triggered):
 
     kept = 1_000  # values remembered, spread evenly over the wave
 
-    def __init__(self, fraction: float | Schedule = 0.1, length: int = 20) -> None:
+    def __init__(self, fraction: Share | Schedule = 0.1, length: Size = 20) -> None:
         if length < 1:
             raise ValueError(f"length: got {length}, must be at least 1")
         self.fraction = checked_probability(fraction, "fraction")

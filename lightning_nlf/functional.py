@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from lightning_nlf.batch import Batch
+from lightning_nlf.numbers import NonNegative, Steps
 
 
 def masked_mean(x: Tensor, mask: Tensor, total: Tensor | None = None) -> Tensor:
@@ -262,7 +263,7 @@ def params_of(distribution: Distribution) -> dict[str, Tensor]:
 class Schedule:
     """A number that moves with experience: c(t) for t steps decided so far (environment steps, or tokens)."""
 
-    start: float
+    start: NonNegative
 
     def __call__(self, steps: float) -> float:
         return self.start
@@ -277,8 +278,8 @@ class Constant(Schedule):
 class Linear(Schedule):
     """From `start` to `end` in a straight line over the first `over` steps, then `end`."""
 
-    end: float = 0.0
-    over: int = 10_000
+    end: NonNegative = 0.0
+    over: Steps = 10_000
 
     def __post_init__(self) -> None:
         if self.over <= 0:
@@ -292,7 +293,7 @@ class Linear(Schedule):
 class Exponential(Schedule):
     """c(t) = start · ½^(t / half_life)."""
 
-    half_life: int = 10_000
+    half_life: Steps = 10_000
 
     def __post_init__(self) -> None:
         if self.half_life <= 0:

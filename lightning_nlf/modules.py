@@ -15,6 +15,7 @@ from lightning_nlf.batch import Batch
 from lightning_nlf.construction import rebuild
 from lightning_nlf.functional import episode_sums, followed, row_sums
 from lightning_nlf.networks import Network, Policy
+from lightning_nlf.numbers import Positive
 from lightning_nlf.objective import Evaluation, Objective, scattered
 
 
@@ -34,7 +35,7 @@ class ObjectiveModule(Objective, L.LightningModule):
         self,
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
-        network_lr: dict[str, float] | None = None,
+        network_lr: dict[str, Positive] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()

@@ -14,6 +14,7 @@ from lightning_nlf.batch import Batch, pad_steps
 from lightning_nlf.functional import after_actions, last_valid, row_counts, row_sums
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.networks import Reward
+from lightning_nlf.numbers import Count
 from lightning_nlf.objective import Evaluation, scattered
 from lightning_nlf.preferences import pairs
 from lightning_nlf.reliability import Reliability
@@ -122,7 +123,7 @@ class PreferenceModule(RewardModule):
     gain: Tensor  # () 1/s
     bias: Tensor  # () −m/s
 
-    def __init__(self, reward: Reward, normalize: int = 256, **kwargs: Any) -> None:
+    def __init__(self, reward: Reward, normalize: Count = 256, **kwargs: Any) -> None:
         super().__init__(reward, **kwargs)
         if normalize < 0:
             raise ValueError(f"normalize: got {normalize} rows, must not be negative; 0 leaves the rewards as they are")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import last_valid, row_sums
+from lightning_nlf.numbers import Count
 from lightning_nlf.reward_module import RewardModule
 
 
@@ -52,7 +53,7 @@ class CheckpointReward:
         self,
         checkpoint: str,
         aggregate: Literal["min", "product", "last"] | None = None,
-        step_end_token: int | None = None,
+        step_end_token: Count | None = None,
         tracking_uri: str | None = None,
     ) -> None:
         if checkpoint.startswith("models:/"):

@@ -14,6 +14,7 @@ from data_modules.bodies.vector import Bodies, make
 from data_modules.control import ControlDataModule
 from data_modules.episodes import play_rows
 from lightning_nlf.batch import Actor, Batch
+from lightning_nlf.numbers import Positive, Size
 
 
 class Replay(NamedTuple):
@@ -39,7 +40,9 @@ class GymnasiumDataModule(ControlDataModule):
         ValueError: no such id, or one whose actions are not continuous or whose episodes have no limit.
     """
 
-    def __init__(self, id: str, envs: int = 16, horizon: int = 64, reward_scale: float = 1.0, **kwargs: Any) -> None:
+    def __init__(
+        self, id: str, envs: Size = 16, horizon: Size = 64, reward_scale: Positive = 1.0, **kwargs: Any
+    ) -> None:
         super().__init__(horizon=horizon, **kwargs)
         if envs < 1:
             raise ValueError(f"envs: got {envs}, must be at least 1")

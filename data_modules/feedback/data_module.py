@@ -28,6 +28,7 @@ from data_modules.text.environment import Split, TextEnvironment
 from data_modules.text.held_out import HeldOutReplies
 from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Actor, Batch
+from lightning_nlf.numbers import BelowOne, Number, Size
 
 Paths = str | list[str]
 EVALUATED = 64  # rows of a held-out batch, about
@@ -82,14 +83,14 @@ class FeedbackDataModule(HeldOutReplies):
         use: tuple[Use, ...] = ("score", "ranking", "preference", "steps", "expected"),
         keep: Keep | None = None,
         control_codes: tuple[str, ...] = (),
-        val_share: float = 0.0,
+        val_share: BelowOne = 0.0,
         val_path: Paths | None = None,
         test_path: Paths | None = None,
         scale: Scale = (0.0, 1.0),
         on_bad: Literal["raise", "skip"] = "raise",
-        context: int | None = None,
+        context: Size | None = None,
         critique_prompt: str = CRITIQUE_PROMPT,
-        expected_score: float | None = None,
+        expected_score: Number | None = None,
         task: TextEnvironment | None = None,
         **kwargs: Any,
     ) -> None:

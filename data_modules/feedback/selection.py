@@ -7,6 +7,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_nlf.numbers import Number, PositiveShare
+
 
 @dataclass(frozen=True)
 class Keep:
@@ -21,8 +23,8 @@ class Keep:
         ValueError: neither is given, or a share that is none.
     """
 
-    above: float | None = None
-    share: float | None = None
+    above: Number | None = None
+    share: PositiveShare | None = None
     per_prompt: bool = False
 
     def __post_init__(self) -> None:

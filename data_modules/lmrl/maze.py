@@ -11,6 +11,7 @@ import numpy as np
 
 from data_modules.lmrl.score import Anchors
 from data_modules.text.environment import Case, Dialogue, Outcome, Split
+from lightning_nlf.numbers import Seed, Size
 
 Cell = tuple[int, int]  # row, column
 
@@ -132,8 +133,8 @@ class Maze:
     """
 
     observed: bool = True
-    trajectories: int = 1240
-    seed: int = 0
+    trajectories: Size = 1240
+    seed: Seed = 0
 
     turns = LIMIT + 1
 

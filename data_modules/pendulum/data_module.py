@@ -13,6 +13,7 @@ from data_modules.control import ControlDataModule
 from data_modules.pendulum.episodes import Ended, play
 from data_modules.pendulum.simulator import InvertedPendulum
 from lightning_nlf.batch import Actor, Batch
+from lightning_nlf.numbers import Size
 
 
 class PendulumDataModule(ControlDataModule):
@@ -31,9 +32,9 @@ class PendulumDataModule(ControlDataModule):
 
     def __init__(
         self,
-        episodes: int = 8,
-        horizon: int = InvertedPendulum.time_limit,
-        threads: int | None = None,
+        episodes: Size = 8,
+        horizon: Size = InvertedPendulum.time_limit,
+        threads: Size | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(horizon=horizon, **kwargs)

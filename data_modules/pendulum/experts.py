@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data_modules.pendulum.simulator import InvertedPendulum
 from lightning_nlf.batch import Expert
+from lightning_nlf.numbers import NonNegative, Number, Positive
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -56,7 +57,7 @@ class LinearExpert:
         ValueError: std < 0 or not finite, or gain has not four finite entries.
     """
 
-    def __init__(self, gain: Sequence[float], std: float = 0.1) -> None:
+    def __init__(self, gain: Sequence[Number], std: NonNegative = 0.1) -> None:
         _check_at_least_zero("std", std)
         if len(gain) != InvertedPendulum.obs_dim or not all(map(math.isfinite, gain)):
             raise ValueError(f"gain: got {tuple(gain)}, must be four finite numbers")
@@ -92,7 +93,10 @@ class LQRExpert(LinearExpert):
     """
 
     def __init__(
-        self, std: float = 0.1, q: tuple[float, float, float, float] = (1.0, 10.0, 0.1, 0.1), r: float = 0.1
+        self,
+        std: NonNegative = 0.1,
+        q: tuple[NonNegative, NonNegative, NonNegative, NonNegative] = (1.0, 10.0, 0.1, 0.1),
+        r: Positive = 0.1,
     ) -> None:
         if len(q) != InvertedPendulum.obs_dim or not all(math.isfinite(weight) and weight >= 0 for weight in q):
             raise ValueError(f"q: got {tuple(q)}, must be four numbers >= 0")
@@ -107,7 +111,9 @@ class WeakExpert(LinearExpert):
     (A noisy LQR would not do: its mean is optimal, so imitating it surpasses it.)
     """
 
-    def __init__(self, std: float = 0.1, gain: tuple[float, float, float, float] = (-0.1, 12.145, -0.1, 1.902)) -> None:
+    def __init__(
+        self, std: NonNegative = 0.1, gain: tuple[Number, Number, Number, Number] = (-0.1, 12.145, -0.1, 1.902)
+    ) -> None:
         super().__init__(gain, std)
 
 
@@ -123,7 +129,7 @@ class NoisyExpert:
         ValueError: noise < 0, or a number is not finite.
     """
 
-    def __init__(self, expert: Expert, noise: float = 0.0, bias: float = 0.0) -> None:
+    def __init__(self, expert: Expert, noise: NonNegative = 0.0, bias: Number = 0.0) -> None:
         _check_at_least_zero("noise", noise)
         if not math.isfinite(bias):
             raise ValueError(f"bias: got {bias}, must be finite")

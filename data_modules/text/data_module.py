@@ -21,6 +21,7 @@ from data_modules.text.task_module import TextTaskDataModule, at_least_one
 from data_modules.text.tokens import ranks
 from lightning_nlf.batch import Actor, Batch, TextExpert
 from lightning_nlf.functional import row_sums
+from lightning_nlf.numbers import Number, Size
 
 
 class TextDataModule(TextTaskDataModule):
@@ -48,10 +49,10 @@ class TextDataModule(TextTaskDataModule):
     def __init__(
         self,
         task: TextEnvironment,
-        prompts: int = 16,
+        prompts: Size = 16,
         unfinished: Literal["keep", "reject", "replace", "penalty", "drop"] = "keep",
-        unfinished_reward: float = -1.0,
-        resamples: int = 4,
+        unfinished_reward: Number = -1.0,
+        resamples: Size = 4,
         expected: ExpectedResponses | None = None,
         injection: Injection | None = None,
         labeller: TextExpert | None = None,

@@ -19,6 +19,7 @@ from data_modules.text.held_out import HeldOutReplies
 from data_modules.text.rows import as_rows
 from data_modules.text.tokenizer import Messages, Tokenizer
 from lightning_nlf.batch import Actor, Batch
+from lightning_nlf.numbers import Size
 
 HELD_OUT_ROWS = 64  # a batch of an evaluation
 
@@ -63,8 +64,8 @@ class DemonstrationsDataModule(HeldOutReplies):
         path: str | None = None,
         val_path: str | None = None,
         test_path: str | None = None,
-        rows: int | None = None,
-        context: int | None = None,
+        rows: Size | None = None,
+        context: Size | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, task, context=context, **kwargs)

@@ -17,6 +17,7 @@ from data_modules.text.labelling import densities
 from data_modules.text.rows import EXPERT, Segment
 from data_modules.text.tokenizer import Messages, Tokenizer
 from lightning_nlf.batch import Batch, TextExpert
+from lightning_nlf.numbers import Count, Seed, Share, Size
 
 
 def with_expected(task: TextEnvironment, prompts: int | None, order: int) -> list[tuple[Case, str]]:
@@ -74,10 +75,10 @@ class ExpectedResponses:
         ValueError: a knob out of range.
     """
 
-    prompts: int | None = None
-    order: int = 0
-    share: float = 1.0
-    rows: int = 0
+    prompts: Size | None = None
+    order: Seed = 0
+    share: Share = 1.0
+    rows: Count = 0
     as_if: TextExpert | None = None
     known: dict[str, Response] = field(default_factory=dict, init=False, repr=False)  # by the prompt's id
     asked: Tensor = field(default_factory=lambda: torch.zeros(0), init=False, repr=False)  # (responses,) bool
@@ -166,7 +167,7 @@ class ExpectedDataModule(DemonstrationsDataModule):
     """
 
     def __init__(
-        self, task: TextEnvironment, tokenizer: Tokenizer, prompts: int | None = None, order: int = 0, **kwargs: Any
+        self, task: TextEnvironment, tokenizer: Tokenizer, prompts: Size | None = None, order: Seed = 0, **kwargs: Any
     ) -> None:
         super().__init__(tokenizer=tokenizer, task=task, **kwargs)
         if prompts is not None and prompts < 1:

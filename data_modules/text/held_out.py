@@ -12,6 +12,7 @@ from data_modules.text.conversation import Conversation
 from data_modules.text.environment import Split, TextEnvironment
 from data_modules.text.evaluation import TextEvaluation
 from data_modules.text.tokenizer import Tokenizer
+from lightning_nlf.numbers import Count, Size
 
 
 class HeldOutReplies(TextEvaluation):
@@ -35,8 +36,8 @@ class HeldOutReplies(TextEvaluation):
         self,
         tokenizer: Tokenizer,
         task: TextEnvironment | None = None,
-        evaluation_prompts: int = 32,
-        context: int | None = None,
+        evaluation_prompts: Count = 32,
+        context: Size | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

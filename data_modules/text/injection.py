@@ -14,6 +14,7 @@ from data_modules.text.environment import SpanTeacher, TextEnvironment
 from data_modules.text.taken_over import AtFirstError, TakenOver
 from data_modules.value_trigger import Triggered
 from lightning_nlf.batch import Actor, TextExpert
+from lightning_nlf.numbers import Size
 
 
 class Injection:
@@ -33,7 +34,7 @@ class Injection:
         ValueError: injected < 1.
     """
 
-    def __init__(self, expert: TextExpert, takeover: Takeover | AtFirstError, injected: int = 1) -> None:
+    def __init__(self, expert: TextExpert, takeover: Takeover | AtFirstError, injected: Size = 1) -> None:
         if injected < 1:
             raise ValueError(f"injection.injected: got {injected}, must be at least 1")
         self.expert, self.takeover, self.injected = expert, takeover, injected

@@ -19,6 +19,7 @@ from data_modules.text.revision import Placed, Review, Revision, Teacher, Words
 from data_modules.text.task_module import at_least_one
 from lightning_nlf.batch import Actor, Batch, Replier, TextExpert
 from lightning_nlf.functional import row_sums
+from lightning_nlf.numbers import Size
 
 
 class RevisionDataModule(TextDataModule):
@@ -58,8 +59,8 @@ class RevisionDataModule(TextDataModule):
         learn: tuple[Learn, ...] = ("attempts", "revisions"),
         author: Replier | None = None,
         reviser: Replier | None = None,
-        rounds: int = 1,
-        revisions: int = 1,
+        rounds: Size = 1,
+        revisions: Size = 1,
         keep: Literal["all", "best", "better", "approved"] = "all",
         words: Words = "task",
         scored: bool = True,

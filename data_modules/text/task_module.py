@@ -23,6 +23,7 @@ from data_modules.text.tokenizer import Tokenizer
 from data_modules.text.transcript import replies_by_prompt
 from lightning_nlf.batch import Batch, Scorer
 from lightning_nlf.functional import best_rows, row_sums
+from lightning_nlf.numbers import Count, PositiveShare, Size
 
 PREDICTED = 64  # prompts at a time
 
@@ -58,20 +59,20 @@ class TextTaskDataModule(TextEvaluation, RolloutDataModule):
         self,
         task: TextEnvironment,
         tokenizer: Tokenizer,
-        replies: int = 4,
-        max_new: int = 32,
+        replies: Size = 4,
+        max_new: Size = 32,
         reward: Scorer | None = None,
-        window: int | None = None,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        evaluation_prompts: int | None = 64,
-        evaluation_replies: int = 1,
+        window: Size | None = None,
+        top_k: Count = 0,
+        top_p: PositiveShare = 1.0,
+        evaluation_prompts: Size | None = 64,
+        evaluation_replies: Size = 1,
         predict_split: Split = "test",
         prompt_suffix: str = "",
         stop: Sequence[str] = (),
         chat: bool = False,
-        best_of: int | None = None,
-        context: int | None = None,
+        best_of: Size | None = None,
+        context: Size | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from lightning_nlf.numbers import Size
+
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 Messages = Sequence[Mapping[str, str]]  # of a chat: each with `role` and `content`
 
@@ -163,7 +165,7 @@ class BPETokenizer(Tokenizer):
         size: ids in all: 2 special ones, 256 bytes, and the merges.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
         if size < 258:
             raise ValueError(f"size: got {size}, must be at least 258: two special tokens and 256 bytes")

@@ -16,6 +16,7 @@ from data_modules.rollout import RolloutDataModule
 from data_modules.text import rows
 from data_modules.text.rows import EXPERT, LEARNER, Segment
 from lightning_nlf.batch import Actor, Batch, stack_rows
+from lightning_nlf.numbers import Share, Size
 
 STOP, ASK = 0, 1  # ends a reply; the environment's second question
 FIRST_SYMBOL = 2
@@ -59,12 +60,12 @@ class TokenTaskDataModule(RolloutDataModule):
 
     def __init__(
         self,
-        vocabulary: int = 12,
-        prompts: int = 16,
-        replies: int = 4,
+        vocabulary: Size = 12,
+        prompts: Size = 16,
+        replies: Size = 4,
         feedback: Literal["score", "comparison"] = "score",
-        expected_share: float = 0.0,
-        evaluation_prompts: int = 64,
+        expected_share: Share = 0.0,
+        evaluation_prompts: Size = 64,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_nlf.callbacks.protocols import RunLogger, log_artifacts, rehearses, run_folder
+from lightning_nlf.numbers import Size
 
 
 class _InPlaceCheckpoint(ModelCheckpoint):
@@ -67,7 +68,7 @@ class LastCheckpoint(_InPlaceCheckpoint):
         ValueError: `every_n_iterations` is below 1.
     """
 
-    def __init__(self, every_n_iterations: int = 1) -> None:
+    def __init__(self, every_n_iterations: Size = 1) -> None:
         if every_n_iterations < 1:
             raise ValueError(f"every_n_iterations: got {every_n_iterations}, must be at least 1")
         super().__init__("last", every_n_epochs=every_n_iterations)

@@ -26,6 +26,7 @@ from lightning_nlf.callbacks.protocols import (
     statistics_of,
 )
 from lightning_nlf.callbacks.reply_pictures import COURSE, Numbers, course_of, draw_course, draw_replies, numbers_of
+from lightning_nlf.numbers import NonNegative
 
 LOADERS = ("deterministic", "sampled")
 LEAST_SHARE = 50  # rendering takes at most one part in so many of the time
@@ -48,7 +49,7 @@ class Exhibits(L.Callback):
         ValueError: `every_seconds` is negative.
     """
 
-    def __init__(self, every_seconds: float = 60.0) -> None:
+    def __init__(self, every_seconds: NonNegative = 60.0) -> None:
         if every_seconds < 0:
             raise ValueError(f"every_seconds: got {every_seconds}, must not be negative")
         self.every_seconds = every_seconds

@@ -25,6 +25,7 @@ from lightning_nlf.callbacks.protocols import (
     statistics_of,
 )
 from lightning_nlf.callbacks.throughput import Throughput
+from lightning_nlf.numbers import NonNegative
 
 if TYPE_CHECKING:
     from lightning_nlf.callbacks.progress_display import Display
@@ -40,7 +41,7 @@ class FitProgress(ProgressBar):
         ValueError: `every_seconds` is negative.
     """
 
-    def __init__(self, every_seconds: float = 10.0) -> None:
+    def __init__(self, every_seconds: NonNegative = 10.0) -> None:
         super().__init__()
         if every_seconds < 0:
             raise ValueError(f"every_seconds: got {every_seconds}, must not be negative")

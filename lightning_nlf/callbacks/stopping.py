@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_nlf.callbacks.protocols import rehearses
+from lightning_nlf.numbers import Number, Size
 
 
 class StopWhenSolved(L.Callback):
@@ -22,7 +23,7 @@ class StopWhenSolved(L.Callback):
         ValueError: `times` is below 1, or after a validation there is no metric `monitor`.
     """
 
-    def __init__(self, threshold: float = 950.0, times: int = 3, monitor: str = "val/return") -> None:
+    def __init__(self, threshold: Number = 950.0, times: Size = 3, monitor: str = "val/return") -> None:
         if times < 1:
             raise ValueError(f"times: got {times}, must be at least 1")
         self.threshold, self.times, self.monitor = threshold, times, monitor

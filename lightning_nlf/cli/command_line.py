@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_nlf import callbacks
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
-from lightning_nlf.cli import messages, noise, run_folder, threads
+from lightning_nlf.cli import messages, noise, run_folder, threads, values
 from lightning_nlf.cli.endings import told_in_one_sentence
 from lightning_nlf.cli.errors import (
     OUT_OF_MEMORY,
@@ -35,7 +35,9 @@ from lightning_nlf.cli.saved_config import SaveRunConfig
 from lightning_nlf.cli.yaml_places import Place, config_files, find, read_places
 from lightning_nlf.construction import plain, surfacing
 from lightning_nlf.modules import ObjectiveModule
+from lightning_nlf.numbers import Seed
 
+values.read_as_written()
 STAGES = ("fit", "validate", "test", "predict")
 ALWAYS_ON: tuple[type[L.Callback], ...] = (
     callbacks.FitProgress,
@@ -69,12 +71,22 @@ class Parser(LightningArgumentParser):
             raise RunFailure(OUT_OF_MEMORY) from ex
         raise ConfigurationError(messages.translate(message, self, self.places, self.words)) from ex
 
-    def _check_value_key(self, action: Action, value: Any, *args: Any, **kwargs: Any) -> Any:
-        """As jsonargparse, but for the arguments of classes.
+    def add_class_arguments(self, class_type: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> list[str]:
+        added = super().add_class_arguments(class_type, nested_key, *args, **kwargs)
+        if isinstance(class_type, type):
+            values.narrow(class_type, f"{nested_key}." if nested_key else "", self._actions)
+        return added
 
-        One with a `${…}`, which is resolved only later, is kept when another class takes the place. And the word None
+    def _check_value_key(self, action: Action, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """As jsonargparse, but a null is checked as any value is, and an empty mapping is no class.
+
+        Of the arguments of classes, one with a `${…}`, which is resolved only later, is kept when another class takes the place. And the word None
         is null where null is accepted: as that, jsonargparse hands on the null of `--model.policy.weights null`.
         """
+        values.refuse_nothing(action, value)
+        if value is None and values.expects_a_value(action):
+            with parser_context(lenient_check=False):
+                return super()._check_value_key(action, value, *args, **kwargs)
         if self.exit_on_error:
             return super()._check_value_key(action, value, *args, **kwargs)
         if value == "None" and type(None) in get_args(getattr(action, "_typehint", None)):
@@ -147,7 +159,7 @@ class CommandLine(LightningCLI):
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of everything that is drawn.")
+        parser.add_argument("--seed_everything", type=Seed, default=0, help="Seed of everything that is drawn.")
         parser.add_argument(
             "--run_dir", type=str | None, help="Folder of the run. By default outputs/<yaml>-seed<seed_everything>."
         )
@@ -163,6 +175,8 @@ class CommandLine(LightningCLI):
         except OmegaConfBaseException as error:
             raise ConfigurationError(messages.translate_interpolation(error, self.places)) from error
         self.options = self.config[self.stage]
+        if self.options.trainer is None:
+            raise ConfigurationError("trainer: expected its arguments, got null. Leave it out for its defaults")
         for key in ("model", "data"):
             if self.options.get(key) is None:
                 raise ConfigurationError(f"{key}: missing. Name a yaml with --config, or a class with --{key}")

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from lightning_nlf.networks.base import QValue, Reward, Value
 from lightning_nlf.networks.decoder import DecoderShape
 from lightning_nlf.networks.transformer import Transformer
+from lightning_nlf.numbers import BelowOne
 
 
 class TransformerValue(Transformer, Value):
     """V of the tokens so far, on a decoder of its own; 0 at first."""
 
-    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
+    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: BelowOne = 0.0) -> None:
         super().__init__(shape, weights, dropout)
         self.head = zero_head(self.decoder.shape.width)
         self.load_weights(weights)
@@ -42,7 +43,7 @@ class ValueHead(Value):
 class TransformerQValue(Transformer, QValue):
     """Q of every token behind the tokens so far, on a decoder of its own; 0 at first."""
 
-    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
+    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: BelowOne = 0.0) -> None:
         super().__init__(shape, weights, dropout)
         self.head = zero_head(self.decoder.shape.width, self.decoder.shape.vocabulary)
         self.load_weights(weights)
@@ -69,7 +70,7 @@ class QHead(QValue):
 class TransformerReward(Transformer, Reward):
     """What a reply is worth, on a decoder of its own."""
 
-    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
+    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: BelowOne = 0.0) -> None:
         super().__init__(shape, weights, dropout)
         self.head = reward_head(self.decoder.shape.width)
         self.load_weights(weights)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_nlf import kernels
+from lightning_nlf.numbers import Count, NonNegative, Positive, Size
 
 Norm = nn.LayerNorm | nn.RMSNorm
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
@@ -40,19 +41,19 @@ class DecoderShape:
         ValueError: sizes that do not go together.
     """
 
-    vocabulary: int
-    layers: int = 4
-    heads: int = 4
-    width: int = 128
-    context: int = 256
+    vocabulary: Size
+    layers: Size = 4
+    heads: Size = 4
+    width: Size = 128
+    context: Size = 256
     family: Family = "gpt2"
-    kv_heads: int = 0
-    head_width: int = 0
-    hidden: int = 0
+    kv_heads: Count = 0
+    head_width: Count = 0
+    hidden: Count = 0
     tied: bool = True
-    rope_theta: float = 10000.0
-    eps: float = 1e-5
-    init_std: float = 0.02
+    rope_theta: Positive = 10000.0
+    eps: NonNegative = 1e-5
+    init_std: Positive = 0.02
 
     def __post_init__(self) -> None:
         gated = self.family != "gpt2"

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
 from lightning_nlf.networks.base import Policy, Reward, Value
+from lightning_nlf.numbers import Size
 
 
 class GRUPolicy(Policy):
     """The next token's distribution over `vocabulary` ids."""
 
-    def __init__(self, vocabulary: int, width: int = 64, weights: str | None = None) -> None:
+    def __init__(self, vocabulary: Size, width: Size = 64, weights: str | None = None) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.embed = nn.Embedding(vocabulary, width)
@@ -47,7 +48,7 @@ class GRUPolicy(Policy):
 class GRUValue(Value):
     """V of the tokens so far."""
 
-    def __init__(self, vocabulary: int, width: int = 64, weights: str | None = None) -> None:
+    def __init__(self, vocabulary: Size, width: Size = 64, weights: str | None = None) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.embed = nn.Embedding(vocabulary, width)
@@ -63,7 +64,7 @@ class GRUValue(Value):
 class GRUReward(Reward):
     """What the tokens so far are worth. Its head starts small: normal, of standard deviation 1/√(width + 1)."""
 
-    def __init__(self, vocabulary: int, width: int = 64, weights: str | None = None) -> None:
+    def __init__(self, vocabulary: Size, width: Size = 64, weights: str | None = None) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.embed = nn.Embedding(vocabulary, width)

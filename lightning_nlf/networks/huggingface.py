@@ -17,6 +17,7 @@ from lightning_nlf.networks.hf_model import HuggingFace, empty_cache
 from lightning_nlf.networks.hf_scores import is_direct, scores_of
 from lightning_nlf.networks.lora import LoRA, WithoutAdapter
 from lightning_nlf.networks.transformer import refuse_strangers
+from lightning_nlf.numbers import BelowOne, Positive
 
 
 @dataclass
@@ -46,10 +47,10 @@ class HuggingFacePolicy(HuggingFace, Policy):
     def __init__(
         self,
         weights: str | None = None,
-        temperature: float = 1.0,
+        temperature: Positive = 1.0,
         lora: LoRA | None = None,
         config: dict[str, Any] | None = None,
-        dropout: float = 0.0,
+        dropout: BelowOne = 0.0,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature: got {temperature}, must be above 0; for the likeliest token: deterministic")

@@ -10,6 +10,7 @@ from lightning_nlf.networks.base import Reward, Value
 from lightning_nlf.networks.critics import number, reward_head, zero_head
 from lightning_nlf.networks.hf_model import HuggingFace
 from lightning_nlf.networks.lora import LoRA
+from lightning_nlf.numbers import BelowOne
 
 
 class HuggingFaceValue(HuggingFace, Value):
@@ -20,7 +21,7 @@ class HuggingFaceValue(HuggingFace, Value):
         weights: str | None = None,
         lora: LoRA | None = None,
         config: dict[str, Any] | None = None,
-        dropout: float = 0.0,
+        dropout: BelowOne = 0.0,
     ) -> None:
         super().__init__(weights, lora, config, dropout)
         self.head = zero_head(self.bare.config.hidden_size)
@@ -38,7 +39,7 @@ class HuggingFaceReward(HuggingFace, Reward):
         weights: str | None = None,
         lora: LoRA | None = None,
         config: dict[str, Any] | None = None,
-        dropout: float = 0.0,
+        dropout: BelowOne = 0.0,
     ) -> None:
         super().__init__(weights, lora, config, dropout)
         self.head = reward_head(self.bare.config.hidden_size)

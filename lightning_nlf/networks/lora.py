@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_nlf.networks.base import Policy
+from lightning_nlf.numbers import Size
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class LoRA:
         target_modules: names of the layers that get one; by default those that peft has for the architecture.
     """
 
-    r: int = 8
-    alpha: int = 16
+    r: Size = 8
+    alpha: Size = 16
     target_modules: list[str] | None = None
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from lightning_nlf.networks.base import Policy, QValue, Value
+from lightning_nlf.numbers import Number, Positive, Size
 
 
 class Standardised(nn.Module):
@@ -66,15 +67,15 @@ class GaussianPolicy(Policy):
 
     def __init__(
         self,
-        obs_dim: int,
-        action_dim: int,
-        hidden: list[int] | None = None,
-        log_std: float = 0.0,
-        min_log_std: float = -3.0,
+        obs_dim: Size,
+        action_dim: Size,
+        hidden: list[Size] | None = None,
+        log_std: Number = 0.0,
+        min_log_std: Number = -3.0,
         state_dependent_std: bool = False,
         weights: str | None = None,
-        obs_mean: list[float] | None = None,
-        obs_std: list[float] | None = None,
+        obs_mean: list[Number] | None = None,
+        obs_std: list[Positive] | None = None,
     ) -> None:
         super().__init__()
         self.obs_dim, self.action_dim, self.min_log_std, self.state_dependent_std = (
@@ -107,11 +108,11 @@ class MLPValue(Value):
 
     def __init__(
         self,
-        obs_dim: int,
-        hidden: list[int] | None = None,
+        obs_dim: Size,
+        hidden: list[Size] | None = None,
         weights: str | None = None,
-        obs_mean: list[float] | None = None,
-        obs_std: list[float] | None = None,
+        obs_mean: list[Number] | None = None,
+        obs_std: list[Positive] | None = None,
     ) -> None:
         super().__init__()
         self.obs_dim = obs_dim
@@ -126,7 +127,7 @@ class MLPQValue(QValue):
     """Q(s, a) over state and action vectors, concatenated."""
 
     def __init__(
-        self, obs_dim: int, action_dim: int, hidden: list[int] | None = None, weights: str | None = None
+        self, obs_dim: Size, action_dim: Size, hidden: list[Size] | None = None, weights: str | None = None
     ) -> None:
         super().__init__()
         self.obs_dim = obs_dim

@@ -19,6 +19,7 @@ from lightning_nlf.networks.categorical import TokenDistribution
 from lightning_nlf.networks.decoder import Decoder, DecoderShape
 from lightning_nlf.networks.hf_config import shape_in
 from lightning_nlf.networks.packing import pack
+from lightning_nlf.numbers import BelowOne, Positive
 
 
 class Transformer(Network):
@@ -35,7 +36,7 @@ class Transformer(Network):
 
     decoder: Decoder
 
-    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: float = 0.0) -> None:
+    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: BelowOne = 0.0) -> None:
         super().__init__()
         folder = hf_layout.folder_of(weights)
         found = shape_in(folder) if folder else shape or self._shape_in_checkpoint(weights)
@@ -152,8 +153,8 @@ class TransformerPolicy(Transformer, Policy):
         self,
         shape: DecoderShape | None = None,
         weights: str | None = None,
-        temperature: float = 1.0,
-        dropout: float = 0.0,
+        temperature: Positive = 1.0,
+        dropout: BelowOne = 0.0,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature: got {temperature}, must be above 0; for the likeliest token: deterministic")

@@ -12,6 +12,7 @@ from lightning_nlf.batch import Batch
 from lightning_nlf.functional import episode_gae, followed, masked_mean, with_final_obs
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.networks import Policy, QValue, Value
+from lightning_nlf.numbers import Discount, NonNegative, Positive
 from lightning_nlf.objective import Evaluation, Terms, scattered
 from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective, Sum, moments, one_process
 
@@ -54,7 +55,7 @@ class CriticObjective(PolicyGradientObjective):
     """
 
     def __init__(
-        self, lam: float = 0.95, value_weight: float = 0.5, value_clip: float | None = None, **kwargs: Any
+        self, lam: Discount = 0.95, value_weight: NonNegative = 0.5, value_clip: Positive | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         for name, value in (("baseline", self.baseline), ("advantage_scale", self.advantage_scale)):

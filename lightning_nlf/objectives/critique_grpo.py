@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import row_sums
+from lightning_nlf.numbers import Positive
 from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.first_turn import revision_steps
 from lightning_nlf.objectives.injection import ShapedInjectionObjective
@@ -39,7 +40,7 @@ class CritiqueGRPOObjective(ShapedInjectionObjective):
         ValueError: a baseline or a scale of advantages.
     """
 
-    def __init__(self, shape: float = 0.1, normalize_advantages: bool = False, **kwargs: Any) -> None:
+    def __init__(self, shape: Positive = 0.1, normalize_advantages: bool = False, **kwargs: Any) -> None:
         super().__init__(shape=shape, relative=False, normalize_advantages=normalize_advantages, **kwargs)
         for knob in ("baseline", "advantage_scale"):
             if getattr(self, knob) != "none":

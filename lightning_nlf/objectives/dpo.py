@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import masked_mean, row_sums
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.numbers import Positive, Share
 from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.direct_preference import DirectPreferenceObjective, reply_steps
 from lightning_nlf.objectives.reference import ReferenceObjective
@@ -58,7 +59,7 @@ class DPOObjective(ReferenceObjective, DirectPreferenceObjective):
         length_normalized: compares the mean log-ratio of a reply's tokens instead of the sum: no gain by length.
     """
 
-    def __init__(self, beta: float = 0.1, length_normalized: bool = False, **kwargs: Any) -> None:
+    def __init__(self, beta: Positive = 0.1, length_normalized: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not beta > 0:
             raise ValueError(f"beta: got {beta}, must be above 0")
@@ -92,7 +93,7 @@ class SmoothedObjective(DPOObjective):
     Args: label_smoothing: ε, how likely one is.
     """
 
-    def __init__(self, label_smoothing: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, label_smoothing: Share = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 <= label_smoothing < 0.5:
             raise ValueError(f"label_smoothing: got {label_smoothing}, must be in [0, .5)")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.numbers import Positive
 from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.dpo import DPOObjective
 from lightning_nlf.preferences import (
@@ -64,7 +65,7 @@ class RaoKupperDPOObjective(TiedDPOObjective):
     Args: theta: θ, above 1, or where it starts.
     """
 
-    def __init__(self, theta: float = 2.0, learn_tie: bool = True, **kwargs: Any) -> None:
+    def __init__(self, theta: Positive = 2.0, learn_tie: bool = True, **kwargs: Any) -> None:
         if not theta > 1:
             raise ValueError(f"theta: got {theta}, must be above 1; at 1 there are no ties: use DPOPolicy")
         super().__init__(start=math.log(theta - 1), learn_tie=learn_tie, **kwargs)  # log θ = softplus(raw) > 0
@@ -83,7 +84,7 @@ class DavidsonDPOObjective(TiedDPOObjective):
     Args: nu: ν, above 0, or where it starts.
     """
 
-    def __init__(self, nu: float = 0.5, learn_tie: bool = True, **kwargs: Any) -> None:
+    def __init__(self, nu: Positive = 0.5, learn_tie: bool = True, **kwargs: Any) -> None:
         if not nu > 0:
             raise ValueError(f"nu: got {nu}, must be above 0; at 0 there are no ties: use DPOPolicy")
         super().__init__(start=math.log(nu), learn_tie=learn_tie, **kwargs)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import masked_mean, row_sums
+from lightning_nlf.numbers import NonNegative, Number
 from lightning_nlf.objective import Evaluation, Objective, Terms
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, group_mean
 
@@ -58,7 +59,7 @@ class FirstTurnObjective(Objective):
         floor: tokens of less than this log-probability are left out.
     """
 
-    def __init__(self, distillation_weight: float = 0.1, floor: float = -5.0, **kwargs: Any) -> None:
+    def __init__(self, distillation_weight: NonNegative = 0.1, floor: Number = -5.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.distillation_weight, self.floor = distillation_weight, floor
 

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import Schedule, distribution_of, masked_mean, scheduled
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.numbers import NonNegative, Number, Positive
 from lightning_nlf.objective import Evaluation, Objective, Terms
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, Sum, SummedObjective, one_process
@@ -129,9 +130,9 @@ class ImitationObjective(Objective):
     def __init__(
         self,
         divergence: Literal["forward", "reverse", "jsd", "nll"] = "forward",
-        imitation_weight: float | Schedule = 1.0,
-        until_return: float | None = None,
-        suffix_temperature: float | None = None,
+        imitation_weight: NonNegative | Schedule = 1.0,
+        until_return: Number | None = None,
+        suffix_temperature: Positive | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

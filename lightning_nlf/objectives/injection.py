@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import Schedule, masked_mean, scheduled
+from lightning_nlf.numbers import NonNegative, Positive
 from lightning_nlf.objective import Evaluation, Objective, Terms
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent
 from lightning_nlf.objectives.imitation import JointAgent, JointPolicy
@@ -53,7 +54,7 @@ class InjectionObjective(Objective):
 
     needs_density = True  # of the expert
 
-    def __init__(self, injected_weight: float | Schedule = 1.0, **kwargs: Any) -> None:
+    def __init__(self, injected_weight: NonNegative | Schedule = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.injected_weight = injected_weight
 
@@ -112,7 +113,7 @@ class WeightedInjectionObjective(InjectionObjective):
     Args: injected_clip: ε, a ratio counts up to 1 + ε.
     """
 
-    def __init__(self, injected_clip: float = 0.2, **kwargs: Any) -> None:
+    def __init__(self, injected_clip: Positive = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.injected_clip = injected_clip
 
@@ -129,7 +130,7 @@ class ShapedInjectionObjective(InjectionObjective):
         relative: x = π/b (densities, which may exceed 1) rather than x = π (probabilities of tokens).
     """
 
-    def __init__(self, shape: float = 0.1, relative: bool = True, **kwargs: Any) -> None:
+    def __init__(self, shape: Positive = 0.1, relative: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.shape, self.relative, self.needs_density = shape, relative, relative
 

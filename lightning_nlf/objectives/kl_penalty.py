@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import masked_mean
+from lightning_nlf.numbers import NonNegative, Positive
 from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, Sum, moments, one_process
@@ -82,11 +83,11 @@ class KLPenaltyObjective(ReferenceObjective):
 
     def __init__(
         self,
-        beta: float = 0.15,
-        kl_target: float | None = None,
-        kl_horizon: float = 10_000,
+        beta: NonNegative = 0.15,
+        kl_target: Positive | None = None,
+        kl_horizon: Positive = 10_000,
         kl_estimator: Literal["k1", "k2", "k3"] = "k1",
-        reward_clip: float | None = None,
+        reward_clip: Positive | None = None,
         whiten_rewards: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -156,7 +157,9 @@ class KLLossObjective(ReferenceObjective):
         kl_loss_estimator: k3 as in GRPO; k2 has the gradient of KL(π ‖ π_ref) where π acted.
     """
 
-    def __init__(self, kl_weight: float = 0.0, kl_loss_estimator: Literal["k2", "k3"] = "k3", **kwargs: Any) -> None:
+    def __init__(
+        self, kl_weight: NonNegative = 0.0, kl_loss_estimator: Literal["k2", "k3"] = "k3", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if kl_weight < 0:
             raise ValueError(f"kl_weight: got {kl_weight}, must not be negative")

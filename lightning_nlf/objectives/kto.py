@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import masked_mean, row_sums
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.numbers import NonNegative, Number, Positive
 from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.direct_preference import reply_steps
 from lightning_nlf.objectives.held_out import HeldOutObjective
@@ -103,10 +104,10 @@ class KTOObjective(ReferenceObjective, HeldOutObjective):
 
     def __init__(
         self,
-        beta: float = 0.1,
-        desirable_weight: float = 1.0,
-        undesirable_weight: float = 1.0,
-        threshold: float | None = None,
+        beta: Positive = 0.1,
+        desirable_weight: NonNegative = 1.0,
+        undesirable_weight: NonNegative = 1.0,
+        threshold: Number | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -10,6 +10,7 @@ import torch
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import masked_mean
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.numbers import NonNegative
 from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.dpo import DPOObjective
 from lightning_nlf.objectives.held_out import HeldOutObjective
@@ -26,7 +27,7 @@ class CritiqueObjective(HeldOutObjective):
         critique_weight: of the term.
     """
 
-    def __init__(self, critique_weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, critique_weight: NonNegative = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.critique_weight = critique_weight
 

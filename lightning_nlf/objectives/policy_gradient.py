@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import episode_gae, masked_mean, row_counts, takeover_cuts
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.numbers import Discount, NonNegative, Positive
 from lightning_nlf.objective import Evaluation, Objective, Terms
 
 
@@ -172,12 +173,12 @@ class PolicyGradientObjective(Objective):
 
     def __init__(
         self,
-        gamma: float = 0.99,
+        gamma: Discount = 0.99,
         baseline: Literal["none", "batch_mean", "group_mean", "leave_one_out", "shared_group_mean"] = "none",
-        clip: float | None = None,
+        clip: Positive | None = None,
         advantage_scale: Literal["none", "group_std"] = "none",
         normalize_advantages: bool = True,
-        entropy_weight: float = 0.0,
+        entropy_weight: NonNegative = 0.0,
         cut_at_takeover: bool = False,
         **kwargs: Any,
     ) -> None:

@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import row_sums
+from lightning_nlf.numbers import NonNegative, Positive
 from lightning_nlf.objective import Evaluation, Objective, Terms
 from lightning_nlf.preferences import (
     bradley_terry_loss,
@@ -48,7 +49,7 @@ class BradleyTerryObjective(Objective):
 
     counted = "strict_pairs"
 
-    def __init__(self, margin: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, margin: NonNegative = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.margin = margin
 
@@ -119,7 +120,7 @@ class RaoKupperObjective(TieObjective):
 
     term = "rao_kupper"
 
-    def __init__(self, theta: float = 2.0, learn_tie: bool = True, **kwargs: Any) -> None:
+    def __init__(self, theta: Positive = 2.0, learn_tie: bool = True, **kwargs: Any) -> None:
         if not theta > 1:
             raise ValueError(f"theta: got {theta}, must be above 1; at 1 there are no ties: use BradleyTerryReward")
         start = math.log(math.expm1(math.log(theta)))
@@ -151,7 +152,7 @@ class DavidsonObjective(TieObjective):
 
     term = "davidson"
 
-    def __init__(self, nu: float = 0.5, learn_tie: bool = True, **kwargs: Any) -> None:
+    def __init__(self, nu: Positive = 0.5, learn_tie: bool = True, **kwargs: Any) -> None:
         if not nu > 0:
             raise ValueError(f"nu: got {nu}, must be above 0; at 0 there are no ties: use BradleyTerryReward")
         super().__init__(start=math.log(nu), learn_tie=learn_tie, **kwargs)

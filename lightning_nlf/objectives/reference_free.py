@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import masked_mean, row_sums
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.numbers import NonNegative, Positive
 from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.direct_preference import DirectPreferenceObjective, reply_steps
 from lightning_nlf.objectives.dpo import dpo_loss
@@ -56,7 +57,7 @@ class ReferenceFreeObjective(DirectPreferenceObjective):
 
     length_normalized = False  # compares mean log-probabilities a token instead of a reply's
 
-    def __init__(self, chosen_weight: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, chosen_weight: NonNegative = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.chosen_weight = chosen_weight
 
@@ -84,7 +85,7 @@ class SLiCObjective(ReferenceFreeObjective):
     Args: margin: δ, by which the chosen reply's log-probability shall be higher.
     """
 
-    def __init__(self, margin: float = 1.0, chosen_weight: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, margin: NonNegative = 1.0, chosen_weight: NonNegative = 0.1, **kwargs: Any) -> None:
         super().__init__(chosen_weight=chosen_weight, **kwargs)
         self.margin = margin
 
@@ -100,7 +101,7 @@ class SimPOObjective(ReferenceFreeObjective):
 
     length_normalized = True
 
-    def __init__(self, beta: float = 2.0, margin: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, beta: Positive = 2.0, margin: NonNegative = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.beta, self.margin = beta, margin
 
@@ -114,7 +115,7 @@ class CPOObjective(ReferenceFreeObjective):
     Args: beta: β of the implicit reward.
     """
 
-    def __init__(self, beta: float = 0.1, chosen_weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, beta: Positive = 0.1, chosen_weight: NonNegative = 1.0, **kwargs: Any) -> None:
         super().__init__(chosen_weight=chosen_weight, **kwargs)
         self.beta = beta
 
@@ -131,7 +132,7 @@ class ORPOObjective(ReferenceFreeObjective):
 
     length_normalized = True
 
-    def __init__(self, odds_weight: float = 0.1, chosen_weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, odds_weight: NonNegative = 0.1, chosen_weight: NonNegative = 1.0, **kwargs: Any) -> None:
         super().__init__(chosen_weight=chosen_weight, **kwargs)
         self.odds_weight = odds_weight
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import row_sums
+from lightning_nlf.numbers import Number, PositiveShare
 from lightning_nlf.objective import Objective
 from lightning_nlf.objectives.imitation import ImitationPolicy
 
@@ -38,7 +39,7 @@ class BestOfGroupObjective(Objective):
         above: only rows that score more than this, such as the successes.
     """
 
-    def __init__(self, top: float = 0.25, above: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, top: PositiveShare = 0.25, above: Number | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < top <= 1:
             raise ValueError(f"top: got {top}, must be above 0 and at most 1")

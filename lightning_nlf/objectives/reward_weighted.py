@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import last_valid
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.numbers import Positive
 from lightning_nlf.objectives.actor_critic import ActorCriticAgent
 from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective, Sum, moments, one_process
 
@@ -55,7 +56,7 @@ class WeightedRegressionObjective(PolicyGradientObjective):
         temperature: τ, in the unit of the rewards, or of their standard deviation with `normalize_advantages`.
     """
 
-    def __init__(self, temperature: float = 1.0, normalize_advantages: bool = False, **kwargs: Any) -> None:
+    def __init__(self, temperature: Positive = 1.0, normalize_advantages: bool = False, **kwargs: Any) -> None:
         super().__init__(normalize_advantages=normalize_advantages, **kwargs)
         if not temperature > 0:
             raise ValueError(f"temperature: got {temperature}, must be above 0")
@@ -100,7 +101,7 @@ class AWRObjective(WeightedRegressionObjective):
     Args: weight_clip: the largest weight.
     """
 
-    def __init__(self, weight_clip: float = 20.0, **kwargs: Any) -> None:
+    def __init__(self, weight_clip: Positive = 20.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not weight_clip > 0:
             raise ValueError(f"weight_clip: got {weight_clip}, must be above 0")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import Schedule, scheduled
+from lightning_nlf.numbers import NonNegative, Positive, Share
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy
 from lightning_nlf.objectives.self_distillation import TeacherObjective
 
@@ -43,9 +44,9 @@ class RLSDObjective(TeacherObjective):
 
     def __init__(
         self,
-        evidence_clip: float = 0.2,
-        evidence_weight: float | Schedule = 1.0,
-        teacher_rate: float = 1.0,
+        evidence_clip: Positive = 0.2,
+        evidence_weight: NonNegative | Schedule = 1.0,
+        teacher_rate: Share = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(teacher_rate=teacher_rate, **kwargs)

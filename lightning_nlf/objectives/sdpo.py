@@ -12,6 +12,7 @@ from torch.distributions import Categorical, Distribution
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import distribution_of, masked_mean, params_of
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.numbers import NonNegative, Positive, Share, Size
 from lightning_nlf.objective import Evaluation, Terms, scattered
 from lightning_nlf.objectives.imitation import DIVERGENCES, forward_kl, jensen_shannon
 from lightning_nlf.objectives.policy_gradient import importance_ratio
@@ -67,10 +68,10 @@ class SDPOObjective(TeacherObjective):
     def __init__(
         self,
         divergence: Literal["forward", "reverse", "jsd"] = "jsd",
-        mix: float = 0.5,
-        top_k: int = 100,
-        distillation_weight: float = 1.0,
-        distillation_clip: float | None = 2.0,
+        mix: Share = 0.5,
+        top_k: Size = 100,
+        distillation_weight: NonNegative = 1.0,
+        distillation_clip: Positive | None = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

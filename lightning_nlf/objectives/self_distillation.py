@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.networks import Policy
+from lightning_nlf.numbers import Share
 from lightning_nlf.objective import Objective, scattered
 
 
@@ -66,7 +67,7 @@ class TeacherObjective(Objective):
     policy: Policy
     CHUNK = 64  # rows at a time, in `prepare`: the logits of a whole collection would not fit
 
-    def __init__(self, teacher_rate: float = 0.05, **kwargs: Any) -> None:
+    def __init__(self, teacher_rate: Share = 0.05, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 <= teacher_rate <= 1:
             raise ValueError(f"teacher_rate: got {teacher_rate}, must be from 0 to 1")

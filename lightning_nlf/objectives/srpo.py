@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import row_sums
+from lightning_nlf.numbers import NonNegative, Number
 from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, Sum, one_process
 from lightning_nlf.objectives.sdpo import SDPOObjective
 
@@ -41,7 +42,7 @@ class SRPOObjective(SDPOObjective):
 
     counted = "mask"
 
-    def __init__(self, success: float = 0.5, entropy_beta: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, success: Number = 0.5, entropy_beta: NonNegative = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if entropy_beta < 0:
             raise ValueError(f"entropy_beta: got {entropy_beta}, must not be negative")

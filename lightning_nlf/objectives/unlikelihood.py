@@ -12,6 +12,7 @@ from torch.distributions import Categorical
 from lightning_nlf.batch import Batch
 from lightning_nlf.functional import masked_mean
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.numbers import NonNegative, Number
 from lightning_nlf.objective import Evaluation, Terms
 from lightning_nlf.objectives.direct_preference import reply_steps
 from lightning_nlf.objectives.held_out import HeldOutObjective
@@ -36,7 +37,7 @@ class UnlikelihoodObjective(HeldOutObjective):
 
     measured = ("likelihood", "unlikelihood")
 
-    def __init__(self, threshold: float | None = None, unlikelihood_weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, threshold: Number | None = None, unlikelihood_weight: NonNegative = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.threshold, self.unlikelihood_weight = threshold, unlikelihood_weight
 

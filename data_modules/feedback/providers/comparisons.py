@@ -16,6 +16,7 @@ from data_modules.feedback.providers.questions import Note, asked, text_of, toge
 from data_modules.feedback.ranking import format_ranking, letter, parse_ranking, ranks_of_scores
 from data_modules.feedback.schema import Judgement
 from data_modules.feedback.templates import refuse_template
+from lightning_nlf.numbers import Count, NonNegative, Seed, Size
 
 VOTE_TOKENS = 8
 
@@ -63,11 +64,11 @@ class PreferenceQuestion:
         comparison: str = prompts.COMPARISON,
         examples: list[Example] | None = None,
         principles: str | None = None,
-        votes: int = 0,
-        temperature: float = 1.0,
-        alternatives: int = 20,
-        ties: float = 0.0,
-        seed: int = 0,
+        votes: Count = 0,
+        temperature: NonNegative = 1.0,
+        alternatives: Size = 20,
+        ties: NonNegative = 0.0,
+        seed: Seed = 0,
     ) -> None:
         refuse_template("comparison", comparison, ("prompt", "response_1", "response_2"))
         for name, value, least in (("votes", votes, 0), ("alternatives", alternatives, 2), ("ties", ties, 0)):
@@ -173,7 +174,7 @@ class ListwiseQuestion:
 
     gives: tuple[str, ...] = ("ranking",)
 
-    def __init__(self, template: str = prompts.RANKING, max_tokens: int = 64) -> None:
+    def __init__(self, template: str = prompts.RANKING, max_tokens: Size = 64) -> None:
         refuse_template("template", template, ("prompt", "responses"))
         self.template, self.max_tokens = template, max_tokens
 

@@ -16,6 +16,7 @@ from data_modules.feedback.providers.provider import Account, said
 from data_modules.feedback.providers.questions import asked, text_of, words
 from data_modules.feedback.schema import Judgement
 from data_modules.feedback.templates import refuse_template
+from lightning_nlf.numbers import Seed, Size
 
 
 class Constitution:
@@ -43,11 +44,11 @@ class Constitution:
         self,
         endpoint: Endpoint,
         principles: str,
-        rounds: int = 1,
-        seed: int = 0,
+        rounds: Size = 1,
+        seed: Seed = 0,
         critique_request: str = prompts.CRITIQUE_REQUEST,
         revision_request: str = prompts.REVISION_REQUEST,
-        max_tokens: int = 512,
+        max_tokens: Size = 512,
     ) -> None:
         if rounds < 1:
             raise ValueError(f"rounds: got {rounds}, must be at least 1")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from lightning_nlf.numbers import Count, NonNegative, Positive, Size
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -36,12 +38,12 @@ class Endpoint:
     key_variable: str | None = None
     completions: bool = False
     options: dict[str, Any] = field(default_factory=dict)
-    concurrency: int = 8
-    timeout: float = 60.0
-    retries: int = 5
-    backoff: float = 0.5
-    max_calls: int | None = None
-    max_tokens: int | None = None
+    concurrency: Size = 8
+    timeout: Positive = 60.0
+    retries: Count = 5
+    backoff: NonNegative = 0.5
+    max_calls: Count | None = None
+    max_tokens: Count | None = None
     cache: str | None = "outputs/judge_cache"
 
     def __post_init__(self) -> None:

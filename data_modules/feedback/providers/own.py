@@ -13,6 +13,7 @@ from data_modules.feedback.schema import Judgement
 from data_modules.text.environment import Revisable, TextEnvironment
 from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Replier
+from lightning_nlf.numbers import Size
 
 AT_ONCE = 64  # prompts
 
@@ -36,7 +37,7 @@ class OwnProvider(EnvironmentProvider):
     gives = ("critique", "expected")
     name = "policy"
 
-    def __init__(self, policy: Replier, tokenizer: Tokenizer, task: TextEnvironment, max_new: int = 48) -> None:
+    def __init__(self, policy: Replier, tokenizer: Tokenizer, task: TextEnvironment, max_new: Size = 48) -> None:
         super().__init__(task)
         if not isinstance(task, Revisable):
             raise ValueError(f"task: {type(task).__name__} has no words around a critique")

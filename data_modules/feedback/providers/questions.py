@@ -15,6 +15,7 @@ from data_modules.feedback.providers.expectation import expected_label
 from data_modules.feedback.providers.provider import merged
 from data_modules.feedback.schema import Judgement
 from data_modules.feedback.templates import refuse_template
+from lightning_nlf.numbers import Size, Whole
 
 AGAIN = 1_000_003  # added to the seed of a question that is asked again
 SCORE_TOKENS = 8
@@ -107,10 +108,10 @@ class ScoreQuestion:
 
     def __init__(
         self,
-        low: int = 1,
-        high: int = 10,
+        low: Whole = 1,
+        high: Whole = 10,
         expectation: bool = False,
-        alternatives: int = 20,
+        alternatives: Size = 20,
         template: str = prompts.SCORE,
         scale: Scale = (0.0, 1.0),
     ) -> None:
@@ -157,7 +158,7 @@ class CritiqueQuestion:
 
     gives: tuple[str, ...] = ("critique",)
 
-    def __init__(self, template: str = prompts.CRITIQUE, max_tokens: int = 256) -> None:
+    def __init__(self, template: str = prompts.CRITIQUE, max_tokens: Size = 256) -> None:
         refuse_template("template", template, ("prompt", "response"))
         self.template, self.max_tokens = template, max_tokens
 
@@ -182,7 +183,7 @@ class ExpectedQuestion:
 
     gives: tuple[str, ...] = ("expected",)
 
-    def __init__(self, template: str = prompts.EXPECTED, max_tokens: int = 512) -> None:
+    def __init__(self, template: str = prompts.EXPECTED, max_tokens: Size = 512) -> None:
         refuse_template("template", template, ("prompt",), ("response",))
         self.template, self.max_tokens = template, max_tokens
 

@@ -10,6 +10,7 @@ from data_modules.feedback.providers.provider import Account, merged, said
 from data_modules.feedback.ranking import format_ranking, ranks_of_scores
 from data_modules.feedback.schema import Judgement, Span
 from data_modules.text.environment import Case, Split, TextEnvironment
+from lightning_nlf.numbers import NonNegative, Seed
 
 
 class EnvironmentProvider:
@@ -77,7 +78,9 @@ class RuleProvider(EnvironmentProvider):
     gives = ("score", "critique", "spans", "expected", "ranking")
     name = "rule"
 
-    def __init__(self, task: TextEnvironment, scale: Scale = (0.0, 1.0), seed: int = 0, ties: float = 0.0) -> None:
+    def __init__(
+        self, task: TextEnvironment, scale: Scale = (0.0, 1.0), seed: Seed = 0, ties: NonNegative = 0.0
+    ) -> None:
         super().__init__(task, scale)
         self.seed, self.ties = seed, ties
 

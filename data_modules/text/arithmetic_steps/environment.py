@@ -24,6 +24,7 @@ from data_modules.text.arithmetic_steps.sums import (
 )
 from data_modules.text.environment import Case, Dialogue, Outcome, Split
 from data_modules.text.one_turn import Defect, shares, worded
+from lightning_nlf.numbers import Seed, Share, Size
 
 DRAWS = 200  # a sum that is looked for
 SPLITS: dict[Split, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -80,12 +81,12 @@ class ArithmeticSteps:
 
     def __init__(
         self,
-        seed: int = 0,
-        sums: int = 2000,
-        numbers: int = 4,
-        wrong: float = 0.2,
-        draws: int = 1,
-        largest: int = LARGEST,
+        seed: Seed = 0,
+        sums: Size = 2000,
+        numbers: Size = 4,
+        wrong: Share = 0.2,
+        draws: Size = 1,
+        largest: Size = LARGEST,
     ) -> None:
         shares(wrong=wrong)
         most = 3000 if numbers == 3 else 20_000

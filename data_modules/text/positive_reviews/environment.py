@@ -11,6 +11,7 @@ from data_modules.text.one_turn import OneTurn, cut_short, shares, worded
 from data_modules.text.positive_reviews.grammar import OPENINGS, TONES, TRAINED_OPENINGS, continuation, opening
 from data_modules.text.positive_reviews.judge import PARAPHRASES, example_critiques, judge
 from data_modules.text.positive_reviews.things import COMBINATIONS
+from lightning_nlf.numbers import Seed, Share, Size
 
 HELD_OUT = 0.2  # of the combinations of thing and aspect
 FILLINGS = 6  # prompts of an opening and a combination, where it has so many
@@ -39,13 +40,13 @@ class PositiveReviews:
 
     def __init__(
         self,
-        seed: int = 0,
-        sentiment: float = 0.5,
-        fluency: float = 0.3,
-        topic: float = 0.1,
-        finished: float = 0.1,
-        cut: float = 0.05,
-        draws: int = 2,
+        seed: Seed = 0,
+        sentiment: Share = 0.5,
+        fluency: Share = 0.3,
+        topic: Share = 0.1,
+        finished: Share = 0.1,
+        cut: Share = 0.05,
+        draws: Size = 2,
     ) -> None:
         self.weights = {"sentiment": sentiment, "fluency": fluency, "topic": topic, "finished": finished}
         for name, weight in self.weights.items():

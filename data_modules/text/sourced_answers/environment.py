@@ -13,6 +13,7 @@ from data_modules.text.sourced_answers.answers import Speaker, contrary, imagine
 from data_modules.text.sourced_answers.judge import PARAPHRASES, example_critiques, verdict
 from data_modules.text.sourced_answers.questions import questions
 from data_modules.text.sourced_answers.table import FOODS, GROUPS, NUTRIENTS
+from lightning_nlf.numbers import Seed, Share, Size
 
 FACTS, SOURCE, FINISHED = 0.5, 0.4, 0.1  # what each is worth
 CLAIMED_RIGHT = 0.5  # of the claims that are revised
@@ -45,14 +46,14 @@ class SourcedAnswers(Phrases):
 
     def __init__(
         self,
-        seed: int = 0,
-        misconceived: float = 0.4,
-        misconceived_right: float = 0.2,
-        trusted: float = 0.15,
-        untrusted: float = 0.15,
-        cut: float = 0.08,
-        revisions: float = 0.0,
-        draws: int = 4,
+        seed: Seed = 0,
+        misconceived: Share = 0.4,
+        misconceived_right: Share = 0.2,
+        trusted: Share = 0.15,
+        untrusted: Share = 0.15,
+        cut: Share = 0.08,
+        revisions: Share = 0.0,
+        draws: Size = 4,
     ) -> None:
         shares(
             misconceived=misconceived, misconceived_right=misconceived_right, trusted=trusted, untrusted=untrusted,

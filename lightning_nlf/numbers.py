@@ -1,0 +1,72 @@
+"""Numbers with a range, as types of parameters: what a yaml may give for a discount, a share, a weight or a size.
+
+To Python and mypy each is `float` or `int`, and so is every value. The range is checked where a yaml or a flag is read;
+a constructor that is called by hand is handed whatever it is given.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse.typing import register_type
+
+if TYPE_CHECKING:
+    from builtins import float as BelowOne
+    from builtins import float as Discount
+    from builtins import float as NonNegative
+    from builtins import float as Number
+    from builtins import float as Positive
+    from builtins import float as PositiveShare
+    from builtins import float as Share
+    from builtins import int as Count
+    from builtins import int as Seed
+    from builtins import int as Size
+    from builtins import int as Steps
+    from builtins import int as Whole
+
+
+def number_type(name: str, kind: type, text: str, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A type of numbers from `low` to `high`, finite ones; its values are plain ints or floats.
+
+    Args:
+        name: of the type.
+        kind: int or float.
+        text: the range in words, for messages.
+    """
+
+    def read(value: object) -> float:
+        number = _plain(value, kind)
+        if number is None or not (math.isfinite(number) and low <= number <= high):
+            raise ValueError(f"Expected {text}. Got value: {value}")
+        return number
+
+    new = type(name, (kind,), {"__doc__": text, "__module__": __name__})
+    register_type(new, lambda value: value, read, deserializer_exceptions=(), type_check=lambda *_: False)
+    return new
+
+
+def _plain(value: object, kind: type) -> float | None:
+    """An int or float, also of its digits as text; None for everything else, such as true, or 3.0 where int is asked."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, kind)):
+        return None
+    try:
+        return kind(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+if not TYPE_CHECKING:
+    _LEAST = math.ulp(0.0)  # the smallest float above 0
+    Number = number_type("Number", float, "a finite number")
+    NonNegative = number_type("NonNegative", float, "a number of at least 0", 0)
+    Positive = number_type("Positive", float, "a number above 0", _LEAST)
+    Discount = number_type("Discount", float, "a discount (a number from 0 to 1)", 0, 1)
+    Share = number_type("Share", float, "a share (a number from 0 to 1)", 0, 1)
+    PositiveShare = number_type("PositiveShare", float, "a share (a number above 0, and at most 1)", _LEAST, 1)
+    BelowOne = number_type("BelowOne", float, "a number from 0, and below 1", 0, math.nextafter(1, 0))
+    Size = number_type("Size", int, f"a whole number from 1 to {2**31 - 1}", 1, 2**31 - 1)
+    Count = number_type("Count", int, f"a whole number from 0 to {2**31 - 1}", 0, 2**31 - 1)
+    Whole = number_type("Whole", int, f"a whole number from {-(2**31)} to {2**31 - 1}", -(2**31), 2**31 - 1)
+    Steps = number_type("Steps", int, f"a whole number from 1 to {2**63 - 1}", 1, 2**63 - 1)
+    Seed = number_type("Seed", int, f"a seed (a whole number from 0 to {2**32 - 1})", 0, 2**32 - 1)
