@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
@@ -11,8 +10,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from lightning_nlf.cli.errors import nearest
-from lightning_nlf.cli.valid_names import contents, import_hint, missing_module, module_beside
+from lightning_nlf.cli.errors import ConfigurationError, memory_is_short, nearest
+from lightning_nlf.cli.valid_names import contents, import_hint, module_beside
+from lightning_nlf.cli.yaml_places import Place, find
 
 
 class NoSuchClass(Exception):
@@ -23,6 +23,7 @@ class NoSuchClass(Exception):
 class Parameter:
     hint: Any  # None if it takes everything
     required: bool
+    default: Any = None
 
 
 def look_up(path: Any, bases: Sequence[type]) -> Any:
@@ -33,6 +34,7 @@ def look_up(path: Any, bases: Sequence[type]) -> Any:
 
     Raises:
         NoSuchClass: there is none.
+        MemoryError: its module could not be imported for want of memory.
     """
     kind = " or ".join(base.__name__ for base in bases)
     if not isinstance(path, str) or not path.strip():
@@ -48,6 +50,8 @@ def look_up(path: Any, bases: Sequence[type]) -> Any:
     try:
         holder = _holder(module)
     except ImportError as error:
+        if memory_is_short(error):
+            raise MemoryError(str(error)) from error
         raise NoSuchClass(import_hint(error)) from error
     if not hasattr(holder, name):
         hint = nearest(name, contents(module)) or module_beside(module, name)
@@ -70,7 +74,7 @@ def _holder(module: str) -> Any:
 
 
 def _below(base: type) -> list[type]:
-    direct = type.__subclasses__(base)
+    direct: list[type] = type.__subclasses__(base)
     return [*direct, *(deeper for cls in direct for deeper in _below(cls))]
 
 
@@ -83,24 +87,45 @@ def conforms(thing: Any, base: type) -> bool:
     if not getattr(base, "_is_protocol", False):
         return issubclass(thing, base)
     members = {name for cls in base.__mro__ if getattr(cls, "_is_protocol", False) for name in vars(cls)}
-    return all(hasattr(thing, name) for name in members if inspect.isfunction(getattr(base, name, None)) and name[0] != "_")
+    return all(
+        hasattr(thing, name) for name in members if inspect.isfunction(getattr(base, name, None)) and name[0] != "_"
+    )
 
 
-@functools.cache
-def parameters(thing: Callable[..., Any], late: int = 0) -> dict[str, Parameter]:
+def parameters(
+    parser_class: Callable[..., ArgumentParser], thing: Callable[..., Any], late: int = 0
+) -> dict[str, Parameter]:
     """What can stand below init_args.
 
     Args:
+        parser_class: that knows the types of the arguments.
         thing: a class or a function.
         late: how many of its first arguments it gets later.
     """
-    parser = ArgumentParser(exit_on_error=False)
+    parser = parser_class(exit_on_error=False)
     later = list(inspect.signature(thing).parameters)[:late]
     add = parser.add_class_arguments if inspect.isclass(thing) else parser.add_function_arguments
     add(thing, fail_untyped=False, skip=set(later))
     taken = {action.dest: action for action in parser._actions if action.dest.partition(".")[2] != "help"}
     return {
-        name: Parameter(getattr(action, "_typehint", None), action.required)
+        name: Parameter(getattr(action, "_typehint", None), action.required, action.default)
         for name, action in taken.items()
         if name != "help"
     }
+
+
+def check_dict_kwargs(places: Sequence[Place]) -> None:
+    """Of what stands below dict_kwargs, jsonargparse checks nothing, and an optimizer is built after all else.
+
+    Raises:
+        ConfigurationError: a class takes no such argument, and none that it does not name.
+    """
+    for place in places:
+        *above, kind, name = place.shown.lstrip("-").split(".") if "." in place.shown else ("", "", "")
+        owner = find(places, (*above, "class_path")) if kind == "dict_kwargs" else None
+        if owner is None or owner.value is None:
+            continue
+        taken = inspect.signature(look_up(owner.value, ())).parameters
+        if name not in taken and all(parameter.kind != parameter.VAR_KEYWORD for parameter in taken.values()):
+            class_name = owner.value.rpartition(".")[2]
+            raise ConfigurationError(f"{place}: {class_name} has no such key. {nearest(name, taken)}".strip())

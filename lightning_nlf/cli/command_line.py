@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_nlf import callbacks
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
 from lightning_nlf.cli import messages, noise, run_folder, threads, values
+from lightning_nlf.cli.class_lookup import check_dict_kwargs
 from lightning_nlf.cli.endings import told_in_one_sentence
 from lightning_nlf.cli.errors import (
     OUT_OF_MEMORY,
@@ -71,7 +72,9 @@ class Parser(LightningArgumentParser):
             raise RunFailure(OUT_OF_MEMORY) from ex
         raise ConfigurationError(messages.translate(message, self, self.places, self.words)) from ex
 
-    def add_class_arguments(self, class_type: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> list[str]:
+    def add_class_arguments(
+        self, class_type: Any, nested_key: str | None = None, *args: Any, **kwargs: Any
+    ) -> list[str]:
         added = super().add_class_arguments(class_type, nested_key, *args, **kwargs)
         if isinstance(class_type, type):
             values.narrow(class_type, f"{nested_key}." if nested_key else "", self._actions)
@@ -174,6 +177,9 @@ class CommandLine(LightningCLI):
             self.config = parser.parse_args(args)
         except OmegaConfBaseException as error:
             raise ConfigurationError(messages.translate_interpolation(error, self.places)) from error
+        except MemoryError as error:
+            raise RunFailure(OUT_OF_MEMORY) from error
+        check_dict_kwargs(self.places)
         self.options = self.config[self.stage]
         if self.options.trainer is None:
             raise ConfigurationError("trainer: expected its arguments, got null. Leave it out for its defaults")
@@ -237,7 +243,7 @@ class CommandLine(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
-            raise ConfigurationError(f"trainer: {error}") from error
+            raise ConfigurationError(messages.translate_trainer(error, self.places)) from error
 
     def _callbacks(self, config: Any) -> list[L.Callback]:
         given = config.callbacks or []

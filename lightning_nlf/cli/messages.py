@@ -44,9 +44,15 @@ def translate(message: str, parser: ArgumentParser, places: Sequence[Place], wor
 def translate_interpolation(error: OmegaConfBaseException, places: Sequence[Place]) -> str:
     """One sentence for a `${…}` that cannot be resolved."""
     keys = tuple((error.full_key or "").split(".")[1:])  # without the stage
-    place = find(places, keys)
-    written = place.value if place else None
-    wanted = re.search(r"\$\{\.*([^}:]+)\}", written or "")
+    written, wanted = None, None
+    for _ in places:  # at most once each: what an interpolation means may be another, which is the one that is wrong
+        place = find(places, keys)
+        written = place.value if place else None
+        wanted = re.search(r"\$\{\.*([^}:]+)\}", written or "")
+        target = find(places, wanted[1].split(".")) if wanted else None
+        if target is None or "${" not in (target.value or ""):
+            break
+        keys = tuple(target.shown.split(".")) if target.file else target.keys
     if "not found" in str(error) and wanted:
         hint = nearest(wanted[1], {place.shown for place in places if place.file})
         return _at(keys, places, _joined(f"{written} names no key of the configuration.", hint))
@@ -57,13 +63,27 @@ def translate_construction(class_name: str, error: Exception, places: Sequence[P
     """One sentence for a value that a constructor refused."""
     text = import_hint(error)
     name, _, rest = text.partition(":")
+    tail = tuple(name.split("."))
     owners = [place.keys[:-1] for place in places if (place.value or "").rpartition(".")[2] == class_name]
-    for keys in [(*owner, name) for owner in owners]:
-        if find(places, keys):
-            return _at(keys, places, rest.strip())
+    named = [place for place in places if place.keys[-len(tail) :] == tail]
+    named = [place for place in named if place.keys[: -len(tail)] in owners or not owners]
+    got = re.search(r"got ([^\s,;]+)", rest)
+    if named:
+        return (
+            f"{next((place for place in reversed(named) if got and place.value == got[1]), named[-1])}: {rest.strip()}"
+        )
     if owners and find(places, (*owners[-1], "class_path")):
         return _at((*owners[-1], "class_path"), places, f"{class_name}: {text}")
     return f"{class_name}: {text}"
+
+
+def translate_trainer(error: Exception, places: Sequence[Place]) -> str:
+    """One sentence for what the Trainer refused: the argument is named whose name or value the error has."""
+    text, given = " ".join(str(error).split()), [place for place in places if place.keys[:1] == ("trainer",)]
+    for place in reversed(given):
+        if place.value and len(place.keys) == 2 and (place.keys[1] in text or repr(place.value) in text):
+            return f"{place}: {text}"
+    return f"trainer: {text}"
 
 
 def _at(keys: Sequence[str], places: Sequence[Place], text: str) -> str:

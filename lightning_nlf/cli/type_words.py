@@ -42,7 +42,10 @@ def classes(kinds: Sequence[Any]) -> list[tuple[type, int]]:
 
 
 def callable_of(kind: Any) -> bool:
-    return get_origin(kind) is not None and get_origin(kind) is get_origin(Callable[[], int]) and len(get_args(kind)) == 2
+    """Whether it is `Callable[[…], result]`."""
+    return (
+        get_origin(kind) is not None and get_origin(kind) is get_origin(Callable[[], int]) and len(get_args(kind)) == 2
+    )
 
 
 def element_types(kinds: Sequence[Any], length: int) -> list[Any] | None:
@@ -52,15 +55,21 @@ def element_types(kinds: Sequence[Any], length: int) -> list[Any] | None:
         if origin is tuple and inner[-1:] != (...,):
             if len(inner) == length:
                 return list(inner)
-        elif inner and inspect.isclass(origin) and issubclass(list, origin) | issubclass(origin, _LISTS):
+        elif inner and _holds(list, origin):
             return [inner[0]] * length
     return None
 
 
 def value_type(kinds: Sequence[Any]) -> Any:
     """The type of each value of a mapping; None if no mapping is wanted."""
-    mappings = [kind for kind in kinds if inspect.isclass(get_origin(kind)) and issubclass(dict, get_origin(kind))]
+    mappings = [kind for kind in kinds if _holds(dict, get_origin(kind)) and not _holds(list, get_origin(kind))]
     return next((get_args(kind)[1] for kind in mappings if len(get_args(kind)) == 2), None)
+
+
+def _holds(container: type, origin: Any) -> bool:
+    """Whether a list (or dict) is one of the values, `origin` being what stands before the brackets of a type."""
+    standard = inspect.isclass(origin) and origin.__module__ in ("builtins", "collections.abc", "collections")
+    return standard and (issubclass(container, origin) or (container is list and issubclass(origin, _LISTS)))
 
 
 def in_words(kinds: Sequence[Any]) -> str:
@@ -78,18 +87,21 @@ def _in_words(kind: Any) -> str:
         return f"a list of {len(inner)}"
     if callable_of(kind):
         return in_words(alternatives(inner[1]))
-    container = origin if inspect.isclass(origin) else kind
-    if inspect.isclass(container):
-        if container is dict or issubclass(dict, container) and container is not object:
-            return "a mapping" if not issubclass(list, container) else "a list"
-        if issubclass(container, _LISTS) or origin is not None and issubclass(list, container):
-            return "a list"
-        if container.__module__ == "builtins":
-            return container.__name__
-        if issubclass(container, (int, float)) and container.__doc__:  # a number with a range
-            return container.__doc__
-        return ("an " if container.__name__[0] in "AEIOU" else "a ") + container.__name__
+    for container, words in ((list, "a list"), (dict, "a mapping")):
+        if kind is container or _holds(container, origin):
+            return words
+    if is_class(kind):
+        return article(kind.__name__)
+    if inspect.isclass(kind) and kind.__module__ != "builtins":
+        return kind.__doc__ if issubclass(kind, (int, float)) and kind.__doc__ else article(kind.__name__)
+    if inspect.isclass(kind):
+        return kind.__name__
     return str(kind)
+
+
+def article(name: str) -> str:
+    """`an Optimizer`."""
+    return ("an " if name[0] in "AEIOU" else "a ") + name
 
 
 def choices(kinds: Sequence[Any]) -> list[str]:

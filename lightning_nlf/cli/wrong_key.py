@@ -1,7 +1,7 @@
 """Which key of a configuration is wrong: every value is checked by itself, from the top down.
 
-jsonargparse tells all the reasons why each type of a union was not met, in prose. Here each key is asked in turn whether
-jsonargparse takes its value alone, and the deepest that it does not take is the wrong one.
+jsonargparse tells all the reasons why each type of a union was not met, in prose. Here each key is asked in turn
+whether jsonargparse takes its value alone, and the deepest that it does not take is the wrong one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lightning_nlf.cli.class_lookup import NoSuchClass, conforms, look_up, parameters
+from lightning_nlf.cli.class_lookup import NoSuchClass, Parameter, conforms, look_up, parameters
 from lightning_nlf.cli.errors import nearest
 from lightning_nlf.cli.given_config import OfAnotherClass
 from lightning_nlf.cli.type_words import alternatives, choices, classes, element_types, in_words, value_type
@@ -60,11 +60,17 @@ class Examiner:
                     fault = self.examine(value, keys)
                 elif value is not None:
                     fault = Fault(keys, f"expected keys with values, got {shown(value)}.")
-            elif action is not None and (hint := getattr(action, "_typehint", None)) is not None:
-                fault = self.value(value, hint, keys)
+            elif action is not None:
+                fault = self.argument(value, Parameter(getattr(action, "_typehint", None), False, action.default), keys)
             if fault:
                 return fault
         return None
+
+    def argument(self, value: Any, parameter: Parameter, keys: tuple[str, ...]) -> Fault | None:
+        """As `value`; null stands for what was not given where that is the default, whatever the type."""
+        if value is None and not parameter.required and parameter.default is None:
+            return None
+        return self.value(value, parameter.hint, keys)
 
     def value(self, value: Any, hint: Any, keys: tuple[str, ...]) -> Fault | None:
         """The deepest fault of a value that should be of a type."""
@@ -72,7 +78,7 @@ class Examiner:
             return None
         kinds = alternatives(hint)
         refusal = self.refusal(value, hint)
-        if refusal is None and not (value is None and NoneType not in kinds and classes(kinds)):
+        if NoneType in kinds or object in kinds or Any in kinds if value is None else refusal is None:
             return None
         wanted = classes(kinds)
         as_class = isinstance(value, dict) or (isinstance(value, str) and (str not in kinds) and _names_class(value))
@@ -112,20 +118,22 @@ class Examiner:
             return Fault(named, f"{name} is abstract; name a class below it")
         if not isinstance(spec.get("dict_kwargs", {}), dict):
             return Fault((*keys, "dict_kwargs"), f"expected keys with values, got {shown(spec['dict_kwargs'])}.")
-        return self._arguments(thing, late, spec.get("init_args"), (*keys, "init_args"), named)
+        return self._arguments(thing, late, spec.get("init_args", {}), (*keys, "init_args"), named)
 
     def _without_class_path(self, spec: dict[str, Any], bases: Sequence[type], keys: tuple[str, ...]) -> Fault | None:
+        wanted = " or ".join(base.__name__ for base in bases)
+        if not any(spec.values()):
+            return Fault(keys, f"class_path is missing: the class of a {wanted}.")
         for key in spec:
             if key not in _OF_A_CLASS and (hint := nearest(key, _OF_A_CLASS)):
                 return Fault((*keys, key), "no such key.", hint)
         plain = [base for base in bases if not inspect.isabstract(base) and not getattr(base, "_is_protocol", False)]
         if plain and "init_args" not in spec:
-            known = [base for base in plain if set(spec) <= set(parameters(base))] or plain
+            known = [base for base in plain if set(spec) <= set(parameters(type(self.parser), base))] or plain
             fault = self._arguments(known[0], 0, spec, keys, keys)
             if fault and fault.text.endswith("no such key.") and not fault.hint:
                 return Fault(fault.keys, fault.text, "Is a class_path missing above?")
             return fault
-        wanted = " or ".join(base.__name__ for base in bases)
         if spec and "init_args" not in spec:
             return Fault((*keys, next(iter(spec))), f"no such key: a {wanted} has class_path and init_args.")
         return Fault(keys, f"class_path is missing: the class of a {wanted}.")
@@ -134,14 +142,14 @@ class Examiner:
         self, thing: Callable[..., Any], late: int, given: Any, keys: tuple[str, ...], named: tuple[str, ...]
     ) -> Fault | None:
         """The fault of one of the arguments, at `keys`, or at `named` that some are missing."""
-        if given is not None and not isinstance(given, dict):
+        if not isinstance(given, dict):
             return Fault(keys, f"expected keys with values, got {shown(given)}.")
-        given, taken = given or {}, parameters(thing, late)
+        taken = parameters(type(self.parser), thing, late)
         for key in given:
             if key not in taken and not isinstance(given, OfAnotherClass):
                 return Fault((*keys, str(key)), f"{thing.__name__} has no such key.", nearest(str(key), taken))
         for key, value in given.items():
-            if key in taken and (fault := self.value(value, taken[key].hint, (*keys, key))):
+            if key in taken and (fault := self.argument(value, taken[key], (*keys, key))):
                 return fault
         missing = [name for name, parameter in taken.items() if parameter.required and name not in given]
         return Fault(named, f"{thing.__name__} needs {' and '.join(missing)}") if missing else None

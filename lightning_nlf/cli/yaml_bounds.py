@@ -63,4 +63,4 @@ def check_bounds(text: str, source: str) -> None:
         if len(levels) - 1 > DEEPEST:
             raise ConfigurationError(f"{source}, line {line}: is nested deeper than {DEEPEST} levels")
         if levels[-1][1] > MOST:
-            raise ConfigurationError(f"{source}, line {line}: more than {MOST:,} keys and values, aliases counted in full")
+            raise ConfigurationError(f"{source}, line {line}: has more than {MOST:,} values, aliases counted in full")

@@ -66,8 +66,9 @@ def find(places: Sequence[Place], keys: Sequence[str]) -> Place | None:
     """The last place of a key, as the last file wins; of several entries of a list, that of the right one."""
     wanted, exact = short(keys), ".".join(keys)
     same = [place for place in places if place.keys == wanted]
-    last = [place for place in same if place.file == same[-1].file]
-    return next((place for place in reversed(last) if place.shown == exact), last[-1] if last else None)
+    last = [place for place in reversed(same) if place.file == same[-1].file]
+    above_all = min(last, key=lambda place: place.shown.count("."), default=None)  # its init_args have the same keys
+    return next((place for place in last if place.shown == exact), above_all)
 
 
 def short(keys: Sequence[str]) -> tuple[str, ...]:
@@ -116,8 +117,7 @@ def _walk(node: yaml.Node, path: tuple[str, ...], file: str) -> Iterator[Place]:
     for key, value in node.value:
         deeper = (*path, str(key.value))
         scalar = value.value if isinstance(value, yaml.ScalarNode) else None
-        if str(key.value) not in _NOT_SHOWN:
-            yield Place(short(deeper), ".".join(deeper), file, key.start_mark.line + 1, scalar)
+        yield Place(short(deeper), ".".join(deeper), file, key.start_mark.line + 1, scalar)
         yield from _walk(value, deeper, file)
 
 

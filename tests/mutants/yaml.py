@@ -39,7 +39,9 @@ def mutants(seed: int, count: int, folder: Path) -> Iterator[Mutant]:
 
 def experiments() -> dict[str, dict[str, Any]]:
     """Every experiment of conf/ that needs no file of another run, or none but weights to start from."""
-    parsed = {str(path.relative_to(CONF)): yaml.safe_load(path.read_text("utf-8")) for path in sorted(CONF.rglob("*.yaml"))}
+    parsed = {
+        str(path.relative_to(CONF)): yaml.safe_load(path.read_text("utf-8")) for path in sorted(CONF.rglob("*.yaml"))
+    }
     complete = {name: config for name, config in parsed.items() if {"model", "data"} <= set(config)}
     for config in complete.values():
         for _, node in nodes(config):

@@ -108,7 +108,9 @@ def dump(config: Any, **raw: str) -> str:
 
 
 def numbers(config: dict[str, Any]) -> list[Path]:
-    return [p for p, v in nodes(config) if isinstance(v, (int, float)) and not isinstance(v, bool) and type(p[-1]) is str]
+    return [
+        p for p, v in nodes(config) if isinstance(v, (int, float)) and not isinstance(v, bool) and type(p[-1]) is str
+    ]
 
 
 def classes(config: dict[str, Any]) -> list[Path]:
@@ -146,7 +148,9 @@ def misspelt(rng: random.Random, word: str) -> str:
     """One letter dropped, swapped with its neighbour, doubled or replaced."""
     place = rng.randrange(1, max(2, len(word) - 1))
     left, right = word[:place], word[place:]
-    changed = rng.choice([left + right[1:], left + right[1:2] + right[:1] + right[2:], left + "x" + right, left + "z" + right[1:]])
+    changed = rng.choice(
+        [left + right[1:], left + right[1:2] + right[:1] + right[2:], left + "x" + right, left + "z" + right[1:]]
+    )
     return changed if changed != word and changed else word + "q"
 
 

@@ -125,7 +125,9 @@ def key_twice(rng: random.Random, config: Config) -> Spoilt | None:
     lines = dump(config).splitlines()
     place = rng.choice([i for i, line in enumerate(lines) if line.strip() and not line.strip().startswith("- ")])
     name, indent = lines[place].strip().split(":")[0], len(lines[place]) - len(lines[place].lstrip())
-    end = next((i for i in range(place + 1, len(lines)) if len(lines[i]) - len(lines[i].lstrip()) <= indent), len(lines))
+    end = next(
+        (i for i in range(place + 1, len(lines)) if len(lines[i]) - len(lines[i].lstrip()) <= indent), len(lines)
+    )
     if end < len(lines) and lines[end].lstrip().startswith("- "):
         return None  # the entries of a list stand no deeper than its key
     lines[end:end] = lines[place:end]
@@ -161,7 +163,9 @@ def broken_indentation(rng: random.Random, config: Config) -> Spoilt | None:
 @mutation
 def unclosed(rng: random.Random, config: Config) -> Spoilt | None:
     path = pick(rng, numbers(config))
-    raw = rng.choice(["'3", '"3', "[3", "{a: 3", "3]", "*nothing", "&", "!!python/object:os.system x", "%", "@x", "`x`"])
+    raw = rng.choice(
+        ["'3", '"3', "[3", "{a: 3", "3]", "*nothing", "&", "!!python/object:os.system x", "%", "@x", "`x`"]
+    )
     spoilt = replaced(config, path, "RAW", RAW=raw)
     return spoilt and Spoilt(spoilt.what, spoilt.text, (*spoilt.names, f"{FILE}, line"))
 
@@ -188,7 +192,9 @@ def billion_laughs(rng: random.Random, config: Config) -> Spoilt | None:
         entries = [f"*a{i - 1}"] * 9 if kind == "[{}]" else [f"k{j}: *a{i - 1}" for j in range(9)]
         lines.append(f"a{i}: &a{i} " + kind.format(", ".join(entries)))
     if rng.random() < 0.5:
-        return Spoilt("billion laughs beside", "\n".join(lines) + "\n" + dump(config), ("a0 (", f"{FILE}, line", f"{FILE}:"))
+        return Spoilt(
+            "billion laughs beside", "\n".join(lines) + "\n" + dump(config), ("a0 (", f"{FILE}, line", f"{FILE}:")
+        )
     path = pick(rng, numbers(config))
     inside = "{" + ", ".join(lines) + "}"
     return replaced(config, path, "RAW", f"{FILE}, line", f"{FILE}:", RAW=inside)
@@ -198,7 +204,9 @@ def billion_laughs(rng: random.Random, config: Config) -> Spoilt | None:
 def huge(rng: random.Random, config: Config) -> Spoilt | None:
     comment = rng.random() < 0.5
     text = "# " + "x" * 20_000_000 + "\n" if comment else f"nonsense: '{'x' * 20_000_000}'\n"
-    return Spoilt("20 MB comment" if comment else "20 MB value", text + dump(config), ("nonsense (", f"{FILE}:"), harmless=comment)
+    return Spoilt(
+        "20 MB comment" if comment else "20 MB value", text + dump(config), ("nonsense (", f"{FILE}:"), harmless=comment
+    )
 
 
 @mutation
