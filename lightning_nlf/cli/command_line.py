@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
 import lightning as L
+from jsonargparse import Namespace
 from jsonargparse._common import parser_context
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
@@ -21,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_nlf import callbacks
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
-from lightning_nlf.cli import messages, noise, run_folder, threads, values
+from lightning_nlf.cli import messages, noise, run_folder, threads, values, wrong_key
 from lightning_nlf.cli.class_lookup import check_dict_kwargs
 from lightning_nlf.cli.endings import told_in_one_sentence
 from lightning_nlf.cli.errors import (
@@ -174,15 +175,19 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
-            self.config = parser.parse_args(args)
+            try:
+                self.config = parser.parse_args(args)
+            except IndexError as error:  # jsonargparse's, at an error without a message, as of a full memory
+                parser.error(str(error), error)
         except OmegaConfBaseException as error:
             raise ConfigurationError(messages.translate_interpolation(error, self.places)) from error
         except MemoryError as error:
             raise RunFailure(OUT_OF_MEMORY) from error
         check_dict_kwargs(self.places)
         self.options = self.config[self.stage]
-        if self.options.trainer is None:
-            raise ConfigurationError("trainer: expected its arguments, got null. Leave it out for its defaults")
+        if not isinstance(self.options.trainer, Namespace):
+            place, value = find(self.places, ("trainer",)) or "trainer", wrong_key.shown(self.options.trainer)
+            raise ConfigurationError(f"{place}: expected keys with values, got {value}. Leave it out for its defaults")
         for key in ("model", "data"):
             if self.options.get(key) is None:
                 raise ConfigurationError(f"{key}: missing. Name a yaml with --config, or a class with --{key}")

@@ -124,10 +124,11 @@ class Examiner:
         wanted = " or ".join(base.__name__ for base in bases)
         if not any(spec.values()):
             return Fault(keys, f"class_path is missing: the class of a {wanted}.")
-        for key in spec:
-            if key not in _OF_A_CLASS and (hint := nearest(key, _OF_A_CLASS)):
-                return Fault((*keys, key), "no such key.", hint)
         plain = [base for base in bases if not inspect.isabstract(base) and not getattr(base, "_is_protocol", False)]
+        right = {*_OF_A_CLASS, *(name for base in plain for name in parameters(type(self.parser), base))}
+        for key in spec:
+            if key not in right and (hint := nearest(key, _OF_A_CLASS)):
+                return Fault((*keys, key), "no such key.", hint)
         if plain and "init_args" not in spec:
             known = [base for base in plain if set(spec) <= set(parameters(type(self.parser), base))] or plain
             fault = self._arguments(known[0], 0, spec, keys, keys)
@@ -166,7 +167,7 @@ class Examiner:
 
 
 def _names_class(word: str) -> bool:
-    return all(part.isidentifier() for part in word.split("."))
+    return all(part.isidentifier() for part in word.split(".")) and ("." in word or word[0].isupper())
 
 
 def _of_entry(fault: Fault, index: int) -> Fault:

@@ -123,11 +123,9 @@ def _walk(node: yaml.Node, path: tuple[str, ...], file: str) -> Iterator[Place]:
 
 def _check_keys(node: yaml.MappingNode, path: tuple[str, ...], file: str) -> None:
     before: set[str] = set()
-    names = {key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
+    names = {key.value for key, _ in node.value}
     for key, _ in node.value:
         line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode):
-            raise ConfigurationError(f"{file}, line {line}: a {key.id} stands where a key must")
         place = f"{'.'.join((*path, key.value))} ({file}, line {line})"
         if key.value in before:
             raise ConfigurationError(f"{place}: the key stands there twice")
