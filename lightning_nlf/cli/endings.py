@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
             raise RunFailure(f"{OUT_OF_MEMORY}; {failed.class_name} was being built") from error
         if isinstance(error, (ValueError, ImportError, FileNotFoundError, MisconfigurationException)):
             raise ConfigurationError(translate_construction(failed.class_name, error, places)) from error
+        if place := _unwanted(error, places):
+            raise ConfigurationError(f"{place}: {failed.class_name} has no such key") from error
         raise error from error.__cause__
     except NonFiniteError as error:
         raise RunFailure(f"{error}. {describe_last_checkpoint(run_dir)}") from error
@@ -55,3 +58,9 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
             raise
         first = str(error).splitlines()[1:2]
         raise ConfigurationError(f"ckpt_path: the checkpoint is of other networks: {''.join(first)}") from error
+
+
+def _unwanted(error: BaseException, places: Sequence[Place]) -> Place | None:
+    """Where an argument stands below `dict_kwargs`, which nobody checks, that a constructor does not take."""
+    name = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
+    return next((place for place in places if name and place.shown.endswith(f"dict_kwargs.{name[1]}")), None)
