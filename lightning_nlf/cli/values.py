@@ -26,7 +26,7 @@ from lightning_nlf.numbers import (
     number_type,
 )
 
-_Limit: Any = number_type("Limit", int, "a whole number from -1, which is no limit", -1)
+_Limit: Any = number_type("Limit", int, "a whole number from -1 (no limit)", -1)
 # What classes that are not ours take, where they check it late or not at all.
 RANGES: dict[type, dict[str, Any]] = {
     L.Trainer: {

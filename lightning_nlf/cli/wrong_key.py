@@ -161,7 +161,7 @@ class Examiner:
         parser.add_argument("--value", type=hint)
         try:
             parser.parse_object({"value": copy.deepcopy(value)})
-        except (ArgumentError, TypeError, ValueError, OverflowError) as error:
+        except (ArgumentError, TypeError, ValueError, OverflowError, IndexError) as error:
             return str(error)
         return None
 
