@@ -15,11 +15,11 @@ import numpy as np
 import torch
 import yaml
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
-
-from lightning_nlf.cli.command_line import main
 from mutants import yaml_structure, yaml_values  # noqa: F401  # they fill MUTATIONS
 from mutants.verdicts import Mutant
 from mutants.yaml_damage import FILE, MUTATIONS, Spoilt, dump, nodes
+
+from lightning_nlf.cli.command_line import main
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -288,7 +288,7 @@ def test_missing_package_names_its_extra(capsys, monkeypatch):
     [
         ("model.init_args.optimizer.init_args.lr", "0,02", None, ["got '0,02'"]),
         (f"{POLICY}.init_args.hidden", "32, 32", None, ["expected a list or null, got '32, 32'"]),
-        (f"{POLICY}.init_args.hidden", [32, "x"], None, ["entry 2: expected a whole number from 1 to 2147483647, got 'x'"]),
+        (f"{POLICY}.init_args.hidden", [32, "x"], None, ["entry 2: expected a whole number from 1 to", "got 'x'"]),
         (POLICY, [], None, ["expected a Policy, got '[]'"]),
         (POLICY, 3, None, ["expected a Policy, got '3'"]),
         (POLICY, None, None, ["expected a Policy, got null"]),
