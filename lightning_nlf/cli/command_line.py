@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, get_args
 
 import lightning as L
+from jsonargparse import Namespace
 from jsonargparse._common import parser_context
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
@@ -21,9 +22,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_nlf import callbacks
 from lightning_nlf.checkpoint_io import RunCheckpointIO
-from lightning_nlf.cli import messages, noise, ranks, run_folder, threads, values
+from lightning_nlf.cli import messages, noise, ranks, run_folder, threads, values, wrong_key
+from lightning_nlf.cli.class_lookup import check_dict_kwargs
 from lightning_nlf.cli.endings import told_in_one_sentence
-from lightning_nlf.cli.errors import ConfigurationError, RunFailure, nearest, traceback_wanted
+from lightning_nlf.cli.errors import (
+    OUT_OF_MEMORY,
+    ConfigurationError,
+    RunFailure,
+    memory_is_short,
+    nearest,
+    traceback_wanted,
+)
 from lightning_nlf.cli.saved_config import SaveRunConfig
 from lightning_nlf.cli.yaml_places import Place, config_files, read_places
 from lightning_nlf.construction import plain, surfacing
@@ -58,18 +67,23 @@ class Parser(LightningArgumentParser):
     """Raises ConfigurationError with one sentence, instead of printing its usage and exiting."""
 
     places: Sequence[Place] = ()
+    words: Sequence[str] = ()  # of the command line
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # one that jsonargparse made for a class, and whose errors it collects
             super().error(message, ex)
-        raise ConfigurationError(messages.translate(message, self, self.places)) from ex
+        if ex is not None and memory_is_short(ex):
+            raise RunFailure(OUT_OF_MEMORY) from ex
+        raise ConfigurationError(messages.translate(message, self, self.places, self.words)) from ex
 
     def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
         """A function by `class_path` would be called while the yaml is read: an optimizer is none before training."""
         raise FunctionNamed(function)
 
-    def add_class_arguments(self, class_type: Any, nested_key: str | None = None, **kwargs: Any) -> list[str]:
-        added = super().add_class_arguments(class_type, nested_key, **kwargs)
+    def add_class_arguments(
+        self, class_type: Any, nested_key: str | None = None, *args: Any, **kwargs: Any
+    ) -> list[str]:
+        added = super().add_class_arguments(class_type, nested_key, *args, **kwargs)
         if isinstance(class_type, type):
             values.narrow(class_type, f"{nested_key}." if nested_key else "", self._actions)
         return added
@@ -130,6 +144,7 @@ class CommandLine(LightningCLI):
         self.stage, self.runs = args[0], run
         self.files = config_files(args)
         self.places = read_places(args)
+        self.words = args[1:]
         super().__init__(
             ObjectiveModule,
             L.LightningDataModule,
@@ -152,7 +167,7 @@ class CommandLine(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)
         assert isinstance(parser, Parser)
-        parser.places = self.places
+        parser.places, parser.words = self.places, self.words
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -171,12 +186,19 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
-            self.config = parser.parse_args(args)
+            try:
+                self.config = parser.parse_args(args)
+            except IndexError as error:  # jsonargparse's, at an error without a message, as of a full memory
+                parser.error(str(error), error)
         except OmegaConfBaseException as error:
             raise ConfigurationError(messages.translate_interpolation(error, self.places)) from error
+        except MemoryError as error:
+            raise RunFailure(OUT_OF_MEMORY) from error
+        check_dict_kwargs(self.places)
         self.options = self.config[self.stage]
-        if self.options.trainer is None:
-            raise ConfigurationError("trainer: expected its arguments, got null. Leave it out for its defaults")
+        if not isinstance(self.options.trainer, Namespace):
+            place, value = find(self.places, ("trainer",)) or "trainer", wrong_key.shown(self.options.trainer)
+            raise ConfigurationError(f"{place}: expected keys with values, got {value}. Leave it out for its defaults")
         for key in ("model", "data"):
             if self.options.get(key) is None:
                 raise ConfigurationError(f"{key}: missing. Name a yaml with --config, or a class with --{key}")
@@ -233,7 +255,7 @@ class CommandLine(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
-            raise ConfigurationError(f"trainer: {error}") from error
+            raise ConfigurationError(messages.translate_trainer(error, self.places)) from error
         ranks.watch(trainer)
         for logger in trainer.loggers:
             if isinstance(logger, MLflowJournalLogger):

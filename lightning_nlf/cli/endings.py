@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_nlf.cli.errors import ConfigurationError, RunFailure, raised_by_us
+from lightning_nlf.cli.errors import OUT_OF_MEMORY, ConfigurationError, RunFailure, memory_is_short, raised_by_us
 from lightning_nlf.cli.messages import translate_construction
 from lightning_nlf.cli.run_folder import describe_last_checkpoint
 from lightning_nlf.cli.valid_names import import_hint
@@ -28,7 +28,7 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
     Raises:
         ConfigurationError: for a value that a constructor or a check of ours refused, a missing package, a Trainer
             that cannot be had, a checkpoint of other networks.
-        RunFailure: for something that is not finite, or a disk that cannot be written.
+        RunFailure: for something that is not finite, too little memory to build it, or a disk that cannot be written.
     """
     try:
         with _restoring():
@@ -36,6 +36,8 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
     except ConstructionFailed as failed:
         error = failed.__cause__
         assert error is not None
+        if memory_is_short(error):
+            raise RunFailure(f"{OUT_OF_MEMORY}; {failed.class_name} was being built") from error
         if isinstance(error, (ValueError, ImportError, FileNotFoundError, MisconfigurationException)):
             raise ConfigurationError(translate_construction(failed.class_name, error, places)) from error
         if place := _unwanted(error, places):

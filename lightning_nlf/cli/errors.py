@@ -17,6 +17,7 @@ EXTRAS = {
     "stable_baselines3": "benchmark",
     "envpool": "benchmark",
 }
+_WANT_OF_MEMORY = ("cannot allocate memory", "can't allocate memory", "failed to map segment", "out of memory")
 _OURS = ("lightning_nlf", "data_modules")
 
 
@@ -51,3 +52,19 @@ def raised_by_us(error: BaseException) -> bool:
     frames = list(traceback.walk_tb(error.__traceback__))
     module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     return module.split(".")[0] in _OURS
+
+
+OUT_OF_MEMORY = "out of memory: the machine, or a limit such as ulimit -v, has no more to give to this process"
+
+
+def memory_is_short(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, is for want of memory; then no key is wrong."""
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        text = str(current).lower()
+        if isinstance(current, MemoryError) or any(words in text for words in _WANT_OF_MEMORY):
+            return True
+        seen.append(current)
+        current = current.__cause__ or current.__context__
+    return False

@@ -5,6 +5,7 @@ By default `outputs/<stems of the yamls, joined by +>-seed<seed>`; `--run_dir` n
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from lightning_nlf.cli.errors import ConfigurationError, nearest
 
 NAMES = ("best", "last")
+_LONGEST_SHOWN = 60  # characters of a path that cannot be one
 _HANDED_DOWN = "LIGHTNING_NLF_RUN_DIR"  # to the processes that Lightning starts for the other ranks
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
 _TRACES = ("config.yaml", "journal.jsonl", "checkpoints", "raw")
@@ -34,6 +36,8 @@ def resolve(stage: str, run_dir: str | None, ckpt_path: str | None, default: Pat
     """
     if run_dir is not None and not run_dir.strip():
         raise ConfigurationError("run_dir: is empty; leave it out for a folder below outputs, or name one")
+    for key, path in (("run_dir", run_dir), ("ckpt_path", ckpt_path)):
+        _check_path(key, str(path or ""))
     if not is_first_process():
         # The first process has looked for a free folder and checked it; by now it may have begun to write.
         folder = Path(os.environ.get(_HANDED_DOWN) or run_dir or default)
@@ -50,6 +54,17 @@ def resolve(stage: str, run_dir: str | None, ckpt_path: str | None, default: Pat
     file = _checkpoint(folder, stage, ckpt_path)
     os.environ[_HANDED_DOWN] = str(folder.absolute())
     return folder, file
+
+
+def _check_path(key: str, path: str) -> None:
+    """Raises ConfigurationError: no file of any system can be called so."""
+    if "\0" in path:
+        raise ConfigurationError(f"{key}: {path[:_LONGEST_SHOWN]!r} has a NUL character, which no path can have")
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigurationError(f"{key}: {path[:_LONGEST_SHOWN]}… is too long for a path") from error
 
 
 def release(folder: Path) -> None:
@@ -129,6 +144,8 @@ def _owner(ckpt_path: str) -> Path | None:
 
 
 def _checkpoint(folder: Path, stage: str, ckpt_path: str | None) -> str | None:
+    if ckpt_path == "hpc" and not list(folder.glob("hpc_ckpt_*.ckpt")):  # Lightning's, after SLURM has ended a run
+        raise ConfigurationError(f"ckpt_path: there is no hpc_ckpt_*.ckpt in {folder}")
     if ckpt_path is None or "://" in ckpt_path or ckpt_path.split(":")[0] in ("hpc", "registry"):
         return ckpt_path
     file = folder / "checkpoints" / f"{ckpt_path}.ckpt" if ckpt_path in NAMES else Path(ckpt_path)

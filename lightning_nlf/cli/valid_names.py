@@ -1,7 +1,8 @@
-"""The names that a mistake could have meant: keys, parameters, classes, modules, packages."""
+"""The names that a mistake could have meant: keys, classes, modules, packages."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import pkgutil
@@ -26,15 +27,6 @@ def options(parser: ArgumentParser, keys: Sequence[str]) -> set[str]:
     return {name.removeprefix(prefix).split(".")[0] for name in names} - {"help", "print_config"}
 
 
-def parameters(class_path: str) -> set[str]:
-    """Names that the constructors of a class and of its bases take."""
-    found = _imported(class_path.rpartition(".")[0])
-    cls = getattr(found, class_path.rpartition(".")[2], None)
-    bases = inspect.getmro(cls) if inspect.isclass(cls) else ()
-    own = [inspect.signature(vars(base)["__init__"]).parameters.values() for base in bases if "__init__" in vars(base)]
-    return {p.name for values in own for p in values if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
-
-
 def contents(module_name: str) -> set[str]:
     """Classes of a module, and the modules in it."""
     module = _imported(module_name)
@@ -42,6 +34,13 @@ def contents(module_name: str) -> set[str]:
         return set()
     inside = {info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []))}
     return inside | {name for name, thing in vars(module).items() if inspect.isclass(thing)}
+
+
+def module_beside(module: str, name: str) -> str:
+    """A hint at the module of nearly that name which has the class."""
+    parent, _, last = module.rpartition(".")
+    near = difflib.get_close_matches(last, sorted(contents(parent) - {last}), 1) if parent else []
+    return f"Did you mean {near[0]!r}?" if near and name in contents(f"{parent}.{near[0]}") else ""
 
 
 def _imported(name: str) -> ModuleType | None:

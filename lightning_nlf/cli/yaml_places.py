@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from jsonargparse import get_loader
 
 from lightning_nlf.cli.errors import ConfigurationError, nearest
+from lightning_nlf.cli.yaml_bounds import LOADER, check_bounds, read_text
 
 _NOT_SHOWN = ("init_args", "dict_kwargs")
+_LONGEST = 80  # characters of a path in a message
 _BESIDE_CLASS_PATH = ("class_path", *_NOT_SHOWN)
 
 
@@ -41,7 +46,11 @@ def read_places(args: Sequence[str]) -> list[Place]:
         ConfigurationError: a file is missing, empty or no mapping, its yaml is broken, a key stands twice, or a key
             stands beside `class_path` that does not belong there.
     """
-    return [place for file in config_files(args) for place in _places_of(file)] + _flags(args)
+    flags = _flags(args)
+    for flag in flags:
+        with contextlib.suppress(yaml.YAMLError):  # then it is text
+            check_bounds(flag.value or "", flag.shown)
+    return [place for file in config_files(args) for place in _places_of(file)] + flags
 
 
 def _flags(args: Sequence[str]) -> list[Place]:
@@ -54,9 +63,12 @@ def _flags(args: Sequence[str]) -> list[Place]:
 
 
 def find(places: Sequence[Place], keys: Sequence[str]) -> Place | None:
-    """The last place of a key, as the last file wins."""
-    wanted = short(keys)
-    return next((place for place in reversed(places) if place.keys == wanted), None)
+    """The last place of a key, as the last file wins; of several entries of a list, that of the right one."""
+    wanted, exact = short(keys), ".".join(keys)
+    same = [place for place in places if place.keys == wanted]
+    last = [place for place in reversed(same) if place.file == same[-1].file]
+    above_all = min(last, key=lambda place: place.shown.count("."), default=None)  # its init_args have the same keys
+    return next((place for place in last if place.shown == exact), above_all)
 
 
 def short(keys: Sequence[str]) -> tuple[str, ...]:
@@ -65,25 +77,34 @@ def short(keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def _places_of(file: str) -> list[Place]:
-    path = Path(file)
     if not file:
         raise ConfigurationError("--config: names no file")
-    if not path.is_file():
-        siblings = [str(path.parent / other.name) for other in path.parent.glob("*.y*ml")]
-        close = difflib.get_close_matches(file, siblings, 1)
-        raise ConfigurationError(f"--config {file}: no such file" + (f". Did you mean {close[0]}?" if close else ""))
+    if not os.path.isfile(file):  # False too for what can be no path at all
+        raise ConfigurationError(f"--config {file[:_LONGEST]}: no such file{_sibling(file)}")
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = read_text(file)
+        check_bounds(text, file)
+        node = yaml.compose(text, Loader=LOADER)
+        get_loader("yaml")(text)  # of tags and values that mean nothing
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigurationError(f"{file}, line {line}: not valid yaml: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter: bytes that are no text, an int of 5,000 digits
         raise ConfigurationError(f"{file}: not valid yaml: {str(error).splitlines()[0]}") from None
     if not isinstance(node, yaml.MappingNode):
         raise ConfigurationError(
             f"{file}: expected keys with values, found " + ("nothing" if node is None else node.id)
         )
     return list(_walk(node, (), file))
+
+
+def _sibling(file: str) -> str:
+    folder = os.path.dirname(file)
+    if not os.path.isdir(folder or "."):
+        return ""
+    siblings = [str(path.relative_to(".")) if not folder else str(path) for path in Path(folder).glob("*.y*ml")]
+    close = difflib.get_close_matches(file, siblings, 1)
+    return f". Did you mean {close[0]}?" if close else ""
 
 
 def _walk(node: yaml.Node, path: tuple[str, ...], file: str) -> Iterator[Place]:
@@ -96,17 +117,19 @@ def _walk(node: yaml.Node, path: tuple[str, ...], file: str) -> Iterator[Place]:
     for key, value in node.value:
         deeper = (*path, str(key.value))
         scalar = value.value if isinstance(value, yaml.ScalarNode) else None
-        if str(key.value) not in _NOT_SHOWN:
-            yield Place(short(deeper), ".".join(deeper), file, key.start_mark.line + 1, scalar)
+        yield Place(short(deeper), ".".join(deeper), file, key.start_mark.line + 1, scalar)
         yield from _walk(value, deeper, file)
 
 
 def _check_keys(node: yaml.MappingNode, path: tuple[str, ...], file: str) -> None:
-    names = [str(key.value) for key, _ in node.value]
-    for index, name in enumerate(names):
-        place = f"{'.'.join((*path, name))} ({file}, line {node.value[index][0].start_mark.line + 1})"
-        if name in names[:index]:
+    before: set[str] = set()
+    names = {key.value for key, _ in node.value}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        place = f"{'.'.join((*path, key.value))} ({file}, line {line})"
+        if key.value in before:
             raise ConfigurationError(f"{place}: the key stands there twice")
-        if "class_path" in names and name not in _BESIDE_CLASS_PATH:
-            hint = nearest(name, _BESIDE_CLASS_PATH) or "Arguments of the class belong below init_args."
+        before.add(key.value)
+        if "class_path" in names and key.value not in _BESIDE_CLASS_PATH:
+            hint = nearest(key.value, _BESIDE_CLASS_PATH) or "Arguments of the class belong below init_args."
             raise ConfigurationError(f"{place}: no such key beside class_path. {hint}")

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path[:1] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from mutants.verdicts import Verdict, judge  # noqa: E402  # the folder must be on the path first
 

@@ -143,6 +143,7 @@ def test_value_refused_by_a_constructor_inside_a_union(capsys):
             "seed_everything: 0\nseed_everything: 3\n",
             "seed_everything (wrong.yaml, line 2): the key stands there twice",
         ),
+        ("trainer: {logge:}\n", "wrong.yaml, line 1: not valid yaml"),
         ("- 3\n", "wrong.yaml: expected keys with values"),
         ("", "wrong.yaml: expected keys with values, found nothing"),
         ("seed_everything: 1\n", "data and model: missing"),
@@ -192,7 +193,6 @@ def test_wrong_words(capsys, args, parts):
     "overlay, part",
     [
         ("trainer:\n  logge:\n", "trainer.logge (overlay.yaml, line 2): no such key. Did you mean 'logger'?"),
-        ("trainer: {logge:}\n", "trainer.logge (overlay.yaml, line 1): no such key. Did you mean 'logger'?"),
         ("mdel:\n", "mdel (overlay.yaml, line 1): no such key. Did you mean 'model'?"),
     ],
 )
@@ -278,6 +278,145 @@ def test_missing_package_names_its_extra(capsys, monkeypatch):
     Path("wrong.yaml").write_text(changed("data.class_path", "needs_a_package.Games"))
     message = refused(capsys, ["fit", "--config", "wrong.yaml"])
     assert "no_such_package is not installed" in message and "'lightning_nlf[games]'" in message
+
+
+# ---- which key is wrong
+
+
+@pytest.mark.parametrize(
+    "key, value, at, parts",
+    [
+        ("model.init_args.optimizer.init_args.lr", "0,02", None, ["got '0,02'"]),
+        (f"{POLICY}.init_args.hidden", "32, 32", None, ["expected a list or null, got '32, 32'"]),
+        (f"{POLICY}.init_args.hidden", [32, "x"], None, ["entry 2: expected a whole number from 1 to", "got 'x'"]),
+        (POLICY, [], None, ["expected a Policy, got '[]'"]),
+        (POLICY, 3, None, ["expected a Policy, got '3'"]),
+        (POLICY, None, None, ["expected a Policy, got null"]),
+        (f"{POLICY}.class_path", 3, None, ["expected the path of a class (Policy), got 3"]),
+        (f"{POLICY}.init_args", None, None, ["expected keys with values, got null"]),
+        (f"{POLICY}.clas_path", "x", None, ["no such key beside class_path. Did you mean 'class_path'?"]),
+        ("model.init_args.optimizer", [], None, ["expected an Optimizer, got '[]'"]),
+        ("model.init_args.lr_scheduler", "0.5", None, ["expected a LRScheduler or a ReduceLROnPlateau or null"]),
+        ("model.init_args.gamma", "${data.class_path}", None, ["got 'data_modules.pendulum.PendulumDataModule'"]),
+        ("data.init_args.takeover.init_args.probability", "half", None, ["got 'half'"]),
+        ("data.init_args.expert", {"init_args": {"std": 0.1}}, None, ["class_path is missing"]),
+        ("data.dict_kwargs", 3, None, ["expected keys with values, got '3'"]),
+        ("data.init_args.expert.dict_kwargs", {"sdt": 3}, "sdt", ["LQRExpert has no such key. Did you mean 'std'?"]),
+        ("model.init_args.optimizer.dict_kwargs", {"lrr": 3}, "lrr", ["Adam has no such key"]),
+        ("trainer.callbacks", [{"class_path": "lightning_nlf.callbacks.StopWhenSolvd"}], "- class_path", ["Solved'?"]),
+        ("trainer.callbacks", [0.5], None, ["entry 1: expected a Callback, got '0.5'"]),
+        ("trainer", 3, None, ["expected keys with values, got '3'"]),
+    ],
+)  # fmt: skip
+def test_the_key_named_is_the_wrong_one(capsys, key, value, at, parts):
+    text = changed(key, value)
+    Path("wrong.yaml").write_text(text)
+    message = refused(capsys, ["fit", "--config", "wrong.yaml"])
+    *above, last = key.split(".")
+    parent = text.index(f"{above[-1]}:") if above else 0  # the key that is below this one
+    line = 1 + text[: text.index(f"{at or last}:", parent)].count("\n")
+    shown = {"- class_path": f"{key}.0.class_path"}.get(at, f"{key}.{at}") if at else key
+    for part in [f"error: {shown} (wrong.yaml, line {line}): ", *parts]:
+        assert part in message
+
+
+def test_of_two_entries_of_a_list_the_wrong_one_is_named(capsys):
+    right, wrong = "lightning_nlf.callbacks.StopWhenSolved", "lightning_nlf.callbacks.StopWhenSolvd"
+    Path("wrong.yaml").write_text(changed("trainer.callbacks", [{"class_path": wrong}, {"class_path": right}]))
+    assert "trainer.callbacks.0.class_path (wrong.yaml, line 7)" in refused(capsys, ["fit", "--config", "wrong.yaml"])
+
+
+def test_keys_for_the_class_before_are_not_those_that_are_wrong(capsys):
+    """The expert and take-over of the yaml are dropped with the class that takes them; what is wrong is the flag."""
+    words = ["--model", "lightning_nlf.objectives.ReinforcePolicy", "--model.policy.hidden", "3 4"]
+    assert refused(capsys, [*INJECTION, *words]).startswith("error: --model.policy.hidden: expected a list or null")
+
+
+def test_a_wrong_interpolation_is_blamed_where_it_stands(capsys):
+    """`data.init_args.seed` is `${seed_everything}` and right."""
+    Path("wrong.yaml").write_text(changed("seed_everything", "${nowhere}"))
+    message = refused(capsys, ["fit", "--config", "wrong.yaml"])
+    assert "error: seed_everything (wrong.yaml, line 1): ${nowhere} names no key" in message
+
+
+# ---- yamls and paths without bounds
+
+
+LAUGHS = "\n".join(["a0: &a0 [lol]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 20)])
+
+
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ("model: &m\n  init_args: *m\n", "wrong.yaml, line 2: *m contains itself"),
+        ("data: 1\nmodel: " + "[" * 100 + "]" * 100, "wrong.yaml, line 2: is nested deeper than 64 levels"),
+        ("model: " + "{a: " * 100 + "1" + "}" * 100, "wrong.yaml, line 1: is nested deeper than 64 levels"),
+        ("model: " + "[" * 100_000, "wrong.yaml, line 1: not valid yaml: exceeded maximum nesting depth"),
+        (LAUGHS, "wrong.yaml, line 6: has more than 50,000 values, aliases counted in full"),
+        ("#" + "x" * 20_000_000, "wrong.yaml: has 20,000,001 bytes; the yaml of a run has at most 1,000,000"),
+        ("seed_everything: " + "1" * 5000, "wrong.yaml: not valid yaml"),
+        ("? [a, b]\n: 1\n", "wrong.yaml, line 1: not valid yaml: found unhashable key"),
+        ("model: !!python/name:os.system x\n", "wrong.yaml, line 1: not valid yaml"),
+        ("model: a\0b\n", "wrong.yaml: not valid yaml"),
+    ],
+    ids=[
+        "itself",
+        "lists",
+        "mappings",
+        "too deep to be read",
+        "laughs",
+        "comment",
+        "digits",
+        "list as key",
+        "tag",
+        "NUL",
+    ],
+)
+def test_a_yaml_without_bounds_is_refused_at_once(capsys, text, part):
+    Path("wrong.yaml").write_text(text)
+    assert part in refused(capsys, ["fit", "--config", "wrong.yaml"])
+
+
+@pytest.mark.parametrize(
+    "words, part",
+    [
+        (["--run_dir", "x" * 5000], "run_dir: xxx"),
+        (["--run_dir", "a\0b"], "run_dir: 'a\\x00b' has a NUL character"),
+        (["--ckpt_path", "x" * 5000], "ckpt_path: xxx"),
+        (["--ckpt_path", "a\0b"], "ckpt_path: 'a\\x00b' has a NUL character"),
+        (["--ckpt_path", "hpc"], "ckpt_path: there is no hpc_ckpt_*.ckpt in "),
+        (["--config", "x" * 5000], "--config xxx"),
+        (["--config", "a\0b"], "no such file"),
+        (["--model.gamma", "[" * 100 + "]" * 100], "--model.gamma, line 1: is nested deeper than 64 levels"),
+    ],
+)
+def test_a_path_or_flag_that_can_be_none(capsys, words, part):
+    assert part in refused(capsys, [*INJECTION, *words])
+
+
+# ---- want of memory
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise ImportError('libx.so: failed to map segment from shared object')",
+        "raise MemoryError",
+        "class Games:\n    def __init__(self):\n        raise MemoryError",
+    ],
+    ids=["import of a library", "import", "constructor"],
+)
+def test_want_of_memory_is_no_mistake_of_a_key(capsys, monkeypatch, body):
+    Path("hungry.py").write_text(
+        f"{body}\n".replace("class Games:", "import lightning\nclass Games(lightning.LightningDataModule):")
+    )
+    monkeypatch.delitem(sys.modules, "hungry", raising=False)
+    Path("wrong.yaml").write_text(yaml.safe_dump(BASE | {"data": {"class_path": "hungry.Games"}}))
+    with pytest.raises(SystemExit) as ending:
+        main(["fit", "--config", "wrong.yaml"], run=False)
+    message = capsys.readouterr().err
+    assert ending.value.code == 1
+    assert message.startswith("error: out of memory") and message.count("\n") == 1 and "wrong.yaml" not in message
 
 
 # ---- what only comes out in a run

@@ -1,0 +1,131 @@
+"""Classes that a yaml names, with the keys that they take."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from lightning_nlf.cli.errors import ConfigurationError, memory_is_short, nearest
+from lightning_nlf.cli.valid_names import contents, import_hint, module_beside
+from lightning_nlf.cli.yaml_places import Place, find
+
+
+class NoSuchClass(Exception):
+    """A class_path that leads nowhere; the message says why, and what it could have meant."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    hint: Any  # None if it takes everything
+    required: bool
+    default: Any = None
+
+
+def look_up(path: Any, bases: Sequence[type]) -> Any:
+    """What a class_path names: a class, or a function that makes an object.
+
+    Args:
+        path: what stands as class_path, or the last name of a subclass of one of `bases`.
+
+    Raises:
+        NoSuchClass: there is none.
+        MemoryError: its module could not be imported for want of memory.
+    """
+    kind = " or ".join(base.__name__ for base in bases)
+    if not isinstance(path, str) or not path.strip():
+        raise NoSuchClass(f"expected the path of a class ({kind}), got {'null' if path is None else repr(path)}.")
+    if "." not in path:
+        by_name = {cls.__name__: cls for base in bases for cls in (base, *_below(base))}
+        if path not in by_name:
+            raise NoSuchClass(f"there is no {kind} called {path}. {nearest(path, by_name)}".strip())
+        return by_name[path]
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise NoSuchClass(f"expected the path of a class ({kind}), got {path!r}.")
+    module, _, name = path.rpartition(".")
+    try:
+        holder = _holder(module)
+    except ImportError as error:
+        if memory_is_short(error):
+            raise MemoryError(str(error)) from error
+        raise NoSuchClass(import_hint(error)) from error
+    if not hasattr(holder, name):
+        hint = nearest(name, contents(module)) or module_beside(module, name)
+        raise NoSuchClass(f"{module} has no {name}. {hint}".strip())
+    return getattr(holder, name)
+
+
+def _holder(module: str) -> Any:
+    """A module, or a class that has the class inside."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        outer, _, name = module.rpartition(".")
+        if error.name != module or not outer:
+            raise
+        holder = getattr(importlib.import_module(outer), name, None)
+        if not inspect.isclass(holder):
+            raise
+        return holder
+
+
+def _below(base: type) -> list[type]:
+    direct: list[type] = type.__subclasses__(base)
+    return [*direct, *(deeper for cls in direct for deeper in _below(cls))]
+
+
+def conforms(thing: Any, base: type) -> bool:
+    """Whether a class is a subclass of `base` or has the methods of a protocol, or a function returns such a one."""
+    if not inspect.isclass(thing):
+        thing = inspect.get_annotations(thing, eval_str=True).get("return") if inspect.isfunction(thing) else None
+        if not inspect.isclass(thing):
+            return False
+    if not getattr(base, "_is_protocol", False):
+        return issubclass(thing, base)
+    members = {name for cls in base.__mro__ if getattr(cls, "_is_protocol", False) for name in vars(cls)}
+    return all(
+        hasattr(thing, name) for name in members if inspect.isfunction(getattr(base, name, None)) and name[0] != "_"
+    )
+
+
+def parameters(
+    parser_class: Callable[..., ArgumentParser], thing: Callable[..., Any], late: int = 0
+) -> dict[str, Parameter]:
+    """What can stand below init_args.
+
+    Args:
+        parser_class: that knows the types of the arguments.
+        thing: a class or a function.
+        late: how many of its first arguments it gets later.
+    """
+    parser = parser_class(exit_on_error=False)
+    later = list(inspect.signature(thing).parameters)[:late]
+    add = parser.add_class_arguments if inspect.isclass(thing) else parser.add_function_arguments
+    add(thing, fail_untyped=False, skip=set(later))
+    taken = {action.dest: action for action in parser._actions if action.dest.partition(".")[2] != "help"}
+    return {
+        name: Parameter(getattr(action, "_typehint", None), action.required, action.default)
+        for name, action in taken.items()
+        if name != "help"
+    }
+
+
+def check_dict_kwargs(places: Sequence[Place]) -> None:
+    """Of what stands below dict_kwargs, jsonargparse checks nothing, and an optimizer is built after all else.
+
+    Raises:
+        ConfigurationError: a class takes no such argument, and none that it does not name.
+    """
+    for place in places:
+        *above, kind, name = place.shown.lstrip("-").split(".") if "." in place.shown else ("", "", "")
+        owner = find(places, (*above, "class_path")) if kind == "dict_kwargs" else None
+        if owner is None or owner.value is None:
+            continue
+        taken = inspect.signature(look_up(owner.value, ())).parameters
+        if name not in taken and all(parameter.kind != parameter.VAR_KEYWORD for parameter in taken.values()):
+            class_name = owner.value.rpartition(".")[2]
+            raise ConfigurationError(f"{place}: {class_name} has no such key. {nearest(name, taken)}".strip())
