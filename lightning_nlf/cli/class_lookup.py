@@ -27,7 +27,7 @@ class Parameter:
 
 
 def look_up(path: Any, bases: Sequence[type]) -> Any:
-    """What a class_path names: a class, or a function that makes an object.
+    """What a class_path names: a class, or something that cannot stand there, such as a function.
 
     Args:
         path: what stands as class_path, or the last name of a subclass of one of `bases`.
@@ -78,12 +78,8 @@ def _below(base: type) -> list[type]:
     return [*direct, *(deeper for cls in direct for deeper in _below(cls))]
 
 
-def conforms(thing: Any, base: type) -> bool:
-    """Whether a class is a subclass of `base` or has the methods of a protocol, or a function returns such a one."""
-    if not inspect.isclass(thing):
-        thing = inspect.get_annotations(thing, eval_str=True).get("return") if inspect.isfunction(thing) else None
-        if not inspect.isclass(thing):
-            return False
+def conforms(thing: type, base: type) -> bool:
+    """Whether a class is a subclass of `base` or has the methods of a protocol."""
     if not getattr(base, "_is_protocol", False):
         return issubclass(thing, base)
     members = {name for cls in base.__mro__ if getattr(cls, "_is_protocol", False) for name in vars(cls)}
@@ -92,20 +88,17 @@ def conforms(thing: Any, base: type) -> bool:
     )
 
 
-def parameters(
-    parser_class: Callable[..., ArgumentParser], thing: Callable[..., Any], late: int = 0
-) -> dict[str, Parameter]:
+def parameters(parser_class: Callable[..., ArgumentParser], thing: type, late: int = 0) -> dict[str, Parameter]:
     """What can stand below init_args.
 
     Args:
         parser_class: that knows the types of the arguments.
-        thing: a class or a function.
+        thing: the class.
         late: how many of its first arguments it gets later.
     """
     parser = parser_class(exit_on_error=False)
     later = list(inspect.signature(thing).parameters)[:late]
-    add = parser.add_class_arguments if inspect.isclass(thing) else parser.add_function_arguments
-    add(thing, fail_untyped=False, skip=set(later))
+    parser.add_class_arguments(thing, fail_untyped=False, skip=set(later))
     taken = {action.dest: action for action in parser._actions if action.dest.partition(".")[2] != "help"}
     return {
         name: Parameter(getattr(action, "_typehint", None), action.required, action.default)

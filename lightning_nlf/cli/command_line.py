@@ -34,7 +34,7 @@ from lightning_nlf.cli.errors import (
     traceback_wanted,
 )
 from lightning_nlf.cli.saved_config import SaveRunConfig
-from lightning_nlf.cli.yaml_places import Place, config_files, read_places
+from lightning_nlf.cli.yaml_places import Place, config_files, find, read_places
 from lightning_nlf.construction import plain, surfacing
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.numbers import Seed

@@ -110,8 +110,10 @@ class Examiner:
             thing = look_up(spec["class_path"], bases)
         except NoSuchClass as error:
             return Fault(named, str(error))
+        if not inspect.isclass(thing):
+            return Fault(named, f"{spec['class_path']} is a function; a class must stand there")
         late = next((late for base, late in wanted if conforms(thing, base)), None)
-        name = getattr(thing, "__name__", str(spec["class_path"]))
+        name = thing.__name__
         if late is None:
             return Fault(named, f"{name} is no {' or '.join(base.__name__ for base in bases)}")
         if inspect.isabstract(thing):

@@ -160,10 +160,10 @@ def _loaded(transformers: Any, kind: Any, folder: Path, dropout: float) -> Any:
     with hf_folder.telling(where), _no_code(folder):
         config = with_dropout(transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False), dropout)
         hf_folder.refuse_memory(lambda: kind.from_config(config, trust_remote_code=False), where)
-    how = {"trust_remote_code": False, "use_safetensors": True}  # a pickle is never read
+    how = {"use_safetensors": True}  # a pickle is never read
     how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # they are told below, in one line
     with hf_folder.telling(f"weights: {folder}"), _silence(transformers):
-        model, report = kind.from_pretrained(folder, config=config, dtype=torch.float32, **how)
+        model, report = kind.from_pretrained(folder, config=config, dtype=torch.float32, trust_remote_code=False, **how)
     for name, there, here in sorted(report["mismatched_keys"]):
         raise ValueError(
             f"weights: {folder}: tensor {name} is {tuple(there)}, and config.json says {tuple(here)}: fetch or save "
