@@ -15,8 +15,9 @@ from lightning_nlf import numbers
 
 PACKAGES = ["lightning_nlf.callbacks", "lightning_nlf.networks", "lightning_nlf.objectives", "lightning_nlf.tracking"]
 NAMES = ["functional", "modules", "reward_module", "scorers", "experts"]
-# Bare on purpose: the children of the models of ties give it.
-BARE = {"start: float"}
+# Bare on purpose: their children give them, with a range in their own signatures.
+BARE = {"TieObjective.start", "TiedDPOObjective.start", "ValueHead.width", "QHead.width", "QHead.vocabulary"}
+BARE |= {"HuggingFace.dropout"}
 
 
 def public_classes():
@@ -31,6 +32,13 @@ def public_classes():
                         yield cls
 
 
+RECORDS = {"Position"}  # of the tracking, which no yaml makes
+
+
+def import_of(part: str):
+    return importlib.import_module(f"lightning_nlf.{part}")
+
+
 def named_in_conf() -> set[str]:
     text = "".join(path.read_text() for path in (Path(__file__).parents[2] / "conf").rglob("*.yaml"))
     return {name.rpartition(".")[2] for name in re.findall(r"class_path: ([\w.]+)", text)}
@@ -38,17 +46,17 @@ def named_in_conf() -> set[str]:
 
 def test_every_number_of_a_class_that_a_yaml_names_has_a_range():
     bare = []
-    wanted = named_in_conf()
+    exporting = ("networks", "objectives", "callbacks", "tracking")
+    wanted = named_in_conf() | {name for part in exporting for name in vars(import_of(part))} - RECORDS
     for cls in public_classes():
         if cls.__name__ not in wanted:
             continue
         for base in cls.__mro__:
             if base.__module__.split(".")[0] in ("lightning_nlf", "data_modules") and "__init__" in vars(base):
                 for parameter in inspect.signature(base.__init__).parameters.values():
-                    what = f"{parameter.name}: {parameter.annotation}"
-                    if re.search(r"\b(int|float)\b", str(parameter.annotation)) and what not in BARE:
-                        bare.append(f"{base.__name__}.{what}")
-    assert not bare and len(wanted) > 50
+                    if re.search(r"\b(int|float)\b", str(parameter.annotation)):
+                        bare.append(f"{base.__name__}.{parameter.name}")
+    assert set(bare) <= BARE and len(wanted) > 50
 
 
 @pytest.mark.parametrize(
