@@ -126,6 +126,48 @@ def test_bad_value(capsys, key, value, parts):
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((f"model.init_args.{name}", value) for name, value in (("gamma", -1), ("gamma", 1.5), ("gamma", 1e308))),
+        *((f"model.init_args.{name}", value) for name, value in (("gamma", None), ("clip", -0.5), ("gamma", True))),
+        ("model.init_args.imitation_weight", -1),
+        ("model.init_args.optimizer.init_args.lr", 0),
+        ("model.init_args.optimizer.init_args.lr", None),
+        ("model.init_args.optimizer", {}),
+        (f"{POLICY}.init_args.hidden", [0]),
+        (f"{POLICY}.init_args.hidden", [10**30]),
+        (POLICY, {}),
+        ("data.init_args.min_steps", -1),
+        ("data.init_args.episodes", None),
+        ("data.init_args.takeover.init_args.probability", None),
+        ("data", {}),
+        ("seed_everything", None),
+        ("trainer.log_every_n_steps", -1),
+        ("trainer.check_val_every_n_epoch", 0),
+        ("trainer.val_check_interval", 0),
+        ("trainer.callbacks", [{}]),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_key(capsys, key, value):
+    text = changed(key, value)
+    Path("wrong.yaml").write_text(text)
+    message = refused(capsys, ["fit", "--config", "wrong.yaml"])
+    assert f"{key} (wrong.yaml, line" in message and "expected" in message
+
+
+@pytest.mark.parametrize("number", ["1:30", "0:30.5"])
+def test_a_time_of_day_is_no_number(capsys, number):
+    Path("wrong.yaml").write_text(changed("data.init_args.episodes", 2).replace("episodes: 2", f"episodes: {number}"))
+    assert f"got '{number}'" in refused(capsys, ["fit", "--config", "wrong.yaml"])
+
+
+def test_an_argument_below_dict_kwargs_that_nobody_takes(capsys):
+    Path("wrong.yaml").write_text(changed(f"{POLICY}.dict_kwargs", {"colour": 1}))
+    message = refused(capsys, ["fit", "--config", "wrong.yaml"])
+    assert f"{POLICY}.dict_kwargs.colour (wrong.yaml, line" in message and "has no such key" in message
+
+
 def test_value_refused_by_a_constructor_inside_a_union(capsys):
     expert = {"class_path": "data_modules.pendulum.experts.LinearExpert", "init_args": {"gain": [1.0]}}
     Path("wrong.yaml").write_text(changed("data.init_args.expert", expert))
