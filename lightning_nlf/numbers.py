@@ -47,7 +47,7 @@ def number_type(name: str, kind: type, text: str, low: float = -math.inf, high: 
 
 
 def _plain(value: object, kind: type) -> float | None:
-    """An int or float, also of its digits as text; None for everything else, such as true, or 3.0 where int is asked."""
+    """An int or float, also of its digits as text; None for all else, such as true, or 3.0 where int is asked."""
     if isinstance(value, bool) or not isinstance(value, (str, int, kind)):
         return None
     try:

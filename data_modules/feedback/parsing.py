@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from data_modules.feedback.ranking import format_ranking, letter, parse_ranking
 from data_modules.feedback.schema import FIELDS, ROLES, Judgement, Message, Span, Step
+from lightning_nlf.numbers import Number
 
-Scale = tuple[float, float]
+Scale = tuple[Number, Number]
 T = TypeVar("T")
 
 

@@ -73,10 +73,8 @@ class Parser(LightningArgumentParser):
             raise RunFailure(OUT_OF_MEMORY) from ex
         raise ConfigurationError(messages.translate(message, self, self.places, self.words)) from ex
 
-    def add_class_arguments(
-        self, class_type: Any, nested_key: str | None = None, *args: Any, **kwargs: Any
-    ) -> list[str]:
-        added = super().add_class_arguments(class_type, nested_key, *args, **kwargs)
+    def add_class_arguments(self, class_type: Any, nested_key: str | None = None, **kwargs: Any) -> list[str]:
+        added = super().add_class_arguments(class_type, nested_key, **kwargs)
         if isinstance(class_type, type):
             values.narrow(class_type, f"{nested_key}." if nested_key else "", self._actions)
         return added
@@ -84,8 +82,9 @@ class Parser(LightningArgumentParser):
     def _check_value_key(self, action: Action, value: Any, *args: Any, **kwargs: Any) -> Any:
         """As jsonargparse, but a null is checked as any value is, and an empty mapping is no class.
 
-        Of the arguments of classes, one with a `${…}`, which is resolved only later, is kept when another class takes the place. And the word None
-        is null where null is accepted: as that, jsonargparse hands on the null of `--model.policy.weights null`.
+        For the arguments of classes: one with a `${…}`, which is resolved only later, is kept when another class takes
+        the place. And the word None is null where null is accepted: as that, jsonargparse hands on the null of
+        `--model.policy.weights null`.
         """
         values.refuse_nothing(action, value)
         if value is None and values.expects_a_value(action):
@@ -196,11 +195,7 @@ class CommandLine(LightningCLI):
         """Nothing: the yaml says what the model is, not the checkpoint."""
 
     def _set_seed(self) -> None:
-        try:
-            L.seed_everything(self.options.seed_everything, workers=True, verbose=False)
-        except ValueError as error:
-            place = find(self.places, ("seed_everything",)) or "seed_everything"
-            raise ConfigurationError(f"{place}: {error}") from error
+        L.seed_everything(self.options.seed_everything, workers=True, verbose=False)
 
     # ---- what is built
 

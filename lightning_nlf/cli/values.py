@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from argparse import Action
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 import lightning as L
@@ -35,7 +34,7 @@ RANGES: dict[type, dict[str, Any]] = {
         "min_epochs": Count | None,
         "max_steps": _Limit,
         "min_steps": Count | None,
-        "val_check_interval": Size | PositiveShare | str | timedelta | dict[str, int] | None,
+        "val_check_interval": Size | PositiveShare | str | dict[str, int] | None,
         "check_val_every_n_epoch": Size | None,
         "num_sanity_val_steps": _Limit | None,
         "log_every_n_steps": Count | None,
