@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from lightning_nlf.cli.errors import OUT_OF_MEMORY, memory_is_short
 from lightning_nlf.cli.memory import keep_freed
 from lightning_nlf.cli.startup import quick_imports
 
@@ -37,8 +38,13 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed()
     try:
-        with quick_imports():
-            from lightning_nlf.cli.command_line import main as command_line  # Lightning, which takes seconds
+        try:
+            with quick_imports():
+                from lightning_nlf.cli.command_line import main as command_line  # Lightning, which takes seconds
+        except (MemoryError, ImportError, OSError) as error:
+            if not memory_is_short(error):
+                raise
+            sys.exit(f"error: {OUT_OF_MEMORY}")
         command_line()
     except KeyboardInterrupt:  # before or after a stage: Lightning takes those within
         sys.exit(130)

@@ -95,8 +95,9 @@ def dotted(path: Sequence[str | int]) -> str:
 
 
 def at_key(path: Sequence[str | int]) -> tuple[str, ...]:
-    """How messages name a key of a file."""
-    return (f"{dotted(path)} ({FILE}",)
+    """How messages name a key of a file; an entry of a list that is no mapping has no line of its own."""
+    names = (f"{dotted(path)} ({FILE}",)
+    return (*names, f"entry {path[-1] + 1}: ") if isinstance(path[-1], int) else names
 
 
 def dump(config: Any, **raw: str) -> str:
