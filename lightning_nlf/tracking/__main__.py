@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_nlf.tracking.position import without_credentials
+from lightning_nlf.tracking.uris import DATA_BASE, sqlite_uri, without_credentials
 from lightning_nlf.tracking.registry import register
 from lightning_nlf.tracking.replay import run_tracking_uri, sync
 from lightning_nlf.tracking.server import reason
@@ -57,10 +57,10 @@ def _register(options: argparse.Namespace) -> None:
 
 
 def _ui(options: argparse.Namespace) -> None:
-    store = options.outputs_dir.resolve() / "mlflow.db"
+    store = options.outputs_dir.resolve() / DATA_BASE
     if not store.is_file():
         raise FileNotFoundError(f"{options.outputs_dir} has no mlflow.db: no run was made there without a server")
-    command = ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{store}", "--port", str(options.port)]
+    command = ["mlflow", "ui", "--backend-store-uri", sqlite_uri(store), "--port", str(options.port)]
     command += ["--workers", "1"]
     print(shlex.join(command))
     # The bare address opens on pages about traces; these open on the runs.

@@ -43,6 +43,7 @@ class Destination:
         self.run_dir = Path(run_dir)
         self.tracking_uri = tracking_uri
         self._journal = self.run_dir / JOURNAL
+        self.opening = False  # MLflow is being imported, or a data base made
         self._client: MlflowClient | None = None
         self._position: Position | None = None
 
@@ -86,7 +87,11 @@ class Destination:
             Exception: whatever MLflow and its transport raise.
         """
         if self._client is None:
-            self._client = connect(self.tracking_uri)
+            self.opening = True
+            try:
+                self._client = connect(self.tracking_uri)
+            finally:
+                self.opening = False
         if self._position is None:
             start = first_start(self._journal)
             if not start:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lightning_nlf.tracking.uris import DATA_BASE, sqlite_uri, without_credentials
 
 STATE = "mlflow.json"
 
@@ -33,11 +34,6 @@ class Position:
     artifacts: list[str] = field(default_factory=list)
 
 
-def without_credentials(tracking_uri: str) -> str:
-    """`tracking_uri` as it may be shown and stored: without `user:password@`."""
-    return re.sub(r"//[^/@]+@", "//", tracking_uri)
-
-
 def resolve_tracking_uri(run_dir: Path, tracking_uri: str | None = None) -> str:
     """`tracking_uri`, else the variable MLFLOW_TRACKING_URI, else `mlflow.db` in the folder above the run folder."""
     return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(run_dir)
@@ -45,14 +41,7 @@ def resolve_tracking_uri(run_dir: Path, tracking_uri: str | None = None) -> str:
 
 def default_tracking_uri(run_dir: Path) -> str:
     """`mlflow.db` in the folder above the run folder."""
-    return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
-
-
-def artifact_location(tracking_uri: str) -> str | None:
-    """`mlartifacts` beside the data base for an SQLite URI; None for a server, which has a place of its own."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    return str(Path(tracking_uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts")
+    return sqlite_uri(run_dir.resolve().parent / DATA_BASE)
 
 
 def read_position(run_dir: Path, tracking_uri: str) -> Position | None:

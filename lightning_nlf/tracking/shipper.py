@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from lightning_nlf.tracking.destination import Destination, RunDeletedError
 from lightning_nlf.tracking.journal import Journal, first_start
-from lightning_nlf.tracking.position import without_credentials
+from lightning_nlf.tracking.uris import without_credentials
 from lightning_nlf.tracking.server import reason
 
 log = logging.getLogger(__name__)
@@ -45,13 +45,15 @@ class Shipper:
         """Start the thread."""
         self._thread.start()
 
-    def close(self, timeout: float) -> int:
+    def close(self, timeout: float, opening: float = 0.0) -> int:
         """Send what is left, for at most `timeout` seconds, and return how many records have not arrived.
 
-        A server that fails `LAST_ATTEMPTS` times in a row is given up earlier. A long wait is announced. The thread is
-        not used again.
+        A server that fails `LAST_ATTEMPTS` times in a row is given up earlier. Where MLflow is still being imported or
+        its data base made, that is waited for first, for at most `opening` seconds. A long wait is announced. The
+        thread is not used again.
         """
         self._closing.set()
+        self._wait_while_opening(opening)
         if self._thread.is_alive():
             self._thread.join(min(timeout, QUIET_SECONDS))
         if self._thread.is_alive() and timeout > QUIET_SECONDS:
@@ -59,6 +61,15 @@ class Shipper:
             log.warning("waiting up to %.0f s for MLflow at %s …", timeout, uri)
             self._thread.join(timeout - QUIET_SECONDS)
         return 0 if self._deleted else self._destination.left()
+
+    def _wait_while_opening(self, seconds: float) -> None:
+        began, announced = time.monotonic(), False
+        while self._thread.is_alive() and self._destination.opening and time.monotonic() - began < seconds:
+            self._thread.join(0.1)
+            if not announced and time.monotonic() - began > QUIET_SECONDS:
+                announced = True
+                uri = without_credentials(self._destination.tracking_uri)
+                log.warning("waiting up to %.0f s for MLflow to open %s …", seconds, uri)
 
     def _run(self) -> None:
         sample = self._sampler()

@@ -5,10 +5,8 @@ import pytest
 from lightning_nlf.tracking.position import (
     STATE,
     Position,
-    artifact_location,
     read_position,
     resolve_tracking_uri,
-    without_credentials,
     write_position,
 )
 
@@ -31,19 +29,9 @@ def test_damaged_file_is_as_good_as_none_and_is_replaced(tmp_path, content):
     assert read_position(tmp_path, "http://one") == Position("j", "1", "r", 0, [])
 
 
-def test_credentials_are_taken_out():
-    assert without_credentials("postgresql://me:pass@host:1/db") == "postgresql://host:1/db"
-    assert without_credentials("sqlite:////data/a@b.db") == "sqlite:////data/a@b.db"
-
-
 def test_store_is_above_the_run_folder_unless_said_otherwise(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve_tracking_uri(Path("outputs/run")) == f"sqlite:///{tmp_path}/outputs/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://variable")
     assert resolve_tracking_uri(Path("outputs/run")) == "http://variable"
     assert resolve_tracking_uri(Path("outputs/run"), "http://given") == "http://given"
-
-
-def test_artifacts_lie_beside_a_data_base_file():
-    assert artifact_location("sqlite:////data/runs/mlflow.db") == "/data/runs/mlartifacts"
-    assert artifact_location("http://server") is None
