@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_nlf.tracking.artifacts import is_inside
 from lightning_nlf.tracking.uris import DATA_BASE, sqlite_uri, without_credentials
 
 STATE = "mlflow.json"
@@ -48,9 +49,12 @@ def read_position(run_dir: Path, tracking_uri: str) -> Position | None:
     """The position stored for `tracking_uri`, or None where there is none or the file is not what this wrote."""
     entry = _read(run_dir).get(without_credentials(tracking_uri))
     try:
-        return None if entry is None else Position(**entry)
+        position = Position(**entry)
     except TypeError:
         return None
+    texts = [position.journal, position.experiment_id, position.run_id]
+    is_position = isinstance(position.artifacts, list) and isinstance(position.offset, int) and position.offset >= 0
+    return position if is_position and all(isinstance(x, str) for x in texts + position.artifacts) else None
 
 
 def write_position(run_dir: Path, tracking_uri: str, position: Position) -> None:
@@ -65,8 +69,11 @@ def write_position(run_dir: Path, tracking_uri: str, position: Position) -> None
 
 def _read(run_dir: Path) -> dict[str, Any]:
     # A damaged file is as good as none: the run is found again by the identity of its journal.
+    path = run_dir / STATE
+    if not is_inside(run_dir, path):  # a pipe would be waited for
+        return {}
     try:
-        entries = json.loads((run_dir / STATE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return entries if isinstance(entries, dict) else {}

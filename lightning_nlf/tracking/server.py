@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import posixpath
 import re
 import shlex
 from typing import TYPE_CHECKING
@@ -80,8 +79,3 @@ def reason(error: BaseException) -> str:
     text = str(error)
     found = re.search(_KNOWN_REASONS, text)
     return found.group() if found else f"{type(error).__name__}: {text.splitlines()[0][:160] if text else ''}"
-
-
-def clean_name(key: str) -> str:
-    """`key` as MLflow takes it: letters, digits and `_-./: `, a clean relative path, at most 250 characters."""
-    return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", key)).lstrip("/.")[:250] or "_"

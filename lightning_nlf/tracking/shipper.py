@@ -38,6 +38,7 @@ class Shipper:
         self._closing = threading.Event()
         self._failures = 0
         self._warned = False
+        self._warned_of_lines = False
         self._deleted = False
         self._thread = threading.Thread(target=self._run, name="mlflow-shipper", daemon=True)
 
@@ -93,6 +94,9 @@ class Shipper:
         try:
             shipped = 0 if self._deleted else self._destination.ship_next()
             self._failures = 0
+            if self._destination.unreadable and not self._warned_of_lines:
+                self._warned_of_lines = True
+                log.warning("%s has lines that are no records; they are left out", self._journal.path)
             return 0.0 if shipped else INTERVAL
         except RunDeletedError as error:
             log.warning("%s on the MLflow server: nothing more is sent, the journal goes on", error)

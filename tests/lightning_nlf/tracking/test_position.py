@@ -1,3 +1,5 @@
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,25 @@ def test_positions_of_two_servers_are_kept_apart(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [STATE]  # no temporary file is left
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"http://one": {"unknown": 1}}'])
+ENTRY = {"journal": "j", "experiment_id": "1", "run_id": "r", "offset": 0, "artifacts": []}
+WRONG = [
+    json.dumps({"http://one": ENTRY | {name: value}})
+    for name, value in {"run_id": 1, "offset": "7", "journal": None, "artifacts": [1], "experiment_id": []}.items()
+]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"http://one": {"unknown": 1}}', "[" * 9000, *WRONG])
 def test_damaged_file_is_as_good_as_none_and_is_replaced(tmp_path, content):
     (tmp_path / STATE).write_text(content)
     assert read_position(tmp_path, "http://one") is None
     write_position(tmp_path, "http://one", Position("j", "1", "r"))
     assert read_position(tmp_path, "http://one") == Position("j", "1", "r", 0, [])
+
+
+def test_pipe_in_its_place_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / STATE)
+    write_position(tmp_path, "http://one", Position("j", "1", "r"))
+    assert read_position(tmp_path, "http://one") == Position("j", "1", "r")
 
 
 def test_store_is_above_the_run_folder_unless_said_otherwise(tmp_path, monkeypatch):
