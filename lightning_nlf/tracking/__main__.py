@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_nlf.tracking.uris import DATA_BASE, sqlite_uri, without_credentials
 from lightning_nlf.tracking.journal import JOURNAL, faults
 from lightning_nlf.tracking.registry import register
 from lightning_nlf.tracking.replay import run_tracking_uri, sync
 from lightning_nlf.tracking.server import reason
+from lightning_nlf.tracking.uris import DATA_BASE, sqlite_uri, without_credentials
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

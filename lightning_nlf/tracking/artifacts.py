@@ -36,7 +36,7 @@ def _walk(root: str, name: str, walked: set[str], left_out: dict[str, str]) -> I
     if not real.startswith(os.path.join(root, "")):
         left_out[name] = "a link out of the run folder"
     elif not _is_text(name):
-        left_out[_shown(name)] = "a name that is no UTF-8"
+        left_out[name] = "a name that is no UTF-8"
     elif kind == "file":
         yield name
     elif kind == "folder":
@@ -69,8 +69,8 @@ def _kind(real: str) -> str:
 
 
 def _is_text(name: str) -> bool:
-    return _shown(name) == name
-
-
-def _shown(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

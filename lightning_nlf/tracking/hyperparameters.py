@@ -20,7 +20,9 @@ def flatten(params: Any) -> dict[str, str]:
     """
     leaves = dict(_leaves(params, ()))
     names = {path: "/".join(map(str, path)) for path in leaves}
-    ordinary = {path: names[path] if all(isinstance(key, str) and "/" not in key for key in path) else "" for path in leaves}
+    ordinary = {
+        path: names[path] if all(isinstance(key, str) and "/" not in key for key in path) else "" for path in leaves
+    }
     return {name: leaves[path] for path, name in distinct(names, ordinary).items()}
 
 

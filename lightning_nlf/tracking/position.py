@@ -48,6 +48,8 @@ def default_tracking_uri(run_dir: Path) -> str:
 def read_position(run_dir: Path, tracking_uri: str) -> Position | None:
     """The position stored for `tracking_uri`, or None where there is none or the file is not what this wrote."""
     entry = _read(run_dir).get(without_credentials(tracking_uri))
+    if not isinstance(entry, dict):
+        return None
     try:
         position = Position(**entry)
     except TypeError:
@@ -63,7 +65,9 @@ def write_position(run_dir: Path, tracking_uri: str, position: Position) -> None
     path = run_dir / STATE
     # The number keeps a running training and a `sync` beside it from writing the same temporary file.
     temporary = path.with_name(f".{STATE}.{os.getpid()}")
-    temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    temporary.unlink(missing_ok=True)  # through a link in its place another file would be written
+    with open(temporary, "x", encoding="utf-8") as file:
+        file.write(json.dumps(entries, indent=2) + "\n")
     os.replace(temporary, path)
 
 

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from lightning_nlf.tracking.artifacts import is_inside
 from lightning_nlf.tracking.destination import Destination
-from lightning_nlf.tracking.journal import JOURNAL, Journal, faults, first_start, last_lifecycle, read_records, writer_alive
+from lightning_nlf.tracking.journal import (
+    JOURNAL,
+    Journal,
+    faults,
+    first_start,
+    last_lifecycle,
+    read_records,
+    writer_alive,
+)
 from lightning_nlf.tracking.position import Position, resolve_tracking_uri
 
 

@@ -48,7 +48,9 @@ def connect(tracking_uri: str) -> MlflowClient:
         if path is None or not of_other_version(path):
             raise
         text = f"{path} holds runs, and its tables are of another MLflow or half changed to this one's"
-        raise RuntimeError(f"{text}: keep a copy of it, then run mlflow db upgrade {shlex.quote(tracking_uri)}") from error
+        raise RuntimeError(
+            f"{text}: keep a copy of it, then run mlflow db upgrade {shlex.quote(tracking_uri)}"
+        ) from error
 
 
 def experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from lightning_nlf.tracking.destination import Destination, RunDeletedError
 from lightning_nlf.tracking.journal import Journal, first_start
-from lightning_nlf.tracking.uris import without_credentials
 from lightning_nlf.tracking.server import reason
+from lightning_nlf.tracking.uris import without_credentials
 
 log = logging.getLogger(__name__)
 

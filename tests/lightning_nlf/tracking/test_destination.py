@@ -202,7 +202,9 @@ def test_keys_that_differ_in_what_mlflow_does_not_take_stay_apart(journal, uri):
 def test_names_depend_on_the_key_and_not_on_the_order():
     names = clean_names(["dup[1]", "dup(1)", "x"])
     assert clean_names(["x", "dup(1)", "dup[1]"]) == names and names["x"] == "x"
-    assert len(set(names.values())) == 3 and all(name.startswith("dup_1_-") for key, name in names.items() if key != "x")
+    assert len(set(names.values())) == 3 and all(
+        name.startswith("dup_1_-") for key, name in names.items() if key != "x"
+    )
     long = clean_names(["k" * 250, "k" * 251, "k" * 252])
     assert len(set(long.values())) == 3 and max(map(len, long.values())) == 250 and long["k" * 250] == "k" * 250
 
@@ -221,7 +223,9 @@ def sent(client, run_id, path=None):
     return sorted(files)
 
 
-@pytest.mark.parametrize("path", ["../secret/key.txt", "../secret", "..", ".", "a/../../secret", "link.txt", "folder", "deep/x"])
+@pytest.mark.parametrize(
+    "path", ["../secret/key.txt", "../secret", "..", ".", "a/../../secret", "link.txt", "folder", "deep/x"]
+)
 def test_no_path_and_no_link_of_a_journal_leaves_the_run_folder(journal, uri, secret, path, caplog):
     folder = journal.path.parent
     (folder / "a").mkdir()
@@ -274,7 +278,9 @@ def test_file_that_goes_while_its_folder_is_sent_is_left_out(journal, uri, monke
     journal.append("artifact", path="raw")
     client, run_id = ship(journal, uri)
     assert sent(client, run_id) == ["raw/a", "raw/c"]
-    assert [record.getMessage() for record in caplog.records] == [f"artifact {folder / 'b'} is left out: cannot be read"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"artifact {folder / 'b'} is left out: cannot be read"
+    ]
 
 
 def test_position_from_elsewhere_moves_nothing_into_the_run_of_another(journal, uri, tmp_path):

@@ -39,7 +39,7 @@ def run_of(logger):
 def unshipped(monkeypatch):
     """Journals only: no thread, no MLflow."""
     monkeypatch.setattr(logger_module.Shipper, "start", lambda self: None)
-    monkeypatch.setattr(logger_module.Shipper, "close", lambda self, timeout: 0)
+    monkeypatch.setattr(logger_module.Shipper, "close", lambda self, *seconds: 0)
 
 
 class Raise(Callback):

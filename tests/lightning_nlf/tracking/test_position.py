@@ -44,6 +44,15 @@ def test_pipe_in_its_place_is_not_waited_for(tmp_path):
     assert read_position(tmp_path, "http://one") == Position("j", "1", "r")
 
 
+def test_link_in_the_place_of_the_temporary_file_is_not_written_through(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f".{STATE}.{os.getpid()}").symlink_to(tmp_path / "mine.txt")
+    write_position(tmp_path / "run", "http://one", Position("j", "1", "r"))
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [STATE]
+
+
 def test_store_is_above_the_run_folder_unless_said_otherwise(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve_tracking_uri(Path("outputs/run")) == f"sqlite:///{tmp_path}/outputs/mlflow.db"

@@ -12,7 +12,21 @@ from lightning_nlf.tracking.journal import Journal
 from lightning_nlf.tracking.position import default_tracking_uri
 from lightning_nlf.tracking.uris import artifact_location, sqlite_path, sqlite_uri, without_credentials
 
-ODD = ["a b", "a%20b", "a%2Fb", "%", "a?b", "a?b..c", "a#b", "\u00e9\u6f22", "a&b=c+d", "a@b:c", "a\nb", "[x];'\"", "%2525"]
+ODD = [
+    "a b",
+    "a%20b",
+    "a%2Fb",
+    "%",
+    "a?b",
+    "a?b..c",
+    "a#b",
+    "\u00e9\u6f22",
+    "a&b=c+d",
+    "a@b:c",
+    "a\nb",
+    "[x];'\"",
+    "%2525",
+]
 
 
 def test_credentials_are_taken_out():
