@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning as L
 
-from lightning_nlf.tracking.position import without_credentials
+from lightning_nlf.tracking.uris import DATA_BASE, sqlite_path, without_credentials
 
 
 def stores(trainer: L.Trainer) -> list[str]:
@@ -18,8 +18,8 @@ def stores(trainer: L.Trainer) -> list[str]:
 
 
 def _look_at(uri: str) -> str:
-    store = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or store.name != "mlflow.db":  # the one name that `ui` looks for
+    store = sqlite_path(uri)
+    if store is None or store.name != DATA_BASE:  # the one name that `ui` looks for
         return without_credentials(uri)
     return shlex.join(["python", "-m", "lightning_nlf.tracking", "ui", str(from_here(store.parent))])
 

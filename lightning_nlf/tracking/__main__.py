@@ -13,28 +13,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_nlf.terminal import printable
-from lightning_nlf.tracking.position import without_credentials
+from lightning_nlf.tracking.journal import JOURNAL, faults
 from lightning_nlf.tracking.registry import register
 from lightning_nlf.tracking.replay import run_tracking_uri, sync
 from lightning_nlf.tracking.server import reason
+from lightning_nlf.tracking.uris import DATA_BASE, sqlite_uri, without_credentials
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, or 2 after one line on standard error."""
+    """Run one command and return the exit code: 0, or 2 after one line on standard error for each thing that failed."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        options.command(options)
+        return options.command(options) or 0
     except KeyboardInterrupt:
         return 130
-    except (OSError, ValueError, RuntimeError) as error:
-        return _fail(error)
     except Exception as error:
-        # MLflow's errors share no base with others, and importing MLflow for the clause would cost every command 2 s.
-        if type(error).__module__.split(".")[0] not in ("mlflow", "sqlalchemy"):
+        if not _is_told(error):
             raise
         return _fail(error)
-    return 0
+
+
+def _is_told(error: Exception) -> bool:
+    """Whether one line says enough; anything else is a fault of this program."""
+    # MLflow's errors share no base with others, and importing MLflow for the clause would cost every command 2 s.
+    foreign = type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy", "alembic")
+    return foreign or isinstance(error, (OSError, ValueError, RuntimeError))
 
 
 def _fail(error: Exception) -> int:
@@ -44,11 +48,24 @@ def _fail(error: Exception) -> int:
     return 2
 
 
-def _sync(options: argparse.Namespace) -> None:
+def _sync(options: argparse.Namespace) -> int:
+    """Send each run, whatever becomes of the others."""
+    code = 0
     for run_dir in options.run_dir:
-        position, sent = sync(run_dir, options.tracking_uri)
-        uri = without_credentials(run_tracking_uri(run_dir, options.tracking_uri))
-        print(f"{run_dir}: {sent} sent, run {position.run_id} at {uri}")
+        try:
+            position, sent = sync(run_dir, options.tracking_uri)
+            uri = without_credentials(run_tracking_uri(run_dir, options.tracking_uri))
+            print(f"{run_dir}: {sent} sent, run {position.run_id} at {uri}")
+            damaged = list(faults(run_dir / JOURNAL))
+            if damaged:
+                number, fault = damaged[0]
+                lines = "this line is" if len(damaged) == 1 else f"{len(damaged)} such lines are"
+                raise ValueError(f"{run_dir / JOURNAL}:{number}: {fault}; {lines} left out, all else is sent")
+        except Exception as error:
+            if not _is_told(error):
+                raise
+            code = _fail(error)
+    return code
 
 
 def _register(options: argparse.Namespace) -> None:
@@ -58,10 +75,10 @@ def _register(options: argparse.Namespace) -> None:
 
 
 def _ui(options: argparse.Namespace) -> None:
-    store = options.outputs_dir.resolve() / "mlflow.db"
+    store = options.outputs_dir.resolve() / DATA_BASE
     if not store.is_file():
         raise FileNotFoundError(f"{options.outputs_dir} has no mlflow.db: no run was made there without a server")
-    command = ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{store}", "--port", str(options.port)]
+    command = ["mlflow", "ui", "--backend-store-uri", sqlite_uri(store), "--port", str(options.port)]
     command += ["--workers", "1"]
     print(shlex.join(command))
     # The bare address opens on pages about traces; these open on the runs.

@@ -11,12 +11,15 @@ import logging
 import os
 import posixpath
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_nlf.tracking.journal import JOURNAL, count_records, first_start, read_records
+from lightning_nlf.tracking.artifacts import artifact_files
+from lightning_nlf.tracking.journal import JOURNAL, count_records, first_start, read_records, starts_a_record
+from lightning_nlf.tracking.names import clean_names
 from lightning_nlf.tracking.position import Position, read_position, write_position
-from lightning_nlf.tracking.server import clean_name, connect, experiment_id, reason
+from lightning_nlf.tracking.server import connect, experiment_id, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,8 +46,11 @@ class Destination:
         self.run_dir = Path(run_dir)
         self.tracking_uri = tracking_uri
         self._journal = self.run_dir / JOURNAL
+        self.opening = True  # MLflow has yet to be imported, or a data base to be made
+        self.unreadable = 0  # lines left out of what was sent
         self._client: MlflowClient | None = None
         self._position: Position | None = None
+        self._left_out: set[str] = set()  # artifacts that were told
 
     def ship_next(self) -> int:
         """Send the next batch of records, or the next artifact when there is none; 0 means that all has arrived.
@@ -86,11 +92,16 @@ class Destination:
             Exception: whatever MLflow and its transport raise.
         """
         if self._client is None:
-            self._client = connect(self.tracking_uri)
+            try:
+                self._client = connect(self.tracking_uri)
+            finally:
+                self.opening = False
         if self._position is None:
             start = first_start(self._journal)
             if not start:
                 raise ValueError(f"{self.run_dir} has no journal")
+            if "experiment" not in start:
+                raise ValueError(f"{self._journal}: the start record names no experiment")
             self._position = self._known(self._client, start) or self._found_or_created(self._client, start)
             write_position(self.run_dir, self.tracking_uri, self._position)
         return self._client, self._position
@@ -108,7 +119,10 @@ class Destination:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        return position if run.info.lifecycle_stage == "active" else None
+        # Both files may come from elsewhere and name somebody else's run.
+        if run.info.lifecycle_stage != "active" or run.data.tags.get(IDENTITY_TAG) != start["journal"]:
+            return None
+        return position if starts_a_record(self._journal, position.offset) else replace(position, offset=0)
 
     def _found_or_created(self, client: MlflowClient, start: Mapping[str, Any]) -> Position:
         """The run tagged with the journal's identity (created, but killed before it was noted), else a new one."""
@@ -129,6 +143,7 @@ class Destination:
             if batch and size > METRICS_PER_BATCH:
                 break
             batch.append(record)
+            self.unreadable += record["kind"] == "unreadable"
             offset = end
         return batch, offset
 
@@ -162,13 +177,11 @@ class Destination:
                 case "metrics":
                     metrics += _rows(record)
                 case "params":
-                    params |= {clean_name(key): value for key, value in record["values"].items()}
+                    params |= _named(record)
                 case "tags":
-                    tags |= {clean_name(key): value for key, value in record["values"].items()}
+                    tags |= _named(record)
                 case "start" | "end":
                     last = record
-                case "unreadable":
-                    log.warning("%s has an unreadable line, it is left out", self._journal)
         self._log_batch(client, run_id, metrics, params, tags)
         if last and last["kind"] == "end":
             client.set_terminated(run_id, last["status"], end_time=last["time"])
@@ -183,22 +196,42 @@ class Destination:
         if params:
             # MLflow never changes a parameter. What a resumed run does differently is kept as a tag.
             known = client.get_run(run_id).data.params
-            tags |= {f"resumed/{key}"[:250]: value for key, value in params.items() if known.get(key, value) != value}
+            changed = {f"resumed/{key}": value for key, value in params.items() if known.get(key, value) != value}
+            tags |= _named({"values": changed})
             params = {key: value for key, value in params.items() if key not in known}
         rows = [Param(key, value) for key, value in params.items()]
         client.log_batch(run_id, metrics, rows, [RunTag(key, value) for key, value in tags.items()])
 
     def _upload(self, client: MlflowClient, run_id: str, path: str) -> None:
-        """Send the file or folder as it is now; one that cannot be read is told and left out."""
-        file = self.run_dir / path
-        if os.access(file, os.R_OK):
-            client.log_artifact(run_id, str(file), posixpath.dirname(path) or None)
-        else:
-            log.warning("artifact %s cannot be read, it is left out", file)
+        """Send the file or folder as it is now. What may not or cannot be sent is told once and left out."""
+        from mlflow.exceptions import MlflowException
+
+        names, left_out = artifact_files(self.run_dir, path)
+        for name in names:
+            file = self.run_dir / name
+            try:
+                client.log_artifact(run_id, str(file), posixpath.dirname(name) or None)
+            except OSError:
+                if os.access(file, os.R_OK):
+                    raise
+                left_out[name] = "cannot be read"
+            except MlflowException as error:
+                if error.error_code not in _REFUSED:
+                    raise
+                left_out[name] = reason(error)
+        for name, why in left_out.items():
+            if name not in self._left_out:
+                self._left_out.add(name)
+                shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+                log.warning("artifact %s is left out: %s", self.run_dir / shown, why)
+
+
+def _named(record: Mapping[str, Any]) -> dict[str, Any]:
+    names = clean_names(record["values"])
+    return {names[key]: value for key, value in record["values"].items()}
 
 
 def _rows(record: Mapping[str, Any]) -> list[Metric]:
     from mlflow.entities import Metric
 
-    time, step = record["time"], record["step"]
-    return [Metric(clean_name(key), float(value), time, step) for key, value in record["values"].items()]
+    return [Metric(name, float(value), record["time"], record["step"]) for name, value in _named(record).items()]

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from lightning_nlf.tracking.names import distinct
 
 LONGEST_PARAM = 6000  # characters
 LONGEST_TAG = 8000
 
 
-def flatten(params: Any, prefix: str = "") -> dict[str, str]:
-    """Nested mappings, namespaces, dataclasses and lists of them as one level of `a/b/0/c` names and text values."""
+def flatten(params: Any) -> dict[str, str]:
+    """Nested mappings, namespaces, dataclasses and lists of them as one level of `a/b/0/c` names and text values.
+
+    Where two would get one name, such as `{"a": {"b": 1}, "a/b": 2}`, the odder one gets a digest of its keys.
+    """
+    leaves = dict(_leaves(params, ()))
+    names = {path: "/".join(map(str, path)) for path in leaves}
+    ordinary = {
+        path: names[path] if all(isinstance(key, str) and "/" not in key for key in path) else "" for path in leaves
+    }
+    return {name: leaves[path] for path, name in distinct(names, ordinary).items()}
+
+
+def _leaves(params: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str]]:
     if isinstance(params, Namespace):
         params = vars(params)
     elif dataclasses.is_dataclass(params) and not isinstance(params, type):
@@ -20,11 +34,10 @@ def flatten(params: Any, prefix: str = "") -> dict[str, str]:
     elif isinstance(params, (list, tuple)) and any(isinstance(item, (Mapping, Namespace)) for item in params):
         params = dict(enumerate(params))
     if not isinstance(params, Mapping):
-        return {prefix: cut(str(params), LONGEST_PARAM)}
-    flat: dict[str, str] = {}
+        yield path, cut(str(params), LONGEST_PARAM)
+        return
     for key, value in params.items():
-        flat |= flatten(value, f"{prefix}/{key}" if prefix else str(key))
-    return flat
+        yield from _leaves(value, (*path, key))
 
 
 def cut(text: str, longest: int) -> str:

@@ -22,6 +22,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_nlf.tracking.records import RecordError, parse
+
 log = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
@@ -30,7 +32,7 @@ JOURNAL = "journal.jsonl"
 SILENCE_SECONDS = 120.0
 
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
-_LIFECYCLE = (b'{"kind":"start"', b'{"kind":"end"')
+_LIFECYCLE = (b'"start"', b'"end"')
 
 
 class JournalError(OSError):
@@ -163,7 +165,7 @@ def repair(path: Path) -> int:
 def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield each complete record after byte `offset`, with the offset at which the next one starts.
 
-    A line that is no JSON object (a power cut leaves zeros) comes as `{"kind": "unreadable"}`. A missing file is empty.
+    A line that is no record (a power cut leaves zeros) comes as `{"kind": "unreadable"}`. A missing file is empty.
     """
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         file.seek(offset)
@@ -172,10 +174,21 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
                 return
             offset += len(line)
             try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            yield record if isinstance(record, dict) and "kind" in record else {"kind": "unreadable"}, offset
+                record = parse(line)
+            except RecordError:
+                record = {"kind": "unreadable"}
+            yield record, offset
+
+
+def faults(path: Path) -> Iterator[tuple[int, str]]:
+    """Number, from 1, of each complete line of the journal at `path` that is no record, and what is wrong with it."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                if line.endswith(b"\n"):
+                    parse(line)
+            except RecordError as error:
+                yield number, str(error)
 
 
 def count_records(path: Path, offset: int = 0) -> int:
@@ -186,12 +199,22 @@ def count_records(path: Path, offset: int = 0) -> int:
     return 0
 
 
+def starts_a_record(path: Path, offset: int) -> bool:
+    """Whether byte `offset` is the first of a line, or the end of the last one."""
+    with open(path, "rb") as file:
+        if not 0 < offset <= file.seek(0, os.SEEK_END):
+            return offset == 0
+        file.seek(offset - 1)
+        return file.read(1) == b"\n"
+
+
 def _lifecycle(path: Path) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
-            if line.startswith(_LIFECYCLE) and line.endswith(b"\n"):
-                with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+            if line.endswith(b"\n") and any(word in line for word in _LIFECYCLE):
+                with contextlib.suppress(RecordError):
+                    if (record := parse(line))["kind"] in ("start", "end"):
+                        yield record
 
 
 def first_start(path: Path) -> dict[str, Any]:

@@ -24,12 +24,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_nlf.tracking.destination import Destination
 from lightning_nlf.tracking.hyperparameters import LONGEST_TAG, cut, flatten
 from lightning_nlf.tracking.journal import Journal, first_start, last_lifecycle
-from lightning_nlf.tracking.position import default_tracking_uri, resolve_tracking_uri, without_credentials
+from lightning_nlf.tracking.position import default_tracking_uri, resolve_tracking_uri
 from lightning_nlf.tracking.shipper import Shipper
+from lightning_nlf.tracking.uris import without_credentials
 
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 15.0  # the longest that the end of a stage waits for MLflow
+# The longest that it waits before that for MLflow to be imported and a data base to be made: first runs that begin
+# together wait for each other.
+OPENING_SECONDS = 120.0
 INTERRUPTED_SECONDS = 3.0  # the same for somebody who pressed Ctrl-C, which Lightning does not hear a second time
 _STATUS = {"success": "FINISHED", "finished": "FINISHED", "aborted": "KILLED"}
 
@@ -176,7 +180,8 @@ class MLflowJournalLogger(Logger):
         journal.append("end", status=ending)
         self._status = ending
         atexit.unregister(self._at_exit)
-        left = self._shipper.close(INTERRUPTED_SECONDS if interrupted else FLUSH_SECONDS) if self._shipper else 0
+        patience = (INTERRUPTED_SECONDS,) if interrupted else (FLUSH_SECONDS, OPENING_SECONDS)
+        left = self._shipper.close(*patience) if self._shipper else 0
         journal.close()
         self._journal = self._shipper = None
         self._started = False

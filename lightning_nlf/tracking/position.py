@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lightning_nlf.tracking.artifacts import is_inside
+from lightning_nlf.tracking.uris import DATA_BASE, sqlite_uri, without_credentials
 
 STATE = "mlflow.json"
 
@@ -33,11 +35,6 @@ class Position:
     artifacts: list[str] = field(default_factory=list)
 
 
-def without_credentials(tracking_uri: str) -> str:
-    """`tracking_uri` as it may be shown and stored: without `user:password@`."""
-    return re.sub(r"//[^/@]+@", "//", tracking_uri)
-
-
 def resolve_tracking_uri(run_dir: Path, tracking_uri: str | None = None) -> str:
     """`tracking_uri`, else the variable MLFLOW_TRACKING_URI, else `mlflow.db` in the folder above the run folder."""
     return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(run_dir)
@@ -45,23 +42,21 @@ def resolve_tracking_uri(run_dir: Path, tracking_uri: str | None = None) -> str:
 
 def default_tracking_uri(run_dir: Path) -> str:
     """`mlflow.db` in the folder above the run folder."""
-    return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
-
-
-def artifact_location(tracking_uri: str) -> str | None:
-    """`mlartifacts` beside the data base for an SQLite URI; None for a server, which has a place of its own."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    return str(Path(tracking_uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts")
+    return sqlite_uri(run_dir.resolve().parent / DATA_BASE)
 
 
 def read_position(run_dir: Path, tracking_uri: str) -> Position | None:
     """The position stored for `tracking_uri`, or None where there is none or the file is not what this wrote."""
     entry = _read(run_dir).get(without_credentials(tracking_uri))
+    if not isinstance(entry, dict):
+        return None
     try:
-        return None if entry is None else Position(**entry)
+        position = Position(**entry)
     except TypeError:
         return None
+    texts = [position.journal, position.experiment_id, position.run_id]
+    is_position = isinstance(position.artifacts, list) and isinstance(position.offset, int) and position.offset >= 0
+    return position if is_position and all(isinstance(x, str) for x in texts + position.artifacts) else None
 
 
 def write_position(run_dir: Path, tracking_uri: str, position: Position) -> None:
@@ -71,7 +66,9 @@ def write_position(run_dir: Path, tracking_uri: str, position: Position) -> None
     _remove_leftovers(run_dir)
     # The number keeps a running training and a `sync` beside it from writing the same temporary file.
     temporary = path.with_name(f".{STATE}.{os.getpid()}")
-    temporary.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    temporary.unlink(missing_ok=True)  # through a link in its place another file would be written
+    with open(temporary, "x", encoding="utf-8") as file:
+        file.write(json.dumps(entries, indent=2) + "\n")
     os.replace(temporary, path)
 
 
@@ -87,8 +84,11 @@ def _remove_leftovers(run_dir: Path) -> None:
 
 def _read(run_dir: Path) -> dict[str, Any]:
     # A damaged file is as good as none: the run is found again by the identity of its journal.
+    path = run_dir / STATE
+    if not is_inside(run_dir, path):  # a pipe would be waited for
+        return {}
     try:
-        entries = json.loads((run_dir / STATE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return entries if isinstance(entries, dict) else {}

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_nlf.tracking.artifacts import is_inside
 from lightning_nlf.tracking.position import default_tracking_uri, resolve_tracking_uri
 from lightning_nlf.tracking.replay import run_tracking_uri, sync
 from lightning_nlf.tracking.server import connect
@@ -43,7 +44,7 @@ def register(
 
     Raises:
         FileNotFoundError: the checkpoint or the config is not there.
-        ValueError: `run_dir` has no journal.
+        ValueError: `run_dir` has no journal, or one of the files is a link out of it.
         Exception: whatever MLflow and its transport raise.
     """
     run_dir = Path(run_dir)
@@ -51,6 +52,8 @@ def register(
     for file in (weights, run_dir / CONFIG):
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: nothing to register")
+        if not is_inside(run_dir, file):
+            raise ValueError(f"{file} is a link out of the run folder: nothing is registered")
     run_id = sync(run_dir, tracking_uri)[0].run_id
     client = connect(run_tracking_uri(run_dir, tracking_uri))
     tags = {"checkpoint": weights.name, "sha256": sha256(weights), "config_sha256": sha256(run_dir / CONFIG)}

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import posixpath
 import re
-from collections.abc import Iterator
+import shlex
 from typing import TYPE_CHECKING
 
-from lightning_nlf.tracking.position import artifact_location, without_credentials
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from lightning_nlf.tracking.database import make_whole, of_other_version
+from lightning_nlf.tracking.uris import artifact_location, sqlite_path, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +26,11 @@ _KNOWN_REASONS = "Connection refused|Name or service not known|timed out|Connect
 def connect(tracking_uri: str) -> MlflowClient:
     """A client for tracking and registry at `tracking_uri`, with short time limits unless the user set some.
 
-    Importing MLflow happens here and takes seconds.
+    Importing MLflow happens here and takes seconds. An SQLite data base is made where there is none that is whole.
+
+    Raises:
+        RuntimeError: what lies there is no data base, cannot be opened, or is of another version of MLflow.
+        Exception: whatever MLflow and its transport raise.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -41,27 +39,18 @@ def connect(tracking_uri: str) -> MlflowClient:
     # A new data base announces each of its migrations otherwise.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with _alone(tracking_uri):
-        return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-
-
-@contextlib.contextmanager
-def _alone(tracking_uri: str) -> Iterator[None]:
-    """Only one process of this machine at a time opens an SQLite store: two that create its tables break each other."""
-    location = artifact_location(tracking_uri)
-    if location is None or fcntl is None:
-        yield
-        return
-    # The folder is locked, not a file that would have to lie there for ever; closing it unlocks.
-    os.makedirs(os.path.dirname(location), exist_ok=True)
-    folder = os.open(os.path.dirname(location), os.O_RDONLY)
+    path = sqlite_path(tracking_uri)
+    if path is not None:
+        make_whole(path)
     try:
-        # Some network folders know no locks: then as MLflow does it.
-        with contextlib.suppress(OSError):
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
+        return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    except Exception as error:  # of MLflow, SQLAlchemy or alembic: each fails in its own way at such a data base
+        if path is None or not of_other_version(path):
+            raise
+        text = f"{path} holds runs, and its tables are of another MLflow or half changed to this one's"
+        raise RuntimeError(
+            f"{text}: keep a copy of it, then run mlflow db upgrade {shlex.quote(tracking_uri)}"
+        ) from error
 
 
 def experiment_id(client: MlflowClient, name: str, tracking_uri: str) -> str:
@@ -92,8 +81,3 @@ def reason(error: BaseException) -> str:
     text = str(error)
     found = re.search(_KNOWN_REASONS, text)
     return found.group() if found else f"{type(error).__name__}: {text.splitlines()[0][:160] if text else ''}"
-
-
-def clean_name(key: str) -> str:
-    """`key` as MLflow takes it: letters, digits and `_-./: `, a clean relative path, at most 250 characters."""
-    return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", key)).lstrip("/.")[:250] or "_"

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from lightning_nlf.tracking.destination import Destination, RunDeletedError
 from lightning_nlf.tracking.journal import Journal, first_start
-from lightning_nlf.tracking.position import without_credentials
 from lightning_nlf.tracking.server import reason
+from lightning_nlf.tracking.uris import without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Shipper:
         self._closing = threading.Event()
         self._failures = 0
         self._warned = False
+        self._warned_of_lines = False
         self._deleted = False
         self._thread = threading.Thread(target=self._run, name="mlflow-shipper", daemon=True)
 
@@ -45,15 +46,17 @@ class Shipper:
         """Start the thread."""
         self._thread.start()
 
-    def close(self, timeout: float) -> int | None:
+    def close(self, timeout: float, opening: float = 0.0) -> int | None:
         """Send what is left, for at most `timeout` seconds, and return how many records have not arrived.
 
         None where that cannot be read, in a process without file descriptors left.
 
-        A server that fails `LAST_ATTEMPTS` times in a row is given up earlier. A long wait is announced. The thread is
-        not used again.
+        A server that fails `LAST_ATTEMPTS` times in a row is given up earlier. Where MLflow is still being imported or
+        its data base made, that is waited for first, for at most `opening` seconds. A long wait is announced. The
+        thread is not used again.
         """
         self._closing.set()
+        self._wait_while_opening(opening)
         if self._thread.is_alive():
             self._thread.join(min(timeout, QUIET_SECONDS))
         if self._thread.is_alive() and timeout > QUIET_SECONDS:
@@ -64,6 +67,15 @@ class Shipper:
             return 0 if self._deleted else self._destination.left()
         except OSError:
             return None
+
+    def _wait_while_opening(self, seconds: float) -> None:
+        began, announced = time.monotonic(), False
+        while self._thread.is_alive() and self._destination.opening and time.monotonic() - began < seconds:
+            self._thread.join(0.1)
+            if not announced and time.monotonic() - began > QUIET_SECONDS:
+                announced = True
+                uri = without_credentials(self._destination.tracking_uri)
+                log.warning("waiting up to %.0f s for MLflow to open %s …", seconds, uri)
 
     def _run(self) -> None:
         sample = self._sampler()
@@ -87,6 +99,9 @@ class Shipper:
         try:
             shipped = 0 if self._deleted else self._destination.ship_next()
             self._failures = 0
+            if self._destination.unreadable and not self._warned_of_lines:
+                self._warned_of_lines = True
+                log.warning("%s has lines that are no records; they are left out", self._journal.path)
             return 0.0 if shipped else INTERVAL
         except RunDeletedError as error:
             log.warning("%s on the MLflow server: nothing more is sent, the journal goes on", error)

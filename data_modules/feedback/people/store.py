@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from data_modules.feedback.parsing import Scale
 from data_modules.feedback.people.questions import Question, field_of
@@ -43,8 +44,9 @@ def opened(uri: str, experiment: str, create: bool = False) -> Iterator[Store]:
     Raises:
         ValueError: there is no such store or experiment, it does not answer, or it refuses something.
     """
-    if not create and uri.startswith("sqlite:///") and not _data_base(uri).is_file():
-        raise ValueError(f"tracking_uri: there is no data base {_data_base(uri)}")
+    path = _data_base(uri)
+    if not create and path is not None and not path.is_file():
+        raise ValueError(f"tracking_uri: there is no data base {path}")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow.exceptions import MlflowException
@@ -91,9 +93,9 @@ def _experiment_id(uri: str, name: str, create: bool) -> str:
         return found.experiment_id
     if not create:
         raise ValueError(f"experiment: {shown_uri(uri)} has no {name!r}")
-    local = uri.startswith("sqlite:///")  # whose artifacts would go into the working folder
+    path = _data_base(uri)  # whose artifacts would go into the working folder; MLflow decodes their place
     try:
-        return client.create_experiment(name, str(_data_base(uri).parent / "mlartifacts") if local else None)
+        return client.create_experiment(name, quote(str(path.parent / "mlartifacts")) if path else None)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -103,8 +105,14 @@ def _experiment_id(uri: str, name: str, create: bool) -> str:
         return found.experiment_id
 
 
-def _data_base(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///")).resolve()
+def _data_base(uri: str) -> Path | None:
+    """The file of an SQLite data base, as SQLAlchemy reads the URI; None for a server."""
+    if not uri.startswith("sqlite"):
+        return None
+    from sqlalchemy import make_url
+
+    name = make_url(uri).database
+    return None if name in (None, "", ":memory:") else Path(name).resolve()
 
 
 @dataclass(frozen=True)

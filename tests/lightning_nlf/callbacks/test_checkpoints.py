@@ -161,7 +161,7 @@ def test_half_an_iteration_is_better_than_no_file(fit: Any) -> None:
 def test_a_resume_that_is_refused_leaves_no_trace(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint of other networks, in the folder of a run that ended well, with the logger of the library."""
     monkeypatch.setattr(Shipper, "start", lambda self: None)
-    monkeypatch.setattr(Shipper, "close", lambda self, timeout: 0)
+    monkeypatch.setattr(Shipper, "close", lambda self, *seconds: 0)
     script = [(1.0, 0.0)] * 2
 
     def callbacks() -> list[L.Callback]:

@@ -41,7 +41,7 @@ def test_the_summary_says_where_the_run_can_be_seen(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(Shipper, "start", lambda self: None)
-    monkeypatch.setattr(Shipper, "close", lambda self, timeout: 0)
+    monkeypatch.setattr(Shipper, "close", lambda self, *seconds: 0)
     fit.logger = MLflowJournalLogger(str(fit.folder), tracking_uri=uri)
     fit.scripted([(0, 0)], [FitProgress()])
     command = f"python -m lightning_nlf.tracking ui {fit.folder.parent}"

@@ -1,14 +1,19 @@
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from lightning_nlf.tracking.destination import Destination, RunDeletedError
 from lightning_nlf.tracking.journal import Journal
+from lightning_nlf.tracking.names import clean_name, clean_names
 from lightning_nlf.tracking.position import STATE, read_position
-from lightning_nlf.tracking.server import clean_name, experiment_id, reason
+from lightning_nlf.tracking.server import experiment_id, reason
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +80,7 @@ def test_artifacts_arrive_in_their_folder_and_newest(journal, uri, caplog):
     ship(journal, uri)
     assert [file.path for file in client.list_artifacts(run_id, "plots")] == ["plots/curve.txt"]
     assert Path(client.download_artifacts(run_id, "plots/curve.txt")).read_text() == "new"
-    assert "gone.png cannot be read" in caplog.text and len(caplog.records) == 1
+    assert "gone.png is left out: cannot be read" in caplog.text and len(caplog.records) == 1
 
 
 def test_artifact_that_fails_holds_up_no_metric_and_is_sent_later(journal, uri, monkeypatch):
@@ -102,14 +107,20 @@ def test_artifact_that_fails_holds_up_no_metric_and_is_sent_later(journal, uri, 
     assert destination.left() == 0
 
 
-def test_record_refused_for_good_is_left_out_and_the_others_arrive(journal, uri, caplog):
-    journal.append("tags", values={"good": "1"})
-    journal.append("metrics", time=-1, step=1, values={"loss": 1.0})
-    journal.append("tags", values={"better": "2"})
+def test_record_refused_for_good_is_left_out_and_the_others_arrive(journal, uri, caplog, monkeypatch):
+    for key in ("good", "bad", "better"):
+        journal.append("tags", values={key: "1"})
+    log_batch = MlflowClient.log_batch
+
+    def refuse(client, run_id, metrics, params, tags):
+        if any(tag.key == "bad" for tag in tags):
+            raise MlflowException("no", INVALID_PARAMETER_VALUE)
+        log_batch(client, run_id, metrics, params, tags)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", refuse)
     client, run_id = ship(journal, uri)
-    tags = client.get_run(run_id).data.tags
-    assert (tags["good"], tags["better"]) == ("1", "2")
-    assert "refuses a metrics record" in caplog.text
+    assert {"good", "better"} == {"good", "bad", "better"} & client.get_run(run_id).data.tags.keys()
+    assert "refuses a tags record" in caplog.text
 
 
 def test_deleted_run_ends_the_shipping_and_a_replay_makes_a_new_one(journal, uri):
@@ -174,3 +185,116 @@ def test_reason_is_one_short_line():
     assert reason(OSError("HTTPConnectionPool(...): [Errno 111] Connection refused'))")) == "Connection refused"
     assert reason(ValueError("first\nsecond")) == "ValueError: first"
     assert reason(ValueError()) == "ValueError: "
+
+
+def test_keys_that_differ_in_what_mlflow_does_not_take_stay_apart(journal, uri):
+    journal.append("params", values={"dup[1]": "a", "dup(1)": "b", "dup_1_": "c", "acc@5": "d"})
+    journal.metrics({"f[1]": 1.0, "f(1)": 2.0}, 0)
+    client, run_id = ship(journal, uri)
+    data = client.get_run(run_id).data
+    assert sorted(data.params.values()) == ["a", "b", "c", "d"]
+    assert data.params["dup_1_"] == "c" and data.params["acc_5"] == "d"
+    assert sorted(data.metrics.values()) == [1.0, 2.0]
+    journal.append("params", values={"dup[1]": "a", "dup(1)": "b", "dup_1_": "c", "acc@5": "d"})  # a resume
+    assert client.get_run(ship(journal, uri)[1]).data.params == data.params
+
+
+def test_names_depend_on_the_key_and_not_on_the_order():
+    names = clean_names(["dup[1]", "dup(1)", "x"])
+    assert clean_names(["x", "dup(1)", "dup[1]"]) == names and names["x"] == "x"
+    assert len(set(names.values())) == 3 and all(
+        name.startswith("dup_1_-") for key, name in names.items() if key != "x"
+    )
+    long = clean_names(["k" * 250, "k" * 251, "k" * 252])
+    assert len(set(long.values())) == 3 and max(map(len, long.values())) == 250 and long["k" * 250] == "k" * 250
+
+
+@pytest.fixture
+def secret(tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key.txt").write_text("secret")
+    return tmp_path / "secret"
+
+
+def sent(client, run_id, path=None):
+    files = []
+    for info in client.list_artifacts(run_id, path):
+        files += sent(client, run_id, info.path) if info.is_dir else [info.path]
+    return sorted(files)
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret/key.txt", "../secret", "..", ".", "a/../../secret", "link.txt", "folder", "deep/x"]
+)
+def test_no_path_and_no_link_of_a_journal_leaves_the_run_folder(journal, uri, secret, path, caplog):
+    folder = journal.path.parent
+    (folder / "a").mkdir()
+    (folder / "link.txt").symlink_to("../secret/key.txt")
+    (folder / "folder").symlink_to(secret)
+    (folder / "deep").mkdir()
+    (folder / "deep" / "x").symlink_to("../../secret/key.txt")
+    for name in (path, str(secret / "key.txt"), path):
+        journal.append("artifact", path=name)
+    client, run_id = ship(journal, uri)
+    assert sent(client, run_id) == []
+    assert len(caplog.records) == 2 and all("is left out" in record.message for record in caplog.records)
+
+
+def test_folder_is_sent_without_links_out_of_it_pipes_and_loops(journal, uri, secret, caplog):
+    """What a link inside the run folder points to is sent, each folder once; nothing hangs."""
+    raw = journal.path.parent / "raw"
+    (raw / "sub").mkdir(parents=True)
+    (raw / "a.txt").write_text("a")
+    (raw / "sub" / "b.txt").write_text("b")
+    (raw / "inside.txt").symlink_to("sub/b.txt")
+    (raw / "key.txt").symlink_to(secret / "key.txt")
+    (raw / "secret").symlink_to(secret)
+    (raw / "loop").symlink_to("loop")
+    (raw / "again").symlink_to("../raw")
+    (raw / "gone").symlink_to("nowhere")
+    (raw / "null").symlink_to("/dev/zero")
+    os.mkfifo(raw / "pipe")
+    (raw / os.fsdecode(b"\xff.txt")).write_text("x")
+    journal.append("artifact", path="raw")
+    client, run_id = ship(journal, uri)
+    assert sent(client, run_id) == ["raw/a.txt", "raw/inside.txt", "raw/sub/b.txt"]
+    assert Path(client.download_artifacts(run_id, "raw/inside.txt")).read_text() == "b"
+    told = sorted(Path(record.args[0]).name for record in caplog.records)
+    assert told == sorted(["\\udcff.txt", "again", "gone", "key.txt", "loop", "null", "pipe", "secret"])
+
+
+def test_file_that_goes_while_its_folder_is_sent_is_left_out(journal, uri, monkeypatch, caplog):
+    folder = journal.path.parent / "raw"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_text(name)
+    log_artifact = MlflowClient.log_artifact
+
+    def log(client, run_id, file, place):
+        (folder / "b").unlink(missing_ok=True)
+        log_artifact(client, run_id, file, place)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", log)
+    journal.append("artifact", path="raw")
+    client, run_id = ship(journal, uri)
+    assert sent(client, run_id) == ["raw/a", "raw/c"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"artifact {folder / 'b'} is left out: cannot be read"
+    ]
+
+
+def test_position_from_elsewhere_moves_nothing_into_the_run_of_another(journal, uri, tmp_path):
+    """The file names another's run, then its own at an offset in the midst of a line."""
+    other = Journal(tmp_path / "other")
+    other.start(experiment="e", run_name="another")
+    client, foreign = ship(other, uri)
+    journal.metrics({"loss": 1.0}, 1)
+    start = {"journal": journal.identity, "experiment_id": "1", "offset": 0, "artifacts": []}
+    (journal.path.parent / STATE).write_text(json.dumps({uri: start | {"run_id": foreign}}))
+    run_id = ship(journal, uri)[1]
+    assert run_id != foreign and client.get_run(foreign).data.metrics == {}
+    for offset in (7, 10**9, -1, 10**30):
+        (journal.path.parent / STATE).write_text(json.dumps({uri: start | {"run_id": run_id, "offset": offset}}))
+        journal.metrics({"loss": 2.0}, offset % 97)
+        assert ship(journal, uri)[1] == run_id
+    assert len(client.get_metric_history(run_id, "loss")) == 5

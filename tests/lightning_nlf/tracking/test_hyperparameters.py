@@ -15,6 +15,12 @@ def test_every_nesting_becomes_one_level():
     assert flatten(params) == flat
 
 
+def test_parameters_of_one_name_stay_apart():
+    flat = flatten({"a": {"b": 1}, "a/b": 2, "c": {1: 3, "1": 4}})
+    assert sorted(flat.values()) == ["1", "2", "3", "4"]
+    assert flat["a/b"] == "1" and flat["c/1"] == "4"
+
+
 def test_nothing_stays_nothing():
     assert flatten({}) == {} and flatten(Namespace()) == {}
 

@@ -1,9 +1,12 @@
+import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from lightning_nlf.tracking.__main__ import main
+from lightning_nlf.tracking.destination import Destination
 from lightning_nlf.tracking.journal import Journal
 
 
@@ -74,3 +77,48 @@ def test_module_runs_without_lightning_and_torch():
     assert done.stdout == "set()\n"
     done = subprocess.run([sys.executable, "-m", "lightning_nlf.tracking"], check=False, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_damaged_journals_are_named_by_line_and_hold_up_no_other_run(run, capsys):
+    """The first has no start, the second a wrong value and a line of another version; the third is sound."""
+    folder = run.parent
+    lines = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    for name in ("headless", "damaged"):
+        (folder / name).mkdir()
+    (folder / "headless" / "journal.jsonl").write_bytes(b"\xff\n" + lines[1])
+    start = lines[0].replace(json.loads(lines[0])["journal"].encode(), b"other")
+    wrong = b'{"kind":"metrics","time":1,"step":0,"values":{"loss":[]}}\n'
+    content = start + wrong + lines[1] + b'{"kind":"sound","time":1}\n' + lines[2]
+    (folder / "damaged" / "journal.jsonl").write_bytes(content)
+    command = ["sync", *(str(folder / name) for name in ("headless", "damaged", "run"))]
+    for numbers in ((5, 3), (0, 0)):
+        assert main(command) == 2
+        out, err = capsys.readouterr()
+        assert [line.split(": ")[1].split(" sent")[0] for line in out.splitlines()] == list(map(str, numbers))
+        assert err.splitlines() == [
+            f"error: {folder}/headless/journal.jsonl:1: no JSON; the journal has no start record, nothing is sent",
+            f"error: {folder}/damaged/journal.jsonl:2: metrics: values is {{'loss': []}}, not an object of numbers; "
+            "2 such lines are left out, all else is sent",
+        ]
+    client, position = Destination(folder / "damaged", f"sqlite:///{folder}/mlflow.db").open()
+    assert client.get_run(position.run_id).data.metrics == {"loss": 1.0}
+    assert client.get_run(position.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop", "link", "empty"])
+def test_journal_that_is_no_file_of_its_folder_is_refused_at_once(run, kind, capsys):
+    path = run.parent / "odd" / "journal.jsonl"
+    path.parent.mkdir()
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "empty":
+            path.touch()
+        case _:
+            path.symlink_to({"device": "/dev/zero", "loop": path, "link": run / "journal.jsonl"}[kind])
+    before = (run / "journal.jsonl").read_bytes()
+    assert main(["sync", str(path.parent)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {path}") and (run / "journal.jsonl").read_bytes() == before
+    assert not (run.parent / "mlflow.db").exists()

@@ -52,6 +52,15 @@ def test_two_versions_of_one_run_come_back_as_they_were(run, uri):
     assert client.get_run(version.run_id).data.tags["sha256/best.ckpt"] == sha256(best)
 
 
+@pytest.mark.parametrize("name", ["checkpoints/best.ckpt", "config.yaml"])
+def test_file_behind_a_link_out_of_the_run_folder_is_not_registered(run, tmp_path, name):
+    (tmp_path / "secret").write_text("secret")
+    (run / name).unlink()
+    (run / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=f"{name} is a link out of the run folder"):
+        register(run, "pendulum")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["best.ckpt", "config.yaml"])
 def test_tampered_file_is_refused_and_not_kept(run, uri, tmp_path, name):

@@ -1,0 +1,109 @@
+"""One line of a journal, read as what it may be: journals come from other machines, versions and people."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+LAST_TIME = 253_402_300_799_999  # milliseconds: the end of the year 9999
+_LARGEST = 2**63  # above what a data base keeps
+
+Check = tuple[Callable[[Any], bool], str]
+
+
+class RecordError(ValueError):
+    """A line is no record that a journal of this version has."""
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """The record of one line.
+
+    Raises:
+        RecordError: it is none; says what is wrong.
+    """
+    try:
+        record = json.loads(line)
+        if b"\\u" in line:  # half a pair of UTF-16, which no store takes
+            json.dumps(record, ensure_ascii=False).encode()
+    except RecursionError:
+        raise RecordError("nested too deep") from None
+    except UnicodeEncodeError:
+        raise RecordError("half of a surrogate pair is no text") from None
+    except ValueError:  # an integer of more than 4,300 digits, too
+        raise RecordError("no JSON") from None
+    if not isinstance(record, dict):
+        raise RecordError("no JSON object")
+    kind = record.get("kind")
+    if not isinstance(kind, str) or kind not in _FIELDS:
+        raise RecordError(f"kind {_shown(kind)} is none of {', '.join(_FIELDS)}")
+    for name, (is_right, expected) in ({"time": _TIME} | _FIELDS[kind]).items():
+        if name not in record:
+            raise RecordError(f"{kind}: {name} is missing")
+        if not is_right(record[name]):
+            raise RecordError(f"{kind}: {name} is {_shown(record[name])}, not {expected}")
+    for name, (is_right, expected) in _OPTIONAL.items():
+        if kind == "start" and record.get(name) is not None and not is_right(record[name]):
+            raise RecordError(f"{kind}: {name} is {_shown(record[name])}, not {expected}")
+    return record
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _whole(lowest: int, highest: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
+
+
+def _is_metric(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in ("nan", "inf", "-inf")
+    return isinstance(value, float) or (_is_number(value) and abs(value) < 2**1023)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 4096 and "\0" not in value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, dict) and all(isinstance(value, str) for value in values.values())
+
+
+def _metrics(values: Any) -> bool:
+    return isinstance(values, dict) and all(_is_metric(value) for value in values.values())
+
+
+def _is_identity(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.-]{1,64}", value, re.ASCII) is not None
+
+
+_TIME: Check = (_whole(0, LAST_TIME), "milliseconds since 1970")
+_FIELDS: dict[str, dict[str, Check]] = {
+    "start": {"journal": (_is_identity, "an identity of letters and digits")},
+    "params": {"values": (_texts, "an object of texts")},
+    "tags": {"values": (_texts, "an object of texts")},
+    "metrics": {
+        "step": (_whole(-_LARGEST, _LARGEST - 1), "a whole number of 64 bits"),
+        "values": (_metrics, "an object of numbers"),
+    },
+    "artifact": {"path": (_is_path, "a path")},
+    "end": {"status": (lambda value: value in ("FINISHED", "FAILED", "KILLED"), "FINISHED, FAILED or KILLED")},
+}
+# Of a "start".
+_OPTIONAL: dict[str, Check] = {
+    **dict.fromkeys(("experiment", "run_name", "tracking_uri", "user", "source.name", "host"), (_is_text, "a text")),
+    "pid": (_whole(1, 2**31 - 1), "the number of a process"),
+    "process_started": (lambda value: _is_number(value) and math.isfinite(value), "seconds since 1970"),
+}
