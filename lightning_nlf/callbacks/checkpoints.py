@@ -158,7 +158,7 @@ class BestCheckpoint(_InPlaceCheckpoint):
         self.best_scores: tuple[float, float] | None = None  # monitor, tie break
         self._named = monitor is not None
         self._asked: tuple[str, str] = (monitor or RETURN, mode)
-        self._watched = self._asked  # the metric of the scores, and its mode
+        self._watched: tuple[str, str] = self._asked  # the metric of the scores, and its mode
         self._due = False  # judged the best, not yet in the file
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -193,7 +193,8 @@ class BestCheckpoint(_InPlaceCheckpoint):
 
     def _watch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what the scores are of."""
-        metrics, watched = trainer.callback_metrics, self._asked
+        metrics = trainer.callback_metrics
+        watched: tuple[str, str] = self._asked
         if watched[0] not in metrics:
             text = f"BestCheckpoint: monitor {watched[0]!r} is no metric of this validation; there is {sorted(metrics)}"
             if self._named:

@@ -48,7 +48,7 @@ class StopTogether(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
-            trainer._signal_connector._sigterm_notifier_fn = self._terminate  # type: ignore[method-assign]
+            trainer._signal_connector._sigterm_notifier_fn = self._terminate  # type: ignore[method-assign, assignment]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():

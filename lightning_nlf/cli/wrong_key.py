@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -142,7 +142,7 @@ class Examiner:
         return Fault(keys, f"class_path is missing: the class of a {wanted}.")
 
     def _arguments(
-        self, thing: Callable[..., Any], late: int, given: Any, keys: tuple[str, ...], named: tuple[str, ...]
+        self, thing: type, late: int, given: Any, keys: tuple[str, ...], named: tuple[str, ...]
     ) -> Fault | None:
         """The fault of one of the arguments, at `keys`, or at `named` that some are missing."""
         if not isinstance(given, dict):

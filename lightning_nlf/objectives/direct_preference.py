@@ -65,7 +65,7 @@ class DirectPreferenceObjective(HeldOutObjective):
 
     beta = 1.0  # of the implicit reward
     measured: tuple[str, ...] = ("preference", "accuracy", "margin", "chosen_reward", "rejected_reward")
-    held_out_losses = ("preference",)
+    held_out_losses: tuple[str, ...] = ("preference",)
     counted = "strict_pairs"  # what the loss is a mean over, as in `Batch.totals`
 
     def __init__(self, expected_first: bool = False, **kwargs: Any) -> None:

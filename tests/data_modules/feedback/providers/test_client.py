@@ -223,7 +223,10 @@ def in_seconds(seconds):
     return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
 
 
-@pytest.mark.parametrize(("asked", "least"), [("9", 9), ("2.5", 2.5), (in_seconds(3600), 3400)])
+DATE_IN_AN_HOUR = (in_seconds(3600), 3400)
+
+
+@pytest.mark.parametrize(("asked", "least"), [("9", 9), ("2.5", 2.5), DATE_IN_AN_HOUR], ids=["9", "2.5", "date"])
 def test_retry_after_is_waited_for(server, endpoint, waits, asked, least):
     """In seconds or until a date, as long as it is allowed; the wait until a date of the next hour is too long."""
     server.says(server.Fault(429, headers={"Retry-After": asked}), server.chat("now"))
