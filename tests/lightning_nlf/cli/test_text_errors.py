@@ -221,7 +221,8 @@ def test_weights_of_another_shape(change, trained, refused):
     ((name, here),) = change.items()
     message = refused(*dpo(policy(shape=SHAPE | change, weights=weights)))
     there = (SHAPE | {"family": "gpt2"})[name]
-    assert f"shape.{name}: got {here}, and {weights} has another shape, with {there}; leave shape out" in message
+    assert f"model.init_args.policy.init_args.shape.{name} (run.yaml, line " in message
+    assert f": got {here}, and {weights} has another shape, with {there}; leave shape out" in message
 
 
 def test_weights_and_scorers_that_are_not_there(trained, refused):
