@@ -124,7 +124,7 @@ class ImitationObjective(Objective):
         ValueError: suffix_temperature is not above 0.
     """
 
-    held_out_losses = ("imitation",)
+    held_out_losses: tuple[str, ...] = ("imitation",)
     memory = 0.9  # of the average return, per collection
     average_return: Tensor  # (); NaN until a row was the learner's own
 

@@ -101,7 +101,7 @@ class KTOObjective(ReferenceObjective, HeldOutObjective):
     """
 
     measured = ("kto", "chosen_reward", "rejected_reward")
-    held_out_losses = ("kto",)
+    held_out_losses: tuple[str, ...] = ("kto",)
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ class UnlikelihoodObjective(HeldOutObjective):
     """
 
     measured = ("likelihood", "unlikelihood")
-    held_out_losses = ("likelihood", "unlikelihood")
+    held_out_losses: tuple[str, ...] = ("likelihood", "unlikelihood")
 
     def __init__(self, threshold: Number | None = None, unlikelihood_weight: NonNegative = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
