@@ -86,7 +86,7 @@ class ControlTokens:
         return self._encoded(self.unshielded("".join(parts) + text[end:]))
 
     def _encoded(self, text: str) -> Encoded:
-        encoding = self._encoder.encode(text, add_special_tokens=False)
+        encoding = _encoding(self._encoder, text)
         return Encoded([self._ids.get(number, number) for number in encoding.ids], encoding.offsets, text)
 
     def written(self, text: str) -> list[str]:
@@ -95,7 +95,7 @@ class ControlTokens:
 
     def _written(self, text: str) -> Iterator[tuple[str, int, int]]:
         """Each with its first character and the one behind its last."""
-        encoding = self._reader.encode(text, add_special_tokens=False)
+        encoding = _encoding(self._reader, text)
         for number, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
             if number in self._read:
                 token, found = self._read[number], text[start:stop]
@@ -146,6 +146,16 @@ class ControlTokens:
 
     def _certain(self, character: str) -> str:
         return self._shields.setdefault(character, chr(SHIELDS + len(self._shields)))
+
+
+def _encoding(backend: Any, text: str) -> Any:
+    """Raises ValueError: tokenizers breaks on the text, as where two tokens that take the blanks beside them meet."""
+    try:
+        return backend.encode(text, add_special_tokens=False)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # a panic of Rust is no Exception
+            raise
+        raise ValueError(f"the tokenizer cannot encode this text: {str(error)[:100]}") from error
 
 
 def _is_control(text: str, template: str) -> bool:

@@ -13,6 +13,7 @@ from data_modules.feedback.encoding import encoded  # noqa: E402
 from data_modules.feedback.files import read  # noqa: E402
 from data_modules.feedback.rows import Layout  # noqa: E402
 from data_modules.text import DemonstrationsDataModule, FolderTokenizer  # noqa: E402
+from data_modules.text.control_tokens import ControlTokens  # noqa: E402
 from data_modules.text.conversation import Conversation, Episode, Prompt, Turn  # noqa: E402
 from data_modules.text.environment import Case, Outcome  # noqa: E402
 from tests.data_modules.text.chats import KINDS, SHAPES, Shape, folder  # noqa: E402
@@ -259,3 +260,14 @@ def test_a_template_that_refuses_a_line_names_it_and_skip_goes_on(made, tmp_path
     assert [judgement.expected for judgement in kept] == ["yes ."] and len(groups) == 1
     with pytest.raises(ValueError, match=said):
         DemonstrationsDataModule(tokenizer, path=file).setup("fit")
+
+
+def test_a_text_on_which_the_tokenizer_itself_breaks_is_a_fault_of_that_text():
+    """A panic of tokenizers' Rust is no Exception, and would end a fit that skips bad lines."""
+    from tokenizers import AddedToken, Tokenizer, models, normalizers
+
+    backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Strip()
+    backend.add_tokens([AddedToken(" ", lstrip=True, rstrip=True, special=True), AddedToken("é", special=True)])
+    with pytest.raises(ValueError, match="^the tokenizer cannot encode this text: "):
+        ControlTokens(backend).encode_shielded("éİ a")
