@@ -268,6 +268,7 @@ def test_a_text_on_which_the_tokenizer_itself_breaks_is_a_fault_of_that_text():
 
     backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     backend.normalizer = normalizers.Strip()
-    backend.add_tokens([AddedToken(" ", lstrip=True, rstrip=True, special=True), AddedToken("é", special=True)])
+    blank = AddedToken(" ", lstrip=True, rstrip=True, normalized=True, special=True)
+    backend.add_tokens([blank, AddedToken("é", lstrip=True, normalized=False, special=True)])
     with pytest.raises(ValueError, match="^the tokenizer cannot encode this text: "):
         ControlTokens(backend).encode_shielded("éİ a")
