@@ -1,8 +1,8 @@
 """Spoils inputs of every kind and counts how the product answers.
 
-python tests/mutants                                     1,000 mutants of seed 0
-python tests/mutants --kinds yaml --seeds 1 2 3 --count 100
-python tests/mutants --show traceback hang               with their messages
+    python tests/mutants                                     1,000 mutants of seed 0
+    python tests/mutants --kinds yaml --seeds 1 2 3 --count 100
+    python tests/mutants --show traceback hang               with their messages
 """
 
 from __future__ import annotations
