@@ -20,17 +20,21 @@ from data_modules.terminal import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, or 2 after one message on standard error."""
+    """Run one command and return the exit code: 0, 2 after one message on standard error, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        code = options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, ValueError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        print("stopped: by Ctrl-C", file=sys.stderr)
+        return 130
+    return code or 0
 
 
 def _read(options: argparse.Namespace) -> list[Judgement]:

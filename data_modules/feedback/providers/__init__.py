@@ -1,4 +1,4 @@
-"""Whoever gives feedback. What asks a model needs aiohttp, and is imported when it is asked for."""
+"""Whoever gives feedback. What asks a model is imported when it is asked for, and openai when it asks."""
 
 from __future__ import annotations
 

@@ -1,13 +1,21 @@
-"""What came back from a model: its words, and how likely others were."""
+"""Completion of a language model: its text, and the log-probabilities of the likeliest tokens, read value by value."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 MARKS = " \t\n▁Ġ"  # what tokenizers put before a word
+MOST_TOKENS = 10**9  # of one answer; a server that counts more cannot count
+ROUNDING = 0.05  # by which the probabilities of one token's alternatives may add up to more than 1
+IMPOSSIBLE = -1e6  # log-probabilities from here on are a probability of 0; servers write −9999 or −∞
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxlist, _BRIEF.maxother = 3, 200, 20, 200
 
 
 class Unanswered(Exception):
@@ -18,49 +26,126 @@ class Malformed(Unanswered):
     """An answer that is not in the form that was asked for."""
 
 
+class NoLogProbs(Malformed):
+    """An answer without the log-probabilities that were asked for."""
+
+
 @dataclass(frozen=True)
 class Answer:
-    """One completion."""
+    """One completion.
+
+    Attributes:
+        alternatives: of each token the log-probabilities of the likeliest ones, by token; all finite and at most 0.
+        cut: why the text ends before its end, `length` or `content_filter`; None where it is whole.
+    """
 
     text: str
-    alternatives: tuple[dict[str, float], ...] = ()  # of each token: log-probabilities of the likeliest ones, by token
+    alternatives: tuple[dict[str, float], ...] = ()
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cut: str | None = None
 
     @staticmethod
-    def of(said: Any) -> Answer:
+    def of(body: Any) -> Answer:
         """From the JSON of `/chat/completions` or `/completions`.
 
         Raises:
-            ValueError: it is not such an answer.
+            ValueError: it is not such an answer, or a value in it cannot be.
         """
-        try:
-            choice = said["choices"][0]
-            text = choice["message"]["content"] if "message" in choice else choice["text"]
-            usage = said.get("usage") or {}
-            prompt, completion = (int(usage.get(f"{name}_tokens") or 0) for name in ("prompt", "completion"))
-            if not isinstance(text, str | None):
-                raise TypeError(f"its content is a {type(text).__name__}")
-            return Answer(text or "", tuple(_alternatives(choice.get("logprobs"))), prompt, completion)
-        except (AttributeError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"no completion: {type(error).__name__} {error}") from None
+        choices = _typed(body, dict, "the answer").get("choices")
+        choice = _typed(next(iter(_typed(choices, list, "choices")), None), dict, "choices[0]")
+        if "message" not in choice and "text" not in choice:
+            raise ValueError("choices[0] has neither message nor text")
+        text = _typed(choice["message"], dict, "message").get("content") if "message" in choice else choice["text"]
+        text = "" if text is None else _typed(text, str, "its content")
+        reason = choice.get("finish_reason")
+        cut = reason if reason in ("length", "content_filter") else None
+        return Answer(_unicode(text), _alternatives(choice.get("logprobs")), *token_counts(body), cut)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `of` reads again; nothing of the server's answer that was not read."""
+        steps = [
+            {"top_logprobs": [{"token": token, "logprob": log_prob} for token, log_prob in step.items()]}
+            for step in self.alternatives
+        ]
+        choice = {"message": {"content": self.text}, "finish_reason": self.cut or "stop"}
+        usage = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+        return {"choices": [choice | {"logprobs": {"content": steps} if steps else None}], "usage": usage}
 
 
-def _alternatives(found: Any) -> list[dict[str, float]]:
+def parsed(content: bytes) -> Any:
+    """The JSON of a body.  Raises ValueError: it is none, or nested deeper than any answer."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no UTF-8: {error.reason}") from None
+
+
+def token_counts(body: Any) -> tuple[int, int]:
+    """Tokens of the question and of the answer; 0 where the server does not count.
+
+    Raises:
+        ValueError: a count that is no whole number from 0 to 10⁹.
+    """
+    usage = _typed(body, dict, "the answer").get("usage")
+    usage = {} if usage is None else _typed(usage, dict, "usage")
+    return _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+
+
+def _count(usage: dict[str, Any], name: str) -> int:
+    value = usage.get(name)
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS or value % 1:
+        raise ValueError(f"usage.{name} is {excerpt(value)}")
+    return int(value)
+
+
+def _typed(value: Any, kind: type, name: str) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {excerpt(value)}")
+    return value
+
+
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a surrogate at character {error.start} of its content") from None
+    return text
+
+
+def _alternatives(log_probs: Any) -> tuple[dict[str, float], ...]:
     """Of a chat `content: [{top_logprobs: [{token, logprob}]}]`, of a text `top_logprobs: [{token: logprob}]`."""
-    if not found:
-        return []
-    if "content" in found:
-        return [_joined((each["token"], each["logprob"]) for each in step["top_logprobs"]) for step in found["content"]]
-    return [_joined(step.items()) for step in found.get("top_logprobs") or ()]
+    if log_probs is None:
+        return ()
+    if "content" not in _typed(log_probs, dict, "logprobs"):
+        steps = _typed(log_probs.get("top_logprobs") or [], list, "top_logprobs")
+        return tuple(_joined(_typed(step or {}, dict, "top_logprobs").items()) for step in steps)
+    steps = [_typed(step, dict, "logprobs") for step in _typed(log_probs["content"] or [], list, "logprobs.content")]
+    return tuple(_joined(map(_pair, _typed(step.get("top_logprobs"), list, "top_logprobs"))) for step in steps)
 
 
-def _joined(pairs: Any) -> dict[str, float]:
-    """Different tokens may be written alike; their probabilities add up."""
+def _pair(alternative: Any) -> tuple[Any, Any]:
+    fields = _typed(alternative, dict, "top_logprobs")
+    return fields.get("token"), fields.get("logprob")
+
+
+def _joined(pairs: Iterable[tuple[Any, Any]]) -> dict[str, float]:
+    """Different tokens may be written alike; their probabilities add up. Impossible ones are left out."""
     total: dict[str, float] = {}
     for token, log_prob in pairs:
-        total[token] = log_sum([total.get(token, -math.inf), log_prob])
-    return total
+        # half of a character outside the basic plane may be a token of its own
+        text = _typed(token, str, "token").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if isinstance(log_prob, bool) or not isinstance(log_prob, int | float) or not log_prob <= ROUNDING:
+            raise ValueError(f"logprob is {excerpt(log_prob)}")
+        if log_prob > IMPOSSIBLE:
+            total[text] = log_sum([total.get(text, -math.inf), min(float(log_prob), 0.0)])
+    if math.exp(log_sum(list(total.values()))) > 1 + ROUNDING:
+        raise ValueError("the probabilities of its top_logprobs add up to more than 1")
+    return {token: min(log_prob, 0.0) for token, log_prob in total.items()}
 
 
 def log_sum(log_probs: Sequence[float]) -> float:
@@ -75,17 +160,22 @@ def label_log_probs(answer: Answer, labels: Sequence[str]) -> list[float]:
     A label that is not among the alternatives counts as impossible.
     Raises:
         Malformed: none of them is.
-        ValueError: the server gave no log-probabilities.
+        NoLogProbs: the server gave no log-probabilities.
     """
     if not answer.alternatives:
-        raise ValueError("votes: the server gives no log-probabilities; ask for votes instead")
+        raise NoLogProbs("votes: the server gives no log-probabilities; ask for votes instead")
     first = answer.alternatives[0]
-    found = [log_sum([x for token, x in first.items() if token.strip(MARKS) == label]) for label in labels]
-    if max(found) == -math.inf:
-        raise Malformed(f"none of {', '.join(labels)} is among the likeliest first tokens {list(first)}")
-    return found
+    log_probs = [log_sum([x for token, x in first.items() if token.strip(MARKS) == label]) for label in labels]
+    if max(log_probs) == -math.inf:
+        raise Malformed(f"none of {', '.join(labels)} is among the likeliest first tokens {excerpt(list(first))}")
+    return log_probs
 
 
 def softmax(log_probs: Sequence[float]) -> list[float]:
     total = log_sum(log_probs)
     return [math.exp(x - total) for x in log_probs]
+
+
+def excerpt(value: object) -> str:
+    """A value from elsewhere as it may stand in a message: escaped, on one line, and short."""
+    return _BRIEF.repr(value)

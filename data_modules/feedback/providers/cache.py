@@ -25,12 +25,14 @@ class Cache:
         self.folder = None if folder is None else Path(folder)
 
     def get(self, key: str) -> Any:
-        """None where nothing is known; half a file, as a full disk leaves it, is nothing."""
+        """None where nothing is known; half a file, as a full disk leaves it, is nothing, nor is one that nests without
+        end.
+        """
         if self.folder is None:
             return None
         try:
             return json.loads(self._path(self.folder, key).read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
 
     def put(self, key: str, answer: Any) -> None:
@@ -39,8 +41,11 @@ class Cache:
         path = self._path(self.folder, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-        unfinished.write_text(json.dumps(answer, ensure_ascii=False), encoding="utf-8")
-        os.replace(unfinished, path)
+        try:
+            unfinished.write_text(json.dumps(answer, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     @staticmethod
     def _path(folder: Path, key: str) -> Path:

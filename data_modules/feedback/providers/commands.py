@@ -14,6 +14,7 @@ from data_modules.feedback.providers.provider import Provider, without
 from data_modules.feedback.schema import Judgement
 from data_modules.terminal import on_one_line
 
+INTERRUPTED = 130  # exit code of what Ctrl-C ended, as shells have it
 Read = Callable[[argparse.Namespace], list[Judgement]]
 
 
@@ -45,13 +46,16 @@ def add_commands(commands: Any, parent: argparse.ArgumentParser, read: Read) -> 
         )
 
 
-def _complete(options: argparse.Namespace, read: Read, provider: Provider) -> None:
+def _complete(options: argparse.Namespace, read: Read, provider: Provider) -> int:
+    """Writes what was judged, and returns the exit code: 130 after Ctrl-C."""
     judgements = read(options)
     if options.replace:
         judgements = [without(judgement, provider.gives) for judgement in judgements]
     with _progress(len(judgements)) as tick:
         done, account = provider.complete(judgements, tick)
     fuller = sum(new != old for new, old in zip(done, judgements, strict=True))
+    if not fuller and account.interrupted:
+        raise KeyboardInterrupt
     if not fuller and (account.stopped or account.left_out):
         raise ValueError(account.stopped or _listed(account.left_out))
     write(options.out, done)
@@ -59,8 +63,9 @@ def _complete(options: argparse.Namespace, read: Read, provider: Provider) -> No
     print(f"{options.out}: more is known of {fuller} of {len(done)} prompts ({cost})")
     if account.left_out:
         print(_listed(account.left_out), file=sys.stderr)
-    if account.stopped:
-        print(f"stopped: {on_one_line(account.stopped)}; the same command goes on from where it was", file=sys.stderr)
+    if stopped := "by Ctrl-C" if account.interrupted else account.stopped:
+        print(f"stopped: {on_one_line(stopped)}; the same command goes on from where it was", file=sys.stderr)
+    return INTERRUPTED if account.interrupted else 0
 
 
 def _listed(left_out: list[str]) -> str:
@@ -84,23 +89,27 @@ def _constitution(options: argparse.Namespace) -> Provider:
 
 
 def _yaml(path: Path, name: str) -> dict[str, Any]:
-    import yaml
-
     if not path.is_file():
         raise ValueError(f"{name}: there is no file {path}")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name}: {path} is no yaml: {error}") from None
-    if not isinstance(found, dict):
+    config = _parsed(path.read_bytes(), f"{name}: {path}")
+    if not isinstance(config, dict):
         raise ValueError(f"{name}: {path} must be a mapping")
-    return found
+    return config
+
+
+def _parsed(text: str | bytes, name: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is no yaml: {' '.join(str(error).split())}") from None
+    except (RecursionError, UnicodeDecodeError):
+        raise ValueError(f"{name} is no yaml: it nests too deeply, or is no UTF-8") from None
 
 
 def _with(config: dict[str, Any], changes: list[str], below: tuple[str, ...]) -> dict[str, Any]:
     """The config with each `a.b=value` set below a key."""
-    import yaml
-
     for change in changes:
         name, sign, value = change.partition("=")
         if not sign or not name:
@@ -111,7 +120,7 @@ def _with(config: dict[str, Any], changes: list[str], below: tuple[str, ...]) ->
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
                 raise ValueError(f"--set: {name} goes through {key}, which is no mapping")
-        node[last] = yaml.safe_load(value)
+        node[last] = _parsed(value, f"--set: {name}: {value!r}")
     return config
 
 

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from data_modules.feedback.providers import prompts
-from data_modules.feedback.providers.answer import Answer, Malformed, Unanswered, label_log_probs, softmax
+from data_modules.feedback.providers.answer import Answer, Malformed, Unanswered, excerpt, label_log_probs, softmax
 from data_modules.feedback.providers.client import Client
 from data_modules.feedback.providers.principles import read_principles
 from data_modules.feedback.providers.questions import Note, asked, text_of, together
@@ -18,6 +18,7 @@ from data_modules.feedback.schema import Judgement
 from data_modules.feedback.templates import refuse_template
 
 VOTE_TOKENS = 8
+SHOWN = 300  # characters of a message about an order
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,10 @@ def _first_of_two(answer: Answer) -> float:
 
 def _vote(answer: Answer) -> bool:
     """Whether it is the first."""
-    found = re.fullmatch(r"([12])\.?", answer.text.strip())
-    if found is None:
-        raise Malformed(f"preference: {answer.text!r} is neither 1 nor 2")
-    return found[1] == "1"
+    label = re.fullmatch(r"([12])\.?", answer.text.strip())
+    if label is None:
+        raise Malformed(f"preference: {excerpt(answer.text)} is neither 1 nor 2")
+    return label[1] == "1"
 
 
 class ListwiseQuestion:
@@ -197,7 +198,7 @@ class ListwiseQuestion:
             try:
                 return parse_ranking(answer.text.strip().removesuffix("."), len(order))
             except ValueError as error:
-                raise Malformed(f"ranking: {error}") from None
+                raise Malformed(f"ranking: {str(error)[:SHOWN]}") from None
 
         found = await asked(
             client, read, self.template.format(prompt=text_of(judgement), responses=shown), self.max_tokens

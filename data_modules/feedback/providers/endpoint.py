@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+
+LONGEST_WAIT = 120  # seconds of Retry-After that openai's client waits for
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,19 @@ class Endpoint:
             `max_completion_tokens`.
         concurrency: requests at a time.
         timeout: seconds for one.
-        retries: further tries after 429, 5xx, a timeout, a broken connection or an answer that is no JSON.
-        backoff: seconds before the first of them, doubled each time, with jitter; a longer Retry-After is honoured.
-        max_calls, max_tokens: answers and tokens, of questions and answers, to pay for; those from the cache are free.
-            What is on its way when tokens run out is still paid, `concurrency` answers at most.
+        retries: further tries after 408, 409, 429, 5xx, a timeout, a broken connection or an answer that is none, by
+            openai's client: ½, 1, 2, 4, then 8 seconds apart, with jitter, or as long as Retry-After says.
+        longest_wait: seconds of Retry-After, at most 120; a server that asks for more stops the judge like a spent
+            budget.
+        max_calls: requests to send, the tries again among them; what the cache holds is free.
+        max_tokens: tokens to pay for, of questions and answers, as the server counts them. What is on its way when they
+            run out is still paid, `concurrency` answers at most.
         cache: folder of answers by the content of the question; null keeps nothing.
 
+    `HTTPS_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` of the environment hold for it as for other programs.
+
     Raises:
-        ValueError: a number that is none of those.
+        ValueError: a number that is none of those, an address or options that cannot be sent.
     """
 
     url: str
@@ -39,7 +47,7 @@ class Endpoint:
     concurrency: int = 8
     timeout: float = 60.0
     retries: int = 5
-    backoff: float = 0.5
+    longest_wait: float = 60.0
     max_calls: int | None = None
     max_tokens: int | None = None
     cache: str | None = "outputs/judge_cache"
@@ -47,15 +55,26 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"endpoint.url: got {self.url!r}, must begin with http:// or https://")
-        if "@" in urlsplit(self.url).netloc:
+        try:
+            parts = urlsplit(self.url)
+            if not parts.hostname or parts.port == 0:
+                raise ValueError("it names no server")
+        except ValueError as error:
+            raise ValueError(f"endpoint.url: got {self.url!r}: {error}") from None
+        if "@" in parts.netloc:
             raise ValueError("endpoint.url: it holds a password, and is kept with every run; use key_variable instead")
         for name, least in (("concurrency", 1), ("retries", 0), ("max_calls", 0), ("max_tokens", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"endpoint.{name}: got {value}, must be at least {least}")
-        for name in ("timeout", "backoff"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"endpoint.{name}: got {getattr(self, name)} seconds, must be above 0")
+        if not self.timeout > 0:
+            raise ValueError(f"endpoint.timeout: got {self.timeout} seconds, must be above 0")
+        if not 0 <= self.longest_wait <= LONGEST_WAIT:
+            raise ValueError(f"endpoint.longest_wait: got {self.longest_wait} seconds, must be 0 to {LONGEST_WAIT}")
+        try:
+            json.dumps(self.options, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"endpoint.options: they cannot be sent as JSON: {error}") from None
 
     def body(self, prompt: str, max_tokens: int, temperature: float, seed: int, alternatives: int) -> dict[str, Any]:
         """What is sent."""
@@ -68,13 +87,15 @@ class Endpoint:
             asked |= {"logprobs": True, "top_logprobs": alternatives} if alternatives else {}
         return {name: value for name, value in (asked | self.options).items() if value is not None}
 
-    def headers(self) -> dict[str, str]:
-        """Raises ValueError: the environment has no key."""
+    def key(self) -> str | None:
+        """The API key.  Raises ValueError: the environment has none, or one that cannot be sent."""
         if self.key_variable is None:
-            return {}
+            return None
         if not self._key:
             raise ValueError(f"endpoint.key_variable: the environment has no {self.key_variable}; export it")
-        return {"Authorization": f"Bearer {self._key}"}
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ValueError(f"endpoint.key_variable: {self.key_variable} holds characters that no header can")
+        return self._key
 
     def without_key(self, text: str) -> str:
         """What a server says may repeat the key, and goes into logs."""
@@ -82,4 +103,4 @@ class Endpoint:
 
     @property
     def _key(self) -> str | None:
-        return None if self.key_variable is None else os.environ.get(self.key_variable)
+        return None if self.key_variable is None else os.environ.get(self.key_variable, "").strip()

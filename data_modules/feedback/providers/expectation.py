@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from data_modules.feedback.providers.answer import MARKS, Answer, Malformed, log_sum, softmax
+from data_modules.feedback.providers.answer import MARKS, Answer, Malformed, NoLogProbs, excerpt, log_sum, softmax
 
 
 def expected_label(answer: Answer, labels: Sequence[int]) -> float:
@@ -16,10 +16,10 @@ def expected_label(answer: Answer, labels: Sequence[int]) -> float:
     a scale from 0 to 9 is exact.
     Raises:
         Malformed: no such number is among the likeliest tokens.
-        ValueError: the server gave no log-probabilities.
+        NoLogProbs: the server gave no log-probabilities.
     """
     if not answer.alternatives:
-        raise ValueError("expectation: the server gives no log-probabilities; take the number that is said instead")
+        raise NoLogProbs("expectation: the server gives no log-probabilities; take the number that is said instead")
     names = [str(label) for label in labels]
     first = _by_text(answer.alternatives[0])
     found = {name: first.get(name, -math.inf) for name in names}
@@ -34,7 +34,9 @@ def expected_label(answer: Answer, labels: Sequence[int]) -> float:
         if longer and begun in found:
             found[begun] = first[begun] + math.log(rest) if rest > 0 else -math.inf
     if max(found.values()) == -math.inf:
-        raise Malformed(f"score: no number from {names[0]} to {names[-1]} is among the likeliest tokens {list(first)}")
+        raise Malformed(
+            f"score: no number from {names[0]} to {names[-1]} is among the likeliest tokens {excerpt(list(first))}"
+        )
     return sum(label * p for label, p in zip(labels, softmax(list(found.values())), strict=True))
 
 

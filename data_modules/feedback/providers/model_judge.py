@@ -52,29 +52,31 @@ class Completing(Protocol):
 def ask_all(
     endpoint: Endpoint, judgements: Sequence[Judgement], complete: Completing, tick: Callable[[], object]
 ) -> tuple[list[Judgement], Account]:
-    """`Provider.complete` with a model: all judgements side by side."""
+    """`Provider.complete` with a model: all judgements side by side. Ctrl-C stops it like a spent budget."""
     client, account = Client(endpoint), Account()
+    done = list(judgements)
 
-    async def one(place: int) -> Judgement:
+    async def one(place: int) -> None:
         judgement = judgements[place]
 
         def note(error: Unanswered) -> None:
             if not isinstance(error, Stopped):
                 account.left_out.append(f"{judgement.where or f'judgement {place + 1}'}: {error}")
 
-        completed = await complete(client, judgement, note)
+        done[place] = await complete(client, judgement, note)
         tick()
-        return completed
 
-    async def every() -> list[Judgement]:
+    async def every() -> None:
         async with client, asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(place)) for place in range(len(judgements))]
-        return [task.result() for task in tasks]
+            for place in range(len(judgements)):
+                group.create_task(one(place))
 
     try:
-        done = waited_for(every())
+        waited_for(every())
     except ExceptionGroup as errors:  # the first has stopped the others
         raise _first(errors) from None
+    except KeyboardInterrupt:
+        account.interrupted = True
     account.counters, account.stopped = client.counters, client.stopped
     return done, account
 

@@ -16,6 +16,7 @@ class Account:
     counters: dict[str, int] = field(default_factory=lambda: {"calls": 0})
     left_out: list[str] = field(default_factory=list)  # FILE:LINE, what is missing and why
     stopped: str | None = None  # why it stopped before the end
+    interrupted: bool = False  # whether that was Ctrl-C
 
 
 class Provider(Protocol):

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from data_modules.feedback.parsing import Scale
 from data_modules.feedback.providers import prompts
-from data_modules.feedback.providers.answer import Answer, Malformed, Unanswered
+from data_modules.feedback.providers.answer import Answer, Malformed, NoLogProbs, Unanswered, excerpt
 from data_modules.feedback.providers.client import Client
 from data_modules.feedback.providers.expectation import expected_label
 from data_modules.feedback.providers.provider import merged
@@ -52,12 +52,19 @@ async def asked(
 
     Raises:
         Unanswered: there is no answer, or a second one that cannot be read.
+        ValueError: the server gives no log-probabilities, to this question or any other.
     """
     first = await client.ask(prompt, max_tokens, temperature, seed, alternatives)
     try:
         return read(first)
     except Malformed:
-        return read(await client.ask(prompt, max_tokens, temperature, seed + AGAIN, alternatives))
+        second = await client.ask(prompt, max_tokens, temperature, seed + AGAIN, alternatives)
+    try:
+        return read(second)
+    except NoLogProbs as error:
+        if client.budget.log_probs:
+            raise
+        raise ValueError(str(error)) from None
 
 
 async def together(*asking: Awaitable[T]) -> list[T]:
@@ -141,10 +148,10 @@ class ScoreQuestion:
 
     def _number(self, answer: Answer) -> float:
         """Nothing but a number on the scale; a full stop behind it is forgiven."""
-        found = re.fullmatch(r"(-?\d+(?:\.\d+)?)\.?", answer.text.strip())
-        if found is None or not self.low <= float(found[1]) <= self.high:
-            raise Malformed(f"score: {answer.text!r} is no number from {self.low} to {self.high}")
-        return float(found[1])
+        number = re.fullmatch(r"(-?\d+(?:\.\d+)?)\.?", answer.text.strip())
+        if number is None or not self.low <= float(number[1]) <= self.high:
+            raise Malformed(f"score: {excerpt(answer.text)} is no number from {self.low} to {self.high}")
+        return float(number[1])
 
 
 class CritiqueQuestion:
@@ -198,8 +205,15 @@ class ExpectedQuestion:
 
 
 def words(answer: Answer) -> str:
-    """The text of an answer that has any."""
+    """The text of a whole answer.
+
+    Raises:
+        Malformed: it is empty, or was cut off.
+    """
     text = answer.text.strip()
     if not text:
         raise Malformed("the answer is empty")
+    if answer.cut is not None:
+        mend = "; a larger max_tokens of the question leaves room for it" if answer.cut == "length" else ""
+        raise Malformed(f"the answer was cut off ({answer.cut}): {excerpt(text)}{mend}")
     return text

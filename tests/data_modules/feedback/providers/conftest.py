@@ -1,5 +1,6 @@
 """A real server on loopback that says what a script tells it to."""
 
+import asyncio
 import json
 import math
 import threading
@@ -33,10 +34,15 @@ def log(p):
 
 
 class Fault:
-    """Instead of an answer: a status, a body that is no JSON, a connection that breaks, or none that comes in time."""
+    """Instead of an answer: a status, a body that is no JSON, a connection that breaks, or none that comes in time.
 
-    def __init__(self, status=200, body="", headers=(), drop=False, hang=False):
+    `cut` ends the connection after so many bytes of the body, `stall` leaves it open there, `drip` sends one byte of it
+    every so many seconds for ever.
+    """
+
+    def __init__(self, status=200, body="", headers=(), drop=False, hang=False, cut=None, stall=None, drip=None):
         self.status, self.body, self.headers, self.drop, self.hang = status, body, dict(headers), drop, hang
+        self.cut, self.stall, self.drip = cut, stall, drip
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -48,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.requests.append(body)
             server.paths.append(self.path)
-            server.headers.append(dict(self.headers))
+            server.headers.append(self.headers)
             said = server.answer(body)
         if isinstance(said, Fault) and (said.hang or said.drop):
             if said.hang:
@@ -56,12 +62,31 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         fault = said if isinstance(said, Fault) else Fault(body=json.dumps(said))
-        content = fault.body.encode()
+        content = fault.body if isinstance(fault.body, bytes) else fault.body.encode()
         self.send_response(fault.status)
         for name, value in {"Content-Length": str(len(content)), **fault.headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content)
+        try:
+            self._write(content, fault, server)
+        except (BrokenPipeError, ConnectionResetError):  # the client has heard enough
+            self.close_connection = True
+
+    def do_GET(self):  # what a redirection that is followed may become
+        self.server.script.paths.append(self.path)
+        self.send_error(404)
+
+    def _write(self, content, fault, server):
+        if fault.drip is not None:
+            while not server.released.wait(fault.drip):
+                self.wfile.write(b" ")
+        elif fault.cut is None and fault.stall is None:
+            self.wfile.write(content)
+        else:
+            self.wfile.write(content[: fault.cut or fault.stall])
+            if fault.stall is not None:
+                server.released.wait(30)
+            self.close_connection = True
 
     def log_message(self, *args):
         pass
@@ -90,6 +115,22 @@ def asked_of(body):
     return body["prompt"] if "prompt" in body else body["messages"][0]["content"]
 
 
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    """Seconds that openai's client would have waited before each try again: nobody waits here. No proxy is asked."""
+    seconds = []
+
+    async def sleep(delay):
+        seconds.append(delay)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr("anyio.sleep", sleep)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return seconds
+
+
 @pytest.fixture
 def server():
     script = Script()
@@ -104,10 +145,10 @@ def server():
 
 @pytest.fixture
 def endpoint(server, tmp_path):
-    """Makes an endpoint of the server, with waits of a hundredth of a second."""
+    """Makes an endpoint of the server."""
 
     def make(**knobs):
-        own = {"url": server.url, "model": "judge", "cache": str(tmp_path / "cache"), "backoff": 0.01, "timeout": 5.0}
+        own = {"url": server.url, "model": "judge", "cache": str(tmp_path / "cache"), "timeout": 5.0}
         return Endpoint(**(own | knobs))
 
     return make

@@ -1,17 +1,24 @@
 """Asking a server that fails in every way there is: nothing is asked twice, nothing that was paid for is lost."""
 
+import ast
 import asyncio
+import itertools
+import math
 import multiprocessing
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 
 from data_modules.feedback.providers.answer import Unanswered
 from data_modules.feedback.providers.cache import Cache, content_key
-from data_modules.feedback.providers.client import Client, Stopped, _retry_after, waited_for
+from data_modules.feedback.providers.client import Client, Stopped, waited_for
 from data_modules.feedback.providers.endpoint import Endpoint
+
+ROOT = Path(__file__).parents[4]
 
 
 def ask(client, *prompts, **how):
@@ -90,6 +97,11 @@ def test_a_server_that_repeats_the_key_tells_nobody(server, endpoint, monkeypatc
         ({"retries": -1}, "endpoint.retries: got -1"),
         ({"timeout": 0.0}, "endpoint.timeout: got 0.0 seconds"),
         ({"max_calls": -1}, "endpoint.max_calls: got -1"),
+        ({"longest_wait": math.inf}, "endpoint.longest_wait: got inf"),
+        ({"longest_wait": 121.0}, "endpoint.longest_wait: got 121"),
+        ({"url": "http://"}, "endpoint.url: got 'http://': it names no server"),
+        ({"url": "http://a:b/v1"}, "endpoint.url: got 'http://a:b/v1'"),
+        ({"options": {"top_p": math.nan}}, "endpoint.options: they cannot be sent as JSON"),
     ],
 )
 def test_knobs_that_are_wrong(knobs, message):
@@ -118,13 +130,13 @@ def test_no_more_at_a_time_than_allowed(server, endpoint):
 # ---- faults
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
 def test_it_tries_again_after_a_server_error(server, endpoint, status):
     server.says(server.Fault(status), server.Fault(status), server.chat("now"))
     client = Client(endpoint())
     (answer,) = ask(client, "say")
     assert answer.text == "now" and len(server.requests) == 3
-    assert client.counters["calls"] == 1 and client.counters["retries"] == 2
+    assert client.counters["calls"] == 3 and client.counters["retries"] == 2
 
 
 @pytest.mark.parametrize(
@@ -135,6 +147,13 @@ def test_it_tries_again_after_a_server_error(server, endpoint, status):
         {"body": '{"error": "busy"}'},
         {"body": "[1"},
         {"body": '{"choices": [{"text": ["1"]}]}'},
+        {"body": "[" * 100_000},
+        {"body": '{"choices": [{"text": "1"}]}', "cut": 9},
+        {"body": ""},
+        {"body": '{"choices": [{"text": "1"}]}', "headers": {"Content-Encoding": "gzip"}},
+        {"body": " " * (2**24 + 1)},
+        {"body": "1", "headers": {"Content-Type": "application/json; charset=hex"}},
+        {"status": 503, "body": "1", "headers": {"Content-Type": "text/html; charset=hex"}},
     ],
 )
 def test_it_tries_again_after_a_broken_answer(server, endpoint, kind):
@@ -142,21 +161,23 @@ def test_it_tries_again_after_a_broken_answer(server, endpoint, kind):
     assert ask(Client(endpoint()), "say")[0].text == "now" and len(server.requests) == 2
 
 
-def test_it_tries_again_when_the_time_is_up(server, endpoint):
-    server.says(server.Fault(hang=True), server.chat("now"))
-    client = Client(endpoint(timeout=0.2))
+@pytest.mark.parametrize("fault", [{"hang": True}, {"body": '{"choices', "stall": 5}, {"drip": 0.02}])
+def test_it_tries_again_when_the_time_is_up(server, endpoint, fault):
+    """Whether nothing comes, half of it, or a byte now and then: the time is that of the whole answer."""
+    server.says(server.Fault(headers={"Content-Length": "1000000"}, **fault), server.chat("now"))
+    client = Client(endpoint(timeout=0.3))
     assert ask(client, "say")[0].text == "now" and client.counters["retries"] == 1
 
 
-def test_what_fails_for_good_is_said_and_costs_nothing(server, endpoint):
-    """Its retries are used up; the other question is answered all the same."""
+def test_what_fails_for_good_is_said(server, endpoint):
+    """Its retries are used up; the other question is answered all the same. Four requests went out."""
     server.answer = lambda body: (
         server.Fault(500, "out of memory") if body["messages"][0]["content"] == "bad" else server.chat("fine")
     )
     client = Client(endpoint(retries=2))
     bad, good = ask(client, "bad", "good")
     assert isinstance(bad, Unanswered) and str(bad) == "HTTP 500: out of memory, 3 times"
-    assert good.text == "fine" and client.counters["calls"] == 1 and len(server.requests) == 4
+    assert good.text == "fine" and client.counters["calls"] == 4 == len(server.requests)
 
 
 def test_a_question_that_the_server_cannot_take_is_not_repeated(server, endpoint):
@@ -172,6 +193,15 @@ def test_what_is_wrong_for_all_questions_is_the_users_mistake(server, endpoint, 
     assert isinstance(error, ValueError) and knob in str(error) and len(server.requests) == 1
 
 
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_question_that_is_refused_after_others_were_answered_stops_nobody(server, endpoint, status):
+    """As servers do that look at what is asked; a key that is refused stops all at any time."""
+    server.says(server.chat("fine"), server.Fault(status, "moderated"), server.chat("fine"), server.Fault(401, "no"))
+    first, second, third, last = ask(Client(endpoint(concurrency=1)), *"abcd")
+    assert (first.text, third.text) == ("fine", "fine") and isinstance(last, ValueError)
+    assert isinstance(second, Unanswered) and str(second) == f"HTTP {status}: moderated"
+
+
 def test_nobody_at_home_stops_all(server, endpoint):
     server.server.server_close()  # the port is free again
     client = Client(endpoint(retries=1, concurrency=1))
@@ -181,31 +211,122 @@ def test_nobody_at_home_stops_all(server, endpoint):
     assert client.counters["retries"] == 1  # of the first question alone
 
 
-def test_waits_grow_and_are_never_shorter_than_the_server_asks(endpoint):
-    """½ · 2^n · [½, 1] seconds: n = 3 is 2 to 4."""
-    client = Client(endpoint(backoff=0.5))
-    waits = [client._wait(3, None) for _ in range(200)]
-    assert 2 <= min(waits) < 2.5 and 3.5 < max(waits) <= 4
-    assert client._wait(0, 7.0) == 7.0 and client._wait(5, 0.1) >= 8
+def test_waits_grow(server, endpoint, waits):
+    """Half a second, doubled each time, up to eight; less up to a quarter of it by chance."""
+    server.says(server.Fault(500))
+    ask(Client(endpoint(retries=6)), "say")
+    longest = [0.5, 1, 2, 4, 8, 8]
+    assert len(waits) == 6 and all(0.75 * most <= wait <= most for wait, most in zip(waits, longest, strict=True))
 
 
-def test_retry_after_in_seconds_or_as_a_date():
-    assert _retry_after({"Retry-After": "2.5"}) == 2.5 and _retry_after({}) is None
-    then = datetime.now(UTC) + timedelta(seconds=60)
-    assert 55 < _retry_after({"Retry-After": format_datetime(then, usegmt=True)}) <= 60
-    assert _retry_after({"Retry-After": format_datetime(then - timedelta(hours=1), usegmt=True)}) == 0
-    assert _retry_after({"Retry-After": "soon"}) is None
+def in_seconds(seconds):
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
 
 
-def test_retry_after_is_waited_for(server, endpoint, monkeypatch):
-    waited = []
+@pytest.mark.parametrize(("asked", "least"), [("9", 9), ("2.5", 2.5), (in_seconds(3600), 3400)])
+def test_retry_after_is_waited_for(server, endpoint, waits, asked, least):
+    """In seconds or until a date, as long as it is allowed; the wait until a date of the next hour is too long."""
+    server.says(server.Fault(429, headers={"Retry-After": asked}), server.chat("now"))
+    client = Client(endpoint())
+    (answer,) = ask(client, "say")
+    if least > 60:
+        assert isinstance(answer, Stopped) and waits == [] and "endpoint.longest_wait" in client.stopped
+    else:
+        assert answer.text == "now" and waits == [least]
 
-    async def sleep(seconds):
-        waited.append(seconds)
 
-    monkeypatch.setattr("data_modules.feedback.providers.client.asyncio.sleep", sleep)
-    server.says(server.Fault(429, headers={"Retry-After": "9"}), server.chat("now"))
-    assert ask(Client(endpoint()), "say")[0].text == "now" and waited == [9.0]
+@pytest.mark.parametrize("status", [408, 409, 429, 503])
+@pytest.mark.parametrize("asked", ["inf", "99999999", "1e999", "61", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_server_that_asks_for_ever_stops_all_like_a_spent_budget(server, endpoint, waits, status, asked):
+    server.says(server.Fault(status, headers={"Retry-After": asked}))
+    client = Client(endpoint(concurrency=1))
+    errors = ask(client, "a", "b")
+    assert all(isinstance(error, Stopped) for error in errors) and len(server.requests) == 1 and waits == []
+    assert "endpoint.longest_wait: the server asks for a wait of" in client.stopped and "\n" not in client.stopped
+
+
+@pytest.mark.parametrize("asked", ["nan", "-5", "soon", "", "Fri, 99 Foo 2020", "Mon, 01 Jan 1990 00:00:00 GMT"])
+def test_a_retry_after_that_means_nothing_is_as_none(server, endpoint, waits, asked):
+    server.says(server.Fault(429, headers={"Retry-After": asked}), server.chat("now"))
+    assert ask(Client(endpoint()), "say")[0].text == "now" and 0.375 <= waits[0] <= 0.5
+
+
+def test_how_long_is_too_long_is_a_knob(server, endpoint, waits):
+    server.says(server.Fault(429, headers={"Retry-After": "100"}), server.chat("now"))
+    assert ask(Client(endpoint(longest_wait=120.0)), "say")[0].text == "now" and waits == [100]
+
+
+# ---- whom the key is for
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirection_is_not_followed(server, endpoint, monkeypatch, status):
+    monkeypatch.setenv("JUDGE_KEY", "secret-1")
+    elsewhere = server.url.replace("127.0.0.1", "localhost")
+    server.says(server.Fault(status, headers={"Location": f"{elsewhere}/chat/completions"}))
+    (error,) = ask(Client(endpoint(key_variable="JUDGE_KEY")), "say")
+    assert isinstance(error, ValueError) and "endpoint.url" in str(error) and elsewhere in str(error)
+    assert len(server.paths) == 1 and "secret-1" not in str(error)
+
+
+def test_what_the_environment_has_for_another_server_is_not_sent(server, endpoint, monkeypatch):
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
+        monkeypatch.setenv(f"OPENAI_{name}", "secret-2")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer secret-2")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    ask(Client(endpoint()), "say")
+    assert server.headers and "secret-2" not in str(server.headers[0])
+    monkeypatch.setenv("JUDGE_KEY", "secret-1")
+    ask(Client(endpoint(key_variable="JUDGE_KEY", cache=None)), "say")
+    assert server.headers[1]["Authorization"] == "Bearer secret-1" and "secret-2" not in str(server.headers[1])
+
+
+def test_the_proxy_of_the_environment_is_asked(server, endpoint, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
+    for host, no_proxy in (("judge.invalid", ""), ("127.0.0.1:9", "127.0.0.1")):
+        monkeypatch.setenv("NO_PROXY", no_proxy)
+        ask(Client(endpoint(url=f"http://{host}/v1", retries=0, cache=None)), "say")
+    assert server.paths == ["http://judge.invalid/v1/chat/completions"]
+
+
+def test_a_key_that_no_header_can_hold_is_not_told(server, endpoint, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret-1\nX: secret-2")
+    with pytest.raises(ValueError, match="endpoint.key_variable: JUDGE_KEY holds") as error:
+        ask(Client(endpoint(key_variable="JUDGE_KEY")), "say")
+    assert "secret" not in str(error.value) and not server.requests
+
+
+def test_an_answer_that_repeats_the_key_is_not_kept_nor_logged(server, endpoint, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("JUDGE_KEY", "secret-1")
+    caplog.set_level("DEBUG")
+    server.says(server.chat("your key is secret-1"), server.chat("fine"))
+    client = Client(endpoint(key_variable="JUDGE_KEY"))
+    assert ask(client, "say")[0].text == "fine" and client.counters["retries"] == 1
+    kept = "".join(path.read_text() for path in (tmp_path / "cache").rglob("*.json"))
+    assert "fine" in kept and "secret-1" not in kept + caplog.text
+
+
+def test_what_a_server_writes_is_shown_on_one_line_without_escapes(server, endpoint):
+    server.says(server.Fault(400, "red \x1b[31m\nand\r\x00" + "x" * 1000))
+    (error,) = ask(Client(endpoint()), "say")
+    assert str(error).isprintable() and len(str(error)) < 400 and "\\x1b[31m and" in str(error)
+
+
+def test_without_openai_it_names_the_extra(endpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.delitem(sys.modules, "data_modules.feedback.providers.connection", raising=False)
+    with pytest.raises(ValueError, match=r"pip install 'lightning_nlf\[judge\]'"):
+        ask(Client(endpoint()), "say")
+
+
+def test_openai_is_imported_only_when_somebody_is_asked():
+    """At the top of a file only `connection` and `transport` name it, and at its top nobody imports those two."""
+    lazy = {"connection", "transport"}
+    for path in (ROOT / "data_modules" / "feedback").rglob("*.py"):
+        tops = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = [name for node in tops for name in (getattr(node, "module", None), *(each.name for each in node.names))]
+        last = {str(name).split(".")[-1] for name in names}
+        assert path.stem in lazy or not last & {"openai", "httpx2", *lazy}, path
 
 
 # ---- cache
@@ -302,11 +423,23 @@ def test_tokens_run_out(server, endpoint):
     assert client.stopped == "endpoint.max_tokens: the budget of 20 tokens is spent" and len(server.requests) == 2
 
 
-def test_what_failed_is_not_taken_off_the_budget(server, endpoint):
-    server.says(server.Fault(400), server.chat("fine"))
-    client = Client(endpoint(max_calls=1, concurrency=1))
-    failed, answered = ask(client, "a", "b")
-    assert not isinstance(failed, Stopped) and answered.text == "fine" and client.counters["calls"] == 1
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 400}, {"drop": True}, {"body": "{"}])
+@pytest.mark.parametrize("budget", range(1, 6))
+def test_every_request_that_goes_out_is_taken_off_the_budget(server, endpoint, fault, budget):
+    """Whether it failed, and was sent again or not: the server has seen as many as there may be."""
+    turns = itertools.count()
+    server.answer = lambda body: server.chat("1") if next(turns) % 3 == 2 else server.Fault(**fault)
+    client = Client(endpoint(max_calls=budget, concurrency=3))
+    ask(client, *"abcdefghijkl")
+    assert len(server.requests) == budget == client.counters["calls"]
+    assert client.stopped == f"endpoint.max_calls: the budget of {budget} calls is spent"
+
+
+def test_a_server_that_counts_no_tokens_cannot_keep_a_budget_of_them(server, endpoint):
+    server.says(server.chat("1", tokens=(0, 0)))
+    client = Client(endpoint(max_tokens=20, concurrency=1))
+    first, second = ask(client, "a", "b")
+    assert first.text == "1" and isinstance(second, Stopped) and "max_calls instead" in client.stopped
 
 
 def test_what_is_cached_is_free(server, endpoint):
@@ -325,3 +458,28 @@ def test_an_answer_is_waited_for_within_a_running_loop_too():
         return waited_for(answer())
 
     assert waited_for(answer()) == asyncio.run(cell()) == 3
+
+
+def test_ctrl_c_ends_what_a_notebook_waits_for(monkeypatch):
+    """The answer would never come; the loop that waits for it is told, so that its thread ends."""
+    ended = []
+
+    async def answer():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def cell():
+        waited_for(answer())
+
+    def interrupted(future, timeout=None):
+        monkeypatch.undo()
+        with pytest.raises(TimeoutError):
+            future.result(0.2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("concurrent.futures.Future.result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(cell())
+    assert ended == [True]

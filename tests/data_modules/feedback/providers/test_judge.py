@@ -1,7 +1,9 @@
 """`judge` from the command line, on a real server: soft labels, budgets, resuming, faults, and whose mistake it is."""
 
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ def judge(server, tmp_path, capsys):
     def run(lines, *questions, flags=(), **knobs):
         if lines is not None:
             write(tmp_path / "in.jsonl", lines)
-        own = {"url": server.url, "model": "judge", "cache": str(tmp_path / "cache"), "backoff": 0.01}
+        own = {"url": server.url, "model": "judge", "cache": str(tmp_path / "cache")}
         config = {
             "class_path": "data_modules.feedback.providers.ModelJudge",
             "init_args": {"endpoint": own | knobs, "questions": [{"class_path": each} for each in questions]},
@@ -128,6 +130,8 @@ def test_several_questions_share_one_budget_and_one_line(server, endpoint, promp
         (["--set", "endpoint.concurency=2"], "concurency"),
         (["--set", "endpoint.concurrency=0"], "endpoint.concurrency: got 0, must be at least 1"),
         (["--set", "model"], "--set: got 'model', must be like endpoint.model=judge"),
+        (["--set", "endpoint.model=["], "--set: endpoint.model: '[' is no yaml"),
+        (["--set", "endpoint.model=" + "[" * 3000], "is no yaml: it nests too deeply"),
         (["--set", "endpoint.url.host=x"], "--set: endpoint.url.host goes through url"),
         (["--set", "endpoint.key_variable=NO_SUCH_KEY"], "the environment has no NO_SUCH_KEY"),
     ],
@@ -165,8 +169,10 @@ def test_nothing_that_could_be_read_at_all(server, judge):
     assert code == 2 and lines is None and "2 left out:" in said and "'fine' is no number" in said
 
 
-def test_a_judge_that_was_killed_goes_on(server, tmp_path, prompt_of):
-    """Killed while the third answer was on its way, nothing was written; the two that came are not asked again."""
+def begun(server, tmp_path, answer, end):
+    """Judges four lines in a process; `end(process)` is called while the fourth answer is on its way. The command, and
+    the process after its end, with what it wrote to standard error.
+    """
     write(tmp_path / "in.jsonl", LINES)
     endpoint = {"url": server.url, "model": "judge", "cache": str(tmp_path / "cache"), "concurrency": 1}
     init_args = {"endpoint": endpoint, "questions": [{"class_path": PREFERENCE}]}
@@ -174,22 +180,53 @@ def test_a_judge_that_was_killed_goes_on(server, tmp_path, prompt_of):
     (tmp_path / "judge.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "data_modules.feedback", "judge", str(tmp_path / "in.jsonl")]
     command += ["--config", str(tmp_path / "judge.yaml"), "--out", str(tmp_path / "out.jsonl")]
-    answer, process = certain(server, prompt_of), []
+    process = []
 
     def said(body):
-        if len(server.requests) == 3:
-            process[0].kill()
-            return server.Fault(drop=True)
+        if len(server.requests) == 4:
+            end(process[0])
+            return server.Fault(hang=True)
         return answer(body)
 
     server.answer = said
-    with server.lock:  # no answer before it is known whom to kill
-        process.append(subprocess.Popen(command, cwd=CONF.parents[1], stderr=subprocess.PIPE))
-    assert process[0].wait(60) != 0 and not (tmp_path / "out.jsonl").exists() and len(server.requests) == 3
-    process[0].stderr.close()
+    with server.lock:  # no answer before it is known whom to end
+        process.append(subprocess.Popen(command, cwd=CONF.parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    _, printed = process[0].communicate(timeout=120)
+    assert len(server.requests) == 4
+    server.answer = answer
+    return command, process[0], printed.decode()
+
+
+def test_a_judge_that_was_killed_goes_on(server, tmp_path, prompt_of):
+    """Killed while the fourth answer was on its way, nothing was written; the three that came are not asked again."""
+    command, process, _ = begun(server, tmp_path, certain(server, prompt_of), subprocess.Popen.kill)
+    assert process.returncode != 0 and not (tmp_path / "out.jsonl").exists()
     assert main(command[3:]) == 0
     assert all(line.preference == pytest.approx(0.8) for line in read(tmp_path / "out.jsonl"))
-    assert len(server.requests) == 3 + 6
+    assert len(server.requests) == 4 + 5
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_judged_and_says_so_in_one_line(server, tmp_path, prompt_of):
+    """Three answers are the whole of one comparison and half of another; the whole one is written."""
+    interrupt = partial(subprocess.Popen.send_signal, sig=signal.SIGINT)
+    command, process, printed = begun(server, tmp_path, certain(server, prompt_of), interrupt)
+    assert process.returncode == 130
+    assert printed == "stopped: by Ctrl-C; the same command goes on from where it was\n"
+    judged = [line.preference for line in read(tmp_path / "out.jsonl")]
+    assert judged == [pytest.approx(0.8), None, None, None]
+    assert main(command[3:]) == 0 and len(server.requests) == 4 + 5
+    assert all(line.preference == pytest.approx(0.8) for line in read(tmp_path / "out.jsonl"))
+
+
+def test_ctrl_c_before_anything_was_judged_writes_nothing(server, judge, monkeypatch):
+    def interrupted(coroutine):
+        coroutine.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_modules.feedback.providers.model_judge.waited_for", interrupted)
+    code, lines, said = judge(LINES, SCORE)
+    assert (code, lines, said) == (130, None, "stopped: by Ctrl-C\n")
 
 
 # ---- the yamls

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from data_modules.feedback.providers.answer import Answer, Malformed
+from data_modules.feedback.providers.answer import Answer, Malformed, NoLogProbs
 from data_modules.feedback.providers.client import Client
 from data_modules.feedback.providers.expectation import expected_label
 from data_modules.feedback.providers.questions import AGAIN, CritiqueQuestion, ExpectedQuestion, ScoreQuestion, text_of
@@ -97,7 +97,7 @@ def test_ten_in_one_token_or_in_two():
 def test_no_number_among_the_likeliest():
     with pytest.raises(Malformed, match="no number from 1 to 3"):
         expected_label(answer({"good": 0.9, "4": 0.1}), range(1, 4))
-    with pytest.raises(ValueError, match="no log-probabilities"):
+    with pytest.raises(NoLogProbs, match="no log-probabilities"):
         expected_label(Answer("3"), range(1, 4))
 
 
