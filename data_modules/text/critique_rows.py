@@ -75,7 +75,7 @@ class CritiqueRows:
 
         Args: attempts: all of them, `replies` to a prompt, next to each other.
         Returns: `extra` says which rows are an `attempt` and which a `revision`; `view` holds these behind the prompt
-            with their critique, and has no valid step where there is none. A prompt that gave no row (of pairs, an attempt) has one in which
+            with their critique, and has no valid step where there is none. A prompt that gave no row has one in which
             nobody decided anything, so that groups, minibatches and ranks remain even.
         """
         if "pairs" in self.learn and not {"attempts", "revisions"} & set(self.learn):
