@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from data_modules.feedback.parsing import Faults, Scale, parse
+from data_modules.feedback.parsing import Faults, Scale, cut, parse
 from data_modules.feedback.schema import Judgement
 from data_modules.terminal import on_one_line
 
 LISTED = 10  # bad lines that a message lists
+DIGITS = 4000  # of an integer that is read; Python refuses those of more than 4,300
 
 
 def read(path: str | Path, scale: Scale = (0.0, 1.0), on_bad: Literal["raise", "skip"] = "raise") -> list[Judgement]:
@@ -84,6 +87,9 @@ def scan(path: str | Path, scale: Scale = (0.0, 1.0)) -> tuple[list[Judgement], 
     bad: dict[int, list[str]] = {}
     first: dict[str, int] = {}  # line of each id
     with open(path, "rb") as lines:
+        if hint := _no_lines(lines):
+            return [], {1: [hint]}
+        lines.seek(0)
         for number, line in enumerate(lines, 1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")  # some editors mark UTF-8 so
@@ -141,9 +147,22 @@ def write(path: str | Path, judgements: Iterable[Judgement]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def _no_lines(file: BinaryIO) -> str | None:
+    """What the whole file is, where it is not one of JSON lines, so that not every line is a fault."""
+    start = file.read(64).lstrip(b"\xef\xbb\xbf").lstrip()
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "the file is UTF-16; save it as UTF-8"
+    file.seek(max(file.seek(0, os.SEEK_END) - 64, 0))
+    if start.startswith(b"[") and file.read().rstrip().endswith(b"]"):
+        return "this is a JSON array; give one object a line, without brackets around them and commas between"
+    if start.startswith(b"{") and not start.split(b"\n")[0].strip(b"{ \t\r"):
+        return "this is an object over several lines; give each object on a line of its own"
+    return None
+
+
 def _decoded(line: bytes) -> Any:
     try:
-        return json.loads(line.decode(), object_pairs_hook=_object)
+        return json.loads(line.decode(), object_pairs_hook=_object, parse_int=_integer)
     except UnicodeDecodeError as error:
         raise Faults([f"byte {error.start + 1} is not UTF-8; save the file as UTF-8"]) from None
     except json.JSONDecodeError as error:
@@ -152,10 +171,14 @@ def _decoded(line: bytes) -> Any:
         raise Faults(["not JSON that anybody would write: brackets within brackets without end"]) from None
 
 
+def _integer(digits: str) -> int | float:
+    """Of more digits than Python reads it is infinite, and the field that has it says what is wrong."""
+    return int(digits) if len(digits) < DIGITS else math.inf
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Faults([f"{twice}: stands twice; keep one of the two"])
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise Faults([f"{cut(twice)}: stands twice; keep one of the two"])
     return found

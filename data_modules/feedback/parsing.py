@@ -34,12 +34,17 @@ def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement
     """
     if not isinstance(record, dict):
         raise Faults([f'a line is an object like {{"prompt": …}}, not {_kind(record)}'])
+    if not {"responses", "expected"} & record.keys():
+        for name, (form, mend) in FORMATS.items():
+            if name in record:
+                raise Faults([f"{name}: this line is of {form}; write {mend}"])
     faults = [_unknown(name) for name in record if name not in FIELDS]
     known: dict[str, Any] = {}
 
     def take(name: str, read: Callable[[Any], Any]) -> None:
         if record.get(name) is not None:
             try:
+                _refuse_deep(record[name])
                 known[name] = read(record[name])
             except ValueError as error:
                 faults.append(f"{name}: {error}")
@@ -61,13 +66,42 @@ def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement
         take("steps", lambda value: _each(value, responses, _steps, of_objects=True))
     for name in ("source", "episode", "id"):
         take(name, _text)
-    take("meta", _meta)
+    take("meta", lambda value: _meta(value, len(known.get("responses", ())) if "responses" in known else None))
     if faults:
         raise Faults(faults)
     return Judgement(**known, where=where)
 
 
+FORMATS = {  # a field that tells another program's format → its name, and what to write instead
+    "messages": ("OpenAI's format", "the messages before the answer as prompt, and the answer as expected"),
+    "conversations": ("ShareGPT's format", "the turns before the answer as prompt, and the answer as expected"),
+    "chosen": ("TRL's format of pairs", '"responses": [chosen, rejected], "ranking": "A > B"'),
+    "rejected": ("TRL's format of pairs", '"responses": [chosen, rejected], "ranking": "A > B"'),
+    "completion": ("TRL's format", "the completion as expected; where a label judges it, as responses with a score"),
+    "instruction": ("Alpaca's format", "instruction and input as prompt, and the output as expected"),
+}
+DEPTH = 32  # brackets within brackets that a field may have
+
+
+def _refuse_deep(value: Any) -> None:
+    level, depth = [value], 0
+    while level := [x for each in level for x in _parts(each)]:
+        depth += 1
+        if depth > DEPTH:
+            raise ValueError(f"brackets stand within brackets, more than {DEPTH} deep; make it flatter")
+
+
+def _parts(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def cut(text: str) -> str:
+    """At most 60 characters, for a message."""
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
 def _unknown(name: str) -> str:
+    name = cut(name)
     near = difflib.get_close_matches(name, FIELDS, 1)
     return f"{name}: unknown field; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(FIELDS)}")
 
@@ -87,22 +121,43 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"must be a number, is {_kind(value)}")
+        raise ValueError(f"must be a number, is {_kind(value)}{_meant(value)}")
     if abs(value) > 1e300 or not math.isfinite(value):
         raise ValueError(f"{value if isinstance(value, float) else 'so large a number'} is no number to learn from")
     return float(value)
+
+
+def _meant(value: Any) -> str:
+    """The number that a text or a truth value stands for, if that is plain."""
+    if isinstance(value, bool):
+        return "; write 1 or 0"
+    parts = (
+        re.fullmatch(r"\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*(?:/\s*(\d{1,9})\s*)?", value) if isinstance(value, str) else None
+    )
+    if parts is None or parts[2] is not None and not int(parts[2]):
+        return ""
+    return f"; write {float(parts[1]) / int(parts[2] or 1):.6g}, without quotes"
 
 
 def _prompt(value: Any) -> str | tuple[Message, ...]:
     return tuple(_message(m, i) for i, m in enumerate(value, 1)) if isinstance(value, list) and value else _text(value)
 
 
+MEANT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "function": "tool"}
+
+
 def _message(value: Any, number: int) -> Message:
     form = '{"role": "user", "content": "…"}'
     if not isinstance(value, dict) or set(value) != {"role", "content"}:
-        raise ValueError(f"message {number} must be {form}, with no other field")
+        other = sorted(set(value) - {"role", "content"}) if isinstance(value, dict) else []
+        which = f"; take {cut(', '.join(other))} out" if other else ""
+        raise ValueError(f"message {number} must be {form}, with no other field{which}")
     if value["role"] not in ROLES:
-        raise ValueError(f"message {number}: role {value['role']!r} is none of {', '.join(ROLES)}")
+        meant = MEANT.get(value["role"]) if isinstance(value["role"], str) else None
+        mend = f"; write {meant}" if meant else ""
+        raise ValueError(f"message {number}: role {cut(repr(value['role']))} is none of {', '.join(ROLES)}{mend}")
+    if isinstance(value["content"], list):
+        raise ValueError(f"message {number}: content: is a list of parts; join their texts to one")
     try:
         return Message(value["role"], _text(value["content"]))
     except ValueError as error:
@@ -118,7 +173,8 @@ def _responses(value: Any) -> tuple[str, ...]:
 def _score(value: Any, scale: Scale | None) -> float:
     score = _number(value)
     if scale is not None and not scale[0] <= score <= scale[1]:
-        raise ValueError(f"{value} is off the scale {scale[0]:g} to {scale[1]:g}; mend it, or declare another scale")
+        shown = value if abs(value) < 1e15 else f"{score:g}"
+        raise ValueError(f"{shown} is off the scale {scale[0]:g} to {scale[1]:g}; mend it, or declare another scale")
     return score
 
 
@@ -138,8 +194,16 @@ def _spans(value: Any, response: str) -> tuple[Span, ...]:
 def _span(item: Any, response: str) -> Span:
     start, end = _numbers(item, "start", "end")
     if not (start == int(start) and end == int(end) and 0 <= start < end <= len(response)):
-        raise ValueError(f"{start:g} to {end:g} is no range within the {len(response)} characters of the response")
+        hint = "; characters count, and an emoji is one, not two as in UTF-16" if astral(response) else ""
+        raise ValueError(
+            f"{start:g} to {end:g} is no range within the {len(response)} characters of the response{hint}"
+        )
     return Span(int(start), int(end))
+
+
+def astral(text: str) -> bool:
+    """Whether a character, such as an emoji, is two units of UTF-16, as JavaScript and Java count."""
+    return not text.isascii() and max(text) > "\uffff"
 
 
 def _steps(value: Any, response: str) -> tuple[Step, ...]:
@@ -168,13 +232,23 @@ def _numbers(item: Any, *names: str) -> tuple[float, ...]:
     return tuple(_number(item[name]) for name in names)
 
 
-def _meta(value: Any) -> dict[str, Any]:
+def _meta(value: Any, responses: int | None) -> dict[str, Any]:
+    """Args: responses: how many there are; None where that is not known."""
     if not isinstance(value, dict):
         raise ValueError(f"must be an object, is {_kind(value)}")
     try:
-        json.dumps(value, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot be written as JSON: {error}") from None
+    if not text.isascii() and _HALVES.search(text):
+        raise ValueError("has half of a surrogate pair, which is no character; take it out")
+    authors = value.get("said_by", {})
+    if not isinstance(authors, dict) or not all(isinstance(name, str) for name in authors.values()):
+        raise ValueError('said_by must be an object like {"score": "who"}')
+    ends = value.get("finished", True)
+    each = ends if isinstance(ends, list) else [ends] * (responses or 1)
+    if not all(isinstance(end, bool) for end in each) or responses is not None and len(each) != (responses or 1):
+        raise ValueError("finished must be true or false, or a list of these with one for each response")
     return value
 
 
@@ -217,4 +291,9 @@ def _kind(value: Any) -> str:
     names = {bool: "true or false", str: "a text", list: "a list", dict: "an object", type(None): "null"}
     if value == [] or value == {}:
         return f"empty {names[type(value)].split()[1]}"
-    return names.get(type(value), f"the number {value}" if isinstance(value, int | float) else type(value).__name__)
+    number = (
+        f"the number {value}"
+        if isinstance(value, float) or isinstance(value, int) and abs(value) < 1e15
+        else "a number"
+    )
+    return names.get(type(value), number if isinstance(value, int | float) else type(value).__name__)

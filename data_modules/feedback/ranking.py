@@ -21,29 +21,33 @@ def parse_ranking(text: str, responses: int) -> tuple[int, ...]:
     Raises:
         ValueError: a letter that no response has, one missing, one twice, or no such order at all.
     """
+    quoted = repr(text if len(text) <= 80 else f"{text[:79]}…")
     index = {letter(i): i for i in range(responses)}
     ranks: dict[int, int] = {}
     for rank, block in enumerate(text.split(">")):
         for name in block.split("="):
             name = name.strip()
             if not name:
-                raise ValueError(f"{text!r} has nothing on one side of a sign; write it like 'B > C = D > A'")
+                raise ValueError(f"{quoted} has nothing on one side of a sign; write it like 'B > C = D > A'")
             if name not in index:
                 known = "end at A" if responses == 1 else f"are A to {letter(responses - 1)}"
-                raise ValueError(f"{text!r} names {name!r}, but the responses {known}")
+                raise ValueError(f"{quoted} names {name[:20]!r}, but the responses {known}")
             if index[name] in ranks:
-                raise ValueError(f"{text!r} names {name} twice; name each response once")
+                raise ValueError(f"{quoted} names {name} twice; name each response once")
             ranks[index[name]] = rank
     missing = [name for name, i in index.items() if i not in ranks]
     if missing:
-        raise ValueError(f"{text!r} leaves out {', '.join(missing)}; name each response once")
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ValueError(f"{quoted} leaves out {', '.join(missing[:5])}{more}; name each response once")
     return tuple(ranks[i] for i in range(responses))
 
 
 def format_ranking(ranks: Sequence[int]) -> str:
     """(2, 0, 1, 1) → "B > C = D > A"; only the order of the ranks counts."""
-    blocks = [[letter(i) for i, own in enumerate(ranks) if own == rank] for rank in sorted(set(ranks))]
-    return " > ".join(" = ".join(block) for block in blocks)
+    blocks: dict[int, list[str]] = {}
+    for i, rank in enumerate(ranks):
+        blocks.setdefault(rank, []).append(letter(i))
+    return " > ".join(" = ".join(blocks[rank]) for rank in sorted(blocks))
 
 
 def ranks_of_scores(scores: Sequence[float], ties: float = 0.0) -> tuple[int, ...]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations
+from math import comb
 
-from data_modules.feedback.parsing import Scale
+from data_modules.feedback.parsing import Scale, astral
 from data_modules.feedback.ranking import letter
 from data_modules.feedback.schema import FIELDS, Judgement
 from data_modules.feedback.versus import win_rate
 from data_modules.terminal import on_one_line, printable
 
 BINS, WIDTH = 10, 40  # of the histogram
+LISTED = 10  # doubtful lines
 
 
 def summary(judgements: Sequence[Judgement], scale: Scale) -> str:
@@ -38,7 +39,36 @@ def summary(judgements: Sequence[Judgement], scale: Scale) -> str:
         lines += ["", _pairs(judgements)]
     if filled["preference"]:
         lines += ["", _preferences(judgements)]
+    if doubts := [*_doubtful_spans(judgements), *_repeated(judgements)]:
+        more = [f"… and {len(doubts) - LISTED} more lines"] if len(doubts) > LISTED else []
+        lines += ["", "look at these:", *map(on_one_line, doubts[:LISTED]), *more]
     return "\n".join(lines)
+
+
+def _doubtful_spans(judgements: Sequence[Judgement]) -> list[str]:
+    """Those that mean something else if they were counted in units of UTF-16."""
+    return [
+        f"{judgement.where}: spans: an emoji stands before {span.start} to {span.end}, and counts as one character; "
+        f"as units of UTF-16 they would be elsewhere: they are {response[span.start : span.end][:40]!r}"
+        for judgement in judgements
+        for i, response in enumerate(judgement.responses)
+        for span in judgement.of("spans", i) or ()
+        if astral(response[: span.end])
+    ]
+
+
+def _repeated(judgements: Sequence[Judgement]) -> list[str]:
+    """Lines without an id that are of the same replies by the same source as one before."""
+    first: dict[object, str] = {}
+    lines = []
+    for judgement in judgements:
+        if judgement.id is None and judgement.responses and judgement.source:
+            what = (judgement.prompt, judgement.responses, judgement.source, judgement.episode, str(judgement.meta))
+            if first.setdefault(what, judgement.where) != judgement.where:
+                lines.append(
+                    f"{judgement.where}: responses: {judgement.source} has judged them in {first[what]} as well"
+                )
+    return lines
 
 
 def histogram(scores: Sequence[float], scale: Scale) -> list[str]:
@@ -58,9 +88,9 @@ def _pairs(judgements: Sequence[Judgement]) -> str:
     for judgement in judgements:
         if judgement.ranking is None:
             continue
-        pairs = list(combinations(judgement.ranks or (), 2))
-        ties = sum(first == second for first, second in pairs)
-        strict, tied, silent = strict + len(pairs) - ties, tied + ties, silent + (ties == len(pairs))
+        ranks = judgement.ranks or ()
+        pairs, ties = comb(len(ranks), 2), sum(comb(count, 2) for count in Counter(ranks).values())
+        strict, tied, silent = strict + pairs - ties, tied + ties, silent + (ties == pairs)
     return f"rankings: {strict} strict pairs and {tied} ties; {silent} rankings put nothing above anything"
 
 

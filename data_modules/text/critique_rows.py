@@ -70,13 +70,16 @@ class CritiqueRows:
         return rows, len(found) - len(rows)
 
     def batch(self, rows: Sequence[Row], attempts: Sequence[Episode], replies: int) -> Batch:
-        """The rows, those of one prompt as a group.
+        """The rows, those of one prompt as a group; of pairs those of one attempt, which its own revisions are ranked
+        against, unless attempts or revisions are learned from as well.
 
         Args: attempts: all of them, `replies` to a prompt, next to each other.
         Returns: `extra` says which rows are an `attempt` and which a `revision`; `view` holds these behind the prompt
             with their critique, and has no valid step where there is none. A prompt that gave no row has one in which
             nobody decided anything, so that groups, minibatches and ranks remain even.
         """
+        if "pairs" in self.learn and not {"attempts", "revisions"} & set(self.learn):
+            replies = 1
         idle = set(range(0, len(attempts), replies)) - {row.of // replies * replies for row in rows}
         rows = sorted([*rows, *(_nothing(attempts[of], of) for of in idle)], key=lambda row: row.of)
         batch = as_batch([row.dialogue for row in rows])

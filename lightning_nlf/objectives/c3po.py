@@ -10,7 +10,7 @@ from lightning_nlf.objectives.imitation import ImitationObjective
 class C3POPolicy(DPOObjective, ImitationObjective, PolicyModule):
     """L_DPO(in scope) + c L_SFT(out of scope), https://arxiv.org/abs/2402.10893; needs `divergence: nll`.
 
-    Ranked rows are in scope: a revision against the attempt that was criticised. The expert's are replies of the
+    Ranked rows are in scope: a revision against its own attempt, that was criticised. The expert's are replies of the
     frozen start to prompts that the feedback does not speak of, near ones among them; c is `imitation_weight`.
     """
 

@@ -38,7 +38,7 @@ def kto_losses(
 def mismatched(batch: Batch) -> Batch:
     """Each row's reply behind the prompt of the next group; of the next row, where there are no groups.
 
-    The prompt is what comes before the first reply step.
+    The prompt is what comes before the first reply step; rows without a reply give none, and have nothing to say.
     Raises: ValueError: the rows are no text.
     """
     if batch.obs.ndim != 2 or batch.obs.is_floating_point():
@@ -49,7 +49,7 @@ def mismatched(batch: Batch) -> Batch:
     ends = (steps * columns).max(1).values
     starts = (steps * columns.flip(0)).max(1).values.neg() + width  # (B,) of the reply, for its own prompt …
     moved = starts[donors, None]  # (B, 1) … and for the other one
-    place = torch.arange(int((moved[:, 0] + ends - starts).max()), device=steps.device)  # (T',)
+    place = torch.arange(int((moved[:, 0] + ends - starts).max().clamp(min=1)), device=steps.device)  # (T',)
     source = place - moved + starts[:, None]  # (B, T') the column of the row that comes to stand here
     inside = (place >= moved) & (source < width)
     source, other = source.clamp(0, width - 1), place.clamp(max=width - 1).expand_as(source)
@@ -63,13 +63,17 @@ def mismatched(batch: Batch) -> Batch:
 
 
 def next_prompts(batch: Batch) -> Tensor:
-    """(B,) a row of the next group; the next row, where there are no groups."""
+    """(B,) the first row with a reply of the next group that has one; the next such row, where there are no groups."""
     rows = torch.arange(len(batch), device=batch.mask.device)
-    if batch.group is None:
-        return rows.roll(-1)
-    groups, of = batch.group.unique(return_inverse=True)
-    first = torch.full_like(groups, len(batch)).scatter_reduce(0, of, rows.to(groups.dtype), "amin")
-    return first.roll(-1)[of]
+    replied = reply_steps(batch).any(1)
+    if not replied.any():
+        return rows
+    groups, of = (rows if batch.group is None else batch.group).unique(return_inverse=True)
+    first = torch.full_like(groups, len(batch))
+    first = first.scatter_reduce(0, of[replied], rows[replied].to(groups.dtype), "amin")
+    present = first < len(batch)
+    donors = first[present]
+    return donors[present.cumsum(0)[of] % len(donors)]
 
 
 def judged(batch: Batch, threshold: float | None) -> tuple[Tensor, Tensor]:
@@ -91,8 +95,8 @@ def judged(batch: Batch, threshold: float | None) -> tuple[Tensor, Tensor]:
 
 
 class KTOObjective(ReferenceObjective, HeldOutObjective):
-    """`kto_losses`. z₀ is KL(π ‖ π_ref) from replies behind other prompts, in the mean over the rows of a micro-batch
-    on all ranks, kept above 0: as in the paper, and the one number here that depends on how rows are cut.
+    """`kto_losses`. z₀ is KL(π ‖ π_ref) from replies behind other prompts, in the mean over the replies of a
+    micro-batch on all ranks, kept above 0: as in the paper, and the one number here that depends on how rows are cut.
 
     Args:
         beta: β, how soon a reply is good or bad enough.
@@ -146,8 +150,8 @@ class KTOObjective(ReferenceObjective, HeldOutObjective):
         view = batch.view
         assert view is not None and view.ref_log_probs is not None, "prepare comes first"
         log_ratios = row_sums(self.evaluate(view).log_probs - view.ref_log_probs, view.mask)
-        rows = self.sum_over_ranks(log_ratios.new_tensor(len(view)))
-        return (self.sum_over_ranks(log_ratios.sum()) / rows).clamp(min=0)
+        replies = self.sum_over_ranks(view.mask.any(1).sum().to(log_ratios.dtype))
+        return (self.sum_over_ranks(log_ratios.sum()) / replies.clamp(min=1)).clamp(min=0)
 
 
 class KTOPolicy(KTOObjective, PolicyModule):

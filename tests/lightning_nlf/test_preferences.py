@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-from lightning_nlf import preferences
 from lightning_nlf.preferences import (
     bradley_terry_loss,
     davidson_log_probs,
@@ -154,20 +153,22 @@ def test_plackett_luce_is_a_mean_over_rankings_that_say_something():
     torch.testing.assert_close(plackett_luce_loss(scores, group, rank), torch.tensor((first + second) / 2))
 
 
-def test_efron_is_exact_for_equal_scores_and_close_otherwise(monkeypatch):
-    rank = torch.tensor([0] * 6 + [1])
-    group = torch.zeros(7, dtype=torch.long)
-    for scores, tolerance in (
-        (torch.tensor([0.5] * 6 + [0.1]), 1e-5),
-        (torch.tensor([0.5, 0.4, 0.6] * 2 + [0.1]), 0.02),
-    ):
-        efron = plackett_luce_loss(scores, group, rank)
-        with monkeypatch.context() as patch:
-            patch.setattr(preferences, "EXACT", 6)
-            exact = plackett_luce_loss(scores, group, rank)
-        torch.testing.assert_close(exact, torch.tensor(-math.log(by_permutations(scores.tolist(), rank.tolist()))))
-        assert abs(efron - exact) < tolerance
-        assert tolerance < 1e-3 or efron != exact
+@pytest.mark.parametrize("scores", [[0.5] * 6 + [0.1], [0.0, 1, 2, 3, 4, 5, 0], [3.0, -3, 0, 1, -1, 2, -2]])
+def test_a_tie_of_six_is_the_sum_over_its_720_orders(scores):
+    """Also where scores are far apart."""
+    rank, group = long(*[0] * 6, 1), torch.zeros(7, dtype=torch.long)
+    loss = plackett_luce_loss(torch.tensor(scores), group, rank)
+    assert float(loss) == pytest.approx(-math.log(by_permutations(scores, rank.tolist())), abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [7, 50, 400])
+def test_a_large_tie_of_equal_scores_by_hand(size):
+    """m equal rows before one as good: each of the m + 1 is last as likely, so P = 1 / (m + 1)."""
+    scores = torch.full((size + 1,), 0.7, requires_grad=True)
+    loss = plackett_luce_loss(scores, torch.zeros(size + 1, dtype=torch.long), long(*[0] * size, 1))
+    assert loss.item() == pytest.approx(math.log(size + 1), abs=1e-4)
+    loss.backward()  # by symmetry the rows pull alike, and nothing changes if all scores rise
+    assert scores.grad[:-1].std() < 1e-5 and abs(float(scores.grad.sum())) < 1e-4
 
 
 def test_large_scores_overflow_nothing():

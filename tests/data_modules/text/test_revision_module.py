@@ -140,6 +140,12 @@ def test_pairs_are_ranked_and_both_are_the_learners():
     assert {text for text, rank in zip(texts(data, batch, batch.mask), batch.rank, strict=True) if rank == 1} == {"fox"}
 
 
+def test_a_revision_is_compared_with_its_own_attempt_alone():
+    batch = collected(module(learn=["pairs"], revisions=2))  # 8 wrong attempts, two to a prompt
+    assert batch.group.bincount().tolist() == [3] * 8
+    assert all(sorted(batch.rank[batch.group == g].tolist()) == [0, 0, 1] for g in range(8))
+
+
 def test_critiques_conditions_and_hindsight_are_imitated():
     data = module(learn=["critiques", "conditioned", "hindsight"], replies=1)
     batch = collected(data, Scripted(data.tokenizer, right_for=("ant",)))
@@ -254,7 +260,7 @@ def test_a_prompt_of_which_nothing_is_learned_stays_a_group():
     data = module(learn=["pairs"], minibatches=4)
     batch = collected(data, Scripted(data.tokenizer, right_for=WORDS[1:4]))
     idle = ~batch.valid.any(1)
-    assert batch.group.unique().tolist() == [0, 1, 2, 3] and idle.sum() == 3
+    assert batch.group.unique().tolist() == list(range(8)) and idle.sum() == 6  # two attempts a prompt
     assert not batch.mask[idle].any() and not batch.expert_mask[idle].any() and (batch.rank[idle] == -1).all()
     assert not batch.rewards[idle].any() and batch.score[idle].isnan().all()
     assert len(list(data.cut(batch, np.random.default_rng(0)))) == 4

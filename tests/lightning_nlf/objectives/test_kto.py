@@ -105,6 +105,35 @@ def test_the_baseline_is_the_kl_of_replies_behind_other_prompts(text, batch):
     assert signs == {True, False}
 
 
+def silent(batch, *rows):
+    """The same, and these rows have no reply."""
+    return replace(batch, mask=batch.mask.index_fill(0, torch.tensor(rows), False))
+
+
+def test_rows_without_a_reply_count_for_nothing_in_the_baseline(text, batch):
+    """Log-ratios of .5 a token in replies of 2, 4 and 3: z₀ = (1 + 2 + 1.5) / 3 = 1.5, not 4.5 / 6."""
+    module = kto(text)
+    prepared = module.prepare(silent(batch, 3, 4, 5))
+    now = module.evaluate(prepared.view).log_probs.detach()
+    shifted = replace(prepared, view=replace(prepared.view, ref_log_probs=now - 0.5))
+    assert float(module.baseline(shifted)) == pytest.approx(1.5, abs=1e-5)
+
+
+def test_a_row_without_a_reply_gives_no_prompt(batch):
+    """Group 1 has said nothing: behind group 0 comes group 2, from its first row with a reply."""
+    assert next_prompts(silent(batch, 2, 3)).tolist() == [4, 4, 4, 0, 0, 0]
+    assert next_prompts(replace(silent(batch, 1, 2), group=None)).tolist() == [3, 3, 3, 4, 5, 0]
+
+
+def test_a_batch_in_which_nobody_replied_teaches_nothing(text, batch):
+    module = text.moved(kto(text))
+    prepared = module.prepare(silent(batch, *range(6)))
+    assert not prepared.view.mask.any()
+    loss = text.loss(module, prepared)
+    loss.backward()
+    assert float(loss.detach()) == 0 and all(not p.grad.any() for p in module.parameters() if p.grad is not None)
+
+
 def test_the_baseline_matters(text, batch):
     losses = []
     for shift in (0.0, 5.0):
