@@ -395,7 +395,8 @@ def told(tree, what):
         if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) and node.value:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             if isinstance(target, ast.Attribute) and target.attr == what:
-                texts = [each.value for each in ast.walk(node.value) if isinstance(each, ast.Constant)]
+                keys = [key for each in ast.walk(node.value) if isinstance(each, ast.Dict) for key in each.keys]
+                texts = [each.value for key in keys if key for each in ast.walk(key) if isinstance(each, ast.Constant)]
                 yield from (text for text in texts if isinstance(text, str))
 
 

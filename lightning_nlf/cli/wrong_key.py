@@ -125,7 +125,7 @@ class Examiner:
     def _without_class_path(self, spec: dict[str, Any], bases: Sequence[type], keys: tuple[str, ...]) -> Fault | None:
         wanted = " or ".join(base.__name__ for base in bases)
         if not any(spec.values()):
-            return Fault(keys, f"class_path is missing: the class of a {wanted}.")
+            return Fault(keys, f"expected class_path, the path of a class ({wanted}).")
         plain = [base for base in bases if not inspect.isabstract(base) and not getattr(base, "_is_protocol", False)]
         right = {*_OF_A_CLASS, *(name for base in plain for name in parameters(type(self.parser), base))}
         for key in spec:
@@ -139,7 +139,7 @@ class Examiner:
             return fault
         if spec and "init_args" not in spec:
             return Fault((*keys, next(iter(spec))), f"no such key: a {wanted} has class_path and init_args.")
-        return Fault(keys, f"class_path is missing: the class of a {wanted}.")
+        return Fault(keys, f"expected class_path, the path of a class ({wanted}).")
 
     def _arguments(
         self, thing: type, late: int, given: Any, keys: tuple[str, ...], named: tuple[str, ...]

@@ -91,7 +91,7 @@ def test_a_module_is_built_from_a_whole_checkpoint_only(spoilt, why):
 
 def test_values_that_build_no_module_are_named(content):
     for change, why in (
-        ({"gamma": "high"}, "gamma: Expected a float. Got value: high"),
+        ({"gamma": "high"}, "gamma: Expected a discount (a number from 0 to 1). Got value: high"),
         ({"gama": 0.9}, "Option 'gama' is not accepted"),
         ({"_class_path": "lightning_nlf.objectives.Gone"}, "module 'lightning_nlf.objectives' has no attribute 'Gone'"),
     ):

@@ -3,6 +3,8 @@
     python tests/mutants                                     1,000 mutants of seed 0
     python tests/mutants --kinds yaml --seeds 1 2 3 --count 100
     python tests/mutants --show traceback hang               with their messages
+
+The exit code is 1 where one ended in a traceback, hung or was accepted although it must not be.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def main() -> int:
                 f"{kind:<12}{mutation:<36}" + "".join(f"{n:>11}" for n in (count.total(), *(count[v] for v in Verdict)))
             )
         print(f"{kind:<12}{time.monotonic() - begin:.0f} s", flush=True)
-        bad += sum(total[verdict] for verdict in (Verdict.TRACEBACK, Verdict.HANG))
+        bad += sum(total[verdict] for verdict in (Verdict.TRACEBACK, Verdict.HANG, Verdict.SILENT))
     return 1 if bad else 0
 
 

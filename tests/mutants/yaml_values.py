@@ -190,7 +190,7 @@ def class_on_the_command_line(rng: random.Random, config: Config) -> Spoilt | No
     flag = "--" + dotted(key for key in path if key != "init_args")
     module, _, name = at(config, path)["class_path"].rpartition(".")
     value = rng.choice([f"{module}.{misspelt(rng, name)}", misspelt(rng, name), "torch.nn.Linear", "[]", "null"])
-    if value == "null" and path[-1] not in ("policy", "task", "tokenizer", "optimizer", "model", "data"):
+    if value == "null" and path[-1] not in ("policy", "tokenizer", "optimizer", "model", "data"):
         value = "[]"
     names = (f"{flag}:", f"{flag}.class_path:", f"{flag.lstrip('-')}: missing")
     return Spoilt(f"{flag} {value}", dump(config), names, (flag, value))

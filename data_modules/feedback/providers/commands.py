@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,8 +133,15 @@ def _built(config: dict[str, Any], path: Path) -> Provider:
     try:
         return parser.instantiate_classes(parser.parse_object({"provider": config})).provider
     except ArgumentError as error:
-        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
-        raise ValueError(f"{path}: {' '.join(lines)}") from None
+        raise ValueError(f"{path}: {_in_one_line(str(error))}") from None
+
+
+def _in_one_line(message: str) -> str:
+    """Of jsonargparse: the keys down to the wrong one, and what is wrong with it."""
+    text = " ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
+    keys = re.findall(r'Parser key "([^"]+)":', text)
+    _, _, reason = text.rpartition(f'Parser key "{keys[-1]}":') if keys else ("", "", text)
+    return f"{'.'.join(keys[1:])}: {reason.strip()}" if keys[1:] else text
 
 
 @contextmanager

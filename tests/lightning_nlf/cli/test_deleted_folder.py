@@ -23,7 +23,7 @@ def test_a_deleted_run_folder_is_said_and_written_anew(tmp_path, monkeypatch, ca
     """What the open journal still has is there again; the other files are those of the next iterations."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logger_module.Shipper, "start", lambda self: None)
-    monkeypatch.setattr(logger_module.Shipper, "close", lambda self, timeout: 0)
+    monkeypatch.setattr(logger_module.Shipper, "close", lambda self, *seconds: 0)
     Path("deleting.py").write_text(f"import runpy\nDeleting = runpy.run_path({__file__!r})['Deleting']\n")
     monkeypatch.syspath_prepend(tmp_path)
     flags = ["--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "1", "--run_dir", "run"]
@@ -44,7 +44,7 @@ def test_a_deleted_run_folder_is_said_and_written_anew(tmp_path, monkeypatch, ca
 def test_a_folder_that_cannot_be_written_anew_ends_the_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logger_module.Shipper, "start", lambda self: None)
-    monkeypatch.setattr(logger_module.Shipper, "close", lambda self, timeout: 0)
+    monkeypatch.setattr(logger_module.Shipper, "close", lambda self, *seconds: 0)
     Path("taking.py").write_text(
         "import shutil\nfrom pathlib import Path\nimport lightning as L\n"
         "class Taking(L.Callback):\n"

@@ -97,7 +97,7 @@ def test_from_the_command_line_to_rows_to_imitate(server, tmp_path, prompt_of, c
     data.setup("fit")
     assert [each.reply for each in data.demonstrations["train"]] == ["v4"] * 3
     assert main([*arguments, "--rounds", "0", *flags, "--out", str(out)]) == 2
-    assert "rounds: got 0" in capsys.readouterr().err
+    assert "rounds: Expected a whole number from 1 to 2147483647. Got value: 0" in capsys.readouterr().err
 
 
 def test_an_expected_response_is_not_revised(endpoint, principles):

@@ -128,7 +128,7 @@ def test_several_questions_share_one_budget_and_one_line(server, endpoint, promp
     ("flags", "message"),
     [
         (["--set", "endpoint.concurency=2"], "concurency"),
-        (["--set", "endpoint.concurrency=0"], "endpoint.concurrency: got 0, must be at least 1"),
+        (["--set", "endpoint.concurrency=0"], "endpoint.concurrency: Expected a whole number from 1 to 2147483647."),
         (["--set", "model"], "--set: got 'model', must be like endpoint.model=judge"),
         (["--set", "endpoint.model=["], "--set: endpoint.model: '[' is no yaml"),
         (["--set", "endpoint.model=" + "[" * 3000], "is no yaml: it nests too deeply"),
