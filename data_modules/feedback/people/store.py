@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,15 +51,40 @@ def opened(uri: str, experiment: str, create: bool = False) -> Iterator[Store]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     for name in ("alembic", "mlflow.store.db.utils"):  # a new data base announces each of its migrations otherwise
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
+        if path is not None and not path.exists():
+            _make(path)
         with _at(uri):
             yield Store(uri, experiment, _experiment_id(uri, experiment, create))
+    except SQLAlchemyError as error:
+        cause = str(error).splitlines()[0][:300]
+        raise ValueError(
+            f"tracking_uri: {shown_uri(uri)} cannot be read: {cause}; if it was left half-made, move it aside"
+        ) from error
     except MlflowException as error:
         cause = shown_uri(str(error).splitlines()[0])[:300]
         raise ValueError(f"tracking_uri: {shown_uri(uri)} says: {cause}") from error
+
+
+def _make(path: Path) -> None:
+    """A data base gets its name when all tables are in it: a half-made one would refuse whoever comes later."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True) as folder:
+        fresh = Path(folder) / path.name
+        store = SqlAlchemyStore(f"sqlite+pysqlite:///{quote(str(fresh))}", quote(str(path.parent / "mlartifacts")))
+        store.engine.dispose()
+        try:
+            os.link(fresh, path)  # which replaces nothing, unlike a rename
+        except FileExistsError:
+            pass  # another process was faster
+        except OSError:  # a disk without links
+            fresh.rename(path)
 
 
 @contextlib.contextmanager

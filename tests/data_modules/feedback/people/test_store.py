@@ -1,3 +1,9 @@
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -28,3 +34,35 @@ def test_experiment_below_an_odd_path_has_its_files_beside_the_data_base(tmp_pat
         place = MlflowClient().get_experiment(store.id).artifact_location
     assert unquote(place) == f"{tmp_path}/a%2Fb?#/mlartifacts"
     assert [path.name for path in tmp_path.rglob("*")] == ["a%2Fb?#", "mlflow.db"]
+
+
+@pytest.mark.slow
+def test_whoever_is_killed_while_the_data_base_is_made_leaves_nothing_in_the_way(tmp_path):
+    """Killed when some of its tables are there: nothing has its name yet, and the next one makes it."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    program = (
+        "import sys; from data_modules.feedback.people.store import opened\n"
+        "with opened(sys.argv[1], 'e', create=True): pass"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, uri], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not any(path.stat().st_size > 100_000 for path in tmp_path.glob(".mlflow.db-*/mlflow.db")):
+        assert process.poll() is None and time.monotonic() < end
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    with opened(uri, "e", create=True) as store:
+        assert MlflowClient().get_experiment(store.id).name == "e"
+
+
+@pytest.mark.slow
+def test_a_store_that_is_none_is_told_in_one_line(tmp_path):
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        connection.execute("CREATE TABLE experiments (x INTEGER)")
+    with (
+        pytest.raises(ValueError, match=r"^tracking_uri: .*mlflow\.db") as error,
+        opened(f"sqlite:///{tmp_path}/mlflow.db", "e", create=True),
+    ):
+        pass
+    assert "\n" not in str(error.value)
