@@ -1,6 +1,6 @@
 """Classes that a checkpoint may name: this project's, torch's networks, and those of packages that the caller trusts.
 
-A checkpoint is a file of others. Whoever loads it decides what it may import; the file does not.
+A checkpoint may come from somebody else. The caller decides what it may import; the file does not.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def _encoding(backend: Any, text: str) -> Any:
 
 
 def _is_control(text: str, template: str) -> bool:
-    """Of an added token that is not special. White space and plain words are text, whoever writes them."""
+    """Whether an added token that is not special acts as a control token. White space and plain words do not."""
     return bool(TAG.fullmatch(text)) or (text in template and re.search(r"[^\w\s]", text) is not None)
 
 

@@ -46,7 +46,7 @@ class Tokenizer:
         return self._known(self._control.encode(text))
 
     def encode_reply(self, text: str) -> list[int]:
-        """As `encode`, of what a model says: its own words that are no special tokens, such as `<think>`, are meant."""
+        """Token ids of a model's own reply: unlike `encode`, keeps tokens such as `<think>` that are not special."""
         return self._known(self._control.encode(text, reply=True))
 
     def _known(self, encoded: Encoded) -> list[int]:

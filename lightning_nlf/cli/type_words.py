@@ -17,7 +17,7 @@ _LISTS = (list, tuple, set, frozenset)
 
 
 def alternatives(hint: Any) -> list[Any]:
-    """The types of a union, or the one type; a tensor is no value of a yaml."""
+    """The members of a union, or the type itself. Tensors are left out, because a yaml cannot hold one."""
     if get_origin(hint) is Annotated:
         return alternatives(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):

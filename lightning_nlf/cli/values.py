@@ -88,7 +88,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def expects_a_value(action: Action) -> bool:
-    """Whether null is no value of an argument; of one without a default it stands for what was not given."""
+    """Whether an argument refuses null. Without a default, null means that the argument was not given."""
     return action.default is not None and getattr(action, "_typehint", None) is not None
 
 

@@ -86,7 +86,7 @@ def refuse_memory(build: Callable[[], nn.Module], where: str) -> None:
     try:
         with torch.device("meta"):
             model = build()
-    except (RuntimeError, OverflowError) as error:  # sizes whose product is no number of 64 bits
+    except (RuntimeError, OverflowError) as error:  # the product of the sizes overflows 64 bits
         raise ValueError(f"{where}: its sizes make no tensors: {str(error).splitlines()[0]}") from error
     needed = BYTES * sum(parameter.numel() for parameter in model.parameters())
     there = psutil.virtual_memory().total

@@ -33,7 +33,7 @@ def sync(run_dir: str | Path, tracking_uri: str | None = None) -> tuple[Position
     Lines of the journal that are no records are left out; `journal.faults` tells them.
 
     Raises:
-        ValueError: `run_dir` has no journal, or one that is no file of this folder or of no run.
+        ValueError: `run_dir` has no journal, or its journal is outside the folder or does not describe a run.
         Exception: whatever MLflow and its transport raise; what has been sent is noted.
     """
     run_dir = Path(run_dir)

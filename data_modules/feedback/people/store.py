@@ -71,7 +71,10 @@ def opened(uri: str, experiment: str, create: bool = False) -> Iterator[Store]:
 
 
 def _make(path: Path) -> None:
-    """A data base gets its name when all tables are in it: a half-made one would refuse whoever comes later."""
+    """Make an SQLite store under a temporary name and rename it when it is complete.
+
+    A process that is killed in between would otherwise leave a store that MLflow refuses to open.
+    """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     path.parent.mkdir(parents=True, exist_ok=True)

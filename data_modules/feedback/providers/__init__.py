@@ -1,4 +1,4 @@
-"""Whoever gives feedback. What asks a model is imported when it is asked for, and openai when it asks."""
+"""Feedback providers: rules, models, the policy itself. Judges and openai are imported on first use."""
 
 from __future__ import annotations
 
