@@ -18,7 +18,7 @@ def weights_of(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Ten
     """Raises ValueError: there is no `state_dict`, or it holds more than tensors by name."""
     state = checkpoint.get("state_dict")
     if not isinstance(state, Mapping):
-        raise ValueError(f"{path} is no checkpoint of a module: it has no state_dict with tensors")
+        raise ValueError(f"{path} is not the checkpoint of a module: it has no state_dict of tensors")
     for name, x in state.items():
         if not isinstance(name, str) or not isinstance(x, Tensor):
             raise ValueError(f"{path}: state_dict: {name} is no tensor, but a {type(x).__name__}")
@@ -60,7 +60,7 @@ def check_training(checkpoint: Mapping[str, Any], data: Any) -> None:
     _check(checkpoint, _TRAINING, "ckpt_path")
     for name in ("optimizer_states", "lr_schedulers"):
         if not all(isinstance(state, Mapping) for state in checkpoint[name]):
-            raise ValueError(f"ckpt_path: {name} is no list of states: it is damaged")
+            raise ValueError(f"ckpt_path: {name} must be a list of mappings: the checkpoint is damaged")
     name = type(data).__qualname__
     if data is None or type(data).state_dict is LightningDataModule.state_dict:
         return

@@ -173,8 +173,8 @@ def _responses(value: Any) -> tuple[str, ...]:
 def _score(value: Any, scale: Scale | None) -> float:
     score = _number(value)
     if scale is not None and not scale[0] <= score <= scale[1]:
-        shown = value if abs(value) < 1e15 else f"{score:g}"
-        raise ValueError(f"{shown} is off the scale {scale[0]:g} to {scale[1]:g}; mend it, or declare another scale")
+        digits = value if abs(value) < 1e15 else f"{score:g}"
+        raise ValueError(f"{digits} is off the scale {scale[0]:g} to {scale[1]:g}; mend it, or declare another scale")
     return score
 
 
@@ -246,8 +246,8 @@ def _meta(value: Any, responses: int | None) -> dict[str, Any]:
     if not isinstance(authors, dict) or not all(isinstance(name, str) for name in authors.values()):
         raise ValueError('said_by must be an object like {"score": "who"}')
     ends = value.get("finished", True)
-    each = ends if isinstance(ends, list) else [ends] * (responses or 1)
-    if not all(isinstance(end, bool) for end in each) or responses is not None and len(each) != (responses or 1):
+    flags = ends if isinstance(ends, list) else [ends] * (responses or 1)
+    if not all(isinstance(flag, bool) for flag in flags) or responses is not None and len(flags) != (responses or 1):
         raise ValueError("finished must be true or false, or a list of these with one for each response")
     return value
 

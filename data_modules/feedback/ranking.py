@@ -37,8 +37,8 @@ def parse_ranking(text: str, responses: int) -> tuple[int, ...]:
             ranks[index[name]] = rank
     missing = [name for name, i in index.items() if i not in ranks]
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise ValueError(f"{quoted} leaves out {', '.join(missing[:5])}{more}; name each response once")
+        rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise ValueError(f"{quoted} leaves out {', '.join(missing[:5])}{rest}; name each response once")
     return tuple(ranks[i] for i in range(responses))
 
 

@@ -53,10 +53,10 @@ def _encoded(response: str, ends: Sequence[int], tokenizer: Tokenizer) -> tuple[
     ids: list[int] = []
     places: list[int] = []
     for start, end in zip([0, *ends], [*ends, len(response)], strict=True):
-        own = tokenizer.encode_reply(response[start:end]) if start < end else []
-        ids += own
+        step = tokenizer.encode_reply(response[start:end]) if start < end else []
+        ids += step
         if len(places) < len(ends):
-            if not own:
+            if not step:
                 raise ValueError(f"steps: {response[start:end]!r} has no token; let the step before end later")
             places.append(len(ids) - 1)
     return ids, places

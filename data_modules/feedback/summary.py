@@ -40,8 +40,8 @@ def summary(judgements: Sequence[Judgement], scale: Scale) -> str:
     if filled["preference"]:
         lines += ["", _preferences(judgements)]
     if doubts := [*_doubtful_spans(judgements), *_repeated(judgements)]:
-        more = [f"… and {len(doubts) - LISTED} more lines"] if len(doubts) > LISTED else []
-        lines += ["", "look at these:", *map(on_one_line, doubts[:LISTED]), *more]
+        rest = [f"… and {len(doubts) - LISTED} more lines"] if len(doubts) > LISTED else []
+        lines += ["", "look at these:", *map(on_one_line, doubts[:LISTED]), *rest]
     return "\n".join(lines)
 
 

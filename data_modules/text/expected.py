@@ -97,9 +97,9 @@ class ExpectedResponses:
         """Raises ValueError: there are not so many."""
         ids = {prompt.case.id: prompt.ids for prompt in prompts}
         for number, (case, text) in enumerate(with_expected(task, self.prompts, self.order)):
-            said = [*tokenizer.encode_reply(text), tokenizer.eos]
+            reply = [*tokenizer.encode_reply(text), tokenizer.eos]
             reward = task.begin(case).reply(text, True).reward
-            self.known[case.id] = Response(number, [Segment(ids[case.id]), Segment(said, EXPERT, None, reward)])
+            self.known[case.id] = Response(number, [Segment(ids[case.id]), Segment(reply, EXPERT, None, reward)])
         if self.rows > len(self.known):
             raise ValueError(f"expected.rows: got {self.rows}, and there are {len(self.known)} expected responses")
         self.asked = torch.zeros(len(self.known), dtype=torch.bool)

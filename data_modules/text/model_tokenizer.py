@@ -48,9 +48,9 @@ class FolderTokenizer(Tokenizer):
         tokens = {name: _content(token) for name, token in named.items() if name.endswith("_token")}
         self._texts = {name: token for name, token in tokens.items() if isinstance(token, str)} | special
         self._check(special, backend)
-        there = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-        new = [special[name] for name in ("pad_token", "eos_token") if special[name] not in there]
-        backend.add_special_tokens(new)  # those that are there keep what they do to the blanks beside them
+        declared = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        new = [special[name] for name in ("pad_token", "eos_token") if special[name] not in declared]
+        backend.add_special_tokens(new)  # those that are declared keep what they do to the blanks beside them
         self._take(backend, special)
         self._begin = self._first(backend)
 

@@ -196,7 +196,7 @@ class BestCheckpoint(_InPlaceCheckpoint):
         metrics = trainer.callback_metrics
         watched: tuple[str, str] = self._asked
         if watched[0] not in metrics:
-            text = f"BestCheckpoint: monitor {watched[0]!r} is no metric of this validation; there is {sorted(metrics)}"
+            text = f"BestCheckpoint: monitor {watched[0]!r} is not among this validation's metrics: {sorted(metrics)}"
             if self._named:
                 raise ValueError(text)
             loss = held_out_loss(trainer, pl_module)

@@ -36,7 +36,7 @@ class StopWhenSolved(L.Callback):
         metrics = trainer.callback_metrics
         if self.monitor not in metrics:
             raise ValueError(
-                f"StopWhenSolved: monitor {self.monitor!r} is no metric of this validation; there is {sorted(metrics)}"
+                f"StopWhenSolved: monitor {self.monitor!r} is not among this validation's metrics: {sorted(metrics)}"
             )
         reached = float(metrics[self.monitor]) >= self.threshold
         # One decision for all ranks, should their metrics differ in the last digit.

@@ -132,8 +132,8 @@ class Examiner:
             if key not in right and (hint := nearest(key, _OF_A_CLASS)):
                 return Fault((*keys, key), "no such key.", hint)
         if plain and "init_args" not in spec:
-            known = [base for base in plain if set(spec) <= set(parameters(type(self.parser), base))] or plain
-            fault = self._arguments(known[0], 0, spec, keys, keys)
+            candidates = [base for base in plain if set(spec) <= set(parameters(type(self.parser), base))] or plain
+            fault = self._arguments(candidates[0], 0, spec, keys, keys)
             if fault and fault.text.endswith("no such key.") and not fault.hint:
                 return Fault(fault.keys, fault.text, "Is a class_path missing above?")
             return fault

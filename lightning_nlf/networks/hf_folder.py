@@ -89,11 +89,11 @@ def refuse_memory(build: Callable[[], nn.Module], where: str) -> None:
     except (RuntimeError, OverflowError) as error:  # the product of the sizes overflows 64 bits
         raise ValueError(f"{where}: its sizes make no tensors: {str(error).splitlines()[0]}") from error
     needed = BYTES * sum(parameter.numel() for parameter in model.parameters())
-    there = psutil.virtual_memory().total
-    if needed > there:
+    memory = psutil.virtual_memory().total
+    if needed > memory:
         raise ValueError(
             f"{where}: its parameters need {needed / 2**30:,.0f} GiB in float32, and this machine has "
-            f"{there / 2**30:,.0f}: use a smaller model, or one of other sizes"
+            f"{memory / 2**30:,.0f}: use a smaller model, or one of other sizes"
         )
 
 

@@ -75,8 +75,8 @@ def flat(value):
 @pytest.mark.parametrize(
     "spoilt, why",
     [
-        ({}, "is no checkpoint of a module"),
-        ({"state_dict": None}, "is no checkpoint of a module"),
+        ({}, "is not the checkpoint of a module"),
+        ({"state_dict": None}, "is not the checkpoint of a module"),
         ({"state_dict": {"policy.log_std": 3}}, "state_dict: policy.log_std is no tensor, but a int"),
         ({"state_dict": {}, "hyper_parameters": [1]}, "hyper_parameters: not a mapping by name"),
         ({"state_dict": {}, "hyper_parameters": {"_class_path": 3}}, "_class_path is no name, but a int"),
@@ -130,7 +130,7 @@ def test_training_does_not_go_on_without_the_state_of_its_data(capsys, content):
 @pytest.mark.parametrize(
     "stage, change, why",
     [
-        ("test", None, "spoilt.ckpt is no checkpoint of a module"),
+        ("test", None, "spoilt.ckpt is not the checkpoint of a module"),
         ("fit", {"PendulumDataModule": {"counters": {}}}, "KeyError: 'ranks'"),
         ("fit", {"optimizer_states": [{"state": 1}]}, "ckpt_path: the checkpoint is damaged"),
     ],
