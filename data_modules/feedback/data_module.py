@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from data_modules.feedback.accounts import calls, flat, told
 from data_modules.feedback.encoding import encoded, knowing, rows_of
+from data_modules.feedback.fields import Scale
 from data_modules.feedback.files import read_all
-from data_modules.feedback.parsing import Scale
 from data_modules.feedback.rows import CRITIQUE_PROMPT, Layout, Use
 from data_modules.feedback.schema import Judgement
 from data_modules.feedback.selection import Keep

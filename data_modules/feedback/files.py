@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from data_modules.feedback.parsing import Faults, Scale, cut, parse
+from data_modules.feedback.fields import Scale, cut
+from data_modules.feedback.parsing import Faults, parse
 from data_modules.feedback.schema import Judgement
 from data_modules.terminal import on_one_line
 

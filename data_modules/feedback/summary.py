@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import comb
 
-from data_modules.feedback.parsing import Scale, astral
+from data_modules.feedback.fields import Scale, astral
 from data_modules.feedback.ranking import letter
 from data_modules.feedback.schema import FIELDS, Judgement
 from data_modules.feedback.versus import win_rate

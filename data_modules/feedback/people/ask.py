@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_modules.feedback.fields import Scale
 from data_modules.feedback.files import listed, scan
-from data_modules.feedback.parsing import Scale
 from data_modules.feedback.people import store, traces
 from data_modules.feedback.people.items import items
 from data_modules.feedback.people.questions import questions

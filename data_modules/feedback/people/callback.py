@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from data_modules.feedback.parsing import Scale
+from data_modules.feedback.fields import Scale
 from data_modules.feedback.people.ask import ask
 from data_modules.feedback.people.filming import Filming, filmed
 from data_modules.feedback.people.store import DEFAULT_EXPERIMENT

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_modules.feedback.fields import Scale
 from data_modules.feedback.files import enumerated, read
-from data_modules.feedback.parsing import Scale
 from data_modules.feedback.people.forces import expert_named, forces
 from data_modules.feedback.schema import Judgement
 from data_modules.offline import OfflineDataModule, load_batch

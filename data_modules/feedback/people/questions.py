@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from data_modules.feedback.parsing import Scale
+from data_modules.feedback.fields import Scale
 from data_modules.feedback.people.items import Item
 
 Field = Literal["score", "ranking", "expected"]

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_modules.feedback.parsing import Faults, Scale, parse
+from data_modules.feedback.fields import Scale
+from data_modules.feedback.parsing import Faults, parse
 from data_modules.feedback.people import forces
 from data_modules.feedback.people.questions import Field
 from data_modules.feedback.schema import Judgement

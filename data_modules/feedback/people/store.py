@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from data_modules.feedback.parsing import Scale
+from data_modules.feedback.fields import Scale
 from data_modules.feedback.people.questions import Question, field_of
 
 if TYPE_CHECKING:

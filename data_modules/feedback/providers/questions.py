@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
-from data_modules.feedback.parsing import Scale
+from data_modules.feedback.fields import Scale
 from data_modules.feedback.providers import prompts
 from data_modules.feedback.providers.answer import Answer, Malformed, NoLogProbs, Unanswered, excerpt
 from data_modules.feedback.providers.client import Client

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import get_args
 
-from data_modules.feedback.parsing import Scale
+from data_modules.feedback.fields import Scale
 from data_modules.feedback.providers.provider import Account, merged, said
 from data_modules.feedback.ranking import format_ranking, ranks_of_scores
 from data_modules.feedback.schema import Judgement, Span
