@@ -17,6 +17,14 @@ from lightning_nlf.numbers import Number
 
 Scale = tuple[Number, Number]
 T = TypeVar("T")
+MEANT = {  # roles of other programs
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function": "tool",
+}
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def cut(text: str) -> str:
@@ -33,9 +41,6 @@ def read_text(value: Any) -> str:
     if not value.isascii() and _HALVES.search(value):
         raise ValueError("the text has half of a surrogate pair, which is no character; take it out")
     return value
-
-
-_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def _number(value: Any) -> float:
@@ -63,9 +68,6 @@ def read_prompt(value: Any) -> str | tuple[Message, ...]:
     if isinstance(value, list) and value:
         return tuple(_message(message, i) for i, message in enumerate(value, 1))
     return read_text(value)
-
-
-MEANT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "function": "tool"}
 
 
 def _message(value: Any, number: int) -> Message:

@@ -222,8 +222,8 @@ class Destination:
         for name, why in left_out.items():
             if name not in self._left_out:
                 self._left_out.add(name)
-                shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-                log.warning("artifact %s is left out: %s", self.run_dir / shown, why)
+                escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+                log.warning("artifact %s is left out: %s", self.run_dir / escaped, why)
 
 
 def _named(record: Mapping[str, Any]) -> dict[str, Any]:
