@@ -125,6 +125,7 @@ def picture(rows: Rows, told: Figures, path: Path) -> None:
         axes[0].errorbar([4, 16], [x[0] for x in means], yerr=ends, marker="o", capsize=3, label=name)
     axes[0].set(xlabel="samples to choose from", ylabel="right answers", title="best of n, by judge", xscale="log")
     axes[0].set_xticks([4, 16], ["4", "16"])
+    axes[0].minorticks_off()
     axes[0].legend(fontsize=8)
     panels = (("return", "what the reward model pays a reply"), ("true_reward", "right answers among what is sampled"))
     for panel, (key, title) in zip(axes[1:], panels, strict=True):
