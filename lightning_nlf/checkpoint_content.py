@@ -60,7 +60,7 @@ def check_training(checkpoint: Mapping[str, Any], data: Any) -> None:
     _check(checkpoint, _TRAINING, "ckpt_path")
     for name in ("optimizer_states", "lr_schedulers"):
         if not all(isinstance(state, Mapping) for state in checkpoint[name]):
-            raise ValueError(f"ckpt_path: {name} must be a list of mappings: the checkpoint is damaged")
+            raise ValueError(f"ckpt_path: {name} is not a list of mappings: the checkpoint is damaged")
     name = type(data).__qualname__
     if data is None or type(data).state_dict is LightningDataModule.state_dict:
         return
