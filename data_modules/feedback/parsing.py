@@ -74,7 +74,8 @@ def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement
     take("expected", read_text)
     if record.get("responses") is None and record.get("expected") is None:
         faults.append("responses: there are none and no expected either; give at least one of the two")
-    if "responses" in known or record.get("responses") is None:
+    readable = "responses" in known or record.get("responses") is None
+    if readable:
         responses = known.get("responses", ())
         take("score", lambda value: of_each_response(value, responses, lambda x, _: read_score(x, scale)))
         take("critique", lambda value: of_each_response(value, responses, lambda x, _: read_text(x)))
@@ -84,7 +85,7 @@ def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement
         take("steps", lambda value: of_each_response(value, responses, read_steps, of_objects=True))
     for name in ("source", "episode", "id"):
         take(name, read_text)
-    take("meta", lambda value: read_meta(value, len(known.get("responses", ())) if "responses" in known else None))
+    take("meta", lambda value: read_meta(value, len(known.get("responses", ())) if readable else None))
     if faults:
         raise Faults(faults)
     return Judgement(**known, where=where)

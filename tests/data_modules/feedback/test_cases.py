@@ -58,6 +58,10 @@ BAD = {  # a line that is wrong → what is said of it after FILE:LINE
     "finished a text": (meta(finished="no"), "meta: finished must be true or false"),
     "finished null": (meta(finished=None), "meta: finished must be true or false"),
     "finished of two": (meta(finished=[True, False]), "meta: finished must be true or false"),
+    "finished of none": (
+        '{"prompt": "a ?", "expected": "e", "meta": {"finished": []}}',
+        "meta: finished must be true or",
+    ),
     "openai": (
         '{"messages": [{"role": "user", "content": "a ?"}]}',
         "messages: this line is of OpenAI's format; write ",
