@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.intervals import interval, resamples, speed_up  # noqa: E402
+from benchmarks.intervals import bootstrap_values, clustered_ratio_interval, interval, speed_up  # noqa: E402
 
 DRAWS = 2000  # of a bootstrap
 
@@ -26,7 +26,7 @@ def of_percentile_means(n: int, trials: int = 4000, seed: int = 0) -> float:
     held = 0
     for _ in range(trials):
         sample = rng.normal(size=n)
-        low, high = interval(sample[rng.integers(n, size=(DRAWS, n))].mean(1))
+        low, high = interval(bootstrap_values(np.mean, sample, draws=DRAWS, seed=rng))
         held += low <= 0 <= high
     return held / trials
 
@@ -48,12 +48,10 @@ def of_clustered_ratios(
     """The ratio of two medians of runs that share starts, of `feedback.py convergence`, where starts differ widely."""
     rng = np.random.default_rng(seed)
     start = np.repeat(range(starts), runs)
-    places = resamples(start.tolist(), DRAWS)
     held = 0
     for _ in range(trials):
         arms = np.exp(rng.normal(0, between, (2, starts))[:, start] + rng.normal(0, within, (2, len(start))))
-        middles = np.sort(arms[:, places], -1)[..., (len(start) - 1) // 2]
-        low, high = interval(middles[0] / middles[1])
+        _, low, high = clustered_ratio_interval(*arms, start.tolist(), DRAWS)
         held += low <= 1 <= high
     return held / trials
 

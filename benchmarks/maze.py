@@ -53,7 +53,7 @@ def played(checkpoint: Path, seed: int) -> dict[str, float]:
 
     from data_modules.lmrl import Maze
     from data_modules.text import TextDataModule, WordTokenizer
-    from lightning_nlf.functional import episode_sums, row_sums
+    from lightning_nlf.maths.steps import episode_sums, row_sums
     from lightning_nlf.modules import PolicyModule
 
     agent = PolicyModule.load_from_checkpoint(checkpoint).eval()

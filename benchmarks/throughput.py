@@ -17,7 +17,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -25,39 +24,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.side_by_side.pinned import Pinned
+from benchmarks.side_by_side.pinned import Pinned, Row
 
 START_SECONDS = 5.0  # of a process, with its imports
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table, on one number of cores; `call` gives {"value": …} for each repeat."""
-
-    name: str  # section/row
-    title: str
-    call: str  # module.function of `benchmarks`
-    seconds: float  # of one call, expected
-    cores: int = 1
-    arguments: dict[str, Any] = field(default_factory=dict)
-    times: int = 1  # calls a repeat; 0: one call in all
-
-    @property
-    def section(self) -> str:
-        return self.name.split("/")[0]
-
-    @property
-    def key(self) -> str:
-        return f"{self.name}@{self.cores}"
-
-    @property
-    def process(self) -> tuple[str, int]:
-        """Module and cores."""
-        return self.call.split(".")[0], self.cores
-
-    def calls(self, repeats: int) -> int:
-        return repeats * self.times or 1
-
 
 STANDS = {"name": "reinforce", "changes": {"data.episodes": 256, "model.optimizer.init_args.lr": 1e-4}, "epochs": 1}
 STANDS |= {"stands": True}

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from data_modules.label_buffer import labelled_steps
-from data_modules.rollout import RolloutDataModule
+from data_modules.ranges import at_least, shares
+from data_modules.rollout import LabelledRollouts
 from data_modules.takeover import Takeover
-from data_modules.value_trigger import Triggered
 from lightning_nlf.batch import Actor, Batch, Expert, stack_rows
 from lightning_nlf.numbers import Count, Share, Size
 
 
-class ControlDataModule(RolloutDataModule):
+class ControlDataModule(LabelledRollouts):
     """Collects episodes in waves of rows; an expert labels the learner's states, or takes over.
 
     A child says how many rows a wave has, plays one (`_wave`), and plays those of the evaluation.
@@ -44,13 +44,13 @@ class ControlDataModule(RolloutDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, value in (("horizon", horizon), ("evaluation_episodes", evaluation_episodes)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, must be at least 1")
-        if not 0 <= label_share <= 1:
-            raise ValueError(f"label_share: got {label_share}, must be in [0, 1]")
+        at_least(1, horizon=horizon, evaluation_episodes=evaluation_episodes)
+        shares(label_share=label_share)
         if expert is None and (takeover is not None or label_share or self.label_buffer is not None):
             raise ValueError("expert: takeover, label_share and label_buffer need one")
+        if takeover is not None and takeover.asks == "errors":
+            kind = type(takeover).__name__
+            raise ValueError(f"takeover: {kind} goes by the critique of a reply; use a plan, or ValueTriggered")
         self.horizon, self.min_steps = horizon, min_steps
         self.expert, self.takeover = expert, takeover
         self.label_share, self.label_budget = label_share, label_budget
@@ -79,10 +79,12 @@ class ControlDataModule(RolloutDataModule):
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
         rows, wanted = self._rows(), self._share(self.min_steps)
         self.finished = []
-        waves = [self._counted(self._wave(actor, rng, rows))]
-        while sum(int(wave.valid.sum()) for wave in waves) < wanted:
-            waves.append(self._counted(self._wave(actor, rng, rows)))
-        batch = self._label(stack_rows(waves) if len(waves) > 1 else waves[0], rng)
+        waves: list[Batch] = []
+        while not waves or sum(int(wave.valid.sum()) for wave in waves) < wanted:
+            wave = self._wave(actor, rng, rows)
+            self.labels_used += 0 if wave.expert_mask is None else int(wave.expert_mask.sum())
+            waves.append(wave)
+        batch = self._label(stack_rows(waves), rng)
         self._account(batch)
         if self.label_buffer is not None:
             self.label_buffer.add(labelled_steps(batch))
@@ -94,14 +96,8 @@ class ControlDataModule(RolloutDataModule):
         if self.takeover is not None:
             experience = self.counters["env_steps"]
             players["plan"] = self.takeover.plan(rows, self.horizon, self.typical_length, rng, experience)
-        if isinstance(self.takeover, Triggered):
-            players["triggered"] = self.takeover
+            players["takeover"] = self.takeover
         return players
-
-    def _counted(self, wave: Batch) -> Batch:
-        if wave.expert_mask is not None:
-            self.labels_used += int(wave.expert_mask.sum())
-        return wave
 
     def _label(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """The expert's word on a random share of the learner's own steps, as far as the budget goes."""
@@ -149,10 +145,11 @@ class ControlDataModule(RolloutDataModule):
 
     def rank_state(self) -> dict[str, Any]:
         state = super().rank_state() | {"labels_used": self.labels_used, "typical_length": self.typical_length}
-        return state | ({"takeover": self.takeover.state_dict()} if isinstance(self.takeover, Triggered) else {})
+        moves = {} if self.takeover is None else self.takeover.state_dict()
+        return state | ({"takeover": moves} if moves else {})
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         super().load_rank_state(state)
         self.labels_used, self.typical_length = state["labels_used"], state["typical_length"]
-        if isinstance(self.takeover, Triggered):
-            self.takeover.load_state_dict(state["takeover"])
+        if self.takeover is not None:
+            self.takeover.load_state_dict(state.get("takeover", {}))

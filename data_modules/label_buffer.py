@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_modules.ranges import at_least
 from lightning_nlf.batch import Batch, stack_rows
 from lightning_nlf.numbers import Size
 
@@ -29,9 +30,7 @@ class LabelBuffer:
     kept: Batch | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("updates", "rows", "capacity"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"label_buffer.{name}: got {getattr(self, name)}, must be at least 1")
+        at_least(1, **{f"label_buffer.{name}": getattr(self, name) for name in ("updates", "rows", "capacity")})
 
     def add(self, labelled: Batch) -> None:
         """Remember rows with an `expert_mask`; their `mask` and `valid` are False, so nothing else learns from them."""
@@ -43,14 +42,17 @@ class LabelBuffer:
     def draw(self, like: Batch, rng: np.random.Generator, least: int = 1) -> Batch:
         """Random rows, without repetition; where labels are short, filled up to `least` with rows that teach nothing.
 
-        Before there are any labels, these are made of a row of `like`.
+        Before there are any labels, these are made of a row of `like`. Its `masks` are there, and False.
         """
         if self.kept is None:
             return _nothing(like, least)
         count = min(self.rows, len(self.kept))
         rows = torch.from_numpy(rng.choice(len(self.kept), count, replace=False))
         drawn = self.kept[rows].to(like.obs.device)
-        return drawn if count >= least else stack_rows([drawn, _nothing(drawn, least - count)])
+        if count < least:
+            drawn = stack_rows([drawn, _nothing(drawn, least - count)])
+        nowhere = torch.zeros_like(drawn.mask)
+        return replace(drawn, masks={name: nowhere if x.ndim > 1 else nowhere[:, 0] for name, x in like.masks.items()})
 
     def state_dict(self) -> dict[str, Any]:
         if self.kept is None:
@@ -70,7 +72,8 @@ def _nothing(like: Batch, rows: int) -> Batch:
     copies = like[torch.zeros(rows, dtype=torch.long)]
     nothing = torch.zeros_like(copies.mask)
     known = None if copies.expert_mask is None else nothing
-    return replace(copies, valid=nothing, mask=nothing, expert_mask=known, group=None)
+    masks = {name: torch.zeros_like(mask) for name, mask in copies.masks.items()}
+    return replace(copies, valid=nothing, mask=nothing, expert_mask=known, masks=masks, group=None)
 
 
 def labelled_steps(batch: Batch) -> Batch:

@@ -6,20 +6,22 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from data_modules.groups import shuffled
+from data_modules.ranges import at_least
+from data_modules.source import SourceDataModule
 from lightning_nlf.batch import Actor, Batch
-from lightning_nlf.functional import row_counts, stamp_totals
+from lightning_nlf.maths.means import row_counts, stamp_totals
 from lightning_nlf.numbers import Seed, Size
 
 TRAINING, VALIDATION, TEST = range(3)  # streams of chance that never meet
 
 
-class MinibatchDataModule(L.LightningDataModule):
+class MinibatchDataModule(SourceDataModule):
     """Cuts rows into the micro-batches of optimizer steps that do not depend on how they were cut.
 
     A child says where the rows come from (`collect`), and keeps `counters` and `statistics`. One whose model acts in
@@ -32,16 +34,10 @@ class MinibatchDataModule(L.LightningDataModule):
         passes: over the rows of one epoch.
     """
 
-    trainer: L.Trainer  # Lightning sets it before it asks for a loader
-
     def __init__(self, seed: Seed = 0, minibatches: Size = 1, passes: Size = 1) -> None:
         super().__init__()
-        for name, value in (("minibatches", minibatches), ("passes", passes)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, must be at least 1")
+        at_least(1, minibatches=minibatches, passes=passes)
         self.seed, self.minibatches, self.passes = seed, minibatches, passes
-        self.counters: dict[str, int] = {"iteration": 0}  # all ranks
-        self.statistics: dict[str, float] = {}  # of the last epoch's rows, all ranks
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
         """This rank's rows of one epoch; counts what they cost."""
@@ -175,28 +171,6 @@ class MinibatchDataModule(L.LightningDataModule):
         if len(ranks) != self._world_size:
             raise ValueError(f"the checkpoint is of {len(ranks)} processes, this run has {self._world_size}")
         self.load_rank_state(ranks[self.trainer.global_rank])
-
-
-def grouped(batch: Batch) -> tuple[Tensor, int]:
-    """Which group each row is in, (B,) from 0 to n − 1, and n. Without `group` every row is alone."""
-    if batch.group is None:
-        return torch.arange(len(batch)), len(batch)
-    names, places = batch.group.cpu().unique(return_inverse=True)
-    return places, len(names)
-
-
-def shuffled(batch: Batch, parts: int, rng: np.random.Generator) -> list[Tensor]:
-    """Row indices in `parts` random parts of nearly equal numbers of groups; rows of one group stay together.
-
-    Raises:
-        ValueError: fewer groups than parts.
-    """
-    places, groups = grouped(batch)
-    if groups < parts:
-        what = "rows" if batch.group is None else "groups"
-        raise ValueError(f"minibatches: {parts} parts asked of a collection of {groups} {what}")
-    order = torch.from_numpy(rng.permutation(groups))
-    return [torch.isin(places, part).nonzero()[:, 0] for part in order.tensor_split(parts)]
 
 
 class _Iterations(IterableDataset):

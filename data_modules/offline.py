@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_modules.minibatches import MinibatchDataModule, grouped
+from data_modules.groups import grouped
+from data_modules.minibatches import MinibatchDataModule
 from lightning_nlf.batch import Actor, Batch
-from lightning_nlf.numbers import Seed, Size
 
 _FIELDS = {field.name for field in fields(Batch)} - {"totals"}
 _NEEDED = ("obs", "actions", "valid", "mask")
@@ -84,8 +84,8 @@ class OfflineDataModule(MinibatchDataModule):
         seed, minibatches, passes: of `MinibatchDataModule`.
     """
 
-    def __init__(self, path: str, seed: Seed = 0, minibatches: Size = 1, passes: Size = 1) -> None:
-        super().__init__(seed, minibatches, passes)
+    def __init__(self, path: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.path = path
         self.rows: Batch | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch.utils.data import DataLoader
 from data_modules.label_buffer import LabelBuffer
 from data_modules.minibatches import TEST, VALIDATION, MinibatchDataModule
 from lightning_nlf.batch import Batch
-from lightning_nlf.numbers import Seed, Size
 
 
 class RolloutDataModule(MinibatchDataModule):
@@ -21,23 +19,34 @@ class RolloutDataModule(MinibatchDataModule):
 
     A child says how to `collect` and how to `evaluate`, and keeps `counters` and `statistics`.
 
-    Args:
-        seed, minibatches, passes: of `MinibatchDataModule`.
-        label_buffer: remembers the expert's labels over collections, for imitation on top of the minibatches.
+    Args: seed, minibatches, passes: of `MinibatchDataModule`.
     """
 
-    def __init__(
-        self, seed: Seed = 0, minibatches: Size = 1, passes: Size = 1, label_buffer: LabelBuffer | None = None
-    ) -> None:
-        super().__init__(seed, minibatches, passes)
-        self.label_buffer = label_buffer
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.counters |= {"env_steps": 0, "expert_steps": 0, "labels": 0}
 
-    # ---- what a child says, besides `collect` and `evaluate`
+    def val_dataloader(self) -> list[DataLoader]:
+        return self._evaluation_loaders(VALIDATION)
 
-    def exhibits(self, folder: Path) -> list[Path]:
-        """Files for people to look at, written into `folder`: an episode as a GIF, a transcript."""
-        return []
+    def test_dataloader(self) -> list[DataLoader]:
+        return self._evaluation_loaders(TEST)
+
+    def predict_dataloader(self) -> list[DataLoader]:
+        return self._evaluation_loaders(TEST)
+
+
+class LabelledRollouts(RolloutDataModule):
+    """Rollouts with labels of an expert, which may be remembered over collections.
+
+    Args:
+        label_buffer: remembers the expert's labels, for imitation on top of the minibatches.
+        seed, minibatches, passes: of `MinibatchDataModule`.
+    """
+
+    def __init__(self, label_buffer: LabelBuffer | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.label_buffer = label_buffer
 
     # ---- training
 
@@ -51,17 +60,6 @@ class RolloutDataModule(MinibatchDataModule):
             updates = range(self.label_buffer.updates)
             drawn = [self.label_buffer.draw(batch, rng, self._accumulate) for _ in updates]
             yield from self._stamped(drawn, [torch.arange(len(labels)) for labels in drawn], rng)
-
-    # ---- evaluation
-
-    def val_dataloader(self) -> list[DataLoader]:
-        return self._evaluation_loaders(VALIDATION)
-
-    def test_dataloader(self) -> list[DataLoader]:
-        return self._evaluation_loaders(TEST)
-
-    def predict_dataloader(self) -> list[DataLoader]:
-        return self._evaluation_loaders(TEST)
 
     # ---- checkpoint
 

@@ -10,7 +10,7 @@ from lightning_nlf.cli.memory import keep_freed
 from lightning_nlf.cli.startup import quick_imports
 
 HELP = """\
-usage: python -m lightning_nlf {fit,validate,test,predict} --config YAML [--config OVERLAY] [--KEY VALUE]
+usage: python -m lightning_nlf {fit,validate,test,predict,describe} --config YAML [--config OVERLAY] [--KEY VALUE]
 
 Trains controllers and language models from what a teacher says.
 
@@ -18,6 +18,7 @@ Trains controllers and language models from what a teacher says.
   validate   play the evaluation episodes once
   test       the same on the episodes kept for the end
   predict    write down what the policy does
+  describe   print the loss: its terms, what each is a mean over, who fills which phase
 
 A yaml of conf/ is one experiment; every key of it is a flag as well. A run lives in outputs/<yaml>-seed<seed>.
 

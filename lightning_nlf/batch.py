@@ -31,20 +31,23 @@ class Batch:
     final_obs: Tensor | None = None  # (B, *obs)  what followed the last step
     terminated: Tensor | None = None  # (B,) bool  ended by the environment; else truncated, and V(final_obs) follows
     expert_actions: Tensor | None = None  # (B, T, *act)  what the expert did, or would have done
-    expert_mask: Tensor | None = None  # (B, T) bool  where that is known
+    expert_mask: Tensor | None = None  # (B, T) bool  where that is known; it means nothing else
     expert_params: dict[str, Tensor] | None = None  # each (B, T, …): {"mean", "std"} or {"logits"}
     group: Tensor | None = None  # (B,) int  rows of one prompt share it; a minibatch never splits a group
     rank: Tensor | None = None  # (B,) int  0 is best, equal is a tie, −1 is unranked
     score: Tensor | None = None  # (B,)
     view: Batch | None = None  # the same actions in the same order behind another prompt
-    extra: dict[str, Tensor] = field(default_factory=dict)  # each (B,) or (B, T, …): what a new objective needs
+    masks: dict[str, Tensor] = field(default_factory=dict)  # each (B, T) or (B,) bool: what a term may be a mean over
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # each (B,): numbers of an episode, logged; NaN if unknown
+    extra: dict[str, Tensor] = field(default_factory=dict)  # each (B,) or (B, T, …): anything else
     # True steps of each mask, averaged over the micro-batches and ranks of one optimizer step (`stamp_totals`)
     totals: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, x in self.extra.items():
-            if x.ndim > 1 and x.shape[:2] != self.mask.shape[:2]:
-                raise ValueError(f"extra.{name}: shape {tuple(x.shape)} is neither (B,) nor (B, T, …)")
+        for field_name in ("extra", "masks", "metrics"):
+            for name, x in getattr(self, field_name).items():
+                if x.ndim > 1 and x.shape[:2] != self.mask.shape[:2]:
+                    raise ValueError(f"{field_name}.{name}: shape {tuple(x.shape)} is neither (B,) nor (B, T, …)")
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -70,25 +73,47 @@ class Batch:
         view = None if self.view is None else self.view.trim()
         if length == width:
             return self if view is self.view else replace(self, view=view)
-        per_step = {f.name for f in fields(Batch)} - _PER_ROW
         cut = {
             name: _map(lambda x: x[:, :length], value)
-            for name in per_step
-            if (value := getattr(self, name)) is not None
+            for name in _WITH_ROWS
+            if name not in _PER_ROW and (value := getattr(self, name)) is not None
         }
-        extra = {name: x if x.ndim == 1 else x[:, :length] for name, x in self.extra.items()}
-        return replace(self, **cut, extra=extra, view=view)
+        named: dict[str, Any] = {
+            name: {key: x if x.ndim == 1 else x[:, :length] for key, x in getattr(self, name).items()}
+            for name in ("masks", "extra")
+        }
+        return replace(self, **cut, **named, view=view)
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
         """Every tensor moved, `totals` too. Lightning calls this to bring a batch to the device."""
         totals = {name: total.to(*args, **kwargs) for name, total in self.totals.items()}
         return replace(self.map(lambda x: x.to(*args, **kwargs)), totals=totals)
 
+    def with_masks(self, **masks: Tensor) -> Batch:
+        """With more named masks, each (B, T) or (B,) bool."""
+        return replace(self, masks=self.masks | masks)
+
+    def with_extra(self, **tensors: Tensor) -> Batch:
+        """With more tensors in `extra`, each (B,) or (B, T, …)."""
+        return replace(self, extra=self.extra | tensors)
+
     def detach(self) -> Batch:
         return self.map(Tensor.detach)
 
 
-_PER_ROW = {"final_obs", "terminated", "group", "rank", "score", "view", "extra", "totals"}
+class MissingField(ValueError):
+    """The batch lacks a field that a term needs."""
+
+
+def required(x: Tensor | None, message: str) -> Tensor:
+    """x; raises MissingField with the message where there is none."""
+    if x is None:
+        raise MissingField(message)
+    return x
+
+
+_WITH_ROWS = tuple(f.name for f in fields(Batch) if f.name != "totals")
+_PER_ROW = {"final_obs", "terminated", "group", "rank", "score", "view", "masks", "metrics", "extra", "totals"}
 
 
 def _map(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -97,8 +122,8 @@ def _map(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, dict):
         return {name: fn(x) for name, x in value.items()}
     if isinstance(value, Batch):
-        present = {f.name: getattr(value, f.name) for f in fields(value) if f.name != "totals"}
-        return replace(value, **{name: _map(fn, x) for name, x in present.items() if x is not None})
+        present = {name: x for name in _WITH_ROWS if (x := getattr(value, name)) is not None}
+        return replace(value, **{name: _map(fn, x) for name, x in present.items()})
     return value
 
 
@@ -120,12 +145,11 @@ def stack_rows(batches: Sequence[Batch]) -> Batch:
             return {key: join(f"{name}.{key}", [v.get(key) for v in values]) for key in keys}
         if isinstance(values[0], Batch):
             return stack_rows(values)
-        if name.split(".")[0] in _PER_ROW - {"extra"} or values[0].ndim < 2:
+        if name.split(".")[0] in _PER_ROW - {"extra", "masks"} or values[0].ndim < 2:
             return torch.cat(values)
         return torch.cat([pad_steps(v, length) for v in values])
 
-    names = [f.name for f in fields(Batch) if f.name != "totals"]
-    return Batch(**{name: join(name, [getattr(b, name) for b in batches]) for name in names})
+    return Batch(**{name: join(name, [getattr(b, name) for b in batches]) for name in _WITH_ROWS})
 
 
 def pad_steps(x: Tensor, length: int) -> Tensor:
@@ -156,7 +180,7 @@ class Replier(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor, Any]:
         """One turn of text: what is new since `state`, ids (B, L) right-padded with lengths (B,), each ≥ 1.
 
-        Args: as of `lightning_nlf.generation.reply`.
+        Args: as of `lightning_nlf.language.generation.reply`.
         Returns tokens (B·copies, N ≤ max_new), right-padded; log_probs (B·copies, N); lengths (B·copies,), the stop
         token included; the state for the next turn if there is one (`resume`), else None.
         """

@@ -10,10 +10,11 @@ from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 
 from lightning_nlf.checkpoint_content import arguments_of, weights_of
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
+from lightning_nlf.earlier_names import with_current_names
+from lightning_nlf.private_names import recorded_as
 from lightning_nlf.trust import CheckpointParser, may_be_named, trusting
 
 _TRAINING = ("optimizer", "lr_scheduler")  # arguments that only training needs
@@ -39,24 +40,22 @@ class ConstructionFailed(BaseException):
         self.class_name = class_type.__name__
 
 
-def surfacing(instantiate: Callable[..., Any], links: bool = False) -> Callable[..., Any]:
-    """The instantiator, with what a constructor raises brought to the surface; `links` if it wants links."""
+def surfacing(instantiate: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The instantiator, which wants links, with what a constructor raises brought to the surface.
+
+    Without one: what jsonargparse does, which is to call the class.
+    """
 
     def construct(class_type: type, *args: Any, **kwargs: Any) -> Any:
         try:
-            return instantiate(class_type, *args, **kwargs)
+            return instantiate(class_type, *args, **kwargs) if instantiate else class_type(*args, **kwargs)
         except Exception as error:  # all of them: it is re-raised, under a name that gets through
             raise ConstructionFailed(class_type) from error
 
     def construct_linked(class_type: type, *args: Any, applied_instantiation_links: dict, **kwargs: Any) -> Any:
         return construct(class_type, *args, applied_instantiation_links=applied_instantiation_links, **kwargs)
 
-    return construct_linked if links else construct
-
-
-def plain(class_type: type, *args: Any, **kwargs: Any) -> Any:
-    """What jsonargparse does without an instantiator."""
-    return class_type(*args, **kwargs)
+    return construct_linked if instantiate else construct
 
 
 def rebuild(
@@ -86,7 +85,7 @@ def rebuild(
             not fit.
     """
     checkpoint = SafeCheckpointIO().load_checkpoint(path, map_location)
-    state, init_args = weights_of(checkpoint, path), arguments_of(checkpoint, path)
+    state, init_args = weights_of(checkpoint, path), with_current_names(arguments_of(checkpoint, path))
     class_path = init_args.pop("_class_path")
     init_args.pop("_instantiator", None)
     init_args = _without_sources(init_args, state)
@@ -95,11 +94,9 @@ def rebuild(
         unused = {name: init_args.pop(name) for name in _TRAINING if not may_be_named(init_args.get(name))}
         parser = CheckpointParser(exit_on_error=False)
         parser.add_subclass_arguments(base, "module", fail_untyped=False, required=True)
-        parser.add_instantiator(surfacing(plain), object)
+        parser.add_instantiator(surfacing(), object)
         config = parser.parse_trusted({"module": {"class_path": class_path, "init_args": init_args | changes}})
-        with _given_hyperparameters_context(
-            saved, "lightning.pytorch.cli.instantiate_module"
-        ):  # for its next checkpoint
+        with recorded_as(saved):  # for its next checkpoint
             module: Module = parser.build(config).module
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(state, strict=strict)
@@ -127,12 +124,9 @@ def _first_line(error: BaseException | None) -> str:
 
 
 def _not_trained(path: str | Path, unused: Mapping[str, Any], *parameters: Any) -> NoReturn:
-    names = ", ".join(f"{name} {_class_path(spec)}" for name, spec in unused.items())
+    paths = {name: spec.get("class_path") if isinstance(spec, Mapping) else spec for name, spec in unused.items()}
+    names = ", ".join(f"{name} {path}" for name, path in paths.items())
     raise ValueError(f"{path} names the {names}, of a package that was not trusted: load it with `trust` to train on")
-
-
-def _class_path(spec: Any) -> str:
-    return str(spec.get("class_path") if isinstance(spec, Mapping) else spec)
 
 
 def _without_sources(init_args: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_nlf import generation
-from lightning_nlf.functional import params_of
+from lightning_nlf.language import generation
+from lightning_nlf.maths.distributions import params_of
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.networks import Policy
 

@@ -6,6 +6,7 @@ a constructor that is called by hand is handed whatever it is given.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -27,33 +28,21 @@ if TYPE_CHECKING:
 
 
 def number_type(name: str, kind: type, text: str, low: float = -math.inf, high: float = math.inf) -> Any:
-    """A type of numbers from `low` to `high`, finite ones; its values are plain ints or floats.
-
-    Args:
-        name: of the type.
-        kind: int or float.
-        text: the range in words, for messages.
-    """
+    """A type of finite numbers from `low` to `high`, which `text` says in messages; values are plain ints or floats."""
 
     def read(value: object) -> float:
-        number = _plain(value, kind)
-        if number is None or not (math.isfinite(number) and low <= number <= high):
+        number = math.nan
+        # Digits as text are a number; true is none, nor is 3.0 where int is asked.
+        if isinstance(value, (str, int, kind)) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError, OverflowError):
+                number = kind(value)
+        if not (math.isfinite(number) and low <= number <= high):
             raise ValueError(f"Expected {text}. Got value: {value}")
         return number
 
     new = type(name, (kind,), {"__doc__": text, "__module__": __name__})
     register_type(new, lambda value: value, read, deserializer_exceptions=(), type_check=lambda *_: False)
     return new
-
-
-def _plain(value: object, kind: type) -> float | None:
-    """An int or float, also of its digits as text; None for all else, such as true, or 3.0 where int is asked."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, kind)):
-        return None
-    try:
-        return kind(value)
-    except (ValueError, OverflowError):
-        return None
 
 
 if not TYPE_CHECKING:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import last_valid, row_sums
+from lightning_nlf.maths.steps import last_valid, row_sums
 from lightning_nlf.numbers import Count
-from lightning_nlf.reward_module import RewardModule
+from lightning_nlf.rewards.reward_module import RewardModule
 
 
 def least(rewards: Tensor, ends: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ from contextvars import ContextVar
 from dataclasses import is_dataclass
 from typing import Any, NoReturn
 
-# Private names of jsonargparse: its import policy is public, but can only be set for good; a yaml is under no policy.
-from jsonargparse import ArgumentParser, Namespace, _common
+from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 from torch.distributions import Distribution
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_nlf.private_names import imports_only
 
 OURS = ("lightning_nlf", "data_modules")
 TORCH = ("torch.nn", "torch.distributions", "torch.optim", "lightning.pytorch.cli.ReduceLROnPlateau")
@@ -74,7 +75,7 @@ class CheckpointParser(ArgumentParser):
         Raises:
             ValueError: it names a class that it may not, a function, or a class or parameter that there is not.
         """
-        with _imports_only((*OURS, *TORCH, *_trusted.get())):
+        with imports_only((*OURS, *TORCH, *_trusted.get())):
             try:
                 return self.parse_object(dict(content))
             except (ArgumentError, TypeError, KeyError, AttributeError) as error:
@@ -82,7 +83,7 @@ class CheckpointParser(ArgumentParser):
 
     def build(self, config: Namespace) -> Namespace:
         """The content with its classes built."""
-        with _imports_only((*OURS, *TORCH, *_trusted.get())):
+        with imports_only((*OURS, *TORCH, *_trusted.get())):
             return self.instantiate_classes(config)
 
 
@@ -104,20 +105,6 @@ def refusal(name: str) -> str:
 
 def _below(path: str, roots: Sequence[str]) -> bool:
     return any(path == root or path.startswith(f"{root}.") for root in roots)
-
-
-@contextmanager
-def _imports_only(roots: Sequence[str]) -> Iterator[None]:
-    """jsonargparse imports nothing that a value names, but below `roots`. Holds for all threads of the process."""
-    settings = _common.parsing_settings
-    changed = ("import_path_verdicts", "import_paths_enforced", "instantiate_subclass_spec_in_any")
-    before = {name: settings[name] for name in changed}
-    verdicts = before["import_path_verdicts"] | {"*": False} | dict.fromkeys(roots, True)
-    settings.update(zip(changed, (verdicts, True, False), strict=True))
-    try:
-        yield
-    finally:
-        settings.update(before)
 
 
 def _in_one_line(message: str) -> str:

@@ -24,7 +24,7 @@ model:
   init_args:
     policy: {{class_path: lightning_nlf.networks.GaussianPolicy, init_args: {{obs_dim: 4, action_dim: 1}}}}
     value: {{class_path: lightning_nlf.networks.MLPValue, init_args: {{obs_dim: 4}}}}
-    imitation_weight: {{class_path: lightning_nlf.functional.Linear, init_args: {{start: 1.0, end: 0.0, over: 3000}}}}
+    imitation_weight: {{class_path: lightning_nlf.maths.Linear, init_args: {{start: 1.0, end: 0.0, over: 3000}}}}
     optimizer: {{class_path: torch.optim.Adam, init_args: {{lr: 0.003}}}}
     lr_scheduler: {{class_path: torch.optim.lr_scheduler.LinearLR, init_args: {{total_iters: 60}}}}
 data:
@@ -56,7 +56,6 @@ model:
       init_args: {{shape: {{vocabulary: 288, layers: 1, heads: 2, width: 16, context: 32, family: llama}}}}
     value: {{class_path: lightning_nlf.networks.ValueHead, init_args: {{width: 16}}}}
     kl_target: 1.0
-    kl_horizon: 100
     whiten_rewards: true
     clip: 0.2
     value_clip: 0.2

@@ -14,7 +14,7 @@ from data_modules.label_buffer import LabelBuffer
 from data_modules.pendulum import PendulumDataModule
 from data_modules.pendulum.experts import LQRExpert
 from data_modules.takeover import Always, Window
-from lightning_nlf.functional import Linear
+from lightning_nlf.maths.schedules import Linear
 from lightning_nlf.networks import GaussianPolicy, MLPQValue, MLPValue
 from lightning_nlf.objectives import (
     ActorCriticAgent,

@@ -14,6 +14,7 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
+import torch
 import yaml
 
 from benchmarks.intervals import rounded_down
@@ -21,6 +22,8 @@ from data_modules.feedback import read
 from data_modules.feedback.__main__ import _parser as feedback_parser
 from data_modules.feedback.__main__ import main as feedback
 from lightning_nlf.cli.command_line import main
+from lightning_nlf.example_batch import example_batch
+from lightning_nlf.networks import GRUPolicy
 from tests.data_modules.feedback.providers.conftest import Script, asked_of, chat
 
 ROOT = Path(__file__).parents[1]
@@ -257,6 +260,26 @@ def test_an_objective_in_three_steps(project):
     assert '"train/force"' in journal.read_text()
 
 
+def test_an_objective_on_language():
+    """The price is .01 a token, taken off before the group's baseline; one term more than GRPO has."""
+    (code,) = [block for block in blocks("python") if "BriefPolicy" in block]
+    names = {}
+    exec(code, names)
+    knobs = {
+        "baseline": "group_mean",
+        "advantage_scale": "none",
+        "normalize_advantages": False,
+        "gamma": 1.0,
+        "beta": 0.0,
+    }
+    module = names["BriefPolicy"](policy=GRUPolicy(16, 8), **knobs)
+    batch = example_batch(module.policy, module.policy)
+    prepared = module.prepare(batch)
+    price = (batch.rewards - prepared.rewards).sum(1)
+    torch.testing.assert_close(price, 0.01 * batch.valid.sum(1))
+    assert set(module.losses(prepared)) == {"policy", "brevity"}
+
+
 def test_all_code_that_the_readme_names_is_there():
     named = sorted(set(re.findall(r"\b((?:lightning_nlf|data_modules)(?:\.\w+)+)", README)))
     assert len(named) > 10
@@ -401,24 +424,27 @@ def told(tree, what):
 
 
 def noted(tree):
-    """What an objective notes, and the terms of its loss."""
+    """What an objective notes, and the names of its terms: given at once, by a class, or by a function of figures."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and isinstance(node.slice, ast.Constant):
-            if isinstance(node.value, ast.Attribute) and node.value.attr == "notes":
-                yield node.slice.value
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "note":
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("self.note", "Term"):
             yield from (name.value for name in node.args[:1] if isinstance(name, ast.Constant))
-        elif isinstance(node, ast.FunctionDef) and node.name == "terms":
-            returned = [each.value for each in ast.walk(node) if isinstance(each, ast.Return) and each.value]
-            dicts = [each for value in returned for each in ast.walk(value) if isinstance(each, ast.Dict)]
+        elif isinstance(node, ast.FunctionDef) and node.name.endswith("_figures"):
+            dicts = [each for each in ast.walk(node) if isinstance(each, ast.Dict)]
             yield from (key.value for each in dicts for key in each.keys if isinstance(key, ast.Constant))
+        elif isinstance(node, ast.ClassDef):
+            texts = [
+                each.value
+                for each in node.body
+                if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "term"
+            ]
+            yield from (text.value for text in texts if isinstance(text, ast.Constant))
 
 
 def test_every_metric_is_in_the_glossary():
     metrics = {f"train/{name}" for tree in OURS for name in [*noted(tree), *told(tree, "statistics")]}
     counters = {name for tree in OURS for name in told(tree, "counters")}
     counters -= {"calls", "cached", "retries", "prompt_tokens", "completion_tokens"}  # of an endpoint, printed alone
-    assert len(metrics) > 20 and len(counters) > 5
+    assert len(metrics) > 40 and len(counters) > 5
     assert sorted((metrics | counters) - GLOSSARY) == []
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from data_modules.text import TokenTaskDataModule
 from lightning_nlf.networks import GRUPolicy, GRUValue, Value
-from lightning_nlf.objectives import OneStepRLHFPolicy, RLHFAgent, RLHFPolicy
+from lightning_nlf.objectives import OneStepRLHFPolicy, RLHFAgent, RLHFPolicy, kl_penalty
 from lightning_nlf.objectives.policy_gradient import importance_ratio
 
 EPOCHS = 4
@@ -132,11 +132,10 @@ def test_what_was_said_is_as_likely_when_it_is_read_again(kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("knobs", "low", "high"), [({"beta": 0.0}, 5, 50), ({"beta": 0.02, "kl_target": 2.0, "kl_horizon": 500}, 1, 4)]
-)
-def test_ppo_learns_and_the_leash_holds(knobs, low, high, tmp_path):
+@pytest.mark.parametrize(("knobs", "low", "high"), [({"beta": 0.0}, 5, 50), ({"beta": 0.02, "kl_target": 2.0}, 1, 4)])
+def test_ppo_learns_and_the_leash_holds(knobs, low, high, tmp_path, monkeypatch):
     """Untrained, a dialogue scores about .05; off the leash the policy is soon more than 5 nats away."""
+    monkeypatch.setattr(kl_penalty, "KL_HORIZON", 500)
     torch.manual_seed(0)
     module = MAKERS["ppo"](
         GRUPolicy(vocabulary=12, width=32),

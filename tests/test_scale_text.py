@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning as L
 import numpy as np
@@ -14,13 +15,12 @@ from data_modules.offline import OfflineDataModule, save_batch
 from data_modules.text import DemonstrationsDataModule, PositiveReviews, TextDataModule, WordTokenizer
 from data_modules.text.rows import EXPERT, LEARNER, Segment, as_batch
 from lightning_nlf.batch import Batch
-from lightning_nlf.networks import TransformerPolicy, TransformerReward, ValueHead
-from lightning_nlf.networks.decoder import DecoderShape
-from lightning_nlf.objectives import DPOPolicy, ImitationPolicy, RaoKupperReward, RLHFAgent
+from lightning_nlf.networks import DecoderShape, TransformerPolicy, TransformerReward, ValueHead
+from lightning_nlf.objectives import DPOPolicy, ImitationPolicy, RaoKupperReward, RLHFAgent, kl_penalty
 
 VOCABULARY, WIDTH = 29, 16
 GROUPS = (3, 2, 4, 2, 3, 5, 2, 3, 2, 4, 2, 3)  # replies of each prompt, beside the expected one
-PPO = {"clip": 0.2, "value_clip": 0.2, "kl_target": 0.5, "kl_horizon": 50, "whiten_rewards": True, "kl_weight": 0.1}
+PPO = {"clip": 0.2, "value_clip": 0.2, "kl_target": 0.5, "whiten_rewards": True, "kl_weight": 0.1}
 
 
 def shape(family: str = "gpt2", vocabulary: int = VOCABULARY, layers: int = 1) -> DecoderShape:
@@ -81,7 +81,8 @@ def trained(module: L.LightningModule, data: L.LightningDataModule, epochs: int 
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    trainer.fit(module, data)
+    with mock.patch.object(kl_penalty, "KL_HORIZON", 50):  # so that few rows move β by much
+        trainer.fit(module, data)
     return trainer
 
 
@@ -161,7 +162,7 @@ class Recorded(RLHFAgent):
 
     def terms(self, batch, now):
         self.log_ratios.append((now.log_probs - batch.log_probs)[batch.mask].detach())
-        return super().terms(batch, now)
+        return ()
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +219,7 @@ def test_logits_are_kept_once_and_of_replies_alone(name):
     assert replies < 0.6 * batch.mask.numel()
 
     def loss() -> torch.Tensor:
-        return torch.stack(list(module.terms(batch, module.evaluate(batch)).values())).sum()
+        return torch.stack(list(module.losses(batch, module.evaluate(batch)).values())).sum()
 
     assert kept(loss, module, VOCABULARY) == [(replies, VOCABULARY)]
     assert module.policy.decoder.embed.weight.grad.abs().sum() > 0

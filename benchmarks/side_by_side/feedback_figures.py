@@ -11,9 +11,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
-
-from benchmarks.intervals import Interval, clustered_mean_interval, interval, resamples
+from benchmarks.intervals import Interval, clustered_mean_interval, clustered_ratio_interval
 
 Row = dict[str, Any]
 Rows = list[Row]
@@ -62,15 +60,8 @@ def gain(pairs: Pairs, of: Callable[[Row], float]) -> Interval:
 
 def ratio(pairs: Pairs, of: Callable[[Row], float]) -> Interval:
     """Median of the first over that of the second; ∞ where it failed."""
-    own, other = np.array([(of(a), of(b)) for a, b in pairs], dtype=float).T
-
-    def at(index: np.ndarray) -> np.ndarray:
-        a, b = (np.sort(x[index], -1)[..., (index.shape[-1] - 1) // 2] for x in (own, other))
-        with np.errstate(invalid="ignore"):  # ∞ / ∞
-            return np.where(np.isinf(a), np.inf, a / b)  # a failed baseline: a finite run is 0 of it
-
-    drawn = at(resamples([row["start"] for row, _ in pairs], DRAWS))
-    return float(at(np.arange(len(pairs)))), *interval(drawn)
+    above, below = ([of(row) for row in rows] for rows in zip(*pairs, strict=True))
+    return clustered_ratio_interval(above, below, [row["start"] for row, _ in pairs], DRAWS)
 
 
 def after(budget: str, figure: str) -> Callable[[Row], float]:

@@ -18,7 +18,7 @@ from benchmarks.side_by_side.rlhf_runs import command
 from data_modules.feedback import read, write
 from data_modules.text import RevisionDataModule, SourcedAnswers, TextDataModule, WordTokenizer
 from data_modules.text.expected import with_expected
-from lightning_nlf.functional import row_sums
+from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.modules import PolicyModule
 
 MAX_NEW, CONTEXT = 20, 96
@@ -109,9 +109,9 @@ def judged(weights: Path, seed: int, testing: bool, suffix: str = "", revised: b
         batch = data.evaluate(agent, np.random.default_rng(seed), deterministic)
         assert batch.rewards is not None
         figures[name] = float(row_sums(batch.rewards, batch.valid).mean())
-        figures |= {f"{key}_{name}": float(batch.extra[key].mean()) for key in batch.extra if "revised" in key}
-        figures[f"facts_{name}"] = float(batch.extra["part/facts"].mean())
-        figures[f"length_{name}"] = float(batch.extra["length"].mean())
+        figures |= {f"{key}_{name}": float(batch.metrics[key].mean()) for key in batch.metrics if "revised" in key}
+        figures[f"facts_{name}"] = float(batch.metrics["part/facts"].mean())
+        figures[f"length_{name}"] = float(batch.metrics["length"].mean())
     return figures
 
 

@@ -1,15 +1,45 @@
-"""A process of its own for measurements, held to some cores of this machine."""
+"""A measurement, and a process of its own for it, held to some cores of this machine."""
 
 from __future__ import annotations
 
 import os
 import resource
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import get_context
 from typing import Any
 
 from lightning_nlf.cli.memory import keep_freed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table, on one number of cores; `call` gives {"value": …} for each repeat."""
+
+    name: str  # section/row
+    title: str
+    call: str  # module.function of `benchmarks`
+    seconds: float  # of one call, expected
+    cores: int = 1
+    arguments: dict[str, Any] = field(default_factory=dict)
+    times: int = 1  # calls a repeat; 0: one call in all
+
+    @property
+    def section(self) -> str:
+        return self.name.split("/")[0]
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}@{self.cores}"
+
+    @property
+    def process(self) -> tuple[str, int]:
+        """Module and cores."""
+        return self.call.split(".")[0], self.cores
+
+    def calls(self, repeats: int) -> int:
+        return repeats * self.times or 1
 
 
 class Pinned:

@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from benchmarks.side_by_side.rlhf_runs import Course, command, log_prob
 from data_modules.text import ArithmeticSteps, TextDataModule, WordTokenizer
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import row_sums
+from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.scorers import AGGREGATES, CheckpointReward
 
@@ -85,7 +85,7 @@ def played(checkpoint: Path, seed: int) -> dict[str, float]:
         "true_reward": float(row_sums(batch.rewards, batch.valid).mean()),
         "kl": float((log_prob(agent, batch) - log_prob(reference, batch)).mean()),
         "length": float(batch.mask.sum(1).float().mean()),
-        "finished": float(batch.extra["finished"].mean()),
+        "finished": float(batch.metrics["finished"].mean()),
     }
 
 

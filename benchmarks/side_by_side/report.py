@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.intervals import Interval, bounds, geometric_mean_interval, median, ratio_interval, speed_up
-
-if TYPE_CHECKING:
-    from benchmarks.throughput import Row
+from benchmarks.side_by_side.pinned import Row
 
 Found = dict[str, list[dict[str, Any]]]
 

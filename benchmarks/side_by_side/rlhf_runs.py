@@ -24,7 +24,7 @@ from data_modules.text.rows import as_rows
 from lightning_nlf.batch import Batch
 from lightning_nlf.cli import noise
 from lightning_nlf.cli.command_line import main as command_line
-from lightning_nlf.functional import row_sums
+from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.objective import scattered
 

@@ -17,9 +17,9 @@ import torch
 from benchmarks.side_by_side.text_task import LR, REPLY, chosen, pays, prompts, rejected, write_model
 from data_modules.minibatches import MinibatchDataModule
 from data_modules.offline import OfflineDataModule, save_batch
-from lightning_nlf import generation
 from lightning_nlf.batch import Actor, Batch
 from lightning_nlf.cli import noise
+from lightning_nlf.language import generation
 from lightning_nlf.networks import TransformerPolicy, TransformerReward
 from lightning_nlf.objectives import BradleyTerryReward, DPOPolicy, ImitationPolicy, ReinforcePolicy
 

@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 
 from data_modules.pendulum.episodes import Ended
 from data_modules.pendulum.simulator import InvertedPendulum
+from data_modules.takeover import Takeover
 from lightning_nlf.batch import Batch, Expert
 from lightning_nlf.networks import Policy
 
@@ -85,11 +86,17 @@ class Fleet:
         returns: np.ndarray | None = None,
         expert: Expert | None = None,
         plan: Tensor | None = None,
+        takeover: Takeover | None = None,
         expert_steps: int | None = None,
         deterministic: bool = False,
         allowance: float = np.inf,
     ) -> tuple[Batch, Ended]:
-        """`episodes.play` with this fleet's simulator; parked until the rows are done."""
+        """`episodes.play` with this fleet's simulator; parked until the rows are done.
+
+        Raises: ValueError: a take-over that is asked while it runs.
+        """
+        if takeover is not None and takeover.asks is not None:
+            raise ValueError(f"takeover: {type(takeover).__name__} goes by values, which a fleet does not ask for")
         if expert is not None:
             expert.act(torch.zeros(1, InvertedPendulum.obs_dim))  # `play` asks for the shapes, and so does its chance
         generator = torch.Generator()

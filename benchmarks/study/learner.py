@@ -85,7 +85,7 @@ def iterations(module: PolicyModule, data: PendulumDataModule, clip: float | Non
     while True:
         for batch in data.iteration():
             module.train()
-            terms = module.terms(batch, module.evaluate(batch))
+            terms = module.losses(batch, module.evaluate(batch))
             optimizer.zero_grad()
             torch.stack(list(terms.values())).sum().backward()
             norms = []
@@ -97,6 +97,6 @@ def iterations(module: PolicyModule, data: PendulumDataModule, clip: float | Non
             if clip is not None:
                 nn.utils.clip_grads_with_norm_(parameters, clip, torch.stack(norms).norm())
             optimizer.step()
-            module.advance()
+            module.advance_all()
         alone.current_epoch += 1
         yield alone.current_epoch

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.intervals import faster, interval, medians, rounded_down, rounded_up, speed_up
+from benchmarks.intervals import bootstrap_values, faster, interval, lower_median, rounded_down, rounded_up, speed_up
 from benchmarks.study.convergence import MODES
 from benchmarks.study.learner import stands
 
@@ -50,7 +50,7 @@ def summary(
             low, middle, high = np.quantile(steps, [0.25, 0.5, 0.75], method="lower")
             found[arm][mode] = {
                 "median": middle,
-                "interval": interval(medians(steps)),
+                "interval": interval(bootstrap_values(lower_median, steps)),
                 "quartiles": [low, high],
                 "failures": sum(map(math.isinf, steps)),
                 "seeds": len(steps),
@@ -192,9 +192,7 @@ def _curves(rows: Rows, folder: Path) -> dict[str, dict[str, dict[str, list[floa
 
 def _band(returns: np.ndarray) -> dict[str, list[float]]:
     """returns (runs, 60)"""
-    rng = np.random.default_rng(0)
-    resampled = returns[rng.integers(len(returns), size=(1000, len(returns)))].mean(1)
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    low, high = np.quantile(bootstrap_values(np.mean, returns.T, draws=1000), [0.025, 0.975], axis=-1)
     return {key: x.round(1).tolist() for key, x in (("mean", returns.mean(0)), ("low", low), ("high", high))}
 
 

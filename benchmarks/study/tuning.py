@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.intervals import median
 from benchmarks.study.convergence import MODES, Progress
 
 
@@ -15,14 +16,9 @@ def cells(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def lower_median(values: Sequence[float]) -> float:
-    """The lower one of an even number: no mean with an infinity."""
-    return sorted(values)[(len(values) - 1) // 2]
-
-
 def score(steps: dict[str, Sequence[float]]) -> float:
     """What a cell is chosen by: the geometric mean of the medians of both measures, over the tuning seeds."""
-    return math.sqrt(math.prod(lower_median(values) for values in steps.values()))
+    return math.sqrt(math.prod(median(values) for values in steps.values()))
 
 
 class Race:
@@ -51,6 +47,6 @@ def winner(results: list[list[dict[str, Any]]]) -> int:
     def order(own: list[dict[str, Any]]) -> tuple[float, int, float]:
         steps = {mode: [run[mode]["steps"] for run in own] for mode in MODES}
         failures = sum(math.isinf(x) for values in steps.values() for x in values)
-        return score(steps), failures, lower_median(steps["sust"])
+        return score(steps), failures, median(steps["sust"])
 
     return min(range(len(results)), key=lambda i: order(results[i]))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from data_modules.bodies.vector import Bodies, make
 from data_modules.control import ControlDataModule
 from data_modules.episodes import play_rows
+from data_modules.ranges import at_least
 from lightning_nlf.batch import Actor, Batch
 from lightning_nlf.numbers import Positive, Size
 
@@ -44,8 +45,7 @@ class GymnasiumDataModule(ControlDataModule):
         self, id: str, envs: Size = 16, horizon: Size = 64, reward_scale: Positive = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(horizon=horizon, **kwargs)
-        if envs < 1:
-            raise ValueError(f"envs: got {envs}, must be at least 1")
+        at_least(1, envs=envs)
         if not (math.isfinite(reward_scale) and reward_scale > 0):
             raise ValueError(f"reward_scale: got {reward_scale}, must be finite and above 0")
         self.id, self.envs, self.reward_scale = id, envs, reward_scale

@@ -40,14 +40,13 @@ def replay_gif(
         Whether it could be written: not where no OpenGL context can be made.
     """
     steps = len(rewards)
-    shown = np.unique(np.linspace(0, steps - 1, min(steps, MAX_FRAMES)).round().astype(int))
+    shown = frames.spread(steps, MAX_FRAMES)
     returns, timeline = np.cumsum(rewards), frames._timeline(expert_acted)
     pictures = []
     try:
         for step, scene in zip(shown.tolist(), _scenes(id, seed, actions, shown + len(actions) - steps), strict=True):
             picture, draw = _canvas(scene, title)
-            frames._header(draw, f"step {step + 1} of {steps}    return {returns[step]:.4g}", bool(expert_acted[step]))
-            frames._bar(draw, timeline, (step + 1) / steps)
+            frames._progress(draw, step, returns[step], expert_acted, timeline)
             pictures.append(picture.reduce(2))
     # Every platform has its own way to lack OpenGL, and none of them is a reason to lose a run.
     except Exception as error:  # noqa: BLE001
@@ -99,8 +98,5 @@ def _canvas(scene: NDArray[np.uint8], title: str) -> tuple[Any, Any]:
     seen = seen.resize((round(size * seen.width / seen.height), size))
     picture.paste(seen, (frames.WIDTH - seen.width // 2, 2 * frames.SCENE_TOP))
     draw = ImageDraw.Draw(picture)
-    frames._text(draw, (14, 17), title, frames._INK, 15)
-    for left, colour, name in ((14, frames.LEARNER, "learner"), (84, frames.EXPERT, "expert")):
-        draw.rounded_rectangle((2 * left, 2 * 253, 2 * (left + 11), 2 * 264), 5, colour)
-        frames._text(draw, (left + 17, 258), name, frames._INK, 12)
+    frames._legend(draw, title)
     return picture, draw

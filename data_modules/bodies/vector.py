@@ -117,8 +117,11 @@ class Bodies:
     def _running(self, rows: IntArray) -> SyncVectorEnv:
         """The environments of `rows` as one."""
         if not np.array_equal(rows, self._stepped):
-            self._stepped = rows
-            self._vector = self._whole if len(rows) == len(self) else _together(self._whole, rows)
+            self._stepped, self._vector = rows, self._whole
+            if len(rows) < len(self):
+                single = [partial(self._whole.envs.__getitem__, row) for row in rows]
+                self._vector = SyncVectorEnv(single, autoreset_mode=AutoresetMode.DISABLED)
+                self._vector.closed = True  # or it would close them, which are the whole's, when it is forgotten
         return self._vector
 
     # ---- checkpoint
@@ -154,10 +157,3 @@ class Bodies:
                 stacklevel=2,
             )
             self.over[strayed] = True
-
-
-def _together(whole: SyncVectorEnv, rows: IntArray) -> SyncVectorEnv:
-    """A vector environment of some of the single ones of `whole`, which stay its own."""
-    some = SyncVectorEnv([partial(whole.envs.__getitem__, row) for row in rows], autoreset_mode=AutoresetMode.DISABLED)
-    some.closed = True  # or it would close them when it is forgotten
-    return some

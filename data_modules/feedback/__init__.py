@@ -1,11 +1,8 @@
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from data_modules.feedback.files import read as read
-from data_modules.feedback.files import write as write
-from data_modules.feedback.schema import Judgement as Judgement
-
-if TYPE_CHECKING:
-    from data_modules.feedback.data_module import FeedbackDataModule as FeedbackDataModule
+from data_modules.judgements.files import read as read
+from data_modules.judgements.files import write as write
+from data_modules.judgements.schema import Judgement as Judgement
 
 
 def __getattr__(name: str) -> Any:

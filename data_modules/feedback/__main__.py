@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_modules.feedback.files import listed, scan, write
 from data_modules.feedback.people.commands import add_commands as add_people
 from data_modules.feedback.providers.commands import add_commands as add_providers
-from data_modules.feedback.ranking import format_ranking, ranks_of_scores
-from data_modules.feedback.schema import Judgement
 from data_modules.feedback.summary import shown, summary
 from data_modules.feedback.versus import add_command as add_versus
+from data_modules.judgements.files import listed, scan, write
+from data_modules.judgements.ranking import format_ranking, ranks_of_scores
+from data_modules.judgements.schema import Judgement
 from data_modules.terminal import printable
 
 

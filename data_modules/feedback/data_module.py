@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,19 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
-from data_modules.feedback.accounts import calls, flat, told
-from data_modules.feedback.encoding import encoded, knowing, rows_of
-from data_modules.feedback.fields import Scale
-from data_modules.feedback.files import read_all
+from data_modules.feedback.encoding import calls, encoded, knowing, rows_of, tell
 from data_modules.feedback.rows import CRITIQUE_PROMPT, Layout, Use
-from data_modules.feedback.schema import Judgement
-from data_modules.feedback.selection import Keep
-from data_modules.feedback.split import refuse_overlap, split
+from data_modules.feedback.selection import Keep, refuse_overlap, split
 from data_modules.feedback.templates import refuse_template
-from data_modules.minibatches import grouped, loader
+from data_modules.groups import grouped
+from data_modules.judgements.fields import Scale
+from data_modules.judgements.files import read_all
+from data_modules.minibatches import loader
 from data_modules.text.environment import Split, TextEnvironment
 from data_modules.text.held_out import HeldOutReplies
 from data_modules.text.tokenizer import Tokenizer
@@ -125,7 +121,7 @@ class FeedbackDataModule(HeldOutReplies):
         held = {"val": validation or val, "test": test}
         for name, judgements in held.items():
             refuse_overlap(training, judgements, f"{name}_path")
-        if not hasattr(self.tokenizer, "eos"):  # not made yet
+        if not self.tokenizer.ready:
             texts = (text for judgement in training for text in self.layout.texts(judgement))
             self.tokenizer.fit(texts if self.task is None else self.task.corpus())
         self.layout = knowing(self.layout, training, self.paths)
@@ -144,15 +140,8 @@ class FeedbackDataModule(HeldOutReplies):
         suffix = self.layout.codes[-1] if self.layout.codes else ""
         self.set_up_replies(self._longest_judged, int(prompts.max()), int(replies.max()), suffix)
         self._spent = sum(calls(judgement, self.layout.use) for judgement in training)
-        self._tell(training)
+        tell(training, self.rows, self.layout.use)
         _ = self.data_digest  # before anybody writes to the files
-
-    def _tell(self, training: Sequence[Judgement]) -> None:
-        assert self.rows is not None
-        rank_zero_info(told(training, self.rows, self.layout.use))
-        warning = flat(training) if "ranking" in self.layout.use else None
-        if warning:
-            rank_zero_warn(warning)
 
     # ---- training
 
@@ -183,14 +172,10 @@ class FeedbackDataModule(HeldOutReplies):
             raise ValueError(f"{name}: {groups} prompts are held out, and there are {self._world_size} processes")
         parts = min(-(-len(rows) // (EVALUATED * self._world_size)), groups // self._world_size)
         own = torch.arange(self.trainer.global_rank, groups, self._world_size).tensor_split(parts)
-        return [*self.played(split), loader(partial(_batches, rows, [torch.isin(places, part) for part in own]), parts)]
+        masks = [torch.isin(places, part) for part in own]
+        return [*self.played(split), loader(partial(map, rows.__getitem__, masks), parts)]
 
     # ---- what a run was made of
-
-    @property
-    def vocabulary(self) -> int:
-        """Ids that a policy must have at least."""
-        return self.tokenizer.size
 
     @property
     def longest_row(self) -> int:
@@ -201,10 +186,6 @@ class FeedbackDataModule(HeldOutReplies):
     def _longest_judged(self) -> int:
         rows = [self.rows, *self.held_out.values()]
         return max(batch.obs.shape[1] for batch in rows if batch is not None) + 1  # the last is in `final_obs`
-
-    @property
-    def tokenizer_digest(self) -> str:
-        return self.tokenizer.digest
 
     @cached_property
     def data_digest(self) -> str:
@@ -224,11 +205,6 @@ class FeedbackDataModule(HeldOutReplies):
             raise ValueError("tokenizer: it is another than that of the checkpoint; its ids would mean other texts")
         if self.trainer.state.fn == "fit" and state_dict["data"] != self.data_digest:
             raise ValueError("path: the files have changed since the run began; begin a new one from its weights")
-
-
-def _batches(rows: Batch, parts: Sequence[torch.Tensor]) -> Iterator[Batch]:
-    for part in parts:
-        yield rows[part]
 
 
 def _listed(paths: Paths | None) -> list[str]:

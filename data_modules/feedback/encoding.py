@@ -1,16 +1,17 @@
-"""From the lines of files to groups of rows, and what happens to lines that the tokenizer cannot read."""
+"""From the lines of files to groups of rows: which cannot be read, how much is learned from, and what it cost."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from data_modules.feedback.files import enumerated
-from data_modules.feedback.rows import Layout, Row
-from data_modules.feedback.schema import Judgement
+from data_modules.feedback.rows import Layout, Row, Use
+from data_modules.judgements.files import enumerated
+from data_modules.judgements.schema import Judgement
 from lightning_nlf.batch import Batch
 
 
@@ -46,7 +47,7 @@ def knowing(layout: Layout, training: Sequence[Judgement], paths: Sequence[str])
     for name, value in {"keep": layout.keep, "control_codes": layout.codes}.items():
         if value not in (None, ()) and not scores:
             raise ValueError(f"{name}: it goes by the score, and no reply in {', '.join(paths)} has one")
-    return layout.knowing(scores)
+    return replace(layout, scores=sorted(scores))
 
 
 def rows_of(
@@ -61,3 +62,34 @@ def rows_of(
             f"whose fields are {', '.join(there)}"
         )
     return layout.batch(found)
+
+
+def calls(judgement: Judgement, use: Sequence[Use]) -> int:
+    """How often the teacher was asked.
+
+    A call is a score, a critique, an order (a preference is one), an expected response, or the steps of a response.
+    """
+    each = ("score", "critique", "steps")
+    asked = sum(own is not None for name in each if name in use for own in getattr(judgement, name) or ())
+    ordered = any(name in use and getattr(judgement, name) is not None for name in ("ranking", "preference"))
+    return asked + ordered + ("expected" in use and judgement.expected is not None)
+
+
+def tell(judgements: Sequence[Judgement], rows: Batch, use: Sequence[Use]) -> None:
+    """Says how much of the training judgements is learned from, and warns of rankings that hold nothing but ties.
+
+    Args: rows: of the judgements, with `expert_mask`.
+    """
+    assert rows.expert_mask is not None
+    learned, imitated = int(rows.mask.any(1).sum()), int(rows.expert_mask.any(1).sum())
+    critiques = int(rows.extra["critique"].sum()) if "critique" in rows.extra else 0
+    responses = sum(len(judgement.responses) for judgement in judgements)
+    expected = sum(judgement.expected is not None for judgement in judgements) * ("expected" in use)
+    idle = responses + expected + critiques - len(rows)
+    rank_zero_info(
+        f"feedback: {len(judgements)} judgements, {learned} rows to learn from and {imitated} to imitate; "
+        f"nothing that is used here is known of {idle} of the {responses} responses"
+    )
+    flat = [judgement for judgement in judgements if judgement.ranks and len(set(judgement.ranks)) == 1]
+    if flat and "ranking" in use:
+        rank_zero_warn(f"{len(flat)} rankings put no response above another: {flat[0].where} is the first")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.schema import Judgement
 from data_modules.text.tokenizer import Tokenizer
 
 
@@ -28,8 +28,7 @@ def _sampled(judgement: Judgement, i: int, tokenizer: Tokenizer) -> list[int] | 
     tokens = judgement.meta.get("tokens")
     if tokens is None or judgement.meta.get("tokenizer") != tokenizer.digest:
         return None
-    lists = tokens if isinstance(tokens, list) and len(tokens) == len(judgement.responses) else [None]
-    own = lists[i] if len(lists) > i else None
+    own = tokens[i] if isinstance(tokens, list) and len(tokens) == len(judgement.responses) else None
     if not isinstance(own, list) or not own or not all(type(x) is int and x >= 0 for x in own):
         raise ValueError("meta: tokens must be a list of ids for each response")
     return own

@@ -10,14 +10,15 @@ from typing import Literal
 import torch
 
 from data_modules.feedback.replies import reply_of
-from data_modules.feedback.schema import Judgement, Message
 from data_modules.feedback.selection import Keep, code_of
+from data_modules.judgements.schema import Judgement, Message
 from data_modules.text import rows as text_rows
 from data_modules.text.rows import EXPERT, LEARNER, Segment
 from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Batch
 
 Use = Literal["score", "ranking", "preference", "steps", "expected", "critique", "responses"]
+Prompt = str | tuple[Message, ...]
 CRITIQUE_PROMPT = "{prompt} answer : {response} critique :"
 
 
@@ -53,16 +54,15 @@ class Layout:
     critique_prompt: str = CRITIQUE_PROMPT
     expected_score: float | None = None
 
-    def knowing(self, scores: Sequence[float]) -> Layout:
-        """The same, of a file whose training replies have these scores, in any order."""
-        return replace(self, scores=sorted(scores))
-
     def texts(self, judgement: Judgement) -> list[str]:
         """All that a model reads or says, for a tokenizer to be made from."""
-        if "critique" not in self.use:
-            return judgement.texts
-        said = [critique for critique in judgement.critique or () if critique is not None]
-        return [*judgement.texts, *said, self.critique_prompt.format(prompt=" ", response=" ")]
+        prompt = judgement.prompt
+        texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+        texts += [*judgement.responses, *([judgement.expected] if judgement.expected else [])]
+        if "critique" in self.use:
+            texts += filter(None, judgement.critique or ())
+            texts.append(self.critique_prompt.format(prompt=" ", response=" "))
+        return texts
 
     def rows(self, judgement: Judgement) -> list[Row]:
         """Those of one judgement, which are a group; what nothing is known of gives none.
@@ -125,13 +125,8 @@ class Layout:
         critique = judgement.of("critique", i)
         if critique is None:
             return None
-        prompt = judgement.prompt
         template = partial(self.critique_prompt.format, response=judgement.responses[i])
-        if isinstance(prompt, str):
-            ids = self._opening(template(prompt=prompt), "")
-        else:
-            *before, last = prompt
-            ids = self._opening((*before, Message(last.role, template(prompt=last.content))), "")
+        ids = self._opening(_with_last(judgement.prompt, lambda text: template(prompt=text)))
         return Row(ids, [*self.tokenizer.encode_reply(critique), self.tokenizer.eos], True, False, True, critique=True)
 
     def _imitated(self, score: float, judgement: Judgement) -> bool:
@@ -143,20 +138,16 @@ class Layout:
     def _prompt(self, judgement: Judgement, score: float | None) -> list[int]:
         """With the code of the score at its end, where there are codes and a score."""
         code = code_of(score, self.scores, self.codes) if self.codes and score is not None else ""
-        return self._opening(judgement.prompt, code)
+        return self._opening(_with_last(judgement.prompt, lambda text: text + code))
 
     @cached_property
-    def _opening(self) -> Callable[[str | tuple[Message, ...], str], list[int]]:
+    def _opening(self) -> Callable[[Prompt], list[int]]:
         """The responses of a line share their prompt: what was encoded last is kept."""
         return lru_cache(64)(self._opened)
 
-    def _opened(self, prompt: str | tuple[Message, ...], code: str) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode_prompt(prompt + code)
-        else:
-            *before, last = prompt
-            messages = [*before, Message(last.role, last.content + code)]
-            ids = self.tokenizer.encode_prompt([asdict(message) for message in messages])
+    def _opened(self, prompt: Prompt) -> list[int]:
+        texts = prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
+        ids = self.tokenizer.encode_prompt(texts)
         if not ids:
             raise ValueError("prompt: it has no token; a reply needs at least one before it")
         return ids
@@ -214,6 +205,14 @@ class Layout:
                 at = len(row.prompt) - 1 + place  # the action at t is token t + 1
                 ends[i, at], rewards[i, at] = True, label
         return replace(batch, mask=batch.mask | ends, rewards=rewards, extra=batch.extra | {"step_ends": ends})
+
+
+def _with_last(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
+    """A prompt whose text is changed, of a chat that of the last message."""
+    if isinstance(prompt, str):
+        return change(prompt)
+    *before, last = prompt
+    return (*before, Message(last.role, change(last.content)))
 
 
 def _or_nan(x: float | None) -> float:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from math import comb
 
-from data_modules.feedback.fields import Scale, astral
-from data_modules.feedback.ranking import letter
-from data_modules.feedback.schema import FIELDS, Judgement
 from data_modules.feedback.versus import win_rate
+from data_modules.judgements.fields import Scale, astral
+from data_modules.judgements.ranking import letter
+from data_modules.judgements.schema import FIELDS, Judgement
 from data_modules.terminal import on_one_line, printable
 
 BINS, WIDTH = 10, 40  # of the histogram
@@ -25,11 +25,8 @@ def summary(judgements: Sequence[Judgement], scale: Scale) -> str:
     lines += ["", "field        judgements", *(f"{name:<13}{count}" for name, count in filled.items() if count)]
     sources = Counter(judgement.source for judgement in judgements if judgement.source)
     if sources:
-        lines += [
-            "",
-            "source       judgements",
-            *(f"{on_one_line(name):<13}{count}" for name, count in sources.most_common()),
-        ]
+        lines += ["", "source       judgements"]
+        lines += [f"{on_one_line(name):<13}{count}" for name, count in sources.most_common()]
     scores = [score for j in judgements for score in j.score or () if score is not None]
     if scores:
         mean = sum(scores) / len(scores)

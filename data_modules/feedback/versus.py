@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_modules.feedback.files import read, write
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.files import read, write
+from data_modules.judgements.schema import Judgement
 
 
 def versus(first: Sequence[Judgement], second: Sequence[Judgement]) -> list[Judgement]:
@@ -22,16 +22,12 @@ def versus(first: Sequence[Judgement], second: Sequence[Judgement]) -> list[Judg
         ValueError: no prompt in common.
     """
     others = {_name(judgement): judgement for judgement in second if judgement.responses}
-    both = [(own, others[_name(own)]) for own in first if own.responses and _name(own) in others]
-    pairs = [
-        Judgement(
-            own.prompt,
-            (own.responses[0], other.responses[0]),
-            meta={"finished": [own.finished(0), other.finished(0)]},
-            id=own.id,
-        )
-        for own, other in both
-    ]
+    pairs: list[Judgement] = []
+    for own in first:
+        other = others.get(_name(own))
+        if own.responses and other is not None:
+            meta = {"finished": [own.finished(0), other.finished(0)]}
+            pairs.append(Judgement(own.prompt, (own.responses[0], other.responses[0]), meta=meta, id=own.id))
     if not pairs:
         raise ValueError("the two files have no prompt in common, by id or by text")
     return pairs

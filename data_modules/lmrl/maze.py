@@ -11,7 +11,7 @@ import numpy as np
 
 from data_modules.lmrl.score import Anchors
 from data_modules.text.environment import Case, Dialogue, Outcome, Split
-from lightning_nlf.numbers import Seed, Size
+from lightning_nlf.numbers import Seed
 
 Cell = tuple[int, int]  # row, column
 
@@ -30,13 +30,7 @@ GRID = (
 FREE = frozenset((r, c) for r, line in enumerate(GRID) for c, x in enumerate(line) if x == "0")
 GOAL: Cell = (8, 6)
 STARTS = tuple(sorted(FREE - {GOAL}))
-MOVES: dict[str, Cell] = {
-    "move left": (0, -1),
-    "move right": (0, 1),
-    "move up": (-1, 0),
-    "move down": (1, 0),
-}
-ANY = list(MOVES)
+MOVES: dict[str, Cell] = {"move left": (0, -1), "move right": (0, 1), "move up": (-1, 0), "move down": (1, 0)}
 WALLS: dict[str, Cell] = {  # in the order in which they are named
     "to your right": (0, 1),
     "to your left": (0, -1),
@@ -45,6 +39,7 @@ WALLS: dict[str, Cell] = {  # in the order in which they are named
 }
 LIMIT = 100  # moves; whatever is said then ends in failure
 STEP, ILLEGAL = -1.0, -4.0
+TRAJECTORIES = 1240  # in the demonstrations
 SOLVED_SHARE = 0.15  # of the moves in the demonstrations, towards the goal; the others are drawn at random
 HELD_OUT = 10  # one trajectory in so many
 
@@ -69,14 +64,8 @@ def distances() -> dict[Cell, int]:
 
 
 DISTANCE = distances()
-
-
+# the moves that come closer to the goal; none there
 BEST = {cell: [move for move in MOVES if DISTANCE[moved(cell, move)] < DISTANCE[cell]] for cell in FREE}
-
-
-def best_moves(cell: Cell) -> list[str]:
-    """Those that come closer to the goal; none there."""
-    return BEST[cell]
 
 
 def walls(cell: Cell) -> str:
@@ -125,22 +114,16 @@ class Maze:
     Args:
         observed: whether one is told where one is and where the goal is. The last words then say all (`window: 1`).
             Else only the walls beside one are named, and one has to remember: 20 turns in the paper (`window: 20`).
-        trajectories: in the demonstrations, which are walks within one of three regions, 15 % of the moves towards the
-            goal and the rest at random, until they leave the region, reach the goal, or after 100 moves. They are made
-            anew after the paper's words: 25 ± 28 moves long and 20 % at the goal, where its own were 20 ± 25 and 11 %.
+        seed: of the demonstrations, which are walks within one of three regions, 15 % of the moves towards the goal and
+            the rest at random, until they leave the region, reach the goal, or after 100 moves. They are made anew
+            after the paper's words: 25 ± 28 moves long and 20 % at the goal, where its own were 20 ± 25 and 11 %.
             Partly observed they do not remember either: a prompt is the last observation alone.
-        seed: of the demonstrations.
     """
 
     observed: bool = True
-    trajectories: Size = 1240
     seed: Seed = 0
 
     turns = LIMIT + 1
-
-    def __post_init__(self) -> None:
-        if self.trajectories < 1:
-            raise ValueError(f"trajectories: got {self.trajectories}, must be at least 1")
 
     @property
     def anchors(self) -> Anchors:
@@ -176,14 +159,14 @@ class Maze:
     def walks(self) -> list[list[tuple[Cell, str]]]:
         """The demonstrations' cells and moves."""
         rng = np.random.default_rng(self.seed)
-        return [self._walk(rng) for _ in range(self.trajectories)]
+        return [self._walk(rng) for _ in range(TRAJECTORIES)]
 
     def _walk(self, rng: np.random.Generator) -> list[tuple[Cell, str]]:
         within = int(rng.integers(3))
         starts = [cell for cell in STARTS if region(cell) == within]
         cell, walk = starts[rng.integers(len(starts))], list[tuple[Cell, str]]()
         while cell != GOAL and region(cell) == within and len(walk) < LIMIT:
-            moves = best_moves(cell) if rng.random() < SOLVED_SHARE else ANY
+            moves = BEST[cell] if rng.random() < SOLVED_SHARE else list(MOVES)
             move = moves[rng.integers(len(moves))]
             walk.append((cell, move))
             cell = moved(cell, move)
@@ -191,11 +174,11 @@ class Maze:
 
     def expected(self, case: Case) -> str | None:
         """A first move towards the goal."""
-        return best_moves(case.facts["start"])[0]
+        return BEST[case.facts["start"]][0]
 
     def critique(self, case: Case, reply: str, seed: int) -> str | None:
         """What is wrong with a first move."""
-        best = best_moves(case.facts["start"])
+        best = BEST[case.facts["start"]]
         if reply in best:
             return None
         closer = f"{best[0]} would have come closer."

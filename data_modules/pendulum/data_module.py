@@ -12,6 +12,7 @@ import torch
 from data_modules.control import ControlDataModule
 from data_modules.pendulum.episodes import Ended, play
 from data_modules.pendulum.simulator import InvertedPendulum
+from data_modules.ranges import at_least
 from lightning_nlf.batch import Actor, Batch
 from lightning_nlf.numbers import Size
 
@@ -38,8 +39,7 @@ class PendulumDataModule(ControlDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(horizon=horizon, **kwargs)
-        if episodes < 1:
-            raise ValueError(f"episodes: got {episodes}, must be at least 1")
+        at_least(1, episodes=episodes)
         self.episodes = episodes
         self.simulator = InvertedPendulum(threads)
         self.play = partial(play, self.simulator)
@@ -53,15 +53,14 @@ class PendulumDataModule(ControlDataModule):
 
     def _wave(self, actor: Actor, rng: np.random.Generator, rows: int) -> Batch:
         states, elapsed, returns = self.simulator.reset(rows, rng), np.zeros(rows, dtype=np.int64), np.zeros(rows)
-        if self.pending is not None:
-            states = np.where(self.pending.over[:, None], states, self.pending.states)
-            elapsed = np.where(self.pending.over, elapsed, self.pending.elapsed)
-            returns = np.where(self.pending.over, returns, self.pending.returns)
+        if (before := self.pending) is not None:
+            states = np.where(before.over[:, None], states, before.states)
+            elapsed = np.where(before.over, elapsed, before.elapsed)
+            returns = np.where(before.over, returns, before.returns)
         plan = self._plan(rows, rng)
-        batch, self.pending = self.play(actor, states, elapsed, self.horizon, returns=returns, **plan)
-        self.finished += zip(
-            self.pending.returns[self.pending.over], self.pending.elapsed[self.pending.over], strict=True
-        )
+        batch, now = self.play(actor, states, elapsed, self.horizon, returns=returns, **plan)
+        self.pending = now
+        self.finished += zip(now.returns[now.over], now.elapsed[now.over], strict=True)
         return batch
 
     # ---- evaluation

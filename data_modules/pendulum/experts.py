@@ -11,18 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_modules.pendulum.simulator import InvertedPendulum
-from lightning_nlf.batch import Expert
 from lightning_nlf.numbers import NonNegative, Number, Positive
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
-def linearised(difference: float = 1e-5) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def linearised() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """A (4, 4) and B (4, 1) of s' = A s + B u around the upright pole at rest: central differences of the real step.
 
     Differences, because `mjd_transitionFD` refuses the model's RK4 integrator.
     """
-    simulator = InvertedPendulum(threads=1)
+    simulator, difference = InvertedPendulum(threads=1), 1e-5
     size = simulator.obs_dim + simulator.action_dim
     shifts = difference * np.concatenate([np.eye(size), -np.eye(size)])
     states = np.zeros((2 * size, simulator.state_dim))
@@ -58,7 +57,8 @@ class LinearExpert:
     """
 
     def __init__(self, gain: Sequence[Number], std: NonNegative = 0.1) -> None:
-        _check_at_least_zero("std", std)
+        if not (math.isfinite(std) and std >= 0):
+            raise ValueError(f"std: got {std}, must be finite and >= 0")
         if len(gain) != InvertedPendulum.obs_dim or not all(map(math.isfinite, gain)):
             raise ValueError(f"gain: got {tuple(gain)}, must be four finite numbers")
         self.gain = torch.tensor([float(k) for k in gain], dtype=torch.float32)[:, None]  # (4, 1)
@@ -115,41 +115,3 @@ class WeakExpert(LinearExpert):
         self, std: NonNegative = 0.1, gain: tuple[Number, Number, Number, Number] = (-0.1, 12.145, -0.1, 1.902)
     ) -> None:
         super().__init__(gain, std)
-
-
-class NoisyExpert:
-    """Another Gaussian expert made worse: N(mean + bias, √(std² + noise²)).
-
-    Args:
-        expert: whose params have "mean" and "std".
-        noise: added to its standard deviation in quadrature.
-        bias: added to its mean, which is not clipped again.
-
-    Raises:
-        ValueError: noise < 0, or a number is not finite.
-    """
-
-    def __init__(self, expert: Expert, noise: NonNegative = 0.0, bias: Number = 0.0) -> None:
-        _check_at_least_zero("noise", noise)
-        if not math.isfinite(bias):
-            raise ValueError(f"bias: got {bias}, must be finite")
-        self.expert = expert
-        self.noise = noise
-        self.bias = bias
-
-    @torch.no_grad()
-    def act(self, obs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """As `LinearExpert.act`; the action is drawn anew from the wider Gaussian."""
-        params = self.expert.act(obs)[2]
-        mean = params["mean"] + self.bias  # (N, 1)
-        std = (params["std"].square() + self.noise**2).sqrt()  # (N, 1)
-        noise = torch.randn_like(mean)
-        log_probs = torch.addcmul(
-            -std.log() - _HALF_LOG_TWO_PI, noise, noise, value=-0.5
-        )  # (N, 1), +inf where std is 0
-        return torch.addcmul(mean, std, noise), log_probs.squeeze(1), {"mean": mean, "std": std}
-
-
-def _check_at_least_zero(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name}: got {value}, must be finite and >= 0")

@@ -67,8 +67,10 @@ def episode_gif(
     Raises:
         ValueError: T = 0, or the lengths differ.
     """
-    steps = _common_length(obs, expert_acted, rewards, *([] if actions is None else [actions]))
-    shown = np.unique(np.linspace(0, steps - 1, min(steps, MAX_FRAMES)).round().astype(int))
+    lengths = [len(x) for x in (obs, expert_acted, rewards, actions) if x is not None]
+    if lengths[0] == 0 or len(set(lengths)) > 1:
+        raise ValueError(f"obs, expert_acted, rewards, actions: got lengths {lengths}, must be equal and at least 1")
+    steps, shown = lengths[0], spread(lengths[0], MAX_FRAMES)
     obs, expert_acted = np.asarray(obs, dtype=np.float64), np.asarray(expert_acted, dtype=bool)
     forces = np.zeros(steps) if actions is None else np.ravel(actions) / InvertedPendulum.action_limit
     returns, timeline = np.cumsum(rewards), _timeline(expert_acted)
@@ -76,8 +78,7 @@ def episode_gif(
     for step, scene in zip(shown.tolist(), _scenes(obs[shown], expert_acted[shown]), strict=True):
         frame, draw = _canvas(scene, expert_acted, title or "InvertedPendulum")
         _state(draw, obs[step, 0], float(np.clip(forces[step], -1, 1)))
-        _header(draw, f"step {step + 1} of {steps}    return {returns[step]:g}", bool(expert_acted[step]))
-        _bar(draw, timeline, (step + 1) / steps)
+        _progress(draw, step, returns[step], expert_acted, timeline)
         frames.append(frame.reduce(2))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,11 +87,9 @@ def episode_gif(
     return path
 
 
-def _common_length(*arrays: NDArray[Any]) -> int:
-    lengths = [len(array) for array in arrays]
-    if lengths[0] == 0 or len(set(lengths)) > 1:
-        raise ValueError(f"obs, expert_acted, rewards, actions: got lengths {lengths}, must be equal and at least 1")
-    return lengths[0]
+def spread(steps: int, most: int) -> NDArray[np.int64]:
+    """At most so many of the steps, evenly, with the first and the last."""
+    return np.unique(np.linspace(0, steps - 1, min(steps, most)).round().astype(int))
 
 
 def _save(frames: list[Image], path: Path, milliseconds: int) -> None:
@@ -202,10 +201,7 @@ def _canvas(scene: Image, expert_acted: BoolArray, title: str) -> tuple[Image, I
     frame = Image.new("RGB", (2 * WIDTH, 2 * HEIGHT), _PAPER)
     frame.paste(scene.resize((2 * WIDTH, 2 * SCENE_HEIGHT), Image.Resampling.NEAREST), (0, 2 * SCENE_TOP))
     draw = ImageDraw.Draw(frame)
-    _text(draw, (14, 17), title, _INK, 15)
-    for left, colour, name in ((14, LEARNER, "learner"), (84, EXPERT, "expert")):
-        draw.rounded_rectangle((2 * left, 2 * 253, 2 * (left + 11), 2 * 264), 5, colour)
-        _text(draw, (left + 17, 258), name, _INK, 12)
+    _legend(draw, title)
     _text(draw, (466, 258), f"expert acts in {np.mean(expert_acted):.0%} of the steps", _GREY, 12, "rm")
     for metres, label in ((-1, "-1 m"), (-0.5, "-0.5 m"), (0, "0"), (0.5, "0.5 m"), (1, "1 m")):
         across, down = _pixel(metres, -0.16)
@@ -213,6 +209,13 @@ def _canvas(scene: Image, expert_acted: BoolArray, title: str) -> tuple[Image, I
         draw.line((2 * across, 2 * (SCENE_TOP + down), 2 * across, 2 * (SCENE_TOP + down + 5)), colour, 4)
         _text(draw, (across, SCENE_TOP + down + 12), label, colour, 9, "mm")
     return frame, draw
+
+
+def _legend(draw: ImageDraw, title: str) -> None:
+    _text(draw, (14, 17), title, _INK, 15)
+    for left, colour, name in ((14, LEARNER, "learner"), (84, EXPERT, "expert")):
+        draw.rounded_rectangle((2 * left, 2 * 253, 2 * (left + 11), 2 * 264), 5, colour)
+        _text(draw, (left + 17, 258), name, _INK, 12)
 
 
 def _text(
@@ -242,16 +245,14 @@ def _state(draw: ImageDraw, x: float, force: float) -> None:
         draw.polygon([(tip, down - 10), (tip + side * 14, down), (tip, down + 10)], _PAPER)
 
 
-def _header(draw: ImageDraw, progress: str, expert: bool) -> None:
-    _text(draw, (14, 37), progress, _GREY, 12)
+def _progress(draw: ImageDraw, step: int, earned: float, expert_acted: BoolArray, timeline: list[Colour]) -> None:
+    """Step and return so far, who acts, and the timeline, pale where the episode has not come to."""
+    steps, expert = len(expert_acted), bool(expert_acted[step])
+    _text(draw, (14, 37), f"step {step + 1} of {steps}    return {earned:.4g}", _GREY, 12)
     draw.rounded_rectangle((2 * 372, 2 * 12, 2 * 466, 2 * 38), 26, EXPERT if expert else LEARNER)
     _text(draw, (419, 25), "EXPERT" if expert else "LEARNER", _PAPER, 14, "mm")
-
-
-def _bar(draw: ImageDraw, timeline: list[Colour], done: float) -> None:
-    """The timeline, pale where the episode has not come to."""
     left, top, right, bottom = BAR
-    now = left + done * (right - left)
+    now = left + (step + 1) / steps * (right - left)
     for across, colour in enumerate(timeline, start=left):
         shade = colour if across < now else _mixed(colour, _PAPER, 0.65)
         draw.rectangle((2 * across, 2 * top, 2 * across + 1, 2 * bottom - 1), shade)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_modules.ranges import at_least
+
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
@@ -81,8 +83,7 @@ class InvertedPendulum:
 
         if threads is None:
             threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if threads < 1:
-            raise ValueError(f"threads: got {threads}, must be at least 1")
+        at_least(1, threads=threads)
         self.threads = threads
         self.model = mujoco.MjModel.from_xml_path(str(model_path()))
         # No geom can touch another and there is no sensor: without these stages a step takes a fifth less time,

@@ -57,7 +57,10 @@ class ControlTokens:
         self.unknown = content["model"].get("unk_id") if unknown is None else backend.token_to_id(unknown)
         self.words = {text for text in self.ids if text not in special and not added[text]["special"]}
         names = self._names = {text: _name(number) for text, number in self.ids.items()}
-        self._reader = _reader(backend, content["added_tokens"], names)
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        unlisted = [text for text in names if text not in added]  # special by the folder's config alone
+        content["added_tokens"] += [flags | {"content": text, "special": True, "id": 0} for text in unlisted]
+        self._reader = _reader(backend, content["added_tokens"])
         self._read = {self._reader.token_to_id(text): text for text in self.ids}
         self._encoder = type(backend).from_str(json.dumps(_renamed(content, names)))
         self._ids = {self._encoder.token_to_id(names.get(text, text)): ids[text] for text in [*added, *names]}
@@ -111,10 +114,8 @@ class ControlTokens:
         It is as long, and white space and almost all letters are as they were: most templates do the same to it.
         """
         _without_name(text)
-        if not reply or not self.words:
-            return "".join(map(self._shield, text))
-        parts, end = [], 0
-        for word in self._said.finditer(text):
+        parts, end = list[str](), 0
+        for word in self._said.finditer(text) if reply else ():
             parts += [*map(self._shield, text[end : word.start()]), word[0]]
             end = word.end()
         return "".join([*parts, *map(self._shield, text[end:])])
@@ -184,24 +185,17 @@ def _without_name(text: str) -> str:
     return text
 
 
-def _reader(backend: Any, added: list[dict[str, Any]], names: Mapping[str, str]) -> Any:
+def _reader(backend: Any, added: list[dict[str, Any]]) -> Any:
     """Finds added tokens in a text as `backend` does, and nothing else."""
     from tokenizers import AddedToken, Tokenizer, models
 
     reader = Tokenizer(models.WordLevel({NAME: 0}, unk_token=NAME))
     if backend.normalizer is not None:
         reader.normalizer = backend.normalizer
-    for token in [*added, *_of_config(added, names)]:
+    for token in added:
         content = {name: value for name, value in token.items() if name != "id"}
         reader.add_tokens([AddedToken(**content)])
     return reader
-
-
-def _of_config(added: list[dict[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Those that are special by the folder's config alone."""
-    listed = {token["content"] for token in added}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return [flags | {"content": text, "special": True, "id": 0} for text in names if text not in listed]
 
 
 def _renamed(content: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -222,6 +216,6 @@ def _renamed(content: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any
         model["unk_token"] = pieces[model["unk_token"]]
     added = [
         token | {"single_word": False, "content": names[token["content"]]} if token["content"] in names else token
-        for token in [*content["added_tokens"], *_of_config(content["added_tokens"], names)]
+        for token in content["added_tokens"]
     ]
     return content | {"model": model, "added_tokens": added, "post_processor": None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
@@ -13,65 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data_modules.text.environment import Case, Dialogue, Outcome, TextEnvironment
-from data_modules.text.rows import EXPERT, LEARNER, READ, Segment, as_batch
+from data_modules.text.environment import Dialogue, TextEnvironment
+from data_modules.text.episode import Episode, Prompt, Turn, spoken
+from data_modules.text.rows import Segment, as_batch
 from data_modules.text.tokenizer import Messages, Tokenizer
 from lightning_nlf.batch import Batch, Replier
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A case and the ids its dialogue starts with."""
-
-    case: Case
-    ids: list[int]
-
-
-@dataclass
-class Turn:
-    """A reply and what followed. The tokens are those that were sampled: nothing is encoded twice."""
-
-    tokens: list[int]  # with the one that ended it
-    log_probs: list[float]
-    finished: bool  # ended by itself
-    text: str
-    outcome: Outcome
-    own: int | None = None  # tokens that the learner said, where an expert went on
-
-
-@dataclass
-class Episode:
-    prompt: Prompt
-    turns: list[Turn] = field(default_factory=list)
-
-    @property
-    def score(self) -> float:
-        """The sum of the rewards by the task's rule."""
-        return sum(turn.outcome.reward for turn in self.turns)
-
-    @property
-    def parts(self) -> dict[str, float]:
-        """What the score is made of, by name, summed over turns."""
-        total: dict[str, float] = {}
-        for turn in self.turns:
-            for name, amount in turn.outcome.parts.items():
-                total[name] = total.get(name, 0.0) + amount
-        return total
-
-    @property
-    def finished(self) -> bool:
-        """Every reply ended by itself."""
-        return all(turn.finished for turn in self.turns)
-
-    @property
-    def injected(self) -> int:
-        """Tokens that an expert said, who went on in the learner's place."""
-        return sum(len(turn.tokens) - turn.own for turn in self.turns if turn.own is not None)
-
-    @property
-    def decided(self) -> int:
-        """Tokens of all replies."""
-        return sum(len(turn.tokens) for turn in self.turns)
 
 
 @dataclass(frozen=True)
@@ -190,7 +136,7 @@ class Conversation:
     # ---- rows
 
     def batch(self, episodes: list[Episode], also: Sequence[Sequence[Segment]] = ()) -> tuple[Batch, Tensor]:
-        """The rows of all, paid by the task's rule; those of `also` behind them; and whose each of the former is.
+        """The rows of all, paid by the task's rule, and of `also`; and the episode that each is of, (B,), −1 of `also`.
 
         With a window `extra` holds `episode` and `part`, and only the last part of an episode has terminated.
         """
@@ -198,7 +144,7 @@ class Conversation:
         of = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(parts) for parts in rows]))
         batch = as_batch([*chain.from_iterable(rows), *also])
         if self.window is None:
-            return batch, of
+            return batch, torch.cat([of, of.new_full((len(also),), -1)])
         part = torch.arange(len(of)) - torch.searchsorted(of, of)
         ended = torch.cat([of[1:] != of[:-1], torch.ones(1, dtype=torch.bool)])
         return replace(batch, terminated=ended, extra={"episode": of, "part": part}), of
@@ -218,34 +164,3 @@ class Conversation:
         for turn in episode.turns:
             segments += [*spoken(turn), Segment(self.answer(turn.outcome.text))]
         return segments[:-1]
-
-
-def said(turn: Turn) -> Segment:
-    """The reply, paid by the task's rule."""
-    return Segment(turn.tokens, LEARNER, turn.log_probs, turn.outcome.reward)
-
-
-def spoken(turn: Turn) -> list[Segment]:
-    """The same with whoever said it: the learner, or the learner and behind it an expert."""
-    if turn.own is None:
-        return [said(turn)]
-    own, expert = slice(turn.own), slice(turn.own, None)
-    begun = [Segment(turn.tokens[own], LEARNER, turn.log_probs[own])] if turn.own else []
-    return [*begun, Segment(turn.tokens[expert], EXPERT, turn.log_probs[expert], turn.outcome.reward)]
-
-
-def cut_short(dialogues: Sequence[Sequence[Segment]], stops: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Which steps of the rows belong to a reply that did not end by itself, and which are the last of one; (B, T) bool.
-
-    Args: stops: the tokens that end a reply; like: (B, T), for its shape.
-    """
-    steps, ends = (torch.zeros(like.shape, dtype=torch.bool) for _ in range(2))
-    for row, dialogue in enumerate(dialogues):
-        begin = read = -1  # the action at t is token t + 1
-        for segment, behind in zip(dialogue, [*dialogue[1:], None], strict=True):
-            read += len(segment.ids)
-            if segment.by == READ:
-                begin = read
-            elif (behind is None or behind.by == READ) and segment.ids[-1] not in stops:
-                steps[row, begin:read] = ends[row, read - 1] = True
-    return steps, ends

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from data_modules.text.conversation import Episode, said
+from data_modules.text.episode import Episode, said
 from data_modules.text.revision import Review, Revision, Teacher
 from data_modules.text.rows import EXPERT, LEARNER, Segment, as_batch
 from lightning_nlf.batch import Batch
@@ -63,9 +63,7 @@ class CritiqueRows:
         found = self._of_reviews(reviews) + self._of_revisions(revisions)
         if "pairs" in self.learn:
             found += ranked_pairs(revisions)
-        for of, played in anchors:
-            dialogue = [Segment(played.prompt.ids), replace(said(played.turns[0]), by=EXPERT)]
-            found.append(Row(dialogue, of, "anchors"))
+        found += [Row(_dialogue(played, EXPERT), of, "anchors") for of, played in anchors]
         rows = [row for row in found if self.teacher.fits(row.tokens)]
         return rows, len(found) - len(rows)
 
@@ -81,7 +79,7 @@ class CritiqueRows:
         if "pairs" in self.learn and not {"attempts", "revisions"} & set(self.learn):
             replies = 1
         idle = set(range(0, len(attempts), replies)) - {row.of // replies * replies for row in rows}
-        rows = sorted([*rows, *(_nothing(attempts[of], of) for of in idle)], key=lambda row: row.of)
+        rows = sorted([*rows, *(Row(_dialogue(attempts[of]), of, None) for of in idle)], key=lambda row: row.of)
         batch = as_batch([row.dialogue for row in rows])
         assert batch.expert_mask is not None
         stays = torch.tensor([row.kind is not None for row in rows])[:, None]
@@ -110,8 +108,7 @@ class CritiqueRows:
             words = review.critique or task.praise
             if "attempts" in self.learn:
                 seen = None if review.ids is None else [Segment(review.ids), Segment(turn.tokens, LEARNER)]
-                own = [Segment(review.episode.prompt.ids), said(turn)]
-                rows.append(Row(own, review.of, "attempts", review.episode.score, seen=seen))
+                rows.append(Row(_dialogue(review.episode), review.of, "attempts", review.episode.score, seen=seen))
             if "critiques" in self.learn:
                 ids = self.teacher.encoded(task.critique_prompt(case, review.reply))
                 reply = [*tokenizer.encode_reply(words), tokenizer.eos]
@@ -128,7 +125,7 @@ class CritiqueRows:
             review, turn = revision.review, revision.episode.turns[0]
             if "revisions" in self.learn:
                 assert review.ids is not None
-                reply = [Segment(review.episode.prompt.ids), replace(said(turn), by=EXPERT)]
+                reply = _dialogue(revision.episode, EXPERT)
                 seen = [Segment(review.ids), Segment(turn.tokens, EXPERT)]
                 rows.append(Row(reply, review.of, "revisions", revision.episode.score, seen=seen))
             if "hindsight" in self.learn:
@@ -162,12 +159,11 @@ def ranked_pairs(revisions: Sequence[Revision]) -> list[Row]:
 
 
 def _of_learner(episode: Episode, of: int, rank: int) -> Row:
-    return Row([Segment(episode.prompt.ids), said(episode.turns[0])], of, "pairs", episode.score, rank)
+    return Row(_dialogue(episode), of, "pairs", episode.score, rank)
 
 
-def _nothing(episode: Episode, of: int) -> Row:
-    """What the learner said, for nobody to learn from."""
-    return Row([Segment(episode.prompt.ids), said(episode.turns[0])], of, None)
+def _dialogue(episode: Episode, by: int = LEARNER) -> list[Segment]:
+    return [Segment(episode.prompt.ids), replace(said(episode.turns[0]), by=by)]
 
 
 def _seen(rows: Sequence[Row]) -> Batch:

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from data_modules.groups import ranks
 from data_modules.label_buffer import as_labels
-from data_modules.text.conversation import Episode, Prompt, cut_short
+from data_modules.ranges import at_least
+from data_modules.rollout import LabelledRollouts
+from data_modules.text.checks import refuse_other_ids, refuse_short_context
 from data_modules.text.environment import TextEnvironment
+from data_modules.text.episode import Episode, Prompt
 from data_modules.text.expected import ExpectedResponses, Shown
 from data_modules.text.injection import Injection
-from data_modules.text.labelling import labelled
-from data_modules.text.task_module import TextTaskDataModule, at_least_one
-from data_modules.text.tokens import ranks
-from lightning_nlf.batch import Actor, Batch, TextExpert
-from lightning_nlf.functional import row_sums
+from data_modules.text.labelling import densities, labelled
+from data_modules.text.task_module import TextTaskDataModule
+from data_modules.text.unfinished import Unfinished, drop_cut_episodes, repay_cut_replies
+from lightning_nlf.batch import Actor, Batch, Scorer, TextExpert
+from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.numbers import Number, Size
 
 
-class TextDataModule(TextTaskDataModule):
+@runtime_checkable
+class CountingJudge(Protocol):
+    """A `Scorer` that asks somebody, and says of how many replies it did so far."""
+
+    judged: int
+
+
+class TextDataModule(TextTaskDataModule, LabelledRollouts):
     """Plays a text task with the model that is being trained: prompts, G replies to each, and what they earn.
 
     Args:
-        task, tokenizer, replies, max_new, reward, window …: of `TextTaskDataModule`; replies to a prompt share a
-            `group`.
-        prompts: a collection, over all ranks.
+        task, tokenizer, prompts, replies, max_new …: of `TextTaskDataModule`; replies to a prompt share a `group`.
+        reward: who pays in place of the task's rule, such as a reward model; the rule is logged as `true_reward`.
+        window: turns that the policy sees, its own included, for tasks whose last words say all: 1 where they do. A
+            row is then one turn, and `extra` says of which `episode` and which `part` of it. Else a dialogue is a row.
+        chat: a prompt, its suffix too, is the user's message of the tokenizer's own chat template, as models that
+            were trained on chats want it; for tasks of one turn. A prediction then writes prompts as messages.
         unfinished: what happens to an episode with a reply that `max_new` cut: `keep`: the rule judges it as it is;
             `reject`: it is played again, `resamples` times at most, and then kept; `replace`: such a reply earns
             `unfinished_reward` and nothing else; `penalty`: that is added to what it earns; `drop`: nobody learns from
@@ -40,6 +52,7 @@ class TextDataModule(TextTaskDataModule):
         injection: an expert takes over in some of the replies.
         labeller: an expert that says of every token which it would have chosen; with it, imitation may compare
             distributions.
+        label_buffer: of `LabelledRollouts`; remembers expected responses.
 
     `labels` counts what experts decided: tokens injected, tokens labelled, and expected responses, each when it is
     first shown, as the teacher writes it once. `feedback_calls` counts expected responses so, critiques that say where
@@ -49,47 +62,62 @@ class TextDataModule(TextTaskDataModule):
     def __init__(
         self,
         task: TextEnvironment,
-        prompts: Size = 16,
-        unfinished: Literal["keep", "reject", "replace", "penalty", "drop"] = "keep",
+        reward: Scorer | None = None,
+        window: Size | None = None,
+        chat: bool = False,
+        unfinished: Unfinished = "keep",
         unfinished_reward: Number = -1.0,
-        resamples: Size = 4,
         expected: ExpectedResponses | None = None,
         injection: Injection | None = None,
         labeller: TextExpert | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(task=task, **kwargs)
-        at_least_one(prompts=prompts, resamples=resamples)
-        for name, knob in (("expected", expected), ("labeller", labeller)):
-            if knob is not None and task.turns > 1:
-                raise ValueError(f"{name}: for tasks of one turn; {type(task).__name__} has {task.turns}: leave it out")
+        self.conversation = replace(self.conversation, window=window, chat=chat)
+        kind = type(task).__name__
+        at_least(1, window=window)
+        if window is not None and task.turns == 1:
+            raise ValueError(f"window: got {window} for a task of one turn, which has nothing to leave out; drop it")
+        for name, knob in (("chat", chat), ("expected", expected), ("labeller", labeller)):
+            if knob not in (None, False) and task.turns > 1:
+                raise ValueError(f"{name}: for tasks of one turn; {kind} has {task.turns}: leave it out")
         if injection is not None:
             injection.check(task, self.replies, self.conversation.max_new)
         if self.label_buffer is not None and expected is None:
             raise ValueError("label_buffer: it remembers expected responses; give `expected`")
-        self.prompts, self.expected, self.injection, self.labeller = prompts, expected, injection, labeller
-        self.unfinished, self.unfinished_reward, self.resamples = unfinished, unfinished_reward, resamples
-        self.counters["feedback_calls"] = 0
-        self._warned: set[str] = set()
+        self.reward, self.expected, self.injection, self.labeller = reward, expected, injection, labeller
+        self.unfinished, self.unfinished_reward = unfinished, unfinished_reward
+
+    def check_tokenizer(self) -> None:
+        """Raises ValueError: `chat` without a template; a `reward` or an expert of other ids."""
+        if self.conversation.chat and not self.tokenizer.has_template:
+            raise ValueError(
+                "chat: the tokenizer has no chat template: take a FolderTokenizer that has one, or leave chat out"
+            )
+        for name, model in self._models.items():
+            refuse_other_ids(name, model, self.tokenizer.digest)
 
     def setup(self, stage: str) -> None:
-        """Raises ValueError: as `TextTaskDataModule`; an expert of other ids; fewer expected responses than asked; a
-        row that `reward` or an expert cannot read.
+        """Raises ValueError: as `TextTaskDataModule` and `check_tokenizer`; fewer expected responses than asked; a row
+        that `reward` or an expert cannot read.
         """
         if self.cases:
             return
         super().setup(stage)
-        experts = {
+        if self.expected is not None:
+            self.expected.load(self.task, self.tokenizer, self.cases["train"])
+        for name, model in self._models.items():
+            refuse_short_context(name, model, self.longest_row)
+
+    @property
+    def _models(self) -> dict[str, object]:
+        """Who else reads the rows, by the knob; None where there is nobody."""
+        return {
+            "reward": self.reward,
             "injection.expert": self.injection and self.injection.expert,
             "labeller": self.labeller,
             "expected.as_if": self.expected and self.expected.as_if,
         }
-        for name, expert in experts.items():
-            self.refuse_other_ids(name, expert)
-        if self.expected is not None:
-            self.expected.load(self.task, self.tokenizer, self.cases["train"])
-        for name, model in ({"reward": self.reward} | experts).items():
-            self.refuse_short_context(name, model, self.longest_row)
 
     @property
     def longest_row(self) -> int:
@@ -104,15 +132,15 @@ class TextDataModule(TextTaskDataModule):
         shown = [] if self.expected is None else self.expected.shown(prompts, self._share(self.expected.rows), rng)
         played, of = self.conversation.batch(episodes, [each.response.row for each in shown])
         if self.expected is not None:
-            played = self.expected.settled(played, shown)
+            played = self.expected.settled(played, shown, of < 0)
         before = self._judged_so_far
         batch = self._settled(replace(played, rewards=self._paid(played)), episodes, of)
         assert batch.rewards is not None
-        row_score = row_sums(batch.rewards, played.valid)
-        earned = torch.zeros(len(episodes)).index_add(0, of, row_score[: len(of)])
-        score = torch.cat([earned[of], row_score[len(of) :]])
+        row_score, of_episode = row_sums(batch.rewards, played.valid), of >= 0
+        earned = torch.zeros(len(episodes)).index_add(0, of[of_episode], row_score[of_episode])
+        score = row_score.masked_scatter(of_episode, earned[of[of_episode]])
         batch = self._described(replace(batch, score=score), of, [each.group for each in shown])
-        batch = self._taught(batch, shown)
+        batch = self._taught(batch, shown, of < 0)
         calls = len(episodes) if self.reward is None else self._judged_so_far - before
         if self.injection is not None:
             calls += self.injection.critiques(len(prompts))
@@ -125,41 +153,44 @@ class TextDataModule(TextTaskDataModule):
     @property
     def _judged_so_far(self) -> int:
         """Replies that the judge who pays was asked about; 0 of one that asks nobody."""
-        return getattr(self.reward, "judged", 0)
+        return self.reward.judged if isinstance(self.reward, CountingJudge) else 0
 
-    def _draw(self, rng: np.random.Generator) -> list[Prompt]:
-        """This rank's prompts; none a second time before all had their turn."""
-        cases, count = self.cases["train"], self._share(self.prompts)
-        rounds = -(-count // len(cases))
-        order = np.concatenate([rng.permutation(len(cases)) for _ in range(rounds)])[:count]
-        return [cases[i] for i in order]
-
-    def _played(self, actor: Actor, prompts: list[Prompt], rng: np.random.Generator) -> tuple[list[Episode], int, int]:
-        """The episodes, the tokens they cost, rejected ones too, and how many episodes were played again."""
-        count = len(prompts) * self.replies
-        seeds, in_vain = self._seeds(count, rng), 0
+    def _begun(
+        self, actor: Actor, prompts: list[Prompt], seeds: np.ndarray, rng: np.random.Generator
+    ) -> tuple[list[Episode], int]:
         if self.injection is None:
-            episodes = self.conversation.play(actor, prompts, seeds, self.replies)
-        else:
-            how = (seeds, self.replies, rng, self.counters["env_steps"])
-            episodes, in_vain = self.injection.play(self.conversation, actor, prompts, *how)
-        spent, again = sum(episode.decided for episode in episodes) + in_vain, 0
-        for _ in range(self.resamples if self.unfinished == "reject" else 0):
-            cut = [row for row, episode in enumerate(episodes) if not episode.finished and not episode.injected]
-            if not cut:
-                break
-            seeds = self._seeds(count, rng)[cut]
-            fresh = self.conversation.play(actor, [episodes[row].prompt for row in cut], seeds)
-            spent, again = spent + sum(episode.decided for episode in fresh), again + len(fresh)
-            for row, episode in zip(cut, fresh, strict=True):
-                episodes[row] = episode
-        return episodes, spent, again
+            return super()._begun(actor, prompts, seeds, rng)
+        experience = self.counters["env_steps"]
+        return self.injection.play(self.conversation, actor, prompts, seeds, self.replies, rng, experience)
 
-    def _taught(self, batch: Batch, shown: list[Shown]) -> Batch:
-        """With what experts say of it; its last rows are the expected responses `shown`."""
+    def _settled(self, batch: Batch, episodes: list[Episode], of: Tensor) -> Batch:
+        """With what `unfinished` says of replies that were cut.  of: (B,) the episode of each row, −1 of none."""
+        if self.unfinished in ("replace", "penalty"):
+            instead = self.unfinished == "replace"
+            return repay_cut_replies(batch, self.conversation, episodes, of, self.unfinished_reward, instead)
+        return drop_cut_episodes(batch, episodes, of) if self.unfinished == "drop" else batch
+
+    def _described(self, batch: Batch, of: Tensor, groups: list[int]) -> Batch:
+        """With groups where there are several rows of one, and ranks where a row is an episode.
+
+        Args: of: (B,) the episode of each row, −1 of none; groups: of these, in their order.
+        """
+        assert batch.score is not None
+        if self.replies == 1 and self.expected is None:
+            return batch
+        of_episode = of >= 0
+        group = (of // self.replies).masked_scatter(~of_episode, torch.tensor(groups, dtype=torch.long))
+        if self.conversation.window is not None:
+            return replace(batch, group=group)
+        order = ranks(batch.score[of_episode], group[of_episode])
+        return replace(batch, group=group, rank=torch.full_like(group, -1).masked_scatter(of_episode, order))
+
+    def _taught(self, batch: Batch, shown: list[Shown], expected: Tensor) -> Batch:
+        """With what experts say of it.  expected: (B,) bool, the rows that are those `shown`."""
         device = self.trainer.strategy.root_device
-        if self.expected is not None:
-            batch = self.expected.weighed(batch, shown, device)
+        if self.expected is not None and self.expected.as_if is not None:
+            joined = batch.valid & expected[:, None]
+            batch = replace(batch, log_probs=densities(batch, self.expected.as_if, joined, device))
         if self.labeller is not None:
             batch = labelled(batch, self.labeller, device)
         if self.expected is not None:
@@ -167,81 +198,27 @@ class TextDataModule(TextTaskDataModule):
             self.counters["feedback_calls"] += calls
             self.counters["labels"] += tokens
             if self.label_buffer is not None and new:
-                rows = torch.tensor(new) + len(batch) - len(shown)
-                self.label_buffer.add(as_labels(replace(batch[rows], group=None)))
+                self.label_buffer.add(as_labels(replace(batch[expected.nonzero()[new, 0]], group=None)))
         return batch
-
-    def _settled(self, batch: Batch, episodes: list[Episode], of: Tensor) -> Batch:
-        """With what `unfinished` says of replies that were cut."""
-        assert batch.rewards is not None
-        if self.unfinished in ("replace", "penalty"):
-            dialogues = [dialogue for episode in episodes for dialogue in self.conversation.rows(episode)]
-            steps, ends = cut_short(dialogues, self.conversation.stops, batch.rewards)
-            kept = batch.rewards if self.unfinished == "penalty" else torch.where(steps, 0.0, batch.rewards)
-            return replace(batch, rewards=kept + self.unfinished_reward * ends)
-        if self.unfinished == "drop":
-            stays = torch.ones(len(batch), 1, dtype=torch.bool)
-            stays[: len(of), 0] = torch.tensor([episode.finished for episode in episodes])[of]
-            assert batch.expert_mask is not None
-            expert_mask = batch.expert_mask & stays
-            return replace(batch, valid=batch.valid & stays, mask=batch.mask & stays, expert_mask=expert_mask)
-        return batch
-
-    def _described(self, batch: Batch, of: Tensor, shown: list[int]) -> Batch:
-        """With groups where there are several rows of one, and ranks where a row is an episode."""
-        assert batch.score is not None
-        if self.replies == 1 and self.expected is None:
-            return batch
-        group = torch.cat([of // self.replies, torch.tensor(shown, dtype=torch.long)])
-        if self.conversation.window is not None:
-            return replace(batch, group=group)
-        own = ranks(batch.score[: len(of)], group[: len(of)])
-        return replace(batch, group=group, rank=torch.cat([own, own.new_full((len(shown),), -1)]))
 
     # ---- checkpoint
 
     def rank_state(self) -> dict[str, Any]:
-        state = super().rank_state()
-        if self.expected is not None:
-            state["expected"] = self.expected.state_dict()
-        if self.injection is not None:
-            state["injection"] = self.injection.state_dict()
-        return state
+        teachers = (("expected", self.expected), ("injection", self.injection))
+        return super().rank_state() | {name: part.state_dict() for name, part in teachers if part is not None}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
         super().load_rank_state(state)
-        if self.expected is not None:
-            self.expected.load_state_dict(state["expected"])
-        if self.injection is not None:
-            self.injection.load_state_dict(state["injection"])
+        for name, part in (("expected", self.expected), ("injection", self.injection)):
+            if part is not None:
+                part.load_state_dict(state[name])
 
     # ---- what is said of it
 
-    def _tell(self, episodes: list[Episode], earned: Tensor, again: int) -> None:
-        """Averages over all ranks, of the replies that are all the learner's; warnings where nothing can be learned."""
+    def _averaged(self, episodes: list[Episode], earned: Tensor) -> dict[str, Tensor]:
+        """Of the replies that are all the learner's; the others beside them."""
         taken = torch.tensor([episode.injected > 0 for episode in episodes])
-        averaged = {name: x[~taken] for name, x in ({"return": earned} | self.beside(episodes)).items()}
+        averaged = {name: x[~taken] for name, x in super()._averaged(episodes, earned).items()}
         if self.injection is not None:
             averaged |= {"taken_over": taken.float(), "return_taken_over": earned[taken]}
-        if self.unfinished == "reject":
-            averaged["played_again"] = torch.tensor([float(again), *[0.0] * (len(episodes) - 1)])
-        if self.replies > 1:
-            of_group = earned.view(-1, self.replies)
-            averaged["no_spread"] = (of_group.amax(1) == of_group.amin(1)).float()
-        sums = torch.stack([torch.stack([x.double().sum(), torch.tensor(float(len(x)))]) for x in averaged.values()])
-        totals = self._sum_over_ranks(sums)  # (names, 2)
-        means = dict(zip(averaged, (totals[:, 0] / totals[:, 1]).tolist(), strict=True))
-        self.statistics = {name: mean for name, mean in means.items() if not math.isnan(mean)}  # of none at all
-        if self.statistics.get("finished") == 0:
-            limit = self.conversation.max_new
-            self._warn_once(f"every reply was cut at {limit} tokens: raise max_new, or start from weights that stop")
-        if self.statistics.get("no_spread") == 1:
-            self._warn_once(
-                "in every group all replies earned the same, so a group baseline leaves nothing to learn: raise "
-                "replies, or start from weights that are right sometimes"
-            )
-
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            rank_zero_warn(message)
+        return averaged

@@ -33,7 +33,6 @@ class Dialogue(Protocol):
 
     def reply(self, text: str, finished: bool) -> Outcome:
         """The learner's turn, without its stop token; `finished` is whether it ended by itself."""
-        ...
 
 
 class TextEnvironment(Protocol):
@@ -43,25 +42,20 @@ class TextEnvironment(Protocol):
 
     def cases(self, split: Split) -> Sequence[Case]:
         """All prompts of a split, in the same order every time; the splits share none."""
-        ...
 
     def begin(self, case: Case) -> Dialogue: ...
 
     def corpus(self) -> Iterator[str]:
         """Texts that hold every word of the task, for a tokenizer to be made from."""
-        ...
 
     def demonstrations(self, split: Split) -> Sequence[tuple[str, str]]:
         """Prompts and replies of the start, which need not be good: what the first policy imitates."""
-        ...
 
     def expected(self, case: Case) -> str | None:
         """What the teacher would have said."""
-        ...
 
     def critique(self, case: Case, reply: str, seed: int) -> str | None:
         """What is wrong with a reply, in words; the same words for the same seed."""
-        ...
 
 
 @runtime_checkable
@@ -70,7 +64,6 @@ class StepTeacher(Protocol):
 
     def steps(self, case: Case, reply: str) -> Sequence[Mapping[str, float]]:
         """`end`, the number of characters up to where a step ends, and its `label`; none where no step ends."""
-        ...
 
 
 @runtime_checkable
@@ -79,7 +72,6 @@ class SpanTeacher(Protocol):
 
     def spans(self, case: Case, reply: str) -> Sequence[tuple[int, int]]:
         """First character and the one behind the last of each error that the reply has; what is missing has none."""
-        ...
 
 
 @runtime_checkable
@@ -91,16 +83,12 @@ class Revisable(Protocol):
 
     def revision_prompt(self, case: Case, reply: str, critique: str) -> str:
         """The prompt again, a reply and what was wrong with it; a better reply is to follow."""
-        ...
 
     def critique_prompt(self, case: Case, reply: str) -> str:
         """The prompt again and a reply; its critique is to follow."""
-        ...
 
     def conditioned_prompt(self, case: Case, critique: str) -> str:
         """The prompt and a critique; a reply that would be criticised so is to follow."""
-        ...
 
     def announced(self, good: bool) -> str:
         """What stands behind a prompt, or behind a reply to it, before a good or a bad reply."""
-        ...

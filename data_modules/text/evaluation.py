@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from data_modules.minibatches import MinibatchDataModule
-from data_modules.text.conversation import Conversation, Episode, Prompt
+from data_modules.text.conversation import Conversation
 from data_modules.text.environment import Split
+from data_modules.text.episode import Episode, Prompt
 from data_modules.text.transcript import cells, write_tables
 from lightning_nlf.batch import Actor, Batch, Scorer
-from lightning_nlf.functional import episode_sums, row_sums
+from lightning_nlf.maths.steps import episode_sums, row_sums
 
 SHOWN = 20  # dialogues in a transcript
 
@@ -24,7 +25,8 @@ SHOWN = 20  # dialogues in a transcript
 class TextEvaluation(MinibatchDataModule):
     """Evaluation by episodes of a text task, and a transcript of the last one. A child fills in what stands here."""
 
-    exhibits_text = True  # costs nothing
+    speaks = True
+    exhibits_text = True
     reward: Scorer | None = None  # who pays in place of the task's rule
     conversation: Conversation
     context: int | None  # tokens that the policy can read, where the data says so
@@ -69,7 +71,7 @@ class TextEvaluation(MinibatchDataModule):
     # ---- evaluation
 
     def evaluate(self, actor: Actor, rng: np.random.Generator, deterministic: bool) -> Batch:
-        """`extra` holds what is averaged beside the return, (B,) each, on every row of an episode."""
+        """`metrics` hold what is averaged beside the return, (B,) each, on every row of an episode."""
         prompts = self._judged("test" if self.trainer.testing else "val")
         copies = 1 if deterministic else self.evaluation_replies
         episodes = self._play(actor, rng, prompts, copies, deterministic)
@@ -84,7 +86,7 @@ class TextEvaluation(MinibatchDataModule):
                 cells(episode, score, said(episode.prompt.case), self.reward is None) for episode, score in pairs
             ]
         beside = self.beside(episodes) | self.asked(actor, rng, episodes, deterministic)
-        return replace(batch, extra=batch.extra | {name: x[of] for name, x in beside.items()})
+        return replace(batch, metrics={name: x[of] for name, x in beside.items()})
 
     def asked(
         self, actor: Actor, rng: np.random.Generator, episodes: list[Episode], deterministic: bool

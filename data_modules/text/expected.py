@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_modules.text.conversation import Prompt
-from data_modules.text.demonstrations import DemonstrationsDataModule
+from data_modules.ranges import at_least, shares
 from data_modules.text.environment import Case, Split, TextEnvironment
-from data_modules.text.labelling import densities
+from data_modules.text.episode import Prompt
 from data_modules.text.rows import EXPERT, Segment
-from data_modules.text.tokenizer import Messages, Tokenizer
+from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Batch, TextExpert
 from lightning_nlf.numbers import Count, Seed, Share, Size
 
@@ -84,12 +82,9 @@ class ExpectedResponses:
     asked: Tensor = field(default_factory=lambda: torch.zeros(0), init=False, repr=False)  # (responses,) bool
 
     def __post_init__(self) -> None:
-        if self.prompts is not None and self.prompts < 1:
-            raise ValueError(f"expected.prompts: got {self.prompts}, must be at least 1")
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"expected.share: got {self.share}, must be in [0, 1]")
-        if self.rows < 0:
-            raise ValueError(f"expected.rows: got {self.rows}, must be at least 0")
+        at_least(1, **{"expected.prompts": self.prompts})
+        shares(**{"expected.share": self.share})
+        at_least(0, **{"expected.rows": self.rows})
         if not self.share and not self.rows:
             raise ValueError("expected.share: nothing is learned from expected responses; give a share, or rows")
 
@@ -117,20 +112,15 @@ class ExpectedResponses:
         drawn = rng.permutation(len(every))[:rows]
         return joined + [Shown(every[i], len(prompts) + place, False) for place, i in enumerate(drawn)]
 
-    def settled(self, batch: Batch, shown: Sequence[Shown]) -> Batch:
-        """The last rows of the batch are those `shown`: what does not join a group is a label and nothing else."""
+    def settled(self, batch: Batch, shown: Sequence[Shown], rows: Tensor) -> Batch:
+        """What does not join a group is a label and nothing else.
+
+        Args: rows: (B,) bool, those of the batch that are the ones `shown`, in their order.
+        """
         assert batch.rewards is not None
         stays = torch.ones(len(batch), 1, dtype=torch.bool)
-        stays[len(batch) - len(shown) :, 0] = torch.tensor([each.joins for each in shown])
+        stays[rows, 0] = torch.tensor([each.joins for each in shown], dtype=torch.bool)
         return replace(batch, valid=batch.valid & stays, rewards=torch.where(stays, batch.rewards, 0))
-
-    def weighed(self, batch: Batch, shown: Sequence[Shown], device: torch.device) -> Batch:
-        """With the log-probabilities of those `shown` that join a group, if anybody's stand for the teacher's."""
-        if self.as_if is None:
-            return batch
-        steps = batch.valid.clone()
-        steps[: len(batch) - len(shown)] = False
-        return replace(batch, log_probs=densities(batch, self.as_if, steps, device))
 
     def new(self, shown: Sequence[Shown], sum_over_ranks: Callable[[Tensor], Tensor]) -> tuple[list[int], int, int]:
         """What the teacher was not asked for before: it is asked once for each, however often that is learned from.
@@ -152,33 +142,3 @@ class ExpectedResponses:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.asked = state["asked"]
-
-
-class ExpectedDataModule(DemonstrationsDataModule):
-    """The expected responses of a task as demonstrations: supervised fine-tuning on those that a joint run or an
-    injection of the same `prompts` and `order` has.
-
-    Args:
-        task: whose `expected` is taken; held out are those of all prompts of `val` and `test`.
-        tokenizer: made from the task's corpus.
-        prompts: training prompts that have one; None = all.
-        order: a seed; it alone decides which prompts these are.
-        rows, context, seed, minibatches, passes: of `DemonstrationsDataModule`.
-    """
-
-    def __init__(
-        self, task: TextEnvironment, tokenizer: Tokenizer, prompts: Size | None = None, order: Seed = 0, **kwargs: Any
-    ) -> None:
-        super().__init__(tokenizer=tokenizer, task=task, **kwargs)
-        if prompts is not None and prompts < 1:
-            raise ValueError(f"prompts: got {prompts}, must be at least 1")
-        self.prompts, self.order = prompts, order
-
-    def _found(self, split: Split) -> Iterator[tuple[str | Messages, str, str]]:
-        assert self.task is not None
-        if split == "train":
-            known = with_expected(self.task, self.prompts, self.order)
-        else:
-            known = all_expected(self.task, split)
-        for case, text in known:
-            yield case.prompt, text, f"expected response to {split} case {case.id!r}"

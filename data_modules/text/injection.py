@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_modules.ranges import at_least
 from data_modules.takeover import Takeover
-from data_modules.text.conversation import Conversation, Episode, Prompt
+from data_modules.text.conversation import Conversation
 from data_modules.text.environment import SpanTeacher, TextEnvironment
-from data_modules.text.taken_over import AtFirstError, TakenOver
-from data_modules.value_trigger import Triggered
+from data_modules.text.episode import Episode, Prompt
+from data_modules.text.taken_over import TakenOver
 from lightning_nlf.batch import Actor, TextExpert
 from lightning_nlf.numbers import Size
 
@@ -34,9 +35,8 @@ class Injection:
         ValueError: injected < 1.
     """
 
-    def __init__(self, expert: TextExpert, takeover: Takeover | AtFirstError, injected: Size = 1) -> None:
-        if injected < 1:
-            raise ValueError(f"injection.injected: got {injected}, must be at least 1")
+    def __init__(self, expert: TextExpert, takeover: Takeover, injected: Size = 1) -> None:
+        at_least(1, **{"injection.injected": injected})
         self.expert, self.takeover, self.injected = expert, takeover, injected
         self.typical_length: float | None = None  # tokens of a reply, in the last collection
 
@@ -48,11 +48,13 @@ class Injection:
             )
         if self.injected > replies:
             raise ValueError(f"injection.injected: got {self.injected}, and there are {replies} replies to a prompt")
-        if isinstance(self.takeover, AtFirstError) and not isinstance(task, SpanTeacher):
-            raise ValueError(f"injection.takeover: AtFirstError, and {type(task).__name__} says no spans of errors")
-        if isinstance(self.takeover, Triggered) and self.takeover.length < max_new:
+        asks, length = self.takeover.asks, self.takeover.length
+        if asks == "errors" and not isinstance(task, SpanTeacher):
+            kind = type(self.takeover).__name__
+            raise ValueError(f"injection.takeover: {kind}, and {type(task).__name__} says no spans of errors")
+        if asks is not None and length is not None and length < max_new:
             raise ValueError(
-                f"injection.takeover.length: got {self.takeover.length}, and an expert goes on to the end of a reply: "
+                f"injection.takeover.length: got {length}, and an expert goes on to the end of a reply: "
                 f"give max_new, {max_new}, or more"
             )
 
@@ -85,12 +87,10 @@ class Injection:
 
     def critiques(self, prompts: int) -> int:
         """How many are asked for in a collection of so many prompts."""
-        return prompts * self.injected * isinstance(self.takeover, AtFirstError)
+        return prompts * self.injected * (self.takeover.asks == "errors")
 
     def _planned(self, count: int, longest: int, rng: np.random.Generator, experience: int) -> Tensor:
         """Tokens that the learner may say in each of the chosen replies, (count,)."""
-        if isinstance(self.takeover, AtFirstError):
-            return torch.full((count,), longest)
         plan = self.takeover.plan(count, longest, self.typical_length or longest, rng, experience)
         if (plan[:, :-1] & ~plan[:, 1:]).any():
             raise ValueError(
@@ -102,10 +102,9 @@ class Injection:
     # ---- checkpoint
 
     def state_dict(self) -> dict[str, Any]:
-        moves = {"takeover": self.takeover.state_dict()} if isinstance(self.takeover, Triggered) else {}
-        return {"typical_length": self.typical_length} | moves
+        moves = self.takeover.state_dict()
+        return {"typical_length": self.typical_length} | ({"takeover": moves} if moves else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.typical_length = state["typical_length"]
-        if isinstance(self.takeover, Triggered):
-            self.takeover.load_state_dict(state["takeover"])
+        self.takeover.load_state_dict(state.get("takeover", {}))

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch, TextExpert
+
+
+@runtime_checkable
+class Labeller(Protocol):
+    """An expert that says how likely tokens are (`TextExpert.label`), whether or not it replies."""
+
+    def label(self, obs: Tensor, where: Tensor) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 def labelled(batch: Batch, expert: TextExpert, device: torch.device) -> Batch:
@@ -27,7 +35,7 @@ def labelled(batch: Batch, expert: TextExpert, device: torch.device) -> Batch:
     )
 
 
-def densities(batch: Batch, expert: TextExpert, steps: Tensor, device: torch.device) -> Tensor:
+def densities(batch: Batch, expert: Labeller, steps: Tensor, device: torch.device) -> Tensor:
     """`batch.log_probs` (B, T), with the expert's own of what was said at the True `steps` (B, T)."""
     assert batch.log_probs is not None
     _, params = expert.label(batch.obs.to(device), steps.to(device))
@@ -37,6 +45,4 @@ def densities(batch: Batch, expert: TextExpert, steps: Tensor, device: torch.dev
 
 def _placed(x: Tensor, where: Tensor) -> Tensor:
     """x (N, …) at the N True steps of `where` (B, T), 0 elsewhere.  (B, T, …)"""
-    placed = x.new_zeros(*where.shape, *x.shape[1:])
-    placed[where] = x
-    return placed
+    return x.new_zeros(*where.shape, *x.shape[1:]).index_put((where,), x)

@@ -14,13 +14,7 @@ from data_modules.text.control_tokens import ControlTokens
 from data_modules.text.tokenizer import Messages, Tokenizer, library
 
 TEMPLATE = "chat_template.jinja"
-OF_TEMPLATES = (
-    TypeError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-)  # what a template's own code raises
+OF_TEMPLATES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)  # what a template's code raises
 
 
 class FolderTokenizer(Tokenizer):
@@ -145,14 +139,11 @@ def _local(path: str) -> Path:
 
 def _downloaded(path: str) -> Path:
     hub = library("huggingface_hub")
+    refusals = hub.errors.HFValidationError, hub.errors.LocalEntryNotFoundError, hub.errors.RepositoryNotFoundError
     files = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE]
     try:
         return Path(hub.snapshot_download(path, allow_patterns=files))
-    except (
-        hub.errors.HFValidationError,
-        hub.errors.LocalEntryNotFoundError,
-        hub.errors.RepositoryNotFoundError,
-    ) as error:
+    except refusals as error:
         cause = str(error).strip().partition("\n")[0]
         raise ValueError(f"path: {path} is no folder, and no hub id that can be had: {cause}") from None
 

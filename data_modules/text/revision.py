@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_modules.text.conversation import Conversation, Episode, Prompt
+from data_modules.text.conversation import Conversation
 from data_modules.text.environment import Revisable, TextEnvironment
+from data_modules.text.episode import Episode, Prompt
 from lightning_nlf.batch import Replier
 
 Words = Literal["task", "shuffled", "placebo"]
+Keep = Literal["all", "best", "better", "approved"]
 
 
 class RevisableTask(TextEnvironment, Revisable, Protocol):
@@ -146,6 +148,29 @@ class Teacher:
         for revision in self.revisions(reviser, reviews, rng, deterministic=deterministic):
             earned[revision.review.of] = revision.episode.score
         return earned
+
+
+def keep_revisions(made: list[Revision], reviews: Sequence[Review], keep: Keep) -> list[Revision]:
+    """The revisions that make rows.
+
+    Args:
+        reviews: what the teacher says of revisions.
+        keep: the `best` of each reply's by score; those `better` than their reply; those that are `approved`, of which
+            the teacher has nothing to say; or all.
+    """
+    if keep == "approved":
+        approved = {id(review.episode) for review in reviews if review.critique is None}
+        return [revision for revision in made if id(revision.episode) in approved]
+    if keep == "better":
+        return [revision for revision in made if revision.gain > 0]
+    if keep == "best":
+        best: dict[int, Revision] = {}
+        for revision in made:
+            of = revision.review.of
+            if of not in best or revision.episode.score > best[of].episode.score:
+                best[of] = revision
+        return list(best.values())
+    return made
 
 
 def _of_another_prompt(prompts: Mapping[int, str], rng: np.random.Generator) -> dict[int, int]:

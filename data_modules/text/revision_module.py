@@ -10,19 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_modules.text.conversation import Episode, Prompt
+from data_modules.ranges import at_least
+from data_modules.text.checks import refuse_other_ids, refuse_short_context
 from data_modules.text.critique_rows import CritiqueRows, Learn
-from data_modules.text.data_module import TextDataModule
 from data_modules.text.environment import Revisable, TextEnvironment
-from data_modules.text.labelling import densities
-from data_modules.text.revision import Placed, Review, Revision, Teacher, Words
-from data_modules.text.task_module import at_least_one
-from lightning_nlf.batch import Actor, Batch, Replier, TextExpert
-from lightning_nlf.functional import row_sums
+from data_modules.text.episode import Episode, Prompt
+from data_modules.text.labelling import Labeller, densities
+from data_modules.text.revision import Keep, Placed, Review, Revision, Teacher, Words, keep_revisions
+from data_modules.text.task_module import TextTaskDataModule
+from lightning_nlf.batch import Actor, Batch, Replier
+from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.numbers import Size
 
 
-class RevisionDataModule(TextDataModule):
+class RevisionDataModule(TextTaskDataModule):
     """Plays a task of one turn with the model that is being trained, has its replies criticised and revised, and
     makes rows of all that.
 
@@ -45,8 +46,9 @@ class RevisionDataModule(TextDataModule):
         scored: replies have scores. Without, there are no rewards to learn from, and none are counted.
         scope: what the teacher speaks about, by the facts of a case: `{kind: level}`. Replies to other prompts are
             neither criticised nor revised; `learn: [anchors]` makes rows of what the reviser replies to them.
-        prompts, replies, max_new, context …: of `TextDataModule`. What it has besides is not for here: `unfinished` may
-            be `keep` or `reject`, and the task's rule pays.
+        unfinished: of attempts that `max_new` cut: `keep` them, or `reject`: play them again, `resamples` times at
+            most, and then keep them.
+        prompts, replies, max_new, context …: of `TextTaskDataModule`. The task's rule pays.
 
     Raises:
         ValueError: a knob out of range, a task without revisions, or `keep` by scores that are not given; at `setup` a
@@ -61,23 +63,19 @@ class RevisionDataModule(TextDataModule):
         reviser: Replier | None = None,
         rounds: Size = 1,
         revisions: Size = 1,
-        keep: Literal["all", "best", "better", "approved"] = "all",
+        keep: Keep = "all",
         words: Words = "task",
         scored: bool = True,
         scope: dict[str, str] | None = None,
+        unfinished: Literal["keep", "reject"] = "keep",
         **kwargs: Any,
     ) -> None:
         super().__init__(task=task, **kwargs)
-        for name in ("expected", "injection", "labeller", "reward"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name}: rounds of revision have no place for it; leave it out")
-        if self.unfinished not in ("keep", "reject"):
-            raise ValueError(f"unfinished: got {self.unfinished}; rounds of revision keep or reject what is cut")
-        at_least_one(rounds=rounds, revisions=revisions)
+        if unfinished not in ("keep", "reject"):
+            raise ValueError(f"unfinished: got {unfinished}; rounds of revision keep or reject what is cut")
+        at_least(1, rounds=rounds, revisions=revisions)
         if not isinstance(task, Revisable) or task.turns > 1:
             raise ValueError(f"task: {type(task).__name__} says no prompts for revisions, or has more than one turn")
-        if self.conversation.chat:
-            raise ValueError("chat: critiques and revisions have prompts of their own, which are no chat; leave it out")
         if not learn:
             raise ValueError("learn: nothing is learned; name at least one kind of row")
         if not scored and keep in ("best", "better"):
@@ -86,7 +84,7 @@ class RevisionDataModule(TextDataModule):
             raise ValueError("learn: attempts are the policy's own, and an author writes them; leave one of them out")
         self.author = author
         self.reviser, self.rounds, self.revisions, self.keep = reviser, rounds, revisions, keep
-        self.scored, self.scope = scored, scope or {}
+        self.scored, self.scope, self.unfinished = scored, scope or {}, unfinished
         if "anchors" in learn and (reviser is None or not scope):
             raise ValueError("learn: anchors are a frozen reviser's replies out of scope; give a reviser and a scope")
         self.teacher = Teacher(self.conversation, self.context, words)
@@ -97,10 +95,13 @@ class RevisionDataModule(TextDataModule):
         if self.cases:
             return
         super().setup(stage)
-        self.refuse_other_ids("reviser", self.reviser)
-        self.refuse_other_ids("author", self.author)
-        self.refuse_short_context("reviser", self.reviser, self.longest_row)
-        self.refuse_short_context("author", self.author, super().longest_row)
+        refuse_short_context("reviser", self.reviser, self.longest_row)
+        refuse_short_context("author", self.author, super().longest_row)
+
+    def check_tokenizer(self) -> None:
+        """Raises ValueError: a reviser or an author of other ids."""
+        refuse_other_ids("reviser", self.reviser, self.tokenizer.digest)
+        refuse_other_ids("author", self.author, self.tokenizer.digest)
 
     @property
     def longest_row(self) -> int:
@@ -116,7 +117,7 @@ class RevisionDataModule(TextDataModule):
         reviews = self.teacher.reviews([attempts[place] for place in inside], inside, rng)
         made, said = self._revised(actor, reviews, rng)
         anchors = self._anchors(actor, attempts, set(inside), rng)
-        rows, too_long = self.rows.rows(reviews, self._kept(made, said), anchors)
+        rows, too_long = self.rows.rows(reviews, keep_revisions(made, said, self.keep), anchors)
         batch = self.rows.batch(rows, attempts, self.replies)
         scores = (len(attempts) + len(made)) * self.scored
         tokens = spent + sum(revision.episode.decided for revision in made)
@@ -169,21 +170,6 @@ class RevisionDataModule(TextDataModule):
         played = self.conversation.play(self._reviser(actor), [attempts[place].prompt for place in outside], seeds)
         return list(zip(outside, played, strict=True))
 
-    def _kept(self, made: list[Revision], said: list[Review]) -> list[Revision]:
-        if self.keep == "approved":
-            approved = {id(review.episode) for review in said if review.critique is None}
-            return [revision for revision in made if id(revision.episode) in approved]
-        if self.keep == "better":
-            return [revision for revision in made if revision.gain > 0]
-        if self.keep == "best":
-            best: dict[int, Revision] = {}
-            for revision in made:
-                of = revision.review.of
-                if of not in best or revision.episode.score > best[of].episode.score:
-                    best[of] = revision
-            return list(best.values())
-        return made
-
     def _tell_of(self, reviews: Sequence[Review], made: Sequence[Revision], too_long: int, rows: int) -> None:
         """Averages over all ranks, beside those of the attempts.  too_long: of so many `rows` there would be."""
         wrong = [review for review in reviews if review.critique is not None]
@@ -225,11 +211,11 @@ class RevisionDataModule(TextDataModule):
             )
             for name, words in kinds.items()
         }
-        if self.scope and not deterministic and hasattr(self.reviser, "label"):
-            found["drift"] = self._drift(cast(TextExpert, self.reviser), episodes)
+        if self.scope and not deterministic and isinstance(self.reviser, Labeller):
+            found["drift"] = self._drift(self.reviser, episodes)
         return found
 
-    def _drift(self, start: TextExpert, episodes: list[Episode]) -> Tensor:
+    def _drift(self, start: Labeller, episodes: list[Episode]) -> Tensor:
         """log π(y|x) − log π₀(y|x) of replies out of scope, (episodes,), NaN in scope; its mean is KL(π ‖ π₀)."""
         batch, _ = self.conversation.batch(episodes)
         assert batch.log_probs is not None

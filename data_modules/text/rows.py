@@ -36,32 +36,22 @@ class Segment:
 def as_rows(
     prompts: Sequence[Sequence[int] | np.ndarray],
     replies: Sequence[Sequence[int] | np.ndarray],
-    log_probs: Sequence[Sequence[float]] | None = None,
-    rewards: Sequence[float] | None = None,
-    expert: bool = False,
+    by: int = LEARNER,
 ) -> Batch:
     """One row for each prompt and the reply to it.
 
-    Args: rewards: one a reply, at its last token; expert: who replied.
+    Args: by: LEARNER or EXPERT, who replied.
     Returns, raises: as `as_batch`.
     """
-    by = EXPERT if expert else LEARNER
-    replied = [
-        Segment(
-            reply, by, None if log_probs is None else log_probs[row], None if rewards is None else float(rewards[row])
-        )
-        for row, reply in enumerate(replies)
-    ]
-    return as_batch([(Segment(prompt), reply) for prompt, reply in zip(prompts, replied, strict=True)])
+    return as_batch([(Segment(prompt), Segment(reply, by)) for prompt, reply in zip(prompts, replies, strict=True)])
 
 
-def as_batch(dialogues: Sequence[Sequence[Segment]], terminated: Sequence[bool] | None = None) -> Batch:
+def as_batch(dialogues: Sequence[Sequence[Segment]]) -> Batch:
     """One row for each dialogue, right-padded; the action at t is token t + 1.
 
     A row ends with its last reply: what is read after it leads to nothing. Padding is 0, and nobody reads it.
+    Every dialogue has terminated.
 
-    Args:
-        terminated: (B,) whether a dialogue has ended, or was broken off; by default all have.
     Returns: with `log_probs` and `rewards` if any reply has them: an expert without `log_probs` was certain, +∞; a
         reply without a reward earned 0. `group`, `rank` and `score` are the caller's to add.
     Raises:
@@ -85,7 +75,6 @@ def as_batch(dialogues: Sequence[Sequence[Segment]], terminated: Sequence[bool] 
     steps = slice(1, last.max() + 1)  # what is decided: all tokens but the first
     actions = torch.from_numpy(ids[:, steps])
     expert = torch.from_numpy(who[:, steps] == EXPERT)
-    ended = np.ones(len(dialogues)) if terminated is None else np.asarray(terminated)
     return Batch(
         obs=torch.from_numpy(np.where(place < last[:, None], ids, 0)[:, : last.max()]),
         actions=actions,
@@ -94,7 +83,7 @@ def as_batch(dialogues: Sequence[Sequence[Segment]], terminated: Sequence[bool] 
         log_probs=_placed(_log_probs(segments, lengths), inside, steps),
         rewards=_placed(_rewards(segments, lengths), inside, steps),
         final_obs=torch.from_numpy(ids[np.arange(len(ids)), last]),
-        terminated=torch.from_numpy(ended.astype(bool)),
+        terminated=torch.ones(len(dialogues), dtype=torch.bool),
         expert_actions=actions,
         expert_mask=expert,
     )

@@ -12,19 +12,24 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data_modules.takeover import Takeover
-from data_modules.text.conversation import Conversation, Prompt
+from data_modules.text.conversation import Conversation
 from data_modules.text.environment import SpanTeacher
+from data_modules.text.episode import Prompt
 from data_modules.text.rows import as_rows
 from data_modules.text.tokenizer import Tokenizer
-from data_modules.value_trigger import Triggered
 from lightning_nlf.batch import Actor, Replier
 
 
-class AtFirstError:
+class AtFirstError(Takeover):
     """The expert takes over at the first token that the critique of the learner's reply points at.
 
     For tasks that are `SpanTeacher`. What is missing from a reply has no span, so the reply stays as it is.
     """
+
+    asks = "errors"
+
+    def calls(self, evidence: Tensor) -> Tensor:
+        return evidence
 
 
 @dataclass
@@ -32,7 +37,7 @@ class TakenOver:
     """A `Replier` of one turn: the learner, and behind its part the expert.
 
     Args:
-        takeover: what decides after the learner's part; a plan has decided before, in `limits`.
+        takeover: asked after the learner's part, where it asks anything; its plan has decided before, in `limits`.
         prompts: of each reply.
         chosen: rows that may be taken over.
         limits: (replies,) tokens that the learner may say; seeds: (replies,) int64, of the expert.
@@ -40,7 +45,7 @@ class TakenOver:
 
     learner: Actor
     expert: Replier
-    takeover: Takeover | AtFirstError
+    takeover: Takeover
     conversation: Conversation
     prompts: list[Prompt]
     chosen: list[int]
@@ -87,29 +92,31 @@ class TakenOver:
 
     def _kept(self, replies: list[list[int]]) -> dict[int, int]:
         """How much of the chosen replies stays if somebody goes on, by their row."""
-        if isinstance(self.takeover, AtFirstError):
-            kept = [
-                self._before_error(self.prompts[row], reply) for row, reply in zip(self.chosen, replies, strict=True)
-            ]
-        elif isinstance(self.takeover, Triggered):
-            kept = self._before_trigger(self.takeover, replies)
-        else:
-            kept = [len(reply) for reply in replies]
+        lengths = [len(reply) for reply in replies]
+        if self.takeover.asks is None:
+            return dict(zip(self.chosen, lengths, strict=True))
+        evidence = self._errors(replies) if self.takeover.asks == "errors" else self._values(replies)
+        called = [part.nonzero()[:, 0].tolist() for part in self.takeover.calls(evidence).split(lengths)]
+        kept = [places[0] if places else length for places, length in zip(called, lengths, strict=True)]
         return dict(zip(self.chosen, kept, strict=True))
 
-    def _before_error(self, prompt: Prompt, reply: list[int]) -> int:
-        task, said = self.conversation.task, self.conversation.unstopped(reply)
+    def _errors(self, replies: list[list[int]]) -> Tensor:
+        """Bool (N,) over the tokens of all replies, True at the first that the critique of its reply points at."""
+        task = self.conversation.task
         assert isinstance(task, SpanTeacher)
-        spans = task.spans(prompt.case, self.conversation.text(reply))
-        first = min((first for first, _ in spans), default=None)
-        return len(reply) if first is None else before(said, first, self.conversation.tokenizer)
+        pointed = [torch.zeros(len(reply), dtype=torch.bool) for reply in replies]
+        for row, reply, steps in zip(self.chosen, replies, pointed, strict=True):
+            spans = task.spans(self.prompts[row].case, self.conversation.text(reply))
+            if spans:
+                first = min(begin for begin, _ in spans)
+                place = before(self.conversation.unstopped(reply), first, self.conversation.tokenizer)
+                steps[place : place + 1] = True  # none where a reply that was cut has no such token
+        return torch.cat(pointed)
 
-    def _before_trigger(self, takeover: Triggered, replies: list[list[int]]) -> list[int]:
+    def _values(self, replies: list[list[int]]) -> Tensor:
+        """V (N,) before each token of all replies, by the learner's critic."""
         batch = as_rows([self.prompts[row].ids for row in self.chosen], replies)
-        called = torch.zeros_like(batch.mask)
-        called[batch.mask] = takeover.trigger(self.learner.token_values(batch).cpu()[batch.mask])
-        places = [called[row][batch.mask[row]].nonzero()[:, 0].tolist() for row in range(len(batch))]
-        return [place[0] if place else len(reply) for place, reply in zip(places, replies, strict=True)]
+        return self.learner.token_values(batch).cpu()[batch.mask]
 
 
 def before(said: Sequence[int], character: int, tokenizer: Tokenizer) -> int:

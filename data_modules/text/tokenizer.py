@@ -33,6 +33,11 @@ class Tokenizer:
         self._special: dict[str, str] = {}  # pad_token, eos_token and maybe unk_token, as Hugging Face names them
         self._begin: list[int] = []
 
+    @property
+    def ready(self) -> bool:
+        """Whether it has its vocabulary, and needs no `fit`."""
+        return self._fitted is not None
+
     def fit(self, corpus: Iterable[str]) -> Self:
         """Made from the texts of a task, in the order they come in; returns itself."""
         raise NotImplementedError

@@ -9,10 +9,11 @@ from typing import Any
 
 from data_modules.markdown import escaped
 from data_modules.terminal import printable
-from data_modules.text.conversation import Conversation, Episode, Prompt
+from data_modules.text.conversation import Conversation
 from data_modules.text.environment import StepTeacher
+from data_modules.text.episode import Episode, Prompt
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import row_sums
+from lightning_nlf.maths.steps import row_sums
 
 STYLE = """
 body {font: 14px/1.4 system-ui, sans-serif; margin: 0}
@@ -46,7 +47,7 @@ def cells(episode: Episode, score: float, expected: str | None, by_rule: bool) -
     }
 
 
-def write_tables(rows: Sequence[Mapping[str, str]], folder: Path, name: str = "transcript") -> list[Path]:
+def write_tables(rows: Sequence[Mapping[str, str]], folder: Path) -> list[Path]:
     """The same table as Markdown and as HTML, which a browser shows.
 
     Args: rows: the text of each cell by its column; at least one.
@@ -63,10 +64,10 @@ def write_tables(rows: Sequence[Mapping[str, str]], folder: Path, name: str = "t
         for row in rows
     )
     html = (
-        f'<!doctype html><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>\n'
+        f'<!doctype html><meta charset="utf-8"><title>transcript</title><style>{STYLE}</style>\n'
         f"<table>\n<tr>{head}</tr>\n{body}\n</table>\n"
     )
-    paths = [folder / f"{name}.md", folder / f"{name}.html"]
+    paths = [folder / "transcript.md", folder / "transcript.html"]
     lines = "".join("| " + " | ".join(row) + " |\n" for row in markdown)
     for path, text in zip(paths, (lines, html), strict=True):
         path.write_text(text, encoding="utf-8")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -16,6 +15,7 @@ from lightning_nlf.callbacks.beginning import Beginning
 from lightning_nlf.callbacks.monitors import RETURN, held_out_loss, refuse_unknown_monitor
 from lightning_nlf.callbacks.protocols import RunLogger, log_artifacts, rehearses, run_folder
 from lightning_nlf.numbers import Size
+from lightning_nlf.private_names import nothing_to_save, save_checkpoint
 
 
 class _InPlaceCheckpoint(Beginning, ModelCheckpoint):
@@ -35,7 +35,6 @@ class _InPlaceCheckpoint(Beginning, ModelCheckpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # Not super(): that prefers the logger's folder, and warns of a folder with files, as every resumed run has.
         self.dirpath = trainer.strategy.broadcast(str(run_folder(trainer) / "checkpoints"))
-        self._fs = get_filesystem(self.dirpath)
         self._began = False
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -74,6 +73,7 @@ class LastCheckpoint(_InPlaceCheckpoint):
         if every_n_iterations < 1:
             raise ValueError(f"every_n_iterations: got {every_n_iterations}, must be at least 1")
         super().__init__("last", every_n_epochs=every_n_iterations)
+        self.every_n_iterations = every_n_iterations
         self._before_validation = -1  # the optimizer step at which the file was written so
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -83,7 +83,7 @@ class LastCheckpoint(_InPlaceCheckpoint):
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # This hook comes after the model's `on_validation_start`, which may have something for the checkpoint.
         due = self._is_due(trainer) or not trainer.strategy.broadcast(self.path.exists())
-        if due and not self._should_skip_saving_checkpoint(trainer) and _trained(trainer):
+        if due and not nothing_to_save(self, trainer) and _trained(trainer):
             self._before_validation = trainer.global_step
             trainer.save_checkpoint(str(self.path))  # not as saved at this step: the end of the iteration comes yet
 
@@ -106,18 +106,18 @@ class LastCheckpoint(_InPlaceCheckpoint):
         super().on_exception(trainer, pl_module, exception)
 
     def _is_due(self, trainer: L.Trainer) -> bool:
-        return (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        return (trainer.current_epoch + 1) % self.every_n_iterations == 0
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        if self._should_skip_saving_checkpoint(trainer):
+        if nothing_to_save(self, trainer):
             return
         # Lightning ends the epoch of a stop half way like any other. One decision for all ranks: saving is collective.
         if trainer.strategy.broadcast(trainer.is_last_batch or not self.path.exists()):
             self.last_model_path = str(self.path)
-            self._save_checkpoint(trainer, str(self.path))
+            save_checkpoint(self, trainer, str(self.path))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -164,7 +164,7 @@ class BestCheckpoint(_InPlaceCheckpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Judged here, before any checkpoint of this iteration is written: else `last`, when listed first, would hold
         # the score of the best before, and a run resumed from it would overwrite `best` with something worse.
-        if self._should_skip_saving_checkpoint(trainer):
+        if nothing_to_save(self, trainer):
             return
         self._watch(trainer, pl_module)
         scores = self._scores(trainer)
@@ -189,12 +189,11 @@ class BestCheckpoint(_InPlaceCheckpoint):
         self._due = False
         self.best_model_path = str(self.path)
         self.best_model_score = self.current_score = self._signed(self.best_scores[0])
-        self._save_checkpoint(trainer, str(self.path))
+        save_checkpoint(self, trainer, str(self.path))
 
     def _watch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what the scores are of."""
-        metrics = trainer.callback_metrics
-        watched: tuple[str, str] = self._asked
+        metrics, watched = trainer.callback_metrics, self._asked
         if watched[0] not in metrics:
             text = f"BestCheckpoint: monitor {watched[0]!r} is not among this validation's metrics: {sorted(metrics)}"
             if self._named:
@@ -210,12 +209,8 @@ class BestCheckpoint(_InPlaceCheckpoint):
 
     def _scores(self, trainer: L.Trainer) -> tuple[float, float] | None:
         """Higher is better in both. None where `monitor` is NaN or not there."""
-        metrics = trainer.callback_metrics
-        if self._watched[0] not in metrics:
-            return None
-        first = float(self._signed(metrics[self._watched[0]]))
-        second = metrics.get(self.tie_break) if self.tie_break else None
-        tie = -math.inf if second is None else float(self._signed(second))
+        named = (self._watched[0], self.tie_break or "")
+        first, tie = (float(self._signed(trainer.callback_metrics.get(name, math.nan))) for name in named)
         return None if math.isnan(first) else (first, -math.inf if math.isnan(tie) else tie)
 
     def _signed(self, x: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,21 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.callbacks.beginning import Beginning
-from lightning_nlf.callbacks.learning_curve import History, draw
-from lightning_nlf.callbacks.protocols import (
-    Exhibiting,
-    Recording,
-    counters_of,
-    data_module_of,
-    last_step,
-    log_artifacts,
-    rehearses,
-    run_folder,
-    speaks,
-    statistics_of,
+from lightning_nlf.callbacks.episode_lines import acting, episodes
+from lightning_nlf.callbacks.pictures import (
+    COURSE,
+    History,
+    Numbers,
+    course_of,
+    draw,
+    draw_course,
+    draw_replies,
+    numbers_of,
 )
-from lightning_nlf.callbacks.reply_pictures import COURSE, Numbers, course_of, draw_course, draw_replies, numbers_of
+from lightning_nlf.callbacks.protocols import Exhibiting, ExhibitingText, log_artifacts, rehearses, run_folder
+from lightning_nlf.data_source import data_source
 from lightning_nlf.numbers import NonNegative
 
-LOADERS = ("deterministic", "sampled")
 LEAST_SHARE = 50  # rendering takes at most one part in so many of the time
 
 
@@ -85,15 +84,15 @@ class Exhibits(Beginning):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        statistics = statistics_of(trainer)
+        statistics = data_source(trainer).statistics
         self._log(trainer, {f"train/{name}": value for name, value in statistics.items()})
         if "return" in statistics:
             self.history.append("train", self._cost(trainer), statistics["return"])
 
     def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
-        step = last_step(trainer)
+        step = max(trainer.global_step - 1, 0)  # that of Lightning's own metrics, which counts from 0
         if step != self._logged:  # a validation and the end of its iteration share a step
-            metrics = counters_of(trainer) | metrics
+            metrics = data_source(trainer).counters | metrics
             self._logged = step
         if metrics:
             for logger in trainer.loggers:
@@ -101,8 +100,8 @@ class Exhibits(Beginning):
 
     def _cost(self, trainer: L.Trainer) -> int:
         """What the run had cost so far, in the history's unit."""
-        steps = counters_of(trainer).get("env_steps")
-        of_steps = "tokens" if speaks(trainer) else "environment steps"
+        steps = data_source(trainer).counters.get("env_steps")
+        of_steps = "tokens" if data_source(trainer).speaks else "environment steps"
         self.history.unit = "optimizer steps" if steps is None else of_steps
         return trainer.global_step if steps is None else steps
 
@@ -127,37 +126,43 @@ class Exhibits(Beginning):
     def _curves(self, folder: Path) -> list[Path]:
         title, paths, course = folder.parent.name, [], course_of(self.history)
         if self.history.points:
-            curve = folder / "learning_curve.png"
-            paths += self._drawn("the learning curve", lambda: draw(self.history, curve, title))
+            paths += self._drawn("the learning curve", draw, self.history, folder / "learning_curve.png", title)
         if course["cost"]:
-            by_kl = folder / "overoptimization.png"
-            paths += self._drawn("the rewards by KL", lambda: draw_course(course, self.history.unit, by_kl, title))
+            path, unit = folder / "overoptimization.png", self.history.unit
+            paths += self._drawn("the rewards by KL", draw_course, course, unit, path, title)
         return paths
 
     def _drawn_replies(self, folder: Path, stage: str) -> list[Path]:
         if not self._replies:
             return []
         path, title = folder / f"{stage}_replies.png", f"{folder.parent.name}, {stage}"
-        return self._drawn("the rewards of replies", lambda: draw_replies(self._replies, path, title))
+        return self._drawn("the rewards of replies", draw_replies, self._replies, path, title)
 
-    def _drawn(self, what: str, drawing: Callable[[], Path]) -> list[Path]:
+    def _drawn(self, what: str, drawing: Callable[..., Path], *args: Any) -> list[Path]:
         try:
-            return [drawing()]
+            return [drawing(*args)]
         # Whatever goes wrong in drawing, a picture is not worth a run.
         except Exception as error:
             return self._warn(what, error)
 
     def _shown(self, trainer: L.Trainer, folder: Path, text_only: bool = False) -> list[Path]:
-        paths = []
-        shown = {"the DataModule's exhibits": data_module_of(trainer), "the model's exhibits": trainer.lightning_module}
-        for what, whose in shown.items():
-            if isinstance(whose, Exhibiting) and (not text_only or getattr(whose, "exhibits_text", False)):
-                try:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    paths += whose.exhibits(folder)
-                # A renderer may fail in any way its libraries know, and a picture is not worth a run.
-                except Exception as error:
-                    self._warn(what, error)
+        source, model, paths = data_source(trainer), trainer.lightning_module, []
+        exhibitors: dict[str, Exhibiting] = {}
+        if source.exhibits_text or not text_only:
+            exhibitors["the DataModule's exhibits"] = source
+        if isinstance(model, Exhibiting) and (
+            not text_only or isinstance(model, ExhibitingText) and model.exhibits_text
+        ):
+            exhibitors["the model's exhibits"] = model
+        for what, exhibitor in exhibitors.items():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                paths += exhibitor.exhibits(folder)
+            # A renderer may fail in any way its libraries know, and a picture is not worth a run.
+            except Exception as error:
+                self._warn(what, error)
+        with suppress(OSError):
+            folder.rmdir()  # only where nothing was written
         return paths
 
     def _warn(self, what: str, error: Exception) -> list[Path]:
@@ -169,13 +174,7 @@ class Exhibits(Beginning):
     # ---- replies of an evaluation
 
     def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: object, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if acting(dataloader_idx) == "sampled" and isinstance(batch, Batch):
             before = self._replies if batch_idx else {}
@@ -198,18 +197,11 @@ class Exhibits(Beginning):
         path.write_text("")
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: object, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if isinstance(outputs, Batch):
-            source = data_module_of(trainer)
-            own = source.records(outputs) if isinstance(source, Recording) else None
-            records = episodes(outputs, acting(dataloader_idx)) if own is None else own
+            source, who = data_source(trainer), acting(dataloader_idx)
+            records = episodes(outputs, who) if source.recorded is None else source.records(outputs)
             with open(self._episodes(trainer), "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
@@ -220,8 +212,7 @@ class Exhibits(Beginning):
 
     def _episodes(self, trainer: L.Trainer) -> Path:
         rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-        source = data_module_of(trainer)
-        name = source.recorded if isinstance(source, Recording) else "episodes"
+        name = data_source(trainer).recorded or "episodes"
         return run_folder(trainer) / "predictions" / f"{name}{rank}.jsonl"
 
     # ---- checkpoint
@@ -231,20 +222,3 @@ class Exhibits(Beginning):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history.load_state_dict(state_dict["history"])
-
-
-def acting(loader: int) -> str:
-    """How the policy acts in an evaluation loader: the first plays its mode, the second samples."""
-    return LOADERS[loader] if loader < len(LOADERS) else f"loader {loader}"
-
-
-def episodes(batch: Batch, who: str) -> list[dict[str, Any]]:
-    """One dictionary a row of `batch`: `who` acted, `return`, `length` in steps, and whether it `terminated`."""
-    lengths = batch.valid.sum(1).tolist()
-    rows: list[dict[str, Any]] = [{"who": who, "length": length} for length in lengths]
-    if batch.rewards is not None:
-        returns = batch.rewards.where(batch.valid, batch.rewards.new_zeros(())).sum(1)
-        rows = [row | {"return": x} for row, x in zip(rows, returns.tolist(), strict=True)]
-    if batch.terminated is not None:
-        rows = [row | {"terminated": x} for row, x in zip(rows, batch.terminated.tolist(), strict=True)]
-    return rows

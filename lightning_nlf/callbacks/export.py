@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_nlf.callbacks.protocols import data_module_of, log_artifacts, rehearses, run_folder
-from lightning_nlf.networks.hf_generation import write_ends
+from lightning_nlf.callbacks.protocols import log_artifacts, rehearses, run_folder
+from lightning_nlf.data_source import data_source
+from lightning_nlf.language.hf_generation import write_ends
 
 
 @runtime_checkable
@@ -30,13 +30,6 @@ class Saveable(Protocol):
     def save(self, folder: str | Path) -> None: ...
 
 
-@runtime_checkable
-class Stopping(Protocol):
-    """A DataModule that says which ids end a reply, the end of the sequence first."""
-
-    stops: Sequence[int]
-
-
 class HuggingFaceExport(L.Callback):
     """At the end of a fit the policy in Hugging Face layout in `<run>/huggingface`, with the DataModule's tokenizer.
 
@@ -50,9 +43,8 @@ class HuggingFaceExport(L.Callback):
         if not isinstance(policy, Exportable) or not trainer.is_global_zero or rehearses(trainer):
             return
         folder = run_folder(trainer) / "huggingface"
-        data = data_module_of(trainer)
-        tokenizer = getattr(data, "tokenizer", None)
-        stops, pad = data.stops if isinstance(data, Stopping) else (), None
+        source = data_source(trainer)
+        tokenizer, stops, pad = source.tokenizer, source.stops, None
         try:
             policy.export(folder)
             if isinstance(tokenizer, Saveable):

@@ -13,22 +13,15 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.callbacks.exhibits import acting, episodes
+from lightning_nlf.callbacks.episode_lines import acting, episodes
 from lightning_nlf.callbacks.places import from_here, stores
-from lightning_nlf.callbacks.protocols import (
-    Recording,
-    counters_of,
-    data_module_of,
-    rehearses,
-    run_folder,
-    speaks,
-    statistics_of,
-)
+from lightning_nlf.callbacks.protocols import rehearses, run_folder
 from lightning_nlf.callbacks.throughput import Throughput
+from lightning_nlf.data_source import data_source
 from lightning_nlf.numbers import NonNegative
 
 if TYPE_CHECKING:
-    from lightning_nlf.callbacks.progress_display import Display
+    from lightning_nlf.callbacks.progress_display import Bar, Lines
 
 
 class FitProgress(ProgressBar):
@@ -47,7 +40,7 @@ class FitProgress(ProgressBar):
             raise ValueError(f"every_seconds: got {every_seconds}, must not be negative")
         self.every_seconds = every_seconds
         self._enabled = True
-        self._display: Display | None = None
+        self._display: Bar | Lines | None = None
         self._due = self._began = 0.0
         self._first = 0  # iterations and environment steps at the start: a resumed run has some
         self._first_steps = 0
@@ -72,9 +65,9 @@ class FitProgress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began, self._first = time.monotonic(), trainer.current_epoch
-        self._first_steps = counters_of(trainer).get("env_steps", 0)
+        self._first_steps = data_source(trainer).counters.get("env_steps", 0)
         self._ended, self._loss, self._metrics = "", None, {}
-        self._throughput = Throughput() if speaks(trainer) else None
+        self._throughput = Throughput() if data_source(trainer).speaks else None
         if self._enabled:
             from lightning_nlf.callbacks.progress_display import Bar, Lines
 
@@ -85,16 +78,14 @@ class FitProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._throughput is not None:
-            self._throughput.iteration_begins(counters_of(trainer).get("env_steps", 0))
+            self._throughput.iteration_begins(data_source(trainer).counters.get("env_steps", 0))
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: object, batch: Any, batch_idx: int) -> None:
         if self._throughput is not None and batch_idx == 0:
-            self._throughput.collection_ends(counters_of(trainer).get("env_steps", 0))
+            self._throughput.collection_ends(data_source(trainer).counters.get("env_steps", 0))
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: object, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if self._throughput is not None and isinstance(batch, Batch):
@@ -130,7 +121,7 @@ class FitProgress(ProgressBar):
     def _standing(self, trainer: L.Trainer) -> str:
         """Returns, environment steps or tokens, and speed, in one line."""
         parts = []
-        collected = statistics_of(trainer).get("return")
+        collected = data_source(trainer).statistics.get("return")
         if collected is not None:
             parts.append(f"return {collected:,.4g}")
         elif self._loss is not None:
@@ -141,7 +132,7 @@ class FitProgress(ProgressBar):
             parts.append(f"validation {validation['val/return']:,.4g}{sampled}")
         else:
             parts += [f"{name} {value:.4g}" for name, value in list(validation.items())[:2]]
-        steps = counters_of(trainer).get("env_steps", counters_of(trainer).get("tokens"))
+        steps = data_source(trainer).counters.get("env_steps", data_source(trainer).counters.get("tokens"))
         if self._throughput is not None:
             parts += [] if steps is None else [f"{steps:,} tokens"]
             parts += [f"{speed:,.0f}/s {what}" for what, speed in self._throughput.speeds().items()]
@@ -183,16 +174,10 @@ class FitProgress(ProgressBar):
         self._returns = {}
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: object, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if isinstance(outputs, Batch) and outputs.rewards is not None:
-            who = "sampled" if isinstance(data_module_of(trainer), Recording) else acting(dataloader_idx)
+            who = "sampled" if data_source(trainer).recorded is not None else acting(dataloader_idx)
             self._returns.setdefault(who, []).extend(row["return"] for row in episodes(outputs, who))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -16,20 +15,11 @@ REDRAWS = 3  # a second, beside the one for the clock
 PACE_SECONDS = 60.0
 
 
-class Display(Protocol):
-    """Shows `done` iterations and a line that says how it stands."""
-
-    seconds: float  # between two calls of `show` that are worth it
-
-    def show(self, done: int, standing: str) -> None: ...
-
-    def close(self, done: int, standing: str) -> None: ...
-
-
-class Pace:
+class Pace(ProgressColumn):
     """Time gone, and left by the pace of the last minute: iterations get longer as episodes do."""
 
     def __init__(self, total: int | None, first: int) -> None:
+        super().__init__()
         self.total, self.began = total, time.monotonic()
         self._recent = deque([(self.began, first)])
 
@@ -49,16 +39,8 @@ class Pace:
             text += f", {clock(max(left, 0.0))} left"
         return text
 
-
-class _Times(ProgressColumn):
-    """Read at each redraw, so that the clock goes on within a long iteration."""
-
-    def __init__(self, pace: Pace) -> None:
-        super().__init__()
-        self._pace = pace
-
     def render(self, task: Task) -> Text:
-        return Text(self._pace.times(), style="cyan")
+        return Text(self.times(), style="cyan")  # at each redraw: the clock goes on within a long iteration
 
 
 class _TwoLines(Progress):
@@ -71,7 +53,7 @@ class _TwoLines(Progress):
 
 
 class Bar:
-    seconds = 1 / REDRAWS
+    seconds = 1 / REDRAWS  # between two calls of `show` that are worth it
 
     def __init__(self, name: str, total: int | None, first: int, every_seconds: float) -> None:
         self._pace = Pace(total, first)
@@ -79,7 +61,7 @@ class Bar:
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=None, style="grey37", complete_style="blue", finished_style="green"),
             TextColumn("{task.completed:.0f}" + ("" if total is None else "/{task.total:.0f}")),
-            _Times(self._pace),
+            self._pace,
             refresh_per_second=1,
             expand=True,
         )

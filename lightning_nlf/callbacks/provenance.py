@@ -9,7 +9,8 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_nlf.callbacks.beginning import Beginning
-from lightning_nlf.callbacks.protocols import RunLogger, digests_of, log_artifacts, rehearses, run_folder
+from lightning_nlf.callbacks.protocols import RunLogger, log_artifacts, rehearses, run_folder
+from lightning_nlf.data_source import data_source
 from lightning_nlf.tracking.provenance import gather
 
 
@@ -33,7 +34,9 @@ class Provenance(Beginning):
         if not trainer.is_global_zero or rehearses(trainer):
             return
         folder, self._paths, self._failure = run_folder(trainer), [], None
-        self._digests = digests_of(trainer)
+        source = data_source(trainer)
+        digests = {"data_digest": source.data_digest, "tokenizer_digest": source.tokenizer_digest}
+        self._digests = {name: digest for name, digest in digests.items() if digest is not None}
         self._thread = threading.Thread(target=self._write, args=(folder / "provenance",), daemon=True)
         self._thread.start()
         written = [*sorted(folder.glob("config*.yaml")), *sorted((folder / "raw").rglob("*"))]

@@ -17,8 +17,8 @@ class Throughput:
 
     def __init__(self) -> None:
         self._seconds = {"collected": 0.0, "learned": 0.0}
-        self._collected = 0
-        self._learned: Tensor | None = None  # (), where the batches are: nobody waits for it before it is shown
+        # learned: a tensor () where the batches are: nobody waits for it before it is shown
+        self._tokens: dict[str, int | Tensor] = {"collected": 0, "learned": 0}
         self._since = 0.0
         self._had = 0  # tokens collected when the iteration began
 
@@ -27,15 +27,14 @@ class Throughput:
         self._since, self._had = time.monotonic(), collected
 
     def collection_ends(self, collected: int) -> None:
-        self._collected += collected - self._had
+        self._tokens["collected"] += collected - self._had
         self._had = collected
         self._pass("collected")
 
     def batch_ends(self, batch: Batch, ranks: int) -> None:
         """Learned from on each of the `ranks`, about as many tokens on one as on another."""
         steps = batch.mask if batch.expert_mask is None else batch.mask | batch.expert_mask
-        learned = steps.sum() * ranks
-        self._learned = learned if self._learned is None else self._learned + learned
+        self._tokens["learned"] += steps.sum() * ranks
         self._pass("learned")
 
     def _pass(self, what: str) -> None:
@@ -45,6 +44,4 @@ class Throughput:
 
     def speeds(self) -> dict[str, float]:
         """Tokens a second, of what there was of either."""
-        learned = 0 if self._learned is None else int(self._learned)
-        tokens = {"collected": self._collected, "learned": learned}
-        return {what: n / max(self._seconds[what], 1e-9) for what, n in tokens.items() if n}
+        return {what: int(n) / max(self._seconds[what], 1e-9) for what, n in self._tokens.items() if n}

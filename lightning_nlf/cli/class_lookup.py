@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from lightning_nlf.cli.errors import ConfigurationError, memory_is_short, nearest
 from lightning_nlf.cli.valid_names import contents, import_hint, module_beside
 from lightning_nlf.cli.yaml_places import Place, find
+from lightning_nlf.private_names import arguments_of, is_protocol, type_of
 
 
 class NoSuchClass(Exception):
@@ -29,8 +30,7 @@ class Parameter:
 def look_up(path: Any, bases: Sequence[type]) -> Any:
     """What a class_path names: a class, or something that cannot stand there, such as a function.
 
-    Args:
-        path: what stands as class_path, or the last name of a subclass of one of `bases`.
+    `path` may also be the last name of a subclass of one of `bases`.
 
     Raises:
         NoSuchClass: there is none.
@@ -80,30 +80,23 @@ def _below(base: type) -> list[type]:
 
 def conforms(thing: type, base: type) -> bool:
     """Whether a class is a subclass of `base` or has the methods of a protocol."""
-    if not getattr(base, "_is_protocol", False):
+    if not is_protocol(base):
         return issubclass(thing, base)
-    members = {name for cls in base.__mro__ if getattr(cls, "_is_protocol", False) for name in vars(cls)}
+    members = {name for cls in base.__mro__ if is_protocol(cls) for name in vars(cls)}
     return all(
         hasattr(thing, name) for name in members if inspect.isfunction(getattr(base, name, None)) and name[0] != "_"
     )
 
 
 def parameters(parser_class: Callable[..., ArgumentParser], thing: type, late: int = 0) -> dict[str, Parameter]:
-    """What can stand below init_args.
-
-    Args:
-        parser_class: that knows the types of the arguments.
-        thing: the class.
-        late: how many of its first arguments it gets later.
-    """
+    """What can stand below init_args of a class; of its arguments, the first `late` are given later, not by a yaml."""
     parser = parser_class(exit_on_error=False)
     later = list(inspect.signature(thing).parameters)[:late]
     parser.add_class_arguments(thing, fail_untyped=False, skip=set(later))
-    taken = {action.dest: action for action in parser._actions if action.dest.partition(".")[2] != "help"}
     return {
-        name: Parameter(getattr(action, "_typehint", None), action.required, action.default)
-        for name, action in taken.items()
-        if name != "help"
+        action.dest: Parameter(type_of(action), action.required, action.default)
+        for action in arguments_of(parser)
+        if action.dest.split(".")[-1] != "help"
     }
 
 

@@ -13,16 +13,17 @@ from typing import Any, NoReturn, get_args
 
 import lightning as L
 from jsonargparse import Namespace
-from jsonargparse._common import parser_context
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.text import Text
 
 from lightning_nlf import callbacks
 from lightning_nlf.checkpoint_io import RunCheckpointIO
-from lightning_nlf.cli import messages, noise, ranks, run_folder, threads, values, wrong_key
+from lightning_nlf.cli import describe, messages, noise, ranks, run_folder, threads, values, wrong_key
 from lightning_nlf.cli.class_lookup import check_dict_kwargs
 from lightning_nlf.cli.endings import told_in_one_sentence
 from lightning_nlf.cli.errors import (
@@ -34,16 +35,18 @@ from lightning_nlf.cli.errors import (
     traceback_wanted,
 )
 from lightning_nlf.cli.saved_config import SaveRunConfig
+from lightning_nlf.cli.valid_names import of_the_stage
 from lightning_nlf.cli.yaml_places import Place, config_files, find, read_places
-from lightning_nlf.construction import plain, surfacing
+from lightning_nlf.construction import surfacing
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.numbers import Seed
+from lightning_nlf.private_names import CheckedParser, SeededCLI, arguments_of, lenient, recorded_by, type_of
 from lightning_nlf.terminal import printable
 from lightning_nlf.tracking.logger import MLflowJournalLogger
 from lightning_nlf.trust import FunctionNamed, trusting
 
 values.read_as_written()
-STAGES = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "predict", "describe")
 ALWAYS_ON: tuple[type[L.Callback], ...] = (
     callbacks.FitProgress,
     callbacks.Exhibits,
@@ -63,7 +66,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
-class Parser(LightningArgumentParser):
+class Parser(CheckedParser):
     """Raises ConfigurationError with one sentence, instead of printing its usage and exiting."""
 
     places: Sequence[Place] = ()
@@ -85,10 +88,10 @@ class Parser(LightningArgumentParser):
     ) -> list[str]:
         added = super().add_class_arguments(class_type, nested_key, *args, **kwargs)
         if isinstance(class_type, type):
-            values.narrow(class_type, f"{nested_key}." if nested_key else "", self._actions)
+            values.narrow(class_type, f"{nested_key}." if nested_key else "", arguments_of(self))
         return added
 
-    def _check_value_key(self, action: Action, value: Any, *args: Any, **kwargs: Any) -> Any:
+    def check_value(self, action: Action, value: Any, check: Callable[[Any], Any]) -> Any:
         """As jsonargparse, but a null is checked as any value is, and an empty mapping is no class.
 
         For the arguments of classes: one with a `${…}`, which is resolved only later, is kept when another class takes
@@ -96,17 +99,18 @@ class Parser(LightningArgumentParser):
         `--model.policy.weights null`.
         """
         values.refuse_nothing(action, value)
-        if value is None and values.expects_a_value(action):
-            with parser_context(lenient_check=False):
-                return super()._check_value_key(action, value, *args, **kwargs)
+        # Without a default, null means that the argument was not given.
+        if value is None and action.default is not None and type_of(action) is not None:
+            with lenient(False):
+                return check(value)
         if self.exit_on_error:
-            return super()._check_value_key(action, value, *args, **kwargs)
-        if value == "None" and type(None) in get_args(getattr(action, "_typehint", None)):
+            return check(value)
+        if value == "None" and type(None) in get_args(type_of(action)):
             value = None
         if "${" not in str(value):
-            return super()._check_value_key(action, value, *args, **kwargs)
-        with parser_context(lenient_check=True):  # it is checked in full once it is resolved
-            return super()._check_value_key(action, value, *args, **kwargs)
+            return check(value)
+        with lenient(True):  # it is checked in full once it is resolved
+            return check(value)
 
 
 @rank_zero_only
@@ -129,7 +133,7 @@ class NothingLeft(L.Callback):
             rank_zero_print(f"already at {done} of {asked} iterations; raise trainer.max_epochs to go on")
 
 
-class CommandLine(LightningCLI):
+class CommandLine(SeededCLI):
     """One stage of one run, in its folder.
 
     Args:
@@ -145,6 +149,7 @@ class CommandLine(LightningCLI):
         self.files = config_files(args)
         self.places = read_places(args)
         self.words = args[1:]
+        setattr(self, args[0], self.run_stage)  # what LightningCLI calls in the place of `trainer.fit` and so on
         super().__init__(
             ObjectiveModule,
             L.LightningDataModule,
@@ -156,6 +161,7 @@ class CommandLine(LightningCLI):
             subclass_mode_data=True,
             args=args,
             auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # before_instantiate_classes sees to it
         )
 
     # ---- the parser
@@ -179,12 +185,8 @@ class CommandLine(LightningCLI):
             "--trust", type=str, nargs="+", default=[], help="Packages of yours that loaded checkpoints may name."
         )
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.set_defaults({"weights_only": True})  # a checkpoint is never run as code
-        return parser
-
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        of_the_stage(parser).set_defaults({"weights_only": True})  # a checkpoint is never run as code
         try:
             try:
                 self.config = parser.parse_args(args)
@@ -203,10 +205,10 @@ class CommandLine(LightningCLI):
             if self.options.get(key) is None:
                 raise ConfigurationError(f"{key}: missing. Name a yaml with --config, or a class with --{key}")
 
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: the yaml says what the model is, not the checkpoint."""
+        # LightningCLI would take the model from a checkpoint: here the yaml says what the model is.
+        self.ckpt_path, self.options.ckpt_path = self.options.ckpt_path, None
 
-    def _set_seed(self) -> None:
+    def set_seed(self) -> None:
         L.seed_everything(self.options.seed_everything, workers=True, verbose=False)
 
     # ---- what is built
@@ -218,22 +220,20 @@ class CommandLine(LightningCLI):
         default = run_folder.default_folder(self.files, options.seed_everything)
         if options.trainer.fast_dev_run:
             default = default.with_name(f"{default.name}-fast_dev_run")
-        self.run_dir, options.ckpt_path = run_folder.resolve(self.stage, options.run_dir, options.ckpt_path, default)
+        self.run_dir, options.ckpt_path = run_folder.resolve(self.stage, options.run_dir, self.ckpt_path, default)
         if self.stage == "fit" and options.ckpt_path and options.trainer.max_steps != -1:
             run_folder.release(self.run_dir)
             raise ConfigurationError("trainer.max_steps: a resume is exact by iterations only; use trainer.max_epochs")
         options.run_dir = str(self.run_dir)
         logger = options.trainer.logger
         if logger is True:
-            logger = options.trainer.logger = self._parser(self.stage).get_defaults().trainer.logger
+            logger = options.trainer.logger = of_the_stage(self.parser).get_defaults().trainer.logger
         for one in logger if isinstance(logger, list) else [logger]:
             if one and one.class_path == LOGGER:
                 one.init_args.save_dir = options.run_dir
-
-    def _add_instantiators(self) -> None:
         for key, base in (("model", ObjectiveModule), ("data", L.LightningDataModule)):
-            self.parser.add_instantiator(surfacing(_InstantiatorFn(cli=self, key=key), links=True), base)
-        self.parser.add_instantiator(surfacing(plain), object)
+            self.parser.add_instantiator(surfacing(recorded_by(self, key)), base)
+        self.parser.add_instantiator(surfacing(), object)
 
     def instantiate_classes(self) -> None:
         try:
@@ -272,12 +272,12 @@ class CommandLine(LightningCLI):
                 found.append(callback())
         found.append(ranks.StopTogether())
         if self.stage == "fit":
-            text = self._parser(self.stage).dump(self.options, skip_none=False) + "\n"
+            text = of_the_stage(self.parser).dump(self.options, skip_none=False) + "\n"
             found.insert(0, SaveRunConfig(self.run_dir, text, self.files))
             found.append(NothingLeft())
         return found
 
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_stage(self, **kwargs: Any) -> None:
         if not self.runs:
             run_folder.release(self.run_dir)
             return
@@ -289,13 +289,34 @@ class CommandLine(LightningCLI):
                 trusting(self.options.trust),
                 threads.fitting(self.model),
             ):
-                super()._run_subcommand(subcommand)
+                getattr(self.trainer, self.stage)(**kwargs)
         except RuntimeError as error:
             if (dead := ranks.dead_rank(self.trainer, error)) is None:
                 raise
             raise RunFailure(f"{dead}. {run_folder.describe_last_checkpoint(self.run_dir)}") from error
         finally:
             run_folder.release(self.run_dir)  # where nothing was left in it: a rehearsal, or bad data
+
+
+class Description(CommandLine):
+    """`describe`: builds the model of a fit alone, and prints what its loss is. Nothing is read or written."""
+
+    def before_instantiate_classes(self) -> None:
+        self.run_dir = run_folder.default_folder(self.files, self.options.seed_everything)
+
+    def instantiate_classes(self) -> None:
+        configuration, self.notes = describe.as_built(self.options.model.as_dict())
+        parser = Parser(exit_on_error=False)
+        parser.add_subclass_arguments(ObjectiveModule, "model", fail_untyped=False, required=True)
+        parser.add_instantiator(surfacing(recorded_by(self, "model")), ObjectiveModule)
+        parser.add_instantiator(surfacing(), object)
+        with told_in_one_sentence(self.places, self.run_dir), trusting(self.options.trust):
+            self.model = parser.instantiate_classes(parser.parse_object({"model": configuration})).model
+        console = Console(width=None if sys.stdout.isatty() else 1000)  # a file is not wrapped
+        describe.describe(self.model, console)
+        for note in self.notes:
+            console.print(Text(note))
+        self.subcommand = None  # LightningCLI has nothing to run
 
 
 def main(args: list[str] | None = None, run: bool = True) -> CommandLine:
@@ -312,10 +333,10 @@ def main(args: list[str] | None = None, run: bool = True) -> CommandLine:
     noise.silence()
     ranks.end_with_first_process()
     try:
-        if not args or args[0] not in STAGES:
-            hint = nearest(args[0], STAGES) if args else ""
-            raise ConfigurationError(f"the first word is one of {', '.join(STAGES)}. {hint}".strip())
-        return CommandLine(args, run)
+        if not args or args[0] not in COMMANDS:
+            hint = nearest(args[0], COMMANDS) if args else ""
+            raise ConfigurationError(f"the first word is one of {', '.join(COMMANDS)}. {hint}".strip())
+        return Description(["fit", *args[1:]]) if args[0] == "describe" else CommandLine(args, run)
     except (ConfigurationError, RunFailure) as error:
         if traceback_wanted():
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +16,7 @@ from lightning_nlf.cli.valid_names import import_hint
 from lightning_nlf.cli.yaml_places import Place
 from lightning_nlf.construction import ConstructionFailed
 from lightning_nlf.modules import NonFiniteError
-
-_CONNECTOR = "lightning.pytorch.trainer.connectors.checkpoint_connector"
+from lightning_nlf.private_names import restores_checkpoint
 
 
 @contextmanager
@@ -47,13 +45,11 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
         raise RunFailure(f"{error}. {describe_last_checkpoint(run_dir)}") from error
     except MisconfigurationException as error:
         raise ConfigurationError(str(error)) from error
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         if not raised_by_us(error):
             raise
-        raise ConfigurationError(import_hint(error)) from error
-    except OSError as error:
-        if not raised_by_us(error):
-            raise
+        if not isinstance(error, OSError):
+            raise ConfigurationError(import_hint(error)) from error
         if "is being written by process" in str(error):  # its checkpoint is none of this run
             raise RunFailure(str(error)) from error
         raise RunFailure(f"{error}. {describe_last_checkpoint(run_dir)}") from error
@@ -70,19 +66,11 @@ def _restoring() -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
-        if isinstance(error, NonFiniteError) or str(error).startswith("Error(s) in loading") or not _restores(error):
-            raise
-        if isinstance(error, ValueError) and raised_by_us(error):
+        plain = isinstance(error, ValueError) and raised_by_us(error) or str(error).startswith("Error(s) in loading")
+        if plain or isinstance(error, NonFiniteError) or not restores_checkpoint(error):
             raise
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigurationError(f"ckpt_path: the checkpoint is damaged, or of another data module: {text}") from error
-
-
-def _restores(error: BaseException) -> bool:
-    """Whether a checkpoint was being taken over."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    names = [frame.f_code.co_name for frame in frames if frame.f_globals.get("__name__") == _CONNECTOR]
-    return any(name.startswith(("restore", "_restore", "resume_start")) for name in names)
 
 
 def _unwanted(error: BaseException, places: Sequence[Place]) -> Place | None:

@@ -60,11 +60,10 @@ OUT_OF_MEMORY = "out of memory: the machine, or a limit such as ulimit -v, has n
 def memory_is_short(error: BaseException) -> bool:
     """Whether an error, or one that it came from, is for want of memory; then no key is wrong."""
     seen: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in seen:
-        text = str(current).lower()
-        if isinstance(current, MemoryError) or any(words in text for words in _WANT_OF_MEMORY):
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        if isinstance(cause, MemoryError) or any(words in str(cause).lower() for words in _WANT_OF_MEMORY):
             return True
-        seen.append(current)
-        current = current.__cause__ or current.__context__
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
     return False

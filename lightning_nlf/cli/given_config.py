@@ -6,7 +6,7 @@ Read for error messages only: jsonargparse merges and checks in one go, and has 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_nlf.cli.yaml_bounds import read_text
+from lightning_nlf.cli.yaml_places import flags
 
 _OF_A_CLASS = frozenset(("class_path", "init_args", "dict_kwargs"))
 
@@ -24,29 +25,21 @@ class OfAnotherClass(dict[str, Any]):
 
 
 def given_config(words: Sequence[str]) -> dict[str, Any]:
-    """Nested keys and values, with every `${…}` put in that can be resolved.
-
-    Args:
-        words: of the command line, all of whose yamls can be read.
-    """
+    """Nested keys and values of a command line, all of whose yamls can be read, with every `${…}` that has a value."""
     config: dict[str, Any] = {}
-    for name, value in _flags(words):
+    for flag in flags(words):
+        name, value = flag.shown, flag.value or ""
         if name in ("--config", "-c"):
             config = _overlaid(config, get_loader("yaml")(read_text(value)))
         elif name.split(".")[-1].lstrip("-") not in ("help", "print_config"):
-            config = _overlaid(config, _nested(name.lstrip("-").split("."), _loaded(value)))
+            nested = _loaded(value)
+            for key in reversed(name.lstrip("-").split(".")):
+                nested = {key: nested}
+            config = _overlaid(config, nested)
     with contextlib.suppress(OmegaConfBaseException, ValueError):
         resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
         return _as_before(resolved, config)
     return config
-
-
-def _flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    rest = iter(words)
-    for word in rest:
-        name, sign, value = word.partition("=")
-        if name.startswith("-"):
-            yield name, value if sign else next(rest, "")
 
 
 def _loaded(value: str) -> Any:
@@ -54,12 +47,6 @@ def _loaded(value: str) -> Any:
         return get_loader("yaml")(value)
     except (yaml.YAMLError, ValueError):
         return value
-
-
-def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
-    for key in reversed(keys):
-        value = {key: value}
-    return value
 
 
 def _overlaid(old: Any, new: Any) -> Any:

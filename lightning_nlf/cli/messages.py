@@ -13,24 +13,18 @@ from lightning_nlf.cli.given_config import given_config
 from lightning_nlf.cli.valid_names import import_hint, of_the_stage
 from lightning_nlf.cli.wrong_key import Examiner
 from lightning_nlf.cli.yaml_places import Place, find, short
+from lightning_nlf.private_names import arguments_of
 
 _LONGEST = 300  # characters of a message that could not be translated
 
 
 def translate(message: str, parser: ArgumentParser, places: Sequence[Place], words: Sequence[str]) -> str:
-    """One sentence for what `parser.error` was called with.
-
-    Args:
-        message: of jsonargparse.
-        parser: that refused.
-        places: of the keys of the yamls and flags.
-        words: of the command line, with the stage in front.
-    """
+    """One sentence for what `parser.error` was called with; `words` are those of the command line."""
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         flag = match[1].split("=")[0]
         if flag.endswith((".yaml", ".yml")) and not flag.startswith("-"):
             return f"{flag}: a yaml is named by --config {flag}"
-        flags = [name for action in of_the_stage(parser)._actions for name in action.option_strings]
+        flags = [name for action in arguments_of(of_the_stage(parser)) for name in action.option_strings]
         return _joined(f"{flag}: no such flag.", nearest(flag, flags))
     if fault := Examiner(of_the_stage(parser)).examine(given_config(words)):
         return _at(fault.keys, places, _joined(fault.text, fault.hint))
@@ -69,9 +63,8 @@ def translate_construction(class_name: str, error: Exception, places: Sequence[P
     named = [place for place in named if place.keys[: -len(tail)] in owners or not owners]
     got = re.search(r"got ([^\s,;]+)", rest)
     if named:
-        return (
-            f"{next((place for place in reversed(named) if got and place.value == got[1]), named[-1])}: {rest.strip()}"
-        )
+        place = next((place for place in reversed(named) if got and place.value == got[1]), named[-1])
+        return f"{place}: {rest.strip()}"
     if owners and find(places, (*owners[-1], "class_path")):
         return _at((*owners[-1], "class_path"), places, f"{class_name}: {text}")
     return f"{class_name}: {text}"
@@ -89,14 +82,12 @@ def translate_trainer(error: Exception, places: Sequence[Place]) -> str:
 def _at(keys: Sequence[str], places: Sequence[Place], text: str) -> str:
     """The text with the key in front, and where it stands; a class may be named by a flag of the key above."""
     *above, last = keys or ("",)
-    place = next(
-        (
-            place
-            for place in reversed(places)
-            if place.keys == short(keys) or (last == "class_path" and place.keys == short(above) and place.value)
-        ),
-        None,
-    )
+    same = [
+        place
+        for place in places
+        if place.keys == short(keys) or (last == "class_path" and place.keys == short(above) and place.value)
+    ]
+    place = same[-1] if same else None
     if place and place.file:
         place = find(places, keys) or place
     shown = str(place) if place else ".".join(keys)

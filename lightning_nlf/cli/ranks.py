@@ -2,7 +2,7 @@
 
 Lightning's handler of SIGTERM calls a collective within the signal handler, where the other ranks do not answer; its
 observer kills all processes when one dies, before the run is marked; and a rank whose first process dies waits for
-ever. This is the one file that replaces these parts, by names that Lightning keeps to itself.
+ever. These parts are replaced here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,11 +19,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_nlf.cli.run_folder import describe_last_checkpoint, is_first_process
+from lightning_nlf.private_names import RankLauncher, on_sigterm, rank_launcher, set_launcher, stop_as_terminated
 
 _MAIN_PROCESS = "LIGHTNING_NLF_MAIN_PROCESS"  # its number, for the ranks that it starts
 POLL_SECONDS = 0.5
@@ -48,7 +46,7 @@ class StopTogether(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
-            trainer._signal_connector._sigterm_notifier_fn = self._terminate  # type: ignore[method-assign, assignment]
+            on_sigterm(trainer, self._terminate)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
@@ -61,19 +59,7 @@ class StopTogether(L.Callback):
         if not isinstance(exception, KeyboardInterrupt | SystemExit):  # which end the process: nothing disturbs that
             self._restore()
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self._agree(trainer)
-
-    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self._agree(trainer)
-
-    def on_test_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self._agree(trainer)
-
-    def on_predict_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self._agree(trainer)
-
-    def _agree(self, trainer: L.Trainer) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.world_size == 1:
             return
         mine = torch.tensor(self._signal, device=trainer.strategy.root_device)
@@ -83,7 +69,9 @@ class StopTogether(L.Callback):
         if agreed == _TERMINATE and trainer.state.fn != "fit":
             raise SIGTERMException
         if agreed == _TERMINATE:  # all ranks have it now, and stop where Lightning next looks at it
-            trainer._signal_connector.received_sigterm = True
+            stop_as_terminated(trainer)
+
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end
 
     def _terminate(self, *args: Any) -> None:
         self._signal = max(self._signal, _TERMINATE)
@@ -99,7 +87,7 @@ class StopTogether(L.Callback):
             self._before = None
 
 
-class Launcher(_SubprocessScriptLauncher):
+class Launcher(RankLauncher):
     """Starts the other ranks as Lightning does, and watches over them.
 
     When one dies, the loggers end the run as failed before the others are ended.
@@ -111,11 +99,11 @@ class Launcher(_SubprocessScriptLauncher):
         if not environment.creates_processes_externally:
             os.environ[_MAIN_PROCESS] = str(os.getpid())
             try:
-                self._call_children_scripts()
+                self.start_ranks()
             finally:
                 del os.environ[_MAIN_PROCESS]
             threading.Thread(target=self._watch, args=(trainer,), name="rank-watch", daemon=True).start()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
+        self.share_threads()
         return function(*args, **kwargs)
 
     def dead_rank(self, patience: float = 0.0) -> str | None:
@@ -123,8 +111,9 @@ class Launcher(_SubprocessScriptLauncher):
         deadline = time.monotonic() + patience
         while True:
             for rank, process in enumerate(self.procs, start=1):
-                if process.poll():
-                    return f"rank {rank} (process {process.pid}) {_ending(process)}"
+                if code := process.poll():
+                    ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+                    return f"rank {rank} (process {process.pid}) {ending}"
             if time.monotonic() >= deadline:
                 return None
             time.sleep(POLL_SECONDS / 5)
@@ -143,16 +132,10 @@ class Launcher(_SubprocessScriptLauncher):
         os._exit(1)
 
 
-def _ending(process: subprocess.Popen) -> str:
-    code = process.returncode
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-
-
 def watch(trainer: L.Trainer) -> None:
     """Give a Trainer that starts its ranks itself the launcher above."""
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):
-        trainer.strategy._launcher = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+    if (launcher := rank_launcher(trainer)) is not None:
+        set_launcher(trainer, Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes))
 
 
 def dead_rank(trainer: L.Trainer, error: RuntimeError) -> str | None:

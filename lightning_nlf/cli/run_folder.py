@@ -122,14 +122,10 @@ def _refuse_other_run(folder: Path, ckpt_path: str | None) -> None:
         )
 
 
-def _runs(default: Path) -> list[Path]:
+def _only_run(default: Path, ckpt_path: str) -> Path:
     numbered = re.compile(re.escape(default.name) + r"-(\d+)")
     others = [(int(match[1]), path) for path in default.parent.glob("*") if (match := numbered.fullmatch(path.name))]
-    return [path for path in (default, *(path for _, path in sorted(others))) if holds_run(path)]
-
-
-def _only_run(default: Path, ckpt_path: str) -> Path:
-    runs = _runs(default)
+    runs = [path for path in (default, *(path for _, path in sorted(others))) if holds_run(path)]
     if len(runs) > 1:
         raise ConfigurationError(
             f"ckpt_path: {ckpt_path!r} could be of {', '.join(map(str, runs))}. Say which with --run_dir"

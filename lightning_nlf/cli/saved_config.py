@@ -15,23 +15,17 @@ from lightning_nlf.cli.errors import ConfigurationError
 
 
 class SaveRunConfig(Beginning):
-    """Writes the configuration before a fit begins.
+    """Writes the resolved configuration, `text`, and the yamls that it came from before a fit begins.
 
     A run that goes on with another configuration keeps both: `config-resumed-1.yaml` and `raw/resumed-1/`, and so on.
-
-    Args:
-        folder: of the run.
-        text: the resolved configuration as yaml.
-        files: the yamls it came from.
     """
 
     def __init__(self, folder: Path, text: str, files: Sequence[str]) -> None:
         self.folder, self.text = folder, text
-        self.raw = {Path(file).name: Path(file).read_text(encoding="utf-8") for file in files}
-        if len(self.raw) < len(files):  # one name in two folders
-            self.raw = {
-                f"{i}-{Path(file).name}": Path(file).read_text(encoding="utf-8") for i, file in enumerate(files)
-            }
+        names = [Path(file).name for file in files]
+        if len(set(names)) < len(names):  # one name in two folders
+            names = [f"{number}-{name}" for number, name in enumerate(names)]
+        self.raw = {name: Path(file).read_text(encoding="utf-8") for name, file in zip(names, files, strict=True)}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Somebody deleted the run folder, of which the other files are written anew.
@@ -49,18 +43,15 @@ class SaveRunConfig(Beginning):
         Raises:
             ConfigurationError: the folder cannot be written.
         """
+        configs = _numbered(self.folder)
+        number = len(configs)
         try:
-            self._save()
+            if not configs:
+                self._write(self.folder / "config.yaml", self.folder / "raw")
+            elif not _same(self.text, configs[-1]):
+                self._write(self.folder / f"config-resumed-{number}.yaml", self.folder / "raw" / f"resumed-{number}")
         except OSError as error:
             raise ConfigurationError(f"run_dir: {self.folder} cannot be written: {error.strerror}") from error
-
-    def _save(self) -> None:
-        configs = _numbered(self.folder)
-        if not configs:
-            self._write(self.folder / "config.yaml", self.folder / "raw")
-        elif not any(_same(self.text, path) for path in configs[-1:]):
-            number = len(configs)
-            self._write(self.folder / f"config-resumed-{number}.yaml", self.folder / "raw" / f"resumed-{number}")
 
     def _write(self, config: Path, raw: Path) -> None:
         raw.mkdir(parents=True, exist_ok=True)

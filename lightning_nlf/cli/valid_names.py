@@ -7,30 +7,31 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Sequence
-from types import ModuleType
 
 from jsonargparse import ArgumentParser
 
 from lightning_nlf.cli.errors import EXTRAS, nearest
+from lightning_nlf.private_names import arguments_of
 
 
 def of_the_stage(parser: ArgumentParser) -> ArgumentParser:
     """The parser of `fit` and so on, which has the keys."""
-    stages = [sub for action in parser._actions for sub in (getattr(action, "_name_parser_map", None) or {}).values()]
-    return stages[0] if stages else parser
+    stages = [action.choices for action in arguments_of(parser) if isinstance(action.choices, dict)]
+    return next(iter(stages[0].values())) if stages else parser
 
 
 def options(parser: ArgumentParser, keys: Sequence[str]) -> set[str]:
     """The keys below `keys` that are flags."""
     prefix = "".join(f"{key}." for key in keys)
-    names = [action.dest for action in parser._actions if action.dest.startswith(prefix)]
+    names = [action.dest for action in arguments_of(parser) if action.dest.startswith(prefix)]
     return {name.removeprefix(prefix).split(".")[0] for name in names} - {"help", "print_config"}
 
 
 def contents(module_name: str) -> set[str]:
     """Classes of a module, and the modules in it."""
-    module = _imported(module_name)
-    if module is None:
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError:
         return set()
     inside = {info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []))}
     return inside | {name for name, thing in vars(module).items() if inspect.isclass(thing)}
@@ -41,13 +42,6 @@ def module_beside(module: str, name: str) -> str:
     parent, _, last = module.rpartition(".")
     near = difflib.get_close_matches(last, sorted(contents(parent) - {last}), 1) if parent else []
     return f"Did you mean {near[0]!r}?" if near and name in contents(f"{parent}.{near[0]}") else ""
-
-
-def _imported(name: str) -> ModuleType | None:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 def import_hint(error: Exception) -> str:

@@ -9,21 +9,11 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
-from jsonargparse._loaders_dumpers import get_yaml_default_loader
-from jsonargparse._typehints import ActionTypeHint
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_nlf.numbers import (
-    BelowOne,
-    Count,
-    NonNegative,
-    Positive,
-    PositiveShare,
-    Share,
-    Size,
-    number_type,
-)
+from lightning_nlf.numbers import BelowOne, Count, NonNegative, Positive, PositiveShare, Share, Size, number_type
+from lightning_nlf.private_names import set_type, type_of, wants_class, yaml_resolvers
 
 _Limit: Any = number_type("Limit", int, "a whole number from -1 (no limit)", -1)
 # What classes that are not ours take, where they check it late or not at all.
@@ -65,17 +55,13 @@ def narrow(cls: type, prefix: str, actions: list[Action]) -> None:
     ranges = next((ranges for base, ranges in RANGES.items() if issubclass(cls, base)), {})
     for action in actions:
         if action.dest.startswith(prefix) and action.dest.removeprefix(prefix) in ranges:
-            action._typehint = ranges[action.dest.removeprefix(prefix)]  # type: ignore[attr-defined]
+            set_type(action, ranges[action.dest.removeprefix(prefix)])
 
 
 def refuse_nothing(action: Action, value: Any) -> None:
     """Raises TypeError: an empty mapping where a class is asked for."""
-    typehint = getattr(action, "_typehint", None)
     values = value if isinstance(value, list) else [value]
-    if any(map(_is_empty, values)) and (
-        ActionTypeHint.is_subclass_typehint(typehint, all_subtypes=False, also_lists=True)
-        or ActionTypeHint.is_return_subclass_typehint(typehint)
-    ):
+    if any(map(_is_empty, values)) and wants_class(type_of(action)):
         raise TypeError(f'Parser key "{action.dest}":\n  Expected a class_path. Got value: {{}}')
 
 
@@ -87,14 +73,9 @@ def _is_empty(value: Any) -> bool:
     return all(key == "init_args" and _is_empty(inside) for key, inside in items)
 
 
-def expects_a_value(action: Action) -> bool:
-    """Whether an argument refuses null. Without a default, null means that the argument was not given."""
-    return action.default is not None and getattr(action, "_typehint", None) is not None
-
-
 def read_as_written() -> None:
     """`1:30` is text, not 90 as YAML 1.1 has it; and `010` is, not 8."""
-    for resolvers in get_yaml_default_loader().yaml_implicit_resolvers.values():
+    for resolvers in yaml_resolvers().values():
         resolvers[:] = [
             (tag, re.compile(r"(?!.*:)(?![-+]?0\d+$)" + known.pattern, known.flags) if tag in (_INT, _FLOAT) else known)
             for tag, known in resolvers

@@ -20,6 +20,7 @@ from lightning_nlf.cli.errors import nearest
 from lightning_nlf.cli.given_config import OfAnotherClass
 from lightning_nlf.cli.type_words import alternatives, choices, classes, element_types, in_words, value_type
 from lightning_nlf.cli.valid_names import options
+from lightning_nlf.private_names import arguments_of, is_protocol, type_of
 
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 _LONGEST = 60  # characters of a value
@@ -50,7 +51,7 @@ class Examiner:
         for key in config:
             if str(key) not in names:
                 return Fault((*above, str(key)), "no such key.", nearest(str(key), names))
-        actions = {action.dest: action for action in self.parser._actions}
+        actions = {action.dest: action for action in arguments_of(self.parser)}
         for key, value in config.items():
             keys = (*above, str(key))
             action = actions.get(".".join(keys))
@@ -61,7 +62,7 @@ class Examiner:
                 elif value is not None:
                     fault = Fault(keys, f"expected keys with values, got {shown(value)}.")
             elif action is not None:
-                fault = self.argument(value, Parameter(getattr(action, "_typehint", None), False, action.default), keys)
+                fault = self.argument(value, Parameter(type_of(action), False, action.default), keys)
             if fault:
                 return fault
         return None
@@ -87,7 +88,8 @@ class Examiner:
         if isinstance(value, list) and (inner := element_types(kinds, len(value))):
             for index, (entry, kind) in enumerate(zip(value, inner, strict=True)):
                 if fault := self.value(entry, kind, (*keys, str(index))):
-                    return fault if len(fault.keys) > len(keys) + 1 else _of_entry(fault, index)
+                    deeper = len(fault.keys) > len(keys) + 1
+                    return fault if deeper else Fault(keys, f"entry {index + 1}: {fault.text}", fault.hint)
         if isinstance(value, dict) and (kind := value_type(kinds)):
             for key, entry in value.items():
                 if fault := self.value(entry, kind, (*keys, str(key))):
@@ -126,7 +128,7 @@ class Examiner:
         wanted = " or ".join(base.__name__ for base in bases)
         if not any(spec.values()):
             return Fault(keys, f"expected class_path, the path of a class ({wanted}).")
-        plain = [base for base in bases if not inspect.isabstract(base) and not getattr(base, "_is_protocol", False)]
+        plain = [base for base in bases if not inspect.isabstract(base) and not is_protocol(base)]
         right = {*_OF_A_CLASS, *(name for base in plain for name in parameters(type(self.parser), base))}
         for key in spec:
             if key not in right and (hint := nearest(key, _OF_A_CLASS)):
@@ -170,10 +172,6 @@ class Examiner:
 
 def _names_class(word: str) -> bool:
     return all(part.isidentifier() for part in word.split(".")) and ("." in word or word[0].isupper())
-
-
-def _of_entry(fault: Fault, index: int) -> Fault:
-    return Fault(fault.keys[:-1], f"entry {index + 1}: {fault.text}", fault.hint)
 
 
 def _reason(refusal: str | None) -> str:

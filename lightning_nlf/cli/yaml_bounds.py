@@ -33,11 +33,7 @@ def read_text(file: str) -> str:
 
 
 def check_bounds(text: str, source: str) -> None:
-    """Read the events of a yaml one by one, without building anything.
-
-    Args:
-        text: yaml.
-        source: its file or flag, for the message.
+    """Read the events of a yaml one by one, without building anything; messages name its `source`, a file or flag.
 
     Raises:
         ConfigurationError: it is too deep, an alias stands inside of what it means, or aliases make it too large.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Place:
 
 def config_files(args: Sequence[str]) -> list[str]:
     """The yamls that the words of a command line name, in their order."""
-    return [place.value or "" for place in _flags(args) if place.shown in ("--config", "-c")]
+    return [flag.value or "" for flag in flags(args) if flag.shown in ("--config", "-c")]
 
 
 def read_places(args: Sequence[str]) -> list[Place]:
@@ -46,20 +47,20 @@ def read_places(args: Sequence[str]) -> list[Place]:
         ConfigurationError: a file is missing, empty or no mapping, its yaml is broken, a key stands twice, or a key
             stands beside `class_path` that does not belong there.
     """
-    flags = _flags(args)
-    for flag in flags:
+    for flag in flags(args):
         with contextlib.suppress(yaml.YAMLError):  # then it is text
             check_bounds(flag.value or "", flag.shown)
-    return [place for file in config_files(args) for place in _places_of(file)] + flags
+    return [place for file in config_files(args) for place in _places_of(file)] + flags(args)
 
 
-def _flags(args: Sequence[str]) -> list[Place]:
-    flags = []
+def flags(args: Sequence[str]) -> list[Place]:
+    """The flags of a command line, each with its value, or the word that follows."""
+    places = []
     for word, following in zip(args, [*args[1:], ""], strict=True):
         name, sign, value = word.partition("=")
-        if name.startswith("-"):
-            flags.append(Place(short(name.lstrip("-").split(".")), name, value=value if sign else following))
-    return flags
+        if re.match(r"--?[^\W\d]", name):  # a number below 0 is a value
+            places.append(Place(short(name.lstrip("-").split(".")), name, value=value if sign else following))
+    return places
 
 
 def find(places: Sequence[Place], keys: Sequence[str]) -> Place | None:
@@ -125,8 +126,7 @@ def _check_keys(node: yaml.MappingNode, path: tuple[str, ...], file: str) -> Non
     before: set[str] = set()
     names = {key.value for key, _ in node.value}
     for key, _ in node.value:
-        line = key.start_mark.line + 1
-        place = f"{'.'.join((*path, key.value))} ({file}, line {line})"
+        place = f"{'.'.join((*path, key.value))} ({file}, line {key.start_mark.line + 1})"
         if key.value in before:
             raise ConfigurationError(f"{place}: the key stands there twice")
         before.add(key.value)

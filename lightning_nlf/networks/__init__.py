@@ -1,3 +1,4 @@
+from lightning_nlf.language.shape import DecoderShape as DecoderShape
 from lightning_nlf.networks.base import Network as Network
 from lightning_nlf.networks.base import Policy as Policy
 from lightning_nlf.networks.base import QValue as QValue
@@ -8,7 +9,6 @@ from lightning_nlf.networks.critics import TransformerQValue as TransformerQValu
 from lightning_nlf.networks.critics import TransformerReward as TransformerReward
 from lightning_nlf.networks.critics import TransformerValue as TransformerValue
 from lightning_nlf.networks.critics import ValueHead as ValueHead
-from lightning_nlf.networks.decoder import DecoderShape as DecoderShape
 from lightning_nlf.networks.gru import GRUPolicy as GRUPolicy
 from lightning_nlf.networks.gru import GRUReward as GRUReward
 from lightning_nlf.networks.gru import GRUValue as GRUValue
@@ -20,3 +20,5 @@ from lightning_nlf.networks.mlp import GaussianPolicy as GaussianPolicy
 from lightning_nlf.networks.mlp import MLPQValue as MLPQValue
 from lightning_nlf.networks.mlp import MLPValue as MLPValue
 from lightning_nlf.networks.transformer import TransformerPolicy as TransformerPolicy
+
+DecoderShape.__module__ = __name__  # yamls, config.yaml of runs and MLflow name it by this package

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
+from lightning_nlf.language.reader import Reader
 
 
 class Network(nn.Module):
@@ -116,7 +117,7 @@ def misfits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]
     return other + missing + unknown
 
 
-class Policy(Network):
+class Policy(Network, Reader):
     role = "policy"
     shared = False  # whether a head of another network reads its features
 
@@ -139,23 +140,6 @@ class Policy(Network):
     def step(self, obs: Tensor, state: Any = None) -> tuple[Distribution, Any]:
         """One step of control: obs (B, *obs) → a distribution of batch shape (B,), and the recurrent state."""
         return self(obs), None
-
-    def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Any]:
-        """Text: new ids (B, L), right-padded with lengths (B,) → the next token's logits (B, V), float, and the state.
-
-        A row of length 0 has nothing new: its state stays, and its logits mean nothing. Without a state each length
-        is ≥ 1. A state is used up by `read`: only what it returns goes on.
-        Args: room: tokens that will be read one by one after these; a cache makes room for them.
-        """
-        raise NotImplementedError
-
-    def rows_of(self, state: Any, index: Tensor) -> Any:
-        """The state of the rows `index` (N,), which may leave some out and repeat others."""
-        raise NotImplementedError
-
-    def with_rows(self, state: Any, index: Tensor, part: Any) -> Any:
-        """`state` with `part` as the state of its rows `index` (N,), all different; `part` has read further."""
-        raise NotImplementedError
 
 
 class Value(Network):

@@ -1,24 +1,138 @@
-"""The next token by any causal language model of transformers."""
+"""Language models of transformers, with LoRA if wanted: what they have in common, and the policy.
+
+Slower than our own decoder, and more general.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_nlf.networks.base import Policy
-from lightning_nlf.networks.categorical import TokenDistribution
-from lightning_nlf.networks.hf_generation import write_generation
-from lightning_nlf.networks.hf_memory import Memory
-from lightning_nlf.networks.hf_model import HuggingFace, empty_cache
-from lightning_nlf.networks.hf_probe import refuse_other_distances, refused_if_it_fails
-from lightning_nlf.networks.hf_scores import is_direct, scores_of
-from lightning_nlf.networks.lora import LoRA, WithoutAdapter
-from lightning_nlf.networks.transformer import refuse_strangers
+from lightning_nlf.language import hf_layout
+from lightning_nlf.language.hf_cache import Memory
+from lightning_nlf.language.hf_generation import generation_in, write_generation
+from lightning_nlf.language.hf_model import built, empty_cache
+from lightning_nlf.language.hf_probe import refuse_other_distances, refused_if_it_fails
+from lightning_nlf.language.hf_scores import is_direct, scores_of
+from lightning_nlf.language.limits import refuse_strangers
+from lightning_nlf.language.token_distribution import TokenDistribution
+from lightning_nlf.networks.base import Network, Policy, checkpoint_at, under
+from lightning_nlf.networks.lora import LoRA, WithoutAdapter, with_lora
 from lightning_nlf.numbers import BelowOne, Positive
+
+
+class HuggingFace(Network):
+    """A network with a model of transformers, which is given by its config or comes with its weights.
+
+    Args:
+        weights: a folder in Hugging Face layout or an id on the hub; or a checkpoint of ours.
+        lora: train additions of low rank, and of the model nothing else.
+        config: of the model, where no weights bring it: the content of config.json. Begins at random.
+        dropout: in training, wherever the model has any; what its config says of it is not followed, as with dropout
+            the policy that learns is not the one that acted.
+
+    Raises:
+        ValueError: transformers, or with `lora` peft, is not installed; neither weights nor config; no such model;
+            a knob out of its range.
+    """
+
+    auto = "AutoModel"  # what of transformers builds it
+    model: Any
+    vocabulary: int
+
+    def __init__(
+        self,
+        weights: str | None = None,
+        lora: LoRA | None = None,
+        config: dict[str, Any] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: got {dropout}, must be at least 0 and below 1")
+        if is_checkpoint(weights) and config is None:
+            config = self._config_in(str(weights))
+        folder = None if is_checkpoint(weights) else hf_layout.folder_of(weights)
+        if weights is not None and folder is None and not is_checkpoint(weights):
+            raise ValueError(f"weights: there is no folder {weights}")
+        self.generation = {} if folder is None else generation_in(folder)
+        model = built(self.auto, config, folder, dropout)
+        self.config = model.config.to_dict()
+        text = model.config.get_text_config()  # of a model that sees, too
+        self.vocabulary = text.vocab_size
+        self.context = getattr(text, "max_position_embeddings", None)
+        self.adapted = lora is not None
+        self.model = model if lora is None else with_lora(model, lora)
+
+    def load_weights(self, weights: str | None) -> None:
+        """As of `Network`; what is in Hugging Face layout came with the model."""
+        super().load_weights(weights if is_checkpoint(weights) else None)
+
+    def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint without this role gives the body of its policy, below a fresh head; without LoRA both."""
+        own, body = super().own_weights(state), under(f"policy.model.{self.bare.base_model_prefix}", state)
+        if own or not body:
+            return own
+        fresh = {name: x for name, x in self.state_dict().items() if not name.startswith("model.")}
+        return fresh | {f"model.{name}": x for name, x in body.items()}
+
+    def arguments(self) -> dict[str, Any]:
+        return {"config": self.config}
+
+    def _config_in(self, checkpoint: str) -> dict[str, Any]:
+        """Of the network of this role, or of the policy that it would start from."""
+        networks = checkpoint_at(checkpoint).get("hyper_parameters") or {}
+        config = (networks.get(self.role) or networks.get("policy") or {}).get("init_args", {}).get("config")
+        if config is None:
+            raise ValueError(
+                f"config: {checkpoint} is of no model of transformers, or does not say its config; give one"
+            )
+        return config
+
+    @property
+    def bare(self) -> Any:
+        """The transformers model, LoRA's additions inside of it."""
+        return self.model.get_base_model() if self.adapted else self.model
+
+    def states(self, obs: Tensor, where: Tensor | None) -> Tensor:
+        """obs (B, T) → (B, T, d), or (N, d) over the True steps of `where`. Nothing behind a row's last one is read.
+
+        Raises:
+            ValueError: a row longer than the context, or a token outside of the vocabulary.
+        """
+        asked = torch.ones_like(obs, dtype=torch.bool) if where is None else where
+        steps = torch.arange(1, obs.shape[1] + 1, device=obs.device)
+        lengths = (asked * steps).amax(1)  # what is behind the last one wanted is padding
+        width = max(int(lengths.max()), 1)
+        self.refuse_length(width)
+        refuse_strangers(obs[:, :width], self.vocabulary)
+        seen = (steps[:width] <= lengths[:, None]).long()
+        states = self.run(obs[:, :width], seen, (steps[:width] - 1).expand(len(obs), -1))
+        return states if where is None else states[where[:, :width]]
+
+    def run(self, ids: Tensor, seen: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
+        """States (B, L, d) of new ids (B, L); seen (B, C) and positions (B, L), `cache` for `read`, which grows."""
+        body = self.bare.base_model
+        takes = inspect.signature(body.forward).parameters
+        placed = {"position_ids": positions} if "position_ids" in takes else {}
+        if cache is not None:
+            placed["cache" if "cache" in takes else "past_key_values"] = cache  # the later name, or the earlier
+        return body(input_ids=ids, attention_mask=seen, use_cache=cache is not None, **placed).last_hidden_state
+
+    def refuse_length(self, tokens: int) -> None:
+        if self.context is not None and tokens > self.context:
+            raise ValueError(f"weights: a row of {tokens} tokens is longer than the model's context of {self.context}")
+
+
+def is_checkpoint(weights: str | None) -> bool:
+    """Whether `weights` are a checkpoint of ours, and nothing in Hugging Face layout."""
+    return weights is not None and (weights.endswith(".ckpt") or Path(weights).is_file())
 
 
 class HuggingFacePolicy(HuggingFace, Policy):
@@ -59,9 +173,10 @@ class HuggingFacePolicy(HuggingFace, Policy):
         return self.states(obs, where)
 
     def distribution(self, features: Tensor) -> TokenDistribution:
-        return TokenDistribution(self._scores(features))
+        return TokenDistribution(self.scores(features))
 
-    def _scores(self, features: Tensor) -> Tensor:
+    def scores(self, features: Tensor) -> Tensor:
+        """(…, d) → (…, V), float32, not normalised."""
         scores = scores_of(self.bare, features, self.direct).float()
         return scores if self.temperature == 1 else scores / self.temperature
 
@@ -77,13 +192,7 @@ class HuggingFacePolicy(HuggingFace, Policy):
         positions = state.lengths[:, None] + steps.minimum((lengths - 1).clamp(min=0)[:, None])
         states = self.run(ids, used, positions, state.cache)
         last = states[torch.arange(rows, device=ids.device), (lengths - 1).clamp(min=0)]
-        return self._scores(last), Memory(state.cache, used, state.lengths + lengths)
-
-    def rows_of(self, state: Any, index: Tensor) -> Memory:
-        return state.rows_of(index)
-
-    def with_rows(self, state: Any, index: Tensor, part: Any) -> Memory:
-        return state.with_rows(index, part)
+        return self.scores(last), Memory(state.cache, used, state.lengths + lengths)
 
     def frozen(self) -> Policy:
         return WithoutAdapter(self, self.model) if self.adapted else super().frozen()

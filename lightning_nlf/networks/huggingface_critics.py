@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_nlf.language.hf_probe import refuse_looking_ahead, refused_if_it_fails
 from lightning_nlf.networks.base import Reward, Value
 from lightning_nlf.networks.critics import number, reward_head, zero_head
-from lightning_nlf.networks.hf_model import HuggingFace
-from lightning_nlf.networks.hf_probe import refuse_looking_ahead, refused_if_it_fails
+from lightning_nlf.networks.huggingface import HuggingFace
 from lightning_nlf.networks.lora import LoRA
 from lightning_nlf.numbers import BelowOne
 
 
-class HuggingFaceValue(HuggingFace, Value):
+class HuggingFaceNumber(HuggingFace):
+    """A number of the tokens so far, on an `AutoModel` of its own."""
+
+    new_head: Callable[[int], nn.Linear] = staticmethod(zero_head)
+
+    def __init__(
+        self,
+        weights: str | None = None,
+        lora: LoRA | None = None,
+        config: dict[str, Any] | None = None,
+        dropout: BelowOne = 0.0,
+    ) -> None:
+        super().__init__(weights, lora, config, dropout)
+        self.head = self.new_head(self.bare.config.hidden_size)
+        self.load_weights(weights)
+        with refused_if_it_fails(self.bare.config):
+            refuse_looking_ahead(self)
+
+    def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
+        return number(self.head, self.states(obs, where))
+
+
+class HuggingFaceValue(HuggingFaceNumber, Value):
     """V of the tokens so far, on an `AutoModel` of its own; 0 at first."""
 
-    def __init__(
-        self,
-        weights: str | None = None,
-        lora: LoRA | None = None,
-        config: dict[str, Any] | None = None,
-        dropout: BelowOne = 0.0,
-    ) -> None:
-        super().__init__(weights, lora, config, dropout)
-        self.head = zero_head(self.bare.config.hidden_size)
-        self.load_weights(weights)
-        with refused_if_it_fails(self.bare.config):
-            refuse_looking_ahead(self)
 
-    def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
-        return number(self.head, self.states(obs, where))
-
-
-class HuggingFaceReward(HuggingFace, Reward):
+class HuggingFaceReward(HuggingFaceNumber, Reward):
     """What a reply is worth, on an `AutoModel` of its own; with `lora` the additions and the head are trained."""
 
-    def __init__(
-        self,
-        weights: str | None = None,
-        lora: LoRA | None = None,
-        config: dict[str, Any] | None = None,
-        dropout: BelowOne = 0.0,
-    ) -> None:
-        super().__init__(weights, lora, config, dropout)
-        self.head = reward_head(self.bare.config.hidden_size)
-        self.load_weights(weights)
-        with refused_if_it_fails(self.bare.config):
-            refuse_looking_ahead(self)
-
-    def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
-        return number(self.head, self.states(obs, where))
+    new_head = staticmethod(reward_head)

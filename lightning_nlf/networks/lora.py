@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,27 +35,18 @@ def with_lora(model: nn.Module, lora: LoRA) -> nn.Module:
         from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError:
         raise ValueError("lora needs peft: pip install lightning_nlf[text]") from None
-    shared = _shared_weights(model)
+    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     try:
-        adapted = get_peft_model(
-            model,
-            LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules),
-        )
+        adapted = get_peft_model(model, LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules))
     except ValueError as error:  # such as a target that is nowhere
         raise ValueError(f"lora: {error}") from error
     for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and id(module.get_base_layer().weight) in shared:
+        if isinstance(module, BaseTunerLayer) and counts[id(module.get_base_layer().weight)] > 1:
             raise ValueError(
                 f"lora: target_modules: {name} has the same weights as another layer of this model, which would "
                 "get the addition too when it is merged for export: leave it out"
             )
     return adapted
-
-
-def _shared_weights(model: nn.Module) -> set[int]:
-    """Ids of parameters that stand in more than one place, as an embedding that is the head too."""
-    counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    return {parameter for parameter, count in counts.items() if count > 1}
 
 
 class WithoutAdapter(Policy):
@@ -67,18 +56,14 @@ class WithoutAdapter(Policy):
         super().__init__()
         self._shared = (policy, model)  # in a tuple: no children, so neither moved nor saved twice
 
-    @contextmanager
-    def _off(self) -> Iterator[Policy]:
-        policy, model = self._shared
-        with model.disable_adapter():
-            yield policy
-
     def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
-        with torch.no_grad(), self._off() as policy:
+        policy, model = self._shared
+        with torch.no_grad(), model.disable_adapter():
             return policy.features(obs, where)
 
     def distribution(self, features: Tensor) -> Distribution:
-        with torch.no_grad(), self._off() as policy:
+        policy, model = self._shared
+        with torch.no_grad(), model.disable_adapter():
             return policy.distribution(features)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

@@ -78,12 +78,8 @@ class GaussianPolicy(Policy):
         obs_std: list[Positive] | None = None,
     ) -> None:
         super().__init__()
-        self.obs_dim, self.action_dim, self.min_log_std, self.state_dependent_std = (
-            obs_dim,
-            action_dim,
-            min_log_std,
-            state_dependent_std,
-        )
+        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.min_log_std, self.state_dependent_std = min_log_std, state_dependent_std
         outputs = 2 * action_dim if state_dependent_std else action_dim
         self.net = mlp([obs_dim, *([32, 32] if hidden is None else hidden), outputs], obs_mean, obs_std)
         self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std)))

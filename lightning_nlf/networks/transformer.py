@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_nlf.networks import hf_folder, hf_layout
+from lightning_nlf.language import hf_folder, hf_layout
+from lightning_nlf.language.decoder import Decoder
+from lightning_nlf.language.hf_config import shape_in
+from lightning_nlf.language.hf_generation import generation_in, write_generation
+from lightning_nlf.language.limits import refuse_length, refuse_strangers
+from lightning_nlf.language.packing import pack
+from lightning_nlf.language.reader import DecoderReader
+from lightning_nlf.language.shape import DecoderShape
+from lightning_nlf.language.token_distribution import TokenDistribution
 from lightning_nlf.networks.base import Network, Policy, checkpoint_at, under
-from lightning_nlf.networks.cache import Cache
-from lightning_nlf.networks.categorical import TokenDistribution
-from lightning_nlf.networks.decoder import Decoder, DecoderShape
-from lightning_nlf.networks.hf_config import shape_in
-from lightning_nlf.networks.hf_generation import generation_in, write_generation
-from lightning_nlf.networks.packing import pack
 from lightning_nlf.numbers import BelowOne, Positive
 
 
@@ -117,44 +118,20 @@ class Transformer(Network):
         if not asked.any():
             return decoder.embed.weight.new_zeros(0, shape.width)
         packed = pack(obs.cpu(), asked, share=not (decoder.dropout and decoder.training))
-        self.refuse_length(int(packed.positions.max()) + 1, 0)
+        refuse_length(int(packed.positions.max()) + 1, shape.context, self.role)
         refuse_strangers(packed.ids, shape.vocabulary)
         packed = packed.to(obs.device)
-
-        def attend(layer: int, qkv: Tensor) -> Tensor:
-            return packed.attend(qkv, shape.heads)
-
+        attend = partial(packed.attend, heads=shape.heads)
         hidden = decoder(packed.ids, packed.positions, attend, packed.wanted, exact)
         return hidden.unflatten(0, obs.shape) if where is None else hidden
 
-    def refuse_length(self, tokens: int, more: int) -> None:
-        """Raises ValueError: `tokens` and so many more do not fit the context."""
-        context = self.decoder.shape.context
-        if tokens + more > context:
-            read = f"{tokens} tokens and a reply of up to {more + 1}" if more else f"{tokens} tokens"
-            raise ValueError(
-                f"shape.context: a row of {read} is longer than the context of {context}: "
-                f"shorten prompts or replies (max_new), or give the {self.role} a larger context"
-            )
 
-
-def refuse_strangers(ids: Tensor, vocabulary: int) -> None:
-    """Raises ValueError: a token outside of the vocabulary."""
-    if int(ids.max()) >= vocabulary:
-        raise ValueError(
-            f"shape.vocabulary: token {int(ids.max())} in a vocabulary of {vocabulary}: "
-            "the network was made for another tokenizer"
-        )
-
-
-class TransformerPolicy(Transformer, Policy):
+class TransformerPolicy(Transformer, DecoderReader, Policy):
     """The next token's distribution.
 
     Args:
         temperature: what scores are divided by, in sampling and in learning alike.
     """
-
-    CHUNK = 1024  # tokens of prompts that a CPU reads at a time: more take more memory, and no less time
 
     def __init__(
         self,
@@ -177,53 +154,7 @@ class TransformerPolicy(Transformer, Policy):
         return self.states(obs, where, exact=self.shared)  # scores round them anyway, values must not
 
     def distribution(self, features: Tensor) -> TokenDistribution:
-        return TokenDistribution(self._scores(features))
-
-    def scores(self, features: Tensor) -> Tensor:
-        """(…, d) → (…, V), float32, not normalised."""
-        return self._scores(features).float()
-
-    def _scores(self, features: Tensor) -> Tensor:
-        """The same, in the precision of the product where nothing more is done to it."""
-        weight = (self.lm_head or self.decoder.embed).weight
-        scores = F.linear(features, weight)
-        return scores if self.temperature == 1 else scores.float() / self.temperature
-
-    @torch.no_grad()
-    def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Cache]:
-        shape, (rows, width), device = self.decoder.shape, ids.shape, ids.device
-        cache = self._empty_cache(rows) if state is None else state
-        if cache.longest + width + max(room - 1, 0) > shape.context:  # perhaps: `longest` is a bound
-            cache.longest = int(cache.lengths.max())
-            self.refuse_length(int((cache.lengths + lengths).max()), max(room - 1, 0))
-        if room or width > 1:  # not of every token that was sampled
-            refuse_strangers(ids, shape.vocabulary)
-        cache.reserve(cache.used + width + max(room - 1, 0))
-        positions, seen = cache.add(lengths, width)
-        last = torch.arange(0, rows * width, width, device=device) + (lengths - 1).clamp(min=0)
-        positions = positions.clamp(max=shape.context - 1)  # of padding
-        some = max(1, self.CHUNK // width) if width > 1 and device.type == "cpu" else max(1, rows)
-        scores = []
-        for first in range(0, rows, some):
-            own = slice(first, first + some)
-            wanted = None if width == 1 else last[own] - first * width
-            attend = partial(cache.attend, heads=shape.heads, seen=seen[own], first=first)
-            hidden = self.decoder(ids[own].flatten(), positions[own].flatten(), attend, wanted, exact=False)
-            scores.append(self.scores(hidden))
-        return scores[0] if len(scores) == 1 else torch.cat(scores), cache
-
-    def _empty_cache(self, rows: int) -> Cache:
-        shape, weight = self.decoder.shape, self.decoder.embed.weight
-        device = weight.device.type
-        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        like = weight.new_empty(0, dtype=half)
-        return Cache.empty(shape.layers, rows, shape.kv_heads, shape.head_width, like)
-
-    def rows_of(self, state: Any, index: Tensor) -> Cache:
-        return state.rows_of(index)
-
-    def with_rows(self, state: Any, index: Tensor, part: Any) -> Cache:
-        return state.with_rows(index, part)
+        return TokenDistribution(self.raw_scores(features))
 
     def export(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors, for `AutoModelForCausalLM.from_pretrained`.

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_nlf.batch import Batch
-from lightning_nlf.functional import episode_gae, followed, masked_mean, with_final_obs
+from lightning_nlf.batch import Batch, required
+from lightning_nlf.maths.means import check_shapes
+from lightning_nlf.maths.returns import episode_gae
+from lightning_nlf.maths.steps import followed, with_final_obs
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.networks import Policy, QValue, Value
 from lightning_nlf.numbers import Discount, NonNegative, Positive
-from lightning_nlf.objective import Evaluation, Terms, scattered
-from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective, Sum, moments, one_process
+from lightning_nlf.objective import Evaluation, Objective, Term, scattered
+from lightning_nlf.objectives.baselines import Sum, moments, one_process
+from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 
 
-def value_loss(
-    values: Tensor,
-    returns: Tensor,
-    mask: Tensor,
-    old_values: Tensor | None = None,
-    clip: float | None = None,
-    total: Tensor | None = None,
-) -> Tensor:
-    """½E[(V − G)²]; with `clip` the larger of that and of V kept within ±clip of the old value (PPO's reference code).
+def value_loss(values: Tensor, returns: Tensor, old_values: Tensor | None = None, clip: float | None = None) -> Tensor:
+    """½(V − G)²; with `clip` the larger of that and of V kept within ±clip of the old value (PPO's reference code).
 
-    Args: values, returns, mask, old_values (B, T).  Returns ().
+    Args: values, returns, old_values (B, T).  Returns (B, T).
     """
+    check_shapes(2, values=values, returns=returns)
     error = (values - returns) ** 2
     if clip is not None:
         assert old_values is not None, "a clipped value loss needs the old values"
+        check_shapes(2, values=values, old_values=old_values)
         error = torch.max(error, (old_values + (values - old_values).clamp(-clip, clip) - returns) ** 2)
-    return 0.5 * masked_mean(error, mask, total)
+    return 0.5 * error
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, over_ranks: Sum = one_process) -> Tensor:
@@ -46,13 +45,25 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, over_ranks
     return torch.where(of_returns > 1e-8, 1 - left / of_returns.clamp(min=1e-8), 0)
 
 
-class CriticObjective(PolicyGradientObjective):
-    """Policy gradient with a critic, regressed on λ-returns; what the critic is, the two kinds below say.
+class CriticObjective(Objective):
+    """A critic, regressed on λ-returns; what it says of states or actions, the two kinds below define.
+
+    Joined with a policy gradient to its right, whose estimate of advantages it replaces.
 
     Args:
         lam: λ of GAE and of the returns; 1 is Monte-Carlo, 0 one-step.
         value_weight, value_clip: weight of the critic's loss, and how far a value may move in its favour.
+
+    Raises:
+        ValueError: a baseline or a scale of advantages, beside a critic.
     """
+
+    needs: tuple[type, ...] = (PolicyGradientObjective,)
+    gamma: float
+    baseline: str
+    advantage_scale: str
+    cuts: Callable[[Batch], Tensor | None]
+    decided_over: str
 
     def __init__(
         self, lam: Discount = 0.95, value_weight: NonNegative = 0.5, value_clip: Positive | None = None, **kwargs: Any
@@ -63,13 +74,11 @@ class CriticObjective(PolicyGradientObjective):
                 raise ValueError(f"{name}: {value} beside a critic, which is the baseline; leave it out")
         self.lam, self.value_weight, self.value_clip = lam, value_weight, value_clip
 
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
-        assert now.values is not None and batch.returns is not None
-        loss = value_loss(
-            now.values, batch.returns, batch.mask, batch.values, self.value_clip, batch.totals.get("mask")
-        )
-        now.over["value"] = "mask"
-        return super().terms(batch, now) | {"value": self.value_weight * loss}
+    def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
+        returns = required(batch.returns, "the batch has no returns: `prepare` comes first")
+        assert now.values is not None
+        loss = value_loss(now.values, returns, batch.values, self.value_clip)
+        yield Term("value", loss, self.decided_over, weight=self.value_weight)
 
     def final_values(self, batch: Batch) -> Tensor:
         """V or Q of what follows each row, (B,)."""
@@ -79,31 +88,37 @@ class CriticObjective(PolicyGradientObjective):
         """What ∇log π is weighted with, (B, T)."""
         return advantages
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        batch = batch.to(self.device)
+    def estimate(self, batch: Batch) -> Batch:
+        """With values, λ-returns and advantages by GAE."""
         assert batch.rewards is not None and batch.final_obs is not None and batch.terminated is not None
         with self.acting():
             estimates = self.critic(batch, batch.valid)
             assert estimates is not None
-            known = batch.terminated | followed(batch)
+            ended = batch.terminated | followed(batch)
             bootstrap = batch.rewards.new_zeros(len(batch))
-            if not known.all():
-                bootstrap = torch.where(known, bootstrap, self.final_values(batch).float())
+            if not ended.all():
+                bootstrap = torch.where(ended, bootstrap, self.final_values(batch).float())
         values = scattered(estimates.float(), batch.valid)
         advantages = episode_gae(batch, values, bootstrap, self.gamma, self.lam, self.cuts(batch))
         self.note(
             "explained_variance", explained_variance(values, advantages + values, batch.mask, self.sum_over_ranks)
         )
         weights = self.gradient_weights(advantages, values)
-        return super().prepare(replace(batch, values=values, returns=advantages + values, advantages=weights))
+        return replace(batch, values=values, returns=advantages + values, advantages=weights)
 
 
 class ValueObjective(CriticObjective):
-    """Advantage actor-critic: A by GAE from V, and V(s_T) where a row was truncated."""
+    """Advantage actor-critic: A by GAE from V, and V(s_T) where a row was truncated.
+
+    Args: value: the network of V.
+    """
 
     policy: Policy
-    value: Value
+
+    def __init__(self, value: Value, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.value = value
+        self.policy.shared |= value.on_policy
 
     def critic(self, batch: Batch, where: Tensor, features: Tensor | None = None) -> Tensor:
         return self._value(batch.obs, where, features)
@@ -118,10 +133,17 @@ class ValueObjective(CriticObjective):
 
 
 class QObjective(CriticObjective):
-    """Q actor-critic: ∇log π(a|s) weighted by Q(s, a), Q learned by SARSA(λ)."""
+    """Q actor-critic: ∇log π(a|s) weighted by Q(s, a), Q learned by SARSA(λ).
 
-    q: QValue
+    Args: q: the network of Q.
+    """
+
     policy: Policy
+
+    def __init__(self, q: QValue, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.q = q
+        self.policy.shared |= q.on_policy
 
     def critic(self, batch: Batch, where: Tensor, features: Tensor | None = None) -> Tensor:
         return self._q(batch.obs, batch.actions, where, features)
@@ -142,19 +164,9 @@ class QObjective(CriticObjective):
         return values
 
 
-class ActorCriticAgent(ValueObjective, PolicyModule):
+class ActorCriticAgent(ValueObjective, PolicyGradientObjective, PolicyModule):
     """REINFORCE with a value baseline (λ = 1), A2C (λ < 1) or PPO (`clip` and several passes)."""
 
-    def __init__(self, value: Value, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.value = value
-        self.policy.shared |= value.on_policy
 
-
-class QActorCriticAgent(QObjective, PolicyModule):
+class QActorCriticAgent(QObjective, PolicyGradientObjective, PolicyModule):
     """A policy whose gradient is weighted by a learned Q(s, a)."""
-
-    def __init__(self, q: QValue, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.q = q
-        self.policy.shared |= q.on_policy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +11,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import comparison_shares, masked_mean
-from lightning_nlf.objective import Evaluation, Terms
-from lightning_nlf.objectives.held_out import HeldOutObjective
-from lightning_nlf.preferences import Pairs, pairs
+from lightning_nlf.maths.means import comparison_shares
+from lightning_nlf.maths.preferences import Pairs, pairs
+from lightning_nlf.objective import Evaluation, Objective, Term
 
 
 def reply_steps(batch: Batch) -> Tensor:
@@ -42,31 +42,35 @@ def expected_on_top(batch: Batch) -> Tensor:
     return torch.where(some_expected[same], torch.where(expected, 0, lowered), rank)
 
 
-def preference_notes(rewards: Tensor, ranked: Pairs, total: Tensor | None = None) -> Terms:
-    """Means over the pairs that do not tie, each (): the share that `rewards` (B,) put right, and both rewards."""
+def preference_figures(rewards: Tensor, ranked: Pairs) -> dict[str, Tensor]:
+    """Of the pairs that do not tie, each (P,), 0 of a tie: whether `rewards` (B,) put it right, and both rewards."""
     difference = ranked.difference(rewards)
-    shown = {
+    figures = {
         "accuracy": (difference > 0).to(rewards.dtype),
         "margin": difference,
         "chosen_reward": rewards[ranked.better],
         "rejected_reward": rewards[ranked.worse],
     }
-    return {name: masked_mean(x, ~ranked.tie, total) for name, x in shown.items()}
+    return {name: torch.where(ranked.tie, 0, x) for name, x in figures.items()}
 
 
-class DirectPreferenceObjective(HeldOutObjective):
+class DirectPreferenceObjective(Objective):
     """The better reply of a group shall be preferred by the policy too: all pairs, each compared once.
 
     What a policy makes of a reply is `fitness`, times β its implicit reward; a kind of loss is `pair_losses`.
 
     Args:
         expected_first: an expected response that nobody ranked beats the other replies of its group.
+
+    Raises:
+        ValueError: at `prepare` and on held-out rows nobody put replies in order; at `prepare` there is no pair on any
+            rank, in rows that nobody sampled here (no `log_probs`), as those of a file, which stay as they are. Of a
+            rollout without any pair nothing is learned.
     """
 
     beta = 1.0  # of the implicit reward
-    measured: tuple[str, ...] = ("preference", "accuracy", "margin", "chosen_reward", "rejected_reward")
-    held_out_losses: tuple[str, ...] = ("preference",)
-    counted = "strict_pairs"  # what the loss is a mean over, as in `Batch.totals`
+    reports: tuple[str, ...] = ("preference", "accuracy", "margin", "chosen_reward", "rejected_reward")
+    compared_over = "strict_pairs"  # what the loss is a mean over
 
     def __init__(self, expected_first: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -80,30 +84,22 @@ class DirectPreferenceObjective(HeldOutObjective):
         """difference of fitness, the better minus the worse, (P,) → (P,)"""
         raise NotImplementedError
 
-    def preference_loss(self, fitness: Tensor, ranked: Pairs, batch: Batch) -> Tensor:
-        """Mean of `pair_losses` over the pairs that do not tie, ().  fitness (B,)"""
-        losses = self.pair_losses(ranked.difference(fitness))
-        return masked_mean(losses, ~ranked.tie, batch.totals.get(self.counted))
+    def preference_losses(self, fitness: Tensor, ranked: Pairs, batch: Batch) -> Tensor:
+        """`pair_losses` of the pairs that do not tie, 0 of the others.  fitness (B,) → (P,)"""
+        return torch.where(ranked.tie, 0, self.pair_losses(ranked.difference(fitness)))
 
-    def complete(self, batch: Batch) -> Batch:
-        """Raises ValueError: nobody put replies in order."""
-        batch = super().complete(batch)
+    def annotate(self, batch: Batch) -> Batch:
+        """Ranks, with expected responses on top if `expected_first`."""
         if batch.group is None or batch.rank is None and not self.expected_first:
             raise ValueError("the batch has no `group` and `rank`, and preferences are learned from nothing else")
         return replace(batch, rank=expected_on_top(batch)) if self.expected_first else batch
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        """Notes the number of `pairs`.
-
-        Raises ValueError: there is none on any rank, in rows that nobody sampled here (no `log_probs`), as those of a
-        file, which stay as they are. Of a rollout without any nothing is learned.
-        """
-        batch = super().prepare(batch)
+    def select(self, batch: Batch) -> Batch:
+        """Log the number of `pairs`, and refuse none at all; every row stays."""
         assert batch.group is not None and batch.rank is not None
-        found = self.sum_over_ranks(comparison_shares(batch.group, batch.rank)["pairs"].sum())
-        self.note("pairs", found)
-        if not found:
+        count = self.sum_over_ranks(comparison_shares(batch.group, batch.rank)["pairs"].sum())
+        self.note("pairs", count)
+        if not count:
             why = "no expected response" if self.expected_first else "expected_first: true ranks expected responses"
             message = f"rank: no group has two ranked replies, so there is nothing to compare ({why})"
             if batch.log_probs is None:
@@ -111,11 +107,9 @@ class DirectPreferenceObjective(HeldOutObjective):
             rank_zero_warn(message)
         return batch
 
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
+    def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
         assert batch.group is not None and batch.rank is not None
         fitness, ranked = self.fitness(batch, now), pairs(batch.group, batch.rank)
-        now.over["preference"] = self.counted
-        notes = preference_notes(self.beta * fitness.detach(), ranked, batch.totals.get("strict_pairs"))
-        now.notes |= notes
-        now.over |= dict.fromkeys(notes, "strict_pairs")
-        return super().terms(batch, now) | {"preference": self.preference_loss(fitness, ranked, batch)}
+        for name, x in preference_figures(self.beta * fitness.detach(), ranked).items():
+            yield Term(name, x, "strict_pairs", logged_only=True)
+        yield Term("preference", self.preference_losses(fitness, ranked, batch), self.compared_over)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_nlf.batch import Batch
-from lightning_nlf.functional import masked_mean, row_sums
+from lightning_nlf.batch import Batch, required
+from lightning_nlf.maths.means import check_shapes
+from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.numbers import Positive, Share
-from lightning_nlf.objective import Evaluation, Terms
+from lightning_nlf.objective import Evaluation, Term
 from lightning_nlf.objectives.direct_preference import DirectPreferenceObjective, reply_steps
 from lightning_nlf.objectives.reference import ReferenceObjective
 
@@ -21,6 +23,7 @@ def dpo_loss(difference: Tensor, beta: float) -> Tensor:
 
     Args: difference (P,): h = log π/π_ref of the chosen minus that of the rejected.  Returns (P,).
     """
+    check_shapes(1, difference=difference)
     return -F.logsigmoid(beta * difference)
 
 
@@ -43,48 +46,46 @@ def robust_dpo_loss(difference: Tensor, beta: float, smoothing: float) -> Tensor
 
 def hinge_loss(difference: Tensor, beta: float) -> Tensor:
     """max(0, 1 − βh): hinge-norm in https://arxiv.org/abs/2309.06657.  difference h (P,) → (P,)"""
+    check_shapes(1, difference=difference)
     return (1 - beta * difference).clamp(min=0)
 
 
 def ipo_loss(difference: Tensor, beta: float) -> Tensor:
     """(h − 1/(2β))²: eq. 17 of https://arxiv.org/abs/2310.12036, their τ is β.  difference h (P,) → (P,)"""
+    check_shapes(1, difference=difference)
     return (difference - 1 / (2 * beta)) ** 2
 
 
-class DPOObjective(ReferenceObjective, DirectPreferenceObjective):
-    """DPO, `dpo_loss`; the kinds below change the loss only.
+class DPOObjective(DirectPreferenceObjective):
+    """DPO, `dpo_loss`; the kinds below change the loss only. Joined with a `ReferenceObjective`.
 
     Args:
         beta: β, how closely the policy is held to the reference.
-        length_normalized: compares the mean log-ratio of a reply's tokens instead of the sum: no gain by length.
     """
 
-    def __init__(self, beta: Positive = 0.1, length_normalized: bool = False, **kwargs: Any) -> None:
+    needs: tuple[type, ...] = (ReferenceObjective,)
+    reports: tuple[str, ...] = ("reference_kl",)
+
+    def __init__(self, beta: Positive = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not beta > 0:
             raise ValueError(f"beta: got {beta}, must be above 0")
-        self.beta, self.length_normalized = beta, length_normalized
-
-    def complete(self, batch: Batch) -> Batch:
-        return self.with_reference(super().complete(batch))
+        self.beta = beta
 
     def fitness(self, batch: Batch, now: Evaluation) -> Tensor:
-        assert batch.ref_log_probs is not None, "prepare comes first"
-        steps = reply_steps(batch)
-        log_ratios = row_sums(now.log_probs - batch.ref_log_probs, steps)
-        return log_ratios / steps.sum(1).clamp(min=1) if self.length_normalized else log_ratios
+        return row_sums(log_ratios(batch, now), reply_steps(batch))
 
     def pair_losses(self, difference: Tensor) -> Tensor:
         return dpo_loss(difference, self.beta)
 
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
-        """Notes KL(reference ‖ policy) a token: right for replies that the reference wrote."""
-        terms = super().terms(batch, now)
-        assert batch.ref_log_probs is not None
-        log_ratios = (now.log_probs - batch.ref_log_probs).detach()
-        now.notes["reference_kl"] = masked_mean(-log_ratios, batch.mask, batch.totals.get("mask"))
-        now.over["reference_kl"] = "mask"
-        return terms
+    def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
+        """Adds KL(reference ‖ policy) a token: right for replies that the reference wrote."""
+        yield Term("reference_kl", -log_ratios(batch, now).detach(), "mask", logged_only=True)
+
+
+def log_ratios(batch: Batch, now: Evaluation) -> Tensor:
+    """log π/π_ref of each step, (B, T)."""
+    return now.log_probs - required(batch.ref_log_probs, "the batch has no ref_log_probs: `prepare` comes first")
 
 
 class SmoothedObjective(DPOObjective):
@@ -128,21 +129,21 @@ class IPOObjective(DPOObjective):
         return ipo_loss(difference, self.beta)
 
 
-class DPOPolicy(DPOObjective, PolicyModule):
+class DPOPolicy(DPOObjective, ReferenceObjective, PolicyModule):
     """A policy that learned from comparisons."""
 
 
-class ConservativeDPOPolicy(ConservativeDPOObjective, PolicyModule):
+class ConservativeDPOPolicy(ConservativeDPOObjective, ReferenceObjective, PolicyModule):
     """The same, with smoothed labels."""
 
 
-class RobustDPOPolicy(RobustDPOObjective, PolicyModule):
+class RobustDPOPolicy(RobustDPOObjective, ReferenceObjective, PolicyModule):
     """The same, corrected for wrong labels."""
 
 
-class HingeDPOPolicy(HingeDPOObjective, PolicyModule):
+class HingeDPOPolicy(HingeDPOObjective, ReferenceObjective, PolicyModule):
     """The same, by a hinge."""
 
 
-class IPOPolicy(IPOObjective, PolicyModule):
+class IPOPolicy(IPOObjective, ReferenceObjective, PolicyModule):
     """The same, by a square."""

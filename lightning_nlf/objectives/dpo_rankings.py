@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,17 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.modules import PolicyModule
-from lightning_nlf.numbers import Positive
-from lightning_nlf.objective import Evaluation, Terms
-from lightning_nlf.objectives.dpo import DPOObjective
-from lightning_nlf.preferences import (
+from lightning_nlf.maths.preferences import (
     Pairs,
     davidson_log_probs,
     outcome_loss,
     plackett_luce_loss,
     rao_kupper_log_probs,
 )
+from lightning_nlf.modules import PolicyModule
+from lightning_nlf.numbers import Positive
+from lightning_nlf.objective import Evaluation, Term
+from lightning_nlf.objectives.dpo import DPOObjective
+from lightning_nlf.objectives.reference import ReferenceObjective
 
 
 class RankedDPOObjective(DPOObjective):
@@ -29,11 +31,11 @@ class RankedDPOObjective(DPOObjective):
     Ties are blocks whose order nobody said, see `plackett_luce_loss`.
     """
 
-    counted = "rankings"
+    compared_over = "rankings"
 
-    def preference_loss(self, fitness: Tensor, ranked: Pairs, batch: Batch) -> Tensor:
+    def preference_losses(self, fitness: Tensor, ranked: Pairs, batch: Batch) -> Tensor:
         assert batch.group is not None and batch.rank is not None
-        return plackett_luce_loss(self.beta * fitness, batch.group, batch.rank, batch.totals.get(self.counted))
+        return plackett_luce_loss(self.beta * fitness, batch.group, batch.rank)
 
 
 class TiedDPOObjective(DPOObjective):
@@ -44,7 +46,7 @@ class TiedDPOObjective(DPOObjective):
     Args: learn_tie: else the parameter stays as it is given.
     """
 
-    counted = "pairs"
+    compared_over = "pairs"
 
     def __init__(self, start: float, learn_tie: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -54,9 +56,8 @@ class TiedDPOObjective(DPOObjective):
         """log P of (win, tie, lose) at the difference of two implicit rewards.  (P,) → (P, 3)"""
         raise NotImplementedError
 
-    def preference_loss(self, fitness: Tensor, ranked: Pairs, batch: Batch) -> Tensor:
-        log_probs = self.outcome_log_probs(self.beta * ranked.difference(fitness))
-        return outcome_loss(log_probs, ranked.tie, batch.totals.get(self.counted))
+    def preference_losses(self, fitness: Tensor, ranked: Pairs, batch: Batch) -> Tensor:
+        return outcome_loss(self.outcome_log_probs(self.beta * ranked.difference(fitness)), ranked.tie)
 
 
 class RaoKupperDPOObjective(TiedDPOObjective):
@@ -73,9 +74,8 @@ class RaoKupperDPOObjective(TiedDPOObjective):
     def outcome_log_probs(self, difference: Tensor) -> Tensor:
         return rao_kupper_log_probs(difference, F.softplus(self.tie["raw"]))
 
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
-        now.notes["theta"] = F.softplus(self.tie["raw"].detach()).exp()
-        return super().terms(batch, now)
+    def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
+        yield Term("theta", F.softplus(self.tie["raw"].detach()).exp(), None, logged_only=True)
 
 
 class DavidsonDPOObjective(TiedDPOObjective):
@@ -92,18 +92,17 @@ class DavidsonDPOObjective(TiedDPOObjective):
     def outcome_log_probs(self, difference: Tensor) -> Tensor:
         return davidson_log_probs(difference, self.tie["raw"])
 
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
-        now.notes["nu"] = self.tie["raw"].detach().exp()
-        return super().terms(batch, now)
+    def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
+        yield Term("nu", self.tie["raw"].detach().exp(), None, logged_only=True)
 
 
-class RankedDPOPolicy(RankedDPOObjective, PolicyModule):
+class RankedDPOPolicy(RankedDPOObjective, ReferenceObjective, PolicyModule):
     """A policy that learned from whole rankings."""
 
 
-class RaoKupperDPOPolicy(RaoKupperDPOObjective, PolicyModule):
+class RaoKupperDPOPolicy(RaoKupperDPOObjective, ReferenceObjective, PolicyModule):
     """A policy that learned from comparisons with ties."""
 
 
-class DavidsonDPOPolicy(DavidsonDPOObjective, PolicyModule):
+class DavidsonDPOPolicy(DavidsonDPOObjective, ReferenceObjective, PolicyModule):
     """A policy that learned from comparisons with ties."""

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import row_sums
+from lightning_nlf.maths.steps import row_sums
+from lightning_nlf.modules import PolicyModule
 from lightning_nlf.objective import Objective
-from lightning_nlf.objectives.imitation import JointAgent, JointPolicy
-from lightning_nlf.objectives.policy_gradient import refuse_unscored
+from lightning_nlf.objectives.baselines import refuse_unscored
+from lightning_nlf.objectives.imitation import ImitationObjective
+from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 
 
 def better_than_own(score: Tensor, group: Tensor, own: Tensor) -> Tensor:
@@ -29,15 +31,16 @@ class FilteredImitationObjective(Objective):
     """Takes rows in which an expert spoke out of `expert_mask` unless they are better than the learner's own.
 
     A row's worth is its `score`, else its undiscounted return. Labels on rows of the learner's own, and rows alone in
-    their group, stay. Stands before an imitation.
+    their group, stay.
 
     Raises:
         ValueError: at `prepare` a batch without `group`, or without score and rewards, or a score that is not known.
     """
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        batch = super().prepare(batch)
+    needs: tuple[type, ...] = (ImitationObjective,)
+
+    def select(self, batch: Batch) -> Batch:
+        """Imitate an expert's row only where it is better than the learner's own."""
         if batch.expert_mask is None:
             return batch
         if batch.group is None:
@@ -56,9 +59,5 @@ class FilteredImitationObjective(Objective):
         return replace(batch, expert_mask=batch.expert_mask & kept[:, None])
 
 
-class FilteredJointPolicy(FilteredImitationObjective, JointPolicy):
+class FilteredJointPolicy(FilteredImitationObjective, ImitationObjective, PolicyGradientObjective, PolicyModule):
     """The joint objective, or injection, with imitation of what the expert did better."""
-
-
-class FilteredJointAgent(FilteredImitationObjective, JointAgent):
-    """The same with a critic."""

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import masked_mean, row_sums
+from lightning_nlf.maths.means import check_shapes
+from lightning_nlf.maths.steps import row_sums
+from lightning_nlf.modules import PolicyModule
 from lightning_nlf.numbers import NonNegative, Number
-from lightning_nlf.objective import Evaluation, Objective, Terms
-from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, group_mean
+from lightning_nlf.objective import Evaluation, Objective, Term
+from lightning_nlf.objectives.baselines import group_mean
+from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 
 
-def first_turn_loss(
-    log_probs: Tensor, advantages: Tensor, mask: Tensor, floor: float, total: Tensor | None = None
-) -> Tensor:
-    """−E[1(log π ≥ floor) A log π(y₁|x)]: RLTF-SD, §3 of https://arxiv.org/abs/2602.02482, without importance weights.
+def first_turn_loss(log_probs: Tensor, advantages: Tensor, floor: float) -> Tensor:
+    """−1(log π ≥ floor) A log π(y₁|x): RLTF-SD, §3 of https://arxiv.org/abs/2602.02482, without importance weights.
 
     A token that the policy would hardly say gives no gradient, as log π falls without bound there. It still counts in
     the mean: what it is a mean over is a matter of the rows, and not of how the policy stands.
-    Args: log_probs, advantages, mask (B, T).  Returns ().
+    Args: log_probs (B, T); advantages (B,).  Returns (B, T).
     """
-    kept = log_probs.detach() >= floor
-    return -masked_mean(torch.where(kept, log_probs * advantages, 0), mask, total)
+    check_shapes(1, advantages=advantages, rows=log_probs[:, 0])
+    return torch.where(log_probs.detach() >= floor, -log_probs * advantages[:, None], 0)
 
 
 def first_turn_advantages(earned: Tensor, batch: Batch) -> Tensor:
@@ -59,33 +60,34 @@ class FirstTurnObjective(Objective):
         floor: tokens of less than this log-probability are left out.
     """
 
+    needs: tuple[type, ...] = (PolicyModule,)
+
     def __init__(self, distillation_weight: NonNegative = 0.1, floor: Number = -5.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.distillation_weight, self.floor = distillation_weight, floor
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        """Raises ValueError: no revisions, or no rewards of them."""
-        batch = batch.to(self.device)
+    def annotate(self, batch: Batch) -> Batch:
+        """What the revisions gained, before any penalty of the rewards.
+
+        Raises ValueError: no revisions, or no rewards of them.
+        """
         if batch.rewards is None:
             raise ValueError("the batch has no rewards, and what a revision gained is not known without")
-        revised = revision_steps(batch)
-        advantages = first_turn_advantages(row_sums(batch.rewards, batch.valid), batch)  # before any penalty
-        batch = super().prepare(batch)
-        known = revised if batch.expert_mask is None else revised | batch.expert_mask  # where the policy is evaluated
-        more = {"revised": revised, "first_turn_advantages": advantages}
-        return replace(batch, expert_mask=known, extra=batch.extra | more)
+        revision_steps(batch)
+        advantages = first_turn_advantages(row_sums(batch.rewards, batch.valid), batch)
+        return batch.with_extra(first_turn_advantages=advantages)
 
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
-        """Notes the share of the tokens that are left out."""
-        revised, advantages = batch.extra["revised"], batch.extra["first_turn_advantages"][:, None]
-        total = batch.totals.get("revised")
-        loss = first_turn_loss(now.log_probs, advantages, revised, self.floor, total)
+    def masks(self, batch: Batch) -> Batch:
+        """`revised`: the steps of revisions."""
+        return batch.with_masks(revised=revision_steps(batch))
+
+    def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
+        """Beside the loss the share of the tokens that are left out."""
+        loss = first_turn_loss(now.log_probs, batch.extra["first_turn_advantages"], self.floor)
         below = (now.log_probs.detach() < self.floor).to(loss.dtype)
-        now.notes["below_floor"] = masked_mean(below, revised, total)
-        now.over |= dict.fromkeys(("self_distillation", "below_floor"), "revised")
-        return super().terms(batch, now) | {"self_distillation": self.distillation_weight * loss}
+        yield Term("below_floor", below, "revised", logged_only=True)
+        yield Term("self_distillation", loss, "revised", weight=self.distillation_weight)
 
 
-class FirstTurnPolicy(FirstTurnObjective, ReinforcePolicy):
+class FirstTurnPolicy(FirstTurnObjective, PolicyGradientObjective, PolicyModule):
     """RLTF-SD: policy gradient on the attempts, self-distillation from the revisions."""

@@ -3,73 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, kl_divergence
+from torch import Tensor
+from torch.distributions import Categorical, Distribution
 from torchmetrics import MeanMetric
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import Schedule, distribution_of, masked_mean, scheduled
+from lightning_nlf.maths.distributions import distribution_of
+from lightning_nlf.maths.means import check_shapes, mask_named, masked_mean
+from lightning_nlf.maths.schedules import Schedule, scheduled
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.numbers import NonNegative, Number, Positive
-from lightning_nlf.objective import Evaluation, Objective, Terms
-from lightning_nlf.objectives.actor_critic import ActorCriticAgent
-from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, Sum, SummedObjective, one_process
-
-
-def forward_kl(expert: Distribution, policy: Distribution) -> Tensor:
-    """KL(expert ‖ policy): covers all that the expert may do.  Batch shape (N,) → (N,)"""
-    return kl_divergence(expert, policy)
-
-
-def reverse_kl(expert: Distribution, policy: Distribution) -> Tensor:
-    """KL(policy ‖ expert): stays within what the expert may do.  (N,)"""
-    return kl_divergence(policy, expert)
-
-
-def jensen_shannon(expert: Distribution, policy: Distribution, mix: float = 0.5) -> Tensor:
-    """a·KL(T ‖ M) + (1 − a)·KL(S ‖ M), M = (1 − a)S + aT: eq. 1 of https://arxiv.org/abs/2306.13649.  (N,)
-
-    = H(a) + ∫ aT log(aT/M) + (1 − a)S log((1 − a)S/M), whose integrand vanishes wherever one of T, S does.
-    Exact for categoricals; for Gaussians by quadrature, in one action dimension.
-    Args: expert T, policy S; mix: a.
-    Raises: ValueError: Gaussians of several dimensions, where there is no closed form.
-    """
-    log_expert, log_policy, widths = _log_densities(expert, policy)
-    log_expert, log_policy = log_expert + math.log(mix), log_policy + math.log(1 - mix)
-    log_mixture = torch.logaddexp(log_expert, log_policy)
-    integrand = log_expert.exp() * (log_expert - log_mixture) + log_policy.exp() * (log_policy - log_mixture)
-    return (widths * integrand).sum(0) - mix * math.log(mix) - (1 - mix) * math.log(1 - mix)
-
-
-def _log_densities(expert: Distribution, policy: Distribution) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Both (K, N) at K points, and the width that each stands for: all tokens, or ±8σ of the narrower Gaussian."""
-    if isinstance(expert, Categorical) and isinstance(policy, Categorical):
-        return expert.logits.movedim(-1, 0), policy.logits.movedim(-1, 0), 1.0
-    if policy.event_shape != (1,):
-        raise ValueError("divergence: jsd needs one action dimension; use forward or reverse")
-    narrower = expert.variance < policy.variance  # (N, 1)
-    mean = torch.where(narrower, expert.mean, policy.mean).detach()
-    std = torch.where(narrower, expert.variance, policy.variance).sqrt().detach()
-    z = torch.linspace(-8, 8, 161, device=mean.device)[:, None, None]  # the trapezoid rule is spectrally exact here
-    points = mean + std * z
-    return expert.log_prob(points), policy.log_prob(points), std[:, 0] * 0.1
-
-
-DIVERGENCES: dict[str, Callable[[Distribution, Distribution], Tensor]] = {
-    "forward": forward_kl,
-    "reverse": reverse_kl,
-    "jsd": jensen_shannon,
-}
-
-
-def imitation_loss(divergence: Tensor, mask: Tensor, total: Tensor | None = None) -> Tensor:
-    """E[D(expert, policy)] over the steps where the expert is known.  divergence, mask (B, T) → ()"""
-    return masked_mean(divergence, mask, total)
+from lightning_nlf.objective import Evaluation, Objective, Term
+from lightning_nlf.objectives.actor_critic import ValueObjective
+from lightning_nlf.objectives.baselines import Sum, one_process
+from lightning_nlf.objectives.divergences import DIVERGENCES
+from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective, refuse_replies
 
 
 def suffix_weights(
@@ -110,7 +62,10 @@ class Perplexity(MeanMetric):
 
 
 class ImitationObjective(Objective):
-    """Towards the expert, on the states where its choice is known (`expert_mask`), whoever acted there.
+    """Imitation of the expert on the states where its choice is known (`expert_mask`), whoever acted there.
+
+    Logs of held-out rows: where actions are discrete also `accuracy`, how often the policy's likeliest is the
+    expert's, and with `nll` the `perplexity`.
 
     Args:
         divergence: between the distributions, analytic; or `nll` of the expert's action, when only that is known.
@@ -121,10 +76,14 @@ class ImitationObjective(Objective):
             Labels, and whatever a label buffer brings back, count 1.
 
     Raises:
-        ValueError: suffix_temperature is not above 0.
+        ValueError: suffix_temperature is not above 0, or beside `decision: reply`.
     """
 
-    held_out_losses: tuple[str, ...] = ("imitation",)
+    needs: tuple[type, ...] = (PolicyModule,)
+    reports: tuple[str, ...] = ("imitation", "divergence")
+    measures: tuple[str, ...] = ("accuracy", "perplexity")
+    imitation_over = "expert_mask"  # what the term is a mean over
+    imitation_accuracy = "accuracy"  # the name under which held-out rows have it; another mixin may have a term of it
     memory = 0.9  # of the average return, per collection
     average_return: Tensor  # (); NaN until a row was the learner's own
 
@@ -139,82 +98,77 @@ class ImitationObjective(Objective):
         super().__init__(**kwargs)
         if suffix_temperature is not None and not suffix_temperature > 0:
             raise ValueError(f"suffix_temperature: got {suffix_temperature}, must be above 0")
+        if suffix_temperature is not None:
+            refuse_replies(self, "suffix_temperature")
         self.divergence, self.imitation_weight = divergence, imitation_weight
         self.until_return, self.suffix_temperature = until_return, suffix_temperature
         if until_return is not None:
             self.register_buffer("average_return", torch.tensor(math.nan))
-        self.held_out = nn.ModuleDict({"imitation": MeanMetric(), "accuracy": MeanMetric(), "perplexity": Perplexity()})
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        batch = super().prepare(batch)
+    def select(self, batch: Batch) -> Batch:
+        """Follow the learner's return, for `until_return`; every row stays."""
         if self.until_return is not None:
             mean, count = own_returns(batch, self.sum_over_ranks)
             if count > 0:
                 first = self.average_return.isnan()
                 self.average_return.copy_(torch.where(first, mean, self.average_return.lerp(mean, 1 - self.memory)))
+        return batch
+
+    def reweigh(self, batch: Batch) -> Batch:
+        """Weights of injected steps by their advantages, with `suffix_temperature`."""
         if self.suffix_temperature is None:
             return batch
         if batch.advantages is None:
             raise ValueError("suffix_temperature: there are no advantages; join the imitation with a policy gradient")
-        weights = suffix_weights(
-            batch.advantages, batch.valid & ~batch.mask, self.suffix_temperature, self.sum_over_ranks
-        )
-        return replace(batch, extra=batch.extra | {"imitation_weights": weights})
+        injected = batch.valid & ~batch.mask
+        weights = suffix_weights(batch.advantages, injected, self.suffix_temperature, self.sum_over_ranks)
+        return batch.with_extra(imitation_weights=weights)
 
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
+    def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
         weight = scheduled(self.imitation_weight, float(self.experience))
         if self.until_return is not None and bool(self.average_return >= self.until_return):
             weight = 0.0
-        now.notes["imitation_weight"] = now.log_probs.new_tensor(weight)
-        loss = self.imitation(batch, now)
-        now.notes["divergence"] = loss.detach()
-        now.over |= dict.fromkeys(("imitation", "divergence"), "expert_mask")
-        return super().terms(batch, now) | {"imitation": weight * loss}
+        loss = imitation_loss(batch, now, self.divergence)
+        yield Term("imitation_weight", now.log_probs.new_tensor(weight), None, logged_only=True)
+        yield Term("divergence", loss.detach(), self.imitation_over, logged_only=True)
+        yield Term("imitation", loss, self.imitation_over, weight=weight)
 
-    def imitation(self, batch: Batch, now: Evaluation) -> Tensor:
-        """The unweighted loss, (); 0 on a batch without an expert."""
-        if batch.expert_mask is None:
-            return now.log_probs.sum() * 0
+    def measure(self, stage: str, batch: Batch, now: Evaluation) -> None:
+        if batch.expert_mask is None or batch.expert_actions is None or batch.expert_actions.is_floating_point():
+            return
+        steps = mask_named(batch, self.imitation_over)
+        right = now.distribution.mode == batch.expert_actions[now.where]
+        accuracy = masked_mean(now.scatter(right.float()), steps)
+        self.log_mean(stage, self.imitation_accuracy, accuracy, steps.sum())
         if self.divergence == "nll":
-            assert batch.expert_actions is not None
-            distance = -now.distribution.log_prob(batch.expert_actions[now.where])
-        else:
-            if batch.expert_params is None:
-                raise ValueError("divergence: the expert gives no distribution, only actions: use nll")
-            known = batch.expert_mask[now.where]
-            params = {name: _filled(x[now.where], known) for name, x in batch.expert_params.items()}
-            expert = distribution_of(params)
-            _refuse_other_outcomes(expert, now.distribution)
-            distance = DIVERGENCES[self.divergence](expert, now.distribution)
-        distance = now.scatter(distance)  # (B, T)
-        if "imitation_weights" in batch.extra:
-            distance = distance * batch.extra["imitation_weights"]
-        return imitation_loss(distance, batch.expert_mask, batch.totals.get("expert_mask"))
+            loss = masked_mean(imitation_loss(batch, now, "nll"), steps)
+            self.log_mean(stage, "perplexity", loss, steps.sum(), Perplexity)
 
-    def held_out_metrics(self) -> tuple[str, ...]:
-        return ("imitation", "accuracy", "perplexity", *super().held_out_metrics())
 
-    def measure(self, stage: str, batch: Batch, loader: int) -> None:
-        """Of held-out demonstrations, which have no rewards: `imitation`, the unweighted loss.
+def imitation_loss(batch: Batch, now: Evaluation, divergence: str) -> Tensor:
+    """D(expert, policy) where the expert is known, or −log π of its action (`nll`); 0 without an expert.  (B, T)
 
-        Where actions are discrete also `accuracy`, how often the policy's likeliest is the expert's, and with `nll` the
-        `perplexity`. All are means over the expert's steps, however they were cut into batches and ranks.
-        """
-        if batch.rewards is not None or batch.expert_mask is None:
-            return super().measure(stage, batch, loader)
-        now = self.evaluate(batch)
-        said = {"imitation": self.imitation(batch, now)}
-        if batch.expert_actions is not None and not batch.expert_actions.is_floating_point():
-            right = now.distribution.mode == batch.expert_actions[now.where]
-            said["accuracy"] = masked_mean(now.scatter(right.float()), batch.expert_mask)
-            if self.divergence == "nll":
-                said["perplexity"] = said["imitation"]
-        for name, x in said.items():
-            metric = self.held_out[name]
-            assert isinstance(metric, MeanMetric)
-            metric.update(x, batch.expert_mask.sum())
-            self.log(f"{stage}/{name}", metric, batch_size=len(batch), add_dataloader_idx=False)
+    Raises: ValueError: a divergence, and no distribution of the expert; or one over other tokens.
+    """
+    if batch.expert_mask is None:
+        return now.log_probs * 0
+    check_shapes(2, evaluated=now.where, expert_mask=batch.expert_mask)
+    if divergence == "nll":
+        assert batch.expert_actions is not None
+        distance = -now.distribution.log_prob(batch.expert_actions[now.where])
+    else:
+        if batch.expert_params is None:
+            raise ValueError("divergence: the expert gives no distribution, only actions: use nll")
+        known = batch.expert_mask[now.where]
+        params = {name: _filled(x[now.where], known) for name, x in batch.expert_params.items()}
+        expert = distribution_of(params)
+        _refuse_other_outcomes(expert, now.distribution)
+        distance = DIVERGENCES[divergence](expert, now.distribution)
+    distance = now.scatter(distance)
+    if "imitation_weights" not in batch.extra:
+        return distance
+    check_shapes(2, distance=distance, imitation_weights=batch.extra["imitation_weights"])
+    return distance * batch.extra["imitation_weights"]
 
 
 def _refuse_other_outcomes(expert: Distribution, policy: Distribution) -> None:
@@ -237,13 +191,16 @@ class ImitationPolicy(ImitationObjective, PolicyModule):
     """Behaviour cloning where the expert acts, DAgger where the learner acts and the expert labels."""
 
 
-class JointPolicy(ImitationObjective, ReinforcePolicy):
+class JointPolicy(ImitationObjective, PolicyGradientObjective, PolicyModule):
     """The joint objective: REINFORCE plus imitation of the expert on the learner's own states."""
 
 
-class SummedJointPolicy(SummedObjective, JointPolicy):
+class SummedJointPolicy(ImitationObjective, PolicyGradientObjective, PolicyModule):
     """The same, summed over steps: the joint loss of TanayGahlot/LearnFromNaturalLanguageFeedback at α = ½."""
 
+    def __init__(self, reduce: Literal["mean", "sum"] = "sum", **kwargs: Any) -> None:
+        super().__init__(reduce=reduce, **kwargs)
 
-class JointAgent(ImitationObjective, ActorCriticAgent):
+
+class JointAgent(ImitationObjective, ValueObjective, PolicyGradientObjective, PolicyModule):
     """The joint objective with a critic."""

@@ -2,68 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_nlf.batch import Batch
-from lightning_nlf.functional import Schedule, masked_mean, scheduled
+from lightning_nlf.batch import Batch, required
+from lightning_nlf.maths.means import check_shapes
+from lightning_nlf.maths.schedules import Schedule, scheduled
+from lightning_nlf.modules import PolicyModule
 from lightning_nlf.numbers import NonNegative, Positive
-from lightning_nlf.objective import Evaluation, Objective, Terms
-from lightning_nlf.objectives.actor_critic import ActorCriticAgent
-from lightning_nlf.objectives.imitation import JointAgent, JointPolicy
+from lightning_nlf.objective import Evaluation, Objective, Term
+from lightning_nlf.objectives.actor_critic import ValueObjective
+from lightning_nlf.objectives.baselines import refuse_unscored
+from lightning_nlf.objectives.imitation import ImitationObjective
 from lightning_nlf.objectives.policy_gradient import (
-    ReinforcePolicy,
-    SummedObjective,
+    PolicyGradientObjective,
     importance_ratio,
     policy_gradient_loss,
-    refuse_unscored,
+    refuse_replies,
 )
 
 
-def weighted_injection_loss(
-    log_probs: Tensor, behaviour: Tensor, advantages: Tensor, mask: Tensor, clip: float, total: Tensor | None = None
-) -> Tensor:
-    """−E_b[min(ρA, clip(ρ, 0, 1+ε)A)], ρ = π/b: the clipped off-policy gradient, b the expert's density.
+def weighted_injection_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """−min(ρA, clip(ρ, 0, 1+ε)A), ρ = π/b: the clipped off-policy gradient, b the expert's density.
 
     A ratio below 1 − ε is left alone: the expert's action starts out rare, and must be able to grow.
-    Args: log_probs, behaviour, advantages, mask (B, T).  Returns ().
+    Args: ratio ρ, advantages (B, T).  Returns (B, T).
     """
-    ratio = importance_ratio(log_probs, behaviour, mask)
-    return -masked_mean(torch.min(ratio * advantages, ratio.clamp(max=1 + clip) * advantages), mask, total)
+    check_shapes(2, ratio=ratio, advantages=advantages)
+    return -torch.min(ratio * advantages, ratio.clamp(max=1 + clip) * advantages)
 
 
-def shaped_injection_loss(
-    log_probs: Tensor, behaviour: Tensor, advantages: Tensor, mask: Tensor, shape: float, total: Tensor | None = None
-) -> Tensor:
-    """−E_b[f(x)A], f(x) = x/(x+g): LUFFY's shaping, eq. 6 of https://arxiv.org/abs/2504.14945.
+def shaped_injection_loss(x: Tensor, advantages: Tensor, shape: float) -> Tensor:
+    """−f(x)A, f(x) = x/(x+g): LUFFY's shaping, eq. 6 of https://arxiv.org/abs/2504.14945.
 
     f′(x) = g/(x+g)² gives rare actions the weight that a plain ratio takes from them.
-    Args: log_probs, advantages, mask (B, T); behaviour (B, T), so that x = π/b, or 0, so that x = π; shape: g.
+    Args: x (B, T): π/b, or π; advantages (B, T); shape: g.  Returns (B, T).
     """
-    x = importance_ratio(log_probs, behaviour, mask)
-    return -masked_mean(x / (x + shape) * advantages, mask, total)
+    check_shapes(2, x=x, advantages=advantages)
+    return -x / (x + shape) * advantages
 
 
 class InjectionObjective(Objective):
     """Policy gradient on the injected steps too; how, the kinds below say.
 
     Args: injected_weight: weight of the term; or a schedule of it over the steps decided so far.
+
+    Raises:
+        ValueError: at `prepare` a score that is not known; where ratios need the expert's density, none.
     """
 
+    needs: tuple[type, ...] = (PolicyGradientObjective,)
     needs_density = True  # of the expert
+    injected_per: str | None = None  # what the sum is divided by, where that is another count
 
     def __init__(self, injected_weight: NonNegative | Schedule = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        refuse_replies(self, "an injection")
         self.injected_weight = injected_weight
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        batch = super().prepare(batch)
+    def select(self, batch: Batch) -> Batch:
+        """Refuse injected steps whose score or density is not known; every row stays."""
         steps = batch.valid & ~batch.mask
-        if steps.any() and (batch.expert_mask is None or (steps & ~batch.expert_mask).any()):
-            raise ValueError("injected steps are not in expert_mask: the policy would not be evaluated there")
         refuse_unscored(batch, steps.any(1))
         if self.needs_density and batch.log_probs is None:
             raise ValueError("the batch has no log_probs of the expert that acted: ratios to its density need them")
@@ -75,36 +77,39 @@ class InjectionObjective(Objective):
             )
         return batch
 
+    def masks(self, batch: Batch) -> Batch:
+        """`injected`: valid steps that are not the learner's."""
+        return batch.with_masks(injected=batch.valid & ~batch.mask)
+
     def learned(self, batch: Batch) -> Tensor:
+        """(B, T) bool: all steps, while the injected ones have a weight."""
         return batch.valid if self._weight() else batch.mask
 
     def _weight(self) -> float:
         return scheduled(self.injected_weight, float(self.experience))
 
-    def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
-        """The unweighted loss over `mask` (B, T), the injected steps.  ()"""
+    def injected_loss(self, log_probs: Tensor, batch: Batch, advantages: Tensor) -> Tensor:
+        """The unweighted loss of injected steps.  log_probs, advantages (B, T) → (B, T)"""
         raise NotImplementedError
 
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
-        mask = batch.valid & ~batch.mask
-        loss = self.injected(now.log_probs, batch, mask, batch.totals.get("injected"))
+    def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
+        advantages = required(batch.advantages, "the batch has no advantages: join a policy gradient")
         weight = self._weight()
-        now.notes["injected_weight"] = now.log_probs.new_tensor(weight)
-        now.over["injected"] = "injected"
-        return super().terms(batch, now) | {"injected": weight * loss}
+        loss = self.injected_loss(now.log_probs, batch, advantages)
+        yield Term("injected_weight", now.log_probs.new_tensor(weight), None, logged_only=True)
+        yield Term("injected", loss, "injected", self.injected_per, weight)
 
 
 class UnweightedInjectionObjective(InjectionObjective):
-    """−E[log π(a_E) A]: the expert's actions taken for the learner's own. Biased, and needs no density.
+    """−log π(a_E) A: the expert's actions taken for the learner's own. Biased, and needs no density.
 
     With rewards ≥ 0 and no baseline it is imitation, weighted by the return.
     """
 
     needs_density = False
 
-    def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
-        assert batch.advantages is not None
-        return policy_gradient_loss(log_probs, batch.advantages, mask, total)
+    def injected_loss(self, log_probs: Tensor, batch: Batch, advantages: Tensor) -> Tensor:
+        return policy_gradient_loss(log_probs, advantages)
 
 
 class WeightedInjectionObjective(InjectionObjective):
@@ -117,9 +122,10 @@ class WeightedInjectionObjective(InjectionObjective):
         super().__init__(**kwargs)
         self.injected_clip = injected_clip
 
-    def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
-        assert batch.log_probs is not None and batch.advantages is not None
-        return weighted_injection_loss(log_probs, batch.log_probs, batch.advantages, mask, self.injected_clip, total)
+    def injected_loss(self, log_probs: Tensor, batch: Batch, advantages: Tensor) -> Tensor:
+        behaviour = required(batch.log_probs, "the batch has no log_probs of the expert that acted")
+        ratio = importance_ratio(log_probs, behaviour, batch.masks["injected"])
+        return weighted_injection_loss(ratio, advantages, self.injected_clip)
 
 
 class ShapedInjectionObjective(InjectionObjective):
@@ -134,42 +140,36 @@ class ShapedInjectionObjective(InjectionObjective):
         super().__init__(**kwargs)
         self.shape, self.relative, self.needs_density = shape, relative, relative
 
-    def injected(self, log_probs: Tensor, batch: Batch, mask: Tensor, total: Tensor | None) -> Tensor:
-        assert batch.advantages is not None
+    def injected_loss(self, log_probs: Tensor, batch: Batch, advantages: Tensor) -> Tensor:
         behaviour = torch.zeros_like(log_probs)
         if self.relative:
-            assert batch.log_probs is not None
-            behaviour = batch.log_probs
-        return shaped_injection_loss(log_probs, behaviour, batch.advantages, mask, self.shape, total)
+            behaviour = required(batch.log_probs, "the batch has no log_probs of the expert that acted")
+        x = importance_ratio(log_probs, behaviour, batch.masks["injected"])
+        return shaped_injection_loss(x, advantages, self.shape)
 
 
-class InjectionPolicy(JointPolicy):
+class InjectionPolicy(ImitationObjective, PolicyGradientObjective, PolicyModule):
     """REINFORCE on the learner's steps, imitation on the injected ones."""
 
 
-class InjectionAgent(JointAgent):
+class InjectionAgent(ImitationObjective, ValueObjective, PolicyGradientObjective, PolicyModule):
     """The same with a critic, so that a return cut at the take-over ends in V."""
 
 
-class UnweightedInjectionPolicy(UnweightedInjectionObjective, ReinforcePolicy):
+class UnweightedInjectionPolicy(UnweightedInjectionObjective, PolicyGradientObjective, PolicyModule):
     """Injected steps learned by policy gradient, as if they were the learner's own."""
 
 
-class SummedInjectionPolicy(SummedObjective, UnweightedInjectionPolicy):
+class SummedInjectionPolicy(UnweightedInjectionObjective, PolicyGradientObjective, PolicyModule):
     """The same, summed over steps: trajectory injection as in TanayGahlot/LearnFromNaturalLanguageFeedback."""
 
+    def __init__(self, reduce: Literal["mean", "sum"] = "sum", **kwargs: Any) -> None:
+        super().__init__(reduce=reduce, **kwargs)
 
-class WeightedInjectionPolicy(WeightedInjectionObjective, ReinforcePolicy):
+
+class WeightedInjectionPolicy(WeightedInjectionObjective, PolicyGradientObjective, PolicyModule):
     """Injected steps learned by importance-weighted policy gradient."""
 
 
-class WeightedInjectionAgent(WeightedInjectionObjective, ActorCriticAgent):
-    """The same with a critic."""
-
-
-class ShapedInjectionPolicy(ShapedInjectionObjective, ReinforcePolicy):
+class ShapedInjectionPolicy(ShapedInjectionObjective, PolicyGradientObjective, PolicyModule):
     """Injected steps learned by LUFFY-shaped policy gradient."""
-
-
-class ShapedInjectionAgent(ShapedInjectionObjective, ActorCriticAgent):
-    """The same with a critic."""

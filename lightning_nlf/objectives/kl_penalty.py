@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_nlf.batch import Batch
-from lightning_nlf.functional import masked_mean
+from lightning_nlf.batch import Batch, required
+from lightning_nlf.modules import PolicyModule
 from lightning_nlf.numbers import NonNegative, Positive
-from lightning_nlf.objective import Evaluation, Terms
-from lightning_nlf.objectives.actor_critic import ActorCriticAgent
-from lightning_nlf.objectives.policy_gradient import ReinforcePolicy, Sum, moments, one_process
+from lightning_nlf.objective import Evaluation, Objective, Term
+from lightning_nlf.objectives.actor_critic import ValueObjective
+from lightning_nlf.objectives.baselines import Sum, moments, one_process
+from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 from lightning_nlf.objectives.reference import ReferenceObjective
 
 
@@ -33,6 +34,7 @@ def k3(log_ratio: Tensor) -> Tensor:
     return torch.expm1(-log_ratio) + log_ratio
 
 
+KL_HORIZON = 10_000  # responses after which an adapted β may have grown by a fifth: Ziegler et al. 2019, §2.2
 ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
 
 
@@ -60,17 +62,17 @@ def refuse_dropout(module: nn.Module) -> None:
                 raise ValueError(f"dropout: {name} drops {share} while training, and not while acting; set it to 0")
 
 
-class KLPenaltyObjective(ReferenceObjective):
+class KLPenaltyObjective(Objective):
     """r_t − β(log π(a_t|s_t) − log π_ref(a_t|s_t)) in the place of r_t on the learner's steps, π being what acted.
 
-    Stands before the policy gradient, whose advantages are of these rewards. Ziegler et al. 2019,
-    https://arxiv.org/abs/1909.08593; Stiennon et al. 2020, https://arxiv.org/abs/2009.01325; Ouyang et al. 2022,
+    Joined with a `ReferenceObjective` and a policy gradient, whose advantages are of these rewards. Ziegler et al.
+    2019, https://arxiv.org/abs/1909.08593; Stiennon et al. 2020, https://arxiv.org/abs/2009.01325; Ouyang et al. 2022,
     https://arxiv.org/abs/2203.02155.
 
     Args:
         beta: β; 0 only measures.
-        kl_target: the KL of a whole response, in nats, that β is moved to hold; by default β stays.
-        kl_horizon: responses after which β may have grown by a fifth.
+        kl_target: the KL of a whole response, in nats, that β is moved to hold, by at most a fifth in the paper's
+            10,000 responses (`KL_HORIZON`); by default β stays.
         kl_estimator: of the KL that is logged and held; the penalty itself is the unbiased k1.
         reward_clip: rewards are clipped to ± this before the penalty.
         whiten_rewards: to variance 1 over the learner's steps of the collection, all ranks; the mean stays.
@@ -79,13 +81,13 @@ class KLPenaltyObjective(ReferenceObjective):
         ValueError: a knob out of its range, or a network with dropout.
     """
 
+    needs: tuple[type, ...] = (ReferenceObjective, PolicyGradientObjective)
     beta: Tensor  # () float64
 
     def __init__(
         self,
         beta: NonNegative = 0.15,
         kl_target: Positive | None = None,
-        kl_horizon: Positive = 10_000,
         kl_estimator: Literal["k1", "k2", "k3"] = "k1",
         reward_clip: Positive | None = None,
         whiten_rewards: bool = False,
@@ -94,40 +96,33 @@ class KLPenaltyObjective(ReferenceObjective):
         super().__init__(**kwargs)
         if beta < 0 or (beta == 0 and kl_target is not None):
             raise ValueError(f"beta: got {beta}, must not be negative; and above 0 with kl_target, which multiplies it")
-        for name, value in (("kl_target", kl_target), ("kl_horizon", kl_horizon), ("reward_clip", reward_clip)):
+        for name, value in (("kl_target", kl_target), ("reward_clip", reward_clip)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: got {value}, must be above 0")
         refuse_dropout(self)
-        self.kl_target, self.kl_horizon, self.kl_estimator = kl_target, kl_horizon, kl_estimator
+        self.kl_target, self.kl_estimator = kl_target, kl_estimator
         self.reward_clip, self.whiten_rewards = reward_clip, whiten_rewards
+        # What was just sampled hardly comes again; and remembered, a resumed run would differ in the last bit.
+        self.rows_come_again = False
         # One that stays is the yaml's, one that moves is the checkpoint's.
         self.register_buffer("beta", torch.tensor(beta, dtype=torch.float64), persistent=kl_target is not None)
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        batch = batch.to(self.device)
-        if batch.rewards is None or batch.log_probs is None:
+    def shape_rewards(self, batch: Batch) -> Batch:
+        """Clip the rewards, subtract β times the log-ratio to the reference, whiten; adapt β to `kl_target`."""
+        if batch.rewards is None or batch.log_probs is None or batch.ref_log_probs is None:
             raise ValueError("beta: the batch has no rewards or no log_probs of the policy that acted")
-        reference = self.referred(batch) if batch.ref_log_probs is None else batch.ref_log_probs
-        log_ratio = torch.where(batch.mask, batch.log_probs - reference, 0)
+        log_ratio = torch.where(batch.mask, batch.log_probs - batch.ref_log_probs, 0)
         clip = self.reward_clip
         rewards = batch.rewards if clip is None else batch.rewards.clamp(-clip, clip)
         rewards = rewards - self.beta * log_ratio
         if self.whiten_rewards:
             rewards = whitened_rewards(rewards, batch.mask, self.sum_over_ranks)
-        prepared = super().prepare(replace(batch, rewards=rewards, ref_log_probs=reference))
-        kl, rows = self.measured(batch, log_ratio)
+        kl, rows = self.note_penalty(batch, log_ratio)
         if self.kl_target is not None and rows > 0:
-            self.beta.copy_(adapted_beta(self.beta, kl, self.kl_target, rows, self.kl_horizon))
-        return prepared
+            self.beta.copy_(adapted_beta(self.beta, kl, self.kl_target, rows, KL_HORIZON))
+        return replace(batch, rewards=rewards)
 
-    def referred(self, batch: Batch) -> Tensor:
-        """Nothing is remembered without a `reference_cache`: what was just said hardly comes again, and where it did
-        a run that was resumed, and has forgotten it, would differ in the last bit.
-        """
-        return self.read_anew(batch) if self.reference_cache is None else super().referred(batch)
-
-    def measured(self, batch: Batch, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+    def note_penalty(self, batch: Batch, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
         """Logs what this collection earned and how far it strayed; the KL of a response, and their number, both ()."""
         assert batch.rewards is not None and batch.log_probs is not None
         learns = batch.mask.any(1)
@@ -146,16 +141,19 @@ class KLPenaltyObjective(ReferenceObjective):
         return totals[1] / rows.clamp(min=1), rows
 
 
-class KLLossObjective(ReferenceObjective):
+class KLLossObjective(Objective):
     """A KL of the current policy from the reference as a term of the loss, on the learner's steps.
 
     GRPO, eq. 4 of https://arxiv.org/abs/2402.03300. The samples are those of the policy that acted, in later passes
-    too. k1 is no choice: its gradient is ∇log π, 0 in the mean.
+    too. k1 is no choice: its gradient is ∇log π, 0 in the mean. Joined with a `ReferenceObjective`.
 
     Args:
         kl_weight: of the term; 0 is without.
         kl_loss_estimator: k3 as in GRPO; k2 has the gradient of KL(π ‖ π_ref) where π acted.
     """
+
+    needs: tuple[type, ...] = (ReferenceObjective,)
+    reports: tuple[str, ...] = ("kl_loss",)
 
     def __init__(
         self, kl_weight: NonNegative = 0.0, kl_loss_estimator: Literal["k2", "k3"] = "k3", **kwargs: Any
@@ -165,20 +163,25 @@ class KLLossObjective(ReferenceObjective):
             raise ValueError(f"kl_weight: got {kl_weight}, must not be negative")
         self.kl_weight, self.kl_loss_estimator = kl_weight, kl_loss_estimator
 
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
-        terms = super().terms(batch, now)
-        if not self.kl_weight:
-            return terms
-        assert batch.ref_log_probs is not None
-        log_ratio = torch.where(batch.mask, now.log_probs - batch.ref_log_probs, 0)
-        kl = masked_mean(ESTIMATORS[self.kl_loss_estimator](log_ratio), batch.mask, batch.totals.get("mask"))
-        now.over["kl_loss"] = "mask"
-        return terms | {"kl_loss": self.kl_weight * kl}
+    def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
+        if self.kl_weight:
+            reference = required(batch.ref_log_probs, "the batch has no ref_log_probs: `prepare` comes first")
+            log_ratio = torch.where(batch.mask, now.log_probs - reference, 0)
+            yield Term("kl_loss", ESTIMATORS[self.kl_loss_estimator](log_ratio), "mask", weight=self.kl_weight)
 
 
-class RLHFPolicy(KLPenaltyObjective, KLLossObjective, ReinforcePolicy):
+class RLHFPolicy(KLPenaltyObjective, KLLossObjective, ReferenceObjective, PolicyGradientObjective, PolicyModule):
     """REINFORCE, RLOO or GRPO on language, by `baseline`, `advantage_scale` and `clip`, on a leash."""
 
 
-class RLHFAgent(KLPenaltyObjective, KLLossObjective, ActorCriticAgent):
+class OneStepRLHFPolicy(KLPenaltyObjective, KLLossObjective, ReferenceObjective, PolicyGradientObjective, PolicyModule):
+    """REINFORCE or RLOO over whole replies, each one decision, on a leash."""
+
+    def __init__(self, decision: Literal["token", "reply"] = "reply", **kwargs: Any) -> None:
+        super().__init__(decision=decision, **kwargs)
+
+
+class RLHFAgent(
+    KLPenaltyObjective, KLLossObjective, ReferenceObjective, ValueObjective, PolicyGradientObjective, PolicyModule
+):
     """PPO or A2C on language, on a leash; the critic a network of its own or a head on the policy's trunk."""

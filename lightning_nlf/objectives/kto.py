@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,16 +10,18 @@ import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import masked_mean, row_sums
+from lightning_nlf.maths.means import check_shapes
+from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.numbers import NonNegative, Number, Positive
-from lightning_nlf.objective import Evaluation, Terms
+from lightning_nlf.objective import Evaluation, Objective, Term
 from lightning_nlf.objectives.direct_preference import reply_steps
-from lightning_nlf.objectives.held_out import HeldOutObjective
+from lightning_nlf.objectives.dpo import log_ratios
 from lightning_nlf.objectives.reference import ReferenceObjective
+from lightning_nlf.objectives.self_distillation import TeacherObjective
 
 
-def kto_losses(
+def kto_loss(
     log_ratios: Tensor,
     desirable: Tensor,
     baseline: Tensor,
@@ -30,6 +33,8 @@ def kto_losses(
 
     Args: log_ratios (B,): r = log π/π_ref of a reply; desirable (B,) bool; baseline (): z₀.  Returns (B,).
     """
+    check_shapes(1, log_ratios=log_ratios, desirable=desirable)
+    check_shapes(0, baseline=baseline)
     side = torch.where(desirable, 1.0, -1.0)
     weight = torch.where(desirable, desirable_weight, undesirable_weight)
     return weight * torch.sigmoid(-beta * side * (log_ratios - baseline))
@@ -94,9 +99,11 @@ def judged(batch: Batch, threshold: float | None) -> tuple[Tensor, Tensor]:
     return replied & (batch.score >= threshold) | expected, replied & (batch.score < threshold)
 
 
-class KTOObjective(ReferenceObjective, HeldOutObjective):
-    """`kto_losses`. z₀ is KL(π ‖ π_ref) from replies behind other prompts, in the mean over the replies of a
+class KTOObjective(Objective):
+    """`kto_loss`. z₀ is KL(π ‖ π_ref) from replies behind other prompts, in the mean over the replies of a
     micro-batch on all ranks, kept above 0: as in the paper, and the one number here that depends on how rows are cut.
+
+    Joined with a `ReferenceObjective`. A teacher needs the view for something else.
 
     Args:
         beta: β, how soon a reply is good or bad enough.
@@ -104,8 +111,9 @@ class KTOObjective(ReferenceObjective, HeldOutObjective):
         threshold: a row is good from this score on; without it by `extra["label"]`.
     """
 
-    measured = ("kto", "chosen_reward", "rejected_reward")
-    held_out_losses: tuple[str, ...] = ("kto",)
+    needs: tuple[type, ...] = (ReferenceObjective,)
+    excludes: tuple[type, ...] = (TeacherObjective,)
+    reports: tuple[str, ...] = ("kto", "chosen_reward", "rejected_reward")
 
     def __init__(
         self,
@@ -121,38 +129,36 @@ class KTOObjective(ReferenceObjective, HeldOutObjective):
         self.beta, self.threshold = beta, threshold
         self.desirable_weight, self.undesirable_weight = desirable_weight, undesirable_weight
 
-    def complete(self, batch: Batch) -> Batch:
-        batch = self.with_reference(super().complete(batch))
-        good, bad = judged(batch, self.threshold)
+    def annotate(self, batch: Batch) -> Batch:
+        """Each reply behind another prompt, as the batch's view."""
         view = mismatched(batch)
-        view = replace(view, ref_log_probs=self.referred(view))
-        found = {"desirable": good, "undesirable": bad, "judged": good | bad}
-        return replace(batch, view=view, extra=batch.extra | found)
+        return replace(batch, view=replace(view, ref_log_probs=self.reference_log_probs(view, view.mask)))
 
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
-        assert batch.ref_log_probs is not None
-        good, bad = batch.extra["desirable"], batch.extra["undesirable"]
-        log_ratios = row_sums(now.log_probs - batch.ref_log_probs, reply_steps(batch))
-        baseline = self.baseline(batch)
-        losses = kto_losses(log_ratios, good, baseline, self.beta, self.desirable_weight, self.undesirable_weight)
-        rewards = self.beta * log_ratios.detach()
-        now.notes |= {
-            "chosen_reward": masked_mean(rewards, good, batch.totals.get("desirable")),
-            "rejected_reward": masked_mean(rewards, bad, batch.totals.get("undesirable")),
-            "baseline_kl": baseline,
-        }
-        now.over |= {"kto": "judged", "chosen_reward": "desirable", "rejected_reward": "undesirable"}
-        return super().terms(batch, now) | {"kto": masked_mean(losses, good | bad, batch.totals.get("judged"))}
+    def masks(self, batch: Batch) -> Batch:
+        """`desirable` and `undesirable` rows, and `judged`, both."""
+        good, bad = judged(batch, self.threshold)
+        return batch.with_masks(desirable=good, undesirable=bad, judged=good | bad)
+
+    def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
+        good = batch.masks["desirable"]
+        log_ratio = row_sums(log_ratios(batch, now), reply_steps(batch))
+        baseline = self.reference_point(batch)
+        losses = kto_loss(log_ratio, good, baseline, self.beta, self.desirable_weight, self.undesirable_weight)
+        rewards = self.beta * log_ratio.detach()
+        yield Term("chosen_reward", rewards, "desirable", logged_only=True)
+        yield Term("rejected_reward", rewards, "undesirable", logged_only=True)
+        yield Term("baseline_kl", baseline, None, logged_only=True)
+        yield Term("kto", losses, "judged")
 
     @torch.no_grad()
-    def baseline(self, batch: Batch) -> Tensor:
+    def reference_point(self, batch: Batch) -> Tensor:
         """z₀, ()."""
         view = batch.view
-        assert view is not None and view.ref_log_probs is not None, "prepare comes first"
-        log_ratios = row_sums(self.evaluate(view).log_probs - view.ref_log_probs, view.mask)
-        replies = self.sum_over_ranks(view.mask.any(1).sum().to(log_ratios.dtype))
-        return (self.sum_over_ranks(log_ratios.sum()) / replies.clamp(min=1)).clamp(min=0)
+        assert view is not None, "prepare comes first"
+        log_ratio = row_sums(log_ratios(view, self.evaluate(view)), view.mask)
+        replies = self.sum_over_ranks(view.mask.any(1).sum().to(log_ratio.dtype))
+        return (self.sum_over_ranks(log_ratio.sum()) / replies.clamp(min=1)).clamp(min=0)
 
 
-class KTOPolicy(KTOObjective, PolicyModule):
+class KTOPolicy(KTOObjective, ReferenceObjective, PolicyModule):
     """A policy that learned from replies that were found good or bad."""

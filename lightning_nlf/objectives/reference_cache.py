@@ -5,23 +5,27 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.checkpoint_io import SafeCheckpointIO
+
+TENSORS = ("keys", "lengths", "log_probs")  # of a file: (rows, 32) uint8, (rows,), (all steps of all rows,)
 
 
 class LogProbCache:
     """Log-probabilities by the key of their row: in memory, and in a file if there is one.
 
     Without a file the rows that were not asked for longest are forgotten, when there are more than `LIMIT` numbers.
-    A file is read at once and written whole, beside the old one. A damaged one is ignored with a warning.
+    A file is read at once and written whole, beside the old one. A damaged one is ignored with a warning. Files of
+    earlier versions, `*.pt`, are not read.
 
-    Args: path: of the file, which need not be there.
+    Args: path: of the safetensors file, which need not be there.
     """
 
     LIMIT = 2**25  # log-probabilities in memory: 128 MiB
@@ -64,14 +68,17 @@ def read_rows(path: Path) -> dict[bytes, Tensor]:
     if not path.is_file():
         return {}
     try:
-        saved = SafeCheckpointIO().load_checkpoint(path)
-        if saved["check"] != _check(saved):
-            raise ValueError(f"{path} is not what was written")
-    except (ValueError, KeyError, AttributeError) as error:
-        warnings.warn(f"reference_cache: {error}; it is ignored, and written anew", stacklevel=2)
+        with safe_open(path, framework="pt") as file:
+            # copies: the file is mapped into memory, and another process may damage it later
+            content = {name: file.get_tensor(name).clone() for name in TENSORS}
+            metadata = file.metadata()
+        if metadata != _metadata(content):
+            raise ValueError("not what was written, or of another version")
+        keys = [bytes(key) for key in content["keys"].numpy()]
+        return dict(zip(keys, content["log_probs"].split(content["lengths"].tolist()), strict=True))
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        warnings.warn(f"reference_cache: {path}: {error}; it is ignored, and written anew", stacklevel=2)
         return {}
-    keys = [bytes(key) for key in saved["keys"].numpy()]
-    return dict(zip(keys, saved["log_probs"].split(saved["lengths"].tolist()), strict=True))
 
 
 def write_rows(rows: dict[bytes, Tensor], path: Path) -> None:
@@ -81,22 +88,20 @@ def write_rows(rows: dict[bytes, Tensor], path: Path) -> None:
     """
     keys = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(len(rows), -1)
     lengths = torch.tensor([len(row) for row in rows.values()])
-    content: dict[str, Any] = {"keys": keys, "lengths": lengths, "log_probs": torch.cat(list(rows.values()))}
+    content = dict(zip(TENSORS, (keys, lengths, torch.cat(list(rows.values()))), strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        torch.save(content | {"check": _check(content)}, part)
+        part.write_bytes(save(content, _metadata(content)))
         os.replace(part, path)
-    except (OSError, RuntimeError):
+    except OSError:
         part.unlink(missing_ok=True)
         raise
 
 
-def _check(content: dict[str, Any]) -> str:
-    total = hashlib.sha256()
-    for name in ("keys", "lengths", "log_probs"):
-        total.update(as_bytes(content[name]))
-    return total.hexdigest()
+def _metadata(content: dict[str, Tensor]) -> dict[str, str]:
+    """The version of the format, and a checksum: safetensors have none."""
+    return {"reference_cache": "1", "sha256": _digest(content)}
 
 
 def row_keys(batch: Batch, steps: Tensor, setting: str) -> list[bytes]:
@@ -131,8 +136,12 @@ def settings(network: nn.Module) -> str:
 
 def digest(network: nn.Module) -> str:
     """SHA-256 of the names, shapes and values of all parameters and buffers."""
+    return _digest(network.state_dict())
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
-    for name, x in network.state_dict().items():
+    for name, x in tensors.items():
         total.update(f"{name}{tuple(x.shape)}{x.dtype}".encode())
         total.update(as_bytes(x))
     return total.hexdigest()

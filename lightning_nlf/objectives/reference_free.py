@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import masked_mean, row_sums
+from lightning_nlf.maths.means import check_shapes
+from lightning_nlf.maths.preferences import rankings
+from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.numbers import NonNegative, Positive
-from lightning_nlf.objective import Evaluation, Terms
+from lightning_nlf.objective import Evaluation, Term
 from lightning_nlf.objectives.direct_preference import DirectPreferenceObjective, reply_steps
 from lightning_nlf.objectives.dpo import dpo_loss
-from lightning_nlf.preferences import rankings
 
 
 def slic_loss(difference: Tensor, margin: float) -> Tensor:
     """max(0, δ − h), h = log π of the chosen minus that of the rejected: https://arxiv.org/abs/2305.10425.  (P,)"""
+    check_shapes(1, difference=difference)
     return (margin - difference).clamp(min=0)
 
 
@@ -29,6 +31,7 @@ def simpo_loss(difference: Tensor, beta: float, margin: float) -> Tensor:
 
     difference h (P,) → (P,)
     """
+    check_shapes(1, difference=difference)
     return -F.logsigmoid(beta * difference - margin)
 
 
@@ -49,34 +52,37 @@ def best_replies(batch: Batch) -> Tensor:
     return chosen[:, None] & reply_steps(batch)
 
 
+def reply_log_probs(batch: Batch, now: Evaluation, per_token: bool) -> Tensor:
+    """log π of each reply, (B,); its mean a token with `per_token`."""
+    steps = reply_steps(batch)
+    log_probs = row_sums(now.log_probs, steps)
+    return log_probs / steps.sum(1).clamp(min=1) if per_token else log_probs
+
+
 class ReferenceFreeObjective(DirectPreferenceObjective):
     """Held in place by the likelihood of the chosen replies, if by anything: the reference costs nothing.
 
     Args: chosen_weight: of the chosen replies' negative log-likelihood, in the mean over their tokens.
     """
 
-    length_normalized = False  # compares mean log-probabilities a token instead of a reply's
+    needs: tuple[type, ...] = (PolicyModule,)
+    reports: tuple[str, ...] = ("chosen",)
+    per_token = False  # compares mean log-probabilities a token instead of a reply's
 
     def __init__(self, chosen_weight: NonNegative = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.chosen_weight = chosen_weight
 
     def fitness(self, batch: Batch, now: Evaluation) -> Tensor:
-        steps = reply_steps(batch)
-        log_probs = row_sums(now.log_probs, steps)
-        return log_probs / steps.sum(1).clamp(min=1) if self.length_normalized else log_probs
+        return reply_log_probs(batch, now, self.per_token)
 
-    def complete(self, batch: Batch) -> Batch:
-        batch = super().complete(batch)
-        return replace(batch, extra=batch.extra | {"chosen": best_replies(batch)})
+    def masks(self, batch: Batch) -> Batch:
+        """`chosen`: the replies that nothing beats, in groups where something is beaten."""
+        return batch.with_masks(chosen=best_replies(batch))
 
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
-        terms = super().terms(batch, now)
-        if not self.chosen_weight:
-            return terms
-        now.over["chosen"] = "chosen"
-        likelihood = masked_mean(-now.log_probs, batch.extra["chosen"], batch.totals.get("chosen"))
-        return terms | {"chosen": self.chosen_weight * likelihood}
+    def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
+        if self.chosen_weight:
+            yield Term("chosen", -now.log_probs, "chosen", weight=self.chosen_weight)
 
 
 class SLiCObjective(ReferenceFreeObjective):
@@ -99,7 +105,7 @@ class SimPOObjective(ReferenceFreeObjective):
     Args: beta: β of the implicit reward; margin: γ, by which the chosen reply's shall be higher.
     """
 
-    length_normalized = True
+    per_token = True
 
     def __init__(self, beta: Positive = 2.0, margin: NonNegative = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -130,14 +136,14 @@ class ORPOObjective(ReferenceFreeObjective):
     Args: odds_weight: λ.
     """
 
-    length_normalized = True
+    per_token = True
 
     def __init__(self, odds_weight: NonNegative = 0.1, chosen_weight: NonNegative = 1.0, **kwargs: Any) -> None:
         super().__init__(chosen_weight=chosen_weight, **kwargs)
         self.odds_weight = odds_weight
 
     def fitness(self, batch: Batch, now: Evaluation) -> Tensor:
-        return log_odds(super().fitness(batch, now))
+        return log_odds(reply_log_probs(batch, now, per_token=True))
 
     def pair_losses(self, difference: Tensor) -> Tensor:
         return self.odds_weight * dpo_loss(difference, 1.0)

@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import row_sums
+from lightning_nlf.maths.steps import row_sums
+from lightning_nlf.modules import PolicyModule
 from lightning_nlf.numbers import Number, PositiveShare
 from lightning_nlf.objective import Objective
-from lightning_nlf.objectives.imitation import ImitationPolicy
+from lightning_nlf.objectives.direct_preference import DirectPreferenceObjective
+from lightning_nlf.objectives.first_turn import FirstTurnObjective
+from lightning_nlf.objectives.imitation import ImitationObjective
+from lightning_nlf.objectives.kto import KTOObjective
+from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
+from lightning_nlf.objectives.self_distillation import TeacherObjective
+from lightning_nlf.objectives.unlikelihood import UnlikelihoodObjective
 
 
 def best_of_group(score: Tensor, group: Tensor, top: float) -> Tensor:
@@ -31,13 +38,23 @@ def best_of_group(score: Tensor, group: Tensor, top: float) -> Tensor:
 class BestOfGroupObjective(Objective):
     """Keeps the best of the learner's rows as if an expert had written them, and drops the others from `mask`.
 
-    What it goes by is `score`, else the undiscounted return. Expected responses stay. Stands before an imitation,
-    whose divergence is `nll`.
+    What it goes by is `score`, else the undiscounted return. Expected responses stay. Joined with an imitation whose
+    divergence is `nll`. No objective that learns from the learner's other rows can be combined with it: they are gone.
 
     Args:
         top: share of each group that is kept, at least one row.
         above: only rows that score more than this, such as the successes.
     """
+
+    needs: tuple[type, ...] = (ImitationObjective,)
+    excludes: tuple[type, ...] = (
+        PolicyGradientObjective,
+        DirectPreferenceObjective,
+        KTOObjective,
+        UnlikelihoodObjective,
+        TeacherObjective,
+        FirstTurnObjective,
+    )
 
     def __init__(self, top: PositiveShare = 0.25, above: Number | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -45,9 +62,8 @@ class BestOfGroupObjective(Objective):
             raise ValueError(f"top: got {top}, must be above 0 and at most 1")
         self.top, self.above = top, above
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        batch = super().prepare(batch)
+    def select(self, batch: Batch) -> Batch:
+        """Keep the best of each group as expert's rows; nothing else is learned from."""
         kept = self.kept(batch)[:, None] & batch.mask
         rows = torch.stack([kept.any(1).sum(), batch.mask.any(1).sum()])
         share, of = self.sum_over_ranks(rows.float())
@@ -73,5 +89,5 @@ class BestOfGroupObjective(Objective):
         return best if self.above is None else best & (score > self.above)
 
 
-class RejectionSamplingPolicy(BestOfGroupObjective, ImitationPolicy):
+class RejectionSamplingPolicy(BestOfGroupObjective, ImitationObjective, PolicyModule):
     """Expert iteration, on rollouts; best-of-n fine-tuning, on rows of a file. Needs `divergence: nll`."""

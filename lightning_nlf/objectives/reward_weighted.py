@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import last_valid
+from lightning_nlf.maths.steps import last_valid
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.numbers import Positive
-from lightning_nlf.objectives.actor_critic import ActorCriticAgent
-from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective, Sum, moments, one_process
+from lightning_nlf.objective import Objective
+from lightning_nlf.objectives.actor_critic import ValueObjective
+from lightning_nlf.objectives.baselines import Sum, moments, one_process
+from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 
 
 def reward_weights(returns: Tensor, mask: Tensor, temperature: float, over_ranks: Sum = one_process) -> Tensor:
@@ -32,8 +35,8 @@ def reward_weights(returns: Tensor, mask: Tensor, temperature: float, over_ranks
     return weights.to(returns.dtype)
 
 
-def advantage_weights(advantages: Tensor, temperature: float, clip: float) -> Tensor:
-    """min(e^{A/τ}, clip): algorithm 1 of https://arxiv.org/abs/1910.00177, their β is τ.  Any shape."""
+def advantage_weights(advantages: Tensor, temperature: float, clip: float = 20.0) -> Tensor:
+    """min(e^{A/τ}, clip): algorithm 1 of https://arxiv.org/abs/1910.00177, their β is τ, their clip 20.  Any shape."""
     return (advantages / temperature).clamp(max=math.log(clip)).exp()
 
 
@@ -49,15 +52,27 @@ def rewarded(batch: Batch) -> Batch:
     return replace(batch, rewards=torch.where(last_valid(batch.valid), batch.score[:, None], 0.0))
 
 
-class WeightedRegressionObjective(PolicyGradientObjective):
-    """−E[w log π(a|s)]: a policy gradient whose advantages are weights above 0, which a child makes of them.
+def effective_share(weights: Tensor, mask: Tensor, over_ranks: Sum = one_process) -> Tensor:
+    """(Σw)² / (n Σw²): the share of the steps that the weights really learn from, 1 where all are the same.  ()"""
+    w = torch.where(mask, weights, 0)
+    squares = over_ranks((w**2).sum()) * over_ranks(mask.sum())
+    return over_ranks(w.sum()) ** 2 / torch.where(squares > 0, squares, 1)
+
+
+class WeightedRegressionObjective(Objective):
+    """−E[w log π(a|s)]: a policy gradient whose advantages are weights above 0, which the kinds below make of them.
+
+    Joined with a policy gradient.
 
     Args:
         temperature: τ, in the unit of the rewards, or of their standard deviation with `normalize_advantages`.
     """
 
-    def __init__(self, temperature: Positive = 1.0, normalize_advantages: bool = False, **kwargs: Any) -> None:
-        super().__init__(normalize_advantages=normalize_advantages, **kwargs)
+    needs: tuple[type, ...] = (PolicyGradientObjective,)
+    learned: Callable[[Batch], Tensor]
+
+    def __init__(self, temperature: Positive = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if not temperature > 0:
             raise ValueError(f"temperature: got {temperature}, must be above 0")
         self.temperature = temperature
@@ -66,26 +81,16 @@ class WeightedRegressionObjective(PolicyGradientObjective):
         """advantages (B, T), whitened or not → (B, T)"""
         raise NotImplementedError
 
-    def measure(self, stage: str, batch: Batch, loader: int) -> None:
-        """Raises ValueError: held-out rows, which earned nothing."""
-        if batch.rewards is None:
-            raise ValueError("an evaluation is of rewards here, and held-out rows have none: hold none out (val_share)")
-        super().measure(stage, batch, loader)
+    def annotate(self, batch: Batch) -> Batch:
+        """Rewards, from scores where there are none."""
+        return rewarded(batch)
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        batch = super().prepare(rewarded(batch.to(self.device)))
+    def reweigh(self, batch: Batch) -> Batch:
+        """Weights in the place of the advantages; logs the share of steps that they learn from."""
         assert batch.advantages is not None
         weights = self.weights(batch.advantages, batch)
         self.note("effective_share", effective_share(weights, self.learned(batch), self.sum_over_ranks))
         return replace(batch, advantages=weights)
-
-
-def effective_share(weights: Tensor, mask: Tensor, over_ranks: Sum = one_process) -> Tensor:
-    """(Σw)² / (n Σw²): the share of the steps that the weights really learn from, 1 where all are the same.  ()"""
-    w = torch.where(mask, weights, 0)
-    squares = over_ranks((w**2).sum()) * over_ranks(mask.sum())
-    return over_ranks(w.sum()) ** 2 / torch.where(squares > 0, squares, 1)
 
 
 class RWRObjective(WeightedRegressionObjective):
@@ -96,24 +101,21 @@ class RWRObjective(WeightedRegressionObjective):
 
 
 class AWRObjective(WeightedRegressionObjective):
-    """`advantage_weights`; stands before a critic, whose V is learned by regression on the λ-returns.
-
-    Args: weight_clip: the largest weight.
-    """
-
-    def __init__(self, weight_clip: Positive = 20.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if not weight_clip > 0:
-            raise ValueError(f"weight_clip: got {weight_clip}, must be above 0")
-        self.weight_clip = weight_clip
+    """`advantage_weights`, with a critic whose V is learned by regression on the λ-returns."""
 
     def weights(self, advantages: Tensor, batch: Batch) -> Tensor:
-        return advantage_weights(advantages, self.temperature, self.weight_clip)
+        return advantage_weights(advantages, self.temperature)
 
 
-class RWRPolicy(RWRObjective, PolicyModule):
+class RWRPolicy(RWRObjective, PolicyGradientObjective, PolicyModule):
     """A policy that imitates replies in proportion to e^(reward/τ)."""
 
+    def __init__(self, normalize_advantages: bool = False, **kwargs: Any) -> None:
+        super().__init__(normalize_advantages=normalize_advantages, **kwargs)
 
-class AWRAgent(AWRObjective, ActorCriticAgent):
+
+class AWRAgent(AWRObjective, ValueObjective, PolicyGradientObjective, PolicyModule):
     """A policy that imitates actions in proportion to e^(advantage/τ), and its critic."""
+
+    def __init__(self, normalize_advantages: bool = False, **kwargs: Any) -> None:
+        super().__init__(normalize_advantages=normalize_advantages, **kwargs)

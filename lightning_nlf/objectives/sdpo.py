@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,13 +11,16 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import distribution_of, masked_mean, params_of
+from lightning_nlf.maths.distributions import distribution_of, params_of
+from lightning_nlf.maths.means import check_shapes
 from lightning_nlf.modules import PolicyModule
-from lightning_nlf.numbers import NonNegative, Positive, Share, Size
-from lightning_nlf.objective import Evaluation, Terms, scattered
-from lightning_nlf.objectives.imitation import DIVERGENCES, forward_kl, jensen_shannon
+from lightning_nlf.numbers import NonNegative, Size
+from lightning_nlf.objective import Evaluation, Objective, Term, scattered
+from lightning_nlf.objectives.divergences import DIVERGENCES, forward_kl
 from lightning_nlf.objectives.policy_gradient import importance_ratio
 from lightning_nlf.objectives.self_distillation import TeacherObjective
+
+RATIO_LIMIT = 2.0  # c, up to which a ratio to the policy that acted counts: of https://arxiv.org/abs/2601.20802
 
 
 def coarsened(distribution: Categorical, ids: Tensor) -> Categorical:
@@ -37,96 +41,80 @@ def both_coarsened(teacher: Categorical, student: Categorical, top_k: int) -> tu
     return coarsened(teacher, ids), coarsened(student, ids)
 
 
-def distillation_loss(divergence: Tensor, ratio: Tensor, mask: Tensor, total: Tensor | None = None) -> Tensor:
-    """E[sg(ρ) D(π ‖ π_T)], ρ = min(π/b, c) of the token that was sampled: https://arxiv.org/abs/2601.20802.
+def distillation_loss(divergence: Tensor, ratio: Tensor) -> Tensor:
+    """sg(ρ) D(π ‖ π_T), ρ = min(π/b, c) of the token that was sampled: https://arxiv.org/abs/2601.20802.
 
     The replies are not sampled anew for each step of the optimizer, and this is what stands for it.
-    Args: divergence, ratio, mask (B, T).  Returns ().
+    Args: divergence, ratio (B, T).  Returns (B, T).
     """
-    return masked_mean(ratio.detach() * divergence, mask, total)
+    check_shapes(2, divergence=divergence, ratio=ratio)
+    return ratio.detach() * divergence
 
 
-class SDPOObjective(TeacherObjective):
-    """Towards the teacher's distribution, on the learner's own replies.
+class SDPOObjective(Objective):
+    """Towards the teacher's distribution, on the learner's own replies. Joined with a `TeacherObjective`.
 
     SDPO, https://arxiv.org/abs/2601.20802; its code takes the tokens likeliest to the student where here it is those
     likeliest to the teacher, so that what only the feedback suggests is among them.
 
     Args:
         divergence: KL(teacher ‖ policy), `forward`, or the other way, `reverse`; or `jsd` between them.
-        mix: a of `jsd`: the teacher's part in the mixture.
         top_k: tokens that are told apart, the others are one; no limit where it is as large as the vocabulary.
         distillation_weight: of the term.
-        distillation_clip: c, up to which a ratio to the policy that acted counts; by null all count 1.
 
     Raises:
-        ValueError: a knob out of its range.
+        ValueError: `top_k` is below 1; a batch without log_probs.
     """
 
-    counted = "taught"  # what the loss is a mean over, as in `Batch.totals`
+    needs: tuple[type, ...] = (TeacherObjective,)
+    reports: tuple[str, ...] = ("distillation", "teacher_kl")
+    distillation_over = "taught"  # what the loss is a mean over; it is 0 where nothing is taught
+    teach: Callable[[Batch, Tensor], Distribution]
 
     def __init__(
         self,
         divergence: Literal["forward", "reverse", "jsd"] = "jsd",
-        mix: Share = 0.5,
         top_k: Size = 100,
         distillation_weight: NonNegative = 1.0,
-        distillation_clip: Positive | None = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 < mix < 1:
-            raise ValueError(f"mix: got {mix}, must be between 0 and 1; at these ends it is `forward` and `reverse`")
         if top_k < 1:
             raise ValueError(f"top_k: got {top_k}, must be at least 1")
-        if distillation_clip is not None and not distillation_clip >= 1:
-            raise ValueError(f"distillation_clip: got {distillation_clip}, must be at least 1")
-        self.divergence, self.mix, self.top_k = divergence, mix, top_k
-        self.distillation_weight, self.distillation_clip = distillation_weight, distillation_clip
+        self.divergence, self.top_k, self.distillation_weight = divergence, top_k, distillation_weight
 
-    def terms(self, batch: Batch, now: Evaluation) -> Terms:
-        """Notes KL(teacher ‖ policy), over the same outcomes."""
-        terms = super().terms(batch, now)
-        taught = batch.extra["taught"]
+    def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
+        """Beside the loss KL(teacher ‖ policy), over the same outcomes."""
+        taught = batch.masks["taught"]
         distance, kl = self._distances(batch, now) if taught.any() else (now.log_probs * 0, now.log_probs.detach() * 0)
         if "distillation_weights" in batch.extra:
             distance = distance * batch.extra["distillation_weights"]
-        over = {"taught": taught, "mask": batch.mask}[self.counted]
-        ratio = self._ratio(batch, now, taught)
-        loss = distillation_loss(distance, ratio, over, batch.totals.get(self.counted))
-        now.notes["teacher_kl"] = masked_mean(kl, taught, batch.totals.get("taught"))
-        now.over |= {"distillation": self.counted, "teacher_kl": "taught"}
-        return terms | {"distillation": self.distillation_weight * loss}
+        loss = distillation_loss(distance, self._ratio(batch, now, taught))
+        yield Term("teacher_kl", kl, "taught", logged_only=True)
+        yield Term("distillation", loss, self.distillation_over, weight=self.distillation_weight)
 
     def _distances(self, batch: Batch, now: Evaluation) -> tuple[Tensor, Tensor]:
         """The divergence, and KL(teacher ‖ policy) without gradient, at the steps with a teacher; both (B, T)."""
-        taught = batch.extra["taught"]
-        own = taught[now.where]
-        student: Distribution = distribution_of({name: x[own] for name, x in params_of(now.distribution).items()})
+        taught = batch.masks["taught"]
+        rows = taught[now.where]
+        student: Distribution = distribution_of({name: x[rows] for name, x in params_of(now.distribution).items()})
         teacher = self.teach(batch, taught)
         if isinstance(teacher, Categorical) and isinstance(student, Categorical):
             teacher, student = both_coarsened(teacher, student, self.top_k)
-        if self.divergence == "jsd":
-            distance = jensen_shannon(teacher, student, self.mix)
-        else:
-            distance = DIVERGENCES[self.divergence](teacher, student)
+        distance = DIVERGENCES[self.divergence](teacher, student)
         with torch.no_grad():
             kl = forward_kl(teacher, student)
         return scattered(distance, taught), scattered(kl, taught)
 
     def _ratio(self, batch: Batch, now: Evaluation, taught: Tensor) -> Tensor:
-        if self.distillation_clip is None:
-            return torch.ones_like(now.log_probs)
         if batch.log_probs is None:
-            raise ValueError("distillation_clip: the batch has no log_probs of the policy that acted; null is without")
-        return importance_ratio(now.log_probs.detach(), batch.log_probs, taught).clamp(max=self.distillation_clip)
+            raise ValueError("distillation: the batch has no log_probs of the policy that acted")
+        return importance_ratio(now.log_probs.detach(), batch.log_probs, taught).clamp(max=RATIO_LIMIT)
 
 
-class SDPOPolicy(SDPOObjective, PolicyModule):
+class SDPOPolicy(SDPOObjective, TeacherObjective, PolicyModule):
     """A policy that learned from what was said of its replies, without any score."""
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        """Steps without a teacher leave `mask`, and are not evaluated: there is no other term."""
-        batch = super().prepare(batch)
-        return replace(batch, mask=batch.extra["taught"])
+    def masks(self, batch: Batch) -> Batch:
+        """Take steps without a teacher out of `mask`: no other term reads them."""
+        return replace(batch, mask=batch.masks["taught"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +11,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_nlf.batch import Batch
+from lightning_nlf.compatibility import replaceable
+from lightning_nlf.modules import PolicyModule
 from lightning_nlf.networks import Policy
 from lightning_nlf.numbers import Share
 from lightning_nlf.objective import Objective, scattered
+
+CHUNK = 64  # rows at a time, in `prepare`: the logits of a whole collection would not fit
 
 
 def follow(teacher: nn.Module, policy: nn.Module, rate: float) -> None:
@@ -50,6 +53,12 @@ def check_view(batch: Batch) -> None:
         raise ValueError("view: its actions are not those of the batch, in the same order")
 
 
+def steps_with_view(batch: Batch) -> Tensor:
+    """(B, T) bool: the learner's steps in rows that the view has."""
+    assert batch.view is not None
+    return batch.mask & batch.view.valid.any(1, keepdim=True)
+
+
 class TeacherObjective(Objective):
     """A teacher, which reads the learner's rows as the batch's `view` has them: its replies behind the feedback.
 
@@ -64,8 +73,8 @@ class TeacherObjective(Objective):
         ValueError: a rate out of [0, 1].
     """
 
+    needs: tuple[type, ...] = (PolicyModule,)
     policy: Policy
-    CHUNK = 64  # rows at a time, in `prepare`: the logits of a whole collection would not fit
 
     def __init__(self, teacher_rate: Share = 0.05, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -84,29 +93,33 @@ class TeacherObjective(Objective):
         return teacher
 
     def advance(self) -> None:
-        super().advance()
+        """Move the teacher towards the policy."""
         if self.teacher_rate < 1:
             follow(self.teacher, self.policy, self.teacher_rate)
 
+    @replaceable
     def taught(self, batch: Batch) -> Tensor:
         """(B, T) bool: the learner's steps of which the teacher is asked."""
-        assert batch.view is not None
-        return batch.mask & batch.view.valid.any(1, keepdim=True)
+        return steps_with_view(batch)
 
-    @torch.no_grad()
-    def prepare(self, batch: Batch) -> Batch:
-        """Adds `extra["taught"]`, and logs the share of the learner's rows that have a teacher.
+    def annotate(self, batch: Batch) -> Batch:
+        """Refuse a view that is not of the same actions.
 
         Raises ValueError: as `check_view`.
         """
-        batch = batch.to(self.device)
         check_view(batch)
-        taught = self.taught(batch)
-        rows = torch.stack([taught.any(1).sum(), batch.mask.any(1).sum()])
+        return batch
+
+    def select(self, batch: Batch) -> Batch:
+        """Log the share of the learner's rows that have a teacher; every row stays."""
+        rows = torch.stack([self.taught(batch).any(1).sum(), batch.mask.any(1).sum()])
         share, of = self.sum_over_ranks(rows.float())
         self.note("taught", share / of.clamp(min=1), counts=bool(of > 0))
-        batch = super().prepare(batch)
-        return replace(batch, extra=batch.extra | {"taught": taught})
+        return batch
+
+    def masks(self, batch: Batch) -> Batch:
+        """`taught`: the learner's steps with a teacher."""
+        return batch.with_masks(taught=self.taught(batch))
 
     @torch.no_grad()
     def teach(self, batch: Batch, steps: Tensor) -> Distribution:
@@ -121,9 +134,9 @@ class TeacherObjective(Objective):
 
         Args: of: a distribution of batch shape (n,), actions (n, *act) → (n,).
         """
-        said = [steps.new_zeros(0, dtype=torch.float)]
-        for rows in steps.any(1).nonzero()[:, 0].split(self.CHUNK):
-            own = torch.zeros_like(steps)
-            own[rows] = steps[rows]
-            said.append(of(self.teach(batch, own), batch.actions[own]))
-        return scattered(torch.cat(said), steps)
+        numbers = [steps.new_zeros(0, dtype=torch.float)]
+        for rows in steps.any(1).nonzero()[:, 0].split(CHUNK):
+            part = torch.zeros_like(steps)
+            part[rows] = steps[rows]
+            numbers.append(of(self.teach(batch, part), batch.actions[part]))
+        return scattered(torch.cat(numbers), steps)

@@ -29,21 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if not _is_told(error):
-            raise
         return _fail(error)
 
 
-def _is_told(error: Exception) -> bool:
-    """Whether one line says enough; anything else is a fault of this program."""
-    # MLflow's errors share no base with others, and importing MLflow for the clause would cost every command 2 s.
-    foreign = type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy", "alembic")
-    return foreign or isinstance(error, (OSError, ValueError, RuntimeError))
-
-
 def _fail(error: Exception) -> int:
-    own = isinstance(error, (OSError, ValueError, RuntimeError)) and not hasattr(error, "error_code")
-    text = str(error).splitlines()[0] if own and str(error) else reason(error)
+    """2, after one line; what one line does not say enough of, a fault of this program, is raised again."""
+    plain = isinstance(error, (OSError, ValueError, RuntimeError))
+    # MLflow's errors share no base with others, and importing MLflow for the clause would cost every command 2 s.
+    if not plain and type(error).__module__.split(".")[0] not in ("mlflow", "sqlalchemy", "alembic"):
+        raise error
+    sentence = str(error) if plain and not hasattr(error, "error_code") else ""
+    text = sentence.splitlines()[0] if sentence else reason(error)
     print(printable(f"error: {text}"), file=sys.stderr)
     return 2
 
@@ -62,8 +58,6 @@ def _sync(options: argparse.Namespace) -> int:
                 lines = "this line is" if len(damaged) == 1 else f"{len(damaged)} such lines are"
                 raise ValueError(f"{run_dir / JOURNAL}:{number}: {fault}; {lines} left out, all else is sent")
         except Exception as error:
-            if not _is_told(error):
-                raise
             code = _fail(error)
     return code
 

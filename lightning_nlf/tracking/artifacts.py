@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+_NO_UTF8 = re.compile(r"[\ud800-\udfff]")  # what Python reads bytes of a name as that are none
 
 
 def is_inside(run_dir: Path, path: Path) -> bool:
@@ -35,7 +38,7 @@ def _walk(root: str, name: str, walked: set[str], left_out: dict[str, str]) -> I
     kind = _kind(real)
     if not real.startswith(os.path.join(root, "")):
         left_out[name] = "a link out of the run folder"
-    elif not _is_text(name):
+    elif _NO_UTF8.search(name):
         left_out[name] = "a name that is no UTF-8"
     elif kind == "file":
         yield name
@@ -66,11 +69,3 @@ def _kind(real: str) -> str:
     if not stat.S_ISREG(mode):
         return "neither a file nor a folder"
     return "file" if os.access(real, os.R_OK) else "cannot be read"
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -168,6 +168,8 @@ class Destination:
                 log.warning("MLflow refuses a %s record, it is left out: %s", batch[0]["kind"], reason(error))
 
     def _log(self, client: MlflowClient, run_id: str, batch: Sequence[Mapping[str, Any]]) -> None:
+        from mlflow.entities import Metric
+
         metrics: list[Metric] = []
         params: dict[str, str] = {}
         tags: dict[str, str] = {}
@@ -175,7 +177,8 @@ class Destination:
         for record in batch:
             match record["kind"]:
                 case "metrics":
-                    metrics += _rows(record)
+                    values, place = _named(record), (record["time"], record["step"])
+                    metrics += [Metric(name, float(value), *place) for name, value in values.items()]
                 case "params":
                     params |= _named(record)
                 case "tags":
@@ -229,9 +232,3 @@ class Destination:
 def _named(record: Mapping[str, Any]) -> dict[str, Any]:
     names = clean_names(record["values"])
     return {names[key]: value for key, value in record["values"].items()}
-
-
-def _rows(record: Mapping[str, Any]) -> list[Metric]:
-    from mlflow.entities import Metric
-
-    return [Metric(name, float(value), record["time"], record["step"]) for name, value in _named(record).items()]

@@ -70,8 +70,11 @@ class Journal:
         Raises:
             JournalError: another process has begun to write since this one opened the journal.
         """
+        import psutil
+
         self._refuse_other_writer()
-        self.append("start", journal=self.identity, **fields, **_this_process())
+        process = {"pid": os.getpid(), "host": socket.gethostname(), "process_started": psutil.Process().create_time()}
+        self.append("start", journal=self.identity, **fields, **process)
 
     def metrics(self, values: Mapping[str, float], step: int, *, optional: bool = False) -> None:
         """Append the metrics of one step. Raises JournalError as `append` does."""
@@ -149,17 +152,11 @@ def repair(path: Path) -> int:
     if not path.exists():
         return 0
     with open(path, "r+b") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            end = start + newline + 1
-            if newline >= 0:
-                break
-        if end < size:
+        end = sum(len(line) for line in file if line.endswith(b"\n"))
+        cut = file.seek(0, os.SEEK_END) - end
+        if cut:
             file.truncate(end)
-    return size - end
+    return cut
 
 
 def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
@@ -224,16 +221,7 @@ def first_start(path: Path) -> dict[str, Any]:
 
 def last_lifecycle(path: Path) -> dict[str, Any]:
     """The last "start" or "end" record of the journal at `path`, or an empty dict."""
-    record: dict[str, Any] = {}
-    for found in _lifecycle(path):
-        record = found
-    return record
-
-
-def _this_process() -> dict[str, Any]:
-    import psutil
-
-    return {"pid": os.getpid(), "host": socket.gethostname(), "process_started": psutil.Process().create_time()}
+    return [{}, *_lifecycle(path)][-1]
 
 
 def writer_alive(path: Path) -> bool:

@@ -77,28 +77,17 @@ class MLflowJournalLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Empty: the run folder has no folders for names."""
+        """Empty: the run folder has no folders for names and versions."""
         return ""
 
-    @property
-    def version(self) -> str:
-        """Empty: the run folder has no folders for versions."""
-        return ""
+    version = name
 
     @property
     def save_dir(self) -> str:
         """The run folder."""
         return str(self._run_dir)
 
-    @property
-    def root_dir(self) -> str:
-        """The run folder."""
-        return str(self._run_dir)
-
-    @property
-    def log_dir(self) -> str:
-        """The run folder."""
-        return str(self._run_dir)
+    root_dir = log_dir = save_dir
 
     @property
     def tracking_uri(self) -> str:

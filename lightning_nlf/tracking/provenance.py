@@ -84,7 +84,7 @@ def host() -> str:
         "cpu": f"{_processor()}, {os.cpu_count()} cores",
         "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
         "python": platform.python_version(),
-        "torch": _version("torch"),
+        "torch": importlib.metadata.version("torch"),
     }
     # Only where it is loaded anyway: asking for accelerators would import it and start the driver.
     torch = sys.modules.get("torch")
@@ -100,13 +100,6 @@ def _processor() -> str:
     except OSError:
         found = None
     return found.group(1) if found else platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _git(folder: str | Path, *arguments: str) -> str | None:

@@ -39,13 +39,12 @@ def parse(line: bytes) -> dict[str, Any]:
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in _FIELDS:
         raise RecordError(f"kind {_shown(kind)} is none of {', '.join(_FIELDS)}")
-    for name, (is_right, expected) in ({"time": _TIME} | _FIELDS[kind]).items():
-        if name not in record:
+    needed = {"time": _TIME} | _FIELDS[kind]
+    optional = _OPTIONAL if kind == "start" else {}
+    for name, (is_right, expected) in (needed | optional).items():
+        if name in needed and name not in record:
             raise RecordError(f"{kind}: {name} is missing")
-        if not is_right(record[name]):
-            raise RecordError(f"{kind}: {name} is {_shown(record[name])}, not {expected}")
-    for name, (is_right, expected) in _OPTIONAL.items():
-        if kind == "start" and record.get(name) is not None and not is_right(record[name]):
+        if (name in needed or record.get(name) is not None) and not is_right(record[name]):
             raise RecordError(f"{kind}: {name} is {_shown(record[name])}, not {expected}")
     return record
 
@@ -69,41 +68,30 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 4096 and "\0" not in value
+def _text(pattern: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII | re.DOTALL) is not None
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _texts(values: Any) -> bool:
-    return isinstance(values, dict) and all(isinstance(value, str) for value in values.values())
-
-
-def _metrics(values: Any) -> bool:
-    return isinstance(values, dict) and all(_is_metric(value) for value in values.values())
-
-
-def _is_identity(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[\w.-]{1,64}", value, re.ASCII) is not None
+def _object_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda values: isinstance(values, dict) and all(map(is_right, values.values()))
 
 
 _TIME: Check = (_whole(0, LAST_TIME), "milliseconds since 1970")
+_TEXTS: Check = (_object_of(_text(".*")), "an object of texts")
 _FIELDS: dict[str, dict[str, Check]] = {
-    "start": {"journal": (_is_identity, "an identity of letters and digits")},
-    "params": {"values": (_texts, "an object of texts")},
-    "tags": {"values": (_texts, "an object of texts")},
+    "start": {"journal": (_text(r"[\w.-]{1,64}"), "an identity of letters and digits")},
+    "params": {"values": _TEXTS},
+    "tags": {"values": _TEXTS},
     "metrics": {
         "step": (_whole(-_LARGEST, _LARGEST - 1), "a whole number of 64 bits"),
-        "values": (_metrics, "an object of numbers"),
+        "values": (_object_of(_is_metric), "an object of numbers"),
     },
-    "artifact": {"path": (_is_path, "a path")},
+    "artifact": {"path": (_text(r"[^\0]{1,4096}"), "a path")},
     "end": {"status": (lambda value: value in ("FINISHED", "FAILED", "KILLED"), "FINISHED, FAILED or KILLED")},
 }
 # Of a "start".
 _OPTIONAL: dict[str, Check] = {
-    **dict.fromkeys(("experiment", "run_name", "tracking_uri", "user", "source.name", "host"), (_is_text, "a text")),
+    **dict.fromkeys(("experiment", "run_name", "tracking_uri", "user", "source.name", "host"), (_text(".+"), "a text")),
     "pid": (_whole(1, 2**31 - 1), "the number of a process"),
     "process_started": (lambda value: _is_number(value) and math.isfinite(value), "seconds since 1970"),
 }

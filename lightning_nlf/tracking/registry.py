@@ -31,11 +31,7 @@ class ChecksumError(ValueError):
 
 
 def register(
-    run_dir: str | Path,
-    name: str,
-    alias: str = "champion",
-    checkpoint: str = "best",
-    tracking_uri: str | None = None,
+    run_dir: str | Path, name: str, alias: str = "champion", checkpoint: str = "best", tracking_uri: str | None = None
 ) -> int:
     """Register `<run_dir>/checkpoints/<checkpoint>.ckpt` with `config.yaml` as a new version of `name`.
 

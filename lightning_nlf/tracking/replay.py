@@ -38,19 +38,6 @@ def sync(run_dir: str | Path, tracking_uri: str | None = None) -> tuple[Position
     """
     run_dir = Path(run_dir)
     path = run_dir / JOURNAL
-    check(run_dir)
-    if last_lifecycle(path)["kind"] == "start" and not writer_alive(path):
-        _end_as_failed(run_dir)
-    destination = Destination(run_dir, run_tracking_uri(run_dir, tracking_uri))
-    sent = 0
-    while number := destination.ship_next():
-        sent += number
-    return destination.open()[1], sent
-
-
-def check(run_dir: Path) -> None:
-    """Raises ValueError: `run_dir` has no journal of a run that may be read."""
-    path = run_dir / JOURNAL
     if not os.path.lexists(path):
         raise ValueError(f"{run_dir} has no journal")
     if not is_inside(run_dir, path):
@@ -58,6 +45,13 @@ def check(run_dir: Path) -> None:
     if not first_start(path):
         number, fault = next(faults(path), (1, "nothing begins a run"))
         raise ValueError(f"{path}:{number}: {fault}; the journal has no start record, nothing is sent")
+    if last_lifecycle(path)["kind"] == "start" and not writer_alive(path):
+        _end_as_failed(run_dir)
+    destination = Destination(run_dir, run_tracking_uri(run_dir, tracking_uri))
+    sent = 0
+    while number := destination.ship_next():
+        sent += number
+    return destination.open()[1], sent
 
 
 def _end_as_failed(run_dir: Path) -> None:

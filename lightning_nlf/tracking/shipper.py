@@ -35,6 +35,7 @@ class Shipper:
     def __init__(self, journal: Journal, destination: Destination) -> None:
         self._journal = journal
         self._destination = destination
+        self._uri = without_credentials(destination.tracking_uri)
         self._closing = threading.Event()
         self._failures = 0
         self._warned = False
@@ -60,8 +61,7 @@ class Shipper:
         if self._thread.is_alive():
             self._thread.join(min(timeout, QUIET_SECONDS))
         if self._thread.is_alive() and timeout > QUIET_SECONDS:
-            uri = without_credentials(self._destination.tracking_uri)
-            log.warning("waiting up to %.0f s for MLflow at %s …", timeout, uri)
+            log.warning("waiting up to %.0f s for MLflow at %s …", timeout, self._uri)
             self._thread.join(timeout - QUIET_SECONDS)
         try:
             return 0 if self._deleted else self._destination.left()
@@ -74,8 +74,7 @@ class Shipper:
             self._thread.join(0.1)
             if not announced and time.monotonic() - began > QUIET_SECONDS:
                 announced = True
-                uri = without_credentials(self._destination.tracking_uri)
-                log.warning("waiting up to %.0f s for MLflow to open %s …", seconds, uri)
+                log.warning("waiting up to %.0f s for MLflow to open %s …", seconds, self._uri)
 
     def _run(self) -> None:
         sample = self._sampler()
@@ -112,9 +111,8 @@ class Shipper:
             self._failures += 1
             if not self._warned:
                 self._warned = True
-                uri = without_credentials(self._destination.tracking_uri)
                 text = "MLflow at %s: %s. Training goes on; records are kept in %s and sent when it answers."
-                log.warning(text, uri, reason(error), self._journal.path)
+                log.warning(text, self._uri, reason(error), self._journal.path)
         return min(LONGEST_WAIT, 2.0**self._failures)
 
     def _sampler(self) -> Callable[[], None]:

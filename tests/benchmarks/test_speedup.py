@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from benchmarks.intervals import (
+    bootstrap_values,
     clustered_mean_interval,
     faster,
     geometric_mean_interval,
     interval,
+    lower_median,
     mean_interval,
     median,
     median_interval,
-    medians,
     ratio_interval,
     speed_up,
 )
@@ -56,7 +57,7 @@ def test_a_streak_in_random_rows_is_that_of_trying_all():
 
 def test_medians_of_resamples_have_the_chances_of_the_binomial():
     """The median of 3 draws from {1, 2, 3} is 1 where at least two are: 3·(1/9)(2/3) + 1/27 = 7/27."""
-    drawn = medians([3.0, 1.0, 2.0])
+    drawn = bootstrap_values(lower_median, [3.0, 1.0, 2.0])
     assert np.mean(drawn == 1) == pytest.approx(7 / 27, abs=0.005)
     assert np.mean(drawn == 3) == pytest.approx(7 / 27, abs=0.005)
     assert interval(drawn) == (1, 3)
@@ -94,6 +95,7 @@ def test_a_speed_up_by_hand():
     assert speed_up([20.0] * 5, [5.0] * 5) == (4, 4, 4)
     assert speed_up([20.0] * 5, [INF] * 5) == (0, 0, 0)  # never is not faster
     assert speed_up([INF] * 5, [5.0] * 5) == (INF, INF, INF)
+    assert speed_up([20.0], [5.0]) == (4, 4, 4)
 
 
 def test_the_lower_bound_falls_with_the_number_of_comparisons():

@@ -236,7 +236,7 @@ def test_cloning_from_a_file(path):
 
     def loss():
         batch = load_batch(path)
-        return float(module.imitation(batch, module.evaluate(batch)).detach())
+        return float(module.losses(batch)["imitation"].detach())
 
     before = loss()
     data = OfflineDataModule(path, minibatches=2, passes=3)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from data_modules.groups import shuffled
 from data_modules.label_buffer import LabelBuffer, labelled_steps
-from data_modules.minibatches import shuffled
-from data_modules.rollout import RolloutDataModule
+from data_modules.rollout import LabelledRollouts
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import masked_mean
+from lightning_nlf.maths.means import count_of
 
 
 def rows_of(lengths, **fields):
@@ -22,6 +22,12 @@ def rows_of(lengths, **fields):
     return replace(Batch(obs=obs, actions=obs, valid=valid, mask=valid), **fields)
 
 
+def mean_of(batch, name):
+    """The mean observation over a mask, as a part of the mean over all micro-batches."""
+    total = torch.where(getattr(batch, name), batch.obs[..., 0], 0).sum()
+    return total / count_of(batch, name) if total else total
+
+
 def labels(*numbers):
     """Rows of one labelled step each."""
     obs = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
@@ -29,7 +35,7 @@ def labels(*numbers):
     return labelled_steps(Batch(obs=obs, actions=obs, valid=known, mask=known, expert_mask=known, expert_actions=obs))
 
 
-class Invented(RolloutDataModule):
+class Invented(LabelledRollouts):
     """Rows from nowhere: obs are random numbers, each row costs its steps, the first step of each is labelled."""
 
     def __init__(self, lengths=(3, 1, 4, 1, 5, 9, 2, 6), **knobs):
@@ -142,7 +148,7 @@ def test_a_mean_over_tokens_does_not_depend_on_the_cut(accumulate):
     batches = list(attached(Invented(), accumulate=accumulate).iteration())
     assert len(batches) == accumulate
     for mask, expected in (("mask", 131 / 31), ("expert_mask", 3.5)):
-        means = [masked_mean(batch.obs[..., 0], getattr(batch, mask), batch.totals[mask]) for batch in batches]
+        means = [mean_of(batch, mask) for batch in batches]
         assert float(sum(means)) / accumulate == pytest.approx(expected, abs=1e-5)
 
 
@@ -190,6 +196,19 @@ def test_before_there_is_a_label_nothing_is_learned():
     assert batch.mask[0].any()  # the collection itself is left as it was
 
 
+@pytest.mark.parametrize("known", [[], [6], [6, 7, 8]])
+def test_the_masks_of_a_collection_are_there_and_true_nowhere(known):
+    """A term that is a mean over one of them finds no step in rows of labels, nor in what stands in for them."""
+    like = rows_of([2, 3]).with_masks(steps=torch.ones(2, 3, dtype=torch.bool), rows=torch.ones(2, dtype=torch.bool))
+    buffer = LabelBuffer(rows=3)
+    like = replace(like, expert_mask=torch.zeros_like(like.mask), expert_actions=like.actions)
+    buffer.add(labels(*known))
+    drawn = buffer.draw(like, np.random.default_rng(0), least=2)
+    assert len(drawn) == max(2, len(known))
+    assert drawn.masks["steps"].shape == drawn.mask.shape and drawn.masks["rows"].shape == (len(drawn),)
+    assert not drawn.masks["steps"].any() and not drawn.masks["rows"].any()
+
+
 def test_labels_are_drawn_anew_for_every_update_and_stamped():
     data = attached(Invented(label_buffer=LabelBuffer(updates=6, rows=3)))
     drawn = list(data.iteration())[1:]
@@ -205,7 +224,7 @@ def test_an_update_of_fewer_labels_than_micro_batches():
         data.label_buffer.add(replace(labels(*known), log_probs=None, values=None, returns=None, advantages=None))
         parts = list(data.cut(batch, np.random.default_rng(0)))[4:]
         assert len(parts) == 4
-        means = [masked_mean(part.obs[..., 0], part.expert_mask, part.totals["expert_mask"]) for part in parts]
+        means = [mean_of(part, "expert_mask") for part in parts]
         assert float(sum(means)) / 4 == sum(known)
 
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_modules.takeover import Window
-from data_modules.value_trigger import Triggered, ValueTriggered
-from lightning_nlf.functional import Linear
+from data_modules.value_trigger import ValueTriggered
+from lightning_nlf.maths.schedules import Linear
 
 
 def plan(takeover: ValueTriggered, episodes: int, horizon: int, experience: int = 0) -> torch.Tensor:
@@ -18,7 +17,7 @@ def plan(takeover: ValueTriggered, episodes: int, horizon: int, experience: int 
 def wave(takeover: ValueTriggered, values: torch.Tensor, experience: int = 0) -> torch.Tensor:
     """Plans, and asks about values (steps, rows) step by step."""
     assert not plan(takeover, values.shape[1], len(values), experience=experience).any()
-    return torch.stack([takeover.trigger(v) for v in values])
+    return torch.stack([takeover.calls(v) for v in values])
 
 
 def test_the_lowest_values_call_the_expert():
@@ -58,7 +57,7 @@ def test_a_wave_without_a_question_changes_nothing():
     wave(takeover, torch.arange(10.0).view(5, 2))
     plan(takeover, 2, 5)
     plan(takeover, 2, 5)
-    assert takeover.trigger(torch.tensor([4.0, 5.0])).tolist() == [True, False]
+    assert takeover.calls(torch.tensor([4.0, 5.0])).tolist() == [True, False]
 
 
 def test_a_trigger_goes_on_from_its_state():
@@ -73,9 +72,8 @@ def test_a_trigger_goes_on_from_its_state():
     assert expected.any() and torch.equal(wave(resumed, now), expected)
 
 
-def test_who_is_triggered_can_be_told():
-    assert isinstance(ValueTriggered(), Triggered)
-    assert not isinstance(Window(), Triggered)
+def test_it_asks_for_the_critics_values():
+    assert ValueTriggered(length=7).asks == "values" and ValueTriggered(length=7).length == 7
 
 
 @pytest.mark.parametrize("knobs, said", [({"fraction": 1.1}, "fraction: got 1.1"), ({"length": 0}, "length: got 0")])

@@ -27,6 +27,28 @@ def test_fields_of_a_row_keep_their_shape():
     assert chosen.extra["row"].shape == (1,) and chosen.extra["step"].shape == (1, 1)
 
 
+def test_masks_of_rows_and_of_steps_are_chosen_cut_and_stacked_along():
+    rows, steps = torch.tensor([True, False]), torch.tensor([[True, False, True, True], [True, True, False, False]])
+    b = batch([4, 2]).with_masks(rows=rows, steps=steps)
+    assert b.masks.keys() == {"rows", "steps"} and batch([4, 2]).masks == {}
+    chosen = b[torch.tensor([1])]
+    assert chosen.masks["rows"].tolist() == [False] and chosen.masks["steps"].tolist() == [[True, True]]
+    both = stack_rows([chosen, b[:1]])
+    assert both.masks["rows"].tolist() == [False, True]
+    assert both.masks["steps"].tolist() == [[True, True, False, False], [True, False, True, True]]
+
+
+def test_metrics_are_of_rows():
+    b = batch([1, 4], metrics={"wins": torch.tensor([1.0, 2.0])})
+    assert b[:1].metrics["wins"].tolist() == [1]
+    assert stack_rows([b[1:], b[:1]]).metrics["wins"].tolist() == [2, 1]
+
+
+def test_more_extras_leave_the_others():
+    b = batch([1], extra={"x": torch.ones(1)}).with_extra(y=torch.zeros(1))
+    assert b.extra["x"].tolist() == [1] and b.extra["y"].tolist() == [0]
+
+
 def test_a_view_is_chosen_along():
     chosen = batch([2, 2], view=batch([3, 4]))[:1]
     assert chosen.view.rewards.tolist() == [[1, 2, 3]]
@@ -59,9 +81,10 @@ def test_stacking_refuses_an_extra_that_one_lacks():
             stack_rows([batch([1], extra=extra) for extra in extras])
 
 
-def test_an_extra_that_is_neither_by_row_nor_by_step_is_refused():
-    with pytest.raises(ValueError, match="extra.x"):
-        batch([2, 3], extra={"x": torch.ones(2, 7)})
+@pytest.mark.parametrize("field", ["extra", "masks", "metrics"])
+def test_an_extra_that_is_neither_by_row_nor_by_step_is_refused(field):
+    with pytest.raises(ValueError, match=f"{field}.x"):
+        batch([2, 3], **{field: {"x": torch.ones(2, 7)}})
 
 
 def test_moving_takes_the_totals_along():

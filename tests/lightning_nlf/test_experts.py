@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from data_modules.pendulum import PendulumDataModule
-from lightning_nlf import generation
 from lightning_nlf.cli.command_line import main
 from lightning_nlf.experts import CheckpointExpert, CheckpointTextExpert, PolicyTextExpert
+from lightning_nlf.language import generation
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.networks import GRUPolicy, HuggingFacePolicy
 

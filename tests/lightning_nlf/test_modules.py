@@ -52,8 +52,8 @@ def test_what_is_not_known_of_an_episode_is_not_averaged(monkeypatch):
     """(1 + 4) / 2 without the one that is NaN; what is known of none is not logged."""
     module, logged = ReinforcePolicy(policy=GaussianPolicy(4, 1)), {}
     monkeypatch.setattr(module, "log", lambda name, x, **how: logged.update({name: x}))
-    extra = {"known": torch.tensor([1.0, torch.nan, 4.0]), "unknown": torch.full((3,), torch.nan)}
-    module.measure("val", Batch(**(vars(batch()) | {"extra": extra})), 1)
+    metrics = {"known": torch.tensor([1.0, torch.nan, 4.0]), "unknown": torch.full((3,), torch.nan)}
+    module.assess("val", Batch(**(vars(batch()) | {"metrics": metrics})), 1)
     assert logged.keys() == {"val/return_sampled", "val/known_sampled"} and float(logged["val/known_sampled"]) == 2.5
 
 
@@ -75,7 +75,7 @@ def test_a_batch_that_nobody_learns_from_still_gives_every_parameter_a_gradient(
     nothing = torch.zeros(3, 4, dtype=torch.bool)
     module = ReinforcePolicy(policy=GaussianPolicy(4, 1))
     rows = Batch(**(vars(batch()) | {"mask": nothing, "valid": nothing}))
-    sum(module.terms(rows, module.evaluate(rows)).values()).backward()
+    sum(module.losses(rows, module.evaluate(rows)).values()).backward()
     gradients = [p.grad for p in module.policy.parameters()]
     assert all(g is not None and not g.any() for g in gradients)
 
@@ -149,7 +149,6 @@ def test_advance_is_called_once_an_optimizer_step():
         moved = 0
 
         def advance(self):
-            super().advance()
             self.moved += 1
 
     assert fit(Moving(policy=GaussianPolicy(4, 1)), [batch()] * 3).moved == 3

@@ -9,8 +9,8 @@ from data_modules.offline import save_batch
 from lightning_nlf import scorers
 from lightning_nlf.batch import Batch
 from lightning_nlf.cli.command_line import main
-from lightning_nlf.functional import last_valid
-from lightning_nlf.reward_module import RewardModule
+from lightning_nlf.maths.steps import last_valid
+from lightning_nlf.rewards.reward_module import RewardModule
 from lightning_nlf.scorers import CheckpointReward
 
 END = 1  # the token that ends a step
@@ -68,7 +68,7 @@ def test_an_outcome_is_paid_on_the_last_step_as_the_module_says_it(checkpoints, 
     batch = rows()
     module = RewardModule.load_from_checkpoint(checkpoints["BradleyTerryReward"]).eval()
     final = last_valid(batch.valid)
-    said = module.evaluate(batch).values
+    said = module.evaluate(module.prepare(batch)).values
     assert module.gain != 1  # it was normalised
     rewards = outcome.score(batch)
     torch.testing.assert_close(rewards, torch.where(final, module.gain * said + module.bias, 0))

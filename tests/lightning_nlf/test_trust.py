@@ -9,7 +9,7 @@ import torch
 
 from lightning_nlf.cli.command_line import main
 from lightning_nlf.experts import CheckpointExpert, CheckpointTextExpert
-from lightning_nlf.functional import Linear
+from lightning_nlf.maths.schedules import Linear
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.networks import GaussianPolicy, GRUReward
 from lightning_nlf.objectives import BradleyTerryReward, InjectionPolicy
@@ -62,7 +62,7 @@ def here(tmp_path, monkeypatch):
 def policy(here):
     arguments = {
         "policy": gaussian(),
-        "imitation_weight": {"class_path": "lightning_nlf.functional.Linear", "init_args": {"start": 1.0, "over": 9}},
+        "imitation_weight": {"class_path": "lightning_nlf.maths.Linear", "init_args": {"start": 1.0, "over": 9}},
         "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.02}},
         "lr_scheduler": None,
     }

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_modules.feedback.fields import Scale
-from data_modules.feedback.files import listed, scan
 from data_modules.feedback.people import store, traces
-from data_modules.feedback.people.items import items
-from data_modules.feedback.people.questions import questions
+from data_modules.feedback.people.items import items, questions
+from data_modules.judgements.fields import Scale
+from data_modules.judgements.files import read
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,8 @@ def ask(
     """
     if not scale[0] < scale[1]:
         raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, must go upwards")
-    judgements, bad = scan(path, (-math.inf, math.inf))
-    if bad:
-        raise ValueError(listed(path, bad))
-    found = items(judgements)
-    if not found:
-        raise ValueError(f"{path}: there is nothing in it to ask about")
-    with store.opened(tracking_uri or store.default_uri(), experiment, create=True) as there:
+    found = items(read(path, (-math.inf, math.inf)))
+    with store.opened(tracking_uri, experiment, create=True) as there:
         target = there.queue_for(queue, questions(found, scale), scale, reviewers)
         new = traces.put(there, target, found, path)
         return Put(queue, new, len(found) - new, there.page(target))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from data_modules.feedback.fields import Scale
-from data_modules.feedback.files import enumerated, read
 from data_modules.feedback.people.forces import expert_named, forces
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.fields import Scale
+from data_modules.judgements.files import each_line, read
+from data_modules.judgements.schema import Judgement
 from data_modules.offline import OfflineDataModule, load_batch
 from lightning_nlf.batch import Actor, Batch, stack_rows
 
@@ -42,26 +41,12 @@ class EpisodeFeedbackDataModule(OfflineDataModule):
         if self.rows is not None:
             return
         self.judgements = read(self.path, self.scale)
-        self.rows = rows(self.judgements)
+        self.rows = stack_rows(each_line(self.judgements, _row))
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
         said = [(judgement.of("score", 0), judgement.expected) for judgement in self.judgements]
         self.counters["feedback_calls"] = sum(x is not None for both in said for x in both)  # however often it is read
         return super().collect(actor, rng)
-
-
-def rows(judgements: Sequence[Judgement]) -> Batch:
-    """Their episodes as one batch. Raises ValueError: of lines that cannot be used."""
-    found: list[Batch] = []
-    faults: list[str] = []
-    for judgement in judgements:
-        try:
-            found.append(_row(judgement))
-        except ValueError as error:
-            faults.append(f"{judgement.where}: {error}")
-    if faults:
-        raise ValueError(enumerated(faults))
-    return stack_rows(found)
 
 
 def _row(judgement: Judgement) -> Batch:

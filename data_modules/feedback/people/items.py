@@ -1,4 +1,4 @@
-"""What people are asked to judge: a line of a feedback file, as the review page shows it."""
+"""What people are asked: a line of a feedback file as the review page shows it, and the questions beside it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from data_modules.feedback.files import enumerated
-from data_modules.feedback.ranking import letter
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.fields import Scale
+from data_modules.judgements.files import each_line
+from data_modules.judgements.ranking import letter
+from data_modules.judgements.schema import Judgement
 from data_modules.markdown import word_for_word
 
 SHOWN = 10_000  # characters of a text; the page cuts what is longer
@@ -33,10 +34,6 @@ class Item:
         return hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
 
     @property
-    def candidates(self) -> int:
-        return len(self.record["responses"])
-
-    @property
     def picture(self) -> Path | None:
         """The GIF beside a recorded episode."""
         path = Path(self.record["episode"]).with_suffix(".gif") if "episode" in self.record else None
@@ -50,18 +47,7 @@ def items(judgements: Sequence[Judgement]) -> list[Item]:
         ValueError: lines without a response, or with a text of which a person would not see the end; an episode without
             the number of its steps.
     """
-    found: dict[str, Item] = {}
-    faults: list[str] = []
-    for judgement in judgements:
-        try:
-            item = _item(judgement)
-        except ValueError as error:
-            faults.append(f"{judgement.where}: {error}")
-            continue
-        found.setdefault(item.digest, item)
-    if faults:
-        raise ValueError(enumerated(faults))
-    return list(found.values())
+    return list({item.digest: item for item in each_line(judgements, _item)}.values())
 
 
 def _item(judgement: Judgement) -> Item:
@@ -95,3 +81,53 @@ def _response(judgement: Judgement) -> str:
     if len(replies) == 1:
         return replies[0]
     return "\n\n---\n\n".join(f"**{letter(i)}**\n\n{text}" for i, text in enumerate(replies))
+
+
+Field = Literal["score", "ranking", "expected"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A label schema of MLflow. Its name is what a person reads first, and unique in the experiment."""
+
+    field: Field
+    name: str
+    instruction: str
+    comment: bool = False  # there is a box for words beside the answer
+
+
+RANKING = Question(
+    "ranking", "ranking", "Where there are several answers: best first, = for a tie, e.g. B > C = D > A", comment=True
+)
+EXPECTED = Question("expected", "expected_response", "What the answer should have been, word for word")
+ACTION = Question(
+    "expected",
+    "expected_action",
+    "Who does better here: LQRExpert or WeakExpert. Or the force at steps that went wrong: 12-20: -1.5, 31: 0.4 "
+    "(from -3 to 3, positive pushes to the right)",
+)
+
+
+def score(scale: Scale) -> Question:
+    name = f"score {scale[0]:g} to {scale[1]:g}"
+    words = "The higher the better. In the box below, what is wrong with it: words come with a number, or are lost"
+    return Question("score", name, words, comment=True)
+
+
+def questions(items: Sequence[Item], scale: Scale) -> list[Question]:
+    """Those that fit some of the items, in the order in which the page has them."""
+    counts = [len(item.record["responses"]) for item in items]
+    asked = [score(scale)] if 1 in counts else []
+    if max(counts) > 1:
+        asked.append(RANKING)
+    if any("episode" not in item.record for item in items):
+        asked.append(EXPECTED)
+    if any("episode" in item.record for item in items):
+        asked.append(ACTION)
+    return asked
+
+
+def field_of(name: str) -> Field | None:
+    """The field that answers to the question of this name are; None for a question of somebody else."""
+    known = {question.name: question.field for question in (RANKING, EXPECTED, ACTION)}
+    return "score" if name.startswith("score ") else known.get(name)

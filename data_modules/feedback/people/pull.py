@@ -6,13 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_modules.feedback.files import LISTED, write
-from data_modules.feedback.parsing import Faults
 from data_modules.feedback.people import store, traces
 from data_modules.feedback.people.reviews import judgement
 from data_modules.feedback.people.traces import Asked
-from data_modules.feedback.schema import Judgement
-from data_modules.terminal import on_one_line
+from data_modules.judgements.files import first_ten, write
+from data_modules.judgements.parsing import Faults
+from data_modules.judgements.schema import Judgement
 
 
 @dataclass
@@ -36,16 +35,12 @@ class Pulled:
     @property
     def reopened(self) -> str:
         """Which reviews cannot be used, and why; the first ten."""
-        more = [f"… and {len(self.faults) - LISTED} more"] if len(self.faults) > LISTED else []
         head = f"reviews that cannot be used, and whose items are open again: {len(self.faults)}"
-        return "\n  ".join([head, *map(on_one_line, self.faults[:LISTED]), *more])
+        return first_ten(head, self.faults)
 
 
 def pull(
-    queue: str,
-    out: str | Path,
-    tracking_uri: str | None = None,
-    experiment: str = store.DEFAULT_EXPERIMENT,
+    queue: str, out: str | Path, tracking_uri: str | None = None, experiment: str = store.DEFAULT_EXPERIMENT
 ) -> Pulled:
     """Writes a line for each review that can be used, whole or not at all: one of each person and item.
 
@@ -57,7 +52,7 @@ def pull(
         ValueError: no such queue, or MLflow refuses. Without a review that can be used no file is written.
     """
     found = Pulled()
-    with store.opened(tracking_uri or store.default_uri(), experiment) as there:
+    with store.opened(tracking_uri, experiment) as there:
         source = there.queue(queue)
         scale = there.scale(source) or (0.0, 1.0)
         for item in traces.asked(there, source):

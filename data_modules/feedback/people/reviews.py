@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_modules.feedback.fields import Scale
-from data_modules.feedback.parsing import Faults, parse
 from data_modules.feedback.people import forces
-from data_modules.feedback.people.questions import Field
-from data_modules.feedback.schema import Judgement
+from data_modules.feedback.people.items import Field
+from data_modules.judgements.fields import Scale
+from data_modules.judgements.parsing import Faults, parse
+from data_modules.judgements.schema import Judgement
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from data_modules.feedback.fields import Scale
-from data_modules.feedback.people.questions import Question, field_of
+from data_modules.feedback.people.items import Question, field_of
+from data_modules.judgements.fields import Scale
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from mlflow.genai.label_schemas import LabelSchema
@@ -32,19 +37,15 @@ _ENVIRONMENT = {
 }
 
 
-def default_uri() -> str:
-    """Where runs go that say nothing else: the variable MLFLOW_TRACKING_URI, or outputs/mlflow.db."""
-    return os.environ.get(_VARIABLE) or DEFAULT_URI
-
-
 @contextlib.contextmanager
-def opened(uri: str, experiment: str, create: bool = False) -> Iterator[Store]:
+def opened(uri: str | None, experiment: str, create: bool = False) -> Iterator[Store]:
     """The experiment, for MLflow's own functions too.
 
-    Args: create: where it is missing.
+    Args: uri: None: where runs go, the variable MLFLOW_TRACKING_URI or outputs/mlflow.db; create: where it is missing.
     Raises:
         ValueError: there is no such store or experiment, it does not answer, or it refuses something.
     """
+    uri = uri or os.environ.get(_VARIABLE) or DEFAULT_URI
     path = _data_base(uri)
     if not create and path is not None and not path.is_file():
         raise ValueError(f"tracking_uri: there is no data base {path}")
@@ -78,7 +79,12 @@ def _make(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True) as folder:
+    with (
+        _alone_in(path.parent),
+        tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True) as folder,
+    ):
+        if path.exists():
+            return  # another was faster
         fresh = Path(folder) / path.name
         store = SqlAlchemyStore(f"sqlite+pysqlite:///{quote(str(fresh))}", quote(str(path.parent / "mlartifacts")))
         store.engine.dispose()
@@ -88,6 +94,19 @@ def _make(path: Path) -> None:
             pass  # another process was faster
         except OSError:  # a disk without links
             fresh.rename(path)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, as a run's logger does: migrations in two threads of one process would mix."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # some network folders know no locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -118,20 +137,17 @@ def _experiment_id(uri: str, name: str, create: bool) -> str:
 
     client = MlflowClient()
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    if not create:
+    if found is None and not create:
         raise ValueError(f"experiment: {shown_uri(uri)} has no {name!r}")
-    path = _data_base(uri)  # whose artifacts would go into the working folder; MLflow decodes their place
-    try:
-        return client.create_experiment(name, quote(str(path.parent / "mlartifacts")) if path else None)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        found = client.get_experiment_by_name(name)  # the run's own logger was faster
-        if found is None:
-            raise
-        return found.experiment_id
+    if found is None:
+        path = _data_base(uri)  # whose artifacts would go into the working folder; MLflow decodes their place
+        try:
+            return client.create_experiment(name, quote(str(path.parent / "mlartifacts")) if path else None)
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # the run's own logger was faster
+            if found is None:
+                raise
+    return found.experiment_id
 
 
 def _data_base(uri: str) -> Path | None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
-from data_modules.feedback.people.items import Item
-from data_modules.feedback.people.questions import field_of
+from data_modules.feedback.people.items import Item, field_of
 from data_modules.feedback.people.reviews import Answer
 from data_modules.feedback.people.store import Store, pages, shown_uri
 

@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import re
 from collections import defaultdict
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data_modules.feedback.providers.answer import Answer, Unanswered
-from data_modules.feedback.providers.budget import Budget
-from data_modules.feedback.providers.budget import Stopped as Stopped
-from data_modules.feedback.providers.cache import Cache, content_key
-from data_modules.feedback.providers.endpoint import Endpoint
+from data_modules.feedback.providers.endpoint import Budget, Endpoint
+from data_modules.feedback.providers.endpoint import Stopped as Stopped
+from data_modules.judgements.files import whole
 
 T = TypeVar("T")
+
+
+def content_key(body: Any) -> str:
+    """SHA-256 of a request in canonical form, whoever it is sent to."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Cache:
+    """One file an answer. Several processes may share a folder: a file appears whole or not at all.
+
+    Args: folder: None keeps nothing.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.folder = None if folder is None else Path(folder)
+
+    def get(self, key: str) -> Any:
+        """None where nothing is known; half a file, as a full disk leaves it, or one without an end, is nothing."""
+        if self.folder is None:
+            return None
+        try:
+            return json.loads(self._path(self.folder, key).read_bytes())
+        except (FileNotFoundError, ValueError, RecursionError):
+            return None
+
+    def put(self, key: str, answer: Any) -> None:
+        if self.folder is None:
+            return
+        path = self._path(self.folder, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as file:
+            file.write(json.dumps(answer, ensure_ascii=False, allow_nan=False))
+
+    @staticmethod
+    def _path(folder: Path, key: str) -> Path:
+        return folder / key[:2] / f"{key}.json"
 
 
 class Client:
@@ -27,16 +66,7 @@ class Client:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.cache, self.budget = endpoint, Cache(endpoint.cache), Budget(endpoint)
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """What it cost so far."""
-        return self.budget.counters
-
-    @property
-    def stopped(self) -> str | None:
-        """Why nothing more is asked."""
-        return self.budget.stopped
+        self.counters = self.budget.counters  # what it cost so far
 
     async def __aenter__(self) -> Client:
         try:
@@ -51,7 +81,7 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._connection.close()
+        await self._connection.api.close()
 
     async def ask(
         self, prompt: str, max_tokens: int, temperature: float = 0.0, seed: int = 0, alternatives: int = 0
@@ -71,7 +101,7 @@ class Client:
         async with self._alone[key]:  # two that ask the same at once pay once
             answer = self._kept(key, alternatives)
             if answer is None:
-                if not _is_unicode(prompt):
+                if re.search("[\ud800-\udfff]", prompt):
                     raise Unanswered("the question holds half a surrogate, which no server can read")
                 async with self._slots:
                     answer = await self._connection.post(body)
@@ -98,10 +128,6 @@ class Client:
 
 def _is_whole(answer: Answer, alternatives: int) -> bool:
     return bool(answer.alternatives if alternatives else answer.text.strip())
-
-
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def waited_for(asking: Coroutine[None, None, T]) -> T:

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_modules.feedback.files import LISTED, write
 from data_modules.feedback.providers.provider import Provider, without
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.files import first_ten, write
+from data_modules.judgements.schema import Judgement
 from data_modules.terminal import on_one_line
 
 INTERRUPTED = 130  # exit code of what Ctrl-C ended, as shells have it
@@ -57,36 +57,31 @@ def _complete(options: argparse.Namespace, read: Read, provider: Provider) -> in
     fuller = sum(new != old for new, old in zip(done, judgements, strict=True))
     if not fuller and account.interrupted:
         raise KeyboardInterrupt
+    left_out = first_ten(f"{len(account.left_out)} left out:", account.left_out)
     if not fuller and (account.stopped or account.left_out):
-        raise ValueError(account.stopped or _listed(account.left_out))
+        raise ValueError(account.stopped or left_out)
     write(options.out, done)
     cost = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in account.counters.items())
     print(f"{options.out}: more is known of {fuller} of {len(done)} prompts ({cost})")
     if account.left_out:
-        print(_listed(account.left_out), file=sys.stderr)
+        print(left_out, file=sys.stderr)
     if stopped := "by Ctrl-C" if account.interrupted else account.stopped:
         print(f"stopped: {on_one_line(stopped)}; the same command goes on from where it was", file=sys.stderr)
     return INTERRUPTED if account.interrupted else 0
-
-
-def _listed(left_out: list[str]) -> str:
-    more = [f"… and {len(left_out) - LISTED} more"] if len(left_out) > LISTED else []
-    return "\n  ".join([f"{len(left_out)} left out:", *map(on_one_line, left_out[:LISTED]), *more])
 
 
 # ---- from yaml to provider
 
 
 def _configured(options: argparse.Namespace) -> Provider:
-    config = _yaml(options.config, "--config")
-    return _built(_with(config, options.set, ("init_args",)), options.config)
+    return _built(_yaml(options.config, "--config"), options.set, options.config)
 
 
 def _constitution(options: argparse.Namespace) -> Provider:
     given = {name: value for name, value in _yaml(options.principles, "--principles").items() if name != "principles"}
     given |= {"principles": str(options.principles), "rounds": options.rounds, "seed": options.seed}
     config = {"class_path": "data_modules.feedback.providers.Constitution", "init_args": given}
-    return _built(_with(config, options.set, ("init_args",)), options.principles)
+    return _built(config, options.set, options.principles)
 
 
 def _yaml(path: Path, name: str) -> dict[str, Any]:
@@ -109,25 +104,25 @@ def _parsed(text: str | bytes, name: str) -> Any:
         raise ValueError(f"{name} is no yaml: it nests too deeply, or is no UTF-8") from None
 
 
-def _with(config: dict[str, Any], changes: list[str], below: tuple[str, ...]) -> dict[str, Any]:
-    """The config with each `a.b=value` set below a key."""
+def _set(config: dict[str, Any], changes: list[str]) -> None:
+    """Sets each `a.b=value` among the `init_args` of a config."""
     for change in changes:
         name, sign, value = change.partition("=")
         if not sign or not name:
             raise ValueError(f"--set: got {change!r}, must be like endpoint.model=judge")
-        *path, last = [*below, *name.split(".")]
+        *path, last = ["init_args", *name.split(".")]
         node = config
         for key in path:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
                 raise ValueError(f"--set: {name} goes through {key}, which is no mapping")
         node[last] = _parsed(value, f"--set: {name}: {value!r}")
-    return config
 
 
-def _built(config: dict[str, Any], path: Path) -> Provider:
+def _built(config: dict[str, Any], changes: list[str], path: Path) -> Provider:
     from jsonargparse import ArgumentError, ArgumentParser
 
+    _set(config, changes)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--provider", type=Provider, required=True)
     try:

@@ -9,13 +9,13 @@ from random import Random
 from typing import Any
 
 from data_modules.feedback.providers import prompts
-from data_modules.feedback.providers.answer import Answer, Malformed, Unanswered, excerpt, label_log_probs, softmax
+from data_modules.feedback.providers.answer import Answer, Malformed, excerpt, label_log_probs, softmax
 from data_modules.feedback.providers.client import Client
-from data_modules.feedback.providers.principles import read_principles
+from data_modules.feedback.providers.constitution import read_principles
 from data_modules.feedback.providers.questions import Note, asked, text_of, together
-from data_modules.feedback.ranking import format_ranking, letter, parse_ranking, ranks_of_scores
-from data_modules.feedback.schema import Judgement
 from data_modules.feedback.templates import refuse_template
+from data_modules.judgements.ranking import format_ranking, letter, parse_ranking, ranks_of_scores
+from data_modules.judgements.schema import Judgement
 from lightning_nlf.numbers import Count, NonNegative, Seed, Size
 
 VOTE_TOKENS = 8
@@ -77,17 +77,13 @@ class PreferenceQuestion:
                 raise ValueError(f"{name}: got {value}, must be at least {least}")
         if votes and not temperature > 0:
             raise ValueError(f"temperature: got {temperature}, and votes would all be the same; it must be above 0")
-        self.preamble, self.comparison, self.examples = preamble, comparison, examples or []
-        self.preambles = [p.preference for p in read_principles(principles) if p.preference] if principles else []
-        if principles and not self.preambles:
+        self.comparison, self.examples, self.preambles = comparison, examples or [], [preamble]
+        if principles:
+            self.preambles = [p.preference for p in read_principles(principles) if p.preference]
+        if not self.preambles:
             raise ValueError(f"principles: none in {principles} has a preference")
-        self.votes, self.temperature, self.alternatives, self.ties, self.seed = (
-            votes,
-            temperature,
-            alternatives,
-            ties,
-            seed,
-        )
+        self.votes, self.temperature, self.alternatives = votes, temperature, alternatives
+        self.ties, self.seed = ties, seed
 
     async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
         count = len(judgement.responses)
@@ -95,11 +91,8 @@ class PreferenceQuestion:
         if count < 2 or not wanted:
             return {}
         pairs = list(combinations(range(count), 2))
-        try:
-            found = await together(*(self._preference(client, judgement, i, j) for i, j in pairs))
-        except Unanswered as error:  # a ranking that leaves a pair out would favour somebody
-            note(error)
-            return {}
+        # all or none: a ranking that leaves a pair out would favour somebody
+        found = await together(*(self._preference(client, judgement, i, j) for i, j in pairs))
         wins = [0.0] * count
         for (i, j), p in zip(pairs, found, strict=True):
             wins[i] += p / (count - 1)
@@ -144,13 +137,8 @@ class PreferenceQuestion:
         ]
         first, second = (judgement.responses[k].strip() for k in (i, j))
         last = self.comparison.format(prompt=text_of(judgement), response_1=first, response_2=second)
-        parts = [self._preamble(judgement), *shown, *([prompts.EXAMPLES_END] if shown else []), last]
-        return "\n\n".join(parts)
-
-    def _preamble(self, judgement: Judgement) -> str:
-        if not self.preambles:
-            return self.preamble
-        return Random(f"{self.seed} {text_of(judgement)}").choice(self.preambles)
+        preamble = Random(f"{self.seed} {text_of(judgement)}").choice(self.preambles)
+        return "\n\n".join([preamble, *shown, *([prompts.EXAMPLES_END] if shown else []), last])
 
 
 def _first_of_two(answer: Answer) -> float:
@@ -184,11 +172,7 @@ class ListwiseQuestion:
         if count < 2 or judgement.ranking is not None:
             return {}
         orders = [list(range(count)), list(range(count))[::-1]]
-        try:
-            both = await together(*(self._ranks(client, judgement, order) for order in orders))
-        except Unanswered as error:
-            note(error)
-            return {}
+        both = await together(*(self._ranks(client, judgement, order) for order in orders))
         return {"ranking": format_ranking(ranks_of_scores([-float(a + b) for a, b in zip(*both, strict=True)]))}
 
     async def _ranks(self, client: Client, judgement: Judgement, order: list[int]) -> list[int]:

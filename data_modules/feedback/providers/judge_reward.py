@@ -14,7 +14,7 @@ from data_modules.feedback.providers.questions import ScoreQuestion, together
 from data_modules.text.environment import TextEnvironment
 from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import last_valid
+from lightning_nlf.maths.steps import last_valid
 
 TOLERATED = 0.1  # share of replies that may stay without a score
 
@@ -53,14 +53,9 @@ class JudgeReward:
     @property
     def tokenizer_digest(self) -> str:
         """Of the tokenizer whose ids it reads."""
-        if not hasattr(self.tokenizer, "eos"):  # not made yet
+        if not self.tokenizer.ready:
             self.tokenizer.fit(() if self.task is None else self.task.corpus())
         return self.tokenizer.digest
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """What it cost so far."""
-        return self.client.counters
 
     def score(self, batch: Batch) -> Tensor:
         """`Scorer.score`: rewards (B, T), 0 but on each row's last valid step."""
@@ -69,14 +64,12 @@ class JudgeReward:
         scores = waited_for(self._scores([self.said(batch, row) for row in rows]))
         known = [score for score in scores if score is not None]
         missing = len(scores) - len(known)
-        if self.client.stopped or missing > TOLERATED * len(scores):
-            why = self.client.stopped or f"{missing} of {len(scores)} replies have no score: {self._why}"
+        if self.client.budget.stopped or missing > TOLERATED * len(scores):
+            why = self.client.budget.stopped or f"{missing} of {len(scores)} replies have no score: {self._why}"
             raise RuntimeError(f"reward: {why}")
         if missing:
-            warn(
-                f"reward: {missing} of {len(scores)} replies have no score, and earn the mean of the others",
-                stacklevel=2,
-            )
+            message = f"reward: {missing} of {len(scores)} replies have no score, and earn the mean of the others"
+            warn(message, stacklevel=2)
         mean = sum(known) / max(len(known), 1)
         earned = torch.zeros(len(batch), device=batch.valid.device)
         earned[rows] = torch.tensor([mean if score is None else score for score in scores], device=earned.device)
@@ -87,12 +80,9 @@ class JudgeReward:
         _ = self.tokenizer_digest
         steps = batch.valid[row].nonzero()[:, 0]
         first, last = int(steps[0]), int(steps[-1])
-        prompt = batch.obs[row, : first + 1].tolist()
-        begin = self.tokenizer.encode_prompt("")
-        return (
-            self.tokenizer.decode(prompt[len(begin) :]).strip(),
-            self.tokenizer.decode(batch.actions[row, first : last + 1].tolist()).strip(),
-        )
+        begin = len(self.tokenizer.encode_prompt(""))
+        prompt, reply = batch.obs[row, begin : first + 1], batch.actions[row, first : last + 1]
+        return self.tokenizer.decode(prompt.tolist()).strip(), self.tokenizer.decode(reply.tolist()).strip()
 
     async def _scores(self, said: list[tuple[str, str]]) -> list[float | None]:
         async def one(prompt: str, reply: str) -> float | None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
 
 from data_modules.feedback.providers.answer import Unanswered
 from data_modules.feedback.providers.client import Client, Stopped, waited_for
 from data_modules.feedback.providers.endpoint import Endpoint
 from data_modules.feedback.providers.provider import Account, said
-from data_modules.feedback.providers.questions import Question
-from data_modules.feedback.schema import Judgement
+from data_modules.feedback.providers.questions import Note, Question
+from data_modules.judgements.schema import Judgement
 
 
 class ModelJudge:
@@ -37,20 +36,20 @@ class ModelJudge:
     def complete(self, judgements: Sequence[Judgement], tick: Callable[[], object]) -> tuple[list[Judgement], Account]:
         return ask_all(self.endpoint, judgements, self._completed, tick)
 
-    async def _completed(self, client: Client, judgement: Judgement, note: Callable[[Unanswered], None]) -> Judgement:
+    async def _completed(self, client: Client, judgement: Judgement, note: Note) -> Judgement:
         for question in self.questions:
-            judgement = said(judgement, self.endpoint.model, **await question.ask(client, judgement, note))
+            try:
+                judgement = said(judgement, self.endpoint.model, **await question.ask(client, judgement, note))
+            except Unanswered as error:
+                note(error)
         return judgement
 
 
-class Completing(Protocol):
-    """How a model completes one judgement."""
-
-    async def __call__(self, client: Client, judgement: Judgement, note: Callable[[Unanswered], None]) -> Judgement: ...
-
-
 def ask_all(
-    endpoint: Endpoint, judgements: Sequence[Judgement], complete: Completing, tick: Callable[[], object]
+    endpoint: Endpoint,
+    judgements: Sequence[Judgement],
+    complete: Callable[[Client, Judgement, Note], Awaitable[Judgement]],
+    tick: Callable[[], object],
 ) -> tuple[list[Judgement], Account]:
     """`Provider.complete` with a model: all judgements side by side. Ctrl-C stops it like a spent budget."""
     client, account = Client(endpoint), Account()
@@ -74,14 +73,8 @@ def ask_all(
     try:
         waited_for(every())
     except ExceptionGroup as errors:  # the first has stopped the others
-        raise _first(errors) from None
+        raise errors.exceptions[0] from None
     except KeyboardInterrupt:
         account.interrupted = True
-    account.counters, account.stopped = client.counters, client.stopped
+    account.counters, account.stopped = client.counters, client.budget.stopped
     return done, account
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data_modules.feedback.providers.provider import Account, said
 from data_modules.feedback.providers.rules import EnvironmentProvider
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.schema import Judgement
 from data_modules.text.environment import Revisable, TextEnvironment
 from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Replier
@@ -42,7 +42,7 @@ class OwnProvider(EnvironmentProvider):
         if not isinstance(task, Revisable):
             raise ValueError(f"task: {type(task).__name__} has no words around a critique")
         self.policy, self.words, self.max_new = policy, task, max_new
-        self.tokenizer = tokenizer if hasattr(tokenizer, "eos") else tokenizer.fit(task.corpus())
+        self.tokenizer = tokenizer if tokenizer.ready else tokenizer.fit(task.corpus())
         digest = getattr(policy, "tokenizer_digest", None)
         if digest not in (None, self.tokenizer.digest):
             raise ValueError(f"tokenizer: the policy means the ids of another ({digest[:12]}…); use the one it has")
@@ -62,8 +62,7 @@ class OwnProvider(EnvironmentProvider):
                 told = list(done[place].critique or [None] * len(done[place].responses))
                 told[i] = critique
                 done[place] = said(done[place], self.name, critique=tuple(told))
-        first = [(place, _criticised(each)) for place, each in enumerate(done)]
-        revised = [(place, i) for place, i in first if i is not None]
+        revised = [(place, at) for place, each in enumerate(done) if (at := _criticised(each)) is not None]
         prompts = [
             self.words.revision_prompt(cases[place], done[place].responses[i], done[place].of("critique", i))
             for place, i in revised
@@ -81,12 +80,9 @@ class OwnProvider(EnvironmentProvider):
         texts: list[str] = []
         for first in range(0, len(prompts), AT_ONCE):
             ids = [torch.tensor(self.tokenizer.encode_prompt(prompt)) for prompt in prompts[first : first + AT_ONCE]]
+            padded, sizes = pad_sequence(ids, batch_first=True), torch.tensor([len(own) for own in ids])
             tokens, _, lengths, _ = self.policy.reply(
-                pad_sequence(ids, batch_first=True),
-                torch.tensor([len(own) for own in ids]),
-                stop=(self.tokenizer.eos,),
-                max_new=self.max_new,
-                deterministic=True,
+                padded, sizes, stop=(self.tokenizer.eos,), max_new=self.max_new, deterministic=True
             )
             pairs = zip(tokens.tolist(), lengths.tolist(), strict=True)
             texts += [self.tokenizer.decode(own[:length]).strip() for own, length in pairs]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.schema import Judgement
 
 
 @dataclass

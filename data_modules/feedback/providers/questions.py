@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from data_modules.feedback.fields import Scale
 from data_modules.feedback.providers import prompts
 from data_modules.feedback.providers.answer import Answer, Malformed, NoLogProbs, Unanswered, excerpt
 from data_modules.feedback.providers.client import Client
 from data_modules.feedback.providers.expectation import expected_label
 from data_modules.feedback.providers.provider import merged
-from data_modules.feedback.schema import Judgement
 from data_modules.feedback.templates import refuse_template
+from data_modules.judgements.fields import Scale
+from data_modules.judgements.schema import Judgement
 from lightning_nlf.numbers import Size, Whole
 
 AGAIN = 1_000_003  # added to the seed of a question that is asked again
@@ -29,7 +30,11 @@ class Question(Protocol):
     gives: tuple[str, ...]
 
     async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
-        """Fields of the judgement, each None where it stays as it was."""
+        """Fields of the judgement, each None where it stays as it was.
+
+        Raises:
+            Unanswered: nothing of it was answered; `note` is told of what is left out of a part.
+        """
         ...
 
 
@@ -139,13 +144,12 @@ class ScoreQuestion:
         filled = self.template.format(prompt=prompt, response=response.strip(), low=self.low, high=self.high)
         if self.expectation:
             tokens = max(len(str(x)) for x in (self.low, self.high))
-            number = await asked(client, self._mean, filled, tokens, alternatives=self.alternatives)
+            labels = range(self.low, self.high + 1)
+            read = partial(expected_label, labels=labels)
+            number = await asked(client, read, filled, tokens, alternatives=self.alternatives)
         else:
             number = await asked(client, self._number, filled, SCORE_TOKENS)
         return self.scale[0] + (number - self.low) / (self.high - self.low) * (self.scale[1] - self.scale[0])
-
-    def _mean(self, answer: Answer) -> float:
-        return expected_label(answer, range(self.low, self.high + 1))
 
     def _number(self, answer: Answer) -> float:
         """Nothing but a number on the scale; a full stop behind it is forgiven."""
@@ -198,11 +202,7 @@ class ExpectedQuestion:
         if judgement.expected is not None:
             return {}
         filled = self.template.format(prompt=text_of(judgement), response=next(iter(judgement.responses), "").strip())
-        try:
-            return {"expected": await asked(client, words, filled, self.max_tokens)}
-        except Unanswered as error:
-            note(error)
-            return {}
+        return {"expected": await asked(client, words, filled, self.max_tokens)}
 
 
 def words(answer: Answer) -> str:

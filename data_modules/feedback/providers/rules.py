@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import get_args
 
-from data_modules.feedback.fields import Scale
 from data_modules.feedback.providers.provider import Account, merged, said
-from data_modules.feedback.ranking import format_ranking, ranks_of_scores
-from data_modules.feedback.schema import Judgement, Span
-from data_modules.text.environment import Case, Split, TextEnvironment
+from data_modules.judgements.fields import Scale
+from data_modules.judgements.ranking import format_ranking, ranks_of_scores
+from data_modules.judgements.schema import Judgement, Span
+from data_modules.text.environment import Case, SpanTeacher, Split, TextEnvironment
 from lightning_nlf.numbers import NonNegative, Seed
 
 
@@ -104,6 +104,5 @@ class RuleProvider(EnvironmentProvider):
         )
 
     def _spans(self, case: Case, text: str) -> tuple[Span, ...] | None:
-        point = getattr(self.task, "spans", None)
-        found = [] if point is None else point(case, text)
+        found = self.task.spans(case, text) if isinstance(self.task, SpanTeacher) else []
         return tuple(Span(start, end) for start, end in found if start < end) or None

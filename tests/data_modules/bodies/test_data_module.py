@@ -13,8 +13,8 @@ from data_modules.label_buffer import LabelBuffer
 from data_modules.pendulum.episodes import play
 from data_modules.pendulum.experts import LQRExpert
 from data_modules.pendulum.simulator import InvertedPendulum
-from data_modules.takeover import Always, PerStep, Window
-from lightning_nlf.functional import gae
+from data_modules.takeover import Always, Window
+from lightning_nlf.maths.returns import gae
 from lightning_nlf.networks import GaussianPolicy, MLPValue
 from lightning_nlf.objectives import ActorCriticAgent, ImitationPolicy
 
@@ -196,7 +196,7 @@ def test_with_always_the_learner_never_acts():
 
 
 def test_a_share_of_the_learners_states_is_labelled():
-    data = made(learner(), expert=EXPERT, takeover=PerStep(0.2), label_share=0.5, envs=16)
+    data = made(learner(), expert=EXPERT, takeover=Window(5, 0.5), label_share=0.5, envs=16)
     batch = collected(data)
     injected, labelled = batch.valid & ~batch.mask, batch.expert_mask & batch.mask
     assert int(labelled.sum()) == round(0.5 * int(batch.mask.sum()))

@@ -8,7 +8,7 @@ import pytest
 
 from data_modules.feedback import FeedbackDataModule
 from data_modules.feedback.__main__ import main
-from data_modules.feedback.files import read
+from data_modules.judgements.files import read
 from data_modules.text.tokenizer import WordTokenizer
 
 PAIR = '{"prompt": "is kale high ?", "responses": ["yes .", "no ."], "ranking": "B > A"}'
@@ -156,7 +156,7 @@ def test_check_doubts_spans_behind_an_emoji_and_lines_that_repeat(tmp_path, caps
 
 
 def test_a_ranking_of_5000_takes_no_time_and_its_faults_one_short_line(tmp_path, capsys):
-    from data_modules.feedback.ranking import letter
+    from data_modules.judgements.ranking import letter
 
     path = tmp_path / "f.jsonl"
     names = [letter(i) for i in range(5000)]

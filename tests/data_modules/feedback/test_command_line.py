@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from data_modules.feedback.__main__ import main
-from data_modules.feedback.files import read, write
-from data_modules.feedback.schema import Judgement, Message, Span, Step
+from data_modules.judgements.files import read, write
+from data_modules.judgements.schema import Judgement, Message, Span, Step
 
 
 @pytest.fixture

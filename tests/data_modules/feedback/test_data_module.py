@@ -10,8 +10,8 @@ import torch
 from jsonargparse import ArgumentParser
 
 from data_modules.feedback import FeedbackDataModule, Judgement, write
-from data_modules.feedback.schema import Step
 from data_modules.feedback.selection import Keep
+from data_modules.judgements.schema import Step
 from data_modules.text.tokenizer import WordTokenizer
 from lightning_nlf.networks import GRUPolicy, GRUReward
 from lightning_nlf.objectives import (
@@ -56,7 +56,8 @@ def test_an_epoch_sees_every_row_once_and_splits_no_group(module):
     assert len(batches) == 10 and sum(map(len, batches)) == 2 * 24
     for batch in batches:
         assert (batch.group.bincount()[batch.group] == 2).all()
-        assert batch.totals["strict_pairs"] == len(batch) / 2 and batch.totals["scored"] == len(batch)
+        assert batch.totals["strict_pairs"] == len(batch) / 2 and batch.extra["scored"].all()
+        assert batch.totals["mask"] == batch.mask.sum() > 0
 
 
 def test_ranks_share_the_groups(module):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from data_modules.feedback.rows import Layout
-from data_modules.feedback.schema import Judgement, Message, Step
 from data_modules.feedback.selection import Keep, code_of
+from data_modules.judgements.schema import Judgement, Message, Step
 from data_modules.text.tokenizer import BPETokenizer
 
 ALL = ("score", "ranking", "steps", "expected")
@@ -16,7 +16,8 @@ STEPS = Judgement("q", ("b c",), steps=((Step(1, 1.0), Step(3, 0.5)),), where="f
 
 
 def batch_of(layout, *judgements):
-    layout = layout.knowing([x for judgement in judgements for x in judgement.score or () if x is not None])
+    scores = sorted(x for judgement in judgements for x in judgement.score or () if x is not None)
+    layout = replace(layout, scores=scores)
     return layout.batch([group for judgement in judgements if (group := layout.rows(judgement))])
 
 

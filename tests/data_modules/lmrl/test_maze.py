@@ -3,7 +3,7 @@
 import pytest
 
 from data_modules.lmrl import Anchors, Maze
-from data_modules.lmrl.maze import DISTANCE, FREE, GOAL, LIMIT, MOVES, STARTS, best_moves, moved, region
+from data_modules.lmrl.maze import BEST, DISTANCE, FREE, GOAL, LIMIT, MOVES, STARTS, moved, region
 
 
 def test_the_texts_of_the_paper():
@@ -44,7 +44,7 @@ def test_the_best_way_from_every_start_earns_the_highest_anchor():
     for case in maze.cases("val"):
         walk, cell, earned, done = maze.begin(case), case.facts["start"], 0.0, False
         while not done:
-            move = best_moves(cell)[0]
+            move = BEST[cell][0]
             cell, outcome = moved(cell, move), walk.reply(move, True)
             earned, done = earned + outcome.reward, outcome.done
         assert earned == 1 - DISTANCE[case.facts["start"]]
@@ -62,7 +62,7 @@ def test_what_a_mixture_of_random_and_best_moves_earns(best, wanted):
         following = {GOAL: 0.0}
         for cell in STARTS:
             drawn = sum(worth[moved(cell, move)] for move in MOVES) / 4
-            following[cell] = best * worth[moved(cell, best_moves(cell)[0])] + (1 - best) * drawn
+            following[cell] = best * worth[moved(cell, BEST[cell][0])] + (1 - best) * drawn
         value = following
     assert sum(value[cell] for cell in STARTS) / 25 == pytest.approx(wanted, abs=0.05)
 
@@ -85,7 +85,7 @@ def test_demonstrations_stay_in_one_region_and_are_mostly_random():
         assert len({region(cell) for cell, _ in walk}) == 1 and len(walk) <= LIMIT
         assert all(moved(*first) == second[0] for first, second in zip(walk, walk[1:], strict=False))
     pairs = [pair for walk in maze.walks for pair in walk]
-    share = sum(move in best_moves(cell) for cell, move in pairs) / len(pairs)
+    share = sum(move in BEST[cell] for cell, move in pairs) / len(pairs)
     assert share == pytest.approx(0.3625, abs=0.01)
     train, val = maze.demonstrations("train"), maze.demonstrations("val")
     assert len(train) + len(val) == len(pairs) and 0.05 < len(val) / len(pairs) < 0.15

@@ -9,9 +9,10 @@ from torch.distributions import Normal
 from data_modules.label_buffer import LabelBuffer
 from data_modules.pendulum import PendulumDataModule
 from data_modules.pendulum.experts import LQRExpert
-from data_modules.takeover import Always, PerStep, Window
+from data_modules.takeover import Always, ReverseCurriculum, Window
+from data_modules.text import AtFirstError
 from data_modules.value_trigger import ValueTriggered
-from lightning_nlf.functional import Schedule
+from lightning_nlf.maths.schedules import Schedule
 from lightning_nlf.networks import GaussianPolicy
 from lightning_nlf.objectives import ImitationPolicy
 
@@ -186,7 +187,7 @@ def test_all_of_the_learners_states_are_labelled():
 
 
 def test_a_share_of_the_learners_states_is_labelled():
-    data = made(learner(), expert=EXPERT, takeover=PerStep(0.2), label_share=0.5, episodes=16)
+    data = made(learner(), expert=EXPERT, takeover=Window(5, 0.5), label_share=0.5, episodes=16)
     batch = collected(data)
     injected = batch.valid & ~batch.mask
     labelled = batch.expert_mask & batch.mask
@@ -349,6 +350,11 @@ def test_a_take_over_by_value_needs_a_critic():
         collected(made(learner(), expert=EXPERT, takeover=ValueTriggered()))
 
 
+def test_a_take_over_by_critique_is_for_text():
+    with pytest.raises(ValueError, match="takeover: AtFirstError goes by the critique of a reply"):
+        made(learner(), expert=EXPERT, takeover=AtFirstError())
+
+
 def test_a_schedule_of_take_overs_runs_on_environment_steps():
     """Always before 20 steps, then never: in rows of 10 steps the third one is the learner's."""
 
@@ -356,5 +362,6 @@ def test_a_schedule_of_take_overs_runs_on_environment_steps():
         def __call__(self, steps):
             return float(steps < 20)
 
-    data = made(Balancing(), expert=EXPERT, takeover=PerStep(Until(1.0)), horizon=10, episodes=1)
+    at_once = ReverseCurriculum(0, 0, 1, probability=Until(1.0))
+    data = made(Balancing(), expert=EXPERT, takeover=at_once, horizon=10, episodes=1)
     assert [bool(collected(data).mask.any()) for _ in range(3)] == [False, False, True]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_modules.pendulum.experts import LinearExpert, LQRExpert, NoisyExpert, WeakExpert, linearised, lqr_gain
+from data_modules.pendulum.experts import LinearExpert, LQRExpert, WeakExpert, linearised, lqr_gain
 from data_modules.pendulum.simulator import InvertedPendulum
 from lightning_nlf.batch import Expert
 
@@ -76,12 +76,11 @@ def test_mean_is_the_clipped_product():
 @pytest.mark.parametrize("rows", [0, 1, 2, 64])
 def test_shapes_and_types(lqr, rows):
     obs = 0.1 * torch.randn(rows, 4)
-    for expert in (lqr, NoisyExpert(lqr, noise=0.1)):
-        actions, log_probs, params = expert.act(obs)
-        assert actions.shape == params["mean"].shape == params["std"].shape == (rows, 1)
-        assert log_probs.shape == (rows,)
-        assert actions.dtype == log_probs.dtype == torch.float32
-        assert not actions.requires_grad
+    actions, log_probs, params = lqr.act(obs)
+    assert actions.shape == params["mean"].shape == params["std"].shape == (rows, 1)
+    assert log_probs.shape == (rows,)
+    assert actions.dtype == log_probs.dtype == torch.float32
+    assert not actions.requires_grad
 
 
 def test_log_probs_are_the_density_of_the_actions(lqr):
@@ -109,27 +108,11 @@ def test_drawn_from_torchs_global_generator(lqr):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_without_spread_the_action_is_the_mean_and_the_density_that_of_a_point_mass(wrapped):
-    expert: Expert = WeakExpert(std=0)
-    expert = NoisyExpert(expert) if wrapped else expert
-    actions, log_probs, params = expert.act(0.1 * torch.randn(50, 4))
+def test_without_spread_the_action_is_the_mean_and_the_density_that_of_a_point_mass():
+    actions, log_probs, params = WeakExpert(std=0).act(0.1 * torch.randn(50, 4))
     assert torch.equal(actions, params["mean"])
     assert (params["std"] == 0).all()
     assert (log_probs == math.inf).all()
-
-
-def test_noise_adds_in_quadrature_and_bias_shifts():
-    """√(.3² + .4²) = .5. Density of N(μ, .5) at distance z: −ln .5 − .9189385 − z²/2 = −.2257914 − z²/2."""
-    noisy = NoisyExpert(WeakExpert(std=0.3), noise=0.4, bias=0.25)
-    obs = 0.1 * torch.randn(10_000, 4)
-    torch.manual_seed(0)
-    actions, log_probs, params = noisy.act(obs)
-    torch.testing.assert_close(params["mean"], WeakExpert().act(obs)[2]["mean"] + 0.25)
-    torch.testing.assert_close(params["std"], torch.full((10_000, 1), 0.5))
-    distance = ((actions - params["mean"]) / 0.5)[:, 0]
-    torch.testing.assert_close(log_probs, -0.2257914 - 0.5 * distance**2, rtol=0, atol=1e-4)
-    assert distance.std().item() == pytest.approx(1, abs=4 / math.sqrt(20_000))
 
 
 @pytest.mark.parametrize(
@@ -140,8 +123,6 @@ def test_noise_adds_in_quadrature_and_bias_shifts():
         (lambda: LinearExpert((1.0, 2.0, 3.0)), "gain: got"),
         (lambda: LQRExpert(r=0), "r: got 0"),
         (lambda: LQRExpert(q=(1, -1, 1, 1)), "q: got"),
-        (lambda: NoisyExpert(WeakExpert(), noise=-1), "noise: got -1"),
-        (lambda: NoisyExpert(WeakExpert(), bias=math.inf), "bias: got inf"),
     ],
 )
 def test_refused(make, message):

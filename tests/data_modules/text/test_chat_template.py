@@ -10,12 +10,13 @@ pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
 from data_modules.feedback.encoding import encoded  # noqa: E402
-from data_modules.feedback.files import read  # noqa: E402
 from data_modules.feedback.rows import Layout  # noqa: E402
+from data_modules.judgements.files import read  # noqa: E402
 from data_modules.text import DemonstrationsDataModule, FolderTokenizer  # noqa: E402
 from data_modules.text.control_tokens import ControlTokens  # noqa: E402
-from data_modules.text.conversation import Conversation, Episode, Prompt, Turn  # noqa: E402
+from data_modules.text.conversation import Conversation  # noqa: E402
 from data_modules.text.environment import Case, Outcome  # noqa: E402
+from data_modules.text.episode import Episode, Prompt, Turn  # noqa: E402
 from tests.data_modules.text.chats import KINDS, SHAPES, Shape, folder  # noqa: E402
 
 HARMLESS = [

@@ -186,7 +186,7 @@ def test_a_scorer_pays_in_place_of_the_rule_which_is_still_reported(echo):
     assert by_model.statistics["return"] == pytest.approx(float(scored.valid.sum(1).float().mean()))
     assert by_model.counters["feedback_calls"] == 0 and by_rule.counters["feedback_calls"] == 18
     played = by_model.evaluate(agent(), np.random.default_rng(0), True)
-    assert torch.equal(played.rewards.sum(1), played.valid.sum(1).float()) and "true_reward" in played.extra
+    assert torch.equal(played.rewards.sum(1), played.valid.sum(1).float()) and "true_reward" in played.metrics
 
 
 def test_a_scorer_reads_where_the_policy_works_and_its_rewards_come_back(echo):
@@ -465,7 +465,7 @@ def test_evaluations_play_the_same_prompts_in_order(echo):
     assert names == ["elk", "fox"] and len(sampled) == 10
     again = data.evaluate(agent(), np.random.default_rng(2), True)
     assert torch.equal(again.actions, greedy.actions)
-    torch.testing.assert_close(greedy.extra["part/right"] + greedy.extra["part/ended"], greedy.rewards.sum(1))
+    torch.testing.assert_close(greedy.metrics["part/right"] + greedy.metrics["part/ended"], greedy.rewards.sum(1))
 
 
 def test_windows_are_evaluated_by_episode(walks):

@@ -18,9 +18,9 @@ from data_modules.text import (  # noqa: E402
     FolderTokenizer,
     WordTokenizer,
 )
-from data_modules.text.rows import as_rows  # noqa: E402
+from data_modules.text.rows import EXPERT, as_rows  # noqa: E402
 from lightning_nlf.checkpoint_io import SafeCheckpointIO  # noqa: E402
-from lightning_nlf.generation import reply  # noqa: E402
+from lightning_nlf.language.generation import reply  # noqa: E402
 from lightning_nlf.networks import GRUPolicy  # noqa: E402
 from lightning_nlf.objectives import ImitationPolicy, ReinforcePolicy  # noqa: E402
 
@@ -290,7 +290,7 @@ def test_held_out_demonstrations_are_measured_and_tested(tmp_path):
     (metrics,) = trainer(1).test(model, data, verbose=False)
     assert [len(part) for part in data.test_dataloader()[0]] == [64, 64, 2]
     found = data.demonstrations["test"]
-    rows = as_rows([each.prompt_ids for each in found], [each.reply_ids for each in found], expert=True)
+    rows = as_rows([each.prompt_ids for each in found], [each.reply_ids for each in found], EXPERT)
     with torch.no_grad():
         now = model.evaluate(rows)
     nll = -now.log_probs[rows.expert_mask]

@@ -60,6 +60,18 @@ def names(data, batch):
     return [data.tokenizer.decode([int(i)]) for i in batch.obs[:, 1]]
 
 
+def test_rows_say_that_they_are_expected_wherever_they_stand(echo):
+    data = module(echo, ExpectedResponses(share=0, rows=2))
+    prompts = data.cases["train"][:2]
+    shown = data.expected.shown(prompts, 2, np.random.default_rng(0))
+    episodes = data.conversation.play(agent(), prompts, np.zeros((2, 1), dtype=np.int64))
+    batch, of = data.conversation.batch(episodes, [each.response.row for each in shown])
+    assert of.tolist() == [0, 1, -1, -1]
+    order = torch.tensor([2, 0, 3, 1])
+    settled = data.expected.settled(batch[order], shown, of[order] < 0)
+    assert settled.valid.any(1).tolist() == [False, True, False, True]
+
+
 # ---- which prompts
 
 
@@ -134,7 +146,7 @@ def test_imitation_is_of_the_drawn_rows(echo):
     labels = batch.expert_mask.nonzero()
     assert set(labels[:, 0].tolist()) == {6, 7, 8}
     nll = -actor.policy(batch.obs).log_prob(batch.actions)[batch.expert_mask]
-    torch.testing.assert_close(actor.terms(batch, actor.evaluate(batch))["imitation"], nll.mean())
+    torch.testing.assert_close(actor.losses(batch)["imitation"], nll.mean())
 
 
 def test_nobody_pays_for_what_is_imitated_only(echo):

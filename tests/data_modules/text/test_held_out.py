@@ -41,7 +41,7 @@ KINDS = {
     "sft": (
         spec("lightning_nlf.objectives.ImitationPolicy", policy=POLICY, divergence="nll"),
         spec("data_modules.text.DemonstrationsDataModule", rows=16, minibatches=2, **TEXT),
-        {"imitation", "accuracy", "perplexity"},
+        {"imitation", "divergence", "accuracy", "perplexity"},
     ),
     "dpo": (
         spec("lightning_nlf.objectives.DPOPolicy", policy=POLICY),
@@ -49,7 +49,7 @@ KINDS = {
             "data_modules.feedback.FeedbackDataModule",
             path="said.jsonl", use=["ranking"], val_share=0.4, minibatches=2, context=48, **TEXT,
         ),
-        {"preference", "accuracy", "margin", "chosen_reward", "rejected_reward"},
+        {"preference", "accuracy", "margin", "chosen_reward", "rejected_reward", "reference_kl"},
     ),
 }  # fmt: skip
 
@@ -115,7 +115,9 @@ def policy(kind=ImitationPolicy, vocabulary=15, **knobs):
 def test_a_reward_model_says_nothing(echo):
     data = FeedbackDataModule(written(ECHOED), WordTokenizer(), use=("ranking",), val_share=0.5, task=echo)
     metrics = validated(BradleyTerryReward(reward=GRUReward(vocabulary=15, width=8)), data)
-    assert metrics.keys() == {"val/loss", "val/accuracy", "val/calibration_error"} and not data.cases
+    assert (
+        metrics.keys() == {"val/loss", "val/bradley_terry", "val/accuracy", "val/calibration_error"} and not data.cases
+    )
 
 
 def test_prompts_are_played_without_held_out_rows_behind_the_best_code(echo):

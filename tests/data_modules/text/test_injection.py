@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from data_modules.takeover import Geometric, PerStep, Takeover, Uniform, Window
+from data_modules.takeover import Geometric, Takeover, Uniform, Window
 from data_modules.text import AtFirstError, ByteTokenizer, Injection, TextDataModule, WordTokenizer
-from data_modules.text.conversation import cut_short
 from data_modules.text.environment import Case, Outcome
 from data_modules.text.rows import EXPERT, LEARNER, Segment
 from data_modules.text.taken_over import before
+from data_modules.text.unfinished import cut_short
 from data_modules.value_trigger import ValueTriggered
 from lightning_nlf.experts import PolicyTextExpert
 from lightning_nlf.networks import GRUPolicy, GRUValue
@@ -409,7 +409,6 @@ def test_what_the_expert_shows_is_learned():
     ("wrong", "message"),
     [
         ({"takeover": Window(2, 1.0)}, "injection.takeover: Window gives back"),
-        ({"takeover": PerStep(0.5)}, "injection.takeover: PerStep gives back"),
         ({"takeover": ValueTriggered(0.1, length=MAX_NEW - 1)}, "injection.takeover.length"),
         ({"takeover": At(0), "injected": 0}, "injection.injected: got 0"),
         ({"takeover": At(0), "injected": 4}, "injection.injected: got 4"),

@@ -9,8 +9,10 @@ from data_modules.takeover import Geometric
 from data_modules.text import Injection, TextDataModule, WordTokenizer
 from data_modules.text.expected import ExpectedResponses
 from lightning_nlf.experts import PolicyTextExpert
+from lightning_nlf.maths.means import masked_mean
 from lightning_nlf.networks import GRUPolicy
 from lightning_nlf.objectives import JointPolicy
+from lightning_nlf.objectives.imitation import imitation_loss
 
 SIZE = 15  # ids: twelve words, and three that mean something else
 
@@ -78,7 +80,7 @@ def test_the_joint_loss_is_the_divergence_on_the_learners_own_words(echo):
     with torch.no_grad():
         p, q = (policy(batch.obs).logits for policy in (data.labeller.policy, actor.policy))
     by_hand = (p.exp() * (p - q)).sum(-1)[batch.mask].mean()
-    torch.testing.assert_close(actor.terms(batch, actor.evaluate(batch))["imitation"], by_hand)
+    torch.testing.assert_close(actor.losses(batch)["imitation"], by_hand)
 
 
 def test_labels_are_counted(echo):
@@ -98,8 +100,8 @@ def test_the_policy_becomes_the_labeller(echo):
 
     def apart():
         batch = collected(data, actor)
-        now = actor.evaluate(batch)
-        return float(actor.imitation(batch, now).detach())
+        distance = imitation_loss(batch, actor.evaluate(batch), "forward")
+        return float(masked_mean(distance, batch.expert_mask).detach())
 
     before = apart()
     L.Trainer(
@@ -115,7 +117,7 @@ def test_a_labeller_that_knows_more_tokens_is_refused_by_a_divergence(echo):
     data, actor = module(echo, labeller=more), joint(divergence="forward")
     batch = actor.prepare(collected(data, actor))
     with pytest.raises(ValueError, match="vocabulary: the expert knows 18 token ids and the policy 15"):
-        actor.terms(batch, actor.evaluate(batch))
+        actor.losses(batch)
 
 
 def test_a_labeller_of_other_ids_and_a_task_of_turns_are_refused(echo, walks):

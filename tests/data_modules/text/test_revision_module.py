@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from data_modules.tasks.phrases import Phrases
 from data_modules.text import RevisionDataModule, WordTokenizer
-from data_modules.text.expected import ExpectedResponses
-from data_modules.text.phrases import Phrases
 from lightning_nlf.experts import PolicyTextExpert
-from lightning_nlf.networks import GRUPolicy, TransformerPolicy
-from lightning_nlf.networks.decoder import DecoderShape
+from lightning_nlf.networks import DecoderShape, GRUPolicy, TransformerPolicy
 from lightning_nlf.objectives import (
     C3POPolicy,
     CritiqueGRPOPolicy,
@@ -294,7 +292,7 @@ def test_every_method_goes_on_whatever_a_round_gives(kind, learn, knobs):
         assert len(parts) == 2
         for part in parts:
             agent.zero_grad()
-            loss = sum(agent.terms(part, agent.evaluate(part)).values())
+            loss = sum(agent.losses(part).values())
             loss.backward()
             assert loss.isfinite()
             if not part.valid.any():
@@ -425,7 +423,7 @@ def test_an_evaluation_says_what_the_critique_was_worth():
     for deterministic, episodes in ((True, 2), (False, 4)):
         batch = data.evaluate(Scripted(data.tokenizer, wrong="ant"), np.random.default_rng(0), deterministic)
         assert len(batch) == episodes
-        means = {name: float(batch.extra[name].mean()) for name in ("revised", "revised_shuffled", "revised_placebo")}
+        means = {name: float(batch.metrics[name].mean()) for name in ("revised", "revised_shuffled", "revised_placebo")}
         assert means["revised"] == pytest.approx(1.25)
         assert means["revised_placebo"] == pytest.approx(0.25)
         assert means["revised_shuffled"] < 1
@@ -438,10 +436,10 @@ def test_drift_is_how_far_replies_out_of_scope_went_from_the_frozen_start():
     word, vocabulary = plain.cases["val"][0].case.facts["word"], plain.vocabulary
     start, policy = (GRUPolicy(vocabulary=vocabulary, width=16) for _ in range(2))
     data = module(scope={"word": word}, reviser=PolicyTextExpert(start), evaluation_replies=8)
-    assert "drift" not in data.evaluate(ReinforcePolicy(policy=policy), np.random.default_rng(0), True).extra
+    assert "drift" not in data.evaluate(ReinforcePolicy(policy=policy), np.random.default_rng(0), True).metrics
     for own in (copy.deepcopy(start), policy):
         batch = data.evaluate(ReinforcePolicy(policy=own), np.random.default_rng(0), False)
-        drift = batch.extra["drift"]
+        drift = batch.metrics["drift"]
         inside = torch.tensor([text.startswith(f"say {word}") for text in texts(data, batch)])
         assert torch.equal(drift.isnan(), inside) and inside.any() and not inside.all()
         with torch.no_grad():
@@ -476,20 +474,23 @@ def test_the_learner_of_a_round_is_the_policy_that_acted():
         ({"rounds": 0}, "rounds"),
         ({"revisions": 0}, "revisions"),
         ({"learn": []}, "learn"),
-        ({"chat": True}, "chat"),
         ({"scored": False, "keep": "best"}, "keep"),
         ({"learn": ["anchors"], "scope": {"word": "ant"}}, "reviser"),
         ({"learn": ["anchors"], "reviser": object()}, "scope"),
-        ({"reward": object()}, "reward"),
         ({"unfinished": "drop"}, "unfinished"),
         ({"unfinished": "penalty"}, "unfinished"),
         ({"unfinished": "replace"}, "unfinished"),
-        ({"expected": ExpectedResponses()}, "expected"),
     ],
 )
 def test_knobs_out_of_range_are_refused(knobs, named):
     with pytest.raises(ValueError, match=named):
         module(**knobs)
+
+
+@pytest.mark.parametrize("name", ["reward", "window", "chat", "expected", "injection", "labeller", "label_buffer"])
+def test_it_has_no_knob_of_other_ways_to_learn_from_text(name):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        module(**{name: None})
 
 
 def test_a_task_without_revisions_is_refused(echo):

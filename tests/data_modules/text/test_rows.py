@@ -8,7 +8,7 @@ import torch
 
 from data_modules.text.rows import EXPERT, LEARNER, Segment, as_batch, as_rows
 from lightning_nlf.batch import stack_rows
-from lightning_nlf.functional import with_final_obs
+from lightning_nlf.maths.steps import with_final_obs
 
 inf = float("inf")
 
@@ -21,9 +21,8 @@ def test_a_prompt_and_its_reply():
     actions  6 8 9 1     2 1 0 0
     valid    . x x x     x x . .
     """
-    batch = as_rows(
-        [[5, 6], [7]], [[8, 9, 1], [2, 1]], log_probs=[[-1.0, -2.0, -3.0], [-4.0, -5.0]], rewards=[0.5, 2.0]
-    )
+    replies = [Segment([8, 9, 1], LEARNER, [-1.0, -2.0, -3.0], 0.5), Segment([2, 1], LEARNER, [-4.0, -5.0], 2.0)]
+    batch = as_batch([[Segment([5, 6]), replies[0]], [Segment([7]), replies[1]]])
     assert batch.obs.tolist() == [[5, 6, 8, 9], [7, 2, 0, 0]]
     assert batch.actions.tolist() == [[6, 8, 9, 1], [2, 1, 0, 0]]
     assert batch.valid.int().tolist() == [[0, 1, 1, 1], [1, 1, 0, 0]]
@@ -39,7 +38,7 @@ def test_what_nobody_gave_is_not_there():
 
 
 def test_a_demonstration_is_imitated_and_not_learned_from_otherwise():
-    batch = as_rows([[5, 6], [7]], [[8, 1], [2, 1]], expert=True)
+    batch = as_rows([[5, 6], [7]], [[8, 1], [2, 1]], EXPERT)
     assert not batch.mask.any() and torch.equal(batch.expert_mask, batch.valid)
     assert torch.equal(batch.expert_actions, batch.actions) and batch.valid.sum() == 4
 
@@ -60,7 +59,7 @@ def test_a_dialogue_that_the_expert_takes_over():
         Segment([4]),
     ]
     short = [Segment([5, 5]), Segment([1], LEARNER, [-6.0], 0.0)]
-    batch = as_batch([dialogue, short], terminated=[False, True])
+    batch = as_batch([dialogue, short])
     assert batch.obs.tolist() == [[5, 6, 1, 7, 8, 9, 2, 3], [5, 5, 0, 0, 0, 0, 0, 0]]
     assert batch.actions[0].tolist() == [6, 1, 7, 8, 9, 2, 3, 1]
     assert batch.valid[0].int().tolist() == [1, 1, 0, 0, 1, 1, 1, 1]
@@ -68,7 +67,7 @@ def test_a_dialogue_that_the_expert_takes_over():
     assert batch.expert_mask[0].int().tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
     assert batch.log_probs[0].tolist() == [-1, -2, 0, 0, -3, -4, inf, inf]
     assert batch.rewards[0].tolist() == [0, 0.25, 0, 0, 0, 0, 0, 1]
-    assert batch.final_obs.tolist() == [1, 1] and batch.terminated.tolist() == [False, True]
+    assert batch.final_obs.tolist() == [1, 1] and batch.terminated.tolist() == [True, True]
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
@@ -119,11 +118,10 @@ def test_as_many_replies_as_prompts():
 
 def test_a_large_collection_is_fast():
     """512 rows of 100 tokens in some ms: a loop over the 51,200 tokens would take ten times as long."""
-    prompts, replies = [[3] * 40] * 512, [[4] * 60] * 512
-    log_probs, rewards = [[-1.0] * 60] * 512, [1.0] * 512
+    dialogues = [[Segment([3] * 40), Segment([4] * 60, LEARNER, [-1.0] * 60, 1.0)]] * 512
     seconds = []
     for _ in range(5):
         start = time.process_time()
-        as_rows(prompts, replies, log_probs, rewards)
+        as_batch(dialogues)
         seconds.append(time.process_time() - start)
     assert min(seconds) < 0.02

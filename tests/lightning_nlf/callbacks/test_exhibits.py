@@ -10,7 +10,7 @@ import torch
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.callbacks import Exhibits, LastCheckpoint, exhibits
-from lightning_nlf.callbacks.exhibits import episodes
+from lightning_nlf.callbacks.episode_lines import episodes
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +67,12 @@ def test_a_module_without_counters_is_drawn_against_optimizer_steps(fit: Any) ->
     assert shown.history.series("val/return") == ([1, 2], [1, 3])
     assert shown.history.series("val/return_sampled") == ([1, 2], [2, 4])
     assert (fit.folder / "exhibits/learning_curve.png").exists()
+
+
+def test_a_fit_that_shows_nothing_leaves_no_empty_folder(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Exhibits, "_curves", lambda self, folder: [])
+    fit.scripted([(1, 2)], [Exhibits()])
+    assert fit.folder.exists() and not (fit.folder / "exhibits").exists()
 
 
 def test_exhibits_that_fail_are_one_warning(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from data_modules.text import TokenTaskDataModule, WordTokenizer
-from lightning_nlf import generation
 from lightning_nlf.callbacks import HuggingFaceExport
-from lightning_nlf.networks import HuggingFacePolicy, TransformerPolicy
-from lightning_nlf.networks.decoder import DecoderShape
-from lightning_nlf.networks.hf_generation import write_ends
+from lightning_nlf.language import generation
+from lightning_nlf.language.hf_generation import write_ends
+from lightning_nlf.networks import DecoderShape, HuggingFacePolicy, TransformerPolicy
 from lightning_nlf.objectives import ReinforcePolicy
 
 WORDS = "a b c d e f g h i"  # with three special tokens the 12 of the task

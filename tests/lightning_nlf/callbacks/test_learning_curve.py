@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lightning_nlf.callbacks import learning_curve
-from lightning_nlf.callbacks.learning_curve import History, draw
+from lightning_nlf.callbacks import pictures
+from lightning_nlf.callbacks.pictures import History, draw
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
 
 
@@ -39,7 +39,7 @@ def test_a_long_history_is_thinned_from_end_to_end() -> None:
     for x in range(3000):
         history.append("train", x, -x)
     xs, ys = history.series("train")
-    assert learning_curve.LONGEST == 2000
+    assert pictures.LONGEST == 2000
     assert xs == [*range(0, 2001, 2), *range(2001, 3000)] and len(xs) == 2000
     assert ys == [-x for x in xs]
 

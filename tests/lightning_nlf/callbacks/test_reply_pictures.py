@@ -12,19 +12,19 @@ from torch import Tensor
 from data_modules.text import PositiveReviews, TextDataModule, WordTokenizer
 from lightning_nlf.batch import Batch
 from lightning_nlf.callbacks import Exhibits
-from lightning_nlf.callbacks.learning_curve import History
-from lightning_nlf.callbacks.reply_pictures import course_of, draw_course, draw_replies, means_by, numbers_of
-from lightning_nlf.functional import last_valid
+from lightning_nlf.callbacks.pictures import History, course_of, draw_course, draw_replies, means_by, numbers_of
+from lightning_nlf.maths.steps import last_valid
 from lightning_nlf.networks import GRUPolicy
 from lightning_nlf.objectives import ReinforcePolicy, RLHFPolicy
 
 
-def played(**extra: list[float]) -> Batch:
+def played(places: dict[str, list[int]] | None = None, **metrics: list[float]) -> Batch:
     """Rewards of 1 + 2, 4, and 5 + 6; what stands behind the end of a row does not count."""
     valid = torch.tensor([[True, True], [True, False], [True, True]])
     rewards = torch.tensor([[1.0, 2.0], [4.0, 9.0], [5.0, 6.0]])
     ids = torch.zeros(3, 2, dtype=torch.long)
-    return Batch(ids, ids, valid, valid, rewards=rewards, extra={name: torch.tensor(x) for name, x in extra.items()})
+    extra, numbers = ({name: torch.tensor(x) for name, x in named.items()} for named in (places or {}, metrics))
+    return Batch(ids, ids, valid, valid, rewards=rewards, extra=extra, metrics=numbers)
 
 
 def test_a_row_is_a_reply() -> None:
@@ -35,7 +35,7 @@ def test_a_row_is_a_reply() -> None:
 
 def test_parts_of_an_episode_are_one_point() -> None:
     """The first and the last row are one episode, which earns 3 + 11; what is said of it stands on each of its rows."""
-    batch = played(episode=[4, 7, 4], part=[0, 0, 1], length=[2.0, 1.0, 2.0])
+    batch = played({"episode": [4, 7, 4], "part": [0, 0, 1]}, length=[2.0, 1.0, 2.0])
     assert numbers_of(batch) == {"reward": [4, 14], "length": [1, 2]}
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_nlf import __main__ as entry
@@ -16,7 +15,7 @@ from lightning_nlf.cli.endings import told_in_one_sentence
 from lightning_nlf.cli.errors import EXTRAS, RunFailure
 
 ROOT = Path(__file__).parents[3]
-LINEAR = "lightning_nlf.functional.Linear"
+LINEAR = "lightning_nlf.maths.Linear"
 POLICY = "model.init_args.policy"
 BASE = yaml.safe_load((ROOT / "conf" / "injection.yaml").read_text())
 
@@ -301,14 +300,6 @@ def test_ctrl_c_during_imports_has_no_traceback(monkeypatch):
     assert ending.value.code == 130
 
 
-# Overridden under names that Lightning keeps to itself: after a renaming ours would never be called.
-@pytest.mark.parametrize(
-    "hook", ["_parse_ckpt_path", "_set_seed", "_add_instantiators", "_prepare_subcommand_parser", "_run_subcommand"]
-)
-def test_lightning_still_has_the_hooks(hook):
-    assert callable(getattr(LightningCLI, hook))
-
-
 def test_missing_argument_of_a_network(capsys):
     Path("wrong.yaml").write_text(changed(f"{POLICY}.init_args", {"obs_dim": 4}))
     assert "GaussianPolicy needs action_dim" in refused(capsys, ["fit", "--config", "wrong.yaml"])
@@ -473,6 +464,7 @@ def policy_that(name: str, terms: str = "", init: str = "") -> list[str]:
     """Flags for a policy of the working folder: `terms` is run in each step, `init` at construction."""
     Path(f"{name}.py").write_text(
         "import torch\n"
+        "from lightning_nlf.objective import Term\n"
         "from lightning_nlf.objectives import ReinforcePolicy\n"
         "class Policy(ReinforcePolicy):\n"
         "    def __init__(self, **kwargs):\n"
@@ -480,7 +472,7 @@ def policy_that(name: str, terms: str = "", init: str = "") -> list[str]:
         "        super().__init__(**kwargs)\n"
         "    def terms(self, batch, now):\n"
         f"        {terms or 'pass'}\n"
-        "        return super().terms(batch, now)\n"
+        "        return ()\n"
     )
     config = yaml.safe_load((ROOT / "conf" / "reinforce.yaml").read_text())
     config["model"]["class_path"] = f"{name}.Policy"
@@ -500,7 +492,7 @@ def test_an_optimizer_that_refuses_its_value_is_a_mistake(capsys):
 
 @pytest.mark.parametrize("at, part", [(0, "no checkpoint in run yet"), (1, "last good checkpoint is run/checkpoints/")])
 def test_non_finite_loss_ends_with_the_last_good_checkpoint(capsys, at, part):
-    terms = f"if self.global_step >= {at}: return {{'policy': now.log_probs.sum() * torch.nan}}"
+    terms = f"if self.global_step >= {at}: return [Term('broken', now.log_probs * torch.nan, 'mask')]"
     with pytest.raises(SystemExit) as ending:
         main(short_fit(*policy_that(f"not_finite_{at}", terms)))
     message = capsys.readouterr().err

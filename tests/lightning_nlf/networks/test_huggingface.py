@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from lightning_nlf import generation
+from lightning_nlf.language import generation
 from lightning_nlf.networks import HuggingFacePolicy, LoRA, ValueHead
 from lightning_nlf.objectives import RLHFAgent
 from lightning_nlf.objectives.reference import digest

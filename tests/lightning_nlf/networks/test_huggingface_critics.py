@@ -11,7 +11,7 @@ import yaml
 from data_modules.offline import save_batch
 from lightning_nlf.batch import Batch
 from lightning_nlf.cli.command_line import main
-from lightning_nlf.functional import last_valid
+from lightning_nlf.maths.steps import last_valid
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.networks import HuggingFacePolicy, HuggingFaceReward, HuggingFaceValue, LoRA
 from lightning_nlf.scorers import CheckpointReward

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_nlf import generation
+from lightning_nlf.language import generation
 from lightning_nlf.networks import (
     DecoderShape,
     TransformerPolicy,

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import Categorical
 
 from lightning_nlf.batch import Batch, pad_steps
-from lightning_nlf.functional import row_counts, stamp_totals
+from lightning_nlf.maths.means import row_counts, stamp_totals
 from lightning_nlf.networks import GRUPolicy, Policy
 
 VOCABULARY = 11
@@ -107,7 +107,7 @@ def moved(module, seed=1):
 
 def objective_terms(module, batch):
     prepared = module.prepare(batch)
-    return module.terms(prepared, module.evaluate(prepared))
+    return module.losses(prepared, module.evaluate(prepared))
 
 
 def objective_loss(module, batch):
@@ -118,7 +118,7 @@ def gradient_of(module, parts):
     """Of the mean loss of prepared batches, flat."""
     module.zero_grad()
     for part in parts:
-        (sum(module.terms(part, module.evaluate(part)).values()) / len(parts)).backward()
+        (sum(module.losses(part, module.evaluate(part)).values()) / len(parts)).backward()
     return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
 
 

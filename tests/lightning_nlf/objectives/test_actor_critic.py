@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_nlf.batch import Batch
+from lightning_nlf.maths.means import masked_mean
 from lightning_nlf.networks import (
     DecoderShape,
     GaussianPolicy,
@@ -98,7 +99,7 @@ def episode(values, rewards, final, terminated, **fields):
 
 def loss_of(module, batch):
     prepared = module.prepare(batch)
-    return sum(module.terms(prepared, module.evaluate(prepared)).values())
+    return sum(module.losses(prepared, module.evaluate(prepared)).values())
 
 
 def gradient_of(module, batch):
@@ -108,23 +109,26 @@ def gradient_of(module, batch):
 
 
 def test_value_loss_by_hand():
-    """½[(1 − 2)² + (3 − 1)²] / 2 = ½ · 5 / 2 = 1.25; the third step is padding."""
-    assert value_loss(row(1, 3, math.nan), row(2, 1, 9), row(1, 1, 0).bool()) == pytest.approx(1.25)
+    """½(1 − 2)² = .5 and ½(3 − 1)² = 2, of mean 1.25; the third step is padding."""
+    loss = value_loss(row(1, 3, math.nan), row(2, 1, 9))
+    assert loss[0, :2].tolist() == pytest.approx([0.5, 2])
+    assert masked_mean(loss, row(1, 1, 0).bool()) == pytest.approx(1.25)
 
 
 def test_clipped_value_loss_by_hand():
     """Old value 0, clip .2, both now 1, so .2 when clipped.
 
-    G=2: max((1−2)², (.2−2)²) = max(1, 3.24) = 3.24.  G=−1: max((1+1)², (.2+1)²) = max(4, 1.44) = 4.
-    ½(3.24 + 4)/2 = 1.81.
+    G=2: ½max((1−2)², (.2−2)²) = ½max(1, 3.24) = 1.62.  G=−1: ½max((1+1)², (.2+1)²) = ½max(4, 1.44) = 2.
+    The mean is 1.81.
     """
-    loss = value_loss(row(1, 1), row(2, -1), row(1, 1).bool(), row(0, 0), clip=0.2)
-    assert loss == pytest.approx(1.81)
+    loss = value_loss(row(1, 1), row(2, -1), row(0, 0), clip=0.2)
+    assert loss.tolist() == [pytest.approx([1.62, 2])]
+    assert loss.mean() == pytest.approx(1.81)
 
 
 def test_a_value_that_moved_far_towards_its_return_moves_no_further():
     values = row(1, 1).requires_grad_()
-    value_loss(values, row(2, -1), row(1, 1).bool(), row(0, 0), clip=0.2).backward()
+    value_loss(values, row(2, -1), row(0, 0), clip=0.2).mean().backward()
     assert values.grad[0, 0] == 0
     assert values.grad[0, 1] == pytest.approx(1.0)  # (V − G)/2 = 2/2
 
@@ -173,7 +177,7 @@ def test_the_module_sums_the_policys_and_the_critics_loss():
     """
     module, batch = first_agent(gamma=0.5, lam=1.0, value_weight=0.5), episode([3, 4], [1, 1], 8, True)
     prepared = module.prepare(batch)
-    terms = module.terms(prepared, module.evaluate(prepared))
+    terms = module.losses(prepared, module.evaluate(prepared))
     log_probs = module.policy(batch.obs).log_prob(batch.actions)[0]
     assert set(terms) == {"policy", "value"}
     assert float(terms["policy"]) == pytest.approx(float(1.5 * log_probs[0] + 3 * log_probs[1]) / 2, abs=1e-5)
@@ -188,7 +192,7 @@ def test_the_weights_of_the_q_actor_critic_are_q():
     expected = torch.where(batch.valid, batch.obs[..., 0] + batch.actions[..., 0], 0)
     torch.testing.assert_close(prepared.advantages, expected)
     log_probs = module.policy(batch.obs).log_prob(batch.actions)
-    policy = module.terms(prepared, module.evaluate(prepared))["policy"]
+    policy = module.losses(prepared, module.evaluate(prepared))["policy"]
     torch.testing.assert_close(policy, -(log_probs * expected)[batch.mask].mean())
 
 
@@ -284,7 +288,7 @@ def test_the_value_clip_changes_the_loss_once_the_values_moved(make):
         module = make(value_clip=clip)
         prepared = module.prepare(episodes())
         prepared = replace(prepared, values=prepared.values - 1)  # as if V had grown by 1 since
-        losses.append(module.terms(prepared, module.evaluate(prepared))["value"])
+        losses.append(module.losses(prepared, module.evaluate(prepared))["value"])
     assert losses[1] > losses[0]
 
 
@@ -310,7 +314,7 @@ def test_the_critic_does_not_learn_on_injected_steps():
     prepared = module.prepare(replace(batch, expert_mask=injected))
     prepared.obs.requires_grad_()
     now = module.evaluate(prepared)
-    module.terms(prepared, now)["value"].backward()
+    module.losses(prepared, now)["value"].backward()
     moved = prepared.obs.grad.abs().sum(-1) > 0
     assert torch.equal(moved, batch.mask)
     assert (now.values[injected] != 0).all()  # although they were evaluated
@@ -319,7 +323,7 @@ def test_the_critic_does_not_learn_on_injected_steps():
 def test_the_critics_loss_moves_the_critic_only():
     module = agent()
     prepared = module.prepare(episodes())
-    module.terms(prepared, module.evaluate(prepared))["value"].backward()
+    module.losses(prepared, module.evaluate(prepared))["value"].backward()
     assert all(p.grad is None for p in module.policy.parameters())
     assert all(p.grad.abs().sum() > 0 for p in module.value.parameters())
 
@@ -347,7 +351,7 @@ def test_a_critic_learns_a_value():
     for _ in range(300):
         prepared = module.prepare(batch)
         optimizer.zero_grad()
-        module.terms(prepared, module.evaluate(prepared))["value"].backward()
+        module.losses(prepared, module.evaluate(prepared))["value"].backward()
         optimizer.step()
     torch.testing.assert_close(module.value(batch.obs), torch.full((32, 1), 3.0), atol=0.1, rtol=0)
 

@@ -50,6 +50,11 @@ def test_padding_and_micro_batches_change_nothing(text, batch):
     torch.testing.assert_close(text.loss(module, text.padded(batch)), text.loss(module, batch))
 
 
-def test_the_drift_out_of_scope_is_measured(text):
+def test_the_drift_out_of_scope_is_measured(text, batch):
     """`divergence`, the unweighted loss, among what is logged of held-out rows."""
-    assert "divergence" in made(text, imitation_weight=0.2).on_held_out
+    module, logged = made(text, imitation_weight=0.2), {}
+    module.log = lambda name, x, **_: logged.update({name: float(x.compute())})
+    module.assess("val", batch)
+    unweighted = text.loss(made(text, ImitationPolicy), batch[torch.tensor([3, 4])])
+    assert logged["val/divergence"] == pytest.approx(float(unweighted.detach()), abs=1e-5)
+    assert {name.removeprefix("val/") for name in logged} <= set(module.held_out_metrics())

@@ -36,7 +36,7 @@ def test_the_loss_by_hand(text, batch):
     attempts = (advantages * log_probs)[batch.mask].sum()
     pi = log_probs.exp()
     revisions = (advantages * pi / (pi + 0.1))[batch.valid & ~batch.mask].sum()
-    terms = module.terms(prepared, now)
+    terms = module.losses(prepared, now)
     torch.testing.assert_close(terms["policy"], -attempts / 17)
     torch.testing.assert_close(terms["injected"], -revisions / 17)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data_modules.offline import OfflineDataModule, save_batch
+from lightning_nlf.maths.preferences import pairs
 from lightning_nlf.objectives import (
     ConservativeDPOPolicy,
     CPOPolicy,
@@ -22,8 +23,7 @@ from lightning_nlf.objectives import (
     SimPOPolicy,
     SLiCPolicy,
 )
-from lightning_nlf.objectives.direct_preference import expected_on_top, preference_notes, reply_steps
-from lightning_nlf.preferences import pairs
+from lightning_nlf.objectives.direct_preference import expected_on_top, preference_figures, reply_steps
 
 WITH_REFERENCE = {  # the loss where policy = reference, so every difference is 0
     DPOPolicy: math.log(2),
@@ -38,7 +38,6 @@ WITH_REFERENCE = {  # the loss where policy = reference, so every difference is 
 KIN = [*WITH_REFERENCE, SLiCPolicy, SimPOPolicy, CPOPolicy, ORPOPolicy]
 KNOBS = [
     *[(kind, {"beta": 0.3}) for kind in (*WITH_REFERENCE, SimPOPolicy, CPOPolicy)],
-    *[(kind, {"length_normalized": True}) for kind in WITH_REFERENCE],
     *[(kind, {"label_smoothing": 0.3}) for kind in (ConservativeDPOPolicy, RobustDPOPolicy)],
     (RaoKupperDPOPolicy, {"theta": 4.0}),
     (DavidsonDPOPolicy, {"nu": 2.0}),
@@ -64,25 +63,22 @@ def test_at_the_reference(kind, text, batch):
     """Every implicit reward is 0, and the policy has not left the reference."""
     module = kind(policy=text.gru_policy())
     prepared = module.prepare(batch)
-    now = module.evaluate(prepared)
-    assert module.terms(prepared, now)["preference"].detach() == pytest.approx(WITH_REFERENCE[kind], abs=1e-5)
+    assert module.losses(prepared)["preference"].detach() == pytest.approx(WITH_REFERENCE[kind], abs=1e-5)
+    figures = module.figures(prepared)
     for name in ("margin", "chosen_reward", "rejected_reward", "reference_kl"):
-        assert now.notes[name] == pytest.approx(0, abs=1e-6)
+        assert figures[name] == pytest.approx(0, abs=1e-6)
 
 
 @named(KIN)
 def test_swapping_chosen_and_rejected_negates_the_margin(kind, text, batch):
     module = text.moved(kind(policy=text.gru_policy()))
-    notes = []
-    for rank in (batch.rank, 2 - batch.rank):
-        prepared = module.prepare(replace(batch, rank=rank))
-        now = module.evaluate(prepared)
-        module.terms(prepared, now)
-        notes.append(now.notes)
-    assert abs(notes[0]["margin"]) > 1e-3
-    assert notes[0]["margin"] == pytest.approx(-float(notes[1]["margin"]), abs=1e-6)
-    assert notes[0]["accuracy"] == pytest.approx(1 - float(notes[1]["accuracy"]))
-    assert notes[0]["chosen_reward"] == pytest.approx(float(notes[1]["rejected_reward"]))
+    ranked, swapped = (
+        module.figures(module.prepare(replace(batch, rank=rank))) for rank in (batch.rank, 2 - batch.rank)
+    )
+    assert abs(ranked["margin"]) > 1e-3
+    assert ranked["margin"] == pytest.approx(-float(swapped["margin"]), abs=1e-6)
+    assert ranked["accuracy"] == pytest.approx(1 - float(swapped["accuracy"]))
+    assert ranked["chosen_reward"] == pytest.approx(float(swapped["rejected_reward"]))
 
 
 @named(KIN)
@@ -124,7 +120,7 @@ def test_a_microbatch_without_pairs_has_no_gradient(kind, text, batch):
     module = text.moved(kind(policy=text.gru_policy()))
     prepared = module.prepare(batch)
     alone = replace(prepared[torch.tensor([0])], rank=torch.tensor([-1]))
-    alone = replace(alone, extra={name: torch.zeros_like(x) for name, x in alone.extra.items()})
+    alone = replace(alone, masks={name: torch.zeros_like(x) for name, x in alone.masks.items()})
     assert text.gradient_of(module, [alone]).abs().sum() == 0
 
 
@@ -208,16 +204,34 @@ def test_a_collection_without_a_pair_moves_nothing_and_is_told(kind, text, batch
         module.prepare(replace(silent, log_probs=None))
 
 
-def test_notes_by_hand():
-    """Rewards 1, 3, 2 for ranks 0, 1, 1 of one group: pairs 1−3 and 1−2, the tie left out; one row of no group."""
-    rewards, rank = torch.tensor([1.0, 3, 2, 9]), torch.tensor([0, 1, 1, -1])
-    notes = preference_notes(rewards, pairs(torch.zeros(4, dtype=torch.long), rank))
-    assert {name: float(x) for name, x in notes.items()} == {
-        "accuracy": 0,
-        "margin": -1.5,
-        "chosen_reward": 1,
-        "rejected_reward": 2.5,
+def test_figures_by_hand():
+    """Rewards 1, 3, 2 for ranks 0, 1, 1 of one group: pairs 1−3 and 1−2, 0 for the tie; one row of no group.
+
+    With rewards 4, 3, 2 both pairs are right.
+    """
+    rank = torch.tensor([0, 1, 1, -1])
+    ranked = pairs(torch.zeros(4, dtype=torch.long), rank)
+    assert ranked.tie.tolist() == [False, False, True]
+    figures = preference_figures(torch.tensor([1.0, 3, 2, 9]), ranked)
+    assert {name: x.tolist() for name, x in figures.items()} == {
+        "accuracy": [0, 0, 0],
+        "margin": [-2, -1, 0],
+        "chosen_reward": [1, 1, 0],
+        "rejected_reward": [3, 2, 0],
     }
+    assert preference_figures(torch.tensor([4.0, 3, 2, 9]), ranked)["accuracy"].tolist() == [1, 1, 0]
+
+
+def test_figures_are_means_over_the_pairs_that_do_not_tie(text):
+    """Implicit rewards 1, 3, 2 for ranks 0, 1, 1: the margins −2 and −1, −1.5 in the mean; rewards 1, and 3 and 2."""
+    batch = text.replies_to([0, 0, 0, 1], [2, 2, 2, 2], rank=torch.tensor([0, 1, 1, -1]))
+    module = DPOPolicy(policy=text.gru_policy(), beta=0.5)
+    prepared = module.prepare(batch)
+    now = module.evaluate(prepared)
+    now.log_probs = prepared.ref_log_probs + torch.tensor([[1.0], [3], [2], [9]]) * batch.mask  # β·2 tokens = 1
+    figures = module.figures(prepared, now)
+    expected = {"accuracy": 0, "margin": -1.5, "chosen_reward": 1, "rejected_reward": 2.5}
+    assert {name: float(figures[name]) for name in expected} == pytest.approx(expected, abs=1e-5)
 
 
 # ---- with a Trainer
@@ -243,15 +257,9 @@ def test_training_prefers_what_was_chosen(kind, text, tmp_path):
     save_batch(pair, tmp_path / "rows.pt")
     module = kind(policy=text.gru_policy(), optimizer=lambda p: torch.optim.Adam(p, lr=0.03))
 
-    def measured():
-        prepared = module.prepare(pair)
-        now = module.evaluate(prepared)
-        module.terms(prepared, now)
-        return now.notes
-
-    before = measured()
+    before = module.figures(module.prepare(pair))
     fitted(module, OfflineDataModule(str(tmp_path / "rows.pt"), passes=15), epochs=2)
-    after = measured()
+    after = module.figures(module.prepare(pair))
     assert before["accuracy"] < 1 and after["accuracy"] == 1
     assert after["margin"] > before["margin"]
 

@@ -59,23 +59,22 @@ def test_ipo_stops_at_its_margin():
 
 
 def test_log_ratios_of_the_module_by_hand(text):
-    """The sums −10/−12 and −11/−11.5 over 5 and 4 tokens: implicit rewards .1·1 and .1·(−.5); by token .2 and −.125."""
+    """The sums −10/−12 and −11/−11.5 over 5 and 4 tokens: implicit rewards .1·1 and .1·(−.5), their margin .15."""
     batch = text.replies_to([0, 0], [5, 4], rank=torch.tensor([0, 1]))
     shares = batch.mask / batch.mask.sum(1, keepdim=True)
     log_probs, reference = (torch.tensor(sums)[:, None] * shares for sums in ([-10.0, -12.0], [-11.0, -11.5]))
-    for knobs, chosen, rejected in (({}, 0.1, -0.05), ({"length_normalized": True}, 0.02, -0.0125)):
-        module = DPOPolicy(policy=text.gru_policy(), **knobs)
-        prepared = module.prepare(batch)
-        prepared.ref_log_probs.copy_(reference)
-        now = module.evaluate(prepared)
-        now.log_probs = log_probs
-        loss = module.terms(prepared, now)["preference"]
-        assert now.notes["chosen_reward"] == pytest.approx(chosen)
-        assert now.notes["rejected_reward"] == pytest.approx(rejected)
-        assert now.notes["margin"] == pytest.approx(chosen - rejected)
-        assert now.notes["accuracy"] == 1
-        assert now.notes["reference_kl"] == pytest.approx((-1 + 0.5) / 9)
-        assert loss == pytest.approx(float(dpo_loss(torch.tensor((chosen - rejected) / 0.1), 0.1)))
+    module = DPOPolicy(policy=text.gru_policy())
+    prepared = module.prepare(batch)
+    prepared.ref_log_probs.copy_(reference)
+    now = module.evaluate(prepared)
+    now.log_probs = log_probs
+    figures = module.figures(prepared, now)
+    assert figures["chosen_reward"] == pytest.approx(0.1)
+    assert figures["rejected_reward"] == pytest.approx(-0.05)
+    assert figures["margin"] == pytest.approx(0.15)
+    assert figures["accuracy"] == 1
+    assert figures["reference_kl"] == pytest.approx((-1 + 0.5) / 9)
+    assert module.losses(prepared, now)["preference"] == pytest.approx(0.6209570, abs=1e-6)  # −log σ(.15)
 
 
 @pytest.mark.parametrize(

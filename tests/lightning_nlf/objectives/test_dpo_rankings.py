@@ -15,7 +15,7 @@ def loss_of(module, batch, rewards):
     lengths = batch.mask.sum(1, keepdim=True)
     now = module.evaluate(prepared)
     now.log_probs = prepared.ref_log_probs + torch.tensor(rewards)[:, None] / module.beta / lengths * batch.mask
-    return module.terms(prepared, now)["preference"].detach()
+    return module.losses(prepared, now)["preference"].detach()
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,7 @@ def test_strengths_are_logged(text):
     batch = text.replies_to([0, 0], [3, 2], rank=torch.tensor([0, 0]))
     for kind, name, value in ((RaoKupperDPOPolicy, "theta", 3.0), (DavidsonDPOPolicy, "nu", 0.7)):
         module = kind(policy=text.gru_policy(), **{name: value})
-        prepared = module.prepare(batch)
-        now = module.evaluate(prepared)
-        module.terms(prepared, now)
-        assert now.notes[name] == pytest.approx(value, abs=1e-5)
+        assert module.figures(module.prepare(batch))[name] == pytest.approx(value, abs=1e-5)
 
 
 @pytest.mark.parametrize(

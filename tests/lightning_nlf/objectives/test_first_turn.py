@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_nlf.maths.means import masked_mean
 from lightning_nlf.objectives import FirstTurnPolicy, ReinforcePolicy
 from lightning_nlf.objectives.first_turn import first_turn_advantages, first_turn_loss
 
@@ -31,17 +32,23 @@ def row(*values):
 
 
 def test_loss_by_hand():
-    """A=2: log π = −1, −6, −4.5, floor −5. −(2·(−1) + 0 + 2·(−4.5))/3 = 11/3; the fourth token is padding."""
+    """A=2: log π = −1, −6, −4.5, floor −5. −2·(−1), 0, −2·(−4.5): mean 11/3; the fourth token is padding."""
     mask = torch.tensor([[True, True, True, False]])
-    log_probs = row(-1, -6, -4.5, math.nan)
-    assert float(first_turn_loss(log_probs, row(2), mask, -5.0)) == pytest.approx(11 / 3)
-    assert float(first_turn_loss(log_probs, row(2), mask, -7.0)) == pytest.approx(23 / 3)
-    assert float(first_turn_loss(log_probs, row(2), mask, -5.0, torch.tensor(4.0))) == pytest.approx(11 / 4)
+    log_probs, advantages = row(-1, -6, -4.5, math.nan), torch.tensor([2.0])
+    for floor, values in ((-5.0, [2, 0, 9]), (-7.0, [2, 12, 9])):
+        loss = first_turn_loss(log_probs, advantages, floor)
+        assert loss.shape == (1, 4) and loss[0, :3].tolist() == values
+        assert float(masked_mean(loss, mask)) == pytest.approx(sum(values) / 3)
+
+
+def test_advantages_are_of_rows():
+    with pytest.raises(ValueError, match=r"advantages \(1, 1\)"):
+        first_turn_loss(row(-1, -2), row(2), -5.0)
 
 
 def test_a_token_below_the_floor_has_no_gradient():
     log_probs = row(-1, -6, -5).requires_grad_()
-    first_turn_loss(log_probs, row(3), torch.ones(1, 3, dtype=torch.bool), -5.0).backward()
+    first_turn_loss(log_probs, torch.tensor([3.0]), -5.0).mean().backward()
     assert log_probs.grad.tolist() == [[pytest.approx(-1), 0, pytest.approx(-1)]]
 
 
@@ -59,10 +66,10 @@ def test_the_loss_of_the_module_by_hand(text, batch):
     log_probs = now.log_probs.detach()
     advantages = {2: 0.5, 3: -0.3, 6: 0.7, 7: -0.2}
     summed = sum(a * log_probs[r][batch.valid[r]].sum() for r, a in advantages.items())
-    terms = module.terms(prepared, now)
+    terms = module.losses(prepared, now)
     assert set(terms) == {"policy", "self_distillation"}
     torch.testing.assert_close(terms["self_distillation"], -0.1 * summed / 11)
-    assert float(now.notes["below_floor"]) == 0
+    assert float(module.figures(prepared, now)["below_floor"]) == 0
 
 
 def test_the_policy_term_is_that_of_the_attempts(text, batch):
@@ -110,8 +117,8 @@ def test_below_the_floor_is_noted(text, batch):
     module = made(text, floor=0.0)
     prepared = module.prepare(batch)
     now = module.evaluate(prepared)
-    assert not module.terms(prepared, now)["self_distillation"]
-    assert float(now.notes["below_floor"]) == 1
+    assert not module.losses(prepared, now)["self_distillation"]
+    assert float(module.figures(prepared, now)["below_floor"]) == 1
 
 
 def test_padding_and_micro_batches_change_nothing(text, batch):

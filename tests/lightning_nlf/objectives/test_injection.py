@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import Linear
+from lightning_nlf.maths.means import masked_mean
+from lightning_nlf.maths.schedules import Linear
+from lightning_nlf.modules import PolicyModule
 from lightning_nlf.networks import GaussianPolicy, MLPValue
 from lightning_nlf.objectives import (
     ActorCriticAgent,
@@ -15,14 +17,28 @@ from lightning_nlf.objectives import (
     InjectionPolicy,
     JointPolicy,
     ReinforcePolicy,
-    ShapedInjectionAgent,
     ShapedInjectionPolicy,
     SummedInjectionPolicy,
     UnweightedInjectionPolicy,
-    WeightedInjectionAgent,
     WeightedInjectionPolicy,
 )
-from lightning_nlf.objectives.injection import shaped_injection_loss, weighted_injection_loss
+from lightning_nlf.objectives.actor_critic import ValueObjective
+from lightning_nlf.objectives.injection import (
+    ShapedInjectionObjective,
+    WeightedInjectionObjective,
+    shaped_injection_loss,
+    weighted_injection_loss,
+)
+from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective, importance_ratio
+
+
+class WeightedInjectionAgent(WeightedInjectionObjective, ValueObjective, PolicyGradientObjective, PolicyModule):
+    """Importance-weighted injection with a critic."""
+
+
+class ShapedInjectionAgent(ShapedInjectionObjective, ValueObjective, PolicyGradientObjective, PolicyModule):
+    """LUFFY-shaped injection with a critic."""
+
 
 POLICIES = [InjectionPolicy, WeightedInjectionPolicy, ShapedInjectionPolicy, UnweightedInjectionPolicy]
 AGENTS = [InjectionAgent, WeightedInjectionAgent, ShapedInjectionAgent]
@@ -66,7 +82,7 @@ def made(kind, **knobs):
 
 def terms_of(module, batch):
     prepared = module.prepare(batch)
-    return module.terms(prepared, module.evaluate(prepared))
+    return module.losses(prepared, module.evaluate(prepared))
 
 
 def loss_of(module, batch):
@@ -88,14 +104,17 @@ def test_weighted_loss_by_hand():
 
     −(1.2 + .5 − 2 − .5)/4 = .2; the fifth step is padding.
     """
-    ratios = torch.cat([logs(2, 0.5, 2, 0.5), row(math.nan)], 1)
-    loss = weighted_injection_loss(ratios, row(0, 0, 0, 0, 0), row(1, 1, -1, -1, 9), row(1, 1, 1, 1, 0).bool(), 0.2)
-    assert float(loss) == pytest.approx(0.2)
+    log_ratios, mask = torch.cat([logs(2, 0.5, 2, 0.5), row(math.nan)], 1), row(1, 1, 1, 1, 0).bool()
+    ratio = importance_ratio(log_ratios, torch.zeros(1, 5), mask)
+    loss = weighted_injection_loss(ratio, row(1, 1, -1, -1, math.nan), 0.2)
+    assert loss[0, :4].tolist() == pytest.approx([-1.2, -0.5, 2, 0.5])
+    assert float(masked_mean(loss, mask)) == pytest.approx(0.2)
 
 
 def test_the_ratio_is_of_the_policy_to_the_behaviour():
     """π = .2, b = .4, A = 6: −.5 · 6 = −3."""
-    assert float(weighted_injection_loss(logs(0.2), logs(0.4), row(6), row(1).bool(), 0.2)) == pytest.approx(-3)
+    ratio = importance_ratio(logs(0.2), logs(0.4), row(1).bool())
+    assert float(weighted_injection_loss(ratio, row(6), 0.2)) == pytest.approx(-3)
 
 
 @pytest.mark.parametrize(
@@ -104,14 +123,16 @@ def test_the_ratio_is_of_the_policy_to_the_behaviour():
 def test_weighted_gradient_by_hand(ratio, advantage, gradient):
     """∂/∂log π of −ρA is −ρA: −.5·3 = −1.5, 2·3 = 6, −1.1·3 = −3.3; above 1.2 there is none unless it leads back."""
     log_probs = logs(ratio).requires_grad_()
-    weighted_injection_loss(log_probs, row(0), row(advantage), row(1).bool(), 0.2).backward()
+    ratio = importance_ratio(log_probs, row(0), row(1).bool())
+    weighted_injection_loss(ratio, row(advantage), 0.2).sum().backward()
     assert float(log_probs.grad) == pytest.approx(gradient, abs=1e-5)
 
 
 def test_shaped_loss_by_hand():
     """g=.1: f(.01) = .01/.11 = .0909091, f(.5) = .5/.6 = .8333333. With A = 2, −3: −(.1818182 − 2.5)/2 = 1.1590909."""
-    loss = shaped_injection_loss(logs(0.01, 0.5), row(0, 0), row(2, -3), row(1, 1).bool(), 0.1)
-    assert float(loss) == pytest.approx(1.1590909, abs=1e-6)
+    loss = shaped_injection_loss(row(0.01, 0.5), row(2, -3), 0.1)
+    assert loss.tolist() == [pytest.approx([-0.1818182, 2.5], abs=1e-6)]
+    assert float(loss.mean()) == pytest.approx(1.1590909, abs=1e-6)
 
 
 @pytest.mark.parametrize(("x", "gradient"), [(0.01, -0.0826446), (0.1, -0.25), (1.0, -0.0826446)])
@@ -121,7 +142,7 @@ def test_shaped_gradient_by_hand(x, gradient):
     A plain ratio would give −.01, −.1, −1: rare actions count for more, certain ones for less.
     """
     log_probs = logs(x).requires_grad_()
-    shaped_injection_loss(log_probs, row(0), row(1), row(1).bool(), 0.1).backward()
+    shaped_injection_loss(importance_ratio(log_probs, row(0), row(1).bool()), row(1), 0.1).sum().backward()
     assert float(log_probs.grad) == pytest.approx(gradient, abs=1e-6)
 
 
@@ -234,7 +255,7 @@ def test_not_relative_is_the_probability_itself():
     x = module.policy(batch.obs).log_prob(batch.actions).exp()
     injected = batch.valid & ~batch.mask
     expected = -(x / (x + 0.1) * prepared.advantages)[injected].mean()
-    torch.testing.assert_close(module.terms(prepared, module.evaluate(prepared))["injected"], expected)
+    torch.testing.assert_close(module.losses(prepared, module.evaluate(prepared))["injected"], expected)
 
 
 @pytest.mark.parametrize("kind", POLICIES + AGENTS)
@@ -328,10 +349,13 @@ def test_injected_advantages_are_whitened_with_the_learners():
 
 
 @pytest.mark.parametrize("kind", POLICIES[1:])
-def test_injected_steps_that_nobody_would_evaluate_are_refused(kind):
+@pytest.mark.parametrize("labels", [None, torch.zeros(3, 5, dtype=torch.bool)], ids=["absent", "elsewhere"])
+def test_injected_steps_are_read_without_labels(kind, labels):
+    """The policy is evaluated where the injected term is a mean over, whether `expert_mask` has those steps or not."""
     batch = episodes()
-    with pytest.raises(ValueError, match="expert_mask"):
-        made(kind).prepare(replace(batch, expert_mask=torch.zeros_like(batch.mask)))
+    unlabelled = replace(batch, expert_mask=labels)
+    assert terms_of(made(kind), batch)["injected"] != 0
+    assert torch.equal(gradient_of(made(kind), unlabelled), gradient_of(made(kind), batch))
 
 
 def test_the_originals_update_is_the_sum_over_prefix_and_suffix():

@@ -10,8 +10,8 @@ from torch.distributions import Categorical, kl_divergence
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.networks import DecoderShape, GRUPolicy, GRUValue, TransformerPolicy, Value
-from lightning_nlf.objectives import ReinforcePolicy, RLHFAgent, RLHFPolicy
-from lightning_nlf.objectives.kl_penalty import ESTIMATORS, adapted_beta, k1, k2, k3, whitened_rewards
+from lightning_nlf.objectives import ReinforcePolicy, RLHFAgent, RLHFPolicy, kl_penalty, reference
+from lightning_nlf.objectives.kl_penalty import ESTIMATORS, KL_HORIZON, adapted_beta, k1, k2, k3, whitened_rewards
 
 VOCABULARY, PROMPT = 7, 2
 MAKERS = {
@@ -67,7 +67,7 @@ def moved(module, by=0.3):
 
 def loss_of(module, batch):
     prepared = module.prepare(batch)
-    return sum(module.terms(prepared, module.evaluate(prepared)).values())
+    return sum(module.losses(prepared, module.evaluate(prepared)).values())
 
 
 class Told:
@@ -116,7 +116,7 @@ def test_in_the_loss_k2_has_the_gradient_of_the_kl_and_k1_none():
 )
 def test_beta_by_hand(kl, expected):
     """Target 6, 512 responses: e = clip(KL/6 − 1, ±.2) = ∓.2, 0, .1; .15·(1 ∓ .2·.0512) = .15·(1 ∓ .01024)."""
-    beta = adapted_beta(torch.tensor(0.15), torch.tensor(float(kl)), 6, torch.tensor(512), 10_000)
+    beta = adapted_beta(torch.tensor(0.15), torch.tensor(float(kl)), 6, torch.tensor(512), KL_HORIZON)
     assert beta == pytest.approx(expected, abs=1e-6)
 
 
@@ -199,9 +199,10 @@ def test_the_estimator_is_that_of_the_kl_that_is_logged_and_held():
         assert prepared.rewards[0, 1:].tolist() == [-0.5, 3.25]  # the penalty is k1's
 
 
-def test_beta_moves_after_the_collection_it_was_used_on():
-    """KL .5 of one row, target .25: e = .2, β = .5·(1 + .2/100) = .501 for the next collection."""
-    module = made(beta=0.5, kl_target=0.25, kl_horizon=100)
+def test_beta_moves_after_the_collection_it_was_used_on(monkeypatch):
+    """KL .5 of one row, target .25, horizon 100: e = .2, β = .5·(1 + .2/100) = .501 for the next collection."""
+    monkeypatch.setattr(kl_penalty, "KL_HORIZON", 100)
+    module = made(beta=0.5, kl_target=0.25)
     assert module.prepare(two_tokens()).rewards[0, 1] == -0.5
     assert module.beta == pytest.approx(0.501, abs=1e-9)
     assert module.prepare(two_tokens()).rewards[0, 1] == pytest.approx(-0.501)
@@ -239,13 +240,15 @@ def test_the_reference_does_not_follow():
     assert abs(told.values["kl"]) > 0.1
 
 
-def test_a_reference_read_in_chunks_is_the_same():
+def test_a_reference_read_in_chunks_is_the_same(monkeypatch):
     batch = replies((3, 5, 2, 4, 1))
-    prepared = []
+    prepared, reads = [], []
     for chunk in (64, 2):
+        monkeypatch.setattr(reference, "CHUNK", chunk)
         module = made()
-        module.CHUNK = chunk
+        module.reference.register_forward_hook(lambda network, inputs, output: reads.append(len(inputs[0])))
         prepared.append(module.prepare(batch).ref_log_probs)
+    assert reads == [5, 2, 2, 1]
     assert prepared[0][batch.mask].abs().min() > 0
     torch.testing.assert_close(prepared[1], prepared[0])
 
@@ -316,7 +319,7 @@ def test_kl_loss_by_hand():
     prepared = module.prepare(two_tokens())
     now = module.evaluate(prepared)
     now.log_probs = row(0, -1, -2)
-    assert module.terms(prepared, now)["kl_loss"] == pytest.approx(0.1 * (0.3678794 + 0.1487213) / 2, abs=1e-6)
+    assert module.losses(prepared, now)["kl_loss"] == pytest.approx(0.1 * (0.3678794 + 0.1487213) / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
@@ -330,7 +333,7 @@ def test_the_kl_loss_alone_leads_back_to_the_reference(estimator):
         now = module.evaluate(prepared)
         gaps.append(float((now.log_probs - prepared.ref_log_probs)[batch.mask].abs().mean()))
         optimizer.zero_grad()
-        sum(module.terms(prepared, now).values()).backward()
+        sum(module.losses(prepared, now).values()).backward()
         optimizer.step()
     assert gaps[-1] < 0.2 * gaps[0]
 
@@ -351,7 +354,6 @@ def test_without_penalty_and_term_it_is_plain_reinforce():
         ({"beta": -1.0}, "beta"),
         ({"beta": 0.0, "kl_target": 6.0}, "beta"),
         ({"kl_target": 0.0}, "kl_target"),
-        ({"kl_horizon": 0}, "kl_horizon"),
         ({"reward_clip": 0.0}, "reward_clip"),
         ({"kl_weight": -0.1}, "kl_weight"),
     ],

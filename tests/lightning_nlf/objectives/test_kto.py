@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_nlf.functional import row_sums
+from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.objectives import KTOPolicy
-from lightning_nlf.objectives.kto import judged, kto_losses, mismatched, next_prompts
+from lightning_nlf.objectives.kto import judged, kto_loss, mismatched, next_prompts
 
 GROUPS, LENGTHS = [0, 0, 1, 2, 2, 2], [2, 4, 3, 1, 5, 2]
 
@@ -25,7 +25,7 @@ def kto(text, **knobs):
 
 def test_losses_by_hand():
     """β = .5, z₀ = 1. Good, r = 3: 1 − σ(.5·2) = .2689414, times λ_D = 2. Bad, r = −1: 1 − σ(.5·2), times λ_U = 3."""
-    losses = kto_losses(torch.tensor([3.0, -1.0]), torch.tensor([True, False]), torch.tensor(1.0), 0.5, 2.0, 3.0)
+    losses = kto_loss(torch.tensor([3.0, -1.0]), torch.tensor([True, False]), torch.tensor(1.0), 0.5, 2.0, 3.0)
     assert losses.tolist() == pytest.approx([0.5378828, 0.8068243], abs=1e-6)
 
 
@@ -100,7 +100,7 @@ def test_the_baseline_is_the_kl_of_replies_behind_other_prompts(text, batch):
             ratios = module.policy(view.obs).log_prob(view.actions) - module.reference(view.obs).log_prob(view.actions)
         mean = float(row_sums(ratios, view.mask).mean())
         signs.add(mean > 0)
-        baseline = module.baseline(prepared)
+        baseline = module.reference_point(prepared)
         assert baseline == pytest.approx(max(mean, 0), abs=1e-5) and not baseline.requires_grad
     assert signs == {True, False}
 
@@ -116,7 +116,7 @@ def test_rows_without_a_reply_count_for_nothing_in_the_baseline(text, batch):
     prepared = module.prepare(silent(batch, 3, 4, 5))
     now = module.evaluate(prepared.view).log_probs.detach()
     shifted = replace(prepared, view=replace(prepared.view, ref_log_probs=now - 0.5))
-    assert float(module.baseline(shifted)) == pytest.approx(1.5, abs=1e-5)
+    assert float(module.reference_point(shifted)) == pytest.approx(1.5, abs=1e-5)
 
 
 def test_a_row_without_a_reply_gives_no_prompt(batch):
@@ -138,7 +138,7 @@ def test_the_baseline_matters(text, batch):
     losses = []
     for shift in (0.0, 5.0):
         module = text.moved(kto(text, desirable_weight=3.0))
-        module.baseline = lambda batch, shift=shift: torch.tensor(shift)
+        module.reference_point = lambda batch, shift=shift: torch.tensor(shift)
         losses.append(float(text.loss(module, batch).detach()))
     assert abs(losses[0] - losses[1]) > 1e-3
 
@@ -160,7 +160,7 @@ def test_padding_changes_nothing(text, batch):
 def test_accumulation_is_one_batch(text, batch):
     """Given the baseline, which is of a micro-batch: 2 good of 3 here, 1 of 3 there, and one that nobody judged."""
     module = text.moved(kto(text))
-    module.baseline = lambda batch: torch.tensor(0.3)
+    module.reference_point = lambda batch: torch.tensor(0.3)
     scored = replace(batch, extra={}, score=torch.tensor([1, 0, 1, math.nan, 0, 0]))
     module.threshold = 0.5
     prepared = module.prepare(scored)
@@ -176,10 +176,10 @@ def test_the_good_gains_and_the_bad_loses(text, batch):
     prepared = module.prepare(batch)
     for _ in range(40):
         optimizer.zero_grad()
-        now = module.evaluate(prepared)
-        module.terms(prepared, now)["kto"].backward()
+        module.losses(prepared)["kto"].backward()
         optimizer.step()
-    assert now.notes["chosen_reward"] > 0.1 and now.notes["rejected_reward"] < -0.1
+    figures = module.figures(prepared)
+    assert figures["chosen_reward"] > 0.1 and figures["rejected_reward"] < -0.1
 
 
 def test_a_beta_of_nothing_is_refused(text):

@@ -6,7 +6,7 @@ import torch
 
 from data_modules.feedback import FeedbackDataModule, Judgement, write
 from data_modules.text.tokenizer import WordTokenizer
-from lightning_nlf.functional import row_counts, stamp_totals
+from lightning_nlf.maths.means import row_counts, stamp_totals
 from lightning_nlf.networks import GRUPolicy
 from lightning_nlf.objectives import DPOPolicy, ImitationPolicy, ReinforcePolicy
 from lightning_nlf.objectives.mixed_feedback import MixedFeedbackPolicy
@@ -66,7 +66,7 @@ def terms(module, rows, parts=1):
     prepared = module.prepare(rows)
     totals = {name: count.sum().float() for name, count in row_counts(prepared).items()}
     cut = [prepared[prepared.group % parts == i] for i in range(parts)]
-    said = [module.terms(part, module.evaluate(part)) for part in stamp_totals(cut, totals, parts)]
+    said = [module.losses(part, module.evaluate(part)) for part in stamp_totals(cut, totals, parts)]
     return {name: sum(each[name] for each in said) / parts for name in said[0]}
 
 

@@ -1,32 +1,29 @@
-"""A response as one action: the gradient of the token form, over responses instead of tokens."""
+"""A whole reply as one decision: the gradient of the token form, as a mean over replies instead of tokens."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
+from lightning_nlf import objectives
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import row_counts, stamp_totals
+from lightning_nlf.maths.means import row_counts, stamp_totals
 from lightning_nlf.networks import GRUPolicy, GRUValue
 from lightning_nlf.objectives import ActorCriticAgent, OneStepRLHFPolicy, ReinforcePolicy
-from lightning_nlf.objectives.one_step import OneStepObjective, at_first, first_step
-from lightning_nlf.objectives.policy_gradient import importance_ratio
+from lightning_nlf.objectives.policy_gradient import at_first, first_step, importance_ratio
 
 VOCABULARY = 7
-
-
-class OneStepPolicy(OneStepObjective, ReinforcePolicy):
-    """Without a leash."""
-
-
-class OneStepAgent(OneStepObjective, ActorCriticAgent):
-    """With V of the prompt as the baseline."""
 
 
 def made(kind, **knobs):
     torch.manual_seed(0)
     critic = {"value": GRUValue(VOCABULARY, 8)} if issubclass(kind, ActorCriticAgent) else {}
     return kind(policy=GRUPolicy(VOCABULARY, 8), gamma=1.0, **critic, **knobs)
+
+
+def one_step(kind=ReinforcePolicy, **knobs):
+    """The policy whose decisions are whole replies; of an actor-critic V of the prompt is the baseline."""
+    return made(kind, decision="reply", **knobs)
 
 
 def replies(lengths=(3, 5, 2), seed=0, **fields):
@@ -52,7 +49,7 @@ def replies(lengths=(3, 5, 2), seed=0, **fields):
 
 def terms_of(module, batch):
     prepared = module.prepare(batch)
-    return module.terms(prepared, module.evaluate(prepared))
+    return module.losses(prepared, module.evaluate(prepared))
 
 
 def gradient_of(module, batch):
@@ -60,75 +57,84 @@ def gradient_of(module, batch):
     return torch.cat([p.grad.flatten() for p in module.policy.parameters()])
 
 
-def test_a_response_at_its_first_step_by_hand():
-    """Tokens 1 + 2 of the first row and 4 of the second; the third has none."""
+def test_a_reply_at_its_first_step_by_hand():
+    """Tokens 1 + 2 of the first row and 4 of the second; the third has none. Over all tokens: 12 and 22."""
     x = torch.tensor([[9.0, 1, 2], [9, 9, 4], [9, 9, 9]])
     mask = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 0, 0]]).bool()
     assert first_step(mask).tolist() == [[False, True, False], [False, False, True], [False] * 3]
-    assert at_first(x, mask).tolist() == [[0, 3, 0], [0, 0, 4], [0, 0, 0]]
+    assert at_first(x, mask, mask).tolist() == [[0, 3, 0], [0, 0, 4], [0, 0, 0]]
+    assert at_first(x, mask, torch.ones_like(mask)).tolist() == [[0, 12, 0], [0, 0, 22], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("baseline", ["none", "group_mean", "leave_one_out"])
 @pytest.mark.parametrize("entropy_weight", [0.0, 0.3])
 def test_the_gradient_is_that_of_the_token_form(baseline, entropy_weight):
-    """γ = 1 and paid at the end: Σ_t ∇log π_t · A = ∇log π(response) · A. 10 tokens in 3 responses: ⅓ against ⅒."""
+    """γ = 1 and paid at the end: Σ_t ∇log π_t · A = ∇log π(reply) · A. 10 tokens in 3 replies: ⅓ against ⅒."""
     knobs = {"baseline": baseline, "entropy_weight": entropy_weight, "normalize_advantages": False}
-    whole = gradient_of(made(OneStepPolicy, **knobs), replies())
+    whole = gradient_of(one_step(**knobs), replies())
     tokens = gradient_of(made(ReinforcePolicy, **knobs), replies())
     torch.testing.assert_close(whole * 3, tokens * 10)
     assert tokens.norm() > 0.01
 
 
-def test_rewards_on_the_way_are_the_responses():
-    """1 on each of 3, 5 and 2 tokens: the responses' returns are 3, 5, 2, and less their mean −⅓, 5/3, −4/3."""
+def test_rewards_on_the_way_are_the_replies():
+    """1 on each of 3, 5 and 2 tokens: the replies' returns are 3, 5, 2, and less their mean −⅓, 5/3, −4/3."""
     batch = replies()
     batch = replace(batch, rewards=batch.valid.float())
-    prepared = made(OneStepPolicy, baseline="batch_mean", normalize_advantages=False).prepare(batch)
+    prepared = one_step(baseline="batch_mean", normalize_advantages=False).prepare(batch)
     assert prepared.advantages[first_step(batch.mask)].tolist() == pytest.approx([-1 / 3, 5 / 3, -4 / 3])
 
 
 def test_what_the_tokens_were_is_kept():
     batch = replies()
-    prepared = made(OneStepPolicy).prepare(batch)
+    prepared = one_step().prepare(batch)
     for name in ("valid", "mask", "rewards", "terminated", "log_probs"):
         assert torch.equal(getattr(prepared, name), getattr(batch, name)), name
 
 
-def test_the_ratio_is_that_of_the_response():
+def test_a_reply_is_one_step_to_schedules():
+    """Three replies, of which the learner gave two."""
+    batch = replies()
+    module = one_step()
+    module.prepare(replace(batch, mask=batch.mask & torch.tensor([[True], [False], [True]])))
+    assert module.experience == 2
+
+
+def test_the_ratio_is_that_of_the_reply():
     """Clip .2 around Π_t π/π_old."""
-    module = made(OneStepPolicy, clip=0.2, normalize_advantages=False)
+    module = one_step(clip=0.2, normalize_advantages=False)
     batch = module.prepare(replies())
     now = module.evaluate(batch)
     per_token = importance_ratio(now.log_probs, batch.log_probs, batch.mask)
     ratio = per_token.prod(1)  # 1 outside the mask
     advantages = batch.advantages[first_step(batch.mask)]
     expected = -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean()
-    torch.testing.assert_close(module.terms(batch, now)["policy"], expected)
-    assert now.notes["clip_fraction"] == pytest.approx(float(((ratio - 1).abs() > 0.2).float().mean()))
+    torch.testing.assert_close(module.losses(batch, now)["policy"], expected)
+    assert module.figures(batch, now)["clip_fraction"] == pytest.approx(float(((ratio - 1).abs() > 0.2).float().mean()))
 
 
 def test_the_critic_is_asked_at_the_prompt():
-    """V of the first step of each response, and its loss the mean over responses."""
-    module = made(OneStepAgent, normalize_advantages=False, value_weight=1.0)
+    """V of the first step of each reply, and its loss the mean over replies."""
+    module = one_step(ActorCriticAgent, normalize_advantages=False, value_weight=1.0)
     batch = replies()
     prepared = module.prepare(batch)
     first = first_step(batch.mask)
     values = module.value(batch.obs, first)
     scores = batch.rewards.sum(1)
     torch.testing.assert_close(prepared.advantages[first], scores - values)
-    loss = module.terms(prepared, module.evaluate(prepared))["value"]
+    loss = module.losses(prepared, module.evaluate(prepared))["value"]
     torch.testing.assert_close(loss, 0.5 * ((values - scores) ** 2).mean())
 
 
-def test_nothing_follows_a_response_that_was_cut_off():
+def test_nothing_follows_a_reply_that_was_cut_off():
     cut = replies(terminated=torch.zeros(3, dtype=torch.bool))
     torch.testing.assert_close(
-        made(OneStepAgent).prepare(cut).advantages, made(OneStepAgent).prepare(replies()).advantages
+        one_step(ActorCriticAgent).prepare(cut).advantages, one_step(ActorCriticAgent).prepare(replies()).advantages
     )
 
 
-def test_the_penalty_of_all_tokens_is_the_responses():
-    """β = .5: d = 1, −.5 of the first response, .5 of the second; scores 3, 1 → 2.75, .75."""
+def test_the_penalty_of_all_tokens_is_the_replies():
+    """β = .5: d = 1, −.5 of the first reply, .5 of the second; scores 3, 1 → 2.75, .75."""
     batch = replies(
         (2, 1),
         rewards=torch.tensor([[0, 0, 3.0], [0, 1, 0]]),
@@ -139,14 +145,32 @@ def test_the_penalty_of_all_tokens_is_the_responses():
     assert prepared.advantages[first_step(batch.mask)].tolist() == pytest.approx([2.75, 0.75])
 
 
-@pytest.mark.parametrize("kind", [OneStepPolicy, OneStepAgent])
+@pytest.mark.parametrize("kind", [ReinforcePolicy, ActorCriticAgent])
 def test_cut_into_parts_the_loss_is_that_of_the_whole(kind):
-    """Two responses and one: the mean over the parts is the mean over the responses."""
-    module = made(kind)
+    """Two replies and one: the mean over the parts is the mean over the replies."""
+    module = one_step(kind)
     prepared = module.prepare(replies())
-    expected = module.terms(prepared, module.evaluate(prepared))
+    expected = module.losses(prepared, module.evaluate(prepared))
     totals = {name: count.sum().float() for name, count in row_counts(prepared).items()}
     parts = stamp_totals([prepared[:2], prepared[2:]], totals, 2)
     for name, whole in expected.items():
-        mean = sum(module.terms(part, module.evaluate(part))[name] for part in parts) / 2
+        mean = sum(module.losses(part, module.evaluate(part))[name] for part in parts) / 2
         torch.testing.assert_close(mean, whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "knobs", "name"),
+    [
+        ("ReinforcePolicy", {"cut_at_takeover": True}, "cut_at_takeover"),
+        ("ReinforcePolicy", {"baseline": "shared_group_mean"}, "shared_group_mean"),
+        ("UnweightedInjectionPolicy", {}, "injection"),
+        ("RLSDPolicy", {}, "evidence_weight"),
+        ("SRPOPolicy", {}, "distilled"),
+        ("MixedFeedbackPolicy", {"divergence": "nll"}, "scored_steps"),
+        ("JointPolicy", {"suffix_temperature": 0.5}, "suffix_temperature"),
+    ],
+)
+def test_what_is_about_tokens_is_refused(kind, knobs, name, text):
+    """Its terms would be 0, or of the first token only."""
+    with pytest.raises(ValueError, match=f"decision: reply .*{name}"):
+        getattr(objectives, kind)(policy=text.gru_policy(), decision="reply", **knobs)

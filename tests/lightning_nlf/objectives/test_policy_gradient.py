@@ -8,16 +8,15 @@ import pytest
 import torch
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import row_counts, stamp_totals
+from lightning_nlf.maths.means import masked_mean, row_counts, stamp_totals
 from lightning_nlf.networks import GaussianPolicy
 from lightning_nlf.objectives import ReinforcePolicy
 from lightning_nlf.objectives.policy_gradient import (
     BASELINES,
-    SummedObjective,
     clipped_policy_loss,
     importance_ratio,
     policy_gradient_loss,
-    surrogate_notes,
+    ratio_figures,
 )
 
 
@@ -51,27 +50,23 @@ def agent(**knobs):
 
 def loss_of(module, batch):
     prepared = module.prepare(batch)
-    return sum(module.terms(prepared, module.evaluate(prepared)).values())
+    return sum(module.losses(prepared, module.evaluate(prepared)).values())
 
 
 def test_policy_gradient_loss_by_hand():
-    """−(log π·A) over two of three steps: −((−1)·2 + (−3)·(−1)) / 2 = −(−2 + 3)/2 = −.5."""
-    loss = policy_gradient_loss(
-        row(-1, -3, -5),
-        row(2, -1, 9),
-        row(
-            1,
-            1,
-            0,
-        ).bool(),
-    )
-    assert loss == pytest.approx(-0.5)
+    """−log π·A of each step: −(−1)·2 = 2 and −(−3)·(−1) = −3. Their mean is −.5; the third step is padding."""
+    loss = policy_gradient_loss(row(-1, -3, -5), row(2, -1, 9))
+    assert loss[0, :2].tolist() == pytest.approx([2, -3])
+    assert masked_mean(loss, row(1, 1, 0).bool()) == pytest.approx(-0.5)
+    assert policy_gradient_loss(row(-1, -3)[0], row(2, -1)[0]).tolist() == pytest.approx([2, -3])  # of whole replies
 
 
 def test_clipped_loss_by_hand():
-    """ε=.2. Step 0: ρ=2, A=1 → min(2, 1.2) = 1.2.  Step 1: ρ=.5, A=−1 → min(−.5, −.8) = −.8.  −(1.2 − .8)/2 = −.2."""
-    new, old = row(math.log(2), math.log(0.5)), row(0, 0)
-    assert clipped_policy_loss(new, old, row(1, -1), row(1, 1).bool(), 0.2) == pytest.approx(-0.2)
+    """ε=.2. Step 0: ρ=2, A=1 → −min(2, 1.2) = −1.2.  Step 1: ρ=.5, A=−1 → −min(−.5, −.8) = .8.  The mean is −.2."""
+    ratio = importance_ratio(row(math.log(2), math.log(0.5)), row(0, 0), row(1, 1).bool())
+    loss = clipped_policy_loss(ratio, row(1, -1), 0.2)
+    assert loss.tolist() == [pytest.approx([-1.2, 0.8])]
+    assert loss.mean() == pytest.approx(-0.2)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +75,7 @@ def test_clipped_loss_by_hand():
 def test_no_gradient_outside_the_clip(ratio, advantage, moves):
     """Beyond 1 ± ε there is a gradient only if it leads back."""
     new = row(math.log(ratio)).requires_grad_()
-    clipped_policy_loss(new, row(0), row(advantage), row(1).bool(), 0.2).backward()
+    clipped_policy_loss(importance_ratio(new, row(0), row(1).bool()), row(advantage), 0.2).sum().backward()
     assert bool(new.grad.abs().sum() > 0) is moves
 
 
@@ -97,8 +92,8 @@ def test_the_ratio_is_one_on_the_first_pass():
     )
     now = module.evaluate(batch)
     torch.testing.assert_close(importance_ratio(now.log_probs, batch.log_probs, batch.mask), torch.ones(3, 5))
-    module.terms(module.prepare(batch), now)
-    assert now.notes["approx_kl"] == pytest.approx(0, abs=1e-6) and now.notes["clip_fraction"] == 0
+    figures = module.figures(module.prepare(batch), now)
+    assert figures["approx_kl"] == pytest.approx(0, abs=1e-6) and figures["clip_fraction"] == 0
 
 
 def test_on_the_first_pass_ppo_is_policy_gradient():
@@ -224,6 +219,8 @@ def test_padding_never_changes_the_loss():
         {"normalize_advantages": False},
         {"entropy_weight": 0.5},
         {"cut_at_takeover": True},
+        {"decision": "reply"},
+        {"reduce": "sum"},
     ],
     ids=lambda knob: next(iter(knob)),
 )
@@ -244,16 +241,28 @@ def test_the_learners_return_is_cut_at_the_takeover():
         assert prepared.returns[0, :2].tolist() == expected
 
 
-def test_notes_of_the_surrogate_by_hand():
+def test_figures_of_the_ratio_by_hand():
     """ε=.2; ρ = 2, ½, 1.1: two of three are outside. KL: Σ ρ − 1 − ln ρ = .306853 + .193147 + .004690, / 3.
 
     Mean 3.6/3 = 1.2; variance (1 + .25 + .01)/3 = .42.
     """
     ratio = row(2, 0.5, 1.1)
-    notes = surrogate_notes(ratio.log(), row(0, 0, 0), row(1, 1, 1).bool(), 0.2)
-    assert notes["clip_fraction"] == pytest.approx(2 / 3)
-    assert notes["approx_kl"] == pytest.approx(0.168230, abs=1e-5)
-    assert notes["ratio_mean"] == pytest.approx(1.2) and notes["ratio_variance"] == pytest.approx(0.42)
+    figures = {name: x.mean() for name, x in ratio_figures(ratio, 0.2).items()}
+    assert figures["clip_fraction"] == pytest.approx(2 / 3)
+    assert figures["approx_kl"] == pytest.approx(0.168230, abs=1e-5)
+    assert figures["ratio_mean"] == pytest.approx(1.2) and figures["ratio_variance"] == pytest.approx(0.42)
+
+
+def test_figures_of_the_ratio_leave_padding_out():
+    """All of the learner's ratios are e^.5: the variance is (e^.5 − 1)². Padding has no ratio at all, only NaN."""
+    module = agent(clip=0.2)
+    batch = module.prepare(episodes((3, 5, 2)))
+    now = module.evaluate(batch)
+    batch = replace(batch, log_probs=torch.where(batch.mask, now.log_probs.detach() - 0.5, math.nan))
+    figures = module.figures(batch, now)
+    assert figures["clip_fraction"] == 1
+    assert figures["ratio_mean"] == pytest.approx(math.exp(0.5), abs=1e-5)
+    assert figures["ratio_variance"] == pytest.approx((math.exp(0.5) - 1) ** 2, abs=1e-5)
 
 
 def test_the_experts_steps_are_experience_too():
@@ -290,13 +299,9 @@ def test_a_step_along_the_gradient_raises_the_return():
     assert float(module.policy(obs[:1]).mean) == pytest.approx(1, abs=0.15)
 
 
-class Summed(SummedObjective, ReinforcePolicy):
-    """REINFORCE of the textbook."""
-
-
 def summed(**knobs):
-    torch.manual_seed(0)
-    return Summed(policy=GaussianPolicy(4, 1), **knobs)
+    """REINFORCE of the textbook."""
+    return agent(reduce="sum", **knobs)
 
 
 def test_summed_is_the_mean_times_the_steps():
@@ -316,7 +321,7 @@ def test_a_long_row_counts_for_more():
         now = [module.evaluate(ones[i : i + 1]) for i in (0, 1)]
         for evaluation, width in zip(now, (5, 2), strict=True):
             evaluation.log_probs = -torch.ones(1, width)
-        return [float(module.terms(ones[i : i + 1], now[i])["policy"]) for i in (0, 1)]
+        return [float(module.losses(ones[i : i + 1], now[i])["policy"]) for i in (0, 1)]
 
     assert pulls(summed()) == [5, 2] and pulls(agent()) == [1, 1]
 
@@ -326,9 +331,9 @@ def test_a_sum_does_not_depend_on_how_rows_are_cut(accumulate, world_size):
     """Lightning averages over micro-batches and DDP over ranks: of the parts' losses the mean is the sum over all."""
     module = summed()
     prepared = module.prepare(episodes((3, 5, 2)))
-    whole = module.terms(prepared, module.evaluate(prepared))["policy"]
+    whole = module.losses(prepared, module.evaluate(prepared))["policy"]
     totals = {name: count.sum().float() for name, count in row_counts(prepared).items()}
     parts = stamp_totals([prepared[:1], prepared[1:]], totals, 2)
     module._trainer = SimpleNamespace(accumulate_grad_batches=accumulate, world_size=world_size)
-    cut = [module.terms(part, module.evaluate(part))["policy"] for part in parts]
+    cut = [module.losses(part, module.evaluate(part))["policy"] for part in parts]
     torch.testing.assert_close(sum(cut) / 2, whole)

@@ -1,17 +1,28 @@
 """The reference: what it says, that it is asked once, and what is kept of it on the disk."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
 from data_modules.offline import OfflineDataModule, save_batch
 from lightning_nlf.batch import Batch, stack_rows
 from lightning_nlf.objectives import DPOPolicy, ReinforcePolicy, RLHFPolicy
-from lightning_nlf.objectives.reference_cache import LogProbCache, digest, read_rows, row_keys, settings, write_rows
+from lightning_nlf.objectives.reference_cache import (
+    TENSORS,
+    LogProbCache,
+    digest,
+    read_rows,
+    row_keys,
+    settings,
+    write_rows,
+)
 
 
 @pytest.fixture
@@ -44,7 +55,7 @@ def test_a_row_is_read_once(text, batch):
     order = torch.tensor([2, 0, 3, 1])
     assert torch.equal(module.prepare(text.padded(batch[order])).ref_log_probs[:, : first.shape[1]], first[order])
     theirs = replace(batch, mask=torch.zeros_like(batch.mask), expert_mask=batch.mask, expert_actions=batch.actions)
-    assert torch.equal(module.referred(theirs), first)
+    assert torch.equal(module.reference_log_probs(theirs, theirs.expert_mask), first)
     assert read == [4]
 
 
@@ -105,7 +116,7 @@ def test_another_run_reads_nothing(text, batch, tmp_path):
     first, read = referring(text, reference_cache=str(tmp_path / "cache"))
     said = first.prepare(batch).ref_log_probs
     assert read == [4]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{first._reference_digest}.pt"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{first._reference_digest}.safetensors"]
     second, read = referring(text, reference_cache=str(tmp_path / "cache"))
     assert torch.equal(second.prepare(batch).ref_log_probs, said) and not read
 
@@ -123,7 +134,8 @@ def test_what_two_write_at_a_time_is_joined(text, batch, tmp_path):
     second, _ = referring(text, reference_cache=str(tmp_path))
     pairs = [batch[torch.tensor([0, 1])], batch[torch.tensor([2, 3])]]
     for module in (first, second):
-        module.referred(pairs[0][torch.tensor([0])])  # both have read the file, or found none
+        row = pairs[0][torch.tensor([0])]
+        module.reference_log_probs(row, row.mask)  # both have read the file, or found none
     first.prepare(pairs[0])
     second.prepare(pairs[1])
     third, read = referring(text, reference_cache=str(tmp_path))
@@ -137,16 +149,35 @@ def cut(path):
 
 def turned(path):
     """One number of the file is another, and the file is whole."""
-    saved = torch.load(path, weights_only=True)
+    saved, metadata = opened(path)
     saved["log_probs"][0] += 1
-    torch.save(saved, path)
+    save_file(saved, path, metadata)
+
+
+def later(path):
+    """A file of the next version."""
+    saved, metadata = opened(path)
+    save_file(saved, path, metadata | {"reference_cache": "2"})
+
+
+def opened(path):
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name).clone() for name in TENSORS}, file.metadata()
 
 
 def foreign(path):
+    save_file({"weight": torch.ones(2)}, path)
+
+
+def pickled(path):
     torch.save({"state_dict": {}}, path)
 
 
-@pytest.mark.parametrize("damage", [cut, turned, foreign])
+def emptied(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, turned, later, foreign, pickled, emptied])
 def test_a_damaged_file_is_ignored_with_a_warning(damage, text, batch, tmp_path):
     first, _ = referring(text, reference_cache=str(tmp_path))
     said = first.prepare(batch).ref_log_probs
@@ -161,16 +192,18 @@ def test_a_damaged_file_is_ignored_with_a_warning(damage, text, batch, tmp_path)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "rows.pt"
+    path = tmp_path / "rows.safetensors"
     write_rows({b"k" * 32: torch.ones(2)}, path)
 
-    def full(*_):
+    def full(part, content):
+        with part.open("wb") as file:
+            file.write(content[:9])
         raise OSError("disk full")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="disk full"):
         write_rows({b"l" * 32: torch.ones(2)}, path)
-    assert list(read_rows(path)) == [b"k" * 32] and [p.name for p in tmp_path.iterdir()] == ["rows.pt"]
+    assert list(read_rows(path)) == [b"k" * 32] and [p.name for p in tmp_path.iterdir()] == ["rows.safetensors"]
 
 
 def test_in_memory_what_was_not_asked_for_longest_is_forgotten():
@@ -242,7 +275,7 @@ def test_samples_of_an_evaluation_say_how_far_the_policy_strayed(text):
     module = strayed(text)
     metrics = validated(module, said())
     assert metrics["val/kl_sampled"] == pytest.approx(-0.3810700, abs=1e-6)
-    assert "val/kl" not in metrics and "val/return" in metrics and module._known is None
+    assert "val/kl" not in metrics and "val/return" in metrics and module._cache is None
     parts = validated(module, said(episode=[0, 0], part=[0, 1]))
     assert parts["val/kl_sampled"] == pytest.approx(-0.7621401, abs=1e-6)
 

@@ -49,7 +49,7 @@ def test_both_terms_by_hand(kind, knobs, preference, chosen, text):
     prepared = module.prepare(batch)
     now = module.evaluate(prepared)
     now.log_probs = torch.tensor([[-2.0], [-3.0]]) * batch.mask
-    terms = module.terms(prepared, now)
+    terms = module.losses(prepared, now)
     assert terms["preference"] == pytest.approx(preference, abs=1e-5)
     assert terms.get("chosen") == (None if chosen is None else pytest.approx(chosen))
 
@@ -67,4 +67,4 @@ def test_likelihood_is_a_mean_over_tokens(text):
     module = SimPOPolicy(policy=text.gru_policy(), chosen_weight=1.0)
     prepared = module.prepare(batch)
     now = replace(module.evaluate(prepared), log_probs=torch.tensor([[-1.0], [-7], [-5], [-9]]) * batch.mask)
-    assert module.terms(prepared, now)["chosen"] == pytest.approx(2.0)
+    assert module.losses(prepared, now)["chosen"] == pytest.approx(2.0)

@@ -50,7 +50,7 @@ def test_what_is_kept_is_the_experts(text, batch):
     assert torch.equal(prepared.expert_actions, batch.actions) and not prepared.mask.any()
     now = module.evaluate(prepared)
     expected = -now.log_probs[rows][batch.mask[rows]].mean()
-    torch.testing.assert_close(module.terms(prepared, now)["imitation"], expected)
+    torch.testing.assert_close(module.losses(prepared, now)["imitation"], expected)
     assert torch.stack(module._unlogged["kept"]).tolist() == pytest.approx([2 / 6])
 
 

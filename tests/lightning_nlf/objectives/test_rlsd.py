@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_nlf.batch import Batch
-from lightning_nlf.functional import Linear
+from lightning_nlf.maths.schedules import Linear
 from lightning_nlf.objectives import ReinforcePolicy, RLSDPolicy
 from lightning_nlf.objectives.rlsd import evidence_advantages
 
@@ -103,7 +103,7 @@ def test_the_teacher_is_asked_once(text, batch):
     prepared = module.prepare(batch)
     now = module.evaluate(prepared)
     expected = -(now.log_probs * prepared.advantages)[batch.mask].mean()
-    terms = module.terms(replace(prepared, view=None), now)
+    terms = module.losses(replace(prepared, view=None), now)
     assert set(terms) == {"policy"}
     torch.testing.assert_close(terms["policy"], expected)
 

@@ -46,7 +46,7 @@ def test_the_teacher_moves_by_its_rate_after_each_step(text, rate, moved):
     module = made(text, teacher_rate=rate)
     start = parameters(module.teacher).clone()
     text.moved(module)
-    module.advance()
+    module.advance_all()
     torch.testing.assert_close(parameters(module.teacher), torch.lerp(start, parameters(module.policy), moved))
 
 
@@ -89,7 +89,7 @@ def test_the_teacher_is_asked_of_the_view(text, batch):
     """The log-probabilities of the same tokens, each row read on its own behind the feedback; nobody else's."""
     module = text.moved(made(text, teacher_rate=0.0))
     prepared = module.prepare(batch)
-    taught = prepared.extra["taught"]
+    taught = prepared.masks["taught"]
     assert taught.any(1).tolist() == [True, False, False, True] and torch.equal(taught, batch.mask & taught)
     said = module.asked(prepared, taught, lambda teacher, actions: teacher.log_prob(actions))
     module.CHUNK = 1
@@ -114,7 +114,7 @@ def test_the_module_goes_back_to_training(text, batch):
     module = made(text)
     prepared = module.prepare(batch)
     module.train()
-    module.terms(prepared, module.evaluate(prepared))
+    module.losses(prepared, module.evaluate(prepared))
     assert not module.teacher.training and not module.training  # `training_step` begins with train()
 
 

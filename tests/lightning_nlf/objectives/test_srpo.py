@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lightning_nlf.maths.means import mask_named
 from lightning_nlf.objectives import ReinforcePolicy, SDPOPolicy, SRPOPolicy
 from lightning_nlf.objectives.srpo import confidence_weights
 
@@ -37,14 +38,14 @@ def test_weights_by_hand():
 def test_what_goes_where(text, batch):
     """Earned 1, .2, .4 and .9, .5, 0: group means .5333, .4667. Only what is not distilled has an advantage."""
     prepared = made(text).prepare(batch)
-    assert prepared.extra["taught"].any(1).tolist() == ROUTED
+    assert prepared.masks["taught"].any(1).tolist() == ROUTED
     advantages = [float(a[m][0]) for a, m in zip(prepared.advantages, batch.mask, strict=True)]
     assert advantages == pytest.approx([1 - 1.6 / 3, 0, 0.4 - 1.6 / 3, 0.9 - 1.4 / 3, 0, 0], abs=1e-6)
 
 
 def test_success_is_more_than_the_threshold(text, batch):
     """.5 is no success at .5, and is one at .49."""
-    assert made(text, success=0.49).prepare(batch).extra["taught"].any(1).tolist() == [*ROUTED[:4], False, True]
+    assert made(text, success=0.49).prepare(batch).masks["taught"].any(1).tolist() == [*ROUTED[:4], False, True]
 
 
 def test_both_terms_are_means_over_all_of_the_learners_steps(text, batch):
@@ -52,7 +53,7 @@ def test_both_terms_are_means_over_all_of_the_learners_steps(text, batch):
     module = made(text, entropy_beta=0.0)
     prepared = module.prepare(batch)
     now = module.evaluate(prepared)
-    terms = module.terms(prepared, now)
+    terms = module.losses(prepared, now)
     assert set(terms) == {"policy", "distillation"}
     sdpo = text.moved(SDPOPolicy(policy=text.gru_policy()))
     alone = text.terms(sdpo, batch[torch.tensor(ROUTED)])["distillation"]
@@ -73,12 +74,12 @@ def test_the_weights_are_by_the_teacher(text, batch):
     """Mean 1 over the distilled steps; the surer the teacher, the more."""
     module = made(text)
     prepared = module.prepare(batch)
-    taught, weights = prepared.extra["taught"], prepared.extra["distillation_weights"]
+    taught, weights = prepared.masks["taught"], prepared.extra["distillation_weights"]
     assert float(weights[taught].mean()) == pytest.approx(1)
     assert (weights[~taught] == 1).all()
     entropy = module.teach(prepared, taught).entropy().detach()
     assert torch.equal(entropy.argsort(), weights[taught].argsort(descending=True))
-    weighted = module.terms(prepared, module.evaluate(prepared))["distillation"]
+    weighted = module.losses(prepared, module.evaluate(prepared))["distillation"]
     plain = text.terms(made(text, entropy_beta=0.0), batch)["distillation"]
     assert float(weighted.detach()) != pytest.approx(float(plain.detach()), rel=1e-4)
 
@@ -103,3 +104,12 @@ def test_what_is_wrong_is_named(text, batch):
         made(text, entropy_beta=-1.0)
     with pytest.raises(ValueError, match="success"):
         made(text).prepare(replace(batch, rewards=None))
+
+
+def test_a_step_without_failures_counts_as_no_distillation(text, batch):
+    """What is logged is a mean over all optimizer steps with steps of the learner's, of which this one has 0."""
+    module = made(text, success=-1.0)
+    prepared = module.prepare(batch)
+    terms = {term.name: term for term in module.gather(prepared, module.evaluate(prepared))}
+    assert module.count(terms["distillation"], prepared) == batch.mask.sum()
+    assert mask_named(prepared, terms["distillation"].over).sum() == batch.mask.sum()

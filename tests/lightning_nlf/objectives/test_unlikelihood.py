@@ -21,16 +21,27 @@ def unlikelihood(text, **knobs):
 
 
 def test_unlikelihood_by_hand():
-    """π = .75 and .5: (ln 4 + ln 2)/2 = 1.0397208; the third step is padding."""
-    log_probs, mask = torch.tensor([[0.75, 0.5, 0.9]]).log(), torch.tensor([[True, True, False]])
-    assert unlikelihood_loss(log_probs, mask) == pytest.approx(1.0397208, abs=1e-6)
+    """π = .75, .5 and .9: ln 4 = 1.3862944, ln 2 = .6931472, ln 10 = 2.3025851."""
+    loss = unlikelihood_loss(torch.tensor([[0.75, 0.5, 0.9]]).log())
+    assert loss.tolist() == [pytest.approx([1.3862944, 0.6931472, 2.3025851], abs=1e-5)]
+
+
+def test_unlikelihood_is_a_mean_over_the_steps_of_bad_rows(text):
+    """A bad row of π = .75 and .5: (ln 4 + ln 2)/2 = 1.0397208; the third step is padding, and the good row's."""
+    batch = text.replies_to([0, 0], [2, 3], score=torch.tensor([0.0, 1.0]))
+    module = unlikelihood(text, unlikelihood_weight=2.0)
+    prepared = module.prepare(batch)
+    log_probs = torch.full(batch.mask.shape, math.log(0.9))
+    log_probs[0, batch.mask[0]] = torch.tensor([0.75, 0.5]).log()
+    now = replace(module.evaluate(prepared), log_probs=log_probs)
+    assert module.losses(prepared, now)["unlikelihood"] == pytest.approx(2 * 1.0397208, abs=1e-6)
 
 
 def test_certainty_is_finite():
     log_probs = torch.zeros(1, 1, requires_grad=True)
-    loss = unlikelihood_loss(log_probs, torch.ones(1, 1, dtype=torch.bool))
-    loss.backward()
-    assert loss.isfinite() and log_probs.grad.isfinite().all()
+    loss = unlikelihood_loss(log_probs)
+    loss.sum().backward()
+    assert loss.isfinite().all() and log_probs.grad.isfinite().all()
 
 
 def test_each_term_is_of_its_rows(text, batch):
@@ -39,7 +50,7 @@ def test_each_term_is_of_its_rows(text, batch):
     prepared = module.prepare(batch)
     now = module.evaluate(prepared)
     now.log_probs = torch.tensor([[-1.0], [math.log(0.75)], [-2.0], [-3.0]]) * batch.mask
-    terms = module.terms(prepared, now)
+    terms = module.losses(prepared, now)
     assert terms["likelihood"] == pytest.approx(1.6)
     assert terms["unlikelihood"] == pytest.approx(math.log(4), abs=1e-6)
 
@@ -87,4 +98,4 @@ def test_densities_are_refused(text, batch):
     states = torch.randn(*batch.mask.shape, 4)
     prepared = module.prepare(replace(batch, obs=states, actions=states[..., :1]))
     with pytest.raises(ValueError, match="discrete actions"):
-        module.terms(prepared, module.evaluate(prepared))
+        module.losses(prepared, module.evaluate(prepared))

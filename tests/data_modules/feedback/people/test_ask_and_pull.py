@@ -7,10 +7,10 @@ import mlflow
 import pytest
 
 from data_modules.feedback.__main__ import main
-from data_modules.feedback.files import read
 from data_modules.feedback.people.ask import ask
 from data_modules.feedback.people.pull import pull
 from data_modules.feedback.people.store import opened
+from data_modules.judgements.files import read
 from tests.data_modules.feedback.people.conftest import LEVEL, PAIR
 
 LONG = LEVEL | {"id": "long", "prompt": "why " * 1500 + "?", "responses": ["because " * 1000 + "."]}

@@ -7,11 +7,11 @@ import lightning as L
 import pytest
 import torch
 
-from data_modules.feedback.files import write
 from data_modules.feedback.people import AskPeople, EpisodeFeedbackDataModule
-from data_modules.feedback.people.filming import filmed
+from data_modules.feedback.people.callback import filmed
 from data_modules.feedback.people.pull import pull
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.files import write
+from data_modules.judgements.schema import Judgement
 from data_modules.offline import load_batch
 from data_modules.pendulum import PendulumDataModule
 from data_modules.pendulum.experts import LQRExpert

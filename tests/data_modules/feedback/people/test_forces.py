@@ -38,7 +38,7 @@ def test_an_expert_by_name(name):
     assert type(expert_named(name)()).__name__ == name.strip().rpartition(".")[2]
 
 
-@pytest.mark.parametrize("name", ["os.system", "NoisyExpert", "data_modules.pendulum.simulator.InvertedPendulum"])
+@pytest.mark.parametrize("name", ["os.system", "LinearExpert", "data_modules.pendulum.simulator.InvertedPendulum"])
 def test_nothing_else_is_ever_looked_up(name):
     assert expert_named(name) is None
 

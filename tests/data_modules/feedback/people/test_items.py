@@ -2,9 +2,8 @@
 
 import pytest
 
-from data_modules.feedback.parsing import parse
-from data_modules.feedback.people.items import items
-from data_modules.feedback.people.questions import field_of, questions, score
+from data_modules.feedback.people.items import field_of, items, questions, score
+from data_modules.judgements.parsing import parse
 from data_modules.markdown import word_for_word
 from tests.data_modules.feedback.people.conftest import LEVEL, PAIR
 

@@ -5,11 +5,11 @@ import urllib.request
 
 import pytest
 
-from data_modules.feedback.files import read
 from data_modules.feedback.people.ask import ask
+from data_modules.feedback.people.items import RANKING
 from data_modules.feedback.people.pull import pull
-from data_modules.feedback.people.questions import RANKING
 from data_modules.feedback.people.store import opened
+from data_modules.judgements.files import read
 from tests.data_modules.feedback.people.conftest import PAIR, Reviewer
 from tests.mlflow_server import Server
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_modules.feedback.__main__ import main as feedback
-from data_modules.feedback.people.questions import ACTION, EXPECTED
+from data_modules.feedback.people.items import ACTION, EXPECTED
 from data_modules.feedback.people.store import opened
 from lightning_nlf.cli.command_line import main
 from tests.data_modules.feedback.people.conftest import Reviewer

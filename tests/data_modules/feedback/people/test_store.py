@@ -1,8 +1,10 @@
+import fcntl
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from urllib.parse import unquote
@@ -54,6 +56,25 @@ def test_whoever_is_killed_while_the_data_base_is_made_leaves_nothing_in_the_way
     assert not (tmp_path / "mlflow.db").exists()
     with opened(uri, "e", create=True) as store:
         assert MlflowClient().get_experiment(store.id).name == "e"
+
+
+@pytest.mark.slow
+def test_two_threads_make_a_data_base_one_after_the_other(tmp_path):
+    """The logger of a run holds the folder's lock while it makes the tables; migrations at once would mix."""
+    made = threading.Event()
+
+    def make():
+        with opened(f"sqlite:///{tmp_path}/mlflow.db", "e", create=True):
+            made.set()
+
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    thread = threading.Thread(target=make)
+    thread.start()
+    assert not made.wait(8) and not list(tmp_path.iterdir())  # a quarter of that makes one
+    os.close(folder)
+    assert made.wait(120)
+    thread.join()
 
 
 @pytest.mark.slow

@@ -7,12 +7,11 @@ import math
 import pytest
 
 from data_modules.feedback.providers.answer import IMPOSSIBLE, Answer, excerpt, label_log_probs, parsed, token_counts
-from data_modules.feedback.providers.cache import Cache
-from data_modules.feedback.providers.client import Client
+from data_modules.feedback.providers.client import Cache, Client
 from data_modules.feedback.providers.comparisons import ListwiseQuestion, PreferenceQuestion
 from data_modules.feedback.providers.model_judge import ModelJudge
 from data_modules.feedback.providers.questions import CritiqueQuestion, ScoreQuestion
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.schema import Judgement
 
 GOOD = (
     '{"choices": [{"message": {"content": "1"}, "finish_reason": "stop", "logprobs": {"content": [{"top_logprobs": '

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from data_modules.feedback.providers.answer import Unanswered
-from data_modules.feedback.providers.cache import Cache, content_key
-from data_modules.feedback.providers.client import Client, Stopped, waited_for
+from data_modules.feedback.providers.client import Cache, Client, Stopped, content_key, waited_for
 from data_modules.feedback.providers.endpoint import Endpoint
 
 ROOT = Path(__file__).parents[4]
@@ -207,7 +206,7 @@ def test_nobody_at_home_stops_all(server, endpoint):
     client = Client(endpoint(retries=1, concurrency=1))
     errors = ask(client, "a", "b", "c")
     assert all(isinstance(error, Stopped) for error in errors)
-    assert "endpoint.url: nobody answers at http://127.0.0.1" in client.stopped
+    assert "endpoint.url: nobody answers at http://127.0.0.1" in client.budget.stopped
     assert client.counters["retries"] == 1  # of the first question alone
 
 
@@ -233,7 +232,7 @@ def test_retry_after_is_waited_for(server, endpoint, waits, asked, least):
     client = Client(endpoint())
     (answer,) = ask(client, "say")
     if least > 60:
-        assert isinstance(answer, Stopped) and waits == [] and "endpoint.longest_wait" in client.stopped
+        assert isinstance(answer, Stopped) and waits == [] and "endpoint.longest_wait" in client.budget.stopped
     else:
         assert answer.text == "now" and waits == [least]
 
@@ -245,7 +244,10 @@ def test_a_server_that_asks_for_ever_stops_all_like_a_spent_budget(server, endpo
     client = Client(endpoint(concurrency=1))
     errors = ask(client, "a", "b")
     assert all(isinstance(error, Stopped) for error in errors) and len(server.requests) == 1 and waits == []
-    assert "endpoint.longest_wait: the server asks for a wait of" in client.stopped and "\n" not in client.stopped
+    assert (
+        "endpoint.longest_wait: the server asks for a wait of" in client.budget.stopped
+        and "\n" not in client.budget.stopped
+    )
 
 
 @pytest.mark.parametrize("asked", ["nan", "-5", "soon", "", "Fri, 99 Foo 2020", "Mon, 01 Jan 1990 00:00:00 GMT"])
@@ -413,7 +415,7 @@ def test_calls_run_out_and_a_rerun_asks_what_is_missing(server, endpoint):
     client = Client(endpoint(max_calls=2, concurrency=1))
     first, second, *rest = ask(client, *"abcd")
     assert (first.text, second.text) == ("A", "B") and all(isinstance(error, Stopped) for error in rest)
-    assert client.stopped == "endpoint.max_calls: the budget of 2 calls is spent"
+    assert client.budget.stopped == "endpoint.max_calls: the budget of 2 calls is spent"
     again = ask(Client(endpoint(max_calls=2)), *"abcd")
     assert [answer.text for answer in again] == ["A", "B", "C", "D"] and len(server.requests) == 4
 
@@ -423,7 +425,9 @@ def test_tokens_run_out(server, endpoint):
     client = Client(endpoint(max_tokens=20, concurrency=1))
     answers = ask(client, *"abc")
     assert [isinstance(answer, Stopped) for answer in answers] == [False, False, True]
-    assert client.stopped == "endpoint.max_tokens: the budget of 20 tokens is spent" and len(server.requests) == 2
+    assert (
+        client.budget.stopped == "endpoint.max_tokens: the budget of 20 tokens is spent" and len(server.requests) == 2
+    )
 
 
 @pytest.mark.parametrize("fault", [{"status": 500}, {"status": 400}, {"drop": True}, {"body": "{"}])
@@ -435,14 +439,14 @@ def test_every_request_that_goes_out_is_taken_off_the_budget(server, endpoint, f
     client = Client(endpoint(max_calls=budget, concurrency=3))
     ask(client, *"abcdefghijkl")
     assert len(server.requests) == budget == client.counters["calls"]
-    assert client.stopped == f"endpoint.max_calls: the budget of {budget} calls is spent"
+    assert client.budget.stopped == f"endpoint.max_calls: the budget of {budget} calls is spent"
 
 
 def test_a_server_that_counts_no_tokens_cannot_keep_a_budget_of_them(server, endpoint):
     server.says(server.chat("1", tokens=(0, 0)))
     client = Client(endpoint(max_tokens=20, concurrency=1))
     first, second = ask(client, "a", "b")
-    assert first.text == "1" and isinstance(second, Stopped) and "max_calls instead" in client.stopped
+    assert first.text == "1" and isinstance(second, Stopped) and "max_calls instead" in client.budget.stopped
 
 
 def test_what_is_cached_is_free(server, endpoint):

@@ -5,9 +5,10 @@ import re
 
 import pytest
 
+from data_modules.feedback.providers.answer import Unanswered
 from data_modules.feedback.providers.client import Client, Stopped
 from data_modules.feedback.providers.comparisons import Example, ListwiseQuestion, PreferenceQuestion
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.schema import Judgement
 
 PAIR = Judgement("q", ("good", "bad"))
 FORM = "{prompt}: 1 {response_1} 2 {response_2} ="
@@ -19,7 +20,11 @@ def put(question, endpoint, judgement):
 
     async def ask():
         async with Client(endpoint) as client:
-            return await question.ask(client, judgement, faults.append)
+            try:
+                return await question.ask(client, judgement, faults.append)
+            except Unanswered as error:
+                faults.append(error)
+                return {}
 
     return asyncio.run(ask()), faults
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from data_modules.feedback.__main__ import main
-from data_modules.feedback.files import read, write
-from data_modules.feedback.providers.constitution import Constitution
-from data_modules.feedback.providers.principles import read_principles
-from data_modules.feedback.schema import Judgement
+from data_modules.feedback.providers.constitution import Constitution, read_principles
+from data_modules.judgements.files import read, write
+from data_modules.judgements.schema import Judgement
 from data_modules.text import ByteTokenizer, DemonstrationsDataModule
 
 CONF = Path(__file__).parents[4] / "conf" / "feedback"

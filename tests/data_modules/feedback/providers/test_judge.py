@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from data_modules.feedback.__main__ import main
-from data_modules.feedback.files import read, write
 from data_modules.feedback.providers.model_judge import ModelJudge
 from data_modules.feedback.providers.questions import CritiqueQuestion, ExpectedQuestion, ScoreQuestion
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.files import read, write
+from data_modules.judgements.schema import Judgement
 from data_modules.text import SourcedAnswers
 
 CONF = Path(__file__).parents[4] / "conf" / "feedback"

@@ -78,7 +78,7 @@ def test_the_expected_score_is_paid_at_the_end(server, endpoint, tokenizer, prom
     expected = torch.tensor([[0, 0, 0.875, 0], [0, 0, 0, 0.25], [0, 0, 0.875, 0]])
     torch.testing.assert_close(reward.score(batch), expected[:, : batch.valid.shape[1]])
     assert sorted(map(prompt_of, server.requests)) == ["say ant | ant", "say ant | cow dog"]
-    assert reward.counters["calls"] == 2
+    assert reward.client.counters["calls"] == 2
     other = JudgeReward(endpoint(), tokenizer, question=question(scale=(-1.0, 1.0)))
     assert other.score(batch).sum(1).tolist() == pytest.approx([0.75, -0.5, 0.75])
 

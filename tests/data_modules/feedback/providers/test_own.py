@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from data_modules.feedback.providers import OwnProvider
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.schema import Judgement
+from data_modules.tasks.phrases import Phrases
 from data_modules.text import WordTokenizer
 from data_modules.text.environment import Case
-from data_modules.text.phrases import Phrases
 
 
 class Task(Phrases):

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from data_modules.feedback.files import read, write
 from data_modules.feedback.providers.provider import merged, said, without
 from data_modules.feedback.providers.rules import EnvironmentProvider, RuleProvider
-from data_modules.feedback.schema import Judgement, Span
+from data_modules.judgements.files import read, write
+from data_modules.judgements.schema import Judgement, Span
 from data_modules.text.environment import Case, Outcome
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from data_modules.feedback.__main__ import main
-from data_modules.feedback.files import read, write
-from data_modules.feedback.schema import Judgement
+from data_modules.judgements.files import read, write
+from data_modules.judgements.schema import Judgement
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 LINES = [Judgement(f"question {i}", ("good", "bad")) for i in range(2)]

@@ -1,0 +1,95 @@
+"""From a line of a feedback file to a judgement, or to all that is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from data_modules.judgements import fields
+from data_modules.judgements.fields import Scale, cut, of_each_response, read_text
+from data_modules.judgements.schema import FIELDS, Judgement
+
+FORMATS = {  # a field that tells another program's format → its name, and what to write instead
+    "messages": ("OpenAI's format", "the messages before the answer as prompt, and the answer as expected"),
+    "conversations": ("ShareGPT's format", "the turns before the answer as prompt, and the answer as expected"),
+    "chosen": ("TRL's format of pairs", '"responses": [chosen, rejected], "ranking": "A > B"'),
+    "rejected": ("TRL's format of pairs", '"responses": [chosen, rejected], "ranking": "A > B"'),
+    "completion": ("TRL's format", "the completion as expected; where a label judges it, as responses with a score"),
+    "instruction": ("Alpaca's format", "instruction and input as prompt, and the output as expected"),
+}
+DEPTH = 32  # brackets within brackets that a field may have
+
+
+class Faults(ValueError):
+    """All that is wrong with one line: `faults`, each naming the field and the mend."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+
+
+def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement:
+    """The judgement in one line of a file. A field that is null is missing.
+
+    Args: scale: lowest and highest score there is; None: any number.
+    Raises:
+        Faults: whatever is wrong.
+    """
+    if not isinstance(record, dict):
+        raise Faults([f'a line is an object like {{"prompt": …}}, not {fields.kind_of(record)}'])
+    if not {"responses", "expected"} & record.keys():
+        for name, (form, mend) in FORMATS.items():
+            if name in record:
+                raise Faults([f"{name}: this line is of {form}; write {mend}"])
+    faults = [_unknown(name) for name in record if name not in FIELDS]
+    known: dict[str, Any] = {}
+
+    def take(name: str, read: Callable[[Any], Any]) -> None:
+        if record.get(name) is not None:
+            try:
+                _refuse_deep(record[name])
+                known[name] = read(record[name])
+            except ValueError as error:
+                faults.append(f"{name}: {error}")
+
+    take("prompt", fields.read_prompt)
+    if record.get("prompt") is None:
+        faults.append("prompt: is missing; every line needs one")
+    take("responses", fields.read_responses)
+    take("expected", read_text)
+    if record.get("responses") is None and record.get("expected") is None:
+        faults.append("responses: there are none and no expected either; give at least one of the two")
+    readable = "responses" in known or record.get("responses") is None
+    if readable:
+        responses = known.get("responses", ())
+        take("score", lambda value: of_each_response(value, responses, lambda x, _: fields.read_score(x, scale)))
+        take("critique", lambda value: of_each_response(value, responses, lambda x, _: read_text(x)))
+        take("ranking", lambda value: fields.read_ranking(value, responses))
+        take("preference", lambda value: fields.read_preference(value, responses))
+        take("spans", lambda value: of_each_response(value, responses, fields.read_spans, of_objects=True))
+        take("steps", lambda value: of_each_response(value, responses, fields.read_steps, of_objects=True))
+    for name in ("source", "episode", "id"):
+        take(name, read_text)
+    take("meta", lambda value: fields.read_meta(value, len(known.get("responses", ())) if readable else None))
+    if faults:
+        raise Faults(faults)
+    return Judgement(**known, where=where)
+
+
+def _refuse_deep(value: Any) -> None:
+    level, depth = [value], 0
+    while level := [x for each in level for x in _parts(each)]:
+        depth += 1
+        if depth > DEPTH:
+            raise ValueError(f"brackets stand within brackets, more than {DEPTH} deep; make it flatter")
+
+
+def _parts(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def _unknown(name: str) -> str:
+    name = cut(name)
+    near = difflib.get_close_matches(name, FIELDS, 1)
+    return f"{name}: unknown field; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(FIELDS)}")

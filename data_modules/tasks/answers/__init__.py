@@ -1,0 +1,1 @@
+from data_modules.tasks.answers.environment import SourcedAnswers as SourcedAnswers

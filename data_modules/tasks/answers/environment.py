@@ -1,0 +1,128 @@
+"""Questions about foods and nutrients that want a right answer, its source, and an end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from random import Random
+
+from data_modules.ranges import at_least, shares
+from data_modules.tasks.answers.answers import Speaker, contrary, imagined, right_answer
+from data_modules.tasks.answers.judge import PARAPHRASES, example_critiques, verdict
+from data_modules.tasks.answers.questions import questions
+from data_modules.tasks.answers.table import FOODS, GROUPS, NUTRIENTS
+from data_modules.tasks.one_turn import OneTurn, worded
+from data_modules.tasks.phrases import Phrases
+from data_modules.text.environment import Case, Dialogue, Split
+from lightning_nlf.numbers import Seed, Share, Size
+
+FACTS, SOURCE, FINISHED = 0.5, 0.4, 0.1  # what each is worth
+CLAIMED_RIGHT = 0.5  # of the claims that are revised
+
+
+class SourcedAnswers(Phrases):
+    """A `TextEnvironment` of one turn. Forty foods, six nutrients; is a food high or low in one, which of two foods
+    has more of it, which two of a group are high in it.
+
+    A reply earns .5 for its facts, .4 for a trusted source (and no untrusted one) and .1 for an end. Demonstrations
+    answer in whole sentences, but from misconceptions, and mostly without a source.
+
+    Args:
+        seed: of the split, the misconceptions and all words that are drawn.
+        misconceived: share of (food, nutrient) pairs that the demonstrations are mistaken about.
+        misconceived_right: how often they are right about those nevertheless.
+        trusted, untrusted: shares of demonstrations that name such a source; the others name none.
+        cut: share of demonstrations that are cut short.
+        revisions: share of demonstrations that are a second turn instead: a question, an answer and its critique
+            (`revision_prompt`), followed by an answer that heeds it. The question is `imagined`: nobody knows its
+            answer by heart. An answer without a flaw stays a first turn.
+        draws: demonstrations a prompt.
+
+    Raises:
+        ValueError: a share outside [0, 1], or sources that add up to more than 1.
+    """
+
+    turns = 1
+    placebo = "please name a source , like mayo clinic or the usda ."
+
+    def __init__(
+        self,
+        seed: Seed = 0,
+        misconceived: Share = 0.4,
+        misconceived_right: Share = 0.2,
+        trusted: Share = 0.15,
+        untrusted: Share = 0.15,
+        cut: Share = 0.08,
+        revisions: Share = 0.0,
+        draws: Size = 4,
+    ) -> None:
+        shares(
+            misconceived=misconceived, misconceived_right=misconceived_right, trusted=trusted, untrusted=untrusted,
+            cut=cut, revisions=revisions,
+        )  # fmt: skip
+        if trusted + untrusted > 1:
+            raise ValueError(f"trusted, untrusted: got {trusted} and {untrusted}, must not add up to more than 1")
+        at_least(1, draws=draws)
+        self.seed, self.revisions, self.draws = seed, revisions, draws
+        pairs = [(food, nutrient) for food in FOODS for nutrient in NUTRIENTS]
+        mistaken = Random(f"{seed} misconceived").sample(pairs, round(misconceived * len(pairs)))
+        self.speaker = Speaker(frozenset(mistaken), misconceived_right, trusted, untrusted, cut)
+
+    @cached_property
+    def _questions(self) -> dict[Split, list[Case]]:
+        return questions(self.seed)
+
+    @cached_property
+    def _held_out(self) -> set[str]:
+        return {case.prompt for split in ("val", "test") for case in self._questions[split]}
+
+    def cases(self, split: Split) -> Sequence[Case]:
+        """1,936 to train on, 628 and 628 apart; `facts` has kind, nutrient, foods or group, right, held_out."""
+        return self._questions[split]
+
+    def begin(self, case: Case) -> Dialogue:
+        return OneTurn(case, judged)
+
+    def demonstrations(self, split: Split) -> Sequence[tuple[str, str]]:
+        rng = Random(f"{self.seed} demonstrations {split}")
+        return [self._demonstration(case, rng) for _ in range(self.draws) for case in self.cases(split)]
+
+    def _demonstration(self, case: Case, rng: Random) -> tuple[str, str]:
+        if rng.random() >= self.revisions:
+            return case.prompt, self.speaker.answer(case, rng)
+        world = imagined(case.facts["wording"], self._held_out, rng)
+        claim = world.facts["right"] if rng.random() < CLAIMED_RIGHT else contrary(world.facts, rng)
+        reply = self.speaker.put(world, claim, rng)
+        critique = self.critique(world, reply, rng.getrandbits(32))
+        if critique is None:
+            return case.prompt, self.speaker.answer(case, rng)
+        return self.revision_prompt(world, reply, critique), right_answer(world, rng)
+
+    def expected(self, case: Case) -> str | None:
+        return self._right(case)
+
+    def _right(self, case: Case) -> str:
+        return right_answer(case, Random(f"{self.seed} expected {case.id}"))
+
+    def critique(self, case: Case, reply: str, seed: int) -> str | None:
+        """All that is wrong, the facts first; None for a reply that is right. A cut reply is known by its last sign."""
+        return worded(verdict(case, reply, finished=True).defects, PARAPHRASES, seed)
+
+    def spans(self, case: Case, reply: str) -> list[tuple[int, int]]:
+        """Characters of the reply that its critique points at; what is missing has none, a missing end an empty one."""
+        defects = verdict(case, reply, finished=True).defects
+        return [defect.span for defect in defects if defect.span is not None]
+
+    def corpus(self) -> Iterator[str]:
+        for split in self._questions:
+            yield from (case.prompt for case in self.cases(split))
+            yield from (self._right(case) for case in self.cases(split))
+            yield from (reply for _, reply in self.demonstrations(split))
+        yield from example_critiques()
+        yield f"{self.words()} {' '.join(GROUPS)} a blog , a forum , my uncle , the usda , mayo clinic , the nih"
+
+
+def judged(case: Case, text: str, finished: bool) -> dict[str, float]:
+    """The parts of the reward, at most 1 in all."""
+    found = verdict(case, text, finished)
+    return {"facts": FACTS * found.facts, "source": SOURCE * found.source, "finished": FINISHED * found.finished}

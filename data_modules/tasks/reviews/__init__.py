@@ -1,0 +1,1 @@
+from data_modules.tasks.reviews.environment import PositiveReviews as PositiveReviews

@@ -1,0 +1,1 @@
+from data_modules.tasks.sums.environment import ArithmeticSteps as ArithmeticSteps

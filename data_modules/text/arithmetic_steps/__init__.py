@@ -1,1 +1,0 @@
-from data_modules.text.arithmetic_steps.environment import ArithmeticSteps as ArithmeticSteps

@@ -1,0 +1,77 @@
+"""An episode of a text task: its prompt, what was said in turns, and what each turn earned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from data_modules.text.environment import Case, Outcome
+from data_modules.text.rows import EXPERT, LEARNER, Segment
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A case and the ids its dialogue starts with."""
+
+    case: Case
+    ids: list[int]
+
+
+@dataclass
+class Turn:
+    """A reply and what followed. The tokens are those that were sampled: nothing is encoded twice."""
+
+    tokens: list[int]  # with the one that ended it
+    log_probs: list[float]
+    finished: bool  # ended by itself
+    text: str
+    outcome: Outcome
+    own: int | None = None  # tokens that the learner said, where an expert went on
+
+
+@dataclass
+class Episode:
+    prompt: Prompt
+    turns: list[Turn] = field(default_factory=list)
+
+    @property
+    def score(self) -> float:
+        """The sum of the rewards by the task's rule."""
+        return sum(turn.outcome.reward for turn in self.turns)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What the score is made of, by name, summed over turns."""
+        total: dict[str, float] = {}
+        for turn in self.turns:
+            for name, amount in turn.outcome.parts.items():
+                total[name] = total.get(name, 0.0) + amount
+        return total
+
+    @property
+    def finished(self) -> bool:
+        """Every reply ended by itself."""
+        return all(turn.finished for turn in self.turns)
+
+    @property
+    def injected(self) -> int:
+        """Tokens that an expert said, who went on in the learner's place."""
+        return sum(len(turn.tokens) - turn.own for turn in self.turns if turn.own is not None)
+
+    @property
+    def decided(self) -> int:
+        """Tokens of all replies."""
+        return sum(len(turn.tokens) for turn in self.turns)
+
+
+def said(turn: Turn) -> Segment:
+    """The reply, paid by the task's rule."""
+    return Segment(turn.tokens, LEARNER, turn.log_probs, turn.outcome.reward)
+
+
+def spoken(turn: Turn) -> list[Segment]:
+    """The same with whoever said it: the learner, or the learner and behind it an expert."""
+    if turn.own is None:
+        return [said(turn)]
+    own, expert = slice(turn.own), slice(turn.own, None)
+    begun = [Segment(turn.tokens[own], LEARNER, turn.log_probs[own])] if turn.own else []
+    return [*begun, Segment(turn.tokens[expert], EXPERT, turn.log_probs[expert], turn.outcome.reward)]

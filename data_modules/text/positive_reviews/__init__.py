@@ -1,1 +1,0 @@
-from data_modules.text.positive_reviews.environment import PositiveReviews as PositiveReviews

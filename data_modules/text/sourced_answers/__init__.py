@@ -1,1 +1,0 @@
-from data_modules.text.sourced_answers.environment import SourcedAnswers as SourcedAnswers

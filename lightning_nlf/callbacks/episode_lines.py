@@ -1,0 +1,27 @@
+"""Played episodes as lines of a file: who acted, what they earned, and how they ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.maths.steps import row_sums
+
+LOADERS = ("deterministic", "sampled")
+
+
+def acting(loader: int) -> str:
+    """How the policy acts in an evaluation loader: the first plays its mode, the second samples."""
+    return LOADERS[loader] if loader < len(LOADERS) else f"loader {loader}"
+
+
+def episodes(batch: Batch, who: str) -> list[dict[str, Any]]:
+    """One dictionary a row of `batch`: `who` acted, `return`, `length` in steps, and whether it `terminated`."""
+    lengths = batch.valid.sum(1).tolist()
+    rows: list[dict[str, Any]] = [{"who": who, "length": length} for length in lengths]
+    if batch.rewards is not None:
+        returns = row_sums(batch.rewards, batch.valid).tolist()
+        rows = [row | {"return": x} for row, x in zip(rows, returns, strict=True)]
+    if batch.terminated is not None:
+        rows = [row | {"terminated": x} for row, x in zip(rows, batch.terminated.tolist(), strict=True)]
+    return rows

@@ -1,0 +1,142 @@
+"""Load and save GPT-2, Llama, Qwen2 and Qwen3 in Hugging Face layout: config.json and model.safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lightning_nlf.language import hf_folder
+from lightning_nlf.language.decoder import Decoder
+from lightning_nlf.language.hf_config import config_of
+from lightning_nlf.language.shape import DecoderShape
+
+# Our name and theirs; several of theirs stand below each other in ours.
+GPT2 = {
+    "attention_norm": ["ln_1"],
+    "qkv": ["attn.c_attn"],
+    "out": ["attn.c_proj"],
+    "mlp_norm": ["ln_2"],
+    "up": ["mlp.c_fc"],
+    "down": ["mlp.c_proj"],
+}
+LLAMA = {
+    "attention_norm": ["input_layernorm"],
+    "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "query_norm": ["self_attn.q_norm"],
+    "key_norm": ["self_attn.k_norm"],
+    "out": ["self_attn.o_proj"],
+    "mlp_norm": ["post_attention_layernorm"],
+    "up": ["mlp.gate_proj", "mlp.up_proj"],
+    "down": ["mlp.down_proj"],
+}
+
+
+FILES, OTHER_FILES = ["*.json", "*.safetensors"], ["*/*", "consolidated*"]  # of a model on the hub
+
+
+def folder_of(weights: str | None) -> Path | None:
+    """Where `weights` are in Hugging Face layout: a folder, or what the hub has under that id; None if they are not.
+
+    Raises:
+        ValueError: an id, and no huggingface_hub to ask for it, or none that it knows.
+    """
+    if weights is None or Path(weights).is_file() or weights.endswith(".ckpt"):
+        return None
+    if Path(weights).is_dir():
+        return Path(weights)
+    if weights.count("/") > 1 or weights.startswith((".", "/", "~")):  # no id
+        return None
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise ValueError(
+            f"weights: there is no {weights} here; from the hub: pip install lightning_nlf[text]"
+        ) from None
+    try:
+        return Path(snapshot_download(weights, allow_patterns=FILES, ignore_patterns=OTHER_FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"weights: there is no file or folder {weights}, nor has the hub a model: {reason}") from None
+
+
+def names(shape: DecoderShape, parameters: Iterator[str]) -> Iterator[tuple[str, list[str], bool]]:
+    """Our parameters, theirs (without what all of them begin with), and whether theirs are transposed."""
+    gpt2 = shape.family == "gpt2"
+    whole = {"embed": "wte", "places": "wpe", "norm": "ln_f"} if gpt2 else {"embed": "embed_tokens", "norm": "norm"}
+    for name in parameters:
+        module, kind = name.rsplit(".", 1)
+        if module in whole:
+            yield name, [f"{whole[module]}.{kind}"], False
+            continue
+        _, layer, part = module.split(".")
+        theirs = (GPT2 if gpt2 else LLAMA)[part]
+        prefix = f"h.{layer}" if gpt2 else f"layers.{layer}"
+        yield name, [f"{prefix}.{x}.{kind}" for x in theirs], gpt2 and kind == "weight" and "norm" not in part
+
+
+@torch.no_grad()
+def load(folder: Path, decoder: Decoder, head: nn.Linear | None) -> None:
+    """Fill the decoder, and the head if it has one of its own.
+
+    Raises:
+        ValueError: no safetensors, or a tensor that is missing or has another shape.
+    """
+    shape = decoder.shape
+    stored = hf_folder.read_tensors(hf_folder.tensors_in(folder))
+    stored = {key.removeprefix("transformer.").removeprefix("model."): tensor for key, tensor in stored.items()}
+    for name, theirs, transposed in names(shape, (name for name, _ in decoder.named_parameters())):
+        parts = [_found(stored, key, folder) for key in theirs]
+        parameter = decoder.get_parameter(name)
+        parts = [part.T if transposed and part.ndim == 2 else part for part in parts]
+        for key, part in zip(theirs, parts, strict=True):
+            if part.ndim != parameter.ndim or part.shape[1:] != parameter.shape[1:]:
+                _refuse(f"{folder}: {key}", part, parameter)
+        value = torch.cat(parts)
+        _fill(parameter, value, f"{folder}: {', '.join(theirs)}")
+    if head is not None:
+        _fill(head.weight, _found(stored, "lm_head.weight", folder), f"{folder}: lm_head.weight")
+
+
+def _found(stored: Mapping[str, Tensor], key: str, folder: Path) -> Tensor:
+    if key not in stored:
+        raise ValueError(f"weights: {folder} has no tensor {key}")
+    return stored[key]
+
+
+def _refuse(what: str, value: Tensor, parameter: Tensor) -> NoReturn:
+    raise ValueError(f"weights: {what} is {tuple(value.shape)}, config.json says {tuple(parameter.shape)}")
+
+
+def _fill(parameter: Tensor, value: Tensor, what: str) -> None:
+    if parameter.shape != value.shape:
+        _refuse(what, value, parameter)
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"weights: {what} holds numbers that are not finite: fetch or save the model again")
+    parameter.copy_(value)
+
+
+@torch.no_grad()
+def save(folder: Path, decoder: Decoder, head: nn.Linear | None) -> None:
+    """Write config.json and model.safetensors, float32, for `AutoModelForCausalLM.from_pretrained`."""
+    shape = decoder.shape
+    body = "transformer." if shape.family == "gpt2" else "model."
+    heights = {"qkv": [shape.heads * shape.head_width] + [shape.kv_heads * shape.head_width] * 2}
+    stored = {}
+    for name, theirs, transposed in names(shape, (name for name, _ in decoder.named_parameters())):
+        value = decoder.get_parameter(name).float().cpu()
+        cuts = heights.get(name.split(".")[-2], [len(value) // len(theirs)] * len(theirs))
+        parts = [value] if len(theirs) == 1 else list(value.split(cuts))
+        for key, part in zip(theirs, parts, strict=True):
+            stored[body + key] = (part.T if transposed else part).contiguous().clone()
+    if head is not None:
+        stored["lm_head.weight"] = head.weight.float().cpu().contiguous().clone()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config_of(shape), indent=2) + "\n")
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})

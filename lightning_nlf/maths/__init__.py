@@ -1,0 +1,1 @@
+from lightning_nlf.maths.schedules import Linear as Linear

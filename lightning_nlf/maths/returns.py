@@ -1,0 +1,89 @@
+"""Returns and generalised advantages, for all steps at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.maths.steps import next_valid
+
+
+def reverse_recurrence(add: Tensor, factor: Tensor) -> Tensor:
+    """y_t = add_t + factor_t · y_{t+1} with y_T = 0, for all t at once.
+
+    Recursive doubling (Hillis & Steele 1986): log₂ T rounds instead of T; exact for any factors.
+    Args: add, factor (B, T).  Returns (B, T).
+    """
+    y, reach, step = add, factor, 1
+    while step < y.shape[1]:
+        y = torch.cat([y[:, :-step] + reach[:, :-step] * y[:, step:], y[:, -step:]], 1)
+        reach = torch.cat([reach[:, :-step] * reach[:, step:], torch.zeros_like(reach[:, -step:])], 1)
+        step *= 2
+    return y
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    bootstrap: Tensor,
+    valid: Tensor,
+    gamma: float,
+    lam: float,
+    cut: Tensor | None = None,
+) -> Tensor:
+    """Generalised advantages, eq. 16 of https://arxiv.org/abs/1506.02438, over valid steps only.
+
+    A_t = δ_t + γλ A_{t+1},  δ_t = r_t + γ V_{t+1} − V_t,  V_T = bootstrap
+
+    Args:
+        rewards, values, valid: (B, T); bootstrap: (B,), 0 where the episode terminated.
+        cut: (B, T) bool, steps whose return ends with the next V instead of running on.
+    Returns: (B, T), 0 where `valid` is False. With values = 0 and lam = 1 it is the discounted reward-to-go.
+    """
+    delta = torch.where(valid, rewards + gamma * next_valid(values, valid, bootstrap) - values, 0)
+    factor = torch.where(valid, gamma * lam, 1.0).to(delta.dtype)
+    if cut is not None:
+        factor = torch.where(cut, 0.0, factor)
+    return torch.where(valid, reverse_recurrence(delta, factor), 0)
+
+
+def episode_gae(
+    batch: Batch, values: Tensor, bootstrap: Tensor, gamma: float, lam: float, cut: Tensor | None = None
+) -> Tensor:
+    """`gae` of the batch's rewards; where a row is a part of an episode, it runs on into the next part.
+
+    The rows of one `extra["episode"]` are laid behind each other in the order of `extra["part"]`, valid steps only:
+    V of a part's first decision is what the last step of the part before is followed by.
+    Args: values, cut (B, T); bootstrap (B,), of which each episode's last row counts.  Returns (B, T).
+    """
+    assert batch.rewards is not None
+    if "episode" not in batch.extra:
+        return gae(batch.rewards, values, bootstrap, batch.valid, gamma, lam, cut)
+    order = batch.extra["part"].argsort(stable=True)
+    order = order[batch.extra["episode"][order].argsort(stable=True)]
+    _, of, rows = batch.extra["episode"][order].unique(return_inverse=True, return_counts=True)
+    valid = batch.valid[order]
+    steps = valid.sum(1)
+    behind = steps.cumsum(0) - steps  # of all rows before
+    first = rows.cumsum(0) - rows  # row of each episode
+    column = (behind - behind[first][of])[:, None] + valid.cumsum(1) - 1
+    width = int(torch.zeros_like(rows).index_add(0, of, steps).max())
+    place = (of[:, None] * width + column)[valid]  # (N,) of each valid step in the long rows
+
+    def laid(x: Tensor) -> Tensor:
+        """x (B, T) → (episodes, width)"""
+        return x.new_zeros(len(rows) * width).scatter(0, place, x[order][valid]).view(-1, width)
+
+    long = gae(
+        laid(batch.rewards),
+        laid(values),
+        bootstrap[order][first + rows - 1],
+        laid(batch.valid),
+        gamma,
+        lam,
+        None if cut is None else laid(cut),
+    )
+    back = torch.zeros_like(values)
+    back[order] = torch.zeros_like(values).masked_scatter(valid, long.view(-1)[place])
+    return back

@@ -1,0 +1,116 @@
+"""A policy that acts, replies, and is read where a term needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lightning_nlf.batch import Batch
+from lightning_nlf.language import generation
+from lightning_nlf.maths.steps import episode_sums, followed, row_sums
+from lightning_nlf.modules.objective_module import ObjectiveModule
+from lightning_nlf.networks import Policy
+from lightning_nlf.objective import Evaluation, hooks_of, scattered
+
+
+class PolicyModule(ObjectiveModule):
+    """A policy that acts, and is evaluated where somebody learns from a step.
+
+    Args: policy: the network.
+    """
+
+    def __init__(self, policy: Policy, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.policy = policy
+        self.played = nn.ModuleList([MeanMetric(), MeanMetric()])  # returns of the two evaluation loaders
+
+    # ---- evaluation
+
+    def assess(self, stage: str, batch: Batch, loader: int = 0) -> None:
+        """Returns of episodes that were played, or the terms of held-out rows, which have no rewards."""
+        if batch.rewards is None:
+            self.assess_held_out(stage, batch)
+        else:
+            self.assess_played(stage, batch, loader)
+
+    def assess_played(self, stage: str, batch: Batch, loader: int) -> None:
+        """The first loader plays the mode of the policy, the second samples from it.
+
+        Beside the return: the mean of `Batch.metrics` and of each mixin's `episode_metrics`, by their names; over the
+        episodes of which a number is known, where others are NaN.
+        """
+        assert batch.rewards is not None
+        metric = self.played[loader]
+        assert isinstance(metric, MeanMetric)
+        metric.update(episode_sums(row_sums(batch.rewards, batch.valid), batch))  # reduces sums and counts over ranks
+        how = ("", "_sampled")[loader]
+        self.log(f"{stage}/return{how}", metric, batch_size=len(batch), add_dataloader_idx=False)
+        metrics = dict(batch.metrics)
+        for _, hook in hooks_of(type(self), "episode_metrics"):
+            metrics |= hook(self, batch, loader == 1)
+        for name, x in metrics.items():
+            one_row = x[~followed(batch) & ~x.isnan()]  # of each episode
+            total, count = self.sum_over_ranks(torch.stack([one_row.sum(), x.new_tensor(len(one_row))]))
+            if count > 0:
+                self.log(f"{stage}/{name}{how}", total / count, batch_size=len(batch), add_dataloader_idx=False)
+
+    # ---- reading
+
+    def read_steps(self, batch: Batch) -> Tensor:
+        """(B, T) bool: the learner's steps, the expert's, and those of each mask of steps."""
+        where = batch.mask if batch.expert_mask is None else batch.mask | batch.expert_mask
+        for mask in batch.masks.values():
+            where = where | mask if mask.ndim == 2 else where
+        return where
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        where = self.read_steps(batch)
+        if not where.any():  # a rank with nothing to learn from still takes part in every all-reduce
+            where = torch.zeros_like(where).index_fill(1, torch.zeros(1, dtype=torch.long, device=where.device), True)
+        features = self.policy.features(batch.obs, where)
+        distribution = self.policy.distribution(features)
+        log_probs = distribution.log_prob(batch.actions[where])
+        values = self.critic(batch, where, features)
+        return Evaluation(
+            where, distribution, scattered(log_probs, where), None if values is None else scattered(values, where)
+        )
+
+    # ---- acting
+
+    @torch.no_grad()
+    def act(
+        self, obs: Tensor, state: Any = None, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+        """`Actor.act`. Values are left to `prepare`, which computes them in one pass."""
+        with self.acting():
+            distribution, state = self.policy.step(obs.to(self.device), state)
+            actions = distribution.mode if deterministic else distribution.sample()
+            return actions, distribution.log_prob(actions), None, state
+
+    @torch.no_grad()
+    def values(self, obs: Tensor) -> Tensor:
+        """`Actor.values`."""
+        value = getattr(self, "value", None)
+        if value is None:
+            raise ValueError("takeover: it asks what states are worth, and the model has no value network")
+        with self.acting():
+            return value(obs.to(self.device)[:, None])[:, 0]
+
+    @torch.no_grad()
+    def token_values(self, batch: Batch) -> Tensor:
+        """`Actor.token_values`."""
+        batch = batch.to(self.device)
+        with self.acting():
+            values = self.critic(batch, batch.valid)
+        if values is None:
+            raise ValueError("takeover: it asks what tokens are worth, and the model has no value network")
+        return scattered(values.float(), batch.valid)
+
+    @torch.no_grad()
+    def reply(self, ids: Tensor, lengths: Tensor, state: Any = None, **how: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """`Actor.reply`."""
+        with self.acting():
+            return generation.reply(self.policy, ids.to(self.device), lengths.to(self.device), state, **how)

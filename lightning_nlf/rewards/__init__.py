@@ -1,0 +1,8 @@
+from lightning_nlf.rewards.outcome_reward import OutcomeReward as OutcomeReward
+from lightning_nlf.rewards.preference_reward import BradleyTerryReward as BradleyTerryReward
+from lightning_nlf.rewards.preference_reward import DavidsonReward as DavidsonReward
+from lightning_nlf.rewards.preference_reward import PlackettLuceReward as PlackettLuceReward
+from lightning_nlf.rewards.preference_reward import RaoKupperReward as RaoKupperReward
+from lightning_nlf.rewards.process_reward import ProcessReward as ProcessReward
+from lightning_nlf.rewards.process_reward import StepValueReward as StepValueReward
+from lightning_nlf.rewards.soft_preference_reward import SoftPreferenceReward as SoftPreferenceReward
