@@ -48,6 +48,8 @@ class PhasedObjective(Objective):
             if batch is None:
                 raise TypeError(f"{cls.__name__}.{phase} returned None: it must return the batch")
             for name in (name for name, mask in batch.masks.items() if mask is not before.get(name)):
+                if name in (*COMPARISONS, "valid", "mask", "expert_mask"):
+                    raise ValueError(f"masks: {cls.__name__} names `{name}`, which every batch has already")
                 if name in named:
                     raise ValueError(f"masks: {named[name].__name__} and {cls.__name__} both name `{name}`")
                 named[name] = cls

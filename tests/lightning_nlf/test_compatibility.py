@@ -232,6 +232,14 @@ def test_one_mask_that_two_mixins_name_is_refused():
         module.prepare(example_batch(module.policy, module.policy))
 
 
+@pytest.mark.parametrize("name", ["mask", "pairs"])
+def test_a_mask_that_every_batch_has_is_not_named_again(name):
+    shadow = type("Shadow", (Objective,), {"masks": lambda self, batch: batch.with_masks(**{name: batch.valid})})
+    module = type("Made", (shadow, PolicyModule), {})(policy=GRUPolicy(16, 8))
+    with pytest.raises(ValueError, match=f"Shadow names `{name}`"):
+        module.prepare(example_batch(module.policy, module.policy))
+
+
 def test_what_a_hook_must_return_and_a_term_may_name():
     def made(**hooks):
         module = type("Made", (type("Mixin", (Objective,), hooks), PolicyModule), {})(policy=GRUPolicy(16, 8))
