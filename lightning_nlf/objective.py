@@ -135,7 +135,7 @@ class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore
         return ()
 
     def measure(self, stage: str, batch: Batch, now: Evaluation) -> None:
-        """Log what is no mean of held-out rows, such as a calibration, by `log_mean` or `log`."""
+        """Log metrics of held-out rows that are not means, such as a calibration error, by `log_mean` or `log`."""
 
     def episode_metrics(self, batch: Batch, sampled: bool) -> dict[str, Tensor]:
         """Numbers of the episodes that the policy played in an evaluation, each (B,), logged beside their return."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-# A shell starts what runs in its background with Ctrl-C ignored, and whoever is started from there ignores it too.
+# A shell starts what runs in its background with Ctrl-C ignored, and its child processes ignore it too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

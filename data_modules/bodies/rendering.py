@@ -40,11 +40,13 @@ def replay_gif(
         Whether it could be written: not where no OpenGL context can be made.
     """
     steps = len(rewards)
-    shown = frames.spread(steps, MAX_FRAMES)
+    film_steps = frames.spread(steps, MAX_FRAMES)
     returns, timeline = np.cumsum(rewards), frames._timeline(expert_acted)
     pictures = []
     try:
-        for step, scene in zip(shown.tolist(), _scenes(id, seed, actions, shown + len(actions) - steps), strict=True):
+        for step, scene in zip(
+            film_steps.tolist(), _scenes(id, seed, actions, film_steps + len(actions) - steps), strict=True
+        ):
             picture, draw = _canvas(scene, title)
             frames._progress(draw, step, returns[step], expert_acted, timeline)
             pictures.append(picture.reduce(2))
@@ -57,15 +59,15 @@ def replay_gif(
     return True
 
 
-def _scenes(id: str, seed: int, actions: Sequence[NDArray[Any]], shown: NDArray[np.int64]) -> Iterator[Any]:
-    """What the camera sees before each of the steps `shown`, counted from the reset."""
+def _scenes(id: str, seed: int, actions: Sequence[NDArray[Any]], film_steps: NDArray[np.int64]) -> Iterator[Any]:
+    """What the camera sees before each of `film_steps`, counted from the reset."""
     env = make(id, render_mode="rgb_array")
     _look(env)
     try:
         env.reset(seed=seed)
         low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
-        for t in range(int(shown[-1]) + 1):
-            if t in shown:
+        for t in range(int(film_steps[-1]) + 1):
+            if t in film_steps:
                 yield env.render()
             env.step(np.clip(actions[t], low, high))
     finally:

@@ -69,8 +69,8 @@ def calls(judgement: Judgement, use: Sequence[Use]) -> int:
 
     A call is a score, a critique, an order (a preference is one), an expected response, or the steps of a response.
     """
-    each = ("score", "critique", "steps")
-    asked = sum(own is not None for name in each if name in use for own in getattr(judgement, name) or ())
+    per_response = [name for name in ("score", "critique", "steps") if name in use]
+    asked = sum(x is not None for name in per_response for x in getattr(judgement, name) or ())
     ordered = any(name in use and getattr(judgement, name) is not None for name in ("ranking", "preference"))
     return asked + ordered + ("expected" in use and judgement.expected is not None)
 

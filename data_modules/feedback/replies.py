@@ -28,10 +28,10 @@ def _sampled(judgement: Judgement, i: int, tokenizer: Tokenizer) -> list[int] | 
     tokens = judgement.meta.get("tokens")
     if tokens is None or judgement.meta.get("tokenizer") != tokenizer.digest:
         return None
-    own = tokens[i] if isinstance(tokens, list) and len(tokens) == len(judgement.responses) else None
-    if not isinstance(own, list) or not own or not all(type(x) is int and x >= 0 for x in own):
+    ids = tokens[i] if isinstance(tokens, list) and len(tokens) == len(judgement.responses) else None
+    if not isinstance(ids, list) or not ids or not all(type(x) is int and x >= 0 for x in ids):
         raise ValueError("meta: tokens must be a list of ids for each response")
-    return own
+    return ids
 
 
 def _places(ids: list[int], ends: Sequence[int], tokenizer: Tokenizer) -> list[int]:

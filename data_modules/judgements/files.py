@@ -125,8 +125,8 @@ def enumerated(faults: Sequence[str]) -> str:
 
 def first_ten(head: str, texts: Sequence[str], unit: str = "") -> str:
     """The head, and below it the first ten texts, each on one line, and how many more there are."""
-    more = [f"… and {len(texts) - LISTED} more{unit}"] if len(texts) > LISTED else []
-    return "\n  ".join([head, *map(on_one_line, texts[:LISTED]), *more])
+    rest = [f"… and {len(texts) - LISTED} more{unit}"] if len(texts) > LISTED else []
+    return "\n  ".join([head, *map(on_one_line, texts[:LISTED]), *rest])
 
 
 def each_line(judgements: Iterable[Judgement], make: Callable[[Judgement], T]) -> list[T]:
@@ -145,7 +145,7 @@ def each_line(judgements: Iterable[Judgement], make: Callable[[Judgement], T]) -
 
 @contextmanager
 def whole(path: Path) -> Iterator[TextIO]:
-    """A file to write that appears at `path` whole or not at all, whoever else writes it at the time."""
+    """A file to write that appears at `path` whole or not at all, even if another process writes it too."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(unfinished, "w", encoding="utf-8", newline="\n") as file:

@@ -22,7 +22,7 @@ DEPTH = 32  # brackets within brackets that a field may have
 
 
 class Faults(ValueError):
-    """All that is wrong with one line: `faults`, each naming the field and the mend."""
+    """All that is wrong with one line: `faults`, each with its field and what to do."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("; ".join(faults))
@@ -43,13 +43,13 @@ def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement
             if name in record:
                 raise Faults([f"{name}: this line is of {form}; write {mend}"])
     faults = [_unknown(name) for name in record if name not in FIELDS]
-    known: dict[str, Any] = {}
+    values: dict[str, Any] = {}
 
     def take(name: str, read: Callable[[Any], Any]) -> None:
         if record.get(name) is not None:
             try:
                 _refuse_deep(record[name])
-                known[name] = read(record[name])
+                values[name] = read(record[name])
             except ValueError as error:
                 faults.append(f"{name}: {error}")
 
@@ -60,9 +60,9 @@ def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement
     take("expected", read_text)
     if record.get("responses") is None and record.get("expected") is None:
         faults.append("responses: there are none and no expected either; give at least one of the two")
-    readable = "responses" in known or record.get("responses") is None
+    readable = "responses" in values or record.get("responses") is None
     if readable:
-        responses = known.get("responses", ())
+        responses = values.get("responses", ())
         take("score", lambda value: of_each_response(value, responses, lambda x, _: fields.read_score(x, scale)))
         take("critique", lambda value: of_each_response(value, responses, lambda x, _: read_text(x)))
         take("ranking", lambda value: fields.read_ranking(value, responses))
@@ -71,10 +71,10 @@ def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement
         take("steps", lambda value: of_each_response(value, responses, fields.read_steps, of_objects=True))
     for name in ("source", "episode", "id"):
         take(name, read_text)
-    take("meta", lambda value: fields.read_meta(value, len(known.get("responses", ())) if readable else None))
+    take("meta", lambda value: fields.read_meta(value, len(values.get("responses", ())) if readable else None))
     if faults:
         raise Faults(faults)
-    return Judgement(**known, where=where)
+    return Judgement(**values, where=where)
 
 
 def _refuse_deep(value: Any) -> None:

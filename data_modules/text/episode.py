@@ -69,7 +69,7 @@ def said(turn: Turn) -> Segment:
 
 
 def spoken(turn: Turn) -> list[Segment]:
-    """The same with whoever said it: the learner, or the learner and behind it an expert."""
+    """The same with the speaker: the learner, or the learner and then an expert."""
     if turn.own is None:
         return [said(turn)]
     own, expert = slice(turn.own), slice(turn.own, None)

@@ -25,7 +25,7 @@ from lightning_nlf.objective import PHASES, Objective, Term, hooks_of
 MEANINGS = {
     "mask": "the learner's steps",
     "expert_mask": "steps where the expert's choice is known",
-    "valid": "all steps, whoever acted",
+    "valid": "all steps, the learner's and the expert's",
     "replies": "whole replies of the learner",
     "pairs": "pairs of replies to one prompt, ties too",
     "strict_pairs": "pairs of replies to one prompt that do not tie",

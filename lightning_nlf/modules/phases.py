@@ -24,6 +24,7 @@ class PhasedObjective(Objective):
 
     held_out: nn.ModuleDict  # a metric for each name that held-out rows were logged under
     reduce: str
+    names_loss = False  # whether held-out rows have the one loss as `loss` too, whatever it is called
     held_out_losses: Sequence[str] = ()  # names of their losses; the first that is a number says which model is best
 
     # ---- once per collection
@@ -136,7 +137,7 @@ class PhasedObjective(Objective):
     # ---- held-out rows
 
     def assess_held_out(self, stage: str, batch: Batch) -> None:
-        """Log the terms of training on rows that nobody trains on, each a mean over all batches and ranks.
+        """Log the terms of training on held-out rows, each a mean over all batches and ranks.
 
         Raises: ValueError: no objective learns from such rows.
         """
@@ -151,7 +152,10 @@ class PhasedObjective(Objective):
         self._logged: set[str] = set()
         for term in terms:
             if term.over is not None:
-                self.log_mean(stage, term.name, self.mean(term, batch), self.count(term, batch))
+                mean, count = self.mean(term, batch), self.count(term, batch)
+                self.log_mean(stage, term.name, mean, count)
+                if self.names_loss and not term.logged_only:
+                    self.log_mean(stage, "loss", mean * term.weight, count)
         for _, measure in hooks_of(type(self), "measure"):
             measure(self, stage, batch, now)
 

@@ -52,7 +52,7 @@ def leave_one_out(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) 
 
 
 def shared_group_mean(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) -> Tensor:
-    """The mean return of all the group's rows, whoever decided in them.  (B, T)
+    """The mean return of all rows of the group, the learner's and the experts'.  (B, T)
 
     Of LUFFY's mixed-policy GRPO (https://arxiv.org/abs/2504.14945): an expert's reply raises the bar for the learner's.
     """
@@ -65,7 +65,7 @@ def group_scale(returns: Tensor, batch: Batch, shared: bool = False) -> Tensor:
     """1 / the standard deviation of the group's returns (GRPO, eq. 3.2 of https://arxiv.org/abs/2402.03300).  (B, 1)
 
     1 where they are all the same; without it the objective is that of Dr. GRPO, https://arxiv.org/abs/2503.20783.
-    Args: shared: of all rows, whoever decided in them, instead of the learner's.
+    Args: shared: of all rows, the experts' too, instead of the learner's alone.
     """
     same, own = _groups(returns, batch, shared)
     count = same.sum(1).clamp(min=1)

@@ -62,7 +62,7 @@ class Perplexity(MeanMetric):
 
 
 class ImitationObjective(Objective):
-    """Imitation of the expert on the states where its choice is known (`expert_mask`), whoever acted there.
+    """Imitation of the expert on the states where its choice is known (`expert_mask`), also where the learner acted.
 
     Logs of held-out rows: where actions are discrete also `accuracy`, how often the policy's likeliest is the
     expert's, and with `nll` the `perplexity`.

@@ -92,7 +92,7 @@ class ReferenceObjective(Objective):
             return self.reference(batch.obs[rows], steps).log_prob(batch.actions[rows][steps])
 
     def episode_metrics(self, batch: Batch, sampled: bool) -> dict[str, Tensor]:
-        """`kl`, but not of what the policy's mode says: it is no sample of the policy."""
+        """`kl` of sampled replies; none of greedy ones, which are no samples of the policy."""
         if not sampled or batch.log_probs is None or not self._is_the_start():
             return {}
         log_ratio = batch.log_probs - self._read_anew(batch, self.read_steps(batch))

@@ -28,6 +28,7 @@ class RewardModule(ObjectiveModule):
     CHUNK = 64  # rows at a time where there are many
     exhibits_text = True
     measures: tuple[str, ...] = ("loss",)
+    names_loss = True
     by_step = False  # whether the ends of steps are judged, or whole replies
     tokenizer_digest: str | None = None  # of the tokenizer that it was trained with, if the checkpoint says
 
@@ -84,13 +85,6 @@ class RewardModule(ObjectiveModule):
             raise ValueError("a reward is measured on one evaluation loader; with a second its metrics would be mixed")
         self.assess_held_out(stage, batch)
         self.held_out_losses = ("loss",)
-
-    def measure(self, stage: str, batch: Batch, now: Evaluation) -> None:
-        """`loss`, under the same name whatever the objective is."""
-        for term in self.gather(batch, now):
-            if not term.logged_only and term.over is not None:
-                mean = self.mean(term, batch) * term.weight
-                self.log_mean(stage, "loss", mean, self.count(term, batch))
 
     def exhibits(self, folder: Path) -> list[Path]:
         """`reliability.md`, of the last evaluation, if there was one of probabilities."""

@@ -49,8 +49,8 @@ def ask(
     """
     if not scale[0] < scale[1]:
         raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, must go upwards")
-    found = items(read(path, (-math.inf, math.inf)))
+    to_review = items(read(path, (-math.inf, math.inf)))
     with store.opened(tracking_uri, experiment, create=True) as there:
-        target = there.queue_for(queue, questions(found, scale), scale, reviewers)
-        new = traces.put(there, target, found, path)
-        return Put(queue, new, len(found) - new, there.page(target))
+        target = there.queue_for(queue, questions(to_review, scale), scale, reviewers)
+        new = traces.put(there, target, to_review, path)
+        return Put(queue, new, len(to_review) - new, there.page(target))

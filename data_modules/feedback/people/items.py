@@ -129,5 +129,5 @@ def questions(items: Sequence[Item], scale: Scale) -> list[Question]:
 
 def field_of(name: str) -> Field | None:
     """The field that answers to the question of this name are; None for a question of somebody else."""
-    known = {question.name: question.field for question in (RANKING, EXPECTED, ACTION)}
-    return "score" if name.startswith("score ") else known.get(name)
+    fields = {question.name: question.field for question in (RANKING, EXPECTED, ACTION)}
+    return "score" if name.startswith("score ") else fields.get(name)

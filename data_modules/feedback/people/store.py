@@ -9,20 +9,14 @@ import contextlib
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from data_modules.feedback.people.database import file_of, make
 from data_modules.feedback.people.items import Question, field_of
 from data_modules.judgements.fields import Scale
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from mlflow.genai.label_schemas import LabelSchema
@@ -46,7 +40,7 @@ def opened(uri: str | None, experiment: str, create: bool = False) -> Iterator[S
         ValueError: there is no such store or experiment, it does not answer, or it refuses something.
     """
     uri = uri or os.environ.get(_VARIABLE) or DEFAULT_URI
-    path = _data_base(uri)
+    path = file_of(uri)
     if not create and path is not None and not path.is_file():
         raise ValueError(f"tracking_uri: there is no data base {path}")
     for name, value in _ENVIRONMENT.items():
@@ -58,7 +52,7 @@ def opened(uri: str | None, experiment: str, create: bool = False) -> Iterator[S
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         if path is not None and not path.exists():
-            _make(path)
+            make(path)
         with _at(uri):
             yield Store(uri, experiment, _experiment_id(uri, experiment, create))
     except SQLAlchemyError as error:
@@ -69,44 +63,6 @@ def opened(uri: str | None, experiment: str, create: bool = False) -> Iterator[S
     except MlflowException as error:
         cause = shown_uri(str(error).splitlines()[0])[:300]
         raise ValueError(f"tracking_uri: {shown_uri(uri)} says: {cause}") from error
-
-
-def _make(path: Path) -> None:
-    """Make an SQLite store under a temporary name and rename it when it is complete.
-
-    A process that is killed in between would otherwise leave a store that MLflow refuses to open.
-    """
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        _alone_in(path.parent),
-        tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True) as folder,
-    ):
-        if path.exists():
-            return  # another was faster
-        fresh = Path(folder) / path.name
-        store = SqlAlchemyStore(f"sqlite+pysqlite:///{quote(str(fresh))}", quote(str(path.parent / "mlartifacts")))
-        store.engine.dispose()
-        try:
-            os.link(fresh, path)  # which replaces nothing, unlike a rename
-        except FileExistsError:
-            pass  # another process was faster
-        except OSError:  # a disk without links
-            fresh.rename(path)
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, as a run's logger does: migrations in two threads of one process would mix."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # some network folders know no locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -136,28 +92,18 @@ def _experiment_id(uri: str, name: str, create: bool) -> str:
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient()
-    found = client.get_experiment_by_name(name)
-    if found is None and not create:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None and not create:
         raise ValueError(f"experiment: {shown_uri(uri)} has no {name!r}")
-    if found is None:
-        path = _data_base(uri)  # whose artifacts would go into the working folder; MLflow decodes their place
+    if experiment is None:
+        path = file_of(uri)  # whose artifacts would go into the working folder; MLflow decodes their place
         try:
             return client.create_experiment(name, quote(str(path.parent / "mlartifacts")) if path else None)
         except MlflowException:
-            found = client.get_experiment_by_name(name)  # the run's own logger was faster
-            if found is None:
+            experiment = client.get_experiment_by_name(name)  # the run's own logger was faster
+            if experiment is None:
                 raise
-    return found.experiment_id
-
-
-def _data_base(uri: str) -> Path | None:
-    """The file of an SQLite data base, as SQLAlchemy reads the URI; None for a server."""
-    if not uri.startswith("sqlite"):
-        return None
-    from sqlalchemy import make_url
-
-    name = make_url(uri).database
-    return None if name in (None, "", ":memory:") else Path(name).resolve()
+    return experiment.experiment_id
 
 
 @dataclass(frozen=True)
@@ -187,18 +133,18 @@ class Store:
         from mlflow.genai import review_queues
 
         schemas = [self._schema_for(question, scale).schema_id for question in reversed(questions)]  # the last on top
-        found = self._queues().get(name)
-        if found is None:
+        queue = self._queues().get(name)
+        if queue is None:
             return review_queues.create_review_queue(
                 name, queue_type="custom", users=list(reviewers), schema_ids=schemas, experiment_id=self.id
             )
-        if set(found.schema_ids) != set(schemas):
-            there = ", ".join(schema.name for schema in self._schemas(found))
+        if set(queue.schema_ids) != set(schemas):
+            there = ", ".join(schema.name for schema in self._schemas(queue))
             wanted = ", ".join(question.name for question in questions)
             raise ValueError(f"queue: {name!r} asks for {there}; these items need {wanted}: name another queue")
-        if missing := {reviewer.strip().lower() for reviewer in reviewers} - set(found.users):
-            return review_queues.update_review_queue(found.queue_id, users=[*found.users, *sorted(missing)])
-        return found
+        if missing := {reviewer.strip().lower() for reviewer in reviewers} - set(queue.users):
+            return review_queues.update_review_queue(queue.queue_id, users=[*queue.users, *sorted(missing)])
+        return queue
 
     def scale(self, queue: ReviewQueue) -> Scale | None:
         """That of the queue's scores; None where it asks for none."""

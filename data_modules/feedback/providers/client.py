@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def content_key(body: Any) -> str:
-    """SHA-256 of a request in canonical form, whoever it is sent to."""
+    """SHA-256 of a request in canonical form, the same for every endpoint."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -92,15 +92,15 @@ class PreferenceQuestion:
             return {}
         pairs = list(combinations(range(count), 2))
         # all or none: a ranking that leaves a pair out would favour somebody
-        found = await together(*(self._preference(client, judgement, i, j) for i, j in pairs))
+        preferences = await together(*(self._preference(client, judgement, i, j) for i, j in pairs))
         wins = [0.0] * count
-        for (i, j), p in zip(pairs, found, strict=True):
+        for (i, j), p in zip(pairs, preferences, strict=True):
             wins[i] += p / (count - 1)
             wins[j] += (1 - p) / (count - 1)
         ranking = format_ranking(ranks_of_scores(wins, self.ties))
         return {
             "ranking": ranking if judgement.ranking is None else None,
-            "preference": found[0] if count == 2 and judgement.preference is None else None,
+            "preference": preferences[0] if count == 2 and judgement.preference is None else None,
         }
 
     async def _preference(self, client: Client, judgement: Judgement, i: int, j: int) -> float:
@@ -185,7 +185,7 @@ class ListwiseQuestion:
             except ValueError as error:
                 raise Malformed(f"ranking: {str(error)[:SHOWN]}") from None
 
-        found = await asked(
+        ranks = await asked(
             client, read, self.template.format(prompt=text_of(judgement), responses=shown), self.max_tokens
         )
-        return [found[order.index(i)] for i in range(len(order))]
+        return [ranks[order.index(i)] for i in range(len(order))]

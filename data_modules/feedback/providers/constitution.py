@@ -41,10 +41,10 @@ def read_principles(path: str | Path) -> list[Principle]:
     if not Path(path).is_file():
         raise ValueError(f"principles: there is no file {path}")
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"principles: {path} is no yaml: {error}") from None
-    listed = found.get("principles") if isinstance(found, dict) else None
+    listed = content.get("principles") if isinstance(content, dict) else None
     if not isinstance(listed, list) or not listed:
         raise ValueError(f"principles: {path} has no list `principles`")
     principles = [_principle(each, f"principles: {path}, number {number}") for number, each in enumerate(listed, 1)]
@@ -55,10 +55,10 @@ def read_principles(path: str | Path) -> list[Principle]:
 
 
 def _principle(each: object, where: str) -> Principle:
-    known = [f.name for f in fields(Principle)]
-    needed = known[:3]
-    if not isinstance(each, dict) or not set(needed) <= set(each) <= set(known):
-        raise ValueError(f"{where}: needs {', '.join(needed)}, may have {known[3]}, and nothing else")
+    names = [f.name for f in fields(Principle)]
+    needed = names[:3]
+    if not isinstance(each, dict) or not set(needed) <= set(each) <= set(names):
+        raise ValueError(f"{where}: needs {', '.join(needed)}, may have {names[3]}, and nothing else")
     if not all(isinstance(text, str) and text.strip() for text in each.values()):
         raise ValueError(f"{where}: its fields are texts")
     return Principle(**{name: text.strip() for name, text in each.items()})

@@ -104,5 +104,5 @@ class RuleProvider(EnvironmentProvider):
         )
 
     def _spans(self, case: Case, text: str) -> tuple[Span, ...] | None:
-        found = self.task.spans(case, text) if isinstance(self.task, SpanTeacher) else []
-        return tuple(Span(start, end) for start, end in found if start < end) or None
+        spans = self.task.spans(case, text) if isinstance(self.task, SpanTeacher) else []
+        return tuple(Span(start, end) for start, end in spans if start < end) or None

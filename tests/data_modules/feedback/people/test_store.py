@@ -12,7 +12,8 @@ from urllib.parse import unquote
 import pytest
 from mlflow import MlflowClient
 
-from data_modules.feedback.people.store import _data_base, opened
+from data_modules.feedback.people.database import file_of
+from data_modules.feedback.people.store import opened
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ from data_modules.feedback.people.store import _data_base, opened
     ],
 )
 def test_file_of_a_uri_is_the_one_that_mlflow_opens(uri, path):
-    assert _data_base(uri) == path
+    assert file_of(uri) == path
 
 
 @pytest.mark.slow
