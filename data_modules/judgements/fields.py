@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from data_modules.judgements.ranking import format_ranking, letter, parse_ranking
-from data_modules.judgements.schema import ROLES, Message, Span, Step
+from data_modules.judgements.schema import ROLES, Message, PromptText, Span, Step
 from lightning_nlf.numbers import Number
 
 Scale = tuple[Number, Number]
@@ -57,7 +57,7 @@ def _meant(value: Any) -> str:
     return f"; write {float(parts[1]) / int(parts[2] or 1):.6g}, without quotes"
 
 
-def read_prompt(value: Any) -> str | tuple[Message, ...]:
+def read_prompt(value: Any) -> PromptText:
     """A text, or messages."""
     if isinstance(value, list) and value:
         return tuple(_message(message, i) for i, message in enumerate(value, 1))

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TextIO, TypeVar
+from typing import Any, BinaryIO, Literal, Protocol, TextIO, TypeVar
 
-from data_modules.judgements.fields import Scale, cut
+from data_modules.judgements.fields import Scale
+from data_modules.judgements.json_text import decoded
 from data_modules.judgements.parsing import Faults, parse
 from data_modules.judgements.schema import Judgement
 from data_modules.terminal import on_one_line
 
 LISTED = 10  # bad lines that a message lists
 T = TypeVar("T")
-DIGITS = 4000  # of an integer that is read; Python refuses those of more than 4,300
 
 
 def read(path: str | Path, scale: Scale = (0.0, 1.0), on_bad: Literal["raise", "skip"] = "raise") -> list[Judgement]:
@@ -85,9 +83,29 @@ def scan(path: str | Path, scale: Scale = (0.0, 1.0)) -> tuple[list[Judgement], 
     """
     if not scale[0] < scale[1]:
         raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, must go upwards")
+    return scan_lines(path, lambda record, where: parse(record, scale, where))
+
+
+class WithId(Protocol):
+    """What a line is read into."""
+
+    @property
+    def id(self) -> str | None: ...
+
+
+L = TypeVar("L", bound=WithId)
+
+
+def scan_lines(path: str | Path, read_line: Callable[[Any, str], L]) -> tuple[list[L], dict[int, list[str]]]:
+    """What `read_line` makes of the JSON of each line, and by line number what is wrong with the other lines.
+
+    Args: read_line: the content of a line and FILE:LINE → what it says; raises `Faults`.
+    Raises:
+        ValueError: no such file.
+    """
     if not Path(path).is_file():
         raise ValueError(f"path: there is no file {path}")
-    judgements: list[Judgement] = []
+    results: list[L] = []
     bad: dict[int, list[str]] = {}
     first: dict[str, int] = {}  # line of each id
     with open(path, "rb") as lines:
@@ -100,15 +118,15 @@ def scan(path: str | Path, scale: Scale = (0.0, 1.0)) -> tuple[list[Judgement], 
             if not line.strip():
                 continue
             try:
-                judgement = parse(_decoded(line), scale, f"{path}:{number}")
+                result = read_line(decoded(line), f"{path}:{number}")
             except Faults as error:
                 bad[number] = error.faults
                 continue
-            if judgement.id is not None and first.setdefault(judgement.id, number) != number:
-                bad[number] = [f"id: {judgement.id!r} is that of line {first[judgement.id]} as well; make it unique"]
+            if result.id is not None and first.setdefault(result.id, number) != number:
+                bad[number] = [f"id: {result.id!r} is that of line {first[result.id]} as well; make it unique"]
                 continue
-            judgements.append(judgement)
-    return judgements, bad
+            results.append(result)
+    return results, bad
 
 
 def listed(path: str | Path, bad: Mapping[int, Sequence[str]]) -> str:
@@ -185,27 +203,3 @@ def _no_lines(file: BinaryIO) -> str | None:
     if start.startswith(b"{") and not start.split(b"\n")[0].strip(b"{ \t\r"):
         return "this is an object over several lines; give each object on a line of its own"
     return None
-
-
-def _decoded(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode(), object_pairs_hook=_object, parse_int=_integer)
-    except UnicodeDecodeError as error:
-        raise Faults([f"byte {error.start + 1} is not UTF-8; save the file as UTF-8"]) from None
-    except json.JSONDecodeError as error:
-        raise Faults([f"not JSON: {error.msg} at column {error.colno}; one object a line"]) from None
-    except RecursionError:
-        raise Faults(["not JSON that anybody would write: brackets within brackets without end"]) from None
-
-
-def _integer(digits: str) -> int | float:
-    """Of more digits than Python reads it is infinite, and the field that has it says what is wrong."""
-    return int(digits) if len(digits) < DIGITS else math.inf
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise Faults([f"{cut(twice)}: stands twice; keep one of the two"])
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from data_modules.judgements import fields
@@ -18,6 +18,8 @@ FORMATS = {  # a field that tells another program's format → its name, and wha
     "completion": ("TRL's format", "the completion as expected; where a label judges it, as responses with a score"),
     "instruction": ("Alpaca's format", "instruction and input as prompt, and the output as expected"),
 }
+CONVERTED = ("messages", "conversations", "chosen", "rejected", "completion")
+CONVERT = "; or convert the whole file: python -m data_modules.feedback convert --help"
 DEPTH = 32  # brackets within brackets that a field may have
 
 
@@ -41,8 +43,8 @@ def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement
     if not {"responses", "expected"} & record.keys():
         for name, (form, mend) in FORMATS.items():
             if name in record:
-                raise Faults([f"{name}: this line is of {form}; write {mend}"])
-    faults = [_unknown(name) for name in record if name not in FIELDS]
+                raise Faults([f"{name}: this line is of {form}; write {mend}{CONVERT if name in CONVERTED else ''}"])
+    faults = [unknown_field(name) for name in record if name not in FIELDS]
     values: dict[str, Any] = {}
 
     def take(name: str, read: Callable[[Any], Any]) -> None:
@@ -89,7 +91,7 @@ def _parts(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
-def _unknown(name: str) -> str:
+def unknown_field(name: str, fields: Sequence[str] = FIELDS) -> str:
     name = cut(name)
-    near = difflib.get_close_matches(name, FIELDS, 1)
-    return f"{name}: unknown field; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(FIELDS)}")
+    near = difflib.get_close_matches(name, fields, 1)
+    return f"{name}: unknown field; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}")

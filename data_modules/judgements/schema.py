@@ -19,6 +19,18 @@ class Message:
     content: str
 
 
+PromptText = str | tuple[Message, ...]  # one text, or the messages of a chat
+
+
+def readable(prompt: PromptText) -> str:
+    """A prompt as one text for people and judges: the role before each message of a chat, if there are several."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0].content
+    return "\n\n".join(f"{message.role}: {message.content.strip()}" for message in prompt)
+
+
 @dataclass(frozen=True)
 class Span:
     """The characters [start, end) of a response, which a critique points at."""
@@ -39,7 +51,7 @@ class Step:
 class Judgement:
     """One judged prompt. What has a value for each response is None, or a tuple as long as `responses`."""
 
-    prompt: str | tuple[Message, ...]
+    prompt: PromptText
     responses: tuple[str, ...] = ()  # at least one, or `expected`
     score: tuple[float | None, ...] | None = None  # the higher the better
     critique: tuple[str | None, ...] | None = None
@@ -78,20 +90,20 @@ class Judgement:
 
     def record(self) -> dict[str, Any]:
         """The line of a file: what is there, and without a list around what a lone response has."""
-        plain = {name: _plain(getattr(self, name)) for name in FIELDS}
+        record = {name: plain(getattr(self, name)) for name in FIELDS}
         if len(self.responses) == 1:
-            plain |= {name: plain[name][0] for name in _PER_RESPONSE if plain[name] is not None}
-        return {name: value for name, value in plain.items() if value not in (None, [], {})}
+            record |= {name: record[name][0] for name in _PER_RESPONSE if record[name] is not None}
+        return {name: value for name, value in record.items() if value not in (None, [], {})}
 
 
 FIELDS = tuple(f.name for f in fields(Judgement) if f.name != "where")
 _PER_RESPONSE = ("score", "critique", "spans", "steps")
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, and messages, spans and steps as objects."""
+def plain(value: Any) -> Any:
+    """Tuples as lists, and messages, spans and steps as objects, as JSON has them."""
     if isinstance(value, tuple):
-        return [_plain(x) for x in value]
+        return [plain(x) for x in value]
     if isinstance(value, Message | Span | Step):
         return {f.name: getattr(value, f.name) for f in fields(value)}
     return value

@@ -1,0 +1,49 @@
+"""Feedback in the formats of other programs as judgements: a file for each format, with `fits` and `judgements`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from data_modules.feedback.formats import (
+    argilla,
+    hh,
+    labelstudio,
+    lmsys,
+    openai_chats,
+    qa_feedback,
+    slf5k,
+    trl,
+    ultrafeedback,
+)
+from data_modules.feedback.formats.account import Account
+from data_modules.feedback.formats.value import Value
+from data_modules.judgements.schema import Judgement
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of another program."""
+
+    title: str
+    fits: Callable[[dict[str, Any]], bool]  # whether a record is of it
+    judgements: Callable[[Value, Account], list[Judgement]]
+
+
+FORMATS = {  # the first that fits is the one
+    "hh": Format("HH-RLHF transcripts", hh.fits, hh.judgements),
+    "ultrafeedback": Format("UltraFeedback", ultrafeedback.fits, ultrafeedback.judgements),
+    "lmsys": Format("votes of LMSYS's arena", lmsys.fits, lmsys.judgements),
+    "qa_feedback": Format("QA-Feedback", qa_feedback.fits, qa_feedback.judgements),
+    "slf5k": Format("SLF5K", slf5k.fits, slf5k.judgements),
+    "labelstudio": Format("an export of Label Studio", labelstudio.fits, labelstudio.judgements),
+    "argilla": Format("an export of Argilla", argilla.fits, argilla.judgements),
+    "trl": Format("TRL's format", trl.fits, trl.judgements),
+    "openai": Format("OpenAI's messages", openai_chats.fits, openai_chats.judgements),
+}
+
+
+def recognised(record: Any) -> str | None:
+    """The name of the format that a record is of; None where it is of none of these."""
+    if not isinstance(record, dict):
+        return None
+    return next((name for name, form in FORMATS.items() if form.fits(record)), None)

@@ -1,0 +1,71 @@
+"""Comparisons in pairs as one ranking; as pairs where no ranking fits them, or several do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
+from typing import TypeVar
+
+from data_modules.feedback.formats.account import Account
+from data_modules.judgements.ranking import format_ranking
+from data_modules.judgements.schema import Judgement
+
+Comparison = tuple[int, int, str]  # places of two responses, and ">", "<" or "=" between them
+T = TypeVar("T")
+
+
+def ranks_of(responses: int, comparisons: Sequence[Comparison]) -> tuple[int, ...] | None:
+    """The rank of each response, 0 for the best; None unless the comparisons fit one order of all, and one alone."""
+    block = list(range(responses))  # responses that tie have one number
+    for i, j, sign in comparisons:
+        if sign == "=":
+            block = [block[i] if number == block[j] else number for number in block]
+    order: TopologicalSorter[int] = TopologicalSorter({number: () for number in block})
+    for i, j, sign in comparisons:
+        if sign != "=":
+            better, worse = (i, j) if sign == ">" else (j, i)
+            order.add(block[worse], block[better])
+    ranks: dict[int, int] = {}
+    try:
+        order.prepare()
+    except CycleError:
+        return None
+    while order.is_active():
+        ready = order.get_ready()
+        if len(ready) > 1:
+            return None
+        ranks[ready[0]] = len(ranks)
+        order.done(*ready)
+    return tuple(ranks[number] for number in block)
+
+
+def compared(judgement: Judgement, comparisons: Sequence[Comparison], account: Account) -> list[Judgement]:
+    """The judgement with the ranking. Else without one, of the responses that it says anything of, and the pairs."""
+    if not comparisons:
+        return [judgement]
+    ranks = ranks_of(len(judgement.responses), comparisons)
+    if ranks is not None:
+        return [replace(judgement, ranking=format_ranking(ranks))]
+    account.note("records whose comparisons fit no one ranking, written as pairs")
+    bare = Judgement(judgement.prompt, source=judgement.source, meta=judgement.meta, id=judgement.id)
+    texts, signs = judgement.responses, {">": "A > B", "<": "B > A", "=": "A = B"}
+    pairs = [replace(bare, responses=(texts[i], texts[j]), ranking=signs[sign]) for i, j, sign in comparisons]
+    each = (judgement.score, judgement.critique, judgement.spans)
+    places = [i for i in range(len(texts)) if any(values is not None and values[i] is not None for values in each)]
+    if not places and judgement.expected is None:
+        return pairs
+    rest = replace(
+        bare,
+        responses=tuple(texts[i] for i in places),
+        expected=judgement.expected,
+        score=_at(judgement.score, places),
+        critique=_at(judgement.critique, places),
+        spans=_at(judgement.spans, places),
+    )
+    return [rest, *pairs]
+
+
+def _at(values: tuple[T, ...] | None, places: list[int]) -> tuple[T, ...] | None:
+    chosen = tuple(values[i] for i in places) if values is not None else ()
+    return chosen if any(value is not None for value in chosen) else None
