@@ -16,6 +16,8 @@ from torchmetrics import MeanMetric
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.compatibility import refuse_clashes, refuse_excluded, refuse_missing, refuse_misspelt
+from lightning_nlf.data_source import data_source
+from lightning_nlf.maths.parts import parts_of, row_lengths
 from lightning_nlf.private_names import trainer_of
 
 PHASES = ("annotate", "select", "masks", "refer", "shape_rewards", "credit", "reweigh")  # of a training collection
@@ -196,6 +198,17 @@ class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore
         self, stage: str, name: str, mean: Tensor, count: Tensor, metric: type[MeanMetric] = MeanMetric
     ) -> None:
         """Log a mean () over `count` () steps of an evaluation batch, so that it becomes the mean over all batches."""
+
+    def reading_parts(self, steps: Tensor, most: int | None = None) -> list[Tensor]:
+        """Row numbers of the parts in which rows are read up to their last of `steps` (B, T), without gradient.
+
+        Of the DataModule's `rows_per_batch` or `tokens_per_batch`; without them of `most` rows.
+        """
+        trainer = trainer_of(self)
+        source = None if trainer is None else data_source(trainer)
+        limits = (None, None) if source is None else (source.rows_per_batch, source.tokens_per_batch)
+        parts = parts_of(row_lengths(steps), *((most, None) if limits == (None, None) else limits))
+        return [rows.to(steps.device) for rows in parts]
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
         """Σ x over the ranks of the Trainer; x itself without one."""

@@ -9,9 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lightning_nlf.language import kernels
-from lightning_nlf.language.shape import DecoderShape
+from lightning_nlf.language.shape import DecoderShape, kept_per_layer
 
 Norm = nn.LayerNorm | nn.RMSNorm
 Rotation = tuple[Tensor, Tensor] | None  # cos and sin of each position's angles, (N, 1, e)
@@ -91,12 +92,16 @@ def added(x: Tensor, y: Tensor, behind: Norm) -> tuple[Tensor, Tensor]:
 
 
 class Decoder(nn.Module):
-    """Tokens → hidden states behind the last norm. Which tokens see which is the caller's business (`attend`)."""
+    """Tokens → hidden states behind the last norm. Which tokens see which is the caller's business (`attend`).
+
+    Args: checkpoint_activations: keep of each block its input alone, and compute it again on the way back.
+    """
 
     inverse_frequencies: Tensor
 
-    def __init__(self, shape: DecoderShape, dropout: float = 0.0) -> None:
+    def __init__(self, shape: DecoderShape, dropout: float = 0.0, checkpoint_activations: bool = False) -> None:
         super().__init__()
+        self._recomputes = checkpoint_activations
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: got {dropout}, must be at least 0 and below 1")
         self.shape, self.dropout = shape, dropout
@@ -107,6 +112,13 @@ class Decoder(nn.Module):
         steps = torch.arange(0, shape.head_width, 2, dtype=torch.float32) / shape.head_width
         self.register_buffer("inverse_frequencies", shape.rope_theta**-steps, persistent=False)
         self.initialise()
+
+    @property
+    def kept_per_token(self) -> int:
+        """Numbers that a forward pass keeps of a token for the way back, about."""
+        shape = self.shape
+        attended = 2 * (shape.heads + shape.kv_heads) * shape.head_width
+        return shape.layers * kept_per_layer(shape.width, shape.hidden, attended, self._recomputes)
 
     def initialise(self) -> None:
         """Normal; what adds to the residual stream by 1/√(2 · layers) less (Radford et al. 2019, §2.3)."""
@@ -133,9 +145,11 @@ class Decoder(nn.Module):
         rotation = None if self.places is not None else self.rotation(positions)
         blocks = cast("list[Block]", list(self.blocks))
         normed, last = blocks[0].attention_norm(x), len(blocks) - 1
+        again = self._recomputes and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(blocks):
             # behind the last attention only the wanted tokens go on
-            x, y = block(x, normed, rotation, lambda qkv, at=layer: attend(at, qkv), wanted if layer == last else None)
+            given = (x, normed, rotation, lambda qkv, at=layer: attend(at, qkv), wanted if layer == last else None)
+            x, y = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
             if layer < last:
                 x, normed = added(x, y, blocks[layer + 1].attention_norm)
         return added(x, y.to(x.dtype) if exact else y, self.norm)[1]

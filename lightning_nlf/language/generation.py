@@ -27,6 +27,7 @@ def reply(
     seeds: Tensor | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
+    temperature: float = 1.0,
     deterministic: bool = False,
     resume: bool = False,
     keep: Tensor | None = None,
@@ -40,30 +41,32 @@ def reply(
         copies: replies to each row, next to each other; what they share is read once. At the first turn only.
         seeds: (B·copies,) int64: what row i draws depends on seeds[i] alone, not on its neighbours. By default drawn.
         top_k, top_p: only the k likeliest tokens, 0 is all; only the likeliest that have the probability p together.
+        temperature: what logits are divided by before that, of sampling alone; > 0.
         deterministic: the likeliest token instead of a draw.
         resume: another turn follows, from the state that is returned.
         keep: (B,) the rows of `state` that this turn is about, where other dialogues are over. By default all.
         limits: (B·copies,) tokens of each reply at most, 0 for none at all. By default, and never above, `max_new`.
     Returns: tokens (B·copies, N ≤ max_new), right-padded with the first stop token; log_probs (B·copies, N) under the
-        distribution that was sampled from (with top_k and top_p: what they leave, scaled to 1), 0 on padding;
-        lengths (B·copies,); the state, which has not read the last token, or None.
+        distribution that was sampled from (at the temperature, and of what top_k and top_p leave, scaled to 1), 0 on
+        padding; lengths (B·copies,); the state, which has not read the last token, or None.
     """
     if keep is not None:
         state = policy.rows_of(state, keep.to(ids.device))
-    logits, state = policy.read(ids, lengths, state, room=max_new)
-    if copies > 1:
-        of = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
-        logits, state = logits[of], policy.rows_of(state, of)
-    count = len(logits)
+    how, count = Draw(top_k, top_p, temperature, deterministic), len(ids) * copies
     if seeds is None:
         seeds = torch.randint(2**62, (count,))
     uniform = uniforms(seeds.to(ids.device), max_new)
     limits = (torch.full((count,), max_new) if limits is None else limits.clamp(max=max_new)).to(ids.device)
-    how = Draw(top_k, top_p, deterministic)
-    if decode_graph.fits(policy, logits):
-        tokens, log_probs, ends, state = decode_graph.decode(policy, logits, state, uniform, limits, tuple(stop), how)
-    else:
-        tokens, log_probs, ends, state = _decode(policy, logits, state, uniform, limits, tuple(stop), how, resume)
+    with policy.merged():
+        logits, state = policy.read(ids, lengths, state, room=max_new)
+        if copies > 1:
+            of = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
+            logits, state = logits[of], policy.rows_of(state, of)
+        if decode_graph.fits(policy, logits):
+            out = decode_graph.decode(policy, logits, state, uniform, limits, tuple(stop), how)
+        else:
+            out = _decode(policy, logits, state, uniform, limits, tuple(stop), how, resume)
+    tokens, log_probs, ends, state = out
     width = int(ends.max())
     return tokens[:, :width], log_probs[:, :width], ends, state if resume else None
 
@@ -112,10 +115,11 @@ def _decode(
 
 @dataclass(frozen=True)
 class Draw:
-    """How the next token is chosen; `top_k`, `top_p` and `deterministic` as of `reply`."""
+    """How the next token is chosen; the knobs are those of `reply`."""
 
     top_k: int = 0
     top_p: float = 1.0
+    temperature: float = 1.0
     deterministic: bool = False
 
     def __call__(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,6 +127,8 @@ class Draw:
 
         Args: logits (B, V); uniform (B,) in [0, 1).
         """
+        if self.temperature != 1:
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
         if self.top_k or self.top_p < 1:
             logits = truncated(logits, self.top_k, self.top_p)
         if not self.deterministic and logits.dtype == torch.float32 and kernels.fit(logits):

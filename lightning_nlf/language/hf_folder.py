@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,3 +196,11 @@ def checked(folder: Path) -> dict[str, Any]:
     elements = sum(math.prod(tensor.shape) for tensor in tensors_in(folder).values())
     refuse_sizes(config, f"weights: {folder / CONFIG}", elements)
     return config
+
+
+def dtype_in(folder: Path) -> torch.dtype:
+    """What most weights of a model folder are stored as; float32 where that is none that we write."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors_in(folder).values():
+        counts[tensor.dtype] += math.prod(tensor.shape)
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(counts.most_common(1)[0][0], torch.float32)

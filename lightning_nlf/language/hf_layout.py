@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,7 +66,7 @@ def folder_of(weights: str | None) -> Path | None:
         raise ValueError(f"weights: there is no file or folder {weights}, nor has the hub a model: {reason}") from None
 
 
-def names(shape: DecoderShape, parameters: Iterator[str]) -> Iterator[tuple[str, list[str], bool]]:
+def names(shape: DecoderShape, parameters: Iterable[str]) -> Iterator[tuple[str, list[str], bool]]:
     """Our parameters, theirs (without what all of them begin with), and whether theirs are transposed."""
     gpt2 = shape.family == "gpt2"
     whole = {"embed": "wte", "places": "wpe", "norm": "ln_f"} if gpt2 else {"embed": "embed_tokens", "norm": "norm"}
@@ -76,9 +76,32 @@ def names(shape: DecoderShape, parameters: Iterator[str]) -> Iterator[tuple[str,
             yield name, [f"{whole[module]}.{kind}"], False
             continue
         _, layer, part = module.split(".")
-        theirs = (GPT2 if gpt2 else LLAMA)[part]
-        prefix = f"h.{layer}" if gpt2 else f"layers.{layer}"
-        yield name, [f"{prefix}.{x}.{kind}" for x in theirs], gpt2 and kind == "weight" and "norm" not in part
+        theirs = [f"{x}.{kind}" for x in layer_names(shape, int(layer), part)]
+        yield name, theirs, gpt2 and kind == "weight" and "norm" not in part
+
+
+def layer_names(shape: DecoderShape, layer: int, part: str) -> list[str]:
+    """Their names (without what all of them begin with) of what is `part` in a block of ours, from above."""
+    gpt2 = shape.family == "gpt2"
+    return [f"{'h' if gpt2 else 'layers'}.{layer}.{x}" for x in (GPT2 if gpt2 else LLAMA)[part]]
+
+
+def heights(shape: DecoderShape, part: str, rows: int) -> list[int]:
+    """How many of the `rows` of a `part` of ours each of theirs has."""
+    theirs = len(layer_names(shape, 0, part))
+    if part == "qkv" and theirs == 3:
+        return [shape.heads * shape.head_width] + [shape.kv_heads * shape.head_width] * 2
+    return [rows // theirs] * theirs
+
+
+def body(shape: DecoderShape) -> str:
+    """What their names in a model with a head begin with."""
+    return "transformer." if shape.family == "gpt2" else "model."
+
+
+def base_parameters(decoder: Decoder) -> list[str]:
+    """Names of the parameters that are no additions (LoRA)."""
+    return [name for name, _ in decoder.named_parameters() if "lora_" not in name]
 
 
 @torch.no_grad()
@@ -91,7 +114,7 @@ def load(folder: Path, decoder: Decoder, head: nn.Linear | None) -> None:
     shape = decoder.shape
     stored = hf_folder.read_tensors(hf_folder.tensors_in(folder))
     stored = {key.removeprefix("transformer.").removeprefix("model."): tensor for key, tensor in stored.items()}
-    for name, theirs, transposed in names(shape, (name for name, _ in decoder.named_parameters())):
+    for name, theirs, transposed in names(shape, base_parameters(decoder)):
         parts = [_found(stored, key, folder) for key in theirs]
         parameter = decoder.get_parameter(name)
         parts = [part.T if transposed and part.ndim == 2 else part for part in parts]
@@ -123,20 +146,20 @@ def _fill(parameter: Tensor, value: Tensor, what: str) -> None:
 
 
 @torch.no_grad()
-def save(folder: Path, decoder: Decoder, head: nn.Linear | None) -> None:
-    """Write config.json and model.safetensors, float32, for `AutoModelForCausalLM.from_pretrained`."""
+def save(folder: Path, decoder: Decoder, head: nn.Linear | None, dtype: torch.dtype = torch.float32) -> None:
+    """Write config.json and model.safetensors in `dtype`, for `AutoModelForCausalLM.from_pretrained`."""
     shape = decoder.shape
-    body = "transformer." if shape.family == "gpt2" else "model."
-    heights = {"qkv": [shape.heads * shape.head_width] + [shape.kv_heads * shape.head_width] * 2}
     stored = {}
-    for name, theirs, transposed in names(shape, (name for name, _ in decoder.named_parameters())):
-        value = decoder.get_parameter(name).float().cpu()
-        cuts = heights.get(name.split(".")[-2], [len(value) // len(theirs)] * len(theirs))
-        parts = [value] if len(theirs) == 1 else list(value.split(cuts))
+    for name, theirs, transposed in names(shape, base_parameters(decoder)):
+        value = decoder.get_parameter(name).to(dtype).cpu()
+        parts = [value]
+        if len(theirs) > 1:
+            parts = list(value.split(heights(shape, name.split(".")[-2], len(value))))
         for key, part in zip(theirs, parts, strict=True):
-            stored[body + key] = (part.T if transposed else part).contiguous().clone()
+            stored[body(shape) + key] = (part.T if transposed else part).contiguous().clone()
     if head is not None:
-        stored["lm_head.weight"] = head.weight.float().cpu().contiguous().clone()
+        stored["lm_head.weight"] = head.weight.to(dtype).cpu().contiguous().clone()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config_of(shape), indent=2) + "\n")
+    config = config_of(shape) | {"dtype": str(dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})

@@ -100,6 +100,17 @@ def with_dropout(config: Any, dropout: float) -> Any:
     return config
 
 
+def recompute_layers(model: Any) -> None:
+    """Keep of each layer its input alone, and compute it again on the way back.
+
+    Raises:
+        ValueError: the architecture cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ValueError(f"checkpoint_activations: a {model.config.model_type} of transformers cannot; leave it out")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 def empty_cache() -> Any:
     """One that keeps every column; made by the config it would forget those of other rows beyond a window."""
     from transformers import DynamicCache

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from lightning_nlf.language.additions import merged_additions
 from lightning_nlf.language.cache import Cache
 from lightning_nlf.language.decoder import Decoder
+from lightning_nlf.language.head_distribution import LinearHead
 from lightning_nlf.language.limits import refuse_length, refuse_strangers
 
 
@@ -25,6 +27,10 @@ class Reader(nn.Module):
         Args: room: tokens that will be read one by one after these; a cache makes room for them.
         """
         raise NotImplementedError
+
+    def merged(self) -> AbstractContextManager[None]:
+        """Inside, tokens are sampled: what stands beside the weights (LoRA) may be added to them meanwhile."""
+        return nullcontext()
 
     def rows_of(self, state: Any, index: Tensor) -> Any:
         """The state of the rows `index` (N,), which may leave some out and repeat others."""
@@ -46,13 +52,15 @@ class DecoderReader(Reader):
 
     def scores(self, features: Tensor) -> Tensor:
         """(…, d) → (…, V), float32, not normalised."""
-        return self.raw_scores(features).float()
+        return self.head(features).float()
 
-    def raw_scores(self, features: Tensor) -> Tensor:
-        """The same, in the precision of the product where nothing more is done to it."""
-        weight = (self.lm_head or self.decoder.embed).weight
-        scores = F.linear(features, weight)
-        return scores if self.temperature == 1 else scores.float() / self.temperature
+    @property
+    def head(self) -> LinearHead:
+        """Scores in the precision of the product where nothing more is done to it."""
+        return LinearHead((self.lm_head or self.decoder.embed).weight, temperature=self.temperature)
+
+    def merged(self) -> AbstractContextManager[None]:
+        return merged_additions(self.decoder)
 
     @torch.no_grad()
     def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Cache]:

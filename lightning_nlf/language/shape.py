@@ -68,3 +68,11 @@ class DecoderShape:
             )
         if gated and self.head_width % 2:
             raise ValueError(f"shape.head_width: rotary positions need an even one, got {self.head_width}")
+
+
+def kept_per_layer(width: int, hidden: int, attended: int, checkpoint_activations: bool) -> int:
+    """Numbers that a layer keeps of a token: the residual stream and its norm, twice; attention; and the MLP.
+
+    Args: hidden: of the MLP; attended: queries, keys, values and the outcome together.
+    """
+    return 2 * width if checkpoint_activations else 4 * width + attended + 4 * hidden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -9,6 +10,7 @@ import lightning as L
 from lightning_nlf.checkpoint_content import check_training
 from lightning_nlf.data_source import data_source
 from lightning_nlf.networks import Network
+from lightning_nlf.networks.bases import KEY, bases_in
 from lightning_nlf.objective import hooks_of
 from lightning_nlf.private_names import trainer_of
 
@@ -38,6 +40,7 @@ class Checkpointed(L.LightningModule if TYPE_CHECKING else object):  # type: ign
         trainer = trainer_of(self)
         if trainer is not None and trainer.state.fn == "fit":
             check_training(checkpoint, trainer.datamodule)  # type: ignore[attr-defined]
+        self._complete(checkpoint)
         if "tokenizer_digest" in checkpoint:
             self._remember_tokenizer(checkpoint["tokenizer_digest"])
             if trainer is not None:
@@ -45,7 +48,32 @@ class Checkpointed(L.LightningModule if TYPE_CHECKING else object):  # type: ign
         for _, load in hooks_of(type(self), "load"):
             load(self, checkpoint)
 
+    @property
+    def _on_bases(self) -> dict[str, Network]:
+        """Networks with LoRA on a base that can be read again, also below others (a teacher's average), by name."""
+        networks = {name: network for name, network in self.named_modules() if isinstance(network, Network)}
+        return {name: network for name, network in networks.items() if network.base is not None}
+
+    def _complete(self, checkpoint: dict[str, Any]) -> None:
+        """Put the weights of the bases that the checkpoint names into it. Raises ValueError: they are others here."""
+        networks = self._on_bases
+        for name, base in bases_in(checkpoint).items():
+            network = networks.get(name)
+            base.refuse_other(None if network is None else network.base)
+            assert network is not None
+            weights = {f"{name}.{key}": x for key, x in network.base_weights().items()}
+            checkpoint["state_dict"] = weights | dict(checkpoint["state_dict"])
+
+    def _leave_out_bases(self, checkpoint: dict[str, Any]) -> None:
+        """Name the bases in the place of their weights."""
+        for name, network in self._on_bases.items():
+            assert network.base is not None
+            checkpoint.setdefault(KEY, {})[name] = asdict(network.base)
+            for key in network.base_weights():
+                checkpoint["state_dict"].pop(f"{name}.{key}", None)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._leave_out_bases(checkpoint)
         for _, save in hooks_of(type(self), "save"):
             save(self, checkpoint)
         for network in self._networks.values():

@@ -15,6 +15,8 @@ from lightning_nlf.construction import rebuild
 from lightning_nlf.data_source import data_source
 from lightning_nlf.maths.means import count_of
 from lightning_nlf.modules.checkpointing import Checkpointed
+from lightning_nlf.modules.memory_estimate import warn_of_memory
+from lightning_nlf.modules.micro_batches import micro_batches, stamped
 from lightning_nlf.modules.phases import PhasedObjective
 from lightning_nlf.numbers import Positive
 from lightning_nlf.objective import hooks_of
@@ -56,6 +58,7 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
             network.check_length(data_source(self.trainer).longest_row)
         if stage == "fit":
             self._remember_tokenizer(digest)
+            warn_of_memory(self._networks.values(), data_source(self.trainer), self.trainer.strategy.root_device)
 
     def on_train_start(self) -> None:
         """Refuses another learning rate than the checkpoint's: it would be recorded, and not used."""
@@ -66,20 +69,47 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if not self.training:  # acting switched to eval mode
             self.train()
+        parts = stamped(micro_batches(batch, self.trainer), batch)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.trainer.optimizers[0].zero_grad()
+        noted: dict[str, Tensor] = {}
+        counts: dict[str, bool] = {}
+        for part in parts[:-1]:
+            self._add_gradient(self._loss_of(part, len(parts), noted, counts))
+        loss = self._loss_of(parts[-1], len(parts), noted, counts)
+        for name, counted in counts.items():
+            self.note(name, noted[name], counted)
+        self.note("loss", noted["loss"])
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without being declared
+        if every and ((self.global_step + 1) % every == 0 or self.trainer.should_stop):
+            self._log_terms(self.global_step)
+        return loss if len(parts) == 1 else loss + (noted["loss"] - loss.detach())
+
+    def _loss_of(self, batch: Batch, parts: int, noted: dict[str, Tensor], counts: dict[str, bool]) -> Tensor:
+        """The loss of one of so many parts, (); adds its terms to `noted`, and whether each counts to `counts`."""
         terms = self.gather(batch, self.evaluate(batch))
         means = {term.name: self.weighted(term, batch) for term in terms}
+        if parts > 1:  # a number of its own is no sum over rows
+            means |= {term.name: means[term.name] / parts for term in terms if term.over is None}
         losses = {term.name: means[term.name] for term in terms if not term.logged_only}
         loss = torch.stack([x.float() for x in losses.values()]).sum()
         if not torch.isfinite(loss):
             self._refuse_loss(", ".join(f"{name} = {float(x.detach())}" for name, x in losses.items()))
         for term in terms:
-            counts = term.over is None or not batch.totals or bool(count_of(batch, term.over) > 0)
-            self.note(term.name, means[term.name], counts)
-        self.note("loss", loss)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set without being declared
-        if every and ((self.global_step + 1) % every == 0 or self.trainer.should_stop):
-            self._log_terms(self.global_step)
+            counts[term.name] = term.over is None or not batch.totals or bool(count_of(batch, term.over) > 0)
+        for name, x in {**means, "loss": loss}.items():
+            noted[name] = noted[name] + x.detach() if name in noted else x.detach()
         return loss
+
+    def _add_gradient(self, loss: Tensor) -> None:
+        """Backward of a part that is not the last, which is Lightning's: as Lightning does it, but within the step."""
+        with torch.autocast(self.device.type, enabled=False):
+            self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, self.trainer.optimizers[0])
+        torch.clear_autocast_cache()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: `training_step` does it. Lightning would between forward and backward, which is too late for parts
+        that have gone backward already, and the old gradients would stand beside all activations."""
 
     def on_train_epoch_end(self) -> None:
         self._log_terms(self.global_step - 1)

@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 
 from lightning_nlf.batch import Batch, MissingField
 from lightning_nlf.maths.means import COMPARISONS, count_of, mask_named
+from lightning_nlf.modules.micro_batches import micro_batches
 from lightning_nlf.objective import HELD_OUT_PHASES, PHASES, Evaluation, Objective, Term, hooks_of
 from lightning_nlf.private_names import trainer_of
 
@@ -143,6 +144,11 @@ class PhasedObjective(Objective):
         """
         for phase in HELD_OUT_PHASES:
             batch = self._run(phase, batch)
+        trainer = trainer_of(self)
+        for part in [batch] if trainer is None else micro_batches(batch, trainer):
+            self._measure_part(stage, part)
+
+    def _measure_part(self, stage: str, batch: Batch) -> None:
         now = self.evaluate(batch)
         terms = self.gather(batch, now, held_out=True)
         losses = [term.name for term in terms if not term.logged_only]

@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.language import generation
+from lightning_nlf.maths.parts import untrimmed
 from lightning_nlf.maths.steps import episode_sums, followed, row_sums
 from lightning_nlf.modules.objective_module import ObjectiveModule
 from lightning_nlf.networks import Policy
@@ -30,8 +31,8 @@ class PolicyModule(ObjectiveModule):
     # ---- evaluation
 
     def assess(self, stage: str, batch: Batch, loader: int = 0) -> None:
-        """Returns of episodes that were played, or the terms of held-out rows, which have no rewards."""
-        if batch.rewards is None:
+        """Returns and metrics of episodes that were played, or the terms of held-out rows, which have neither."""
+        if batch.rewards is None and not batch.metrics:
             self.assess_held_out(stage, batch)
         else:
             self.assess_played(stage, batch, loader)
@@ -40,14 +41,15 @@ class PolicyModule(ObjectiveModule):
         """The first loader plays the mode of the policy, the second samples from it.
 
         Beside the return: the mean of `Batch.metrics` and of each mixin's `episode_metrics`, by their names; over the
-        episodes of which a number is known, where others are NaN.
+        episodes of which a number is known, where others are NaN. No return where nobody pays.
         """
-        assert batch.rewards is not None
-        metric = self.played[loader]
+        metric, how = self.played[loader], ("", "_sampled")[loader]
         assert isinstance(metric, MeanMetric)
-        metric.update(episode_sums(row_sums(batch.rewards, batch.valid), batch))  # reduces sums and counts over ranks
-        how = ("", "_sampled")[loader]
-        self.log(f"{stage}/return{how}", metric, batch_size=len(batch), add_dataloader_idx=False)
+        if batch.rewards is not None:
+            metric.update(
+                episode_sums(row_sums(batch.rewards, batch.valid), batch)
+            )  # reduces sums and counts over ranks
+            self.log(f"{stage}/return{how}", metric, batch_size=len(batch), add_dataloader_idx=False)
         metrics = dict(batch.metrics)
         for _, hook in hooks_of(type(self), "episode_metrics"):
             metrics |= hook(self, batch, loader == 1)
@@ -104,10 +106,22 @@ class PolicyModule(ObjectiveModule):
         """`Actor.token_values`."""
         batch = batch.to(self.device)
         with self.acting():
-            values = self.critic(batch, batch.valid)
-        if values is None:
-            raise ValueError("takeover: it asks what tokens are worth, and the model has no value network")
-        return scattered(values.float(), batch.valid)
+            parts, read = self.reading_parts(batch.valid), []
+            for rows in parts:
+                part = untrimmed(batch, rows)
+                values = self.critic(part, part.valid)
+                if values is None:
+                    raise ValueError("takeover: it asks what tokens are worth, and the model has no value network")
+                read.append(scattered(values.float(), part.valid))
+        return torch.cat(read)[torch.cat(parts).argsort()]
+
+    @torch.no_grad()
+    def token_log_probs(self, batch: Batch) -> Tensor:
+        """`Actor.token_log_probs`."""
+        batch = batch.to(self.device)
+        with self.acting():
+            distribution = self.policy.distribution(self.policy.features(batch.obs, batch.mask))
+            return scattered(distribution.log_prob(batch.actions[batch.mask]).float(), batch.mask)
 
     @torch.no_grad()
     def reply(self, ids: Tensor, lengths: Tensor, state: Any = None, **how: Any) -> tuple[Tensor, Tensor, Tensor, Any]:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
+from lightning_nlf.language.additions import ADDITION
 from lightning_nlf.language.reader import Reader
+from lightning_nlf.networks.bases import Base, bases_in
 
 
 class Network(nn.Module):
@@ -21,6 +23,7 @@ class Network(nn.Module):
     vocabulary: int | None = None  # token ids that it knows, where it reads any
     context: int | None = None  # tokens of a row that it can read, where there is a limit
     unread = 1  # tokens at the end of a row that nobody asks it about
+    base: Base | None = None  # what LoRA's additions are trained on, where a checkpoint need only name it
     tokenizer_digest: str | None = None  # whose ids its weights have learned, where a checkpoint said so
 
     def load_weights(self, weights: str | None) -> None:
@@ -33,7 +36,15 @@ class Network(nn.Module):
             return
         checkpoint = checkpoint_at(weights)
         self.check_origin(checkpoint.get("hyper_parameters") or {}, weights)
+        bases = bases_in(checkpoint)
+        base = bases.get(self.role)
+        if base is not None:
+            self.stand_on(base, weights)
+        elif bases and not under(self.role, checkpoint.get("state_dict", {})):
+            Network.stand_on(self, next(iter(bases.values())), weights)  # which would begin with another's body
         saved = self.own_weights(checkpoint.get("state_dict", {}))
+        if base is not None:
+            saved = self.base_weights() | saved
         if not saved:
             raise ValueError(f"weights: there is no {self.role} in {weights}")
         faults = misfits(self.state_dict(), saved)
@@ -44,6 +55,24 @@ class Network(nn.Module):
             )
         self.load_state_dict(saved)
         self.tokenizer_digest = checkpoint.get("tokenizer_digest")
+
+    def stand_on(self, base: Base, weights: str) -> None:
+        """Take over the base of the checkpoint `weights`, which holds additions to it alone.
+
+        Raises:
+            ValueError: this network has no additions; the base is not there, or another.
+        """
+        raise ValueError(
+            f"weights: {weights} holds LoRA's additions to {base.name} alone: start the {self.role} from the folder "
+            "that the run exported (huggingface), or give a network of the same role the same `lora`"
+        )
+
+    def base_weights(self) -> dict[str, Tensor]:
+        """What does not train and is no addition, where there is a base: a checkpoint leaves it out."""
+        if self.base is None:
+            return {}
+        frozen = {name for name, x in self.named_parameters(remove_duplicate=False) if not x.requires_grad}
+        return {name: x for name, x in self.state_dict().items() if name in frozen and ADDITION not in name}
 
     def check_origin(self, networks: Mapping[str, Any], weights: str) -> None:
         """Whether the checkpoint `weights`, built from `networks`, says something that its tensors do not show.
@@ -90,6 +119,11 @@ class Network(nn.Module):
     def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What this network takes of a module's weights: those under its role."""
         return under(self.role, state)
+
+    @property
+    def kept_per_token(self) -> int:
+        """Numbers that a forward pass keeps of a token for the way back, about; 0 where that is not known."""
+        return 0
 
     def arguments(self) -> dict[str, Any]:
         """Those of `__init__` that `weights` has decided: a checkpoint says them, and needs `weights` no more."""

@@ -44,8 +44,14 @@ class TransformerNumber(Transformer):
 
     new_head: Callable[[int], nn.Linear] = staticmethod(zero_head)
 
-    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: BelowOne = 0.0) -> None:
-        super().__init__(shape, weights, dropout)
+    def __init__(
+        self,
+        shape: DecoderShape | None = None,
+        weights: str | None = None,
+        dropout: BelowOne = 0.0,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__(shape, weights, dropout, checkpoint_activations)
         self.head = self.new_head(self.decoder.shape.width)
         self.load_weights(weights)
 
@@ -75,8 +81,14 @@ class ValueHead(Value):
 class TransformerQValue(Transformer, QValue):
     """Q of every token behind the tokens so far, on a decoder of its own; 0 at first."""
 
-    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: BelowOne = 0.0) -> None:
-        super().__init__(shape, weights, dropout)
+    def __init__(
+        self,
+        shape: DecoderShape | None = None,
+        weights: str | None = None,
+        dropout: BelowOne = 0.0,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__(shape, weights, dropout, checkpoint_activations)
         self.head = zero_head(self.decoder.shape.width, self.decoder.shape.vocabulary)
         self.load_weights(weights)
 

@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_nlf.language import hf_layout
+from lightning_nlf.language import hf_folder, hf_layout
+from lightning_nlf.language.head_distribution import LinearHead, Scores, token_distribution
 from lightning_nlf.language.hf_cache import Memory
 from lightning_nlf.language.hf_generation import generation_in, write_generation
-from lightning_nlf.language.hf_model import built, empty_cache
+from lightning_nlf.language.hf_model import built, empty_cache, recompute_layers
 from lightning_nlf.language.hf_probe import refuse_other_distances, refused_if_it_fails
 from lightning_nlf.language.hf_scores import is_direct, scores_of
 from lightning_nlf.language.limits import refuse_strangers
+from lightning_nlf.language.shape import kept_per_layer
 from lightning_nlf.language.token_distribution import TokenDistribution
 from lightning_nlf.networks.base import Network, Policy, checkpoint_at, under
-from lightning_nlf.networks.lora import LoRA, WithoutAdapter, with_lora
+from lightning_nlf.networks.bases import Base, bases_in
+from lightning_nlf.networks.lora import LoRA, WithoutAdapter, save_adapter, with_lora
 from lightning_nlf.numbers import BelowOne, Positive
 
 
@@ -36,6 +39,8 @@ class HuggingFace(Network):
         config: of the model, where no weights bring it: the content of config.json. Begins at random.
         dropout: in training, wherever the model has any; what its config says of it is not followed, as with dropout
             the policy that learns is not the one that acted.
+        checkpoint_activations: for less memory in training: of each layer its input alone is kept, and the layer is
+            computed again on the way back, https://arxiv.org/abs/1604.06174. About a third more time.
 
     Raises:
         ValueError: transformers, or with `lora` peft, is not installed; neither weights nor config; no such model;
@@ -52,27 +57,42 @@ class HuggingFace(Network):
         lora: LoRA | None = None,
         config: dict[str, Any] | None = None,
         dropout: float = 0.0,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: got {dropout}, must be at least 0 and below 1")
-        if is_checkpoint(weights) and config is None:
-            config = self._config_in(str(weights))
+        self.adapted = lora is not None
         folder = None if is_checkpoint(weights) else hf_layout.folder_of(weights)
+        if is_checkpoint(weights):
+            checkpoint = checkpoint_at(str(weights))
+            config = config or self._config_in(checkpoint, str(weights))
+            if (base := bases_in(checkpoint).get(self.role)) is not None:
+                self.stand_on(base, str(weights))
+                folder = base.locate()
+        elif folder is not None and self.adapted:
+            self.base = Base.of(str(weights), folder)
         if weights is not None and folder is None and not is_checkpoint(weights):
             raise ValueError(f"weights: there is no folder {weights}")
         self.generation = {} if folder is None else generation_in(folder)
+        self.start_dtype = torch.float32 if folder is None else hf_folder.dtype_in(folder)
         model = built(self.auto, config, folder, dropout)
         self.config = model.config.to_dict()
+        if checkpoint_activations:
+            recompute_layers(model)
         text = model.config.get_text_config()  # of a model that sees, too
         self.vocabulary = text.vocab_size
         self.context = getattr(text, "max_position_embeddings", None)
-        self.adapted = lora is not None
         self.model = model if lora is None else with_lora(model, lora)
 
     def load_weights(self, weights: str | None) -> None:
         """As of `Network`; what is in Hugging Face layout came with the model."""
         super().load_weights(weights if is_checkpoint(weights) else None)
+
+    def stand_on(self, base: Base, weights: str) -> None:
+        if not self.adapted:
+            super().stand_on(base, weights)
+        self.base = base
 
     def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint without this role gives the body of its policy, below a fresh head; without LoRA both."""
@@ -82,17 +102,22 @@ class HuggingFace(Network):
         fresh = {name: x for name, x in self.state_dict().items() if not name.startswith("model.")}
         return fresh | {f"model.{name}": x for name, x in body.items()}
 
+    @property
+    def kept_per_token(self) -> int:
+        text = self.bare.config.get_text_config()
+        names = ("num_hidden_layers", "hidden_size", "intermediate_size")
+        layers, width, hidden = (getattr(text, name, 0) or 0 for name in names)
+        return layers * kept_per_layer(width, hidden, 4 * width, self.bare.is_gradient_checkpointing)
+
     def arguments(self) -> dict[str, Any]:
         return {"config": self.config}
 
-    def _config_in(self, checkpoint: str) -> dict[str, Any]:
+    def _config_in(self, checkpoint: Mapping[str, Any], weights: str) -> dict[str, Any]:
         """Of the network of this role, or of the policy that it would start from."""
-        networks = checkpoint_at(checkpoint).get("hyper_parameters") or {}
+        networks = checkpoint.get("hyper_parameters") or {}
         config = (networks.get(self.role) or networks.get("policy") or {}).get("init_args", {}).get("config")
         if config is None:
-            raise ValueError(
-                f"config: {checkpoint} is of no model of transformers, or does not say its config; give one"
-            )
+            raise ValueError(f"config: {weights} is of no model of transformers, or does not say its config; give one")
         return config
 
     @property
@@ -158,10 +183,11 @@ class HuggingFacePolicy(HuggingFace, Policy):
         lora: LoRA | None = None,
         config: dict[str, Any] | None = None,
         dropout: BelowOne = 0.0,
+        checkpoint_activations: bool = False,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature: got {temperature}, must be above 0; for the likeliest token: deterministic")
-        super().__init__(weights, lora, config, dropout)
+        super().__init__(weights, lora, config, dropout, checkpoint_activations)
         self.temperature = temperature
         with refused_if_it_fails(self.bare.config):
             self.direct = is_direct(self.bare)
@@ -173,7 +199,15 @@ class HuggingFacePolicy(HuggingFace, Policy):
         return self.states(obs, where)
 
     def distribution(self, features: Tensor) -> TokenDistribution:
-        return TokenDistribution(self.scores(features))
+        return token_distribution(features, self.head, self.vocabulary)
+
+    @property
+    def head(self) -> Scores:
+        """What makes the scores; one product, where nothing else is done to them."""
+        layer = self.bare.get_output_embeddings() if self.direct else None
+        if type(layer) is not nn.Linear:  # such as one with an addition
+            return self.scores
+        return LinearHead(layer.weight, layer.bias, self.temperature, wide=True)
 
     def scores(self, features: Tensor) -> Tensor:
         """(…, d) → (…, V), float32, not normalised."""
@@ -195,10 +229,21 @@ class HuggingFacePolicy(HuggingFace, Policy):
         return self.scores(last), Memory(state.cache, used, state.lengths + lengths)
 
     def frozen(self) -> Policy:
-        return WithoutAdapter(self, self.model) if self.adapted else super().frozen()
+        return WithoutAdapter(self, self.model.disable_adapter) if self.adapted else super().frozen()
 
-    def export(self, folder: str | Path) -> None:
-        """Write the model, LoRA's additions added in, for `AutoModelForCausalLM.from_pretrained`."""
-        model = copy.deepcopy(self.model).merge_and_unload() if self.adapted else self.model
-        model.save_pretrained(folder)
+    def export(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model, LoRA's additions added in, for `AutoModelForCausalLM.from_pretrained`.
+
+        Args: dtype: by default that of the folder that the weights came from.
+        """
+        dtype = dtype or self.start_dtype
+        model = copy.deepcopy(self.model) if self.adapted or dtype != torch.float32 else self.model
+        if self.adapted:
+            model = model.merge_and_unload()
+        (model if dtype == torch.float32 else model.to(dtype)).save_pretrained(folder)
         write_generation(Path(folder), self.generation)
+
+    def export_adapter(self, folder: str | Path) -> None:
+        """Write LoRA's additions, where there is a `base` that others can find, for PEFT and vLLM."""
+        assert self.base is not None
+        save_adapter(Path(folder), self.model, self.base.name)

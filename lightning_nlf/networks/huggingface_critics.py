@@ -26,8 +26,9 @@ class HuggingFaceNumber(HuggingFace):
         lora: LoRA | None = None,
         config: dict[str, Any] | None = None,
         dropout: BelowOne = 0.0,
+        checkpoint_activations: bool = False,
     ) -> None:
-        super().__init__(weights, lora, config, dropout)
+        super().__init__(weights, lora, config, dropout, checkpoint_activations)
         self.head = self.new_head(self.bare.config.hidden_size)
         self.load_weights(weights)
         with refused_if_it_fails(self.bare.config):

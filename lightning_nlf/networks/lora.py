@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from lightning_nlf.language.additions import ADDITION, adapter_of
+from lightning_nlf.language.decoder import Decoder
+from lightning_nlf.language.head_distribution import token_distribution
+from lightning_nlf.language.hf_folder import ADAPTER
 from lightning_nlf.networks.base import Policy
 from lightning_nlf.numbers import Size
 
@@ -50,22 +59,60 @@ def with_lora(model: nn.Module, lora: LoRA) -> nn.Module:
 
 
 class WithoutAdapter(Policy):
-    """The model that LoRA started from, in the same memory."""
+    """The model that LoRA started from, in the same memory.
 
-    def __init__(self, policy: Policy, model: Any) -> None:
+    Args: without: what has the additions off while it is entered.
+    """
+
+    def __init__(self, policy: Any, without: Callable[[], AbstractContextManager[Any]]) -> None:
         super().__init__()
-        self._shared = (policy, model)  # in a tuple: no children, so neither moved nor saved twice
+        self._shared = (policy, without)  # in a tuple: no children, so neither moved nor saved twice
 
     def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
-        policy, model = self._shared
-        with torch.no_grad(), model.disable_adapter():
+        policy, without = self._shared
+        with torch.no_grad(), without():
             return policy.features(obs, where)
 
     def distribution(self, features: Tensor) -> Distribution:
-        policy, model = self._shared
-        with torch.no_grad(), model.disable_adapter():
-            return policy.distribution(features)
+        policy, without = self._shared
+
+        def scores(rows: Tensor) -> Tensor:  # asked later too
+            with torch.no_grad(), without():
+                return policy.scores(rows)
+
+        return token_distribution(features, scores, policy.vocabulary)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Of the model without the additions."""
-        return {key: x for key, x in self._shared[0].state_dict(*args, **kwargs).items() if "lora_" not in key}
+        return {key: x for key, x in self._shared[0].state_dict(*args, **kwargs).items() if ADDITION not in key}
+
+
+def write_adapter(folder: Path, decoder: Decoder, lora: LoRA, targets: list[str], base: str) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, for `peft.PeftModel.from_pretrained`.
+
+    Args: targets: names of the layers with additions; base: the path of the model that they are added to, or its id.
+    """
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": targets,
+        "bias": "none",
+        "fan_in_fan_out": decoder.shape.family == "gpt2",  # whose weights stand the other way in its layout
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ADAPTER).write_text(json.dumps(config, indent=2) + "\n")
+    save_file(adapter_of(decoder), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def save_adapter(folder: Path, model: Any, base: str) -> None:
+    """The same of a model of peft."""
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a form with nothing filled in
+    config = json.loads((folder / ADAPTER).read_text())
+    config |= {"task_type": "CAUSAL_LM", "base_model_name_or_path": base}
+    (folder / ADAPTER).write_text(json.dumps(config, indent=2) + "\n")

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nlf.language import hf_folder, hf_layout
+from lightning_nlf.language.additions import ADDITION, add_lora, layers_with_additions, without_additions
 from lightning_nlf.language.decoder import Decoder
+from lightning_nlf.language.head_distribution import token_distribution
 from lightning_nlf.language.hf_config import shape_in
 from lightning_nlf.language.hf_generation import generation_in, write_generation
 from lightning_nlf.language.limits import refuse_length, refuse_strangers
@@ -21,6 +23,8 @@ from lightning_nlf.language.reader import DecoderReader
 from lightning_nlf.language.shape import DecoderShape
 from lightning_nlf.language.token_distribution import TokenDistribution
 from lightning_nlf.networks.base import Network, Policy, checkpoint_at, under
+from lightning_nlf.networks.bases import Base
+from lightning_nlf.networks.lora import LoRA, WithoutAdapter, write_adapter
 from lightning_nlf.numbers import BelowOne, Positive
 
 
@@ -31,6 +35,8 @@ class Transformer(Network):
         shape: of the decoder; left out, it is that of `weights`.
         weights: a checkpoint of ours, or a model in Hugging Face layout: its folder, or its id on the hub.
         dropout: in training, on the embedding and on what attention and MLP add.
+        checkpoint_activations: for less memory in training: of each layer its input alone is kept, and the layer is
+            computed again on the way back, https://arxiv.org/abs/1604.06174. About a third more time.
 
     Raises:
         ValueError: neither shape nor weights, weights of another shape or architecture, or none at all.
@@ -38,7 +44,13 @@ class Transformer(Network):
 
     decoder: Decoder
 
-    def __init__(self, shape: DecoderShape | None = None, weights: str | None = None, dropout: BelowOne = 0.0) -> None:
+    def __init__(
+        self,
+        shape: DecoderShape | None = None,
+        weights: str | None = None,
+        dropout: BelowOne = 0.0,
+        checkpoint_activations: bool = False,
+    ) -> None:
         super().__init__()
         folder = hf_layout.folder_of(weights)
         if folder is not None:
@@ -49,8 +61,9 @@ class Transformer(Network):
         if found.layers > hf_folder.MOST_LAYERS:
             raise ValueError(f"shape.layers: got {found.layers}, must be at most {hf_folder.MOST_LAYERS}")
         hf_folder.refuse_memory(lambda: Decoder(found, dropout), "shape")
-        self.decoder = Decoder(found, dropout)
+        self.decoder = Decoder(found, dropout, checkpoint_activations)
         self.generation = {} if folder is None else generation_in(folder)
+        self.start_dtype = torch.float32 if folder is None else hf_folder.dtype_in(folder)
         self.vocabulary, self.context = found.vocabulary, found.context
         self.lm_head: nn.Linear | None = None  # that predicts tokens, where it is not the embedding
 
@@ -61,6 +74,13 @@ class Transformer(Network):
             super().load_weights(weights)
         else:
             hf_layout.load(folder, self.decoder, self.lm_head)
+
+    def stand_on(self, base: Base, weights: str) -> None:
+        if not layers_with_additions(self.decoder):
+            super().stand_on(base, weights)
+        folder = base.locate()
+        hf_layout.load(folder, self.decoder, self.lm_head)
+        self.base, self.start_dtype, self.generation = base, hf_folder.dtype_in(folder), generation_in(folder)
 
     def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint without this role gives the policy's decoder, below a fresh head."""
@@ -93,6 +113,10 @@ class Transformer(Network):
         """Of the network of this role, or of the policy that it would start from."""
         spec = networks.get(self.role) or networks.get("policy") or {}
         return spec.get("init_args", {}).get("shape")
+
+    @property
+    def kept_per_token(self) -> int:
+        return self.decoder.kept_per_token
 
     def arguments(self) -> dict[str, Any]:
         return {"shape": asdict(self.decoder.shape)}
@@ -131,6 +155,11 @@ class TransformerPolicy(Transformer, DecoderReader, Policy):
 
     Args:
         temperature: what scores are divided by, in sampling and in learning alike.
+        lora: train additions of low rank to layers of the decoder, and nothing else; `target_modules` are names as in
+            Hugging Face's layout (q_proj, …, down_proj), neither the embedding nor the head.
+
+    Raises:
+        ValueError: a knob out of its range; a target that is no layer of the decoder.
     """
 
     def __init__(
@@ -139,27 +168,54 @@ class TransformerPolicy(Transformer, DecoderReader, Policy):
         weights: str | None = None,
         temperature: Positive = 1.0,
         dropout: BelowOne = 0.0,
+        lora: LoRA | None = None,
+        checkpoint_activations: bool = False,
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature: got {temperature}, must be above 0; for the likeliest token: deterministic")
-        super().__init__(shape, weights, dropout)
+        super().__init__(shape, weights, dropout, checkpoint_activations)
         self.temperature = temperature
         own = self.decoder.shape
         if not own.tied:
             self.lm_head = nn.Linear(own.width, own.vocabulary, bias=False)
             nn.init.normal_(self.lm_head.weight, std=own.init_std)
+        self.lora = lora
+        if lora is not None:
+            self.requires_grad_(False)
+            self.targets = add_lora(self.decoder, lora.r, lora.alpha, lora.target_modules)
         self.load_weights(weights)
+        folder = None if lora is None else hf_layout.folder_of(weights)
+        if weights is not None and folder is not None:
+            self.base = Base.of(weights, folder)
+
+    def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As of `Transformer`; below additions that begin anew, where the checkpoint has none."""
+        saved = super().own_weights(state)
+        begun = saved and self.lora is not None and not any(ADDITION in name for name in saved)
+        return {name: x for name, x in self.state_dict().items() if begun and ADDITION in name} | saved
 
     def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
         return self.states(obs, where, exact=self.shared)  # scores round them anyway, values must not
 
     def distribution(self, features: Tensor) -> TokenDistribution:
-        return TokenDistribution(self.raw_scores(features))
+        return token_distribution(features, self.head, self.decoder.shape.vocabulary)
 
-    def export(self, folder: str | Path) -> None:
+    def frozen(self) -> Policy:
+        """As of `Policy`; with `lora` the decoder without its additions, in the same memory."""
+        return super().frozen() if self.lora is None else WithoutAdapter(self, partial(without_additions, self.decoder))
+
+    def export(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors, for `AutoModelForCausalLM.from_pretrained`.
 
-        Also generation_config.json, if the weights came with an end.
+        Also generation_config.json, if the weights came with an end. LoRA's additions are in.
+
+        Args: dtype: by default that of the folder that the weights came from.
         """
-        hf_layout.save(Path(folder), self.decoder, self.lm_head)
+        with self.merged():
+            hf_layout.save(Path(folder), self.decoder, self.lm_head, dtype or self.start_dtype)
         write_generation(Path(folder), self.generation)
+
+    def export_adapter(self, folder: str | Path) -> None:
+        """Write LoRA's additions, where there is a `base` that others can find, for PEFT and vLLM."""
+        assert self.base is not None and self.lora is not None
+        write_adapter(Path(folder), self.decoder, self.lora, self.targets, self.base.name)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch, required
 from lightning_nlf.maths.means import check_shapes
+from lightning_nlf.maths.parts import untrimmed
 from lightning_nlf.maths.returns import episode_gae
 from lightning_nlf.maths.steps import followed, with_final_obs
 from lightning_nlf.modules import PolicyModule
@@ -80,6 +81,16 @@ class CriticObjective(Objective):
         loss = value_loss(now.values, returns, batch.values, self.value_clip)
         yield Term("value", loss, self.decided_over, weight=self.value_weight)
 
+    def _read(self, batch: Batch, ended: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (B, T) at valid steps, and of what follows each row that is not `ended` (B,); 0 elsewhere."""
+        assert batch.rewards is not None
+        estimates = self.critic(batch, batch.valid)
+        assert estimates is not None
+        bootstrap = batch.rewards.new_zeros(len(batch))
+        if not ended.all():
+            bootstrap = torch.where(ended, bootstrap, self.final_values(batch).float())
+        return scattered(estimates.float(), batch.valid), bootstrap
+
     def final_values(self, batch: Batch) -> Tensor:
         """V or Q of what follows each row, (B,)."""
         raise NotImplementedError
@@ -91,14 +102,11 @@ class CriticObjective(Objective):
     def estimate(self, batch: Batch) -> Batch:
         """With values, λ-returns and advantages by GAE."""
         assert batch.rewards is not None and batch.final_obs is not None and batch.terminated is not None
+        parts, ended = self.reading_parts(batch.valid), batch.terminated | followed(batch)
         with self.acting():
-            estimates = self.critic(batch, batch.valid)
-            assert estimates is not None
-            ended = batch.terminated | followed(batch)
-            bootstrap = batch.rewards.new_zeros(len(batch))
-            if not ended.all():
-                bootstrap = torch.where(ended, bootstrap, self.final_values(batch).float())
-        values = scattered(estimates.float(), batch.valid)
+            read = [self._read(untrimmed(batch, rows), ended[rows]) for rows in parts]
+        order = torch.cat(parts).argsort()
+        values, bootstrap = (torch.cat(x)[order] for x in zip(*read, strict=True))
         advantages = episode_gae(batch, values, bootstrap, self.gamma, self.lam, self.cuts(batch))
         self.note(
             "explained_variance", explained_variance(values, advantages + values, batch.mask, self.sum_over_ranks)

@@ -58,7 +58,10 @@ class CritiqueGRPOObjective(Objective):
 
     def estimate(self, batch: Batch) -> Batch:
         if batch.rewards is None:
-            raise ValueError("the batch has no rewards, and neither attempts nor revisions are better than others")
+            raise ValueError(
+                "the batch has no rewards, and neither attempts nor revisions are better than others: "
+                "nobody pays, so give the data a reward"
+            )
         advantages = shared_advantages(row_sums(batch.rewards, batch.valid), batch)
         return replace(batch, advantages=torch.where(batch.valid, advantages[:, None], 0))
 

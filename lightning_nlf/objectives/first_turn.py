@@ -72,7 +72,10 @@ class FirstTurnObjective(Objective):
         Raises ValueError: no revisions, or no rewards of them.
         """
         if batch.rewards is None:
-            raise ValueError("the batch has no rewards, and what a revision gained is not known without")
+            raise ValueError(
+                "the batch has no rewards, and what a revision gained is not known without: "
+                "nobody pays, so give the data a reward"
+            )
         revision_steps(batch)
         advantages = first_turn_advantages(row_sums(batch.rewards, batch.valid), batch)
         return batch.with_extra(first_turn_advantages=advantages)

@@ -19,7 +19,9 @@ from lightning_nlf.numbers import Discount, NonNegative, Positive
 from lightning_nlf.objective import Evaluation, Objective, Term
 from lightning_nlf.objectives.baselines import BASELINES, group_scale, moments
 
-NO_REWARDS = "the batch has no rewards, and policy gradient learns from nothing else"
+NO_REWARDS = (
+    "the batch has no rewards, and policy gradient learns from nothing else: nobody pays, so give the data a reward"
+)
 
 
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ class ReferenceObjective(Objective):
             folder, file = self.reference_cache, f"{self._reference_digest}.safetensors"
             self._cache = LogProbCache(None if folder is None else Path(folder) / file)
         unread = torch.tensor([row for row, key in enumerate(keys) if key not in self._cache], dtype=torch.long)
-        for rows in unread.split(CHUNK):
+        for part in self.reading_parts(where[unread], CHUNK) if len(unread) else ():
+            rows = unread[part.cpu()]
             log_probs = self._read_reference(batch, rows, where)
             for row, x in zip(rows.tolist(), log_probs.cpu().split(where[rows].sum(1).tolist()), strict=True):
                 self._cache[keys[row]] = x.clone()  # a view would keep the whole chunk
@@ -79,8 +80,9 @@ class ReferenceObjective(Objective):
         return scattered(log_probs.to(batch.obs.device), where)
 
     def _read_anew(self, batch: Batch, where: Tensor) -> Tensor:
-        chunks = torch.arange(len(batch)).split(CHUNK)
-        return scattered(torch.cat([self._read_reference(batch, rows, where) for rows in chunks]), where)
+        parts = self.reading_parts(where, CHUNK)
+        log_probs = [scattered(self._read_reference(batch, rows, where), where[rows]) for rows in parts]
+        return torch.cat(log_probs)[torch.cat(parts).argsort()]
 
     def _read_reference(self, batch: Batch, rows: Tensor, where: Tensor) -> Tensor:
         """log π_ref (N,) at the True steps of `where` in `rows`."""

@@ -15,7 +15,7 @@ from lightning_nlf.compatibility import replaceable
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.networks import Policy
 from lightning_nlf.numbers import Share
-from lightning_nlf.objective import Objective, scattered
+from lightning_nlf.objective import Objective
 
 CHUNK = 64  # rows at a time, in `prepare`: the logits of a whole collection would not fit
 
@@ -134,9 +134,11 @@ class TeacherObjective(Objective):
 
         Args: of: a distribution of batch shape (n,), actions (n, *act) → (n,).
         """
-        numbers = [steps.new_zeros(0, dtype=torch.float)]
-        for rows in steps.any(1).nonzero()[:, 0].split(CHUNK):
+        numbers = torch.zeros(steps.shape, device=steps.device)
+        asked = steps.any(1).nonzero()[:, 0]
+        for rows in self.reading_parts(steps[asked], CHUNK) if len(asked) else ():
             part = torch.zeros_like(steps)
-            part[rows] = steps[rows]
-            numbers.append(of(self.teach(batch, part), batch.actions[part]))
-        return scattered(torch.cat(numbers), steps)
+            part[asked[rows]] = steps[asked[rows]]
+            values = of(self.teach(batch, part), batch.actions[part])
+            numbers = numbers.to(values.dtype).masked_scatter(part, values)
+        return numbers

@@ -58,7 +58,10 @@ class SRPOObjective(Objective):
 
     def taught(self, batch: Batch) -> Tensor:
         if batch.rewards is None:
-            raise ValueError("success: the batch has no rewards, so nobody knows which replies failed")
+            raise ValueError(
+                "success: the batch has no rewards, so nobody knows which replies failed: "
+                "nobody pays, so give the data a reward"
+            )
         failed = row_sums(batch.rewards, batch.valid) <= self.success
         return steps_with_view(batch) & failed[:, None]
 

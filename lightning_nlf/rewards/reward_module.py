@@ -70,14 +70,13 @@ class RewardModule(ObjectiveModule):
         return torch.where(steps, self.paid(self._read_all(batch, steps)), 0)
 
     def _read_all(self, batch: Batch, steps: Tensor) -> Tensor:
-        parts = []
+        parts, rewards = self.reading_parts(steps, self.CHUNK), []
         with self.acting():
-            for first in range(0, len(batch), self.CHUNK):
-                rows = slice(first, first + self.CHUNK)
+            for rows in parts:
                 part = batch[rows]  # cut to its longest row
-                said = self.read(part, steps[rows, : part.mask.shape[1]])
-                parts.append(pad_steps(said, steps.shape[1]))
-        return torch.cat(parts)
+                read = self.read(part, steps[rows, : part.mask.shape[1]])
+                rewards.append(pad_steps(read, steps.shape[1]))
+        return torch.cat(rewards)[torch.cat(parts).argsort()]
 
     def assess(self, stage: str, batch: Batch, loader: int = 0) -> None:
         """Raises ValueError: a second evaluation loader."""

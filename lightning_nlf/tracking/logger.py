@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import getpass
+import hashlib
 import logging
 import os
 import shlex
@@ -21,6 +22,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_nlf.numbers import Positive
 from lightning_nlf.tracking.destination import Destination
 from lightning_nlf.tracking.hyperparameters import LONGEST_TAG, cut, flatten
 from lightning_nlf.tracking.journal import Journal, first_start, last_lifecycle
@@ -35,6 +37,7 @@ FLUSH_SECONDS = 15.0  # the longest that the end of a stage waits for MLflow
 # together wait for each other.
 OPENING_SECONDS = 120.0
 INTERRUPTED_SECONDS = 3.0  # the same for somebody who pressed Ctrl-C, which Lightning does not hear a second time
+LARGEST_MB = 100.0  # of a file that is copied
 _STATUS = {"success": "FINISHED", "finished": "FINISHED", "aborted": "KILLED"}
 
 
@@ -52,6 +55,8 @@ class MLflowJournalLogger(Logger):
         run_name: shown by MLflow; by default the name of the run folder.
         tracking_uri: of the MLflow store. By default the variable MLFLOW_TRACKING_URI, else
             `sqlite:///<folder above the run folder>/mlflow.db` with `mlartifacts` beside it.
+        largest_mb: a file of more megabytes (10⁶ bytes), such as the checkpoint of a large model, is not copied: a tag
+            `not_copied/<path>` says its path, size and SHA-256.
     """
 
     def __init__(
@@ -60,8 +65,10 @@ class MLflowJournalLogger(Logger):
         experiment: str = "lightning_nlf",
         run_name: str | None = None,
         tracking_uri: str | None = None,
+        largest_mb: Positive = LARGEST_MB,
     ) -> None:
         super().__init__()
+        self._largest = int(largest_mb * 1e6)
         self._run_dir = Path(save_dir)
         self._experiment = experiment
         self._run_name = run_name or self._run_dir.resolve().name
@@ -135,7 +142,7 @@ class MLflowJournalLogger(Logger):
 
     @rank_zero_only
     def log_artifact(self, path: str | Path) -> None:
-        """Have a file or folder of the run folder sent, as it is when the thread comes to it.
+        """Have a file or folder of the run folder sent, as it is when the thread comes to it; of a large file a tag.
 
         A file may be logged again after each rewrite; MLflow keeps the newest.
         A relative path begins at the run folder.
@@ -147,7 +154,13 @@ class MLflowJournalLogger(Logger):
         file = (root / path).resolve() if not Path(path).is_absolute() else Path(path).resolve()
         if not file.is_relative_to(root) or file == root:
             raise ValueError(f"an artifact must be inside the run folder {self._run_dir}: {path}")
-        self._writing().append("artifact", path=file.relative_to(root).as_posix())
+        name = file.relative_to(root).as_posix()
+        if file.is_file() and (size := file.stat().st_size) > self._largest:
+            with open(file, "rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            self.set_tags({f"not_copied/{name}": f"{file} ({size / 1e6:,.4g} MB, SHA-256 {digest})"})
+        else:
+            self._writing().append("artifact", path=name)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

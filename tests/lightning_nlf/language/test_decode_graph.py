@@ -51,7 +51,9 @@ def replayed(monkeypatch):
     return switch
 
 
-@pytest.mark.parametrize("sampling", [{}, {"top_k": 5, "top_p": 0.9}, {"deterministic": True}], ids=str)
+@pytest.mark.parametrize(
+    "sampling", [{}, {"top_k": 5, "top_p": 0.9, "temperature": 0.7}, {"deterministic": True}], ids=str
+)
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_step_says_what_the_loop_says(replayed, family, sampling):
     network = policy(family, tied=family == "gpt2")

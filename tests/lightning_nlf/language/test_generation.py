@@ -113,6 +113,9 @@ def test_a_limit_cuts_a_reply_and_changes_nothing_before():
         ({"top_p": 1e-6}, {1: 1.0}),  # one token always stays
         ({"top_k": 1}, {1: 1.0}),
         ({"top_k": 3, "top_p": 0.51}, {1: 1.0}),  # of the three that stay the first has .5 / .95 = .526
+        ({"temperature": 2.0}, {0: 0.207585, 1: 0.378996, 2: 0.119849, 3: 0.293569}),  # √.15 of √.15 + √.5 + …
+        ({"temperature": 0.5, "top_k": 2}, {1: 25 / 34, 3: 9 / 34}),  # .25 and .09 of .34
+        ({"temperature": 0.5, "top_p": 0.6}, {1: 1.0}),  # .25 of .365 are .68 already
         ({"top_k": 9}, {0: 0.15, 1: 0.5, 2: 0.05, 3: 0.3}),  # more than there are
     ],
 )
@@ -129,6 +132,26 @@ def test_top_k_and_top_p_by_hand(knobs, left):
         wanted = torch.tensor(probability).log().expand(int(drawn.sum()))
         torch.testing.assert_close(log_probs[drawn, 0], wanted, rtol=0, atol=1e-5)
         assert drawn.float().mean().item() == pytest.approx(probability, abs=0.015)  # four standard errors
+
+
+@torch.no_grad()
+def test_a_temperature_of_sampling_draws_as_a_policy_of_that_temperature():
+    """Bit for bit, and of 1 as without; the likeliest reply is the same at any."""
+
+    def drawn(own=1.0, **knobs):
+        torch.manual_seed(0)
+        network = TransformerPolicy(DecoderShape(6, layers=2, heads=2, width=16, context=16), temperature=own)
+        ids, lengths = torch.tensor([[2]]), torch.tensor([1])
+        seeds = torch.arange(200)
+        return generation.reply(network, ids, lengths, stop=(STOP,), max_new=5, copies=200, seeds=seeds, **knobs)[:3]
+
+    def same(a, b):
+        return all(x.shape == y.shape and bool((x == y).all()) for x, y in zip(a, b, strict=True))
+
+    assert same(drawn(temperature=0.3), drawn(own=0.3)) and not same(drawn(temperature=0.3), drawn())
+    assert same(drawn(temperature=1.0), drawn())
+    likeliest = [drawn(temperature=heat, deterministic=True)[0] for heat in (0.3, 1.0, 3.0)]
+    assert same(likeliest[:2], likeliest[1:])
 
 
 # ---- chance

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 import yaml
 
 from lightning_nlf.cli.command_line import main
+from lightning_nlf.experts import CheckpointTextExpert
 from lightning_nlf.modules import ObjectiveModule
-from lightning_nlf.networks import DecoderShape, HuggingFacePolicy, TransformerPolicy, TransformerReward
+from lightning_nlf.networks import DecoderShape, HuggingFacePolicy, LoRA, TransformerPolicy, TransformerReward
+from lightning_nlf.networks.bases import bases_in
+from lightning_nlf.objectives import SDPOPolicy
 
 ROOT = Path(__file__).parents[3]
 NETWORKS = "lightning_nlf.networks."
@@ -28,7 +32,7 @@ def empty_folder(tmp_path, monkeypatch):
 def fitted(**policy):
     """The checkpoint of a short run of a token task, and the module it is of."""
     model = {"class_path": "lightning_nlf.objectives.ReinforcePolicy", "init_args": {"policy": policy}}
-    data = {"prompts": 2, "replies": 2, "evaluation_prompts": 1}
+    data = {"prompts": 8, "replies": 4, "evaluation_prompts": 1}
     config = {
         "trainer": {"accelerator": "cpu", "max_epochs": 1},
         "model": model,
@@ -58,12 +62,139 @@ def test_a_policy_that_came_in_hugging_face_layout(network):
         assert TransformerReward(weights=str(path)).decoder.shape == SHAPE
 
 
-def test_lora_on_a_base_that_is_gone():
-    pytest.importorskip("peft")
+LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture
+def base():
+    """A folder named base, with the start of a run."""
+    torch.manual_seed(1)
     TransformerPolicy(SHAPE).export("base")
-    lora = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
-    path, module = fitted(class_path=NETWORKS + "HuggingFacePolicy", init_args={"weights": "base", "lora": lora})
+
+
+def lora(network, weights="base"):
+    return {"class_path": NETWORKS + network, "init_args": {"weights": weights, "lora": LORA}}
+
+
+KINDS = ["TransformerPolicy", "HuggingFacePolicy"]
+needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
+
+
+@needs_peft
+@pytest.mark.parametrize("network", KINDS)
+def test_a_checkpoint_of_lora_holds_the_additions_and_names_their_base(network, base):
+    path, module = fitted(**lora(network))
+    checkpoint = torch.load(path, weights_only=True)
+    held = [name for name in checkpoint["state_dict"] if name.startswith("policy.")]
+    assert held and all("lora_" in name for name in held)
+    assert checkpoint["bases"]["policy"]["folder"] == str(Path("base").resolve())
+    additions = {name: x for name, x in module.policy.named_parameters() if x.requires_grad}
+    assert all(bool(x.any()) for x in additions.values())  # those that begin as 0 too
+    moments = checkpoint["optimizer_states"][0]["state"].values()
+    assert sum(x.numel() for moment in moments for x in moment.values() if x.ndim) == 2 * sum(
+        x.numel() for x in additions.values()
+    )
+    again = ObjectiveModule.load_from_checkpoint(path)
+    torch.testing.assert_close(again.policy.state_dict(), module.policy.state_dict(), rtol=0, atol=0)
+    kind = {"TransformerPolicy": TransformerPolicy, "HuggingFacePolicy": HuggingFacePolicy}[network]
+    # the same as `weights` of another run, whose checkpoints name the same base
+    started = kind(weights=str(path), lora=LoRA(**LORA))
+    torch.testing.assert_close(started.state_dict(), module.policy.state_dict(), rtol=0, atol=0)
+    assert started.base == module.policy.base
+    with pytest.raises(ValueError, match="additions to .*base alone: start the policy from the folder that the run"):
+        kind(weights=str(path))
+    with pytest.raises(ValueError, match="additions to .*base alone: start the reward from the folder that the run"):
+        TransformerReward(SHAPE, weights=str(path))
+
+
+@needs_peft
+@pytest.mark.parametrize("network", KINDS)
+def test_lora_on_a_base_that_is_gone_or_another_says_so(network, base):
+    path, module = fitted(**lora(network))
+    kept = Path("base").rename("kept")
+    with pytest.raises(
+        ValueError, match=r"last.ckpt: base: .* trained on /\S+base \(SHA-256 \w{12}….*is not there: put"
+    ):
+        CheckpointTextExpert(str(path))
+    TransformerPolicy(SHAPE).export("base")  # another start
+    with pytest.raises(ValueError, match="holds other weights: put that model back there, or a link to it"):
+        CheckpointTextExpert(str(path))
     shutil.rmtree("base")
-    again = ObjectiveModule.load_from_checkpoint(path).eval()
-    torch.testing.assert_close(again.policy.state_dict(), module.policy.state_dict())
-    assert any("lora_" in name for name in again.policy.state_dict())
+    Path("base").symlink_to(kept)
+    again = CheckpointTextExpert(str(path)).policy
+    torch.testing.assert_close(again.state_dict(), module.policy.state_dict(), rtol=0, atol=0)
+
+
+def test_a_run_with_lora_goes_on_from_its_checkpoint_and_on_no_other_base(base, capsys):
+    path, _ = fitted(**lora("TransformerPolicy"))
+    more = [
+        "fit",
+        "--config",
+        "run.yaml",
+        *QUIET,
+        "--run_dir",
+        "run",
+        "--ckpt_path",
+        "last",
+        "--trainer.max_epochs",
+        "2",
+    ]
+    TransformerPolicy(SHAPE).export("other")
+    with pytest.raises(SystemExit) as ending:
+        main([*more, "--model.policy.weights", "other"])
+    assert ending.value.code == 2
+    assert "LoRA was trained on" in capsys.readouterr().err
+    cli = main(more)
+    assert cli.trainer.current_epoch == 2
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    for name, x in saved.items():
+        assert torch.equal(cli.model.state_dict()[name], x), name
+
+
+@needs_peft
+def test_a_checkpoint_of_lora_that_holds_its_base_as_earlier_ones_do_needs_it_no_more(base):
+    path, module = fitted(**lora("HuggingFacePolicy"))
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["bases"]
+    checkpoint["state_dict"] = module.state_dict()
+    torch.save(checkpoint, "whole.ckpt")
+    shutil.rmtree("base")
+    again = ObjectiveModule.load_from_checkpoint("whole.ckpt")
+    torch.testing.assert_close(again.policy.state_dict(), module.policy.state_dict(), rtol=0, atol=0)
+    started = HuggingFacePolicy(weights="whole.ckpt", lora=LoRA(**LORA))
+    torch.testing.assert_close(started.state_dict(), module.policy.state_dict(), rtol=0, atol=0)
+
+
+def test_lora_on_a_checkpoint_of_everything_keeps_everything(base):
+    """There is no folder to name: its checkpoints hold what they need."""
+    path, _ = fitted(class_path=NETWORKS + "TransformerPolicy", init_args={"weights": "base"})
+    kept = shutil.copy(path, "sft.ckpt")
+    shutil.rmtree("run")
+    path, module = fitted(**lora("TransformerPolicy", str(kept)))
+    Path(kept).unlink()
+    again = ObjectiveModule.load_from_checkpoint(path)
+    torch.testing.assert_close(again.policy.state_dict(), module.policy.state_dict(), rtol=0, atol=0)
+
+
+def test_what_a_damaged_checkpoint_names_as_base_is_refused():
+    with pytest.raises(ValueError, match="bases: not what a checkpoint says of the base of LoRA: it is damaged"):
+        bases_in({"bases": {"policy": {"weights": 3, "folder": "", "sha256": ""}}})
+
+
+def test_the_average_of_a_policy_with_lora_is_held_without_its_base_too(base):
+    """That of SDPO's teacher: another copy of the same base, and additions of its own."""
+    policy = TransformerPolicy(weights="base", lora=LoRA(**LORA))
+    module = SDPOPolicy(policy=policy, teacher_rate=0.5)
+    torch.nn.init.ones_(policy.decoder.blocks[0].qkv.lora_B["q_proj"])
+    module.advance()
+    state = module.state_dict()
+    checkpoint = {"state_dict": dict(state)}
+    module.on_save_checkpoint(checkpoint)
+    held = [name for name in checkpoint["state_dict"] if ".decoder." in name]
+    assert {name.split(".decoder")[0] for name in held} == {"policy", "averages.policy"} == checkpoint["bases"].keys()
+    assert all("lora_" in name for name in held)
+    again = SDPOPolicy(policy=TransformerPolicy(weights="base", lora=LoRA(**LORA)), teacher_rate=0.5)
+    again.on_load_checkpoint(checkpoint)
+    again.load_state_dict(checkpoint["state_dict"])
+    torch.testing.assert_close(again.state_dict(), state, rtol=0, atol=0)
+    assert float(again.teacher.decoder.blocks[0].qkv.lora_B["q_proj"].mean()) == 0.5

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import pickle
 import socket
@@ -149,6 +150,19 @@ def test_records_of_every_kind(tmp_path, unshipped):
     assert tags["values"]["git"] == "abc" and len(tags["values"]["long"]) == 8000
     assert [record["path"] for record in artifacts] == ["curve.png", "curve.png"]
     assert end["status"] == "FINISHED"
+
+
+def test_a_large_file_is_named_by_path_and_digest_and_not_copied(tmp_path, unshipped):
+    logger = MLflowJournalLogger(str(tmp_path / "run"), largest_mb=0.001)
+    for name, size in (("small", 1000), ("large", 1001)):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_bytes(b"a" * size)
+        logger.log_artifact(name)
+    copied = [record["path"] for record in records(tmp_path / "run") if record["kind"] == "artifact"]
+    tags = [record["values"] for record in records(tmp_path / "run") if record["kind"] == "tags"]
+    digest = hashlib.sha256(b"a" * 1001).hexdigest()
+    assert copied == ["small"]
+    assert tags == [{"not_copied/large": f"{(tmp_path / 'run/large').resolve()} (0.001001 MB, SHA-256 {digest})"}]
 
 
 def test_other_ranks_write_nothing(tmp_path, monkeypatch):
