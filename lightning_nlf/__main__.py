@@ -11,6 +11,7 @@ from lightning_nlf.cli.startup import quick_imports
 
 HELP = """\
 usage: python -m lightning_nlf {fit,validate,test,predict,describe} --config YAML [--config OVERLAY] [--KEY VALUE]
+       python -m lightning_nlf chat --run_dir RUN
 
 Trains controllers and language models from what a teacher says.
 
@@ -19,6 +20,7 @@ Trains controllers and language models from what a teacher says.
   test       the same on the episodes kept for the end
   predict    write down what the policy does
   describe   print the loss: its terms, what each is a mean over, who fills which phase
+  chat       talk with the policy of a run of language; chat --help says how
 
 A yaml of conf/ is one experiment; every key of it is a flag as well. A run lives in outputs/<yaml>-seed<seed>.
 

@@ -105,6 +105,10 @@ class MissingField(ValueError):
     """The batch lacks a field that a term needs."""
 
 
+class TeacherStopped(RuntimeError):
+    """A judge, critic or user cannot go on: nobody answers, or the budget is spent. What was answered is kept."""
+
+
 def required(x: Tensor | None, message: str) -> Tensor:
     """x; raises MissingField with the message where there is none."""
     if x is None:
@@ -173,6 +177,7 @@ class Replier(Protocol):
         seeds: Tensor | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
+        temperature: float = 1.0,
         deterministic: bool = False,
         resume: bool = False,
         keep: Tensor | None = None,
@@ -213,6 +218,10 @@ class Actor(Replier, Protocol):
         Raises:
             ValueError: there is no critic.
         """
+        ...
+
+    def token_log_probs(self, batch: Batch) -> Tensor:
+        """How likely the actions of `mask` are to it now: (B, T), 0 elsewhere."""
         ...
 
     def prepare(self, batch: Batch) -> Batch:

@@ -57,6 +57,11 @@ def check_training(checkpoint: Mapping[str, Any], data: Any) -> None:
 
     Args: data: the data module, or None; its state must be there if it has any.
     """
+    if "optimizer_states" not in checkpoint:
+        raise ValueError(
+            "ckpt_path: optimizer_states is missing, as in a best.ckpt: go on with --ckpt_path last, or begin anew "
+            "with the file as `weights` of the networks"
+        )
     _check(checkpoint, _TRAINING, "ckpt_path")
     for name in ("optimizer_states", "lr_schedulers"):
         if not all(isinstance(state, Mapping) for state in checkpoint[name]):

@@ -14,7 +14,9 @@ from lightning.pytorch import LightningModule
 from lightning_nlf.checkpoint_content import arguments_of, weights_of
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
 from lightning_nlf.earlier_names import with_current_names
+from lightning_nlf.networks.bases import Base, bases_in
 from lightning_nlf.private_names import recorded_as
+from lightning_nlf.protocols import refuse_incomplete
 from lightning_nlf.trust import CheckpointParser, may_be_named, trusting
 
 _TRAINING = ("optimizer", "lr_scheduler")  # arguments that only training needs
@@ -48,6 +50,7 @@ def surfacing(instantiate: Callable[..., Any] | None = None) -> Callable[..., An
 
     def construct(class_type: type, *args: Any, **kwargs: Any) -> Any:
         try:
+            refuse_incomplete(class_type, kwargs)
             return instantiate(class_type, *args, **kwargs) if instantiate else class_type(*args, **kwargs)
         except Exception as error:  # all of them: it is re-raised, under a name that gets through
             raise ConstructionFailed(class_type) from error
@@ -88,7 +91,8 @@ def rebuild(
     state, init_args = weights_of(checkpoint, path), with_current_names(arguments_of(checkpoint, path))
     class_path = init_args.pop("_class_path")
     init_args.pop("_instantiator", None)
-    init_args = _without_sources(init_args, state)
+    with _named(path):
+        init_args = _on_bases(_without_sources(init_args, state), bases_in(checkpoint))
     saved = {"_class_path": class_path} | init_args | changes
     with trusting(trust), _named(path):
         unused = {name: init_args.pop(name) for name in _TRAINING if not may_be_named(init_args.get(name))}
@@ -99,7 +103,7 @@ def rebuild(
         with recorded_as(saved):  # for its next checkpoint
             module: Module = parser.build(config).module
         module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(state, strict=strict)
+        module.load_state_dict(checkpoint["state_dict"], strict=strict)  # with the bases that it names
     if set(unused) - set(changes):
         module.optimizer = partial(_not_trained, path, unused)  # type: ignore[assignment]
     return module
@@ -137,3 +141,13 @@ def _without_sources(init_args: Mapping[str, Any], state: Mapping[str, Any]) -> 
         if arguments and arguments.get("weights") and any(key.startswith(f"{name}.") for key in state):
             cleared[name] = spec | {"init_args": arguments | {"weights": None}}
     return cleared
+
+
+def _on_bases(init_args: Mapping[str, Any], bases: Mapping[str, Base]) -> dict[str, Any]:
+    """Networks with LoRA begin with the bases of their additions. Raises ValueError: one is not there, or another."""
+    begun = dict(init_args)
+    for name, base in bases.items():
+        if isinstance(spec := begun.get(name), dict):
+            weights = str(base.locate()) if base.folder else base.weights
+            begun[name] = spec | {"init_args": spec.get("init_args", {}) | {"weights": weights}}
+    return begun

@@ -23,7 +23,9 @@ class DataSource(Protocol):
         statistics: how the last collection went, by name, over all ranks; logged as `train/<name>`.
         speaks: whether a step is a token.
         recorded: the file, without its ending, that `records` go to; None: a prediction is written an episode a line.
+        unpaid: whether replies are played for which nobody pays; from `setup` on.
         exhibits_text: whether `exhibits` are text alone, which costs nothing.
+        rows_per_batch, tokens_per_batch: what a network reads at a time at most; None: all that it is given.
     """
 
     vocabulary: int | None
@@ -35,11 +37,21 @@ class DataSource(Protocol):
     counters: dict[str, int]
     statistics: dict[str, float]
     speaks: bool
+    unpaid: bool
     recorded: str | None
     exhibits_text: bool
+    rows_per_batch: int | None
+    tokens_per_batch: int | None
 
     def records(self, batch: Batch) -> list[dict[str, Any]]:
         """What is written of a predicted batch, a line each."""
+        ...
+
+    def final_metrics(self, iteration: int | None = None) -> dict[str, float]:
+        """What is known at the end of a fit alone, by name, over all ranks; asked on every rank, and logged.
+
+        Args: iteration: whose weights the model has meanwhile; None where they are the last.
+        """
         ...
 
     def exhibits(self, folder: Path) -> list[Path]:
@@ -57,9 +69,13 @@ _NOTHING: dict[str, Any] = {
     "counters": {},
     "statistics": {},
     "speaks": False,
+    "unpaid": False,
     "recorded": None,
     "records": lambda batch: [],
+    "final_metrics": lambda iteration=None: {},
     "exhibits_text": False,
+    "rows_per_batch": None,
+    "tokens_per_batch": None,
     "exhibits": lambda folder: [],
 }
 

@@ -1,6 +1,7 @@
 """What happens around a training: checkpoints, progress, exhibits, provenance, and when to stop."""
 
 from lightning_nlf.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from lightning_nlf.callbacks.disk import DiskSpace
 from lightning_nlf.callbacks.exhibits import Exhibits
 from lightning_nlf.callbacks.export import HuggingFaceExport
 from lightning_nlf.callbacks.progress import FitProgress
@@ -9,6 +10,7 @@ from lightning_nlf.callbacks.stopping import StopWhenSolved
 
 __all__ = [
     "BestCheckpoint",
+    "DiskSpace",
     "Exhibits",
     "FitProgress",
     "HuggingFaceExport",

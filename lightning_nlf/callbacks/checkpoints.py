@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_nlf.callbacks.beginning import Beginning
 from lightning_nlf.callbacks.monitors import RETURN, held_out_loss, refuse_unknown_monitor
 from lightning_nlf.callbacks.protocols import RunLogger, log_artifacts, rehearses, run_folder
+from lightning_nlf.data_source import data_source
 from lightning_nlf.numbers import Size
 from lightning_nlf.private_names import nothing_to_save, save_checkpoint
 
@@ -135,13 +136,15 @@ def _trained(trainer: L.Trainer) -> bool:
 class BestCheckpoint(_InPlaceCheckpoint):
     """`best.ckpt`: the iteration with the best `monitor`; where that is equal, the better `tie_break`; then the first.
 
-    Judged after a validation, saved at the end of that iteration.
+    Judged after a validation, saved at the end of that iteration. It is for use: without the state of the optimizer,
+    which is twice the size of what trains. A fit goes on from last.ckpt.
 
     Args:
         monitor: a metric of the validation. By default the return of what is played, or where nothing is played the
             loss of held-out rows, of which the least is the best.
         mode: "max" or "min", of both metrics; by default "max".
         tie_break: decides between equal values of `monitor`, which the highest possible return often is.
+        optimizer: whether its state is in the file too, so that a fit can go on from the best.
 
     Raises:
         ValueError: a validation logs no `monitor` that was named: before training, where that is known.
@@ -152,14 +155,23 @@ class BestCheckpoint(_InPlaceCheckpoint):
         monitor: str | None = None,
         mode: Literal["min", "max"] = "max",
         tie_break: str | None = f"{RETURN}_sampled",
+        optimizer: bool = False,
     ) -> None:
         super().__init__("best", monitor=monitor or RETURN, mode=mode)
+        self.optimizer, self._saving = optimizer, False
         self.tie_break = tie_break
         self.best_scores: tuple[float, float] | None = None  # monitor, tie break
         self._named = monitor is not None
         self._asked: tuple[str, str] = (monitor or RETURN, mode)
         self._watched: tuple[str, str] = self._asked  # the metric of the scores, and its mode
         self._due = False  # judged the best, not yet in the file
+        self._without = False  # it was said that there is no best
+
+    @property
+    def best_value(self) -> str:
+        """The monitor and its best value, such as `val/return 0.5`."""
+        value = "" if self.best_scores is None else f" {float(self._signed(self.best_scores[0])):.4g}"
+        return f"{self._watched[0]}{value}"
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Judged here, before any checkpoint of this iteration is written: else `last`, when listed first, would hold
@@ -189,7 +201,15 @@ class BestCheckpoint(_InPlaceCheckpoint):
         self._due = False
         self.best_model_path = str(self.path)
         self.best_model_score = self.current_score = self._signed(self.best_scores[0])
-        save_checkpoint(self, trainer, str(self.path))
+        self._saving = True
+        try:
+            save_checkpoint(self, trainer, str(self.path))
+        finally:
+            self._saving = False
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._saving and not self.optimizer:  # else it is another callback's file
+            del checkpoint["optimizer_states"]
 
     def _watch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what the scores are of."""
@@ -199,7 +219,11 @@ class BestCheckpoint(_InPlaceCheckpoint):
             if self._named:
                 raise ValueError(text)
             loss = held_out_loss(trainer, pl_module)
-            if loss is None:
+            if loss is None and data_source(trainer).unpaid:  # expected, and said once
+                if not self._without:
+                    rank_zero_info("Nobody scores replies, so no iteration is the best: there is no best.ckpt.")
+                self._without = True
+            elif loss is None:
                 rank_zero_warn(f"{text}. Without a `monitor` there is no best.ckpt")
             else:
                 watched = loss, "min"

@@ -14,7 +14,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.callbacks.beginning import Beginning
+from lightning_nlf.callbacks.best_weights import best_of, best_weights
 from lightning_nlf.callbacks.episode_lines import acting, episodes
+from lightning_nlf.callbacks.export import HuggingFaceExport
 from lightning_nlf.callbacks.pictures import (
     COURSE,
     History,
@@ -108,6 +110,20 @@ class Exhibits(Beginning):
     # ---- pictures
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        source, best = data_source(trainer), best_of(trainer)
+        last = any(isinstance(each, HuggingFaceExport) and each.which == "last" for each in trainer.callbacks)  # type: ignore[attr-defined]
+        try:
+            if source.speaks and best is not None and not last:  # as people and judges compare what is exported
+                with best_weights(pl_module, best) as iteration:
+                    metrics = source.final_metrics(iteration.number)
+            else:
+                metrics = source.final_metrics()
+        # Whatever it was, a training that is over is worth more.
+        except Exception as error:
+            self._warn("the last metrics of the fit", error)
+        else:
+            if metrics and trainer.is_global_zero:
+                self._log(trainer, metrics)
         self._exhibit(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from torch import Tensor
 from lightning_nlf.batch import Batch
 from lightning_nlf.callbacks.episode_lines import acting, episodes
 from lightning_nlf.callbacks.places import from_here, stores
+from lightning_nlf.callbacks.plan import Plan
 from lightning_nlf.callbacks.protocols import rehearses, run_folder
 from lightning_nlf.callbacks.throughput import Throughput
 from lightning_nlf.data_source import data_source
@@ -47,6 +49,7 @@ class FitProgress(ProgressBar):
         self._ended = ""  # the summary, until it is printed
         self._loss: Tensor | None = None
         self._throughput: Throughput | None = None  # of language
+        self._plan: Plan | None = None  # until it is printed
         self._metrics: dict[str, float] = {}  # of the last validation or test
         self._returns: dict[str, list[float]] = {}  # of a prediction, by who acted
 
@@ -75,6 +78,7 @@ class FitProgress(ProgressBar):
             kind = Bar if sys.stdout.isatty() else Lines
             self._display = kind(name, iterations_in_all(trainer), self._first, self.every_seconds)
             self._due = 0.0
+            self._plan = Plan(name) if data_source(trainer).speaks else None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._throughput is not None:
@@ -83,6 +87,8 @@ class FitProgress(ProgressBar):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: object, batch: Any, batch_idx: int) -> None:
         if self._throughput is not None and batch_idx == 0:
             self._throughput.collection_ends(data_source(trainer).counters.get("env_steps", 0))
+        if self._plan is not None:
+            self._plan.batch_begins(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: object, outputs: Any, batch: Any, batch_idx: int
@@ -90,6 +96,9 @@ class FitProgress(ProgressBar):
         self._loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if self._throughput is not None and isinstance(batch, Batch):
             self._throughput.batch_ends(batch, trainer.world_size)
+        if self._plan is not None and (line := self._plan.line(trainer)):
+            self._plan = None
+            self.print(line)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Only as often as somebody sees it, and without metrics of this epoch: to compute them costs time, and may be a
@@ -131,7 +140,9 @@ class FitProgress(ProgressBar):
             sampled = f", sampled {validation['val/return_sampled']:,.4g}" if "val/return_sampled" in validation else ""
             parts.append(f"validation {validation['val/return']:,.4g}{sampled}")
         else:
-            parts += [f"{name} {value:.4g}" for name, value in list(validation.items())[:2]]
+            played = {name for name in validation if f"{name.removesuffix('_sampled')}_sampled" in validation}
+            held_out = [name for name in validation if name not in played] or list(validation)
+            parts += [f"{name} {validation[name]:.4g}" for name in held_out[:2]]
         steps = data_source(trainer).counters.get("env_steps", data_source(trainer).counters.get("tokens"))
         if self._throughput is not None:
             parts += [] if steps is None else [f"{steps:,} tokens"]
@@ -149,6 +160,9 @@ class FitProgress(ProgressBar):
         if not rehearses(trainer):
             folder = from_here(run_folder(trainer))
             lines += [f"run folder: {folder}", *(f"look at it: {where}" for where in stores(trainer))]
+            if (changed := folder / "exhibits" / "changed.html").is_file():
+                lines.append(f"what changed: {changed}")
+                lines.append(f"talk with it: python -m lightning_nlf chat --run_dir {shlex.quote(str(folder))}")
         self.print("\n" + "\n  ".join(lines) + "\n")
         self._ended = ""
 

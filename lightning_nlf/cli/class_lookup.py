@@ -14,6 +14,7 @@ from lightning_nlf.cli.errors import ConfigurationError, memory_is_short, neares
 from lightning_nlf.cli.valid_names import contents, import_hint, module_beside
 from lightning_nlf.cli.yaml_places import Place, find
 from lightning_nlf.private_names import arguments_of, is_protocol, type_of
+from lightning_nlf.protocols import methods_of
 
 
 class NoSuchClass(Exception):
@@ -82,10 +83,7 @@ def conforms(thing: type, base: type) -> bool:
     """Whether a class is a subclass of `base` or has the methods of a protocol."""
     if not is_protocol(base):
         return issubclass(thing, base)
-    members = {name for cls in base.__mro__ if is_protocol(cls) for name in vars(cls)}
-    return all(
-        hasattr(thing, name) for name in members if inspect.isfunction(getattr(base, name, None)) and name[0] != "_"
-    )
+    return all(hasattr(thing, name) for name in methods_of(base))
 
 
 def parameters(parser_class: Callable[..., ArgumentParser], thing: type, late: int = 0) -> dict[str, Parameter]:

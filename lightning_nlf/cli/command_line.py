@@ -5,10 +5,11 @@ Networks and objectives come from the yaml by `class_path`. A mistake in it is o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from argparse import Action
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, get_args
 
 import lightning as L
@@ -23,7 +24,7 @@ from rich.text import Text
 
 from lightning_nlf import callbacks
 from lightning_nlf.checkpoint_io import RunCheckpointIO
-from lightning_nlf.cli import describe, messages, noise, ranks, run_folder, threads, values, wrong_key
+from lightning_nlf.cli import chat, describe, messages, noise, ranks, run_folder, threads, values, wrong_key
 from lightning_nlf.cli.class_lookup import check_dict_kwargs
 from lightning_nlf.cli.endings import told_in_one_sentence
 from lightning_nlf.cli.errors import (
@@ -46,8 +47,9 @@ from lightning_nlf.tracking.logger import MLflowJournalLogger
 from lightning_nlf.trust import FunctionNamed, trusting
 
 values.read_as_written()
-COMMANDS = ("fit", "validate", "test", "predict", "describe")
+COMMANDS = ("fit", "validate", "test", "predict", "describe", "chat")
 ALWAYS_ON: tuple[type[L.Callback], ...] = (
+    callbacks.DiskSpace,
     callbacks.FitProgress,
     callbacks.Exhibits,
     callbacks.Provenance,
@@ -71,13 +73,16 @@ class Parser(CheckedParser):
 
     places: Sequence[Place] = ()
     words: Sequence[str] = ()  # of the command line
+    folder: str = "."  # in which the command was given
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # one that jsonargparse made for a class, and whose errors it collects
             super().error(message, ex)
         if ex is not None and memory_is_short(ex):
             raise RunFailure(OUT_OF_MEMORY) from ex
-        raise ConfigurationError(messages.translate(message, self, self.places, self.words)) from ex
+        with contextlib.chdir(self.folder):  # jsonargparse is in the yaml's own while it reads one
+            text = messages.translate(message, self, self.places, self.words)
+        raise ConfigurationError(text) from ex
 
     def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
         """A function by `class_path` would be called while the yaml is read: an optimizer is none before training."""
@@ -173,7 +178,7 @@ class CommandLine(SeededCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)
         assert isinstance(parser, Parser)
-        parser.places, parser.words = self.places, self.words
+        parser.places, parser.words, parser.folder = self.places, self.words, os.getcwd()
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -306,12 +311,10 @@ class Description(CommandLine):
 
     def instantiate_classes(self) -> None:
         configuration, self.notes = describe.as_built(self.options.model.as_dict())
-        parser = Parser(exit_on_error=False)
-        parser.add_subclass_arguments(ObjectiveModule, "model", fail_untyped=False, required=True)
-        parser.add_instantiator(surfacing(recorded_by(self, "model")), ObjectiveModule)
-        parser.add_instantiator(surfacing(), object)
         with told_in_one_sentence(self.places, self.run_dir), trusting(self.options.trust):
-            self.model = parser.instantiate_classes(parser.parse_object({"model": configuration})).model
+            self.model = build({"model": configuration}, {"model": ObjectiveModule}, recorded_by(self, "model"))[
+                "model"
+            ]
         console = Console(width=None if sys.stdout.isatty() else 1000)  # a file is not wrapped
         describe.describe(self.model, console)
         for note in self.notes:
@@ -319,8 +322,25 @@ class Description(CommandLine):
         self.subcommand = None  # LightningCLI has nothing to run
 
 
-def main(args: list[str] | None = None, run: bool = True) -> CommandLine:
-    """Run one stage, or with `run=False` only build it.
+def build(
+    config: Mapping[str, Any], bases: Mapping[str, type], instantiate: Callable[..., Any] | None = None
+) -> dict[str, Any]:
+    """Parts of a configuration, built as those of a run are, in the order of `bases`.
+
+    Args: bases: what the class of each part inherits from; instantiate: makes the objects of these classes.
+    """
+    parser = Parser(exit_on_error=False)
+    for key, base in bases.items():
+        parser.add_subclass_arguments(base, key, fail_untyped=False, required=True)
+        if instantiate is not None:
+            parser.add_instantiator(surfacing(instantiate), base)
+    parser.add_instantiator(surfacing(), object)
+    built = parser.instantiate_classes(parser.parse_object({key: config[key] for key in bases}))
+    return {key: built[key] for key in bases}
+
+
+def main(args: list[str] | None = None, run: bool = True) -> CommandLine | None:
+    """Run one stage, or with `run=False` only build it. Of a chat nothing is left to return.
 
     Raises:
         SystemExit: 2 after a mistake in the configuration, 1 after a loss, reward or gradient that is not finite. The
@@ -336,6 +356,9 @@ def main(args: list[str] | None = None, run: bool = True) -> CommandLine:
         if not args or args[0] not in COMMANDS:
             hint = nearest(args[0], COMMANDS) if args else ""
             raise ConfigurationError(f"the first word is one of {', '.join(COMMANDS)}. {hint}".strip())
+        if args[0] == "chat":
+            chat.main(args[1:], build)
+            return None
         return Description(["fit", *args[1:]]) if args[0] == "describe" else CommandLine(args, run)
     except (ConfigurationError, RunFailure) as error:
         if traceback_wanted():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_nlf.batch import TeacherStopped
 from lightning_nlf.cli.errors import OUT_OF_MEMORY, ConfigurationError, RunFailure, memory_is_short, raised_by_us
 from lightning_nlf.cli.messages import translate_construction
 from lightning_nlf.cli.run_folder import describe_last_checkpoint
@@ -26,7 +27,8 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
     Raises:
         ConfigurationError: for a value that a constructor or a check of ours refused, a missing package, a Trainer
             that cannot be had, a checkpoint of other networks.
-        RunFailure: for something that is not finite, too little memory to build it, or a disk that cannot be written.
+        RunFailure: for something that is not finite, a judge that does not answer, too little memory to build it, or a
+            disk that cannot be written.
     """
     try:
         with _restoring():
@@ -41,7 +43,7 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
         if place := _unwanted(error, places):
             raise ConfigurationError(f"{place}: {failed.class_name} has no such key") from error
         raise error from error.__cause__
-    except NonFiniteError as error:
+    except (NonFiniteError, TeacherStopped) as error:
         raise RunFailure(f"{error}. {describe_last_checkpoint(run_dir)}") from error
     except MisconfigurationException as error:
         raise ConfigurationError(str(error)) from error

@@ -26,6 +26,7 @@ _MESSAGES = (
     "Restored all states from the checkpoint",
     "`Trainer.fit` stopped: `max_epochs",  # the summary says it
     "Loaded model weights from the checkpoint",
+    "`weights_only` was not set",
     "Initializing distributed",  # and the rest of this banner
     "distributed_backend=",
     "All distributed processes registered",
@@ -33,6 +34,7 @@ _MESSAGES = (
 )
 _LOGGERS = (
     "lightning.pytorch",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.rank_zero",
     "lightning.fabric.utilities.distributed",

@@ -51,7 +51,7 @@ def resolve(stage: str, run_dir: str | None, ckpt_path: str | None, default: Pat
         folder = owner
     else:
         folder = _next_free(default) if stage == "fit" else default.with_name(f"{default.name}-{stage}")
-    file = _checkpoint(folder, stage, ckpt_path)
+    file = checkpoint_file(folder, stage, ckpt_path)
     os.environ[_HANDED_DOWN] = str(folder.absolute())
     return folder, file
 
@@ -139,7 +139,8 @@ def _owner(ckpt_path: str) -> Path | None:
     return checkpoints.parent if checkpoints.name == "checkpoints" and holds_run(checkpoints.parent) else None
 
 
-def _checkpoint(folder: Path, stage: str, ckpt_path: str | None) -> str | None:
+def checkpoint_file(folder: Path, stage: str, ckpt_path: str | None) -> str | None:
+    """The file that `best`, `last` or a path stand for in a run folder. Raises ConfigurationError: there is none."""
     if ckpt_path == "hpc" and not list(folder.glob("hpc_ckpt_*.ckpt")):  # Lightning's, after SLURM has ended a run
         raise ConfigurationError(f"ckpt_path: there is no hpc_ckpt_*.ckpt in {folder}")
     if ckpt_path is None or "://" in ckpt_path or ckpt_path.split(":")[0] in ("hpc", "registry"):

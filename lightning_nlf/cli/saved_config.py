@@ -43,7 +43,7 @@ class SaveRunConfig(Beginning):
         Raises:
             ConfigurationError: the folder cannot be written.
         """
-        configs = _numbered(self.folder)
+        configs = configurations(self.folder)
         number = len(configs)
         try:
             if not configs:
@@ -60,7 +60,7 @@ class SaveRunConfig(Beginning):
         _write_whole(config, self.text)
 
 
-def _numbered(folder: Path) -> list[Path]:
+def configurations(folder: Path) -> list[Path]:
     """`config.yaml`, then `config-resumed-1.yaml` and so on, as far as they are there."""
     paths = [folder / "config.yaml"]
     while paths[-1].is_file():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -21,8 +21,10 @@ from lightning_nlf.cli.given_config import OfAnotherClass
 from lightning_nlf.cli.type_words import alternatives, choices, classes, element_types, in_words, value_type
 from lightning_nlf.cli.valid_names import options
 from lightning_nlf.private_names import arguments_of, is_protocol, type_of
+from lightning_nlf.protocols import deviation
 
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
+FEW = 6  # keys that a message lists
 _LONGEST = 60  # characters of a value
 
 
@@ -117,12 +119,16 @@ class Examiner:
         late = next((late for base, late in wanted if conforms(thing, base)), None)
         name = thing.__name__
         if late is None:
-            return Fault(named, f"{name} is no {' or '.join(base.__name__ for base in bases)}")
+            return Fault(named, _unlike(spec["class_path"], thing, bases))
         if inspect.isabstract(thing):
             return Fault(named, f"{name} is abstract; name a class below it")
         if not isinstance(spec.get("dict_kwargs", {}), dict):
             return Fault((*keys, "dict_kwargs"), f"expected keys with values, got {shown(spec['dict_kwargs'])}.")
-        return self._arguments(thing, late, spec.get("init_args", {}), (*keys, "init_args"), named)
+        fault = self._arguments(thing, late, spec.get("init_args", {}), (*keys, "init_args"), named)
+        methods_alike = [base for base in bases if conforms(thing, base)]
+        if fault is None and all(is_protocol(base) and deviation(thing, base) for base in methods_alike):
+            return Fault(named, _unlike(spec["class_path"], thing, methods_alike))
+        return fault
 
     def _without_class_path(self, spec: dict[str, Any], bases: Sequence[type], keys: tuple[str, ...]) -> Fault | None:
         wanted = " or ".join(base.__name__ for base in bases)
@@ -152,7 +158,8 @@ class Examiner:
         taken = parameters(type(self.parser), thing, late)
         for key in given:
             if key not in taken and not isinstance(given, OfAnotherClass):
-                return Fault((*keys, str(key)), f"{thing.__name__} has no such key.", nearest(str(key), taken))
+                hint = nearest(str(key), taken) or _all_of_few(taken)
+                return Fault((*keys, str(key)), f"{thing.__name__} has no such key.", hint)
         for key, value in given.items():
             if key in taken and (fault := self.argument(value, taken[key], (*keys, key))):
                 return fault
@@ -170,8 +177,21 @@ class Examiner:
         return None
 
 
+def _all_of_few(names: Iterable[str]) -> str:
+    """The names, where they are few enough to be read."""
+    listed = sorted(names)
+    return f"There are {', '.join(listed)}." if 0 < len(listed) <= FEW else ""
+
+
 def _names_class(word: str) -> bool:
     return all(part.isidentifier() for part in word.split(".")) and ("." in word or word[0].isupper())
+
+
+def _unlike(path: str, thing: type, bases: Sequence[type]) -> str:
+    """Why a class is none of what is wanted."""
+    text = f"{path} is no {' or '.join(base.__name__ for base in bases)}"
+    reasons = [deviation(thing, base) for base in bases if is_protocol(base)]
+    return f"{text}: {reasons[0]}" if len(bases) == 1 and reasons and reasons[0] else text
 
 
 def _reason(refusal: str | None) -> str:

@@ -103,7 +103,7 @@ def test_a_run_that_goes_on_in_another_folder_gets_a_best_of_its_own(fit: Any, t
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(fit: Any, tmp_path: Path) -> None:
     _, straight, counted = fit.pendulum(4, [LastCheckpoint(), BestCheckpoint()], every=2)
     fit.folder = tmp_path / "resumed"
-    fit.pendulum(2, [LastCheckpoint(), BestCheckpoint()], every=2)
+    fit.pendulum(2, [LastCheckpoint(), BestCheckpoint(optimizer=True)], every=2)
     kept = [(fit.folder / "checkpoints" / name).rename(tmp_path / name) for name in ("last.ckpt", "best.ckpt")]
     for resume in kept:
         trainer, resumed, data_module = fit.pendulum(4, [BestCheckpoint()], every=2, resume=resume)
@@ -111,6 +111,16 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(fit: Any, tmp_path: 
         assert data_module.counters == counted.counters and counted.counters["iteration"] == 4
         for ours, theirs in zip(resumed.parameters(), straight.parameters(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_best_is_for_use_and_holds_no_state_of_the_optimizer(fit: Any) -> None:
+    """It is tested from; a fit that would go on from it is refused in one line."""
+    trainer, module, data_module = fit.pendulum(2, [LastCheckpoint(), BestCheckpoint()])
+    best, last = (torch.load(fit.folder / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last"))
+    assert last.keys() - best.keys() == {"optimizer_states"}
+    trainer.test(module, data_module, ckpt_path=str(fit.folder / "checkpoints/best.ckpt"))
+    with pytest.raises(ValueError, match="^ckpt_path: optimizer_states is missing, as in a best.ckpt: go on"):
+        fit.pendulum(3, [LastCheckpoint()], resume=fit.folder / "checkpoints/best.ckpt")
 
 
 def test_last_is_written_every_n_iterations_and_at_the_end(fit: Any) -> None:

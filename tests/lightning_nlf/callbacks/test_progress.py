@@ -208,3 +208,14 @@ def test_demonstrations_are_counted_in_tokens(fit: Any, capsys: pytest.CaptureFi
     fit.trainer(1, [FitProgress(every_seconds=0)], limit_val_batches=0).fit(module, data)
     line = capsys.readouterr().out.splitlines()[0]
     assert re.search(rf"loss [\d.]+ · {data.counters['tokens']} tokens · [\d,]+/s learned · ", line), line
+
+
+def test_held_out_rows_come_before_what_is_played() -> None:
+    """Where nobody pays there is no return, and the two numbers that are shown are of the held-out rows."""
+    bar = FitProgress()
+    names = ("length", "length_sampled", "finished", "finished_sampled", "imitation", "accuracy", "perplexity")
+    bar._metrics = {f"val/{name}": float(number) for number, name in enumerate(names)}
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    assert bar._standing(trainer) == "val/imitation 4 · val/accuracy 5"
+    bar._metrics = {name: value for name, value in bar._metrics.items() if "length" in name}
+    assert bar._standing(trainer) == "val/length 0 · val/length_sampled 1"

@@ -21,6 +21,7 @@ from lightning_nlf.cli.command_line import main
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.networks import HuggingFacePolicy
 from lightning_nlf.objectives import InjectionPolicy
+from tests.my_folder import my_folder
 
 ROOT = Path(__file__).parents[3]
 CONF = ROOT / "conf"
@@ -28,9 +29,13 @@ DEBUG = CONF / "debug.yaml"
 # all but providers of feedback, which are no runs
 RUNS = {path: path.read_text() for path in CONF.rglob("*.yaml") if path != DEBUG and "\nmodel:" in path.read_text()}
 EXPERIMENTS = sorted(path.relative_to(CONF) for path in RUNS)
+# of prompts that nobody pays for: these are no fits
+UNPAID = [Path("chat/ask.yaml"), Path("chat/sample.yaml")]
 # that ask no server, and learn from no recorded episode, which people see in tests/data_modules/feedback/people
 ALONE = sorted(
-    path.relative_to(CONF) for path, text in RUNS.items() if "endpoint:" not in text and "episode_reviews" not in text
+    path.relative_to(CONF)
+    for path, text in RUNS.items()
+    if "endpoint:" not in text and "episode_reviews" not in text and path.relative_to(CONF) not in UNPAID
 )
 REVIEWS = {"outputs/reviews.jsonl": "outputs/answers_sample-seed0/judged.jsonl"}  # a rule's, in the place of people's
 INJECTION = ["fit", "--config", str(CONF / "injection.yaml")]
@@ -47,28 +52,43 @@ def empty_folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A file or folder that another yaml would leave by default, of a run of seconds; each is made once."""
-    kept: dict[str, Path] = {}
+    kept: dict[tuple[Path | str, str], Path] = {}
 
-    def file(path: str) -> Path:
-        if path not in kept:
-            run = Path(path).parts[1]
-            (source,) = CONF.rglob(f"{run.rpartition('-seed')[0]}.yaml")
+    def file(path: str, reader: Path) -> Path:
+        if path == "my":
+            if ("my", "my") not in kept:
+                kept["my", "my"] = my_folder(tmp_path_factory.mktemp("my"))
+            return kept["my", "my"]
+        run = Path(path).parts[1]
+        source = source_of(run.rpartition("-seed")[0], reader)
+        if (source, path) not in kept:
             folder = tmp_path_factory.mktemp("made") / run
             bring_needed(source, file)
             (sampled if path.endswith(".jsonl") else briefly_trained)(source, folder)
-            kept[path] = folder / Path(*Path(path).parts[2:])
-        return kept[path]
+            kept[source, path] = folder / Path(*Path(path).parts[2:])
+        return kept[source, path]
 
     return file
 
 
+def source_of(name: str, reader: Path) -> Path:
+    """The yaml of this name beside the one that reads its run, or the one there is outside of conf/chat."""
+    beside = reader.parent / f"{name}.yaml"
+    (elsewhere,) = (
+        [beside] if beside in RUNS else [path for path in RUNS if path.stem == name if "chat" not in path.parts]
+    )
+    return elsewhere
+
+
 def bring_needed(source: Path, file) -> None:
-    """What a yaml reads of other yamls' runs, where it looks for it."""
+    """What a yaml reads of other yamls' runs, and of a team's own folder, where it looks for it."""
+    if " my/" in uncommented(source) and not Path("my").exists():
+        shutil.copytree(file("my", source), "my")
     for path in set(re.findall(r"outputs/[\w./-]+", uncommented(source).replace("${seed_everything}", "0"))):
         folder = not Path(path).suffix and Path(path).name != "huggingface"  # which whoever wants it makes
         if not folder and not Path(path).exists() and path != "outputs/episode_reviews.jsonl":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            found = file(REVIEWS.get(path, path))
+            found = file(REVIEWS.get(path, path), source)
             (shutil.copytree if found.is_dir() else shutil.copy)(found, path)
 
 
@@ -81,6 +101,8 @@ def brief(source: Path) -> list[str]:
     flags = ["--config", str(source), "--config", str(DEBUG), "--trainer.max_epochs", "1"]
     if re.search(r"class_path: \S+\.(Demonstrations|Expected)DataModule", source.read_text()):
         flags += ["--data.rows", "64", "--data.minibatches", "1"]
+    if "data_modules.text.PromptFile" in source.read_text():
+        flags += ["--data.prompts", "4", "--data.max_new", "16", "--data.evaluation_prompts", "4"]
     if "draws:" in source.read_text():
         flags += ["--data.task.draws", "1"]
     return flags
@@ -270,6 +292,18 @@ def test_every_yaml_trains_and_its_checkpoint_is_the_model(experiment):
         with torch.no_grad():
             next(loaded.policy.parameters()).add_(1)
         assert not same_policy(cli.model, loaded, batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", UNPAID, ids=str, indirect=True)
+def test_prompts_that_nobody_pays_for_are_replied_to(experiment):
+    """A line for each of 40 prompts, but those to which every reply was empty; nobody is asked about them here."""
+    settings = yaml.safe_load((CONF / experiment).read_text())
+    few = ["--data.max_new", "8", "--trainer.callbacks", "null"]
+    main(["predict", "--config", str(CONF / experiment), *few, *QUIET, "--run_dir", "run"])
+    lines = read("run/predictions/replies.jsonl")
+    assert 36 < len(lines) <= 40 and all(line.score is None for line in lines)
+    assert max(len(line.responses) for line in lines) == settings["data"]["init_args"]["replies"]
 
 
 @pytest.mark.slow

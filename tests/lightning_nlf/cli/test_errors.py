@@ -81,6 +81,14 @@ def test_unknown_key(capsys, key, value, meant):
     assert f"Did you mean '{meant}'?" in message
 
 
+def test_a_yaml_in_a_folder_below_is_read_again_for_the_message(capsys, tmp_path):
+    """jsonargparse works in the yaml's folder while it parses, where `conf/x.yaml` is no file."""
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "x.yaml").write_text(changed("trainer.max_epoch", 3))
+    message = refused(capsys, ["fit", "--config", "conf/x.yaml"])
+    assert "max_epochs" in message and "conf/x.yaml, line" in message
+
+
 @pytest.mark.parametrize(
     "key, value, parts",
     [

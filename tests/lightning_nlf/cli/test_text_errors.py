@@ -191,17 +191,15 @@ def test_a_row_that_whoever_pays_or_labels_cannot_read(knob, refused):
     assert f"shorten prompts or max_new, or use another {knob} with a larger context" in message
 
 
-@pytest.mark.parametrize("missing", ["eos", "pad"])
-def test_a_tokenizer_without_eos_or_pad(missing, trained, refused):
+def test_a_tokenizer_without_eos(trained, refused):
     shutil.copytree(trained / "sft" / "huggingface", "folder")
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = Path("folder") / name
         content = json.loads(path.read_text())
-        del content[f"{missing}_token"]
+        del content["eos_token"]
         path.write_text(json.dumps(content))
     message = refused(*sft(words=tokenizer("folder")))
-    example = {"eos": "<|endoftext|>", "pad": "<pad>"}[missing]  # which is in the vocabulary still
-    assert f"has no {missing} token: name one, such as `{missing}: {example}`" in message
+    assert "has no eos token: name one, such as `eos: <|endoftext|>`" in message
 
 
 def test_a_tokenizer_of_another_digest(trained, refused):
