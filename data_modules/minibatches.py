@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -32,11 +33,24 @@ class MinibatchDataModule(SourceDataModule):
             epoch i goes on as if it had never stopped.
         minibatches: optimizer steps a pass; each has its share of the rows, and never splits a group.
         passes: over the rows of one epoch.
+        rows_per_batch: rows that a network reads at a time, forward and backward: what bounds the memory. An optimizer
+            step of more rows has the same gradient, added up over its parts; held-out rows, a reference and values are
+            read in such parts too. Ranked groups are never split. Without it a network reads all rows of a step.
+        tokens_per_batch: the same by tokens, prompt and padding included; rows of like length are read together.
     """
 
-    def __init__(self, seed: Seed = 0, minibatches: Size = 1, passes: Size = 1) -> None:
+    def __init__(
+        self,
+        seed: Seed = 0,
+        minibatches: Size = 1,
+        passes: Size = 1,
+        rows_per_batch: Size | None = None,
+        tokens_per_batch: Size | None = None,
+    ) -> None:
         super().__init__()
         at_least(1, minibatches=minibatches, passes=passes)
+        at_least(1, rows_per_batch=rows_per_batch, tokens_per_batch=tokens_per_batch)
+        self.rows_per_batch, self.tokens_per_batch = rows_per_batch, tokens_per_batch
         self.seed, self.minibatches, self.passes = seed, minibatches, passes
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
@@ -101,16 +115,26 @@ class MinibatchDataModule(SourceDataModule):
         """This rank's share of the evaluation episodes; costs nothing that is counted."""
         raise NotImplementedError
 
+    def evaluated(self, deterministic: bool) -> None:
+        """After each `evaluate` of the Trainer's, on every rank."""
+
     def _evaluation_loaders(self, stream: int) -> list[DataLoader]:
         def played(deterministic: bool) -> Iterator[Batch]:
-            rng = self._rng(stream, int(deterministic))
-            device = self.trainer.strategy.root_device
-            with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-                torch.manual_seed(int(rng.integers(2**63)))
+            with self._apart(stream, deterministic) as rng:
                 batch = self.evaluate(self._actor, rng, deterministic)
+                self.evaluated(deterministic)
             yield batch  # outside: Lightning holds the generator, and would stay within
 
         return [loader(partial(played, mode), 1) for mode in (True, False)]
+
+    @contextmanager
+    def _apart(self, stream: int, deterministic: bool) -> Iterator[np.random.Generator]:
+        """Inside, nothing is drawn that training draws, and the same every time; without gradients."""
+        rng = self._rng(stream, int(deterministic))
+        device = self.trainer.strategy.root_device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(int(rng.integers(2**63)))
+            yield rng
 
     @property
     def _actor(self) -> Actor:

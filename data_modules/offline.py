@@ -81,7 +81,7 @@ class OfflineDataModule(MinibatchDataModule):
 
     Args:
         path: of the file.
-        seed, minibatches, passes: of `MinibatchDataModule`.
+        seed, minibatches, passes, rows_per_batch, tokens_per_batch: of `MinibatchDataModule`.
     """
 
     def __init__(self, path: str, **kwargs: Any) -> None:

@@ -19,7 +19,7 @@ class RolloutDataModule(MinibatchDataModule):
 
     A child says how to `collect` and how to `evaluate`, and keeps `counters` and `statistics`.
 
-    Args: seed, minibatches, passes: of `MinibatchDataModule`.
+    Args: seed, minibatches, passes, rows_per_batch, tokens_per_batch: of `MinibatchDataModule`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -41,7 +41,7 @@ class LabelledRollouts(RolloutDataModule):
 
     Args:
         label_buffer: remembers the expert's labels, for imitation on top of the minibatches.
-        seed, minibatches, passes: of `MinibatchDataModule`.
+        seed, minibatches, passes, rows_per_batch, tokens_per_batch: of `MinibatchDataModule`.
     """
 
     def __init__(self, label_buffer: LabelBuffer | None = None, **kwargs: Any) -> None:

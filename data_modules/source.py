@@ -20,6 +20,7 @@ class SourceDataModule(L.LightningDataModule):
         speaks: whether a step is a token.
         recorded: the file, without its ending, that `records` go to; None: a prediction is written an episode a line.
         exhibits_text: whether `exhibits` are text alone, which costs nothing.
+        rows_per_batch, tokens_per_batch: what a network reads at a time at most; None: all that it is given.
     """
 
     trainer: L.Trainer  # Lightning sets it before it asks for a loader
@@ -27,6 +28,8 @@ class SourceDataModule(L.LightningDataModule):
     recorded: str | None = None
     exhibits_text = False
     tokenizer: Any = None
+    rows_per_batch: int | None = None
+    tokens_per_batch: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,12 +56,21 @@ class SourceDataModule(L.LightningDataModule):
         return None if self.tokenizer is None else self.tokenizer.digest
 
     @property
+    def unpaid(self) -> bool:
+        """Whether replies are played for which nobody pays; from `setup` on."""
+        return False
+
+    @property
     def data_digest(self) -> str | None:
         return None
 
     def records(self, batch: Batch) -> list[dict[str, Any]]:
         """What is written of a predicted batch, a line each."""
         return []
+
+    def final_metrics(self, iteration: int | None = None) -> dict[str, float]:
+        """What is known at the end of a fit alone, by name, over all ranks; asked on every rank, and logged."""
+        return {}
 
     def exhibits(self, folder: Path) -> list[Path]:
         """Files for people to look at, written into `folder`: an episode as a GIF, a transcript."""

@@ -11,4 +11,8 @@ def __getattr__(name: str) -> Any:
         from data_modules.feedback.data_module import FeedbackDataModule
 
         return FeedbackDataModule
+    if name == "FileCritic":
+        from data_modules.feedback.file_critic import FileCritic
+
+        return FileCritic
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

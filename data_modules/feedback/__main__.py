@@ -8,12 +8,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from data_modules.feedback.compare import add_command as add_compare
+from data_modules.feedback.formats.convert import add_command as add_convert
+from data_modules.feedback.formats.convert import advice
 from data_modules.feedback.people.commands import add_commands as add_people
 from data_modules.feedback.providers.commands import add_commands as add_providers
 from data_modules.feedback.summary import shown, summary
 from data_modules.feedback.versus import add_command as add_versus
-from data_modules.judgements.files import listed, scan, write
+from data_modules.judgements.fields import read_prompt
+from data_modules.judgements.files import listed, scan, scan_lines, write
+from data_modules.judgements.parsing import Faults
 from data_modules.judgements.ranking import format_ranking, ranks_of_scores
 from data_modules.judgements.schema import Judgement
 from data_modules.terminal import printable
@@ -40,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read(options: argparse.Namespace) -> list[Judgement]:
     """The judgements; whatever is skipped is listed on standard error."""
     judgements, bad = scan(options.file, tuple(options.scale))
+    if bad and not judgements and (mend := advice(options.file)):
+        raise ValueError(mend)
     if bad and options.on_bad == "raise":
         raise ValueError(listed(options.file, bad))
     if bad:
@@ -50,7 +58,26 @@ def _read(options: argparse.Namespace) -> list[Judgement]:
 
 
 def _check(options: argparse.Namespace) -> None:
+    if count := _prompts_in(options.file):
+        print(f"{options.file}: {count} prompts for data_modules.text.PromptFile, and no feedback yet")
+        return
     print(summary(_read(options), tuple(options.scale)))
+
+
+def _prompts_in(path: Path) -> int:
+    """How many prompts a file has, where it has nothing else; 0 where a line says more."""
+    prompts, others = scan_lines(path, _only_prompt)
+    return 0 if others else len(prompts)
+
+
+def _only_prompt(record: Any, where: str) -> Judgement:
+    """Raises Faults: the line has no prompt, or says more."""
+    if not isinstance(record, dict) or not set(record) <= {"prompt", "id", "facts", "follow_ups"}:
+        raise Faults(["it is no line of prompts alone"])
+    try:
+        return Judgement(read_prompt(record.get("prompt")), id=record.get("id"))
+    except ValueError as error:
+        raise Faults([str(error)]) from None
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -120,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(command=_rank)
 
+    add_convert(commands)
     add_versus(commands)
+    add_compare(commands)
     add_people(commands)
     add_providers(commands, one, _read)
     return parser

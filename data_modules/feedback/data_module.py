@@ -13,16 +13,19 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_modules.feedback.encoding import calls, encoded, knowing, rows_of, tell
-from data_modules.feedback.rows import CRITIQUE_PROMPT, Layout, Use
+from data_modules.feedback.rows import Layout, Use
 from data_modules.feedback.selection import Keep, refuse_overlap, split
-from data_modules.feedback.templates import refuse_template
 from data_modules.groups import grouped
 from data_modules.judgements.fields import Scale
 from data_modules.judgements.files import read_all
+from data_modules.judgements.schema import Judgement
 from data_modules.minibatches import loader
 from data_modules.text.environment import Split, TextEnvironment
 from data_modules.text.held_out import HeldOutReplies
+from data_modules.text.held_out_prompts import HeldOutLine
+from data_modules.text.templates import refuse_template
 from data_modules.text.tokenizer import Tokenizer
+from data_modules.text.wording import Wording
 from lightning_nlf.batch import Actor, Batch
 from lightning_nlf.numbers import BelowOne, Number, Size
 
@@ -60,13 +63,15 @@ class FeedbackDataModule(HeldOutReplies):
         scale: lowest and highest score there is in the files.
         on_bad: `skip` goes on without lines that are wrong, or that the tokenizer cannot encode, and warns which.
         context: tokens that the model can read; a longer row is refused, never cut.
-        critique_prompt: what stands before a critique, with the places `{prompt}` and `{response}`. Of a prompt in
-            messages the last one is put into it.
+        critique_prompt: what stands before a critique: the sentences of a `Wording`, in turns of a chat, or a text with
+            the places `{prompt}` and `{response}`, into which the last message of a chat is put. By default `Wording`
+            where prompts go through a chat template, else one line of text.
         expected_score: what an expected response earns, such as the best there is: then an objective of injection
             learns from it as one more reply of its group. Without, it is imitated only, and injection refuses it.
-        task: whose corpus the tokenizer is made from, if it is not made yet, and whose prompts are played.
-        evaluation_prompts: of `HeldOutReplies`.
-        seed, minibatches, passes: of `MinibatchDataModule`.
+        task: whose corpus the tokenizer is made from, if it is not made yet, and whose prompts are played; without it
+            the held-out ones are.
+        evaluation_prompts, chat, reward: of `HeldOutReplies`.
+        seed, minibatches, passes, rows_per_batch, tokens_per_batch: of `MinibatchDataModule`.
 
     Raises:
         ValueError: a knob, or at `setup` a line, that is wrong; names it and the mend.
@@ -85,7 +90,7 @@ class FeedbackDataModule(HeldOutReplies):
         scale: Scale = (0.0, 1.0),
         on_bad: Literal["raise", "skip"] = "raise",
         context: Size | None = None,
-        critique_prompt: str = CRITIQUE_PROMPT,
+        critique_prompt: str | Wording | None = None,
         expected_score: Number | None = None,
         task: TextEnvironment | None = None,
         **kwargs: Any,
@@ -97,13 +102,15 @@ class FeedbackDataModule(HeldOutReplies):
             raise ValueError("val_share: the held-out prompts are those of val_path; leave one of them out")
         if len(set(control_codes)) < len(control_codes) or len(control_codes) == 1 or "" in control_codes:
             raise ValueError(f"control_codes: got {list(control_codes)}, must be two or more different texts")
-        refuse_template("critique_prompt", critique_prompt, ("prompt", "response"))
+        if isinstance(critique_prompt, str):
+            refuse_template("critique_prompt", critique_prompt, ("prompt", "response"))
         if expected_score is not None and ("expected" not in use or not scale[0] <= expected_score <= scale[1]):
             raise ValueError(f"expected_score: got {expected_score}; it must be on the scale, and `use` name expected")
         self.paths, self.val_paths, self.test_paths = _listed(path), _listed(val_path), _listed(test_path)
         self.scale, self.on_bad, self.val_share = scale, on_bad, val_share
         codes = tuple(control_codes)
-        self.layout = Layout(tokenizer, tuple(use), (), keep, codes, context, critique_prompt, expected_score)
+        self.suffix = codes[-1] if codes else ""
+        self.layout = Layout(self.format, tuple(use), (), keep, codes, context, critique_prompt, expected_score)
         self.counters["feedback_calls"] = 0
         self.rows: Batch | None = None
         self.held_out: dict[str, Batch] = {}  # of "val" and "test"
@@ -137,10 +144,11 @@ class FeedbackDataModule(HeldOutReplies):
                 self.held_out[name] = rows if "step_ends" in rows.extra else replace(rows, rewards=None)
         replies = self.rows.valid.sum(1)
         prompts = self.rows.valid.int().argmax(1) + 1
-        suffix = self.layout.codes[-1] if self.layout.codes else ""
-        self.set_up_replies(self._longest_judged, int(prompts.max()), int(replies.max()), suffix)
+        played: dict[Split, list[Judgement]] = {"val": held["val"], "test": held["test"] or held["val"]}
+        lines = {split: [_held_out_line(judgement) for judgement in found] for split, found in played.items()}
+        self.set_up_replies(self._longest_judged, int(prompts.max()), int(replies.max()), lines)
         self._spent = sum(calls(judgement, self.layout.use) for judgement in training)
-        tell(training, self.rows, self.layout.use)
+        tell(training, self.rows, self.layout.use, sum(map(len, held.values())))
         _ = self.data_digest  # before anybody writes to the files
 
     # ---- training
@@ -205,6 +213,11 @@ class FeedbackDataModule(HeldOutReplies):
             raise ValueError("tokenizer: it is another than that of the checkpoint; its ids would mean other texts")
         if self.trainer.state.fn == "fit" and state_dict["data"] != self.data_digest:
             raise ValueError("path: the files have changed since the run began; begin a new one from its weights")
+
+
+def _held_out_line(judgement: Judgement) -> HeldOutLine:
+    facts = judgement.meta.get("facts")
+    return HeldOutLine(judgement.prompt, judgement.expected, judgement.id, facts if isinstance(facts, dict) else {})
 
 
 def _listed(paths: Paths | None) -> list[str]:

@@ -75,10 +75,10 @@ def calls(judgement: Judgement, use: Sequence[Use]) -> int:
     return asked + ordered + ("expected" in use and judgement.expected is not None)
 
 
-def tell(judgements: Sequence[Judgement], rows: Batch, use: Sequence[Use]) -> None:
+def tell(judgements: Sequence[Judgement], rows: Batch, use: Sequence[Use], held: int) -> None:
     """Says how much of the training judgements is learned from, and warns of rankings that hold nothing but ties.
 
-    Args: rows: of the judgements, with `expert_mask`.
+    Args: rows: of the judgements, with `expert_mask`; held: how many other judgements are held out.
     """
     assert rows.expert_mask is not None
     learned, imitated = int(rows.mask.any(1).sum()), int(rows.expert_mask.any(1).sum())
@@ -86,10 +86,10 @@ def tell(judgements: Sequence[Judgement], rows: Batch, use: Sequence[Use]) -> No
     responses = sum(len(judgement.responses) for judgement in judgements)
     expected = sum(judgement.expected is not None for judgement in judgements) * ("expected" in use)
     idle = responses + expected + critiques - len(rows)
-    rank_zero_info(
-        f"feedback: {len(judgements)} judgements, {learned} rows to learn from and {imitated} to imitate; "
-        f"nothing that is used here is known of {idle} of the {responses} responses"
-    )
+    counts = {"responses judged": learned, "texts to imitate": imitated, "responses left out, as nothing used here is "
+              "known of them": idle}  # fmt: skip
+    parts = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    rank_zero_info(f"feedback: {len(judgements)} lines to train on, {held} held out: {parts}")
     flat = [judgement for judgement in judgements if judgement.ranks and len(set(judgement.ranks)) == 1]
     if flat and "ranking" in use:
         rank_zero_warn(f"{len(flat)} rankings put no response above another: {flat[0].where} is the first")

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache, partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 
 from data_modules.feedback.replies import reply_of
 from data_modules.feedback.selection import Keep, code_of
-from data_modules.judgements.schema import Judgement, Message
+from data_modules.judgements.schema import Judgement
 from data_modules.text import rows as text_rows
+from data_modules.text.prompts import PromptFormat, texts_of, with_last
 from data_modules.text.rows import EXPERT, LEARNER, Segment
 from data_modules.text.tokenizer import Tokenizer
+from data_modules.text.wording import Wording
 from lightning_nlf.batch import Batch
 
 Use = Literal["score", "ranking", "preference", "steps", "expected", "critique", "responses"]
-Prompt = str | tuple[Message, ...]
 CRITIQUE_PROMPT = "{prompt} answer : {response} critique :"
 
 
@@ -42,26 +43,37 @@ class Row:
 class Layout:
     """How judgements become rows.
 
-    Args: scores: of the training replies, in ascending order; the others as of `FeedbackDataModule`.
+    Args: format: of prompts; scores: of the training replies, in ascending order; the others as of
+        `FeedbackDataModule`.
     """
 
-    tokenizer: Tokenizer
+    format: PromptFormat
     use: tuple[Use, ...]
     scores: Sequence[float] = ()
     keep: Keep | None = None
     codes: tuple[str, ...] = ()
     context: int | None = None
-    critique_prompt: str = CRITIQUE_PROMPT
+    critique_prompt: str | Wording | None = None
     expected_score: float | None = None
+
+    @property
+    def asks(self) -> str | Wording:
+        """What stands before a critique; by default a conversation, where prompts go through a chat template."""
+        if self.critique_prompt is not None:
+            return self.critique_prompt
+        return CRITIQUE_PROMPT if self.format.template is None else Wording()
 
     def texts(self, judgement: Judgement) -> list[str]:
         """All that a model reads or says, for a tokenizer to be made from."""
-        prompt = judgement.prompt
-        texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
-        texts += [*judgement.responses, *([judgement.expected] if judgement.expected else [])]
+        texts = [
+            *texts_of(judgement.prompt),
+            *judgement.responses,
+            *([judgement.expected] if judgement.expected else []),
+        ]
         if "critique" in self.use:
             texts += filter(None, judgement.critique or ())
-            texts.append(self.critique_prompt.format(prompt=" ", response=" "))
+            asks = self.asks
+            texts += asks.texts() if isinstance(asks, Wording) else [asks.format(prompt=" ", response=" ")]
         return texts
 
     def rows(self, judgement: Judgement) -> list[Row]:
@@ -125,8 +137,12 @@ class Layout:
         critique = judgement.of("critique", i)
         if critique is None:
             return None
-        template = partial(self.critique_prompt.format, response=judgement.responses[i])
-        ids = self._opening(_with_last(judgement.prompt, lambda text: template(prompt=text)))
+        response = judgement.responses[i]
+        if isinstance(self.asks, Wording):
+            ids = self.format.ids(self.asks.critique_prompt(judgement.prompt, response))
+        else:
+            template = partial(self.asks.format, response=response)
+            ids = self.format.ids(with_last(judgement.prompt, lambda text: template(prompt=text)))
         return Row(ids, [*self.tokenizer.encode_reply(critique), self.tokenizer.eos], True, False, True, critique=True)
 
     def _imitated(self, score: float, judgement: Judgement) -> bool:
@@ -138,19 +154,11 @@ class Layout:
     def _prompt(self, judgement: Judgement, score: float | None) -> list[int]:
         """With the code of the score at its end, where there are codes and a score."""
         code = code_of(score, self.scores, self.codes) if self.codes and score is not None else ""
-        return self._opening(_with_last(judgement.prompt, lambda text: text + code))
+        return self.format.ids(with_last(judgement.prompt, lambda text: text + code))
 
-    @cached_property
-    def _opening(self) -> Callable[[Prompt], list[int]]:
-        """The responses of a line share their prompt: what was encoded last is kept."""
-        return lru_cache(64)(self._opened)
-
-    def _opened(self, prompt: Prompt) -> list[int]:
-        texts = prompt if isinstance(prompt, str) else [asdict(message) for message in prompt]
-        ids = self.tokenizer.encode_prompt(texts)
-        if not ids:
-            raise ValueError("prompt: it has no token; a reply needs at least one before it")
-        return ids
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.format.tokenizer
 
     def _check(self, row: Row) -> None:
         length = len(row.prompt) + len(row.reply)
@@ -205,14 +213,6 @@ class Layout:
                 at = len(row.prompt) - 1 + place  # the action at t is token t + 1
                 ends[i, at], rewards[i, at] = True, label
         return replace(batch, mask=batch.mask | ends, rewards=rewards, extra=batch.extra | {"step_ends": ends})
-
-
-def _with_last(prompt: Prompt, change: Callable[[str], str]) -> Prompt:
-    """A prompt whose text is changed, of a chat that of the last message."""
-    if isinstance(prompt, str):
-        return change(prompt)
-    *before, last = prompt
-    return (*before, Message(last.role, change(last.content)))
 
 
 def _or_nan(x: float | None) -> float:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from json import dumps
+from dataclasses import dataclass
 
 from data_modules.judgements.files import enumerated
 from data_modules.judgements.schema import Judgement
+from data_modules.judgements.splitting import prompt_digest
 from lightning_nlf.numbers import Number, PositiveShare
 
 
@@ -69,7 +68,7 @@ def split(judgements: Sequence[Judgement], share: float) -> tuple[list[Judgement
     Raises:
         ValueError: fewer prompts than that one could be on each side.
     """
-    prompts = sorted({judgement.prompt for judgement in judgements}, key=_chance)
+    prompts = sorted({judgement.prompt for judgement in judgements}, key=prompt_digest)
     if share and len(prompts) < 2:
         raise ValueError(f"val_share: got {share}, and there is one prompt alone, which cannot be on both sides")
     count = min(max(round(share * len(prompts)), 1), len(prompts) - 1) if share else 0
@@ -88,8 +87,3 @@ def refuse_overlap(training: Sequence[Judgement], held: Sequence[Judgement], nam
         raise ValueError(
             f"{name}: a held-out prompt is learned from; take it out of one of the files. {enumerated(both)}"
         )
-
-
-def _chance(prompt: object) -> bytes:
-    text = prompt if isinstance(prompt, str) else dumps([asdict(message) for message in prompt])  # type: ignore
-    return hashlib.sha256(text.encode()).digest()

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from math import comb
 
-from data_modules.feedback.versus import win_rate
 from data_modules.judgements.fields import Scale, astral
 from data_modules.judgements.ranking import letter
 from data_modules.judgements.schema import FIELDS, Judgement
+from data_modules.judgements.win_rate import win_rate
 from data_modules.terminal import on_one_line, printable
 
 BINS, WIDTH = 10, 40  # of the histogram

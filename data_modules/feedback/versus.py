@@ -27,23 +27,11 @@ def versus(first: Sequence[Judgement], second: Sequence[Judgement]) -> list[Judg
         other = others.get(_name(own))
         if own.responses and other is not None:
             meta = {"finished": [own.finished(0), other.finished(0)]}
+            meta |= {name: own.meta[name] for name in ("facts",) if name in own.meta}
             pairs.append(Judgement(own.prompt, (own.responses[0], other.responses[0]), meta=meta, id=own.id))
     if not pairs:
         raise ValueError("the two files have no prompt in common, by id or by text")
     return pairs
-
-
-def win_rate(preferences: Sequence[float]) -> tuple[float, float, float]:
-    """How often A wins against B, a tie half, and its 95 % interval: Wilson's, of so many comparisons.
-
-    Args: preferences: P(A is better), each; above ½ A wins.
-    """
-    n = len(preferences)
-    rate = sum((p > 0.5) + 0.5 * (p == 0.5) for p in preferences) / n
-    z = 1.959964
-    middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return rate, middle - half, middle + half
 
 
 def add_command(commands: Any) -> None:

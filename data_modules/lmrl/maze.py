@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from data_modules.judgements.schema import PromptText
 from data_modules.lmrl.score import Anchors
 from data_modules.text.environment import Case, Dialogue, Outcome, Split
 from lightning_nlf.numbers import Seed
@@ -150,7 +151,7 @@ class Maze:
         yield from MOVES
         yield from ("Success\n", "Failure\n")
 
-    def demonstrations(self, split: Split) -> Sequence[tuple[str, str]]:
+    def demonstrations(self, split: Split) -> Sequence[tuple[PromptText, str]]:
         """One in ten trajectories is for `val`; there are none for `test`."""
         chosen = [walk for number, walk in enumerate(self.walks) if split == ("train" if number % HELD_OUT else "val")]
         return [(self.observation(cell), move) for walk in chosen for cell, move in walk]

@@ -12,13 +12,13 @@ class Phrases:
     placebo = "please try again ."
 
     def revision_prompt(self, case: Case, reply: str, critique: str) -> str:
-        return f"{case.prompt} answer : {reply} critique : {critique} revision :"
+        return f"{case.text} answer : {reply} critique : {critique} revision :"
 
     def critique_prompt(self, case: Case, reply: str) -> str:
-        return f"{case.prompt} answer : {reply} critique :"
+        return f"{case.text} answer : {reply} critique :"
 
     def conditioned_prompt(self, case: Case, critique: str) -> str:
-        return f"{case.prompt} critique : {critique} answer :"
+        return f"{case.text} critique : {critique} answer :"
 
     def announced(self, good: bool) -> str:
         return " good answer :" if good else " bad answer :"

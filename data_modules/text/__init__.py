@@ -6,9 +6,15 @@ from data_modules.text.data_module import TextDataModule as TextDataModule
 from data_modules.text.demonstrations import DemonstrationsDataModule as DemonstrationsDataModule
 from data_modules.text.expected_module import ExpectedDataModule as ExpectedDataModule
 from data_modules.text.injection import Injection as Injection
+from data_modules.text.model_critic import ModelCritic as ModelCritic
 from data_modules.text.model_tokenizer import FolderTokenizer as FolderTokenizer
+from data_modules.text.policy_average import PolicyAverage as PolicyAverage
+from data_modules.text.prompt_file import PromptFile as PromptFile
+from data_modules.text.prompts import Chat as Chat
 from data_modules.text.revision_module import RevisionDataModule as RevisionDataModule
 from data_modules.text.taken_over import AtFirstError as AtFirstError
 from data_modules.text.tokenizer import BPETokenizer as BPETokenizer
 from data_modules.text.tokenizer import ByteTokenizer as ByteTokenizer
 from data_modules.text.tokenizer import WordTokenizer as WordTokenizer
+from data_modules.text.users import ModelUser as ModelUser
+from data_modules.text.wording import Wording as Wording

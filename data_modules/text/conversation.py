@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data_modules.text.environment import Dialogue, TextEnvironment
+from data_modules.judgements.schema import Message, PromptText
+from data_modules.text.environment import Case, Dialogue, Outcome, TextEnvironment
 from data_modules.text.episode import Episode, Prompt, Turn, spoken
+from data_modules.text.prompts import Chat, PromptFormat
 from data_modules.text.rows import Segment, as_batch
-from data_modules.text.tokenizer import Messages, Tokenizer
+from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Batch, Replier
 
 
@@ -29,8 +31,10 @@ class Conversation:
         window: turns that the policy sees, its own included: a row is then one turn, and starts with what was said
             `window` turns ago. Without it the whole dialogue is one row, of which the policy keeps its state.
         suffix: text behind what a row starts with.
+        top_k, top_p, temperature: of sampling, as of `Replier.reply`.
         stop: texts of one token, each of which ends a reply as eos does.
-        chat: what a row starts with is the user's message of the tokenizer's chat template.
+        chat: how what a row starts with goes through the chat template, of `PromptFormat`. What the environment says
+            is then the user's next message. With a window a row is a chat of its own.
     """
 
     task: TextEnvironment
@@ -41,7 +45,8 @@ class Conversation:
     top_k: int = 0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
-    chat: bool = False
+    chat: bool | Chat | None = None
+    temperature: float = 1.0
 
     @cached_property
     def stops(self) -> tuple[int, ...]:
@@ -56,18 +61,60 @@ class Conversation:
             raise ValueError(f"stop: {error}; name a text that is one token, or leave it out") from None
 
     @cached_property
-    def opening(self) -> Any:
-        """text → the ids of what a row starts with. Tasks repeat themselves: kept."""
-        return lru_cache(65536)(lambda text: self.tokenizer.encode_prompt(self.posed(text + self.suffix)))
+    def format(self) -> PromptFormat:
+        """How prompts become ids."""
+        return PromptFormat(self.tokenizer, self.chat, self.suffix)
 
-    def posed(self, text: str) -> str | Messages:
-        """A prompt as the tokenizer and files take it: text, or the user's message of a chat."""
-        return [{"role": "user", "content": text}] if self.chat else text
+    @property
+    def by_turn(self) -> bool:
+        """Whether a dialogue is a chat of several turns, with messages of user and assistant in turn."""
+        return self.task.turns > 1 and self.format.template is not None
 
     @cached_property
     def answer(self) -> Any:
-        """text → the ids of what the environment says within a row."""
+        """text → the ids of what the environment says within a row of plain text."""
         return lru_cache(65536)(self.tokenizer.encode)
+
+    def heard(self, episode: Episode, turn: int) -> tuple[PromptText, list[Turn]]:
+        """What the policy sees before its reply of a turn: what that starts with, and the turns since then."""
+        first = 0 if self.window is None else max(turn - self.window + 1, 0)
+        start = episode.turns[first - 1].outcome.text if first else episode.prompt.case.prompt
+        return start, episode.turns[first:turn]
+
+    def messages(self, start: PromptText, turns: Sequence[Turn]) -> PromptText:
+        """What stands before a reply, posed: of a chat all messages; of plain text its start alone."""
+        chat = self.format.posed(start)
+        for turn in () if isinstance(chat, str) else turns:
+            chat = (*chat, Message("assistant", turn.text), Message("user", turn.outcome.text))
+        return chat
+
+    def between(self, start: PromptText, turns: Sequence[Turn]) -> list[int]:
+        """The ids between the reply of the last of some turns and the next reply: what the environment says to it.
+
+        In a chat it is the user's next message, with all that the template writes between two replies.
+
+        Args: start: the prompt that the row starts with; turns: from there on, at least one.
+        Raises:
+            ValueError: as `Tokenizer.encode` and `Tokenizer.encode_turn`.
+        """
+        *before, last = turns
+        chat = self.messages(start, before)
+        if isinstance(chat, str):
+            return self.answer(last.outcome.text)
+        return self.format.turn(last.outcome.text, chat, last.tokens[-1] if last.finished else None)
+
+    def check_turns(self, case: Case) -> None:
+        """Raises ValueError: the task has several turns, and the chat template refuses a second one."""
+        if not self.by_turn or self.window == 1:
+            return
+        reply = Turn([self.tokenizer.eos], [0.0], True, "", Outcome(0.0, text="."))
+        try:
+            self.between(case.prompt, [reply])
+        except ValueError as error:
+            kind = type(self.task).__name__
+            raise ValueError(
+                f"chat: {kind} has {self.task.turns} turns, and the template takes one: {error}; say chat: false"
+            ) from None
 
     def play(
         self, actor: Replier, prompts: list[Prompt], seeds: np.ndarray, copies: int = 1, deterministic: bool = False
@@ -92,6 +139,7 @@ class Conversation:
                 seeds=torch.from_numpy(seeds[running, turn]),
                 top_k=self.top_k,
                 top_p=self.top_p,
+                temperature=self.temperature,
                 deterministic=deterministic,
                 resume=self.window is None and turn + 1 < self.task.turns,
                 keep=keep,
@@ -119,18 +167,25 @@ class Conversation:
         return reply[:-1] if reply[-1] in self.stops else reply
 
     def _unread(self, episode: Episode) -> list[int]:
-        """What the policy has to read before its next reply: with a window everything it sees, else what is new."""
-        if self.window is not None:
-            return self._seen(episode, len(episode.turns), self.window)
-        last = episode.turns[-1]  # whose last token the state has not read
-        return [last.tokens[-1], *self.answer(last.outcome.text)]
+        """What the policy has to read before its next reply: with a window everything it sees, else what is new.
 
-    def _seen(self, episode: Episode, turn: int, window: int) -> list[int]:
-        """The ids in front of the reply of `turn`."""
-        first = max(turn - window + 1, 0)
-        ids = list(self.opening(episode.turns[first - 1].outcome.text) if first else episode.prompt.ids)
-        for between in episode.turns[first:turn]:
-            ids += between.tokens + self.answer(between.outcome.text)
+        Raises ValueError: what the environment says cannot be encoded; names the case and the turn.
+        """
+        try:
+            if self.window is not None:
+                return self._seen(episode, len(episode.turns))
+            last = episode.turns[-1].tokens[-1]  # the state has not read it yet
+            return [last, *self.between(episode.prompt.case.prompt, episode.turns)]
+        except ValueError as error:
+            where = f"case {episode.prompt.case.id!r}, turn {len(episode.turns)}"
+            raise ValueError(f"{where}: what the environment says: {error}") from None
+
+    def _seen(self, episode: Episode, turn: int) -> list[int]:
+        """The ids in front of the reply of `turn`, within the window."""
+        start, turns = self.heard(episode, turn)
+        ids = list(episode.prompt.ids if len(turns) == turn else self.format.ids(start))
+        for place, between in enumerate(turns, 1):
+            ids += between.tokens + self.between(start, turns[:place])
         return ids
 
     # ---- rows
@@ -153,14 +208,13 @@ class Conversation:
         """What an episode is learned from: one dialogue, or with a window one a turn, in order."""
         if self.window is None:
             return [self.dialogue(episode)]
-        return [
-            [Segment(self._seen(episode, turn, self.window)), *spoken(reply)]
-            for turn, reply in enumerate(episode.turns)
-        ]
+        return [[Segment(self._seen(episode, turn)), *spoken(reply)] for turn, reply in enumerate(episode.turns)]
 
     def dialogue(self, episode: Episode) -> list[Segment]:
         """The whole of it in one row."""
         segments = [Segment(episode.prompt.ids)]
-        for turn in episode.turns:
-            segments += [*spoken(turn), Segment(self.answer(turn.outcome.text))]
-        return segments[:-1]
+        for place, turn in enumerate(episode.turns):
+            if place:
+                segments.append(Segment(self.between(episode.prompt.case.prompt, episode.turns[:place])))
+            segments += spoken(turn)
+        return segments

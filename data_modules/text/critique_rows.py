@@ -8,9 +8,13 @@ from typing import Literal
 
 import torch
 
+from data_modules.judgements.schema import PromptText
+from data_modules.text.environment import Case
 from data_modules.text.episode import Episode, said
-from data_modules.text.revision import Review, Revision, Teacher
+from data_modules.text.prompts import with_last
+from data_modules.text.revision import Review, Revision
 from data_modules.text.rows import EXPERT, LEARNER, Segment, as_batch
+from data_modules.text.teacher import Teacher
 from lightning_nlf.batch import Batch
 
 Learn = Literal["attempts", "revisions", "pairs", "critiques", "conditioned", "hindsight", "anchors"]
@@ -101,7 +105,7 @@ class CritiqueRows:
         return replace(batch, view=_seen(rows)) if {"attempts", "revisions"} & set(self.learn) else batch
 
     def _of_reviews(self, reviews: Sequence[Review]) -> list[Row]:
-        task, tokenizer = self.teacher.task, self.teacher.conversation.tokenizer
+        task = self.teacher.sentences
         rows: list[Row] = []
         for review in reviews:
             case, turn = review.episode.prompt.case, review.episode.turns[0]
@@ -109,15 +113,24 @@ class CritiqueRows:
             if "attempts" in self.learn:
                 seen = None if review.ids is None else [Segment(review.ids), Segment(turn.tokens, LEARNER)]
                 rows.append(Row(_dialogue(review.episode), review.of, "attempts", review.episode.score, seen=seen))
-            if "critiques" in self.learn:
+            if "critiques" in self.learn and review.heard:
                 ids = self.teacher.encoded(task.critique_prompt(case, review.reply))
-                reply = [*tokenizer.encode_reply(words), tokenizer.eos]
-                if ids is not None:
+                reply = self._reply(words)
+                if ids is not None and reply is not None:
                     rows.append(Row([Segment(ids), Segment(reply, EXPERT)], review.of, "critiques"))
-            if "conditioned" in self.learn:
-                ids = tokenizer.encode_prompt(task.conditioned_prompt(case, words))
-                rows.append(Row([Segment(ids), Segment(turn.tokens, EXPERT)], review.of, "conditioned"))
+            if "conditioned" in self.learn and review.heard:
+                ids = self.teacher.encoded(task.conditioned_prompt(case, words))
+                if ids is not None:
+                    rows.append(Row([Segment(ids), Segment(turn.tokens, EXPERT)], review.of, "conditioned"))
         return rows
+
+    def _reply(self, words: str) -> list[int] | None:
+        """The ids of a critique as a reply; None where it spells a special token, or a word that is not there."""
+        tokenizer = self.teacher.conversation.tokenizer
+        try:
+            return [*tokenizer.encode_reply(words), tokenizer.eos]
+        except ValueError:
+            return None
 
     def _of_revisions(self, revisions: Sequence[Revision]) -> list[Row]:
         rows: list[Row] = []
@@ -133,17 +146,41 @@ class CritiqueRows:
         return rows
 
     def _hindsight(self, revision: Revision, good_first: bool) -> Row:
-        task, tokenizer = self.teacher.task, self.teacher.conversation.tokenizer
         review = revision.review
         turns = {True: revision.episode.turns[0], False: review.episode.turns[0]}
-        first, second = good_first, not good_first
+        first, second = turns[good_first], turns[not good_first]
+        prompt = self._announced(review.episode.prompt.case, good_first)
+        end = first.tokens[-1] if first.finished else None
         dialogue = [
-            Segment(tokenizer.encode_prompt(review.episode.prompt.case.prompt + task.announced(first))),
-            Segment(turns[first].tokens, EXPERT),
-            Segment(tokenizer.encode(task.announced(second))),
-            Segment(turns[second].tokens, EXPERT),
+            Segment(self.teacher.format.ids(prompt)),
+            Segment(first.tokens, EXPERT),
+            Segment(self._between(prompt, not good_first, end)),
+            Segment(second.tokens, EXPERT),
         ]
         return Row(dialogue, review.of, "hindsight")
+
+    def _announced(self, case: Case, good: bool) -> PromptText:
+        """The prompt with what is said before a good or a bad reply."""
+        return with_last(case.prompt, lambda text: text + self.teacher.sentences.announced(good))
+
+    def _between(self, prompt: PromptText, good: bool, end: int | None) -> list[int]:
+        """What announces the second reply: of a chat a turn of the user.  end: the token that ended the first, if any.
+
+        Raises:
+            ValueError: the chat template takes no further turn.
+        """
+        form, text = self.teacher.format, self.teacher.sentences.announced(good)
+        posed = form.posed(prompt)
+        return form.tokenizer.encode(text) if isinstance(posed, str) else form.turn(text.strip(), posed, end)
+
+    def check(self, case: Case) -> None:
+        """Raises ValueError, before training: the chat template does not take the turn that `hindsight` needs."""
+        if "hindsight" not in self.learn:
+            return
+        try:
+            self._between(self._announced(case, True), False, self.teacher.format.tokenizer.eos)
+        except ValueError as error:
+            raise ValueError(f"learn: hindsight has two replies in a row: {error}; learn something else") from None
 
 
 def ranked_pairs(revisions: Sequence[Revision]) -> list[Row]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from data_modules.text.episode import Episode, Prompt
 from data_modules.text.expected import ExpectedResponses, Shown
 from data_modules.text.injection import Injection
 from data_modules.text.labelling import densities, labelled
+from data_modules.text.reply_judge import ReplyJudge
 from data_modules.text.task_module import TextTaskDataModule
 from data_modules.text.unfinished import Unfinished, drop_cut_episodes, repay_cut_replies
 from lightning_nlf.batch import Actor, Batch, Scorer, TextExpert
@@ -26,23 +28,15 @@ from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.numbers import Number, Size
 
 
-@runtime_checkable
-class CountingJudge(Protocol):
-    """A `Scorer` that asks somebody, and says of how many replies it did so far."""
-
-    judged: int
-
-
 class TextDataModule(TextTaskDataModule, LabelledRollouts):
     """Plays a text task with the model that is being trained: prompts, G replies to each, and what they earn.
 
     Args:
         task, tokenizer, prompts, replies, max_new …: of `TextTaskDataModule`; replies to a prompt share a `group`.
-        reward: who pays in place of the task's rule, such as a reward model; the rule is logged as `true_reward`.
+        reward: who pays in place of the task's rule: a `Scorer`, such as a reward model, by tokens, or a `ReplyJudge`,
+            such as a model behind an endpoint, by text. The rule is logged as `true_reward`.
         window: turns that the policy sees, its own included, for tasks whose last words say all: 1 where they do. A
             row is then one turn, and `extra` says of which `episode` and which `part` of it. Else a dialogue is a row.
-        chat: a prompt, its suffix too, is the user's message of the tokenizer's own chat template, as models that
-            were trained on chats want it; for tasks of one turn. A prediction then writes prompts as messages.
         unfinished: what happens to an episode with a reply that `max_new` cut: `keep`: the rule judges it as it is;
             `reject`: it is played again, `resamples` times at most, and then kept; `replace`: such a reply earns
             `unfinished_reward` and nothing else; `penalty`: that is added to what it earns; `drop`: nobody learns from
@@ -56,15 +50,14 @@ class TextDataModule(TextTaskDataModule, LabelledRollouts):
 
     `labels` counts what experts decided: tokens injected, tokens labelled, and expected responses, each when it is
     first shown, as the teacher writes it once. `feedback_calls` counts expected responses so, critiques that say where
-    an expert takes over, and replies that the rule scores, or a judge who says how many it has (`judged`).
+    an expert takes over, and replies that the rule or a `ReplyJudge` scores.
     """
 
     def __init__(
         self,
         task: TextEnvironment,
-        reward: Scorer | None = None,
+        reward: Scorer | ReplyJudge | None = None,
         window: Size | None = None,
-        chat: bool = False,
         unfinished: Unfinished = "keep",
         unfinished_reward: Number = -1.0,
         expected: ExpectedResponses | None = None,
@@ -73,13 +66,13 @@ class TextDataModule(TextTaskDataModule, LabelledRollouts):
         **kwargs: Any,
     ) -> None:
         super().__init__(task=task, **kwargs)
-        self.conversation = replace(self.conversation, window=window, chat=chat)
+        self.conversation = replace(self.conversation, window=window)
         kind = type(task).__name__
         at_least(1, window=window)
         if window is not None and task.turns == 1:
             raise ValueError(f"window: got {window} for a task of one turn, which has nothing to leave out; drop it")
-        for name, knob in (("chat", chat), ("expected", expected), ("labeller", labeller)):
-            if knob not in (None, False) and task.turns > 1:
+        for name, knob in (("expected", expected), ("labeller", labeller)):
+            if knob is not None and task.turns > 1:
                 raise ValueError(f"{name}: for tasks of one turn; {kind} has {task.turns}: leave it out")
         if injection is not None:
             injection.check(task, self.replies, self.conversation.max_new)
@@ -89,11 +82,8 @@ class TextDataModule(TextTaskDataModule, LabelledRollouts):
         self.unfinished, self.unfinished_reward = unfinished, unfinished_reward
 
     def check_tokenizer(self) -> None:
-        """Raises ValueError: `chat` without a template; a `reward` or an expert of other ids."""
-        if self.conversation.chat and not self.tokenizer.has_template:
-            raise ValueError(
-                "chat: the tokenizer has no chat template: take a FolderTokenizer that has one, or leave chat out"
-            )
+        """Raises ValueError: as of `TextTaskDataModule`; a `reward` or an expert of other ids."""
+        super().check_tokenizer()
         for name, model in self._models.items():
             refuse_other_ids(name, model, self.tokenizer.digest)
 
@@ -106,6 +96,8 @@ class TextDataModule(TextTaskDataModule, LabelledRollouts):
         super().setup(stage)
         if self.expected is not None:
             self.expected.load(self.task, self.tokenizer, self.cases["train"])
+        if isinstance(self.reward, ReplyJudge):
+            self.reward.check([prompt.case for split in self.cases.values() for prompt in split])
         for name, model in self._models.items():
             refuse_short_context(name, model, self.longest_row)
 
@@ -133,15 +125,17 @@ class TextDataModule(TextTaskDataModule, LabelledRollouts):
         played, of = self.conversation.batch(episodes, [each.response.row for each in shown])
         if self.expected is not None:
             played = self.expected.settled(played, shown, of < 0)
-        before = self._judged_so_far
-        batch = self._settled(replace(played, rewards=self._paid(played)), episodes, of)
-        assert batch.rewards is not None
-        row_score, of_episode = row_sums(batch.rewards, played.valid), of >= 0
-        earned = torch.zeros(len(episodes)).index_add(0, of[of_episode], row_score[of_episode])
-        score = row_score.masked_scatter(of_episode, earned[of[of_episode]])
-        batch = self._described(replace(batch, score=score), of, [each.group for each in shown])
+        judged, place = (episodes, of) if self.expected is None else self.expected.judged(episodes, shown, of)
+        batch = self._settled(self._paid(played, judged, place), episodes, of)
+        earned = torch.full((len(episodes),), math.nan)
+        if batch.rewards is not None:
+            row_score, of_episode = row_sums(batch.rewards, played.valid), of >= 0
+            earned = torch.zeros(len(episodes)).index_add(0, of[of_episode], row_score[of_episode])
+            batch = replace(batch, score=row_score.masked_scatter(of_episode, earned[of[of_episode]]))
+        batch = self._described(batch, of, [each.group for each in shown])
         batch = self._taught(batch, shown, of < 0)
-        calls = len(episodes) if self.reward is None else self._judged_so_far - before
+        by_rule = self.reward is None and batch.rewards is not None
+        calls = len(episodes) if by_rule else len(judged) if isinstance(self.reward, ReplyJudge) else 0
         if self.injection is not None:
             calls += self.injection.critiques(len(prompts))
         injected = sum(episode.injected for episode in episodes)
@@ -149,11 +143,6 @@ class TextDataModule(TextTaskDataModule, LabelledRollouts):
         self.count(env_steps=spent, expert_steps=injected, labels=labels, feedback_calls=calls)
         self._tell(episodes, earned, again)
         return batch
-
-    @property
-    def _judged_so_far(self) -> int:
-        """Replies that the judge who pays was asked about; 0 of one that asks nobody."""
-        return self.reward.judged if isinstance(self.reward, CountingJudge) else 0
 
     def _begun(
         self, actor: Actor, prompts: list[Prompt], seeds: np.ndarray, rng: np.random.Generator
@@ -175,12 +164,11 @@ class TextDataModule(TextTaskDataModule, LabelledRollouts):
 
         Args: of: (B,) the episode of each row, −1 of none; groups: of these, in their order.
         """
-        assert batch.score is not None
         if self.replies == 1 and self.expected is None:
             return batch
         of_episode = of >= 0
         group = (of // self.replies).masked_scatter(~of_episode, torch.tensor(groups, dtype=torch.long))
-        if self.conversation.window is not None:
+        if self.conversation.window is not None or batch.score is None:
             return replace(batch, group=group)
         order = ranks(batch.score[of_episode], group[of_episode])
         return replace(batch, group=group, rank=torch.full_like(group, -1).masked_scatter(of_episode, order))

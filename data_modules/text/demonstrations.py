@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_modules.judgements.files import read
+from data_modules.judgements.schema import PromptText
 from data_modules.text.environment import Split, TextEnvironment
 from data_modules.text.imitation_module import ImitationDataModule
-from data_modules.text.tokenizer import Messages, Tokenizer
+from data_modules.text.tokenizer import Tokenizer
 
 
 class DemonstrationsDataModule(ImitationDataModule):
@@ -19,7 +20,8 @@ class DemonstrationsDataModule(ImitationDataModule):
         task: whose `demonstrations` are taken, and whose prompts are played.
         path, val_path, test_path: JSON lines with `prompt` (text or messages) and `expected`, as feedback files have
             them; they come on top of the task's demonstrations of the same split.
-        rows, context, evaluation_prompts, seed, minibatches, passes: of `ImitationDataModule`.
+        rows, context, evaluation_prompts, chat, reward, seed, minibatches, passes, rows_per_batch,
+            tokens_per_batch: of `ImitationDataModule`.
 
     Raises:
         ValueError: there is neither a task nor a file; at `setup` a line that is wrong, an unknown word, a row that is
@@ -40,7 +42,7 @@ class DemonstrationsDataModule(ImitationDataModule):
             raise ValueError("path: there is nothing to learn from; give a file of demonstrations, or a task")
         self.paths: dict[Split, str | None] = {"train": path, "val": val_path, "test": test_path}
 
-    def texts(self, split: Split) -> Iterator[tuple[str | Messages, str, str]]:
+    def texts(self, split: Split) -> Iterator[tuple[PromptText, str, str]]:
         """Raises ValueError: there is none to train on."""
         path = self.paths[split]
         given = [] if self.task is None else self.task.demonstrations(split)
@@ -51,6 +53,4 @@ class DemonstrationsDataModule(ImitationDataModule):
         for line in [] if path is None else read(path):
             if line.expected is None:
                 raise ValueError(f"{line.where}: expected: is missing; a demonstration is what should be said")
-            prompt = line.prompt
-            chat = prompt if isinstance(prompt, str) else [vars(message) for message in prompt]
-            yield chat, line.expected, line.where
+            yield line.prompt, line.expected, line.where

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
+
+from data_modules.judgements.schema import PromptText, readable
 
 Split = Literal["train", "val", "test"]
 
@@ -14,15 +17,33 @@ class Case:
     """One prompt, and what the task must know to judge a reply to it."""
 
     id: str  # unique within the task, and the same in every process
-    prompt: str
+    prompt: PromptText
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The prompt as one text, of `readable`."""
+        return readable(self.prompt)
+
+    @property
+    def plain_facts(self) -> dict[str, Any]:
+        """The facts that JSON can hold: a prediction keeps them for whoever judges its file."""
+        return {name: fact for name, fact in self.facts.items() if _is_plain(fact)}
+
+
+def _is_plain(fact: Any) -> bool:
+    try:
+        json.dumps(fact, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What follows a reply."""
 
-    reward: float
+    reward: float | None  # None where the task has no rule that pays
     parts: Mapping[str, float] = field(default_factory=dict)  # what the reward is made of, by name
     text: str = ""  # what the environment says next: attended to, never learned
     done: bool = True
@@ -36,7 +57,7 @@ class Dialogue(Protocol):
 
 
 class TextEnvironment(Protocol):
-    """A task whose rewards are rules."""
+    """A task: its prompts, and what its rules say of a reply. It may have none: then no reply has a reward."""
 
     turns: int  # replies an episode has at most
 
@@ -48,7 +69,7 @@ class TextEnvironment(Protocol):
     def corpus(self) -> Iterator[str]:
         """Texts that hold every word of the task, for a tokenizer to be made from."""
 
-    def demonstrations(self, split: Split) -> Sequence[tuple[str, str]]:
+    def demonstrations(self, split: Split) -> Sequence[tuple[PromptText, str]]:
         """Prompts and replies of the start, which need not be good: what the first policy imitates."""
 
     def expected(self, case: Case) -> str | None:
@@ -81,13 +102,13 @@ class Revisable(Protocol):
     praise: str  # the critique of what is right
     placebo: str  # a critique that fits any reply, and says nothing of it
 
-    def revision_prompt(self, case: Case, reply: str, critique: str) -> str:
+    def revision_prompt(self, case: Case, reply: str, critique: str) -> PromptText:
         """The prompt again, a reply and what was wrong with it; a better reply is to follow."""
 
-    def critique_prompt(self, case: Case, reply: str) -> str:
+    def critique_prompt(self, case: Case, reply: str) -> PromptText:
         """The prompt again and a reply; its critique is to follow."""
 
-    def conditioned_prompt(self, case: Case, critique: str) -> str:
+    def conditioned_prompt(self, case: Case, critique: str) -> PromptText:
         """The prompt and a critique; a reply that would be criticised so is to follow."""
 
     def announced(self, good: bool) -> str:

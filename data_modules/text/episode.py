@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 from data_modules.text.environment import Case, Outcome
 from data_modules.text.rows import EXPERT, LEARNER, Segment
@@ -35,8 +36,9 @@ class Episode:
 
     @property
     def score(self) -> float:
-        """The sum of the rewards by the task's rule."""
-        return sum(turn.outcome.reward for turn in self.turns)
+        """The sum of the rewards by the task's rule; NaN where the task has none."""
+        rewards = [turn.outcome.reward for turn in self.turns if turn.outcome.reward is not None]
+        return sum(rewards) if rewards else math.nan
 
     @property
     def parts(self) -> dict[str, float]:
@@ -53,9 +55,21 @@ class Episode:
         return all(turn.finished for turn in self.turns)
 
     @property
+    def text(self) -> str:
+        """All that was said after the prompt: the replies, and what the environment said between them."""
+        parts = [part for turn in self.turns[:-1] for part in (turn.text, turn.outcome.text)]
+        return "\n".join(part.strip() for part in (*parts, self.turns[-1].text) if part.strip())
+
+    @property
     def injected(self) -> int:
         """Tokens that an expert said, who went on in the learner's place."""
         return sum(len(turn.tokens) - turn.own for turn in self.turns if turn.own is not None)
+
+    def paid(self, score: float) -> Episode:
+        """The same, for which somebody else pays than the task's rule, at its end."""
+        *before, last = self.turns
+        none = [replace(turn, outcome=replace(turn.outcome, reward=0.0)) for turn in before]
+        return Episode(self.prompt, [*none, replace(last, outcome=replace(last.outcome, reward=score))])
 
     @property
     def decided(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_modules.ranges import at_least, shares
 from data_modules.text.environment import Case, Split, TextEnvironment
-from data_modules.text.episode import Prompt
+from data_modules.text.episode import Episode, Prompt, Turn
 from data_modules.text.rows import EXPERT, Segment
 from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Batch, TextExpert
@@ -44,6 +44,7 @@ class Response:
 
     number: int
     row: list[Segment]
+    episode: Episode  # the same as if it had been said in a dialogue
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,12 @@ class ExpectedResponses:
 
     def load(self, task: TextEnvironment, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
         """Raises ValueError: there are not so many."""
-        ids = {prompt.case.id: prompt.ids for prompt in prompts}
+        of_id = {prompt.case.id: prompt for prompt in prompts}
         for number, (case, text) in enumerate(with_expected(task, self.prompts, self.order)):
             reply = [*tokenizer.encode_reply(text), tokenizer.eos]
-            reward = task.begin(case).reply(text, True).reward
-            self.known[case.id] = Response(number, [Segment(ids[case.id]), Segment(reply, EXPERT, None, reward)])
+            outcome, prompt = task.begin(case).reply(text, True), of_id[case.id]
+            row = [Segment(prompt.ids), Segment(reply, EXPERT, None, outcome.reward)]
+            self.known[case.id] = Response(number, row, Episode(prompt, [Turn(reply, [], True, text, outcome)]))
         if self.rows > len(self.known):
             raise ValueError(f"expected.rows: got {self.rows}, and there are {len(self.known)} expected responses")
         self.asked = torch.zeros(len(self.known), dtype=torch.bool)
@@ -112,15 +114,26 @@ class ExpectedResponses:
         drawn = rng.permutation(len(every))[:rows]
         return joined + [Shown(every[i], len(prompts) + place, False) for place, i in enumerate(drawn)]
 
+    def judged(self, episodes: list[Episode], shown: Sequence[Shown], of: Tensor) -> tuple[list[Episode], Tensor]:
+        """What somebody may be asked to pay for: the episodes and the responses that join a group.
+
+        Args: of: (B,) the episode of each row, −1 of the rows of those `shown`, in their order.
+        Returns: all of these as episodes; `of` with the places of the responses, −1 of those that do not join.
+        """
+        joins = torch.tensor([each.joins for each in shown], dtype=torch.bool)
+        place = torch.where(joins, len(episodes) + joins.cumsum(0) - 1, -1)
+        joined = [each.response.episode for each in shown if each.joins]
+        return [*episodes, *joined], of.masked_scatter(of < 0, place)
+
     def settled(self, batch: Batch, shown: Sequence[Shown], rows: Tensor) -> Batch:
         """What does not join a group is a label and nothing else.
 
         Args: rows: (B,) bool, those of the batch that are the ones `shown`, in their order.
         """
-        assert batch.rewards is not None
         stays = torch.ones(len(batch), 1, dtype=torch.bool)
         stays[rows, 0] = torch.tensor([each.joins for each in shown], dtype=torch.bool)
-        return replace(batch, valid=batch.valid & stays, rewards=torch.where(stays, batch.rewards, 0))
+        rewards = None if batch.rewards is None else torch.where(stays, batch.rewards, 0)
+        return replace(batch, valid=batch.valid & stays, rewards=rewards)
 
     def new(self, shown: Sequence[Shown], sum_over_ranks: Callable[[Tensor], Tensor]) -> tuple[list[int], int, int]:
         """What the teacher was not asked for before: it is asked once for each, however often that is learned from.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from data_modules.judgements.schema import PromptText
 from data_modules.ranges import at_least
 from data_modules.text.environment import Split, TextEnvironment
 from data_modules.text.expected import all_expected, with_expected
 from data_modules.text.imitation_module import ImitationDataModule
-from data_modules.text.tokenizer import Messages, Tokenizer
+from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.numbers import Seed, Size
 
 
@@ -23,7 +24,8 @@ class ExpectedDataModule(ImitationDataModule):
         tokenizer: made from the task's corpus.
         prompts: training prompts that have one; None = all.
         order: a seed; it alone decides which prompts these are.
-        rows, context, evaluation_prompts, seed, minibatches, passes: of `ImitationDataModule`.
+        rows, context, evaluation_prompts, chat, reward, seed, minibatches, passes, rows_per_batch,
+            tokens_per_batch: of `ImitationDataModule`.
     """
 
     def __init__(
@@ -33,7 +35,7 @@ class ExpectedDataModule(ImitationDataModule):
         at_least(1, prompts=prompts)
         self.source, self.prompts, self.order = task, prompts, order
 
-    def texts(self, split: Split) -> Iterator[tuple[str | Messages, str, str]]:
+    def texts(self, split: Split) -> Iterator[tuple[PromptText, str, str]]:
         """Raises ValueError: the task has not so many to train on."""
         if split == "train":
             responses = with_expected(self.source, self.prompts, self.order)

@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from data_modules.judgements.schema import PromptText, plain
 from data_modules.minibatches import loader
 from data_modules.ranges import at_least
 from data_modules.text.environment import Split, TextEnvironment
 from data_modules.text.held_out import HeldOutReplies
+from data_modules.text.held_out_prompts import HeldOutLine
+from data_modules.text.prompts import texts_of
 from data_modules.text.rows import EXPERT, as_rows
-from data_modules.text.tokenizer import Messages, Tokenizer
+from data_modules.text.tokenizer import Tokenizer
 from lightning_nlf.batch import Actor, Batch
 from lightning_nlf.numbers import Size
 
@@ -28,7 +31,7 @@ HELD_OUT_ROWS = 64  # a batch of an evaluation
 class Demonstration:
     """A prompt and what should be said to it, as text and in tokens."""
 
-    prompt: str | Messages
+    prompt: PromptText
     reply: str
     prompt_ids: np.ndarray  # (P,)
     reply_ids: np.ndarray  # (R,), the stop token included
@@ -50,8 +53,8 @@ class ImitationDataModule(HeldOutReplies):
         rows: demonstrations an epoch, over all ranks; none comes a second time before all had their turn. By default
             an epoch is all of them.
         context: tokens that the policy can read; a row that is longer is refused.
-        evaluation_prompts: of `HeldOutReplies`.
-        seed, minibatches, passes: of `MinibatchDataModule`.
+        evaluation_prompts, chat, reward: of `HeldOutReplies`.
+        seed, minibatches, passes, rows_per_batch, tokens_per_batch: of `MinibatchDataModule`.
 
     Raises:
         ValueError: at `setup` an unknown word, or a row that is too long, with where it stands and what to do.
@@ -71,7 +74,7 @@ class ImitationDataModule(HeldOutReplies):
         self.demonstrations: dict[Split, list[Demonstration]] = {}
         self.counters |= {"rows": 0, "tokens": 0}  # seen, and of those the tokens imitated
 
-    def texts(self, split: Split) -> Iterator[tuple[str | Messages, str, str]]:
+    def texts(self, split: Split) -> Iterator[tuple[PromptText, str, str]]:
         """Prompt, reply, and where they stand; at least one of `train`."""
         raise NotImplementedError
 
@@ -89,16 +92,18 @@ class ImitationDataModule(HeldOutReplies):
                 f"rows: got {self.rows}, and there are {len(known)} demonstrations; use passes to repeat them"
             )
         prompt, reply = max(len(each.prompt_ids) for each in known), max(len(each.reply_ids) for each in known)
-        self.set_up_replies(self._longest_demonstration, prompt, reply)
+        held_out = {
+            split: [HeldOutLine(each.prompt, each.reply) for each in demonstrations]
+            for split, demonstrations in self.demonstrations.items()
+        }
+        self.set_up_replies(self._longest_demonstration, prompt, reply, held_out)
 
-    def _encoded(self, prompt: str | Messages, reply: str, where: str) -> Demonstration:
+    def _encoded(self, prompt: PromptText, reply: str, where: str) -> Demonstration:
         try:
-            prompt_ids = self.tokenizer.encode_prompt(prompt)
+            prompt_ids = self.format.ids(prompt)
             reply_ids = [*self.tokenizer.encode_reply(reply), self.tokenizer.eos]
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        if not prompt_ids:
-            raise ValueError(f"{where}: prompt: is empty; a reply needs at least one token before it")
         encoded = Demonstration(prompt, reply, np.array(prompt_ids), np.array(reply_ids))
         if self.context is not None and encoded.length > self.context:
             raise ValueError(
@@ -120,7 +125,7 @@ class ImitationDataModule(HeldOutReplies):
     @property
     def data_digest(self) -> str:
         """SHA-256 of the texts of all splits, in their order."""
-        content = {split: [[d.prompt, d.reply] for d in found] for split, found in self.demonstrations.items()}
+        content = {split: [[plain(d.prompt), d.reply] for d in found] for split, found in self.demonstrations.items()}
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
     # ---- training
@@ -167,7 +172,6 @@ def _rows(chosen: list[Demonstration]) -> Batch:
     return as_rows([each.prompt_ids for each in chosen], [each.reply_ids for each in chosen], EXPERT)
 
 
-def _texts(found: list[tuple[str | Messages, str, str]]) -> Iterator[str]:
+def _texts(found: list[tuple[PromptText, str, str]]) -> Iterator[str]:
     for prompt, reply, _ in found:
-        yield from [prompt] if isinstance(prompt, str) else (message["content"] for message in prompt)
-        yield reply
+        yield from [*texts_of(prompt), reply]

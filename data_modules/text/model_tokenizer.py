@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
-from data_modules.text.chat_template import chat_ids
+from data_modules.text.chat_template import chat_ids, turn_ids
 from data_modules.text.control_tokens import ControlTokens
 from data_modules.text.tokenizer import Messages, Tokenizer, library
 
@@ -22,11 +22,12 @@ class FolderTokenizer(Tokenizer):
 
     Args:
         path: a folder with tokenizer.json, or a hub id such as `openai-community/gpt2`, which is downloaded once.
-        eos, pad: a token to end replies with and one to pad with, where the folder names none; a new one, such as
-            `<|pad|>`, gets the next free id.
+        eos: a token to end replies with, where the folder names none.
+        pad: a token to pad with. Padding is never read: by default it is what the folder names, or where that is none
+            or eos, a special token that means nothing else. A new one, such as `<|pad|>`, gets the next free id.
 
     Raises:
-        ValueError: there is no tokenizer.json, or no eos, or no pad, or they are the same.
+        ValueError: there is no tokenizer.json, or no eos, or `pad` is eos.
     """
 
     def __init__(self, path: str, eos: str | None = None, pad: str | None = None) -> None:
@@ -39,9 +40,13 @@ class FolderTokenizer(Tokenizer):
         _refuse_odd_tokens(named, folder)
         given = {"pad_token": pad, "eos_token": eos, "unk_token": None}
         special = {name: token for name, own in given.items() if (token := own or _content(named.get(name)))}
+        if pad is None and special.get("pad_token") in (None, special.get("eos_token")):
+            special.pop("pad_token", None)
         tokens = {name: _content(token) for name, token in named.items() if name.endswith("_token")}
         self._texts = {name: token for name, token in tokens.items() if isinstance(token, str)} | special
-        self._check(special, backend)
+        special.setdefault("pad_token", self._spare(backend))
+        self._texts |= special
+        self._check(special)
         declared = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
         new = [special[name] for name in ("pad_token", "eos_token") if special[name] not in declared]
         backend.add_special_tokens(new)  # those that are declared keep what they do to the blanks beside them
@@ -66,6 +71,11 @@ class FolderTokenizer(Tokenizer):
         if not self.has_template:
             return super().encode_chat(messages)
         return chat_ids(messages, self._rendered, self._control)
+
+    def encode_turn(self, text: str, chat: Messages, end: int | None = None) -> list[int]:
+        if not self.has_template:
+            return super().encode_turn(text, chat, end)
+        return turn_ids(text, chat, self._rendered, self._control, end)
 
     def _rendered(self, messages: Messages) -> str:
         """Raises ValueError: the template refuses these messages, and says why."""
@@ -103,17 +113,13 @@ class FolderTokenizer(Tokenizer):
     def _config(self) -> dict[str, Any]:
         return {name: value for name, value in (super()._config() | self._source).items() if name != "auto_map"}
 
-    def _check(self, special: dict[str, str], backend: Any) -> None:
-        for name, example in (("eos", "<|endoftext|>"), ("pad", self._spare(backend))):
-            if f"{name}_token" not in special:
-                raise ValueError(
-                    f"the tokenizer {self.path} has no {name} token: name one, such as `{name}: {example}`; "
-                    "a new one needs a row in the model's embedding"
-                )
+    def _check(self, special: dict[str, str]) -> None:
+        if "eos_token" not in special:
+            raise ValueError(f"the tokenizer {self.path} has no eos token: name one, such as `eos: <|endoftext|>`")
         if special["eos_token"] == special["pad_token"]:
             raise ValueError(
-                f"the tokenizer {self.path} pads with its eos token {special['eos_token']!r}, so the end of a reply "
-                f"could not be told from padding: name another, such as `pad: {self._spare(backend)}`"
+                f"pad: {special['pad_token']!r} is the eos token of {self.path}, so the end of a reply could not be "
+                "told from padding: name another, or leave pad out"
             )
 
     def _spare(self, backend: Any) -> str:

@@ -82,6 +82,22 @@ class Tokenizer:
             "the prompt is a list of messages, and the tokenizer has no chat template: give it as one text"
         )
 
+    def encode_turn(self, text: str, chat: Messages, end: int | None = None) -> list[int]:
+        """The ids between a model's reply and its next one, when the user says `text`: read, never sampled.
+
+        They are the end of the reply's turn, the user's turn, and where the next reply begins, by the chat template.
+        The row keeps the tokens of the reply as they were sampled, whatever the template would make of them.
+
+        Args:
+            text: the next message of the user.
+            chat: the messages that led to the reply; what the assistant says in them does not matter.
+            end: the last token of the reply, if that ended it; it is not written twice. None: the reply was cut, and
+                the template's end is added.
+        Raises:
+            ValueError: there is no chat template; it refuses the chat; or where a reply ends cannot be found in it.
+        """
+        raise ValueError("a dialogue of several turns needs a chat template, and the tokenizer has none")
+
     def token(self, text: str) -> int:
         """The id of a text that is one token; a special token, such as `<|im_end|>`, is one.
 

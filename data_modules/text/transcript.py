@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from data_modules.judgements.schema import plain
 from data_modules.markdown import escaped
 from data_modules.terminal import printable
 from data_modules.text.conversation import Conversation
@@ -27,30 +30,46 @@ td.parts {color: #555; white-space: pre}
 NUMBERS = ("score", "true reward")
 
 
-def cells(episode: Episode, score: float, expected: str | None, by_rule: bool) -> dict[str, str]:
+def cells(
+    episode: Episode, score: float | None, expected: str | None, by_rule: bool, by_role: bool = False
+) -> dict[str, str]:
     """One row of the table; a reply that was cut ends with …, and the environment's words stand in brackets.
 
-    Args: by_rule: the score is the rule's; else what the rule says stands beside it. The parts are the rule's.
+    Args:
+        score: None where nobody pays: then the table has no such column.
+        by_rule: the score is the rule's; else what the rule says stands beside it. The parts are the rule's.
+        by_role: the roles of a chat stand before what is said, with a blank line between two messages; in brackets is
+            what the environment says at the end, which the model does not read.
     """
-    said = []
-    for turn in episode.turns:
-        said.append(turn.text + ("" if turn.finished else " …"))
-        if turn.outcome.text.strip():
-            said.append(f"[{turn.outcome.text.strip()}]")
     return {
-        "prompt": episode.prompt.case.prompt.strip(),
-        "reply": "\n".join(said),
-        "score": f"{score:.3g}",
-        **({} if by_rule else {"true reward": f"{episode.score:.3g}"}),
-        "parts": "\n".join(f"{name} {amount:.3g}" for name, amount in episode.parts.items()),
+        "prompt": episode.prompt.case.text.strip(),
+        "reply": reply_text(episode, by_role, mark=" …"),
+        **({} if score is None else {"score": f"{score:.3g}"}),
+        **({} if by_rule or math.isnan(episode.score) else {"true reward": f"{episode.score:.3g}"}),
+        **({} if math.isnan(episode.score) else {"parts": _parts(episode)}),
         "expected": expected or "",
     }
 
 
-def write_tables(rows: Sequence[Mapping[str, str]], folder: Path) -> list[Path]:
+def reply_text(episode: Episode, by_role: bool = False, mark: str = "") -> str:
+    """All replies, and what the environment says to them; `mark` ends a reply that was cut off."""
+    texts = []
+    for place, turn in enumerate(episode.turns, 1):
+        cut, answer = "" if turn.finished else mark, turn.outcome.text.strip()
+        texts.append(("assistant: " if by_role else "") + turn.text + cut)
+        if answer:
+            texts.append(f"user: {answer}" if by_role and place < len(episode.turns) else f"[{answer}]")
+    return ("\n\n" if by_role else "\n").join(texts)
+
+
+def _parts(episode: Episode) -> str:
+    return "\n".join(f"{name} {amount:.3g}" for name, amount in episode.parts.items())
+
+
+def write_tables(rows: Sequence[Mapping[str, str]], folder: Path, name: str = "transcript") -> list[Path]:
     """The same table as Markdown and as HTML, which a browser shows.
 
-    Args: rows: the text of each cell by its column; at least one.
+    Args: rows: the text of each cell by its column; at least one. name: of the files.
     """
     columns = list(rows[0])
     markdown = [columns, ["---:" if column in NUMBERS else "---" for column in columns]]
@@ -64,10 +83,10 @@ def write_tables(rows: Sequence[Mapping[str, str]], folder: Path) -> list[Path]:
         for row in rows
     )
     html = (
-        f'<!doctype html><meta charset="utf-8"><title>transcript</title><style>{STYLE}</style>\n'
+        f'<!doctype html><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>\n'
         f"<table>\n<tr>{head}</tr>\n{body}\n</table>\n"
     )
-    paths = [folder / "transcript.md", folder / "transcript.html"]
+    paths = [folder / f"{name}.md", folder / f"{name}.html"]
     lines = "".join("| " + " | ".join(row) + " |\n" for row in markdown)
     for path, text in zip(paths, (lines, html), strict=True):
         path.write_text(text, encoding="utf-8")
@@ -77,17 +96,24 @@ def write_tables(rows: Sequence[Mapping[str, str]], folder: Path) -> list[Path]:
 def replies_by_prompt(batch: Batch, prompts: Sequence[Prompt], conversation: Conversation) -> list[dict[str, Any]]:
     """One line of a feedback file for each prompt, without the replies that are empty; `group` is the prompt's place.
 
-    Args: batch: whole dialogues, (B, T).
+    `meta.facts` are those facts of the case that JSON can hold: a judge of the file may need them.
+
+    Args: batch: whole dialogues, (B, T). Where nobody pays, lines have no `score`.
     """
-    assert batch.group is not None and batch.rewards is not None
+    assert batch.group is not None
     task, digest = conversation.task, conversation.tokenizer.digest
+    posed = replace(conversation.format, suffix="").posed
     lines: dict[int, dict[str, Any]] = {}
-    scores = row_sums(batch.rewards, batch.valid).tolist()
+    paid = batch.rewards is not None
+    scores = row_sums(batch.rewards, batch.valid).tolist() if batch.rewards is not None else [None] * len(batch)
     for row, (place, score) in enumerate(zip(batch.group.tolist(), scores, strict=True)):
         prompt = prompts[place]
-        fresh = {"id": prompt.case.id, "prompt": conversation.posed(prompt.case.prompt), "responses": [], "score": []}
-        meta = {"finished": [], "tokens": [], "tokenizer": digest, "empty": 0}
-        line = lines.setdefault(place, fresh | {"source": "rule", "meta": meta})
+        fresh: dict[str, Any] = {"id": prompt.case.id, "prompt": plain(posed(prompt.case.prompt)), "responses": []}
+        fresh |= {"score": [], "source": "rule"} if paid else {}
+        facts = prompt.case.plain_facts
+        meta: dict[str, Any] = {"facts": facts} if facts else {}
+        meta |= {"finished": [], "tokens": [], "tokenizer": digest, "empty": 0}
+        line = lines.setdefault(place, fresh | {"meta": meta})
         last = int(batch.valid[row].nonzero()[-1])
         ids = batch.actions[row, len(prompt.ids) - 1 : last + 1].tolist()
         text = conversation.text(ids)
@@ -95,7 +121,8 @@ def replies_by_prompt(batch: Batch, prompts: Sequence[Prompt], conversation: Con
             line["meta"]["empty"] += 1
             continue
         line["responses"].append(text)
-        line["score"].append(score)
+        if paid:
+            line["score"].append(score)
         line["meta"]["finished"].append(ids[-1] in conversation.stops)
         line["meta"]["tokens"].append(ids)
         if isinstance(task, StepTeacher):

@@ -12,7 +12,7 @@ from torch import Tensor
 from data_modules.text.conversation import Conversation
 from data_modules.text.episode import Episode
 from data_modules.text.rows import READ, Segment
-from lightning_nlf.batch import Batch
+from lightning_nlf.batch import Batch, required
 
 Unfinished = Literal["keep", "reject", "replace", "penalty", "drop"]
 
@@ -24,12 +24,14 @@ def repay_cut_replies(
 
     Args: of: (B,) the episode of each row, −1 where it is of none.
     """
-    assert batch.rewards is not None
+    rewards = required(
+        batch.rewards, "unfinished: nobody pays for the replies; keep, reject or drop those that are cut"
+    )
     played = of >= 0
     dialogues = [dialogue for episode in episodes for dialogue in conversation.rows(episode)]
-    cut = cut_short(dialogues, conversation.stops, batch.rewards[played])
+    cut = cut_short(dialogues, conversation.stops, rewards[played])
     steps, ends = (torch.zeros_like(batch.mask).index_put((played,), part) for part in cut)
-    kept = torch.where(steps, 0.0, batch.rewards) if instead else batch.rewards
+    kept = torch.where(steps, 0.0, rewards) if instead else rewards
     return replace(batch, rewards=kept + amount * ends)
 
 

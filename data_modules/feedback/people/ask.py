@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_modules.feedback.people import store, traces
+from data_modules.feedback.people.blind import names_policies, shuffled
 from data_modules.feedback.people.items import items, questions
 from data_modules.judgements.fields import Scale
-from data_modules.judgements.files import read
+from data_modules.judgements.files import each_line, read
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def ask(
     scale: Scale = (0.0, 1.0),
     reviewers: Sequence[str] = (),
     experiment: str = store.DEFAULT_EXPERIMENT,
+    blind: bool = False,
 ) -> Put:
     """One item of a review queue for each line of a feedback file; what the line says of its responses is not shown.
 
@@ -44,12 +46,15 @@ def ask(
         tracking_uri: of the MLflow store; by default where runs go.
         scale: lowest and highest score that people may give.
         reviewers: who may review, at most ten; without them, everybody who can see the queue.
+        blind: several responses stand in an order by their digest, which `pull` undoes, so that nobody sees which
+            policy replied what. Lines that name their policies (`meta.replies_of`) are always asked so.
     Raises:
         ValueError: the file is wrong, a text is too long to be seen, the queue has other questions, or MLflow refuses.
     """
     if not scale[0] < scale[1]:
         raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, must go upwards")
-    to_review = items(read(path, (-math.inf, math.inf)))
+    lines = read(path, (-math.inf, math.inf))
+    to_review = items(each_line(lines, lambda line: shuffled(line) if blind or names_policies(line) else line))
     with store.opened(tracking_uri, experiment, create=True) as there:
         target = there.queue_for(queue, questions(to_review, scale), scale, reviewers)
         new = traces.put(there, target, to_review, path)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_modules.feedback.compare import wins
 from data_modules.feedback.people import store
 from data_modules.feedback.people.ask import ask
 from data_modules.feedback.people.pull import pull
@@ -33,6 +34,12 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--reviewers", nargs="+", default=(), metavar="USER", help="who may review (default: whoever sees the queue)"
     )
+    command.add_argument(
+        "--blind",
+        action="store_true",
+        help="show several answers in an order that says nothing of whose they are, and that pull undoes; "
+        "changed.jsonl of a run is always asked so",
+    )
     command.set_defaults(command=_ask)
 
     command = commands.add_parser("pull", parents=[place], help="read back what people said")
@@ -42,7 +49,7 @@ def add_commands(commands: Any) -> None:
 
 def _ask(options: argparse.Namespace) -> None:
     scale, reviewers = tuple(options.scale), tuple(options.reviewers)
-    put = ask(options.file, options.queue, options.tracking_uri, scale, reviewers, options.experiment)
+    put = ask(options.file, options.queue, options.tracking_uri, scale, reviewers, options.experiment, options.blind)
     print(printable(put))
 
 
@@ -53,3 +60,5 @@ def _pull(options: argparse.Namespace) -> None:
     if not found.judgements:
         raise ValueError(f"queue: {options.queue!r} has no review that can be used; items that wait: {found.waiting}")
     print(printable(f"{options.out}: {found}"))
+    for line in wins(found.judgements):
+        print(printable(line))

@@ -26,7 +26,7 @@ class EpisodeFeedbackDataModule(OfflineDataModule):
     Args:
         path: of a feedback file whose lines name an `episode`: what `pull` wrote.
         scale: lowest and highest score there is in the file.
-        seed, minibatches, passes: of `MinibatchDataModule`.
+        seed, minibatches, passes, rows_per_batch, tokens_per_batch: of `MinibatchDataModule`.
 
     Raises:
         ValueError: at `setup`, a line that is wrong, or whose episode is not there; names it and the mend.

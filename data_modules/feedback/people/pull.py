@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_modules.feedback.people import store, traces
+from data_modules.feedback.people.blind import restored
 from data_modules.feedback.people.reviews import judgement
 from data_modules.feedback.people.traces import Asked
 from data_modules.judgements.files import first_ten, write
@@ -73,7 +74,7 @@ def _read(item: Asked, scale: tuple[float, float], found: Pulled) -> list[str]:
     for person in people:
         own = [answer for answer in item.answers if answer.by == person]
         try:
-            found.judgements.append(judgement(item.record, own, f"{name}:{person}", scale))
+            found.judgements.append(restored(judgement(item.record, own, f"{name}:{person}", scale)))
         except Faults as error:
             faults.append(f"{name} by {person}: {error}")
     if not people and item.status == "declined":

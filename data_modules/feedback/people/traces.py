@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -87,7 +89,7 @@ def _log(store: Store, queue: ReviewQueue, item: Item, file: str | Path) -> None
     from mlflow.entities.trace_location import MlflowExperimentLocation
 
     where = MlflowExperimentLocation(store.id)
-    with mlflow.start_span(item.record.get("id", "item"), trace_destination=where) as span:
+    with _unseeded(), mlflow.start_span(item.record.get("id", "item"), trace_destination=where) as span:
         span.set_inputs({"prompt": item.record["prompt"]})
         outputs: dict[str, Any] = {"responses": item.record["responses"]}
         response = item.response
@@ -99,6 +101,17 @@ def _log(store: Store, queue: ReviewQueue, item: Item, file: str | Path) -> None
         tags = {QUEUE: queue.queue_id, DIGEST: item.digest, FILE: str(file)}
         # Previews by hand: what MLflow makes of inputs and outputs ends after 1,000 characters.
         mlflow.update_current_trace(tags, request_preview=item.request, response_preview=response)
+
+
+@contextmanager
+def _unseeded() -> Iterator[None]:
+    """Inside, Python draws what no run drew before: a trace's id is random, and runs of one seed must not share it."""
+    state = random.getstate()
+    random.seed()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _picture(store: Store, path: Path, trace: str) -> tuple[Any, str]:

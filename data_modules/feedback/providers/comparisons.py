@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from random import Random
 from typing import Any
@@ -12,8 +12,8 @@ from data_modules.feedback.providers import prompts
 from data_modules.feedback.providers.answer import Answer, Malformed, excerpt, label_log_probs, softmax
 from data_modules.feedback.providers.client import Client
 from data_modules.feedback.providers.constitution import read_principles
+from data_modules.feedback.providers.facts import Facts, as_texts, fact_places, facts_of, refuse_missing_facts
 from data_modules.feedback.providers.questions import Note, asked, text_of, together
-from data_modules.feedback.templates import refuse_template
 from data_modules.judgements.ranking import format_ranking, letter, parse_ranking, ranks_of_scores
 from data_modules.judgements.schema import Judgement
 from lightning_nlf.numbers import Count, NonNegative, Seed, Size
@@ -30,6 +30,7 @@ class Example:
     response_1: str
     response_2: str
     preferred: int  # 1 or 2
+    facts: dict[str, Any] = field(default_factory=dict)  # for further places of the comparison
 
     def __post_init__(self) -> None:
         if self.preferred not in (1, 2):
@@ -46,7 +47,7 @@ class PreferenceQuestion:
     Args:
         preamble: what is asked, before the examples.
         comparison: one comparison, with the places `{prompt}`, `{response_1}` and `{response_2}`; its end leads to the
-            1 or 2.
+            1 or 2. Further places are facts, as of `ScoreQuestion`.
         examples: comparisons with their answers.
         principles: a file of them (`conf/feedback/principles.yaml`): the preamble of each prompt is the `preference` of
             one that is drawn.
@@ -71,7 +72,8 @@ class PreferenceQuestion:
         ties: NonNegative = 0.0,
         seed: Seed = 0,
     ) -> None:
-        refuse_template("comparison", comparison, ("prompt", "response_1", "response_2"))
+        self.facts = fact_places("comparison", comparison, ("prompt", "response_1", "response_2"))
+        refuse_missing_facts(self.facts, [(f"examples: {i + 1}", each.facts) for i, each in enumerate(examples or [])])
         for name, value, least in (("votes", votes, 0), ("alternatives", alternatives, 2), ("ties", ties, 0)):
             if value < least:
                 raise ValueError(f"{name}: got {value}, must be at least {least}")
@@ -131,14 +133,18 @@ class PreferenceQuestion:
         """The whole question, with response i in the first place."""
         shown = [
             f"{prompts.EXAMPLE_BEGINS}\n\n"
-            + self.comparison.format(prompt=e.prompt, response_1=e.response_1, response_2=e.response_2)
+            + self._compared(e.prompt, e.response_1, e.response_2, e.facts)
             + str(e.preferred)
             for e in self.examples
         ]
         first, second = (judgement.responses[k].strip() for k in (i, j))
-        last = self.comparison.format(prompt=text_of(judgement), response_1=first, response_2=second)
+        last = self._compared(text_of(judgement), first, second, facts_of(judgement))
         preamble = Random(f"{self.seed} {text_of(judgement)}").choice(self.preambles)
         return "\n\n".join([preamble, *shown, *([prompts.EXAMPLES_END] if shown else []), last])
+
+    def _compared(self, prompt: str, first: str, second: str, facts: Facts) -> str:
+        places = as_texts(self.facts, facts) | {"prompt": prompt}
+        return self.comparison.format(**places, response_1=first, response_2=second)
 
 
 def _first_of_two(answer: Answer) -> float:
@@ -157,14 +163,14 @@ class ListwiseQuestion:
     """The order of all responses in one answer; asked in their order and in the opposite one, and the ranks averaged.
 
     Args:
-        template: with the places `{prompt}` and `{responses}`, which come as `A - …`, `B - …`.
+        template: with the places `{prompt}` and `{responses}`, which come as `A - …`, `B - …`, and maybe facts.
         max_tokens: of an answer.
     """
 
     gives: tuple[str, ...] = ("ranking",)
 
     def __init__(self, template: str = prompts.RANKING, max_tokens: Size = 64) -> None:
-        refuse_template("template", template, ("prompt", "responses"))
+        self.facts = fact_places("template", template, ("prompt", "responses"))
         self.template, self.max_tokens = template, max_tokens
 
     async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
@@ -185,7 +191,6 @@ class ListwiseQuestion:
             except ValueError as error:
                 raise Malformed(f"ranking: {str(error)[:SHOWN]}") from None
 
-        ranks = await asked(
-            client, read, self.template.format(prompt=text_of(judgement), responses=shown), self.max_tokens
-        )
+        places = as_texts(self.facts, facts_of(judgement)) | {"prompt": text_of(judgement), "responses": shown}
+        ranks = await asked(client, read, self.template.format(**places), self.max_tokens)
         return [ranks[order.index(i)] for i in range(len(order))]

@@ -17,8 +17,8 @@ from data_modules.feedback.providers.endpoint import Endpoint
 from data_modules.feedback.providers.model_judge import ask_all
 from data_modules.feedback.providers.provider import Account, said
 from data_modules.feedback.providers.questions import Note, asked, text_of, words
-from data_modules.feedback.templates import refuse_template
 from data_modules.judgements.schema import Judgement
+from data_modules.text.templates import refuse_template
 from lightning_nlf.numbers import Seed, Size
 
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from data_modules.feedback.providers.answer import Unanswered
 from data_modules.feedback.providers.client import Client, Stopped, waited_for
 from data_modules.feedback.providers.endpoint import Endpoint
+from data_modules.feedback.providers.facts import facts_of, refuse_missing_facts
 from data_modules.feedback.providers.provider import Account, said
 from data_modules.feedback.providers.questions import Note, Question
 from data_modules.judgements.schema import Judgement
@@ -24,7 +25,7 @@ class ModelJudge:
         questions: what it is asked.
 
     Raises:
-        ValueError: no question.
+        ValueError: no question; in `complete` a judgement without a fact that a template has a place for.
     """
 
     def __init__(self, endpoint: Endpoint, questions: list[Question]) -> None:
@@ -34,6 +35,10 @@ class ModelJudge:
         self.gives: tuple[str, ...] = tuple(dict.fromkeys(name for each in questions for name in each.gives))
 
     def complete(self, judgements: Sequence[Judgement], tick: Callable[[], object]) -> tuple[list[Judgement], Account]:
+        places = tuple(dict.fromkeys(place for question in self.questions for place in question.facts))
+        named = [each.where or f"judgement {number + 1}" for number, each in enumerate(judgements)]
+        cases = [(f"{name}: meta.facts", facts_of(each)) for name, each in zip(named, judgements, strict=True)]
+        refuse_missing_facts(places, cases)
         return ask_all(self.endpoint, judgements, self._completed, tick)
 
     async def _completed(self, client: Client, judgement: Judgement, note: Note) -> Judgement:

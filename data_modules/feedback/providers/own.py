@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
 from data_modules.feedback.providers.provider import Account, said
 from data_modules.feedback.providers.rules import EnvironmentProvider
-from data_modules.judgements.schema import Judgement
+from data_modules.judgements.schema import Judgement, PromptText
 from data_modules.text.environment import Revisable, TextEnvironment
+from data_modules.text.prompts import Chat, PromptFormat
 from data_modules.text.tokenizer import Tokenizer
+from data_modules.text.writer import Writer
 from lightning_nlf.batch import Replier
 from lightning_nlf.numbers import Size
-
-AT_ONCE = 64  # prompts
 
 
 class OwnProvider(EnvironmentProvider):
@@ -29,6 +26,7 @@ class OwnProvider(EnvironmentProvider):
         tokenizer: the policy's; made from the task's corpus, or a model's own.
         task: `Revisable`: its prompts, and the words around a critique.
         max_new: tokens that a critique or a revision may have.
+        chat: of `PromptFormat`.
 
     Raises:
         ValueError: a task without these words, a tokenizer of other ids; in `complete` an unknown prompt or word.
@@ -37,12 +35,20 @@ class OwnProvider(EnvironmentProvider):
     gives = ("critique", "expected")
     name = "policy"
 
-    def __init__(self, policy: Replier, tokenizer: Tokenizer, task: TextEnvironment, max_new: Size = 48) -> None:
+    def __init__(
+        self,
+        policy: Replier,
+        tokenizer: Tokenizer,
+        task: TextEnvironment,
+        max_new: Size = 48,
+        chat: bool | Chat | None = None,
+    ) -> None:
         super().__init__(task)
         if not isinstance(task, Revisable):
             raise ValueError(f"task: {type(task).__name__} has no words around a critique")
         self.policy, self.words, self.max_new = policy, task, max_new
         self.tokenizer = tokenizer if tokenizer.ready else tokenizer.fit(task.corpus())
+        self.format = PromptFormat(self.tokenizer, chat)
         digest = getattr(policy, "tokenizer_digest", None)
         if digest not in (None, self.tokenizer.digest):
             raise ValueError(f"tokenizer: the policy means the ids of another ({digest[:12]}…); use the one it has")
@@ -75,18 +81,10 @@ class OwnProvider(EnvironmentProvider):
             tick()
         return done, account
 
-    def _said(self, prompts: Sequence[str]) -> list[str]:
+    def _said(self, prompts: Sequence[PromptText]) -> list[str]:
         """The policy's likeliest reply to each."""
-        texts: list[str] = []
-        for first in range(0, len(prompts), AT_ONCE):
-            ids = [torch.tensor(self.tokenizer.encode_prompt(prompt)) for prompt in prompts[first : first + AT_ONCE]]
-            padded, sizes = pad_sequence(ids, batch_first=True), torch.tensor([len(own) for own in ids])
-            tokens, _, lengths, _ = self.policy.reply(
-                padded, sizes, stop=(self.tokenizer.eos,), max_new=self.max_new, deterministic=True
-            )
-            pairs = zip(tokens.tolist(), lengths.tolist(), strict=True)
-            texts += [self.tokenizer.decode(own[:length]).strip() for own, length in pairs]
-        return texts
+        writer = Writer(self.policy, self.format, (self.tokenizer.eos,))
+        return [each.text for each in writer.replies([self.format.ids(prompt) for prompt in prompts], self.max_new)]
 
 
 def _criticised(judgement: Judgement) -> int | None:

@@ -18,6 +18,17 @@ Response - {response}
 
 Critique - """
 
+REVISION = """Write a better response to the prompt below than the one that is there, which heeds what is said of it. \
+Answer with the new response alone.
+
+Prompt - {prompt}
+
+Response - {response}
+
+Critique - {critique}
+
+New response - """
+
 EXPECTED = """Write the best possible response to the prompt below. Answer with the response alone.
 
 Prompt - {prompt}

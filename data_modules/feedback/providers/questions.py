@@ -8,19 +8,22 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from torch import Tensor
+
 from data_modules.feedback.providers import prompts
 from data_modules.feedback.providers.answer import Answer, Malformed, NoLogProbs, Unanswered, excerpt
 from data_modules.feedback.providers.client import Client
 from data_modules.feedback.providers.expectation import expected_label
+from data_modules.feedback.providers.facts import Facts, as_texts, fact_places, facts_of
 from data_modules.feedback.providers.provider import merged
-from data_modules.feedback.templates import refuse_template
 from data_modules.judgements.fields import Scale
-from data_modules.judgements.schema import Judgement
+from data_modules.judgements.schema import Judgement, readable
 from lightning_nlf.numbers import Size, Whole
 
 AGAIN = 1_000_003  # added to the seed of a question that is asked again
 SCORE_TOKENS = 8
 T = TypeVar("T")
+Amount = TypeVar("Amount", float, Tensor)
 Note = Callable[[Unanswered], None]  # told of what is left out
 
 
@@ -28,6 +31,7 @@ class Question(Protocol):
     """What is asked of a judgement."""
 
     gives: tuple[str, ...]
+    facts: tuple[str, ...]  # the places of its template that are facts of a case
 
     async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
         """Fields of the judgement, each None where it stays as it was.
@@ -39,10 +43,8 @@ class Question(Protocol):
 
 
 def text_of(judgement: Judgement) -> str:
-    """The prompt as text; of a chat who says what."""
-    if isinstance(judgement.prompt, str):
-        return judgement.prompt.strip()
-    return "\n\n".join(f"{message.role}: {message.content.strip()}" for message in judgement.prompt)
+    """The prompt as text; of a chat of several messages who says what."""
+    return readable(judgement.prompt).strip()
 
 
 async def asked(
@@ -109,7 +111,8 @@ class ScoreQuestion:
         expectation: the mean over the likeliest first tokens that are such a number, instead of the one said
             (§ 4 of https://arxiv.org/abs/2309.00267). Whole numbers only; see `expected_label`.
         alternatives: how many tokens that is; most servers give 20 at most.
-        template: with the places `{prompt}`, `{response}`, `{low}` and `{high}`.
+        template: with the places `{prompt}`, `{response}`, `{low}` and `{high}`. Any other, such as `{reference}`, is
+            a fact of the case, for this and all questions: of `meta.facts` in a file, of `Case.facts` in training.
         scale: what `low` and `high` become.
 
     Raises:
@@ -131,24 +134,32 @@ class ScoreQuestion:
             raise ValueError(f"low, high: got {low} and {high}, must go upwards")
         if not scale[0] < scale[1]:
             raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, must go upwards")
-        refuse_template("template", template, ("prompt", "response"), ("low", "high"))
+        self.facts = fact_places("template", template, ("prompt", "response"), ("low", "high"))
         self.low, self.high, self.expectation, self.alternatives = low, high, expectation, alternatives
         self.template, self.scale = template, scale
 
     async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
         prompt = text_of(judgement)
-        return {"score": await of_each(judgement, "score", lambda text: self.score(client, prompt, text), note)}
+        facts = facts_of(judgement)
+        return {"score": await of_each(judgement, "score", lambda text: self.score(client, prompt, text, facts), note)}
 
-    async def score(self, client: Client, prompt: str, response: str) -> float:
+    async def score(self, client: Client, prompt: str, response: str, facts: Facts) -> float:
         """On the scale.  Raises Unanswered."""
-        filled = self.template.format(prompt=prompt, response=response.strip(), low=self.low, high=self.high)
+        filled = self.filled(prompt, response, facts)
         if self.expectation:
             tokens = max(len(str(x)) for x in (self.low, self.high))
             labels = range(self.low, self.high + 1)
             read = partial(expected_label, labels=labels)
-            number = await asked(client, read, filled, tokens, alternatives=self.alternatives)
-        else:
-            number = await asked(client, self._number, filled, SCORE_TOKENS)
+            return self.on_scale(await asked(client, read, filled, tokens, alternatives=self.alternatives))
+        return self.on_scale(await asked(client, self._number, filled, SCORE_TOKENS))
+
+    def filled(self, prompt: str, response: str, facts: Facts) -> str:
+        """The whole question."""
+        places = as_texts(self.facts, facts) | {"prompt": prompt, "response": response.strip()}
+        return self.template.format(**places, low=self.low, high=self.high)
+
+    def on_scale(self, number: Amount) -> Amount:
+        """A number, or a tensor of them, from `low` to `high`, on the scale."""
         return self.scale[0] + (number - self.low) / (self.high - self.low) * (self.scale[1] - self.scale[0])
 
     def _number(self, answer: Answer) -> float:
@@ -163,45 +174,49 @@ class CritiqueQuestion:
     """What is wrong with each response, in words; none where the model says NOTHING.
 
     Args:
-        template: with the places `{prompt}` and `{response}`.
+        template: with the places `{prompt}` and `{response}`, and maybe facts.
         max_tokens: of a critique.
     """
 
     gives: tuple[str, ...] = ("critique",)
 
     def __init__(self, template: str = prompts.CRITIQUE, max_tokens: Size = 256) -> None:
-        refuse_template("template", template, ("prompt", "response"))
+        self.facts = fact_places("template", template, ("prompt", "response"))
         self.template, self.max_tokens = template, max_tokens
 
     async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
-        prompt = text_of(judgement)
-
-        async def one(response: str) -> str | None:
-            filled = self.template.format(prompt=prompt, response=response.strip())
-            text = await asked(client, words, filled, self.max_tokens)
-            return None if text.strip(".").upper() == "NOTHING" else text
-
+        prompt, facts = text_of(judgement), facts_of(judgement)
+        one = partial(self.critique, client, prompt, facts)
         return {"critique": await of_each(judgement, "critique", one, note)}
+
+    async def critique(
+        self, client: Client, prompt: str, facts: Facts, response: str, temperature: float = 0.0, seed: int = 0
+    ) -> str | None:
+        """None where nothing is wrong.  Raises Unanswered."""
+        places = as_texts(self.facts, facts) | {"prompt": prompt, "response": response.strip()}
+        text = await asked(client, words, self.template.format(**places), self.max_tokens, temperature, seed)
+        return None if text.strip(".").upper() == "NOTHING" else text
 
 
 class ExpectedQuestion:
     """What the model itself would have said.
 
     Args:
-        template: with the place `{prompt}`, and maybe `{response}`, the first one.
+        template: with the place `{prompt}`, and maybe `{response}`, the first one, and facts.
         max_tokens: of a response.
     """
 
     gives: tuple[str, ...] = ("expected",)
 
     def __init__(self, template: str = prompts.EXPECTED, max_tokens: Size = 512) -> None:
-        refuse_template("template", template, ("prompt",), ("response",))
+        self.facts = fact_places("template", template, ("prompt",), ("response",))
         self.template, self.max_tokens = template, max_tokens
 
     async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
         if judgement.expected is not None:
             return {}
-        filled = self.template.format(prompt=text_of(judgement), response=next(iter(judgement.responses), "").strip())
+        places = as_texts(self.facts, facts_of(judgement)) | {"prompt": text_of(judgement)}
+        filled = self.template.format(**places, response=next(iter(judgement.responses), "").strip())
         return {"expected": await asked(client, words, filled, self.max_tokens)}
 
 

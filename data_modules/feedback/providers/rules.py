@@ -8,8 +8,9 @@ from typing import get_args
 from data_modules.feedback.providers.provider import Account, merged, said
 from data_modules.judgements.fields import Scale
 from data_modules.judgements.ranking import format_ranking, ranks_of_scores
-from data_modules.judgements.schema import Judgement, Span
+from data_modules.judgements.schema import Judgement, PromptText, Span
 from data_modules.text.environment import Case, SpanTeacher, Split, TextEnvironment
+from data_modules.text.prompts import texts_of
 from lightning_nlf.numbers import NonNegative, Seed
 
 
@@ -34,7 +35,7 @@ class EnvironmentProvider:
         if not scale[0] < scale[1]:
             raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, must go upwards")
         self.task, self.scale = task, scale
-        self._cases: dict[str, Case] = {}
+        self._cases: dict[PromptText, Case] = {}  # by id and by prompt
 
     def complete(self, judgements: Sequence[Judgement], tick: Callable[[], object]) -> tuple[list[Judgement], Account]:
         account, done = Account(), []
@@ -52,6 +53,8 @@ class EnvironmentProvider:
 
     def _score(self, case: Case, judgement: Judgement, i: int) -> float:
         reward = self.task.begin(case).reply(judgement.responses[i], judgement.finished(i)).reward
+        if reward is None:
+            raise ValueError(f"task: {type(self.task).__name__} has no rule that pays; ask a model or people")
         low, high = self.scale
         if not low <= reward <= high:
             raise ValueError(f"{judgement.where}: the reward {reward:g} is off the scale {low:g} to {high:g}")
@@ -61,8 +64,8 @@ class EnvironmentProvider:
         if not self._cases:
             every = [case for split in get_args(Split) for case in self.task.cases(split)]
             self._cases = {case.prompt: case for case in every} | {case.id: case for case in every}
-        for name in (judgement.id, judgement.prompt):
-            if isinstance(name, str) and name in self._cases:
+        for name in (judgement.id, judgement.prompt, texts_of(judgement.prompt)[-1]):
+            if name is not None and name in self._cases:
                 return self._cases[name]
         raise ValueError(f"{judgement.where}: prompt: the task has no such case; judge files that were sampled from it")
 

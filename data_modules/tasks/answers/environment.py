@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from random import Random
 
+from data_modules.judgements.schema import PromptText
 from data_modules.ranges import at_least, shares
 from data_modules.tasks.answers.answers import Speaker, contrary, imagined, right_answer
 from data_modules.tasks.answers.judge import PARAPHRASES, example_critiques, verdict
@@ -74,7 +75,7 @@ class SourcedAnswers(Phrases):
 
     @cached_property
     def _held_out(self) -> set[str]:
-        return {case.prompt for split in ("val", "test") for case in self._questions[split]}
+        return {case.text for split in ("val", "test") for case in self._questions[split]}
 
     def cases(self, split: Split) -> Sequence[Case]:
         """1,936 to train on, 628 and 628 apart; `facts` has kind, nutrient, foods or group, right, held_out."""
@@ -83,19 +84,19 @@ class SourcedAnswers(Phrases):
     def begin(self, case: Case) -> Dialogue:
         return OneTurn(case, judged)
 
-    def demonstrations(self, split: Split) -> Sequence[tuple[str, str]]:
+    def demonstrations(self, split: Split) -> Sequence[tuple[PromptText, str]]:
         rng = Random(f"{self.seed} demonstrations {split}")
         return [self._demonstration(case, rng) for _ in range(self.draws) for case in self.cases(split)]
 
     def _demonstration(self, case: Case, rng: Random) -> tuple[str, str]:
         if rng.random() >= self.revisions:
-            return case.prompt, self.speaker.answer(case, rng)
+            return case.text, self.speaker.answer(case, rng)
         world = imagined(case.facts["wording"], self._held_out, rng)
         claim = world.facts["right"] if rng.random() < CLAIMED_RIGHT else contrary(world.facts, rng)
         reply = self.speaker.put(world, claim, rng)
         critique = self.critique(world, reply, rng.getrandbits(32))
         if critique is None:
-            return case.prompt, self.speaker.answer(case, rng)
+            return case.text, self.speaker.answer(case, rng)
         return self.revision_prompt(world, reply, critique), right_answer(world, rng)
 
     def expected(self, case: Case) -> str | None:
@@ -115,7 +116,7 @@ class SourcedAnswers(Phrases):
 
     def corpus(self) -> Iterator[str]:
         for split in self._questions:
-            yield from (case.prompt for case in self.cases(split))
+            yield from (case.text for case in self.cases(split))
             yield from (self._right(case) for case in self.cases(split))
             yield from (reply for _, reply in self.demonstrations(split))
         yield from example_critiques()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from random import Random
 
+from data_modules.judgements.schema import PromptText
 from data_modules.ranges import at_least, shares
 from data_modules.tasks.one_turn import OneTurn, cut_short, worded
 from data_modules.tasks.reviews.grammar import OPENINGS, TONES, TRAINED_OPENINGS, continuation, opening
@@ -70,9 +71,9 @@ class PositiveReviews:
         found = judge().verdict(case, text, finished)
         return {name: weight * float(getattr(found, name)) for name, weight in self.weights.items()}
 
-    def demonstrations(self, split: Split) -> Sequence[tuple[str, str]]:
+    def demonstrations(self, split: Split) -> Sequence[tuple[PromptText, str]]:
         rng = Random(f"{self.seed} demonstrations {split}")
-        return [(case.prompt, self._demonstration(case, rng)) for _ in range(self.draws) for case in self.cases(split)]
+        return [(case.text, self._demonstration(case, rng)) for _ in range(self.draws) for case in self.cases(split)]
 
     def _demonstration(self, case: Case, rng: Random) -> str:
         tone = rng.choices(list(TONES), list(TONES.values()))[0]
@@ -95,7 +96,7 @@ class PositiveReviews:
 
     def corpus(self) -> Iterator[str]:
         for split in self._cases:
-            yield from (case.prompt for case in self.cases(split))
+            yield from (case.text for case in self.cases(split))
             yield from (reply for _, reply in self.demonstrations(split))
         rng = Random(f"{self.seed} corpus")
         yield from (continuation(*both, tone, rng) for both in COMBINATIONS for tone in TONES for _ in range(20))

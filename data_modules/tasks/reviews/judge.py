@@ -89,7 +89,7 @@ class Judge:
         if sum(word[0].isalpha() for word in words) < SHORTEST_SENTENCE:
             return Verdict(0.0, 0.0, 0.0, False, (Defect("empty", {"item": item}),))
         feeling = compound(reply)
-        below = self._typical - self._language.mean_log_prob(words_of(case.prompt), words)
+        below = self._typical - self._language.mean_log_prob(words_of(case.text), words)
         likely = min(max(1 - below / NATS, 0.0), 1.0)
         topic, stray = _topic(case, words)
         ended = finished and ends_as_sentence(reply)
@@ -117,7 +117,7 @@ def judge() -> Judge:
 def _topic(case: Case, words: Sequence[str]) -> tuple[float, str | None]:
     """The part of the reward, and the first name that belongs to another thing; what the prompt names is no stray."""
     own = on_topic(case.facts["item"])
-    strays = [word for word in words if word in NAMES - own - set(words_of(case.prompt))]
+    strays = [word for word in words if word in NAMES - own - set(words_of(case.text))]
     if strays:
         return 0.0, strays[0]
     return (1.0 if own & set(words) else 0.5), None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 
+from data_modules.judgements.schema import PromptText
 from data_modules.ranges import shares
 from data_modules.tasks.one_turn import Defect, worded
 from data_modules.tasks.sums.expressions import (
@@ -129,11 +130,11 @@ class ArithmeticSteps:
     def begin(self, case: Case) -> Dialogue:
         return _Working(case)
 
-    def demonstrations(self, split: Split) -> Sequence[tuple[str, str]]:
+    def demonstrations(self, split: Split) -> Sequence[tuple[PromptText, str]]:
         """Workings with mistakes, `draws` for each case: those of `cases(split)` in their order, and so again."""
         rng = Random(f"{self.seed} demonstrations {split}")
         return [
-            (case.prompt, " ".join(working(case.facts["expression"], self.wrong, rng, self.largest)))
+            (case.text, " ".join(working(case.facts["expression"], self.wrong, rng, self.largest)))
             for _ in range(self.draws)
             for case in self.cases(split)
         ]
@@ -155,7 +156,7 @@ class ArithmeticSteps:
 
     def corpus(self) -> Iterator[str]:
         for split in SPLITS:
-            yield from (case.prompt for case in self.cases(split))
+            yield from (case.text for case in self.cases(split))
         yield " ".join(map(str, range(LARGEST + 1)))
         yield " ".join([*OPERATIONS, "=", STEP_END])
         for paraphrases in PARAPHRASES.values():

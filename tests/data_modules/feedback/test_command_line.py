@@ -174,3 +174,14 @@ def test_a_fault_with_a_new_line_in_it_forges_no_line(tmp_path, capsys):
     path.write_text(json.dumps({"prompt": "a", "expected": "b", "x\nerror: all is lost": 1}) + "\n")
     assert main(["check", str(path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_file_of_prompts_alone_is_no_fault(tmp_path, capsys):
+    """With a line of feedback among them it is a file of feedback, and the others are wrong."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "b", "id": "2", "facts": {"reference": "c"}}\n')
+    assert main(["check", str(path)]) == 0
+    assert "2 prompts for data_modules.text.PromptFile, and no feedback yet" in capsys.readouterr().out
+    path.write_text(path.read_text() + '{"prompt": "d", "responses": ["e"]}\n')
+    assert main(["check", str(path)]) == 2
+    assert "prompts.jsonl:1: responses: there are none" in capsys.readouterr().err

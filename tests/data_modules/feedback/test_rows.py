@@ -8,7 +8,10 @@ import torch
 from data_modules.feedback.rows import Layout
 from data_modules.feedback.selection import Keep, code_of
 from data_modules.judgements.schema import Judgement, Message, Step
+from data_modules.text import FolderTokenizer, Wording
+from data_modules.text.prompts import PromptFormat
 from data_modules.text.tokenizer import BPETokenizer
+from tests.data_modules.text.chats import SHAPES, folder
 
 ALL = ("score", "ranking", "steps", "expected")
 FULL = Judgement("q a", ("b", "c d"), score=(0.25, 1.0), ranking="B > A", expected="e", where="f:1")
@@ -29,7 +32,7 @@ def test_a_batch_by_hand(tokenizer):
     q a | e <eos>     8 3 7 1    obs 8 3 7    actions 3 7 1    decided . x x      expected
     q | b c <eos>     8 4 5 1    obs 8 4 5    actions 4 5 1    decided x x x      steps end at b and at c
     """
-    batch = batch_of(Layout(tokenizer, ALL), FULL, STEPS)
+    batch = batch_of(Layout(PromptFormat(tokenizer), ALL), FULL, STEPS)
     decided = torch.tensor([[0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 0], [1, 1, 1, 0]]).bool()
     actions = torch.tensor([[3, 4, 1, 0], [3, 5, 6, 1], [3, 7, 1, 0], [4, 5, 1, 0]])
     inside = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]]).bool()
@@ -51,12 +54,12 @@ def test_a_batch_by_hand(tokenizer):
 
 def test_the_steps_of_a_reply_are_paid_instead_of_its_score(tokenizer):
     judgement = Judgement("q", ("b c",), score=(0.75,), steps=((Step(1, -1.0),),))
-    batch = batch_of(Layout(tokenizer, ALL), judgement)
+    batch = batch_of(Layout(PromptFormat(tokenizer), ALL), judgement)
     assert batch.rewards.tolist() == [[-1, 0, 0]] and batch.score.tolist() == [0.75]
     assert batch.mask.tolist() == [[True, True, True]]
-    batch = batch_of(Layout(tokenizer, ("steps",)), judgement)
+    batch = batch_of(Layout(PromptFormat(tokenizer), ("steps",)), judgement)
     assert batch.mask.tolist() == [[True, False, False]] and batch.valid.all()
-    batch = batch_of(Layout(tokenizer, ("score",)), judgement)
+    batch = batch_of(Layout(PromptFormat(tokenizer), ("score",)), judgement)
     assert batch.rewards.tolist() == [[0, 0, 0.75]] and "step_ends" not in batch.extra
 
 
@@ -65,7 +68,7 @@ def test_no_token_goes_across_the_end_of_a_step():
     tokenizer = BPETokenizer(259).fit(["ab ab ab"])
     assert len(tokenizer.encode("abab")) == 2
     judgement = Judgement("q", ("abab",), steps=((Step(3, 1.0), Step(4, 0.0)),))
-    batch = batch_of(Layout(tokenizer, ("steps",)), judgement)
+    batch = batch_of(Layout(PromptFormat(tokenizer), ("steps",)), judgement)
     assert [tokenizer.decode([i]) for i in batch.actions[0, :-1].tolist()] == ["ab", "a", "b"]
     assert batch.extra["step_ends"].tolist() == [[False, True, True, False]]
 
@@ -82,7 +85,7 @@ def test_no_token_goes_across_the_end_of_a_step():
     ],
 )
 def test_only_what_is_used_makes_rows(tokenizer, use, learned, imitated):
-    batch = batch_of(Layout(tokenizer, use), FULL, STEPS)
+    batch = batch_of(Layout(PromptFormat(tokenizer), use), FULL, STEPS)
     assert batch.mask.any(1).int().tolist() == learned and batch.expert_mask.any(1).int().tolist() == imitated
     assert (batch.rank >= 0).any() == ("ranking" in use)
     assert batch.extra["scored"].any() == ("score" in use) == (not batch.score.isnan().all())
@@ -90,21 +93,24 @@ def test_only_what_is_used_makes_rows(tokenizer, use, learned, imitated):
 
 def test_one_response_may_have_a_score_and_another_none(tokenizer):
     judgement = Judgement("q", ("a", "b"), score=(None, 0.5))
-    batch = batch_of(Layout(tokenizer, ("score",)), judgement)
+    batch = batch_of(Layout(PromptFormat(tokenizer), ("score",)), judgement)
     assert batch.obs[:, 1].tolist() == [4]
-    batch = batch_of(Layout(tokenizer, ("score", "responses")), judgement)
+    batch = batch_of(Layout(PromptFormat(tokenizer), ("score", "responses")), judgement)
     assert batch.extra["scored"].tolist() == [False, True] and batch.mask.any(1).all()
 
 
 def test_a_reply_that_was_cut_off_does_not_stop(tokenizer):
     cut = Judgement("q", ("a", "b"), score=(0.0, 1.0), meta={"finished": [False, True]})
-    batch = batch_of(Layout(tokenizer, ALL), cut)
+    batch = batch_of(Layout(PromptFormat(tokenizer), ALL), cut)
     assert batch.valid.sum(1).tolist() == [1, 2] and batch.final_obs.tolist() == [3, 1]
     assert batch.extra["finished"].tolist() == [False, True]
     assert batch.rewards.tolist() == [[0, 0], [0, 1]]
     for wrong in ("yes", [True], [0, 1]):
         with pytest.raises(ValueError, match="^f:3: meta: finished must be true or false"):
-            batch_of(Layout(tokenizer, ALL), Judgement("q", ("a", "b"), (0, 1), meta={"finished": wrong}, where="f:3"))
+            batch_of(
+                Layout(PromptFormat(tokenizer), ALL),
+                Judgement("q", ("a", "b"), (0, 1), meta={"finished": wrong}, where="f:3"),
+            )
 
 
 @pytest.mark.parametrize(
@@ -118,11 +124,11 @@ def test_a_reply_that_was_cut_off_does_not_stop(tokenizer):
 )
 def test_what_makes_no_row_is_said_of_its_line(tokenizer, judgement, message):
     with pytest.raises(ValueError, match=message):
-        Layout(tokenizer, ALL, context=4).rows(judgement)
+        Layout(PromptFormat(tokenizer), ALL, context=4).rows(judgement)
 
 
 def test_a_row_may_fill_the_context(tokenizer):
-    (row,) = Layout(tokenizer, ALL, context=4).rows(Judgement("q", expected="a b"))
+    (row,) = Layout(PromptFormat(tokenizer), ALL, context=4).rows(Judgement("q", expected="a b"))
     assert len(row.prompt) + len(row.reply) == 4
 
 
@@ -144,10 +150,10 @@ SCORED = [Judgement("q", ("a", "b"), score=(0.9, 0.8)), Judgement("q q", ("c", "
     ],
 )
 def test_good_replies_are_kept_as_expected_ones(tokenizer, keep, kept):
-    batch = batch_of(Layout(tokenizer, ("score",), keep=keep), *SCORED)
+    batch = batch_of(Layout(PromptFormat(tokenizer), ("score",), keep=keep), *SCORED)
     assert batch.expert_mask.any(1).int().tolist() == kept
     assert torch.equal(batch.mask, batch.valid)
-    alone = batch_of(Layout(tokenizer, ("expected",), keep=keep), *SCORED)
+    alone = batch_of(Layout(PromptFormat(tokenizer), ("expected",), keep=keep), *SCORED)
     assert len(alone) == sum(kept) and not alone.mask.any() and torch.equal(alone.expert_mask, alone.valid)
     assert alone.rewards is None and alone.score.isnan().all()
 
@@ -183,11 +189,11 @@ def test_a_binary_score_has_one_code_each(ones):
 def test_a_code_stands_between_prompt_and_reply(tokenizer):
     """Codes d (worst) and e: the prompts end with them; the expected reply has the best; without a score none."""
     judgements = [*SCORED, Judgement("q", ("a",), ranking="A"), Judgement("q", expected="c")]
-    batch = batch_of(Layout(tokenizer, ALL, codes=(" d", " e")), *judgements)
+    batch = batch_of(Layout(PromptFormat(tokenizer), ALL, codes=(" d", " e")), *judgements)
     prompts = [batch.obs[i, : int(batch.valid[i].int().argmax()) + 1].tolist() for i in range(len(batch))]
     assert prompts == [[8, 7], [8, 7], [8, 8, 6], [8, 8, 6], [8], [8, 7]]
     assert batch.expert_mask.any(1).tolist() == [True, True, True, True, False, True]
-    kept = batch_of(Layout(tokenizer, ALL, codes=(" d", " e"), keep=Keep(above=0.8)), *SCORED)
+    kept = batch_of(Layout(PromptFormat(tokenizer), ALL, codes=(" d", " e"), keep=Keep(above=0.8)), *SCORED)
     assert kept.expert_mask.any(1).tolist() == [True, True, False, False]
 
 
@@ -195,11 +201,11 @@ def test_what_was_sampled_is_not_tokenised_again(tokenizer):
     """<unk> 2 has no text that would give it back; of another tokenizer the ids mean something else."""
     meta = {"tokens": [[4, 2, 1]], "tokenizer": tokenizer.digest}
     judgement = Judgement("q", ("b c",), score=(0.5,), meta=meta)
-    assert batch_of(Layout(tokenizer, ALL), judgement).actions.tolist() == [[4, 2, 1]]
+    assert batch_of(Layout(PromptFormat(tokenizer), ALL), judgement).actions.tolist() == [[4, 2, 1]]
     other = replace(judgement, meta=meta | {"tokenizer": "of another"})
-    assert batch_of(Layout(tokenizer, ALL), other).actions.tolist() == [[4, 5, 1]]
+    assert batch_of(Layout(PromptFormat(tokenizer), ALL), other).actions.tolist() == [[4, 5, 1]]
     with pytest.raises(ValueError, match="meta: tokens must be a list of ids for each response"):
-        Layout(tokenizer, ALL).rows(replace(judgement, meta=meta | {"tokens": [[4], [5]]}))
+        Layout(PromptFormat(tokenizer), ALL).rows(replace(judgement, meta=meta | {"tokens": [[4], [5]]}))
 
 
 def test_steps_end_at_the_tokens_that_were_sampled(tokenizer):
@@ -207,13 +213,13 @@ def test_steps_end_at_the_tokens_that_were_sampled(tokenizer):
     meta = {"tokens": [[4, 5, 2, 1]], "tokenizer": tokenizer.digest}
     text = tokenizer.decode([4, 5, 2])
     judgement = Judgement("q", (text,), steps=((Step(1, 1.0), Step(3, 0.5)),), meta=meta)
-    batch = batch_of(Layout(tokenizer, ("steps",)), judgement)
+    batch = batch_of(Layout(PromptFormat(tokenizer), ("steps",)), judgement)
     assert batch.actions.tolist() == [[4, 5, 2, 1]]
     assert batch.extra["step_ends"].tolist() == [[True, True, False, False]]
     assert batch.rewards.tolist() == [[1, 0.5, 0, 0]]
     changed = replace(judgement, responses=(text + " b c d e",), steps=((Step(len(text) + 4, 1.0),),))
     with pytest.raises(ValueError, match="steps: they do not fit the tokens in meta"):
-        Layout(tokenizer, ("steps",)).rows(changed)
+        Layout(PromptFormat(tokenizer), ("steps",)).rows(changed)
 
 
 # ---- preferences and critiques
@@ -227,13 +233,13 @@ def test_a_preference_is_that_of_each_row(tokenizer):
         Judgement("q", ("a", "b"), preference=0.3, ranking="A > B"),
         Judgement("q", ("a", "b"), ranking="B > A"),
     ]
-    batch = batch_of(Layout(tokenizer, ("ranking", "preference")), *lines)
+    batch = batch_of(Layout(PromptFormat(tokenizer), ("ranking", "preference")), *lines)
     assert batch.rank.tolist() == [1, 0, 0, 0, 0, 1, 1, 0] and batch.mask.any(1).all()
     assert batch.extra["preference"][:6].tolist() == pytest.approx([0.3, 0.7, 0.5, 0.5, 0.3, 0.7])
     assert batch.extra["preference"][6:].isnan().all()
-    alone = batch_of(Layout(tokenizer, ("preference",)), *lines)
+    alone = batch_of(Layout(PromptFormat(tokenizer), ("preference",)), *lines)
     assert alone.rank.tolist() == [1, 0, 0, 0, 1, 0]
-    assert "preference" not in batch_of(Layout(tokenizer, ("ranking",)), *lines).extra
+    assert "preference" not in batch_of(Layout(PromptFormat(tokenizer), ("ranking",)), *lines).extra
 
 
 def test_a_critique_is_predicted_behind_prompt_and_reply(tokenizer):
@@ -242,21 +248,38 @@ def test_a_critique_is_predicted_behind_prompt_and_reply(tokenizer):
     Of the second reply nobody said anything. The scored reply is a row beside it, of the same group.
     """
     line = Judgement("q a", ("b", "c d"), score=(0.5, None), critique=("c", None), where="f:1")
-    layout = Layout(tokenizer, ("score", "critique"), critique_prompt="{prompt} e {response} d")
+    layout = Layout(PromptFormat(tokenizer), ("score", "critique"), critique_prompt="{prompt} e {response} d")
     batch = batch_of(layout, line)
     assert batch.extra["critique"].tolist() == [False, True] and batch.group.tolist() == [0, 0]
     assert batch.obs[1].tolist() == [8, 3, 7, 4, 6, 5] and batch.actions[1, 4:].tolist() == [5, 1]
     assert batch.expert_mask.sum(1).tolist() == [0, 2] and batch.mask.sum(1).tolist() == [2, 0]
     assert batch.rank.tolist() == [-1, -1] and batch.extra["scored"].tolist() == [True, False]
     assert batch.rewards[1].sum() == 0
-    assert "critique" not in batch_of(Layout(tokenizer, ("score",)), line).extra
+    assert "critique" not in batch_of(Layout(PromptFormat(tokenizer), ("score",)), line).extra
     with pytest.raises(ValueError, match="^f:1: 5 tokens of the prompt and 2 of the reply are more than the context"):
         replace(layout, context=6).rows(line)
+
+
+def test_on_a_chat_template_a_critique_is_predicted_as_a_turn_of_the_conversation(tmp_path):
+    """[user x, assistant y, user "what is wrong with it?"], in the words of the yaml where it has some."""
+    model = FolderTokenizer(folder(tmp_path, SHAPES["chatml"], "bytes"))
+    line = Judgement("what is it", ("nothing",), critique=("so much",))
+    mine = Wording(criticise="Is it so? Else say {praise}")
+    for asks, wording in ((None, Wording()), (mine, mine)):
+        (row,) = Layout(PromptFormat(model), ("critique",), critique_prompt=asks).rows(line)
+        question = wording.criticise.format(praise=wording.praise)
+        turns = [("user", "what is it"), ("assistant", "nothing"), ("user", question)]
+        assert row.prompt == model.encode_chat([{"role": role, "content": text} for role, text in turns])
+        assert row.reply == [*model.encode("so much"), model.eos]
+    (row,) = Layout(PromptFormat(model), ("critique",), critique_prompt="{prompt} | {response}").rows(line)
+    assert row.prompt == model.encode_chat([{"role": "user", "content": "what is it | nothing"}])
+    (row,) = Layout(PromptFormat(model, False), ("critique",)).rows(line)
+    assert row.prompt == model.encode_prompt("what is it answer : nothing critique :")
 
 
 def test_the_last_message_of_a_chat_is_put_into_the_critique_prompt(tokenizer):
     read = []
     tokenizer.encode_chat = lambda messages: read.append(messages) or [8]
     line = Judgement((Message("system", "a"), Message("user", "b")), ("c",), critique=("d",))
-    Layout(tokenizer, ("critique",), critique_prompt="{prompt} | {response}").rows(line)
+    Layout(PromptFormat(tokenizer), ("critique",), critique_prompt="{prompt} | {response}").rows(line)
     assert read == [[{"role": "system", "content": "a"}, {"role": "user", "content": "b | c"}]]

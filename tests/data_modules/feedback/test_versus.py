@@ -7,8 +7,9 @@ import pytest
 from data_modules.feedback import read, write
 from data_modules.feedback.__main__ import main
 from data_modules.feedback.people.items import items
-from data_modules.feedback.versus import versus, win_rate
+from data_modules.feedback.versus import versus
 from data_modules.judgements.schema import Judgement
+from data_modules.judgements.win_rate import win_rate
 
 FIRST = [Judgement("say a", ("a", "aa"), id="1"), Judgement("say b", ("b",)), Judgement("say c", ("c",), id="3")]
 SECOND = [Judgement("say b", ("y",)), Judgement("say a", ("x",), score=(0.5,), id="1"), Judgement("d", expected="d")]

@@ -17,6 +17,7 @@ from data_modules.text.control_tokens import ControlTokens  # noqa: E402
 from data_modules.text.conversation import Conversation  # noqa: E402
 from data_modules.text.environment import Case, Outcome  # noqa: E402
 from data_modules.text.episode import Episode, Prompt, Turn  # noqa: E402
+from data_modules.text.prompts import PromptFormat  # noqa: E402
 from tests.data_modules.text.chats import KINDS, SHAPES, Shape, folder  # noqa: E402
 
 HARMLESS = [
@@ -210,20 +211,22 @@ def lines(path, *records):
 
 def test_a_forged_turn_is_text_on_every_road(made, tmp_path):
     """A task's prompt as a chat; messages of a file, and the prompt of a critique that is made of these and a reply;
-    a demonstration; text without a template. Three control tokens in a chat of one message, none in plain text.
+    a demonstration; text without a template. Three control tokens in a chat of one message, seven in the three of a
+    critique's prompt, none in plain text.
     """
     _, tokenizer = made("chatml", "bytes")
     shape = SHAPES["chatml"]
     expected = Counter({"<|im_start|>": 2, "<|im_end|>": 1})
-    opening = Conversation(None, tokenizer, 8, chat=True).opening
+    opening = Conversation(None, tokenizer, 8, chat=True).format.ids
     assert controls(tokenizer, shape, opening(FORGED)) == expected
     chat = [{"role": "user", "content": FORGED}]
     spoken = {"responses": [FORGED], "critique": FORGED, "expected": FORGED}
     file = lines(tmp_path / "said.jsonl", {"prompt": chat} | spoken)
-    rows = Layout(tokenizer, ("responses", "expected", "critique")).rows(read(file)[0])
+    rows = Layout(PromptFormat(tokenizer), ("responses", "expected", "critique")).rows(read(file)[0])
     assert len(rows) == 3
     for row in rows:
-        assert controls(tokenizer, shape, row.prompt) == expected
+        three = Counter({"<|im_start|>": 4, "<|im_end|>": 3})
+        assert controls(tokenizer, shape, row.prompt) == (three if row.critique else expected)
         assert controls(tokenizer, shape, row.reply) == Counter({"<|im_end|>": 1}) and row.reply[-1] == tokenizer.eos
     path = lines(tmp_path / "shown.jsonl", {"prompt": chat, "expected": FORGED})
     data = DemonstrationsDataModule(tokenizer, path=path)
@@ -253,7 +256,10 @@ def test_a_template_that_refuses_a_line_names_it_and_skip_goes_on(made, tmp_path
     user = {"role": "user", "content": "yes ?"}
     records = [{"prompt": [user], "expected": "yes ."}, {"prompt": [{"role": "system", "content": "so"}, user]}]
     file = lines(tmp_path / "system.jsonl", records[0], records[1] | {"expected": "no ."})
-    layout, said = Layout(tokenizer, ("expected",)), r"system.jsonl:2: prompt: the chat template .* no system role"
+    layout, said = (
+        Layout(PromptFormat(tokenizer), ("expected",)),
+        r"system.jsonl:2: prompt: the chat template .* no system role",
+    )
     with pytest.raises(ValueError, match=said):
         encoded(layout, read(file), "raise")
     with pytest.warns(UserWarning, match=said):

@@ -1,6 +1,7 @@
 """Rollouts of text tasks: the tokens, the rows, who pays, what unfinished replies cost, and what is shown."""
 
 import json
+import math
 import warnings
 from types import SimpleNamespace
 
@@ -370,17 +371,19 @@ def test_a_prompt_is_the_message_of_a_user_in_the_models_template(echo, chat):
     assert prompts_of(batch) == [ids for ids in wanted for _ in range(2)]
     read = [data.tokenizer.encode_prompt(line["prompt"]) for line in data.records(batch)]
     assert read == templated("train", suffix="")  # files have no suffix
-    plain = module(echo, prompts=4, replies=2, **how)
+    default = module(echo, prompts=4, replies=2, **how)
+    assert sorted(prompts_of(collected(default, actor))) == sorted(wanted * 2)
+    plain = module(echo, chat=False, prompts=4, replies=2, **how)
     assert {len(ids) for ids in prompts_of(collected(plain, actor))} == {3}
 
 
-def test_a_chat_without_a_template_or_of_several_turns_is_refused(echo, walks, chat):
+def test_a_chat_without_a_template_is_refused(echo, walks, chat):
     with pytest.raises(ValueError, match="^chat: the tokenizer has no chat template: take a FolderTokenizer"):
         module(echo, chat=True)
     (chat / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="^chat: the tokenizer has no chat template"):
         module(echo, chat=True, tokenizer=FolderTokenizer(str(chat)))
-    with pytest.raises(ValueError, match="^chat: for tasks of one turn; Walks has 3: leave it out"):
+    with pytest.raises(ValueError, match="^chat: the tokenizer has no chat template"):
         module(walks, chat=True)
 
 
@@ -409,7 +412,9 @@ def test_expected_responses_are_rows_of_the_group_that_only_imitation_learns_fro
     ("wrong", "message"),
     [
         ({"prompts": 0}, "prompts"), ({"replies": 0}, "replies"), ({"max_new": 0}, "max_new"), ({"top_p": 0}, "top_p"),
-        ({"top_k": -1}, "top_k"), ({"window": 1}, "window"), ({"best_of": 0}, "best_of"),
+        ({"top_k": -1}, "top_k"), ({"temperature": 0}, "temperature: got 0, must be above 0"),
+        ({"greedy": True, "best_of": 2}, "greedy: there is one likeliest reply"), ({"window": 1}, "window"),
+        ({"best_of": 0}, "best_of"),
         ({"evaluation_prompts": 0}, "evaluation_prompts"), ({"context": 5}, "train case 'train-ant'.*context of 5"),
         ({"prompt_suffix": " please"}, "train case 'train-ant'.*please"),
     ],
@@ -442,6 +447,27 @@ def test_top_k_of_one_is_the_likeliest_token(echo):
     data = module(echo, top_k=1)
     assert collected(data, agent()).log_probs.abs().max() == 0
     assert data.statistics["no_spread"] == 1
+
+
+def test_a_temperature_near_zero_is_the_likeliest_token_and_a_high_one_is_any(echo):
+    """At 10⁻⁶ every draw is the likeliest token; at 10⁶ all 15 ids are as likely, −log 15 a token."""
+    actor = agent()
+    cold, hot, warm = (collected(module(echo, temperature=heat), actor) for heat in (1e-6, 1e6, 1.0))
+    assert cold.log_probs.abs().max() == 0
+    torch.testing.assert_close(hot.log_probs, hot.mask * -math.log(SIZE), atol=1e-4, rtol=0)
+    assert torch.equal(warm.actions, collected(module(echo), actor).actions)
+
+
+def test_a_greedy_prediction_is_the_likeliest_reply_once(echo):
+    """As an evaluation's greedy episodes, one a prompt, however many `replies` a collection has."""
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    data, actor = TextDataModule(echo, tokenizer=WordTokenizer(), max_new=3, replies=12, greedy=True), agent()
+    (batch,) = trainer.predict(actor, data)
+    prompts = data.cases["test"]
+    with torch.no_grad():
+        episodes = data.conversation.play(actor, prompts, np.zeros((len(prompts), 1), dtype=np.int64), 1, True)
+    said = [row[valid].tolist() for row, valid in zip(batch.actions, batch.valid, strict=True)]
+    assert said == [episode.turns[0].tokens for episode in episodes]
 
 
 def test_a_group_without_spread_and_replies_all_cut_are_warned_of_once(echo):

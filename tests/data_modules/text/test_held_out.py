@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -152,3 +153,15 @@ def test_replies_get_the_room_that_there_is(echo):
             validated(policy(DPOPolicy), data)
     with pytest.raises(ValueError, match="evaluation_prompts: got -1"):
         FeedbackDataModule(path, WordTokenizer(), evaluation_prompts=-1)
+
+
+def test_the_sampled_reply_is_at_the_temperature_that_is_asked(echo):
+    """At 10⁻⁶ it is the greedy one, token by token."""
+    path = written(ECHOED)
+    knobs = {"tokenizer": WordTokenizer(), "path": path, "task": echo, "use": ("ranking",)}
+    data, model = FeedbackDataModule(**knobs, temperature=1e-6), policy(DPOPolicy)
+    validated(model, data)
+    greedy, sampled = (data.evaluate(model, np.random.default_rng(0), how) for how in (True, False))
+    assert torch.equal(greedy.actions, sampled.actions)
+    with pytest.raises(ValueError, match="temperature: got 0, must be above 0"):
+        FeedbackDataModule(**knobs, temperature=0)

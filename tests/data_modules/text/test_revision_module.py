@@ -487,7 +487,7 @@ def test_knobs_out_of_range_are_refused(knobs, named):
         module(**knobs)
 
 
-@pytest.mark.parametrize("name", ["reward", "window", "chat", "expected", "injection", "labeller", "label_buffer"])
+@pytest.mark.parametrize("name", ["window", "expected", "injection", "labeller", "label_buffer"])
 def test_it_has_no_knob_of_other_ways_to_learn_from_text(name):
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
         module(**{name: None})

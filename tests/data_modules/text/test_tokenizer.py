@@ -226,34 +226,29 @@ def test_a_pad_token_may_be_added_or_chosen(tmp_path):
     assert added.eos == chosen.eos == 1 and added.digest != chosen.digest
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({}, "has no eos token: name one, such as `eos: "),
-        ({"eos_token": "<|end|>", "bos_token": "<s>"}, r"has no pad token: name one, such as `pad: <\|user\|>`"),
-        ({"eos_token": "<|end|>", "pad_token": "<|end|>"}, r"pads with its eos token '<\|end\|>'.* name .* `pad: <s>`"),
-    ],
-)
-def test_a_folder_without_eos_or_pad_says_what_to_do(tmp_path, config, message):
-    folder = model_folder(tmp_path, **config)
-    with pytest.raises(ValueError, match=message) as error:
+def test_a_folder_without_eos_says_what_to_do(tmp_path):
+    folder = model_folder(tmp_path)
+    with pytest.raises(ValueError, match="has no eos token: name one, such as `eos: ") as error:
         FolderTokenizer(folder)
     assert folder in str(error.value)
     assert FolderTokenizer(folder, eos="<|end|>", pad="<|pad|>").eos == 1
+    with pytest.raises(ValueError, match=r"pad: '<\|end\|>' is the eos token of"):
+        FolderTokenizer(folder, eos="<|end|>", pad="<|end|>")
 
 
-def test_the_pad_that_is_advised_is_a_token_that_the_model_has(tmp_path):
-    """One that neither begins, nor stands in the template; a new id would have no row in an embedding that is full."""
-    named = {"eos_token": "<|end|>", "pad_token": "<|end|>", "bos_token": "<s>"}
+@pytest.mark.parametrize("pad", [{}, {"pad_token": "<|end|>"}])
+def test_padding_is_a_token_that_means_nothing_else(tmp_path, pad):
+    """One that neither begins, nor ends, nor stands in the template: `<|assistant|>`, and so no new id.
+
+    A new id would have no row in an embedding that is full; it is made where there is no other.
+    """
+    named = {"eos_token": "<|end|>", "bos_token": "<s>"} | pad
     folder = model_folder(tmp_path, **named, chat_template="<|user|>{{ messages[0].content }}")
-    with pytest.raises(ValueError, match=r"`pad: <\|assistant\|>`"):
-        FolderTokenizer(folder)
-    assert FolderTokenizer(folder, pad="<|assistant|>").size == 8
-    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?")).save(
-        str(tmp_path / "tokenizer.json")
-    )
-    with pytest.raises(ValueError, match=r"`pad: <\|pad\|>`"):  # there is no other
-        FolderTokenizer(folder)
+    tokenizer = FolderTokenizer(folder)
+    assert tokenizer.pad == tokenizer._backend.token_to_id("<|assistant|>") and tokenizer.size == 8
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert FolderTokenizer(folder)._backend.id_to_token(FolderTokenizer(folder).pad) == "<|pad|>"
 
 
 @pytest.mark.parametrize("processor", ["<s> $A <|end|>", "<|end|> $A", "<|end|> $A <|end|>", "<s> $A", "$A"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 
 import mlflow
 import pytest
@@ -48,6 +49,15 @@ def test_asking_again_adds_what_is_new_and_leaves_what_was_said(lines, place, pe
 
 def test_two_queues_have_items_of_their_own(lines, place):
     assert ask(lines(LEVEL), "q", **place).new == ask(lines(LEVEL), "other", **place).new == 1
+
+
+def test_runs_of_one_seed_do_not_overwrite_each_other_s_items(lines, place, person):
+    """MLflow draws the id of an item with Python's generator, which every run seeds."""
+    for queue, record in (("q", LEVEL), ("other", PAIR)):
+        random.seed(0)
+        ask(lines(record), queue, **place)
+        assert random.random() == random.Random(0).random()
+    assert person.sees() == {"level-1": "pending"} and len(traces_of(place)) == 2
 
 
 def test_a_review_comes_back_as_the_line_that_was_asked_about_with_what_was_said(lines, place, person, tmp_path):

@@ -7,10 +7,14 @@ import torch
 from jsonargparse import ArgumentParser
 
 from data_modules.feedback.providers import JudgeReward, ScoreQuestion
-from data_modules.text import ByteTokenizer, TextDataModule, WordTokenizer
+from data_modules.judgements.schema import Message
+from data_modules.text import TextDataModule, WordTokenizer
 from data_modules.text.environment import Case, Outcome
+from data_modules.text.episode import Episode, Prompt, Turn
+from data_modules.text.expected import ExpectedResponses
+from data_modules.text.reply_judge import ReplyJudge, paid_at_the_end
 from data_modules.text.rows import LEARNER, Segment, as_batch
-from lightning_nlf.batch import Scorer
+from lightning_nlf.batch import TeacherStopped
 from lightning_nlf.networks import GRUPolicy
 from lightning_nlf.objectives import ReinforcePolicy
 
@@ -46,18 +50,16 @@ class Say:
         return None
 
 
-@pytest.fixture
-def tokenizer():
-    return WordTokenizer().fit(Say().corpus())
-
-
 def question(**knobs):
     return ScoreQuestion(low=0, high=4, expectation=True, template=SHORT, **knobs)
 
 
-def rows(tokenizer, *said):
-    prompt = Segment(tokenizer.encode_prompt("say ant"))
-    return as_batch([[prompt, Segment([*tokenizer.encode(text), tokenizer.eos], LEARNER)] for text in said])
+ANT = Case("ant", "say ant")
+
+
+def episodes(*replies, case=ANT):
+    """Each reply as an episode of one turn."""
+    return [Episode(Prompt(case, [1]), [Turn([2], [0.0], True, text, Outcome(None))]) for text in replies]
 
 
 def judged(server, prompt_of):
@@ -70,55 +72,85 @@ def judged(server, prompt_of):
     return said
 
 
-def test_the_expected_score_is_paid_at_the_end(server, endpoint, tokenizer, prompt_of):
+def test_the_expected_score_is_paid(server, endpoint, prompt_of):
     """3.5/4 = .875 on the scale 0 to 1, and 1/4; from −1 to 1 they are .75 and −.5. The same reply is asked once."""
     server.answer = judged(server, prompt_of)
-    batch = rows(tokenizer, "ant", "cow dog", "ant")
-    reward = JudgeReward(endpoint(), tokenizer, question=question())
-    expected = torch.tensor([[0, 0, 0.875, 0], [0, 0, 0, 0.25], [0, 0, 0.875, 0]])
-    torch.testing.assert_close(reward.score(batch), expected[:, : batch.valid.shape[1]])
+    said = episodes("ant", "cow dog", "ant")
+    reward = JudgeReward(endpoint(), question())
+    assert reward.judge(said) == pytest.approx([0.875, 0.25, 0.875])
     assert sorted(map(prompt_of, server.requests)) == ["say ant | ant", "say ant | cow dog"]
     assert reward.client.counters["calls"] == 2
-    other = JudgeReward(endpoint(), tokenizer, question=question(scale=(-1.0, 1.0)))
-    assert other.score(batch).sum(1).tolist() == pytest.approx([0.75, -0.5, 0.75])
+    other = JudgeReward(endpoint(), question(scale=(-1.0, 1.0)))
+    assert other.judge(said) == pytest.approx([0.75, -0.5, 0.75])
 
 
-def test_a_row_that_nobody_learns_from_earns_nothing(server, endpoint, tokenizer, prompt_of):
+def test_a_chat_is_read_with_roles_and_a_dialogue_with_what_the_environment_said(server, endpoint, prompt_of):
     server.answer = judged(server, prompt_of)
-    batch = rows(tokenizer, "ant", "cow")
-    batch.valid[1] = False
-    reward = JudgeReward(endpoint(), tokenizer, question=question())
-    assert reward.score(batch).sum(1).tolist() == pytest.approx([0.875, 0]) and len(server.requests) == 1
+    chat = Case("chat", (Message("system", "be brief"), Message("user", "say ant")))
+    alone = Case("alone", (Message("user", "say ant"),))
+    turns = [
+        Turn([2], [0.0], True, "cow", Outcome(None, text=" no ", done=False)),
+        Turn([2], [0.0], True, "ant", Outcome(None)),
+    ]
+    played = [*episodes("ant", case=chat), *episodes("bee", case=alone), Episode(Prompt(alone, [1]), turns)]
+    JudgeReward(endpoint(), question()).judge(played)
+    assert sorted(map(prompt_of, server.requests)) == [
+        "say ant | bee",
+        "say ant | cow\nno\nant",
+        "system: be brief\n\nuser: say ant | ant",
+    ]
 
 
-def test_one_of_many_without_a_score_earns_the_mean(server, endpoint, tokenizer, prompt_of):
+def test_the_judge_reads_the_facts_of_a_case(server, endpoint, prompt_of):
+    """A text as it is, a list as JSON; a fact that a case lacks is named before anything is asked."""
+    server.answer = judged(server, prompt_of)
+    knobs = {"low": 0, "high": 4, "expectation": True}
+    template = "{reference} {sources} {prompt} | {response}"
+    reward = JudgeReward(endpoint(), ScoreQuestion(template=template, **knobs))
+    right = Case("a", "say ant", {"reference": "ant!", "sources": ["b", 1], "unused": 2})
+    assert reward.judge(episodes("ant", case=right)) == pytest.approx([0.875])
+    assert list(map(prompt_of, server.requests)) == ['ant! ["b", 1] say ant | ant']
+    with pytest.raises(
+        ValueError, match=r"(?s)\{reference\}, \{sources\}.*\n  reward: case 'b': there is no fact 'sources'"
+    ):
+        reward.judge(episodes("ant", case=right) + episodes("ant", case=Case("b", "say", {"reference": ""})))
+    assert len(server.requests) == 1
+    with pytest.raises(ValueError, match="reward: case 'train-ant': there is no fact 'reference'"):
+        data_of(reward).setup("fit")
+
+
+def data_of(reward, **knobs):
+    return TextDataModule(Say(), tokenizer=WordTokenizer(), prompts=2, replies=2, max_new=1, reward=reward, **knobs)
+
+
+def test_one_of_many_without_a_score_earns_the_mean(server, endpoint, prompt_of):
     """Ten replies, the cow's has no number: the others' mean is .875. Of two such among ten nothing is paid."""
     answer = judged(server, prompt_of)
     server.answer = lambda body: server.chat("", [{"moo": 1.0}]) if prompt_of(body).endswith("cow") else answer(body)
-    reward = JudgeReward(endpoint(), tokenizer, question=question())
+    reward = JudgeReward(endpoint(), question())
     with pytest.warns(UserWarning, match="1 of 10 replies have no score"):
-        assert reward.score(rows(tokenizer, *["ant"] * 9, "cow")).sum(1).tolist() == pytest.approx([0.875] * 10)
+        assert reward.judge(episodes(*["ant"] * 9, "cow")) == pytest.approx([0.875] * 10)
     with pytest.raises(RuntimeError, match="2 of 10 replies have no score: score: no number from 0 to 4"):
-        reward.score(rows(tokenizer, *["ant"] * 8, "cow", "dog cow"))
+        reward.judge(episodes(*["ant"] * 8, "cow", "dog cow"))
 
 
-def test_a_spent_budget_stops_the_run(server, endpoint, tokenizer, prompt_of):
+def test_a_spent_budget_stops_the_run(server, endpoint, prompt_of):
     server.answer = judged(server, prompt_of)
-    reward = JudgeReward(endpoint(max_calls=1), tokenizer, question=question())
-    with pytest.raises(RuntimeError, match="reward: endpoint.max_calls: the budget of 1 calls is spent"):
-        reward.score(rows(tokenizer, "ant", "cow"))
+    reward = JudgeReward(endpoint(max_calls=1), question())
+    with pytest.raises(TeacherStopped, match="reward: endpoint.max_calls: the budget of 1 calls is spent"):
+        reward.judge(episodes("ant", "cow"))
 
 
-def test_by_default_it_is_the_papers_scale(endpoint, tokenizer):
-    asked = JudgeReward(endpoint(), tokenizer).question
+def test_by_default_it_is_the_papers_scale(endpoint):
+    asked = JudgeReward(endpoint()).question
     assert (asked.low, asked.high, asked.expectation, asked.scale) == (1, 10, True, (0.0, 1.0))
 
 
 def test_a_policy_learns_what_the_judge_likes(server, endpoint, prompt_of):
-    """The task's rule pays nothing: what is learned comes from the judge, and another tokenizer is refused."""
+    """The task's rule pays nothing: what is learned comes from the judge."""
     server.answer = judged(server, prompt_of)
     knobs = {"task": Say(), "tokenizer": WordTokenizer(), "prompts": 16, "replies": 4, "max_new": 1}
-    reward = JudgeReward(endpoint(), WordTokenizer(), Say(), question())
+    reward = JudgeReward(endpoint(), question())
     data = TextDataModule(**knobs, reward=reward, evaluation_prompts=2)
     torch.manual_seed(0)
     model = ReinforcePolicy(
@@ -129,8 +161,6 @@ def test_a_policy_learns_what_the_judge_likes(server, endpoint, prompt_of):
     trainer.fit(model, datamodule=data)
     assert trainer.callback_metrics["val/return"] == pytest.approx(0.875, abs=1e-5)
     assert trainer.callback_metrics["val/true_reward"] == 0
-    with pytest.raises(ValueError, match="reward: it reads the ids of another tokenizer"):
-        TextDataModule(**knobs, reward=JudgeReward(endpoint(), ByteTokenizer())).setup("fit")
 
 
 def test_every_reply_that_is_judged_is_a_feedback_call(server, endpoint, prompt_of):
@@ -138,8 +168,8 @@ def test_every_reply_that_is_judged_is_a_feedback_call(server, endpoint, prompt_
     server.answer = judged(server, prompt_of)
     for _ in range(2):
         before = len(server.requests)
-        reward = JudgeReward(endpoint(), WordTokenizer(), Say(), question())
-        data = TextDataModule(Say(), tokenizer=WordTokenizer(), prompts=2, replies=2, max_new=1, reward=reward)
+        reward = JudgeReward(endpoint(), question())
+        data = data_of(reward)
         data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
         data.setup("fit")
         torch.manual_seed(0)
@@ -150,15 +180,45 @@ def test_every_reply_that_is_judged_is_a_feedback_call(server, endpoint, prompt_
     assert len(server.requests) == before  # all of the second time is in the cache
 
 
+def test_an_expected_response_that_joins_a_group_is_judged_too(server, endpoint, prompt_of, monkeypatch):
+    """Of two prompts, four replies of the policy; "ant" is expected after one, and paid at its end."""
+    server.answer = judged(server, prompt_of)
+    monkeypatch.setattr(Say, "expected", lambda self, case: "ant" if case.id.endswith("ant") else None)
+    data = data_of(JudgeReward(endpoint(), question()), expected=ExpectedResponses())
+    data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.setup("fit")
+    batch = data.collect(ReinforcePolicy(policy=GRUPolicy(8, 8)), np.random.default_rng(0))
+    assert len(batch) == 5 and data.counters["feedback_calls"] == 5 + 1  # judged, and one expected response written
+    assert batch.rewards[4, batch.valid[4]].tolist() == pytest.approx([0, 0.875])  # the word, and the end
+    data = data_of(JudgeReward(endpoint(), question()), expected=ExpectedResponses(share=0.0, rows=1))
+    data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.setup("fit")
+    batch = data.collect(ReinforcePolicy(policy=GRUPolicy(8, 8)), np.random.default_rng(0))
+    assert len(batch) == 5 and data.counters["feedback_calls"] == 4 + 1 and not batch.rewards[4].any()
+
+
+def test_a_dialogue_of_several_rows_is_paid_once():
+    """Rows of episodes 0, 0, none and 1: the second and the fourth are paid, on their last valid steps."""
+    said = Segment([2, 3], LEARNER)
+    batch = as_batch(
+        [[Segment([1]), said], [Segment([1]), said, Segment([4])], [Segment([1]), said], [Segment([1]), said]]
+    )
+    paid = paid_at_the_end(batch, torch.tensor([0, 0, -1, 1]), [0.5, 0.25])
+    expected = torch.zeros(4, batch.valid.shape[1])
+    expected[1, 1], expected[3, 1] = 0.5, 0.25
+    torch.testing.assert_close(paid.rewards, expected)
+    with pytest.raises(ValueError, match="reward: the judge gave 1 scores for 2 replies"):
+        paid_at_the_end(batch, torch.tensor([0, 0, -1, 1]), [0.5])
+
+
 def test_a_yaml_says_it_all():
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--reward", type=Scorer)
+    parser.add_argument("--reward", type=ReplyJudge)
     score = {"low": 0, "high": 9, "expectation": True}
     init_args = {
         "endpoint": {"url": "http://localhost:8000/v1", "model": "judge", "cache": None},
-        "tokenizer": {"class_path": "data_modules.text.ByteTokenizer"},
         "question": {"class_path": "data_modules.feedback.providers.ScoreQuestion", "init_args": score},
     }
     config = {"class_path": "data_modules.feedback.providers.JudgeReward", "init_args": init_args}
     reward = parser.instantiate_classes(parser.parse_object({"reward": config})).reward
-    assert reward.question.high == 9 and reward.tokenizer_digest == ByteTokenizer().fit().digest
+    assert reward.question.high == 9 and isinstance(reward, ReplyJudge)

@@ -28,7 +28,7 @@ class Policy:
     def __init__(self):
         self.tokenizer, self.read = WordTokenizer().fit(Task().corpus()), []
 
-    def reply(self, ids, lengths, state=None, *, stop, max_new, deterministic):
+    def reply(self, ids, lengths, state=None, *, stop, deterministic, **how):
         assert deterministic
         said = []
         for row, length in zip(ids.tolist(), lengths.tolist(), strict=True):

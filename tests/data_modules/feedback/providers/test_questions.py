@@ -111,7 +111,7 @@ def test_no_number_among_the_likeliest():
         ({"low": 3, "high": 3}, "low, high"),
         ({"scale": (1, 0)}, "scale"),
         ({"template": "{prompt}"}, "template: it has no place {response}"),
-        ({"template": "{prompt} {respons} {response}"}, "template: it has the place {respons}"),
+        ({"template": "{prompt} {respons}"}, "template: it has the place {respons}"),
         ({"template": "{prompt} {response} {"}, "template: "),
     ],
 )

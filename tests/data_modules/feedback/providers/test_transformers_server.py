@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from data_modules.feedback.__main__ import main
+from data_modules.feedback.providers import Endpoint, EndpointCritic
 from data_modules.judgements.files import read, write
 from data_modules.judgements.schema import Judgement
+from data_modules.text.environment import Case
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 LINES = [Judgement(f"question {i}", ("good", "bad")) for i in range(2)]
@@ -116,3 +118,15 @@ def test_a_server_without_log_probs_is_told(url, model, tmp_path, capsys):
     arguments = ["judge", str(tmp_path / "in.jsonl"), "--config", str(tmp_path / "judge.yaml")]
     assert main([*arguments, "--out", str(tmp_path / "out.jsonl")]) == 2
     assert "the server gives no log-probabilities; ask for votes instead" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_critiques_and_revisions_of_a_server_that_others_wrote(url, model, tmp_path):
+    """It says 1 or 2 to whatever it reads, and that is what comes back, from the cache the second time."""
+    endpoint = Endpoint(url=url, model=str(model), cache=str(tmp_path / "cache"), concurrency=1)
+    teacher, cases = EndpointCritic(endpoint), [Case("a", "question 1"), Case("b", "question 2")]
+    for calls, cached in ((4, 0), (4, 4)):
+        critiques = teacher.critiques(cases, ["good", "bad"], [0, 1], None)
+        revisions = teacher.revisions(cases, ["good", "bad"], critiques, [0, 1], None)
+        assert {*critiques, *(each.text for each in revisions)} <= {"1", "2"}
+        assert (teacher.counters["calls"], teacher.counters["cached"]) == (calls, cached)

@@ -11,15 +11,20 @@ def refuse_template(name: str, template: str, needed: Sequence[str], allowed: Se
 
     Args: name: the knob it came in by; needed, allowed: the names of places.
     """
+    places, known = places_of(name, template), [*needed, *allowed]
+    if unknown := sorted(set(places) - set(known)):
+        raise ValueError(f"{name}: it has the place {{{unknown[0]}}}; there are {_listed(known)}")
+    if missing := [place for place in needed if place not in places]:
+        raise ValueError(f"{name}: it has no place {_listed(missing)}, so it would say the same whatever the case is")
+
+
+def places_of(name: str, template: str) -> list[str]:
+    """The names of the places of a template, in order, each once.  Raises ValueError: braces that do not match."""
     try:
-        found = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+        places = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
     except ValueError as error:
         raise ValueError(f"{name}: {error}; write {{{{ and }}}} for braces that are meant") from None
-    known = [*needed, *allowed]
-    if unknown := sorted(found - set(known)):
-        raise ValueError(f"{name}: it has the place {{{unknown[0]}}}; there are {_listed(known)}")
-    if missing := [place for place in needed if place not in found]:
-        raise ValueError(f"{name}: it has no place {_listed(missing)}, so it would say the same whatever the case is")
+    return list(dict.fromkeys(places))
 
 
 def _listed(places: Sequence[str]) -> str:
