@@ -2,13 +2,10 @@
 
 import ast
 import json
-import os
 import pkgutil
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from zlib import crc32
@@ -25,28 +22,13 @@ from lightning_nlf.cli.command_line import main
 from lightning_nlf.example_batch import example_batch
 from lightning_nlf.networks import GRUPolicy
 from tests.data_modules.feedback.providers.conftest import Script, asked_of, chat
+from tests.documents import ROOT, commands, shell
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
-
-
-def commands(block):
-    """The lines of a block as a shell reads them, without what is said of them."""
-    return [re.split(r"\s#", line)[0].strip() for line in block.replace("\\\n", " ").splitlines()]
-
-
-def shell(command, folder):
-    """The command as a user types it, with this environment's python; fails the test with what it printed."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    python = os.environ.get("PYTHONPATH")
-    environ = os.environ | {"PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), python]))}
-    done = subprocess.run(command, shell=True, cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +311,7 @@ def test_the_commands_of_the_table_of_rows_build(command, monkeypatch, capsys):
     """With another word misspelt, or a knob that is gone, they would not. What needs another run first is only read."""
     monkeypatch.chdir(ROOT)
     (source,) = set(re.findall(r"--config (conf/\S+)", command)) - {"conf/debug.yaml"}
-    if not re.search(r"^[^#]*outputs/|ckpt_path best", f"{command}\n{(ROOT / source).read_text()}", re.M):
+    if not re.search(r"^[^#]*(outputs|my)/|ckpt_path best", f"{command}\n{(ROOT / source).read_text()}", re.M):
         main(command.split(), run=False)
         return
     with pytest.raises(SystemExit) as ending:

@@ -1,5 +1,6 @@
 """Language models at scale: the same update however rows are cut, half precision, and what training keeps in memory."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,9 @@ def judged_replies() -> Batch:
     return replace(as_batch(dialogues), group=torch.tensor(group), rank=torch.tensor(rank))
 
 
+CUTS = (None, 1)  # rows of a part: a group at a time where groups are compared, and then one rank has a part more
+
+
 def made(name: str, **knobs: Any) -> Any:
     torch.manual_seed(0)
     return MODULES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), **knobs)
@@ -98,27 +102,29 @@ def path(tmp_path_factory):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_accumulated_gradients_are_those_of_the_whole(name, path):
-    """Two optimizer steps on six groups each, at once or in three micro-batches."""
+    """Two optimizer steps on six groups each, at once or in three micro-batches, or these a group at a time."""
     after = []
-    for accumulate in (1, 3):
+    for accumulate, rows in ((1, None), (3, None), (1, 1), (3, 1)):
         module = made(name)
-        data = OfflineDataModule(path, minibatches=2)
+        data = OfflineDataModule(path, minibatches=2, rows_per_batch=rows)
         trainer = trained(module, data, accumulate_grad_batches=accumulate)
         assert trainer.global_step == 2
         after.append(parameters(module))
     assert (after[0] - parameters(made(name))).abs().max() > 1e-3
-    torch.testing.assert_close(after[1], after[0], atol=1e-5, rtol=0)
+    for cut in after[1:]:
+        torch.testing.assert_close(cut, after[0], atol=1e-5, rtol=0)
 
 
 def in_two_processes(path: str, folder: str) -> None:
-    """What each process runs: every module on the file, in the same two steps."""
+    """What each process runs: every module on the file, in the same two steps, at once and in parts."""
     result: dict[str, Any] = {}
-    for name in MODULES:
+    for name, rows in itertools.product(MODULES, CUTS):
         module = made(name)
-        trainer = trained(module, OfflineDataModule(path, passes=2), strategy="ddp", devices=2)
+        data = OfflineDataModule(path, passes=2, rows_per_batch=rows)
+        trainer = trained(module, data, strategy="ddp", devices=2)
         assert (trainer.world_size, trainer.global_step) == (2, 2)
         metrics = {key: float(x) for key, x in trainer.callback_metrics.items()}
-        result[name] = {"parameters": parameters(module), "metrics": metrics}
+        result[f"{name} {rows}"] = {"parameters": parameters(module), "metrics": metrics}
     torch.save(result, Path(folder) / f"rank{trainer.global_rank}.pt")
 
 
@@ -129,10 +135,11 @@ def test_two_processes_make_the_update_of_one(path, on_two_processes):
         module = made(name)
         trainer = trained(module, OfflineDataModule(path, passes=2))
         assert (parameters(module) - parameters(made(name))).abs().max() > 1e-3
-        for rank in ranks:
-            torch.testing.assert_close(rank[name]["parameters"], parameters(module), atol=1e-5, rtol=0)
+        for rank, rows in itertools.product(ranks, CUTS):
+            result = rank[f"{name} {rows}"]
+            torch.testing.assert_close(result["parameters"], parameters(module), atol=1e-5, rtol=0)
             for key, x in trainer.callback_metrics.items():
-                assert rank[name]["metrics"][key] == pytest.approx(float(x), abs=1e-4), (name, key)
+                assert result["metrics"][key] == pytest.approx(float(x), abs=1e-4), (name, rows, key)
 
 
 # ---- half precision

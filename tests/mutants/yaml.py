@@ -48,7 +48,8 @@ def experiments() -> dict[str, dict[str, Any]]:
             if isinstance(node, dict):
                 node.pop("weights", None)
     whole = {name: config for name, config in complete.items() if "checkpoint:" not in dump(config)}
-    return {name: config for name, config in whole.items() if not name.startswith("lmrl/")}  # these need textworld
+    # these need textworld, and a model of the team's own
+    return {name: config for name, config in whole.items() if not name.startswith(("lmrl/", "chat/"))}
 
 
 def _spoilt(rng: random.Random, name: str, bases: dict[str, dict[str, Any]]) -> tuple[str, Spoilt]:

@@ -1,0 +1,97 @@
+"""Code blocks of a Markdown page: read, written to the files that the page names, and run as a reader would.
+
+The sentence before a block of Python, YAML, JSON lines or CSV names its file in backticks, and the block is written
+there. Blocks of bash are run line by line, in order. A comment before one, `<!-- fast: --data.prompts 2 -->`, has
+further words for its fits, and `<!-- not run: why -->` leaves it out.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+WRITTEN = ("python", "yaml", "jsonl", "csv")
+FAST = "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1"
+QUIET = "--trainer.logger false --trainer.enable_progress_bar false"
+ONLY_READ = ("pip ", "vllm ", "git ", "python -m lightning_nlf.tracking ui")  # first words of a command
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code of a page."""
+
+    language: str
+    text: str
+    before: str  # the paragraph before it, with comments
+
+    @property
+    def file(self) -> str | None:
+        """The file that the sentence before names last."""
+        names = re.findall(r"`([\w./-]+\.(?:py|yaml|jsonl|csv))`", self.before)
+        return names[-1] if names and self.language in WRITTEN else None
+
+    @property
+    def fast(self) -> str:
+        """Further words for its fits."""
+        return " ".join(re.findall(r"<!-- fast: (.*?) -->", self.before))
+
+    @property
+    def is_run(self) -> bool:
+        return self.language == "bash" and "<!-- not run:" not in self.before
+
+
+def page_blocks(page: str) -> list[Block]:
+    """All blocks of a page, in order."""
+    pieces = re.split(r"^```(\w*)\n(.*?)^```$", page, flags=re.S | re.M)
+    return [
+        Block(language, text, _last_paragraph(before))
+        for before, language, text in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=False)
+    ]
+
+
+def _last_paragraph(text: str) -> str:
+    """With the comments that follow it."""
+    paragraphs = text.strip().split("\n\n")
+    comments = [each for each in paragraphs if each.startswith("<!--")]
+    prose = [each for each in paragraphs if not each.startswith("<!--")]
+    return "\n".join([*prose[-1:], *comments])
+
+
+def commands(block):
+    """The lines of a block as a shell reads them, without what is said of them."""
+    return [re.split(r"\s#", line)[0].strip() for line in block.replace("\\\n", " ").splitlines()]
+
+
+def shell(command, folder):
+    """The command as a user types it, with this environment's python; fails the test with what it printed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    python = os.environ.get("PYTHONPATH")
+    environ = os.environ | {"PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), python]))}
+    done = subprocess.run(command, shell=True, cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def fast(command: str, further: str = "") -> str:
+    """A command cut down to seconds: one iteration of a fit, and no store of runs."""
+    if not command.startswith("python -m lightning_nlf "):
+        return command
+    stage = shlex.split(command)[3]
+    return " ".join([command, *([FAST] if stage == "fit" else []), *([] if stage == "describe" else [QUIET]), further])
+
+
+def run_page(page: str, folder: Path) -> None:
+    """All that a page says to do, in `folder`."""
+    for block in page_blocks(page):
+        if block.file:
+            path = folder / block.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
+        elif block.is_run:
+            for command in filter(None, commands(block.text)):
+                if not command.startswith(ONLY_READ):
+                    shell(fast(command, block.fast), folder)

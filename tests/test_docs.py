@@ -1,0 +1,147 @@
+"""Every page of `docs/` is done as it says, in an empty folder beside a copy of `conf/`."""
+
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_modules.feedback import read
+from lightning_nlf.cli.command_line import main
+from tests.documents import ROOT, Block, commands, fast, page_blocks, run_page
+from tests.journey import Journey, Server
+
+PAGES = sorted((ROOT / "docs").glob("**/*.md"))
+JOURNEYS = [ROOT / "docs" / f"from_{teacher}.md" for teacher in ("people", "a_file", "a_judge", "critiques")]
+TO_RUN = [
+    page for page in PAGES if page not in JOURNEYS and any(block.is_run for block in page_blocks(page.read_text()))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TO_RUN, ids=lambda page: page.stem)
+def test_a_page_runs(page, tmp_path):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    run_page(page.read_text(), tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_can_be_read(page):
+    for block in page_blocks(page.read_text()):
+        if block.language == "python":
+            ast.parse(block.text)
+        elif block.language == "yaml":
+            yaml.safe_load(block.text)
+        elif block.language == "jsonl":
+            for line in block.text.splitlines():
+                json.loads(line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_links_of_a_page_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["own_prompts", "own_model"])
+def test_the_figures_of_the_page_are_those_of_the_results_files(name):
+    page = (ROOT / "docs" / "measured.md").read_text()
+    parts = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text().strip().split("\n\n")
+    assert parts and [part for part in parts if part not in page] == []
+
+
+# ---- your own prompts, model and teacher
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory):
+    """A folder of a team: pages are done in it one after the other, and leave what they leave."""
+    folder = tmp_path_factory.mktemp("team")
+    server = Server()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("LIGHTNING_NLF_RUN_DIR", "")
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield Journey(folder, server.url)
+    server.close()
+
+
+LEFT = {
+    "from_people": ["my/reviews.jsonl", "my/compared.jsonl", "outputs/round-seed0/exhibits/changed.html"],
+    "from_a_file": ["my/converted.jsonl", "outputs/sft-seed0/adapter", "outputs/ppo-seed0/huggingface"],
+    "from_a_judge": ["my/judged.jsonl", "my/compared_paid.jsonl", "outputs/ppo+reference-seed0/huggingface"],
+    "from_critiques": [
+        "my/dialogues_judged.jsonl",
+        "my/compared_ilf.jsonl",
+        "outputs/rltf_sd-seed0/adapter",
+        "outputs/fiber-seed0/huggingface",
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", JOURNEYS, ids=lambda page: page.stem)
+def test_a_journey_ends_where_its_page_says(page, journey, capsys):
+    """From nothing to a trained, compared and exported model; `compare` says who won."""
+    journey.do(page.read_text())
+    assert [path for path in LEFT[page.stem] if not (journey.folder / path).exists()] == []
+    assert "policy against start: win rate" in capsys.readouterr().out
+    assert not list(journey.folder.glob("outputs/*-seed0-2")), "a command is run that was run before"
+
+
+@pytest.mark.slow
+def test_the_example_of_a_source_changes_the_reply(journey):
+    """The conversation about fiber, as it stands in the page: once it is imitated, the reply names the source."""
+    (block,) = [b for b in page_blocks((ROOT / "docs/from_critiques.md").read_text()) if b.file == "my/fiber.jsonl"]
+    Path("fiber.jsonl").write_text(block.text)
+    fit = "fit --config conf/chat/sft.yaml --data.path fiber.jsonl --data.val_share 0 --data.minibatches 1"
+    every = "--model.policy.lora null --model.optimizer.lr 0.002 --trainer.max_epochs 60"
+    main(f"{fit} {every} --trainer.logger false --trainer.enable_progress_bar false --run_dir changed".split())
+    replies = []
+    for folder in ("my/model", "changed/huggingface"):
+        sample = "predict --config conf/chat/sample.yaml --data.task.path fiber.jsonl --data.greedy true"
+        whose = f"--model.policy.weights {folder} --data.tokenizer.path {folder} --run_dir said_by_{len(replies)}"
+        main(f"{sample} {whose} --trainer.logger false --trainer.enable_progress_bar false".split())
+        replies += [read(f"said_by_{len(replies)}/predictions/replies.jsonl")[0].responses[0]]
+    assert "USDA" not in replies[0] and replies[1].strip().startswith("As per the USDA Nutrient Database")
+
+
+@pytest.mark.parametrize("page", [*JOURNEYS, ROOT / "docs/README.md"], ids=lambda page: page.stem)
+def test_a_journey_is_short(page):
+    assert len(page.read_text()) <= 8000
+
+
+# ---- the reading of pages
+
+
+def test_a_block_is_of_the_file_that_the_sentence_before_it_names_last():
+    page = "Of `a.py`.\n\nFirst `b.py`, then `c.yaml`:\n\n```yaml\nx: 1\n```\n\nNo file here:\n\n```yaml\ny: 2\n```\n"
+    named, unnamed = page_blocks(page)
+    assert (named.file, named.text, unnamed.file) == ("c.yaml", "x: 1\n", None)
+
+
+def test_comments_say_what_is_fast_and_what_is_not_run():
+    page = "Run:\n\n<!-- fast: --data.prompts 2 -->\n\n```bash\nls\n```\n\n<!-- not run: a key -->\n```bash\nls\n```\n"
+    first, second = page_blocks(page)
+    assert first.fast == "--data.prompts 2" and first.is_run and not second.is_run
+
+
+def test_a_page_writes_its_files_and_runs_its_commands(tmp_path):
+    page = 'In `a/b.py`:\n\n```python\nprint("hello")\n```\n\nThen:\n\n```bash\npython a/b.py > said  # so\n```\n'
+    run_page(page, tmp_path)
+    assert (tmp_path / "said").read_text() == "hello\n"
+    with pytest.raises(AssertionError, match="no-such-command"):
+        run_page("```bash\nno-such-command\n```\n", tmp_path)
+
+
+def test_a_fit_is_cut_down_and_other_commands_are_not():
+    show = "python -m data_modules.feedback show x"
+    assert fast(show, "--data.prompts 2") == show
+    words = fast("python -m lightning_nlf fit --config x.yaml", "--data.prompts 2")
+    assert "--trainer.max_epochs 1 " in words and words.endswith(" --data.prompts 2")
+    assert "max_epochs" not in fast("python -m lightning_nlf predict --config x.yaml")
+    assert commands("a \\\n b  # c\nd") == ["a   b", "d"]
+    assert Block("bash", "", "").file is None
