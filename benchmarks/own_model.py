@@ -1,0 +1,150 @@
+"""Memory and time of fine-tuning a model of 135M parameters on a CPU, beside TRL: SFT and DPO, all weights and LoRA.
+
+    pip install -e '.[text,benchmark]' gguf
+    python benchmarks/own_model.py                # the cells that `results/own_model.json` does not have yet
+    python benchmarks/own_model.py --again        # all of them; about an hour on a quiet core
+    python benchmarks/own_model.py --again --only 'dpo-*/trl*' sft-full/decoder
+
+The model is SmolLM2-135M-Instruct (`benchmarks/smollm2.py` fetches it; `--model FOLDER` takes another copy). A cell is
+a fit in a process of its own with one thread, in fp32: 4 rows, or 4 pairs, of about 280 tokens an optimizer step, one
+step to warm up and two that are timed. Ours is `python -m lightning_nlf fit` with a yaml, checkpoint and export
+included; TRL's saves nothing. Neither logs to a store. Both read the reference's log-probabilities of all pairs before
+they train. TRL runs with gradient checkpointing, which is its default, without, and with it one row or pair at a time,
+four to a step, which is its leanest. Ours has `rows_per_batch` of one row or pair, and `checkpoint_activations`. LoRA
+is r 8 on the query and value projections in both. Before figures mean anything both sides must agree in the loss of a
+second step (`check-…`), to a thousandth.
+
+Peak memory is the resident set of the whole process. Time is that of the processor and of the clock; other work on the
+machine moves both, so it is printed only where the load was below one as each cell began. Writes
+`results/own_model.{json,md}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.side_by_side import own_model_ours, own_model_report
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
+TIMED = {"rows": 4, "steps": 3, "count": 12, "lr": 1e-5}
+CHECKED = {"rows": 2, "steps": 2, "count": 2, "lr": 1e-5}  # the same rows in every step
+SIDES = ("trl", "trl-open", "trl-lean", "decoder", "huggingface")  # open: no gradient checkpointing; lean: row by row
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fit; `objective` is "sft" or "dpo", `weights` "full" or "lora", and `side` one of SIDES."""
+
+    objective: str
+    weights: str
+    side: str
+    check: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{'check-' * self.check}{self.objective}-{self.weights}/{self.side}"
+
+    def settings(self, model: str) -> dict[str, Any]:
+        """As the two sides take them."""
+        return (CHECKED if self.check else TIMED) | {
+            "objective": self.objective,
+            "model": model,
+            "lora": LORA if self.weights == "lora" else None,
+            "checkpointing": self.side in ("trl", "trl-lean"),
+            "per_batch": 1 if self.side == "trl-lean" else None,
+        }
+
+    def command(self, model: str, folder: Path) -> list[str]:
+        settings = self.settings(model)
+        if self.side.startswith("trl"):
+            return [sys.executable, "-m", "benchmarks.side_by_side.own_model_trl", json.dumps(settings)]
+        return own_model_ours.command(self.side, settings, folder)
+
+
+def cells() -> Iterator[Cell]:
+    """Checks last: they are of use with the figures only."""
+    for check in (False, True):
+        for objective in ("sft", "dpo"):
+            for weights in ("full",) if check else ("full", "lora"):
+                for side in SIDES:
+                    yield Cell(objective, weights, side, check)
+
+
+def measured(cell: Cell, model: str) -> dict[str, Any]:
+    """The figures of one cell.
+
+    Raises:
+        RuntimeError: its process failed; with the last lines that it wrote.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        load = os.getloadavg()[0]
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                cell.command(model, Path(folder)), cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        lines = log.read_text().splitlines()
+        if process.returncode:
+            raise RuntimeError("\n".join(lines[-15:]))
+        steps = Path(folder) / own_model_ours.FIGURES
+        figures = json.loads(steps.read_text() if steps.is_file() else lines[-1])
+    machine = f"{os.cpu_count()} cores of {platform.machine()}, {figures.pop('capability')}"
+    return figures | {"process_peak_kib": usage.ru_maxrss, "load": round(load, 1), "machine": machine}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="CELL", help="names, or patterns with *, in turn")
+    parser.add_argument("--again", action="store_true", help="cells that are there, too")
+    parser.add_argument("--model", default=os.environ.get("LIGHTNING_NLF_REAL_MODEL"), help="a folder with the model")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the figures are kept")
+    options = parser.parse_args()
+    chosen = [cell for pattern in options.only for cell in cells() if fnmatchcase(cell.name, pattern)]
+    if not chosen:
+        parser.error(f"--only {' '.join(options.only)}: the cells are {', '.join(cell.name for cell in cells())}")
+    path = options.results / "own_model.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    if (load := os.getloadavg()[0]) > 0.5:
+        print(f"this machine is busy already (load {load:.1f}): times will be too long")
+    for cell in chosen:
+        if cell.name in kept and not options.again:
+            continue
+        try:
+            kept[cell.name] = measured(cell, options.model or fetched())
+        except RuntimeError as error:
+            print(f"{cell.name}: failed:\n{error}", file=sys.stderr)
+            continue
+        print(f"{cell.name}: {own_model_report.line(kept[cell.name])}", flush=True)
+        path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    text = own_model_report.written(kept)
+    print(f"\n{text}")
+    path.with_suffix(".md").write_text(text)
+
+
+def fetched() -> str:
+    """The folder of the model, in a process of its own: a child begins with the peak memory of its parent."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "smollm2.py")]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+
+
+if __name__ == "__main__":
+    main()
