@@ -75,8 +75,8 @@ class HuggingFace(Network):
         if weights is not None and folder is None and not is_checkpoint(weights):
             raise ValueError(f"weights: there is no folder {weights}")
         self.generation = {} if folder is None else generation_in(folder)
-        self.start_dtype = torch.float32 if folder is None else hf_folder.dtype_in(folder)
         model = built(self.auto, config, folder, dropout)
+        self.start_dtype = torch.float32 if folder is None else hf_folder.dtype_in(folder)
         self.config = model.config.to_dict()
         if checkpoint_activations:
             recompute_layers(model)
