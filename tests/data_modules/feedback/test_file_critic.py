@@ -1,6 +1,5 @@
 """A file of people's critiques: its replies are the attempts, off the policy; what is left out is said."""
 
-import logging
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 pytest.importorskip("tokenizers")
 pytest.importorskip("transformers")
 
-from data_modules.feedback import FileCritic  # noqa: E402
+from data_modules.feedback import FileCritic, file_critic  # noqa: E402
 from data_modules.text import Wording  # noqa: E402
 from lightning_nlf.objectives import ReinforcePolicy  # noqa: E402
 from tests.data_modules.text import own_prompts  # noqa: E402
@@ -75,10 +74,12 @@ def test_the_attempts_are_the_replies_that_people_criticised(place, people, spea
     assert data.statistics["criticised"] == pytest.approx(2 / 3)
 
 
-def test_what_is_left_out_is_said(place, people, caplog):
-    with caplog.at_level(logging.INFO):
-        module(place, FileCritic(people))
-    assert "critic: 3 of 5 responses in" in caplog.text and "2 of 4 prompts have none and are left out" in caplog.text
+def test_what_is_left_out_is_said(place, people, monkeypatch):
+    messages = []
+    monkeypatch.setattr(file_critic, "rank_zero_info", messages.append)
+    module(place, FileCritic(people))
+    (message,) = [text for text in messages if text.startswith("critic: ")]
+    assert "critic: 3 of 5 responses in" in message and "2 of 4 prompts have none and are left out" in message
 
 
 def test_no_criticised_reply_at_all_is_refused(place, tmp_path):
