@@ -44,10 +44,11 @@ PROMPTS = ["--data.task.val_share", "0", "--data.task.val_path", "my/held_out.js
 FEW = ["--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "4"]
 PEOPLE = ["--data.critic", "data_modules.feedback.FileCritic", "--data.critic.path", "my/feedback.jsonl"]
 ENDPOINT = ["--data.critic", "data_modules.feedback.providers.EndpointCritic"]
+PATIENT = ["--data.critic.endpoint.concurrency", "1", "--data.critic.endpoint.timeout", "600"]  # one core serves
 ARMS = {  # the yaml, and what is set beside it
     "sft": ("sft", MADE_OF_FILE),
     "ilf, its own critiques": ("ilf", FEW + PROMPTS),
-    "ilf, an endpoint's critiques": ("ilf", FEW + PROMPTS + ENDPOINT),
+    "ilf, an endpoint's critiques": ("ilf", FEW + PROMPTS + ENDPOINT + PATIENT),
     "ilf, people's critiques": ("ilf", FEW + PROMPTS + PEOPLE),
     "sdpo, its own critiques": ("sdpo", FEW + PROMPTS),
     "sdpo, people's critiques": ("sdpo", FEW + PROMPTS + PEOPLE),

@@ -1,6 +1,5 @@
 """A file of people's critiques: its replies are the attempts, off the policy; what is left out is said."""
 
-
 import numpy as np
 import pytest
 import torch
