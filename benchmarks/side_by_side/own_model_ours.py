@@ -27,12 +27,12 @@ def command(side: str, settings: dict[str, Any], folder: Path) -> list[str]:
 
 def lines(objective: str, count: int) -> list[dict[str, Any]]:
     """Of a feedback file: a demonstration each, or a ranking of two replies."""
-    found = []
+    records = []
     for pair in pairs(count):
         prompt = [{"role": "user", "content": pair.prompt}]
         replies = {"responses": [pair.chosen, pair.rejected], "ranking": "A > B"}
-        found.append({"prompt": prompt} | ({"expected": pair.chosen} if objective == "sft" else replies))
-    return found
+        records.append({"prompt": prompt} | ({"expected": pair.chosen} if objective == "sft" else replies))
+    return records
 
 
 def config(side: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -81,14 +81,14 @@ def _claims(cells: Cells) -> str:
 
 
 def _checks(cells: Cells) -> str:
-    found = []
+    checks = []
     for objective in ("sft", "dpo"):
         losses = {
             side: cells[name]["losses"][-1] for side in TITLES if (name := f"check-{objective}-full/{side}") in cells
         }
         if losses:
-            found.append(f"{objective.upper()} " + ", ".join(f"{loss:.4f} ({side})" for side, loss in losses.items()))
-    return f"Loss of a second step on the same two rows or pairs: {'; '.join(found)}." if found else ""
+            checks.append(f"{objective.upper()} " + ", ".join(f"{loss:.4f} ({side})" for side, loss in losses.items()))
+    return f"Loss of a second step on the same two rows or pairs: {'; '.join(checks)}." if checks else ""
 
 
 def _machine(cells: Cells) -> str:

@@ -73,13 +73,13 @@ def settings(rows: int, steps: int, lr: float, checkpointing: bool, per_batch: i
 
 def demonstrations(tokenizer: Any, count: int) -> list[dict[str, Any]]:
     """Prompt and reply as token ids, the end of the reply included; learned from is the reply."""
-    found = []
+    examples = []
     for pair in pairs(count):
         prompt = tokenizer(posed(tokenizer, pair.prompt)).input_ids
         reply = [*tokenizer(pair.chosen).input_ids, tokenizer.eos_token_id]
         mask = [0] * len(prompt) + [1] * len(reply)
-        found.append({"input_ids": prompt + reply, "completion_mask": mask})
-    return found
+        examples.append({"input_ids": prompt + reply, "completion_mask": mask})
+    return examples
 
 
 def posed(tokenizer: Any, prompt: str) -> str:

@@ -73,7 +73,7 @@ def _prompts_in(path: Path) -> int:
 def _only_prompt(record: Any, where: str) -> Judgement:
     """Raises Faults: the line has no prompt, or says more."""
     if not isinstance(record, dict) or not set(record) <= {"prompt", "id", "facts", "follow_ups"}:
-        raise Faults(["it is no line of prompts alone"])
+        raise Faults(["the line holds more than a prompt"])
     try:
         return Judgement(read_prompt(record.get("prompt")), id=record.get("id"))
     except ValueError as error:

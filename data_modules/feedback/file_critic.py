@@ -71,8 +71,8 @@ class FileCritic:
         """`Critic.critiques`: of a reply that has several, the one that its seed chooses."""
         critiques: list[str | None] = []
         for case, reply, seed in zip(cases, replies, seeds, strict=True):
-            there = self._critiques.get((case.id, reply), [UNHEARD])
-            text = there[seed % len(there)]
+            matches = self._critiques.get((case.id, reply), [UNHEARD])
+            text = matches[seed % len(matches)]
             critiques.append(None if text == acting.words.praise else text)
         return critiques
 
@@ -87,8 +87,8 @@ class FileCritic:
         """`Reviser.revisions`: the expected response; of several the one that the seed chooses."""
         texts: list[Written | None] = []
         for case, seed in zip(cases, seeds, strict=True):
-            there = [line.expected for line in self._of(case) if line.expected is not None]
-            texts.append(Written(there[seed % len(there)]) if there else None)
+            matches = [line.expected for line in self._of(case) if line.expected is not None]
+            texts.append(Written(matches[seed % len(matches)]) if matches else None)
         return texts
 
     @cached_property

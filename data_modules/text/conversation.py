@@ -72,7 +72,7 @@ class Conversation:
 
     @cached_property
     def answer(self) -> Any:
-        """text → the ids of what the environment says within a row of plain text."""
+        """The ids of the environment's text in a row of plain text.  text → ids"""
         return lru_cache(65536)(self.tokenizer.encode)
 
     def heard(self, episode: Episode, turn: int) -> tuple[PromptText, list[Turn]]:

@@ -27,7 +27,7 @@ class Case:
 
     @property
     def plain_facts(self) -> dict[str, Any]:
-        """The facts that JSON can hold: a prediction keeps them for whoever judges its file."""
+        """The facts that JSON can hold. A prediction file keeps them for its judge."""
         return {name: fact for name, fact in self.facts.items() if _is_plain(fact)}
 
 

@@ -133,7 +133,7 @@ def _of_one(replies: Sequence[Reply]) -> dict[str, float]:
 def distinct_2(replies: Sequence[Reply]) -> float:
     """Different pairs of neighbouring tokens over all such pairs, of all replies together; 0 where there is none.
 
-    Low where replies repeat themselves or each other. The token that ends a reply is no part of it (distinct-n,
+    Low where replies repeat themselves or each other. The token that ends a reply does not count (distinct-n,
     § 5 of https://arxiv.org/abs/1510.03055, there of words).
     """
     pairs = [

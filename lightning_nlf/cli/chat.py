@@ -51,7 +51,7 @@ def main(words: Sequence[str], build: Build) -> None:
             built = build(config, {**beside, "data": L.LightningDataModule})
         data = built["data"]
         if not isinstance(data, Speaking):
-            raise ConfigurationError(f"run_dir: {folder} is no run of language: its data is {type(data).__name__}")
+            raise ConfigurationError(f"run_dir: {folder} is not a language run: its data is {type(data).__name__}")
         speech = data.speech(options.system)
         model = ObjectiveModule.load_from_checkpoint(file, trust=trust)
         speakers = {"policy": model, **({"start": built["model"]} if options.beside else {})}

@@ -82,7 +82,7 @@ def add_lora(decoder: Decoder, r: int, alpha: int, targets: Sequence[str] | None
     for target in chosen:
         if not any(_ends_with(name, target) for name in names):
             there = ", ".join(sorted({name.split(".")[-1] for name in names}))
-            raise ValueError(f"lora: target_modules: {target} is no layer of this decoder: choose among {there}")
+            raise ValueError(f"lora: target_modules: {target} is not a layer of this decoder: choose from {there}")
     for block, part, rows in layers:
         own = [name for name in rows if any(_ends_with(name, target) for target in chosen)]
         if own:

@@ -159,7 +159,7 @@ class TransformerPolicy(Transformer, DecoderReader, Policy):
             Hugging Face's layout (q_proj, …, down_proj), neither the embedding nor the head.
 
     Raises:
-        ValueError: a knob out of its range; a target that is no layer of the decoder.
+        ValueError: a knob out of range; a target that is not a layer of the decoder.
     """
 
     def __init__(

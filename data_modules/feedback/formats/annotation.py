@@ -26,8 +26,10 @@ def prompt_of(fields: Mapping[str, Value], options: Options, account: Account) -
     names = [options.prompt] if options.prompt else PROMPTS
     name = next((name for name in names if name in fields), None)
     if name is None:
-        there = cut(", ".join(fields))
-        raise ValueError(f"no field is called {', '.join(names)}; say which one has the prompt by --prompt: {there}")
+        field_names = cut(", ".join(fields))
+        raise ValueError(
+            f"no field is called {', '.join(names)}; say which one has the prompt by --prompt: {field_names}"
+        )
     if isinstance(fields[name].json, list):
         return name, posed(conversation(fields[name], account))
     text = fields[name].words()
@@ -41,8 +43,8 @@ def responses_of(fields: Mapping[str, Value], options: Options, prompt: str) -> 
     names = options.responses or [name for name in fields if name != prompt and _RESPONSE.search(name)]
     texts = {name: fields[name].words() for name in names if name in fields}
     if not texts:
-        there = cut(", ".join(fields))
-        raise ValueError(f"no field is a response by its name; say which ones are by --responses: {there}")
+        field_names = cut(", ".join(fields))
+        raise ValueError(f"no field is a response by its name; say which ones are by --responses: {field_names}")
     responses = {name: text for name, text in texts.items() if text}
     if not responses:
         raise LeftOut("records without an answer")

@@ -46,8 +46,8 @@ def refuse_missing_facts(places: Sequence[str], cases: Iterable[tuple[str, Facts
     ]
     if missing:
         of = ", ".join(f"{{{place}}}" for place in places)
-        told = first_ten(f"the template has the places of facts {of}, and {len(missing)} are missing:", missing)
-        raise ValueError(f"{told}\nAdd them to the facts of the prompts, or take the places out of the template")
+        summary = first_ten(f"the template has the places of facts {of}, and {len(missing)} are missing:", missing)
+        raise ValueError(f"{summary}\nAdd them to the facts of the prompts, or take the places out of the template")
 
 
 def as_texts(places: Sequence[str], facts: Facts) -> dict[str, str]:

@@ -280,7 +280,7 @@ def test_a_cut_reply_that_ends_as_the_template_goes_on_has_both(tmp_path):
 
 @pytest.mark.parametrize("unfinished", ["replace", "penalty", "drop"])
 def test_replies_that_were_cut_are_found_in_a_chat(unfinished, tmp_path):
-    """An end that the template adds is no end of the reply's own."""
+    """An end token that the template adds does not mean that the reply ended by itself."""
     data = module(folder(tmp_path, SHAPES["chatml"], "bytes"), unfinished=unfinished, unfinished_reward=-5.0)
     batch = collected(data, llama(data))
     for row in range(len(batch)):

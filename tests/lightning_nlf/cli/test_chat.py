@@ -242,7 +242,7 @@ def test_a_run_without_language_has_nothing_to_say(place, tmp_path, capsys):
     run = with_config(place, tmp_path / "run", lambda config: config.update(
         data=spec("data_modules.pendulum.PendulumDataModule")))  # fmt: skip
     line = refused(capsys, "--run_dir", run)
-    assert line.endswith("is no run of language: its data is PendulumDataModule")
+    assert line.endswith("is not a language run: its data is PendulumDataModule")
 
 
 def test_words_of_another_tokenizer_are_refused(place, tmp_path, capsys):

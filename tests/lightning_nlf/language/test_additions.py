@@ -121,7 +121,7 @@ def test_weights_come_back_when_sampling_fails():
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "proj", "c_attn"])
 def test_a_target_that_is_no_layer_of_the_decoder_is_refused(target):
     with pytest.raises(
-        ValueError, match=rf"lora: target_modules: {target} is no layer of this decoder: choose among d"
+        ValueError, match=rf"lora: target_modules: {target} is not a layer of this decoder: choose from d"
     ):
         policy(targets=["q_proj", target])
 
