@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_nlf.language import hf_folder
 from lightning_nlf.language.decoder import Decoder
 from lightning_nlf.language.hf_config import config_of
+from lightning_nlf.language.hf_folder import Stored
 from lightning_nlf.language.shape import DecoderShape
 
 # Our name and theirs; several of theirs stand below each other in ours.
@@ -62,7 +63,7 @@ def folder_of(weights: str | None) -> Path | None:
     try:
         return Path(snapshot_download(weights, allow_patterns=FILES, ignore_patterns=OTHER_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise ValueError(f"weights: there is no file or folder {weights}, nor has the hub a model: {reason}") from None
 
 
@@ -112,8 +113,8 @@ def load(folder: Path, decoder: Decoder, head: nn.Linear | None) -> None:
         ValueError: no safetensors, or a tensor that is missing or has another shape.
     """
     shape = decoder.shape
-    stored = hf_folder.read_tensors(hf_folder.tensors_in(folder))
-    stored = {key.removeprefix("transformer.").removeprefix("model."): tensor for key, tensor in stored.items()}
+    tensors = hf_folder.tensors_in(folder)
+    stored = {key.removeprefix("transformer.").removeprefix("model."): {key: x} for key, x in tensors.items()}
     for name, theirs, transposed in names(shape, base_parameters(decoder)):
         parts = [_found(stored, key, folder) for key in theirs]
         parameter = decoder.get_parameter(name)
@@ -127,10 +128,12 @@ def load(folder: Path, decoder: Decoder, head: nn.Linear | None) -> None:
         _fill(head.weight, _found(stored, "lm_head.weight", folder), f"{folder}: lm_head.weight")
 
 
-def _found(stored: Mapping[str, Tensor], key: str, folder: Path) -> Tensor:
+def _found(stored: Mapping[str, Mapping[str, Stored]], key: str, folder: Path) -> Tensor:
+    """One tensor at a time: what was read of a file counts as memory until the file is closed."""
     if key not in stored:
         raise ValueError(f"weights: {folder} has no tensor {key}")
-    return stored[key]
+    (tensor,) = hf_folder.read_tensors(stored[key]).values()
+    return tensor
 
 
 def _refuse(what: str, value: Tensor, parameter: Tensor) -> NoReturn:

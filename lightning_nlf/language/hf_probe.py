@@ -45,6 +45,8 @@ def refuse_other_distances(policy: Any) -> None:
         Unsuitable: the scores differ.
         Exception: the model keeps no keys and values of every token: whatever it raises then.
     """
+    if next(policy.parameters()).is_meta:  # there is nothing to try
+        return
     training, kind = policy.training, policy.config["model_type"]
     policy.eval()
     rows: tuple[list[int], list[int]] = ([], [])
@@ -77,6 +79,8 @@ def refuse_looking_ahead(network: Any) -> None:
     Raises:
         Unsuitable: they differ: the model does not read from left to right.
     """
+    if next(network.parameters()).is_meta:
+        return
     training = network.training
     network.eval()
     ids = _ids(0, min(4, network.context or 4), network)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -25,6 +25,19 @@ class Network(nn.Module):
     unread = 1  # tokens at the end of a row that nobody asks it about
     base: Base | None = None  # what LoRA's additions are trained on, where a checkpoint need only name it
     tokenizer_digest: str | None = None  # whose ids its weights have learned, where a checkpoint said so
+
+    @classmethod
+    def sketch(cls, **arguments: Any) -> Self:
+        """The network with its sizes and, where `weights` are a folder in Hugging Face layout, without its numbers.
+
+        For what can be known before these are read. It is on the device `meta` then, and cannot be run.
+
+        Args: arguments: of `__init__`.
+
+        Raises:
+            ValueError: as of `__init__`, but for numbers that are wrong.
+        """
+        return cls(**arguments)
 
     def load_weights(self, weights: str | None) -> None:
         """Take over the parameters of the network with the same role in the checkpoint `weights`.
@@ -154,6 +167,7 @@ def misfits(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]
 class Policy(Network, Reader):
     role = "policy"
     shared = False  # whether a head of another network reads its features
+    origin: Path | None = None  # the model folder that its numbers came from, where one has them all
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Distribution:
         """obs (B, T, *obs) → a distribution of batch shape (B, T); (N,) over the True steps of `where` (B, T)."""
@@ -170,6 +184,10 @@ class Policy(Network, Reader):
     def frozen(self) -> Policy:
         """This policy as it is now, for comparison: it does not follow, and is never trained."""
         return copy.deepcopy(self).requires_grad_(False).eval()
+
+    def read_again(self, folder: Path) -> None:
+        """Take over all numbers of the model folder that is its `origin`."""
+        self.load_weights(str(folder))
 
     def step(self, obs: Tensor, state: Any = None) -> tuple[Distribution, Any]:
         """One step of control: obs (B, *obs) → a distribution of batch shape (B,), and the recurrent state."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ class Base:
     Args:
         weights: its folder, or its id on the hub, as the yaml has it.
         folder: the folder's absolute path; empty for one on the hub.
-        sha256: of its weights, as `weights_digest`.
+        sha256: of its weights, as `weights_digest`; empty while they are not read.
     """
 
     weights: str
@@ -32,7 +32,12 @@ class Base:
     @classmethod
     def of(cls, weights: str, folder: Path) -> Base:
         """Args: folder: where `weights` are."""
-        return cls(weights, str(folder.resolve()) if Path(weights).is_dir() else "", weights_digest(folder))
+        return replace(cls.unread(weights, folder), sha256=weights_digest(folder))
+
+    @classmethod
+    def unread(cls, weights: str, folder: Path) -> Base:
+        """The same without its digest, which takes a reading of all weights."""
+        return cls(weights, str(folder.resolve()) if Path(weights).is_dir() else "", "")
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import copy
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -78,12 +78,26 @@ class HuggingFace(Network):
         model = built(self.auto, config, folder, dropout)
         self.start_dtype = torch.float32 if folder is None else hf_folder.dtype_in(folder)
         self.config = model.config.to_dict()
+        self.checkpoint_activations = checkpoint_activations
         if checkpoint_activations:
             recompute_layers(model)
         text = model.config.get_text_config()  # of a model that sees, too
         self.vocabulary = text.vocab_size
         self.context = getattr(text, "max_position_embeddings", None)
         self.model = model if lora is None else with_lora(model, lora)
+
+    @classmethod
+    def sketch(cls, weights: str | None = None, lora: LoRA | None = None, **arguments: Any) -> Self:
+        folder = None if is_checkpoint(weights) else hf_layout.folder_of(weights)
+        if folder is None:
+            return cls(weights=weights, lora=lora, **arguments)
+        config = hf_folder.checked(folder)
+        with torch.device("meta"):
+            network = cls(lora=lora, **arguments | {"config": config})
+        network.start_dtype = hf_folder.dtype_in(folder)
+        if lora is not None:
+            network.base = Base.unread(str(weights), folder)
+        return network
 
     def load_weights(self, weights: str | None) -> None:
         """As of `Network`; what is in Hugging Face layout came with the model."""
@@ -107,7 +121,7 @@ class HuggingFace(Network):
         text = self.bare.config.get_text_config()
         names = ("num_hidden_layers", "hidden_size", "intermediate_size")
         layers, width, hidden = (getattr(text, name, 0) or 0 for name in names)
-        return layers * kept_per_layer(width, hidden, 4 * width, self.bare.is_gradient_checkpointing)
+        return layers * kept_per_layer(width, hidden, 4 * width, self.checkpoint_activations)
 
     def arguments(self) -> dict[str, Any]:
         return {"config": self.config}
@@ -194,6 +208,9 @@ class HuggingFacePolicy(HuggingFace, Policy):
         self.load_weights(weights)
         with refused_if_it_fails(self.bare.config, "in turns, by the keys and values of every token"):
             refuse_other_distances(self)
+        folder = hf_layout.folder_of(weights)
+        if folder is not None and lora is None:
+            self.origin = folder.resolve()
 
     def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
         return self.states(obs, where)
@@ -230,6 +247,12 @@ class HuggingFacePolicy(HuggingFace, Policy):
 
     def frozen(self) -> Policy:
         return WithoutAdapter(self, self.model.disable_adapter) if self.adapted else super().frozen()
+
+    def read_again(self, folder: Path) -> None:
+        with torch.random.fork_rng(devices=[]):  # what is drawn for a new model is not missed later
+            model = built(self.auto, None, folder, 0.0)
+        for x, read in zip(self.model.parameters(), model.parameters(), strict=True):
+            x.data = read.data
 
     def export(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model, LoRA's additions added in, for `AutoModelForCausalLM.from_pretrained`.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,19 @@ class Transformer(Network):
         self.start_dtype = torch.float32 if folder is None else hf_folder.dtype_in(folder)
         self.vocabulary, self.context = found.vocabulary, found.context
         self.lm_head: nn.Linear | None = None  # that predicts tokens, where it is not the embedding
+
+    @classmethod
+    def sketch(cls, weights: str | None = None, **arguments: Any) -> Self:
+        folder = hf_layout.folder_of(weights)
+        if folder is None:
+            return cls(weights=weights, **arguments)
+        hf_folder.checked(folder)
+        with torch.device("meta"):
+            network = cls(**arguments | {"shape": shape_in(folder)})
+        network.start_dtype = hf_folder.dtype_in(folder)
+        if layers_with_additions(network.decoder):
+            network.base = Base.unread(str(weights), folder)
+        return network
 
     def load_weights(self, weights: str | None) -> None:
         """As of `Network`, or from Hugging Face layout."""
@@ -184,9 +197,11 @@ class TransformerPolicy(Transformer, DecoderReader, Policy):
             self.requires_grad_(False)
             self.targets = add_lora(self.decoder, lora.r, lora.alpha, lora.target_modules)
         self.load_weights(weights)
-        folder = None if lora is None else hf_layout.folder_of(weights)
-        if weights is not None and folder is not None:
-            self.base = Base.of(weights, folder)
+        folder = hf_layout.folder_of(weights)
+        if folder is not None and lora is None:
+            self.origin = folder.resolve()
+        elif folder is not None:
+            self.base = Base.of(str(weights), folder)
 
     def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As of `Transformer`; below additions that begin anew, where the checkpoint has none."""

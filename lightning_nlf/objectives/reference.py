@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from lightning_nlf.maths.steps import on_every_row, row_sums
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.networks import Policy
 from lightning_nlf.objective import Objective, scattered
-from lightning_nlf.objectives.reference_cache import LogProbCache, digest, row_keys, settings
+from lightning_nlf.objectives.frozen_start import FrozenStart, StartIsGone
+from lightning_nlf.objectives.reference_cache import LogProbCache, row_keys, settings
 from lightning_nlf.private_names import trainer_of
 
 CHUNK = 64  # rows at a time: the logits of a whole collection would not fit
@@ -26,7 +28,7 @@ class ReferenceObjective(Objective):
 
     The reference is the policy as it was built: from `weights`, or at random from the seed. It is not saved; its
     digest is, and a run that would resume with another is refused. A row that comes again, as those of a file do in
-    every epoch, is not read again.
+    every epoch, is not read again; and where it is the model of a folder, it is in memory only while rows are read.
 
     Samples of an evaluation are measured by it, as `kl`: log π(y|x) − log π_ref(y|x), whose mean is KL(π ‖ π_ref).
 
@@ -41,17 +43,24 @@ class ReferenceObjective(Objective):
 
     def __init__(self, reference_cache: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # In a list: no child of the module, so neither saved nor trained, nor given to DDP.
-        self._frozen = [self.policy.frozen()]
-        self._reference_digest = digest(self._frozen[0])
-        self._reference_settings = settings(self._frozen[0])
+        self._start = FrozenStart(self.policy)  # no child of the module: neither saved nor trained, nor given to DDP
+        self._reference_settings = settings(self.reference)
         self.reference_cache = reference_cache
         self._cache: LogProbCache | None = None
         self._trained_against: str | None = None  # the digest that a checkpoint has
 
     @property
     def reference(self) -> Policy:
-        return self._frozen[0]
+        """Its numbers are there while somebody reads them (`FrozenStart`)."""
+        return self._start.network
+
+    @property
+    def _reference_digest(self) -> str:
+        return self._start.digest
+
+    @property
+    def _rows_are_kept(self) -> bool:
+        return self.rows_come_again or self.reference_cache is not None
 
     def refer(self, batch: Batch) -> Batch:
         """`ref_log_probs` at the steps that are read."""
@@ -61,18 +70,18 @@ class ReferenceObjective(Objective):
 
     @torch.no_grad()
     def reference_log_probs(self, batch: Batch, where: Tensor) -> Tensor:
-        if not self.rows_come_again and self.reference_cache is None:
+        if not self._rows_are_kept:
             return self._read_anew(batch, where)
         trainer = trainer_of(self)
         precision = "32-true" if trainer is None else trainer.precision
         keys = row_keys(batch, where, f"{precision} {self._reference_settings}")
         if self._cache is None:
-            folder, file = self.reference_cache, f"{self._reference_digest}.safetensors"
-            self._cache = LogProbCache(None if folder is None else Path(folder) / file)
+            folder = self.reference_cache
+            path = None if folder is None else Path(folder) / f"{self._reference_digest}.safetensors"
+            self._cache = LogProbCache(path)
         unread = torch.tensor([row for row, key in enumerate(keys) if key not in self._cache], dtype=torch.long)
-        for part in self.reading_parts(where[unread], CHUNK) if len(unread) else ():
-            rows = unread[part.cpu()]
-            log_probs = self._read_reference(batch, rows, where)
+        parts = [unread[part.cpu()] for part in self.reading_parts(where[unread], CHUNK)] if len(unread) else []
+        for rows, log_probs in zip(parts, self._read_reference(batch, parts, where), strict=True):
             for row, x in zip(rows.tolist(), log_probs.cpu().split(where[rows].sum(1).tolist()), strict=True):
                 self._cache[keys[row]] = x.clone()  # a view would keep the whole chunk
         log_probs = torch.cat([self._cache[key] for key in keys])
@@ -81,28 +90,39 @@ class ReferenceObjective(Objective):
 
     def _read_anew(self, batch: Batch, where: Tensor) -> Tensor:
         parts = self.reading_parts(where, CHUNK)
-        log_probs = [scattered(self._read_reference(batch, rows, where), where[rows]) for rows in parts]
+        by_part = zip(parts, self._read_reference(batch, parts, where), strict=True)
+        log_probs = [scattered(x, where[rows]) for rows, x in by_part]
         return torch.cat(log_probs)[torch.cat(parts).argsort()]
 
-    def _read_reference(self, batch: Batch, rows: Tensor, where: Tensor) -> Tensor:
-        """log π_ref (N,) at the True steps of `where` in `rows`."""
-        if not len(rows):
-            return torch.empty(0)
-        self._frozen[0] = self.reference.to(batch.obs.device)
-        steps = where[rows]
-        with self.acting():
-            return self.reference(batch.obs[rows], steps).log_prob(batch.actions[rows][steps])
+    def _read_reference(self, batch: Batch, parts: Sequence[Tensor], where: Tensor) -> Iterator[Tensor]:
+        """log π_ref (N,) at the True steps of `where`, of each of the `parts` of the rows."""
+        if not any(map(len, parts)):
+            yield from (torch.empty(0) for _ in parts)
+            return
+        with self._start.reading(batch.obs.device, keep=not self._rows_are_kept) as reference:
+            for rows in parts:
+                steps = where[rows]
+                with self.acting():
+                    log_probs = reference(batch.obs[rows], steps).log_prob(batch.actions[rows][steps])
+                yield log_probs
 
     def episode_metrics(self, batch: Batch, sampled: bool) -> dict[str, Tensor]:
-        """`kl` of sampled replies; none of greedy ones, which are no samples of the policy."""
+        """`kl` of sampled replies; none of greedy ones, which are no samples of the policy.
+
+        Not a number where the reference cannot be read any more: a training need not end for that.
+        """
         if not sampled or batch.log_probs is None or not self._is_the_start():
             return {}
-        log_ratio = batch.log_probs - self._read_anew(batch, self.read_steps(batch))
+        try:
+            log_ratio = batch.log_probs - self._read_anew(batch, self.read_steps(batch))
+        except StartIsGone as error:
+            rank_zero_warn(f"no kl: {error}")
+            return {"kl": torch.full((len(batch),), torch.nan, device=batch.obs.device)}
         return {"kl": on_every_row(row_sums(log_ratio, batch.mask), batch)}
 
     def _is_the_start(self) -> bool:
         """Whether the reference is that of the checkpoint, if one was loaded."""
-        if self._trained_against in (None, self._reference_digest):
+        if self._trained_against is None or self._trained_against == self._reference_digest:
             return True
         rank_zero_warn(
             "no kl: the checkpoint was trained against another reference; keep `policy.weights` (and the seed)"

@@ -8,7 +8,7 @@ import torch
 from lightning_nlf.language import decode_graph, generation
 from lightning_nlf.language.additions import layers_with_additions, merged_additions
 from lightning_nlf.networks import DecoderShape, LoRA, TransformerPolicy
-from lightning_nlf.objectives.reference import digest
+from lightning_nlf.objectives.reference_cache import digest
 
 ALL = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],

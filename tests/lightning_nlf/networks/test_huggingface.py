@@ -8,7 +8,7 @@ import torch
 from lightning_nlf.language import generation
 from lightning_nlf.networks import HuggingFacePolicy, LoRA, ValueHead
 from lightning_nlf.objectives import RLHFAgent
-from lightning_nlf.objectives.reference import digest
+from lightning_nlf.objectives.reference_cache import digest
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
