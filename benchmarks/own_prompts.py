@@ -6,10 +6,15 @@
 
 The model is SmolLM2-135M-Instruct (`benchmarks/smollm2.py` fetches it), the yamls are those of `conf/chat`, the prompts
 the 64 conversations of `side_by_side/source_questions.py`; 24 others, about foods and nutrients that no training prompt
-is about, are held out. A cell is one fit with one seed, as a user would run it, with one thread. Its figures are those
-of the run's own comparison of the start and the policy on held-out prompts (`exhibits/changed.jsonl`, greedy): the
-share of replies that name a source, that name one of the foods, their tokens and how different they are.
-The endpoint is transformers' own server, on this machine, with the same model. Writes `results/own_prompts.{json,md}`.
+is about, are held out. A cell is one fit with one seed, as a user would run it, with one thread, and the fit before it
+where it needs one (`own_prompts_arms.py`). Its figures are those of the run's own comparison of the start and the
+policy on held-out prompts (`exhibits/changed.jsonl`, greedy): the share of replies that name a source, that name one of
+the foods, their tokens and how different they are.
+
+So that a cell takes minutes, fits that sample replies see fewer of them than their yamls say, some in larger steps.
+People are a rule: half of a score is for a source, half for a right food. The judge of `ppo, a judge` is the same model
+on this machine (`LocalJudge`), and is told the expected response. The endpoint is transformers' own server, on this
+machine, with the same model. Writes `results/own_prompts.{json,md}`.
 """
 
 from __future__ import annotations
@@ -32,69 +37,73 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import smollm2
 from benchmarks.intervals import mean_interval
-from benchmarks.side_by_side.source_questions import names_a_source, names_food, write_files
+from benchmarks.own_prompts_arms import ARMS, OVERLAYS, STEPS
+from benchmarks.side_by_side.source_questions import names_a_source, names_food, reviewed, write, write_files
 from data_modules.judgements.files import read
 from data_modules.judgements.schema import Judgement
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-MADE_OF_FILE = ["--data.val_share", "0", "--data.val_path", "my/held_out.jsonl"]
-PROMPTS = ["--data.task.val_share", "0", "--data.task.val_path", "my/held_out.jsonl", "--data.task.test_share", "0"]
-# 64 attempts, as many as there are prompts
-FEW = ["--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "4"]
-PEOPLE = ["--data.critic", "data_modules.feedback.FileCritic", "--data.critic.path", "my/feedback.jsonl"]
-ENDPOINT = ["--data.critic", "data_modules.feedback.providers.EndpointCritic"]
-PATIENT = ["--data.critic.endpoint.concurrency", "1", "--data.critic.endpoint.timeout", "600"]  # one core serves
-ARMS = {  # the yaml, and what is set beside it
-    "sft": ("sft", MADE_OF_FILE),
-    "ilf, its own critiques": ("ilf", FEW + PROMPTS),
-    "ilf, an endpoint's critiques": ("ilf", FEW + PROMPTS + ENDPOINT + PATIENT),
-    "ilf, people's critiques": ("ilf", FEW + PROMPTS + PEOPLE),
-    "sdpo, its own critiques": ("sdpo", FEW + PROMPTS),
-    "sdpo, people's critiques": ("sdpo", FEW + PROMPTS + PEOPLE),
-}
 COLUMNS = {"source": "names a source", "food": "names a food", "length": "tokens", "distinct_2": "distinct-2"}
 
 
-def measured(arm: str, seed: int, model: Path, extra: Sequence[str] = ()) -> dict[str, Any]:
+def measured(arm: str, seed: int, model: Path, extra: Sequence[str] = (), kept: Path | None = None) -> dict[str, Any]:
     """The figures of one cell, of the start and of the policy.
 
-    Args: extra: flags of the fit.
+    Args: extra: flags of the fit; kept: a folder for the steps before it, which other arms of the seed may share.
 
     Raises:
         RuntimeError: the fit failed; with the last lines that it wrote.
     """
-    name, flags = ARMS[arm]
+    cell = ARMS[arm]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shutil.copytree(ROOT / "conf", folder / "conf")
         write_files(folder / "my")
         (folder / "my" / "model").symlink_to(model)
-        with served(model, folder) if "endpoint" in arm else nothing() as url:
+        for name, text in OVERLAYS.items():
+            (folder / name).write_text(text)
+        if cell.after is not None:
+            step_before(cell.after, seed, folder, folder / "before" if kept is None else kept)
+        with served(model, folder) if cell.endpoint else nothing() as url:
             critic = ["--data.critic.endpoint.url", url, "--data.critic.endpoint.model", str(model)] if url else []
-            command = [
-                sys.executable,
-                "-m",
-                "lightning_nlf",
-                "fit",
-                "--config",
-                f"conf/chat/{name}.yaml",
-                *flags,
-                *critic,
-            ]
-            command += ["--seed_everything", str(seed), "--data.evaluation_prompts", "24", *extra]
-            done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError("\n".join((done.stdout + done.stderr).splitlines()[-15:]))
-        run = folder / "outputs" / f"{name}-seed{seed}"
-        lines = read(run / "exhibits" / "changed.jsonl")
-        figures = last_metrics(run / "journal.jsonl")
+            every = [*cell.flags, *critic, "--data.evaluation_prompts", "24", "--run_dir", "outputs/cell", *extra]
+            run("fit", cell.yaml, seed, folder, every)
+        run_folder = folder / "outputs" / "cell"
+        lines = read(run_folder / "exhibits" / "changed.jsonl")
+        figures = last_metrics(run_folder / "journal.jsonl")
         shares = {side: figures_of(lines, i) for i, side in enumerate(("start", "policy"))}
         shares["start"]["distinct_2"] = figures["val/start_distinct_2"]
         shares["policy"]["distinct_2"] = figures["val/distinct_2"]
         disk = sum(path.stat().st_size for path in (folder / "outputs").rglob("*") if path.is_file())
         calls = {measure: figures.get(measure, 0) for measure in ("feedback_calls", "critiques")}
     return shares | {"disk": disk} | calls
+
+
+def run(verb: str, name: str, seed: int, folder: Path, flags: Sequence[str]) -> None:
+    """`python -m lightning_nlf` with a yaml of `conf/chat`, as a user would.  Raises RuntimeError: it failed."""
+    command = [sys.executable, "-m", "lightning_nlf", verb, "--config", f"conf/chat/{name}.yaml", *flags]
+    command += ["--seed_everything", str(seed)]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError("\n".join((done.stdout + done.stderr).splitlines()[-15:]))
+
+
+def step_before(step: str, seed: int, folder: Path, kept: Path) -> None:
+    """Does what an arm needs before, unless `kept` has it, and puts it where the arm looks for it."""
+    verb, name, flags = STEPS[step]
+    there = kept / f"{step}-seed{seed}"
+    outputs = folder / "outputs"
+    if not there.exists():
+        run(verb, name, seed, folder, [*flags, "--run_dir", "outputs/step"])
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.move(outputs / "step", there)
+        shutil.rmtree(outputs)
+    outputs.mkdir(exist_ok=True)
+    if step == "reviews":
+        write(folder / "my" / "reviews.jsonl", reviewed(read(there / "predictions" / "replies.jsonl")))
+    else:
+        (outputs / f"{step}-seed{seed}").symlink_to(there.resolve())
 
 
 def figures_of(lines: Sequence[Judgement], place: int) -> dict[str, float]:
@@ -185,19 +194,24 @@ def main() -> None:
     path = RESULTS / "own_prompts.json"
     result = json.loads(path.read_text()) if path.is_file() else {"cells": {}}
     for seed in range(options.seeds):
-        for arm in options.only:
-            if f"{arm}/{seed}" in result["cells"]:
-                continue
-            print(f"{arm}, seed {seed}", flush=True)
-            result["cells"][f"{arm}/{seed}"] = measured(arm, seed, model)
-            result["machine"] = f"{os.cpu_count()} cores of {platform.machine()}, one thread"
-            path.write_text(json.dumps(result, indent=1) + "\n")
-            note = (
-                "Greedy replies to 24 held-out conversations, mean and 95 % t interval over seeds; "
-                f"SmolLM2-135M-Instruct with LoRA; {result['machine']}; `python benchmarks/own_prompts.py`."
-            )
-            (RESULTS / "own_prompts.md").write_text(f"{table(result['cells'])}\n\n{note}\n", encoding="utf-8")
+        with tempfile.TemporaryDirectory() as kept:
+            for arm in options.only:
+                if f"{arm}/{seed}" in result["cells"]:
+                    continue
+                print(f"{arm}, seed {seed}", flush=True)
+                result["cells"][f"{arm}/{seed}"] = measured(arm, seed, model, kept=Path(kept))
+                write_results(result)
     print(table(result["cells"]))
+
+
+def write_results(result: dict[str, Any]) -> None:
+    result["machine"] = f"{os.cpu_count()} cores of {platform.machine()}, one thread"
+    (RESULTS / "own_prompts.json").write_text(json.dumps(result, indent=1) + "\n")
+    note = (
+        "Greedy replies to 24 held-out conversations, mean and 95 % t interval over seeds; "
+        f"SmolLM2-135M-Instruct with LoRA; {result['machine']}; `python benchmarks/own_prompts.py`."
+    )
+    (RESULTS / "own_prompts.md").write_text(f"{table(result['cells'])}\n\n{note}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

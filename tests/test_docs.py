@@ -53,6 +53,30 @@ def test_the_figures_of_the_page_are_those_of_the_results_files(name):
     assert parts and [part for part in parts if part not in page] == []
 
 
+def figures_of_arms():
+    """Names a source, start → policy, and the number of seeds, of each arm of the table."""
+    rows = (ROOT / "benchmarks" / "results" / "own_prompts.md").read_text().split("\n\n")[0].splitlines()[2:]
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    return {arm: (source, seeds) for arm, source, *_, seeds in cells}
+
+
+@pytest.mark.parametrize("page", JOURNEYS, ids=lambda page: page.stem)
+def test_a_journey_has_figures_of_the_results_file(page):
+    section = page.read_text().split("## Measured")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
+    arms = figures_of_arms()
+    assert rows and [row for row in rows if arms.get(row[0]) != tuple(row[1:])] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/chat").glob("*.yaml")), ids=lambda path: path.stem)
+def test_figures_in_the_header_of_a_yaml_are_those_of_the_results_file(path):
+    header = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    quotes = re.findall(r"a source, (\S+ → .+?) name one \(start → policy, arm `(.+?)`, (\d) seeds?", header)
+    assert ("Measured:" in header) == bool(quotes) and 2 * len(quotes) == header.count("→")
+    arms = figures_of_arms()
+    assert [quote for quote in quotes if arms.get(quote[1]) != (quote[0], quote[2])] == []
+
+
 # ---- your own prompts, model and teacher
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from data_modules.judgements.schema import Judgement
 from data_modules.tasks.answers.table import GROUPS, NUTRIENTS, figure, high_in, singular
 
 FIRST = (
@@ -89,14 +91,44 @@ def _conversation(name: str, first: str, words: dict[str, str], rng: Random) -> 
 
 
 def write_files(folder: Path) -> None:
-    """`feedback.jsonl` and `prompts.jsonl` of what is trained on, `held_out.jsonl` with the others."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """What is trained on: `feedback.jsonl`, `ranked.jsonl` with the expected reply as a second, better one, and
+    `prompts.jsonl`. The others: `held_out.jsonl`, `held_out_ranked.jsonl` and `held_out_prompts.jsonl`.
+    """
     training, held_out = conversations()
-    files = {
-        "feedback": training,
-        "prompts": [{name: line[name] for name in ("id", "prompt")} for line in training],
-        "held_out": [{name: line[name] for name in ("id", "prompt", "expected")} for line in held_out],
-    }
-    for name, records in files.items():
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    write(folder / "feedback.jsonl", training)
+    write(folder / "ranked.jsonl", map(_ranked, training))
+    write(folder / "held_out_ranked.jsonl", map(_ranked, held_out))
+    write(folder / "prompts.jsonl", map(_asked, training))
+    write(folder / "held_out_prompts.jsonl", map(_asked, held_out))
+    write(folder / "held_out.jsonl", ({name: line[name] for name in ("id", "prompt", "expected")} for line in held_out))
+
+
+def _asked(line: dict[str, Any]) -> dict[str, Any]:
+    """A prompt, and as a fact for a judge what was expected."""
+    return {name: line[name] for name in ("id", "prompt", "expected")} | {"facts": {"reference": line["expected"]}}
+
+
+def _ranked(line: dict[str, Any]) -> dict[str, Any]:
+    """The same with what was expected as a second reply, which is better."""
+    better = {"responses": [*line["responses"], line["expected"]], "ranking": "B > A"}
+    return line | better | {"score": [line["score"], 1.0], "critique": [line["critique"], None]}
+
+
+def reviewed(replies: Iterable[Judgement]) -> list[dict[str, Any]]:
+    """Replies of a model to the training conversations, with what people would say of them, by a rule.
+
+    Half of the score is for a source, half for a food that is right. A reply with both has no critique.
+    """
+    lines = {line["id"]: line for line in conversations()[0]}
+    reviews = []
+    for reply in replies:
+        line, text = lines[str(reply.id)], reply.responses[0]
+        score = (names_a_source(text) + names_food(line["id"], text)) / 2
+        wrong = {} if score == 1 else {"critique": line["critique"]}
+        reviews.append({**line, "responses": [text], "critique": None, "score": score} | wrong)
+    return reviews
+
+
+def write(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
