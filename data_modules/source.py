@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_nlf.batch import Batch
+from lightning_nlf.batch import Batch, Workload
 
 
 class SourceDataModule(L.LightningDataModule):
@@ -59,6 +59,11 @@ class SourceDataModule(L.LightningDataModule):
     def unpaid(self) -> bool:
         """Whether replies are played for which nobody pays; from `setup` on."""
         return False
+
+    @property
+    def workload(self) -> Workload | None:
+        """Of an iteration of language; from `setup` on."""
+        return None
 
     @property
     def data_digest(self) -> str | None:

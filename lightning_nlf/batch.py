@@ -105,6 +105,36 @@ class MissingField(ValueError):
     """The batch lacks a field that a term needs."""
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Tokens of prompts that are read, and tokens that are sampled behind them at most."""
+
+    prompts: int = 0
+    new: int = 0
+
+    def __add__(self, other: Sampling) -> Sampling:
+        return Sampling(self.prompts + other.prompts, self.new + other.new)
+
+    def __mul__(self, times: int) -> Sampling:
+        return Sampling(self.prompts * times, self.new * times)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Rows and tokens of one training iteration of language, over all ranks; an estimate, where replies are sampled.
+
+    Args:
+        rows: that are learned from; tokens: of these, prompts included; passes: how often each is learned from.
+        collection: what an iteration samples; evaluation: what one validation does.
+    """
+
+    rows: int
+    tokens: int
+    passes: int = 1
+    collection: Sampling = Sampling()
+    evaluation: Sampling = Sampling()
+
+
 class TeacherStopped(RuntimeError):
     """A judge, critic or user cannot go on: nobody answers, or the budget is spent. What was answered is kept."""
 

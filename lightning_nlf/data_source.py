@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 import lightning as L
 
-from lightning_nlf.batch import Batch
+from lightning_nlf.batch import Batch, Workload
 
 
 class DataSource(Protocol):
@@ -26,6 +26,7 @@ class DataSource(Protocol):
         unpaid: whether replies are played for which nobody pays; from `setup` on.
         exhibits_text: whether `exhibits` are text alone, which costs nothing.
         rows_per_batch, tokens_per_batch: what a network reads at a time at most; None: all that it is given.
+        workload: of an iteration of language; from `setup` on.
     """
 
     vocabulary: int | None
@@ -42,6 +43,7 @@ class DataSource(Protocol):
     exhibits_text: bool
     rows_per_batch: int | None
     tokens_per_batch: int | None
+    workload: Workload | None
 
     def records(self, batch: Batch) -> list[dict[str, Any]]:
         """What is written of a predicted batch, a line each."""
@@ -76,6 +78,7 @@ _NOTHING: dict[str, Any] = {
     "exhibits_text": False,
     "rows_per_batch": None,
     "tokens_per_batch": None,
+    "workload": None,
     "exhibits": lambda folder: [],
 }
 

@@ -20,13 +20,14 @@ from data_modules.judgements.fields import Scale
 from data_modules.judgements.files import read_all
 from data_modules.judgements.schema import Judgement
 from data_modules.minibatches import loader
+from data_modules.text.checks import context_of_model
 from data_modules.text.environment import Split, TextEnvironment
 from data_modules.text.held_out import HeldOutReplies
 from data_modules.text.held_out_prompts import HeldOutLine
 from data_modules.text.templates import refuse_template
 from data_modules.text.tokenizer import Tokenizer
 from data_modules.text.wording import Wording
-from lightning_nlf.batch import Actor, Batch
+from lightning_nlf.batch import Actor, Batch, Workload
 from lightning_nlf.numbers import BelowOne, Number, Size
 
 Paths = str | list[str]
@@ -62,7 +63,7 @@ class FeedbackDataModule(HeldOutReplies):
         val_path, test_path: files of held-out prompts. Without a test_path the test is on the validation's.
         scale: lowest and highest score there is in the files.
         on_bad: `skip` goes on without lines that are wrong, or that the tokenizer cannot encode, and warns which.
-        context: tokens that the model can read; a longer row is refused, never cut.
+        context: tokens that the model can read, by default what it says itself; a longer row is refused, never cut.
         critique_prompt: what stands before a critique: the sentences of a `Wording`, in turns of a chat, or a text with
             the places `{prompt}` and `{response}`, into which the last message of a chat is put. By default `Wording`
             where prompts go through a chat template, else one line of text.
@@ -131,6 +132,8 @@ class FeedbackDataModule(HeldOutReplies):
         if not self.tokenizer.ready:
             texts = (text for judgement in training for text in self.layout.texts(judgement))
             self.tokenizer.fit(texts if self.task is None else self.task.corpus())
+        if self.layout.context is None:
+            self.layout = replace(self.layout, context=context_of_model(self.trainer))
         self.layout = knowing(self.layout, training, self.paths)
         kept, groups = encoded(self.layout, training, self.on_bad)
         if len(kept) < len(training):  # what is skipped decides no threshold
@@ -189,6 +192,13 @@ class FeedbackDataModule(HeldOutReplies):
     def longest_row(self) -> int:
         """Tokens of the longest row or episode, prompt and reply."""
         return max(self._longest_judged, self.longest_played)
+
+    @property
+    def workload(self) -> Workload:
+        assert self.rows is not None
+        unread = self.rows.valid.flip(1).int().argmax(1)  # behind the last that is judged
+        tokens = int((self.rows.valid.shape[1] - unread).sum())
+        return Workload(len(self.rows), tokens, self.passes, evaluation=self.validation)
 
     @property
     def _longest_judged(self) -> int:

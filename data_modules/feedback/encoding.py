@@ -86,7 +86,7 @@ def tell(judgements: Sequence[Judgement], rows: Batch, use: Sequence[Use], held:
     responses = sum(len(judgement.responses) for judgement in judgements)
     expected = sum(judgement.expected is not None for judgement in judgements) * ("expected" in use)
     idle = responses + expected + critiques - len(rows)
-    counts = {"responses judged": learned, "texts to imitate": imitated, "responses left out (see `use`)": idle}
+    counts = {"responses judged": learned, "texts to imitate": imitated, "responses left out (see `data.use`)": idle}
     parts = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     rank_zero_info(f"feedback: {len(judgements)} lines to train on, {held} held out: {parts}")
     flat = [judgement for judgement in judgements if judgement.ranks and len(set(judgement.ranks)) == 1]

@@ -166,8 +166,8 @@ class Layout:
             raise ValueError("responses: a reply that was cut off has no token; leave the line out")
         if self.context is not None and length > self.context:
             raise ValueError(
-                f"{len(row.prompt)} tokens of the prompt and {len(row.reply)} of the reply are more than the context "
-                f"of {self.context}; shorten them or leave the line out: nothing is cut"
+                f"{len(row.prompt)} tokens of the prompt and {len(row.reply)} of the reply are more than the "
+                f"{self.context} that a row may have (context); shorten them or leave the line out: nothing is cut"
             )
 
     def batch(self, groups: Sequence[Sequence[Row]]) -> Batch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lightning as L
+
 
 def refuse_other_ids(name: str, model: object, digest: str) -> None:
     """Raises ValueError: the model says that it reads the ids of another tokenizer than the prompts are in.
@@ -16,12 +18,22 @@ def refuse_other_ids(name: str, model: object, digest: str) -> None:
         )
 
 
+def context_of(model: object) -> int | None:
+    """Tokens of a row that a model can read and end; None where it does not say, or has no limit."""
+    return getattr(model, "context", None)
+
+
+def context_of_model(trainer: L.Trainer | None) -> int | None:
+    """Tokens of a row that the model of a Trainer can read; None without a Trainer or a limit."""
+    return None if trainer is None else context_of(trainer.lightning_module)
+
+
 def refuse_short_context(name: str, model: object, tokens: int) -> None:
     """Raises ValueError: the model says that it cannot read rows of so many tokens.
 
     Args: name: of the knob that brought the model.
     """
-    context = getattr(model, "context", None)
+    context = context_of(model)
     if context is not None and tokens > context:
         raise ValueError(
             f"data.{name}: it can read {context} tokens, and a row has up to {tokens}, prompt and reply (max_new) "

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data_modules.judgements.schema import Message, PromptText
+from data_modules.text.checks import context_of
 from data_modules.text.environment import Case, Dialogue, Outcome, TextEnvironment
 from data_modules.text.episode import Episode, Prompt, Turn, spoken
 from data_modules.text.prompts import Chat, PromptFormat
@@ -121,14 +122,17 @@ class Conversation:
     ) -> list[Episode]:
         """One episode for each of the `copies` of every prompt, next to each other, until it is over.
 
+        A dialogue also ends where the actor's context has no room for another reply.
+
         Args: seeds: (episodes, turns) int64; a reply depends on its own alone.
         """
         episodes = [Episode(prompt) for prompt in prompts for _ in range(copies)]
         dialogues = [self.task.begin(episode.prompt.case) for episode in episodes]
         running, keep, state = list(range(len(episodes))), None, None
+        new, context = [prompt.ids for prompt in prompts], context_of(actor)
+        lengths = [len(episode.prompt.ids) for episode in episodes]  # of the dialogues so far
         for turn in range(self.task.turns):
             first = turn == 0
-            new = [prompt.ids for prompt in prompts] if first else [self._unread(episodes[row]) for row in running]
             tokens, log_probs, counts, state = actor.reply(
                 pad_sequence([torch.tensor(ids) for ids in new], batch_first=True),
                 torch.tensor([len(ids) for ids in new]),
@@ -145,11 +149,22 @@ class Conversation:
                 keep=keep,
             )
             said = zip(tokens.tolist(), log_probs.tolist(), counts.tolist(), strict=True)
-            for row, (ids, chances, count) in zip(running, said, strict=True):
+            for place, (row, (ids, chances, count)) in enumerate(zip(running, said, strict=True)):
                 episodes[row].turns.append(self._turn(dialogues[row], ids[:count], chances[:count]))
+                lengths[row] += count if first else count + len(new[place]) - 1
             left = [place for place, row in enumerate(running) if not episodes[row].turns[-1].outcome.done]
+            if turn + 1 == self.task.turns:
+                break
+            unread = {place: self._unread(episodes[running[place]]) for place in left}
+            if context is not None:
+                read = {place: 0 if self.window else lengths[running[place]] - 1 for place in left}
+                fits = {place: read[place] + len(unread[place]) + self.max_new <= context for place in left}
+                for place in left:
+                    episodes[running[place]].cut = not fits[place]
+                left = [place for place in left if fits[place]]
             if not left:
                 break
+            new = [unread[place] for place in left]
             keep = torch.tensor(left) if self.window is None and len(left) < len(running) else None
             running = [running[place] for place in left]
         return episodes

@@ -33,6 +33,7 @@ class Turn:
 class Episode:
     prompt: Prompt
     turns: list[Turn] = field(default_factory=list)
+    cut: bool = False  # by the context, which had no room for another reply
 
     @property
     def score(self) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data_modules.text.against_start import ComparedWithStart
+from data_modules.text.checks import context_of_model
 from data_modules.text.environment import Split
 from data_modules.text.episode import Episode, Prompt
 from data_modules.text.reply_judge import ReplyJudge, paid_at_the_end
@@ -48,10 +49,11 @@ class TextEvaluation(ComparedWithStart):
                 ids = self.conversation.format.ids(case.prompt)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
-            if self.context is not None and len(ids) + self.conversation.max_new > self.context:
+            context = self.context or context_of_model(self.trainer)
+            if context is not None and len(ids) + self.conversation.max_new > context:
                 raise ValueError(
                     f"{where}: {len(ids)} tokens and {self.conversation.max_new} of the reply (max_new) are more than "
-                    f"the context of {self.context}: shorten the prompt or max_new"
+                    f"the {context} that a row may have (context): shorten the prompt or max_new"
                 )
             found[case.id] = Prompt(case, ids)
         return list(found.values())

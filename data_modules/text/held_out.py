@@ -19,7 +19,7 @@ from data_modules.text.prompts import Chat, PromptFormat
 from data_modules.text.reply_judge import ReplyJudge
 from data_modules.text.speech import Speech, speech
 from data_modules.text.tokenizer import Tokenizer
-from lightning_nlf.batch import Scorer
+from lightning_nlf.batch import Sampling, Scorer
 from lightning_nlf.numbers import Count, Positive, PositiveShare, Size
 
 
@@ -132,6 +132,12 @@ class HeldOutReplies(TextEvaluation):
     def _lengths(self) -> list[int]:
         """Tokens of the prompts that are played."""
         return [len(each.ids) for found in self.cases.values() for each in found[: self.evaluation_prompts]]
+
+    @property
+    def validation(self) -> Sampling:
+        """What one validation samples: a greedy reply and a sampled one to each prompt."""
+        lengths = [len(prompt.ids) for prompt in self.cases.get("val", [])[: self.evaluation_prompts]]
+        return Sampling(sum(lengths), len(lengths) * self.conversation.max_new) * 2 if lengths else Sampling()
 
     def played(self, split: Split) -> list[DataLoader]:
         """The loaders in front of the held-out rows; none where nothing is played."""

@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader
 from data_modules.judgements.schema import PromptText, plain
 from data_modules.minibatches import loader
 from data_modules.ranges import at_least
+from data_modules.text.checks import context_of_model
 from data_modules.text.environment import Split, TextEnvironment
 from data_modules.text.held_out import HeldOutReplies
 from data_modules.text.held_out_prompts import HeldOutLine
 from data_modules.text.prompts import texts_of
 from data_modules.text.rows import EXPERT, as_rows
 from data_modules.text.tokenizer import Tokenizer
-from lightning_nlf.batch import Actor, Batch
+from lightning_nlf.batch import Actor, Batch, Workload
 from lightning_nlf.numbers import Size
 
 HELD_OUT_ROWS = 64  # a batch of an evaluation
@@ -105,9 +106,11 @@ class ImitationDataModule(HeldOutReplies):
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         encoded = Demonstration(prompt, reply, np.array(prompt_ids), np.array(reply_ids))
-        if self.context is not None and encoded.length > self.context:
+        context = self.context or context_of_model(self.trainer)
+        if context is not None and encoded.length > context:
             raise ValueError(
-                f"{where}: {encoded.length} tokens, and the context holds {self.context}: shorten it, or raise context"
+                f"{where}: {encoded.length} tokens, and a row may have {context} (context): shorten it, or raise "
+                "context"
             )
         return encoded
 
@@ -117,6 +120,12 @@ class ImitationDataModule(HeldOutReplies):
     def longest_row(self) -> int:
         """Tokens of the longest demonstration or episode, prompt and reply."""
         return max(self._longest_demonstration, self.longest_played)
+
+    @property
+    def workload(self) -> Workload:
+        demonstrations = self.demonstrations["train"]
+        rows, tokens = self.rows or len(demonstrations), sum(each.length for each in demonstrations)
+        return Workload(rows, rows * tokens // len(demonstrations), self.passes, evaluation=self.validation)
 
     @property
     def _longest_demonstration(self) -> int:

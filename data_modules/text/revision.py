@@ -69,7 +69,7 @@ def keep_revisions(made: list[Revision], reviews: Sequence[Review], keep: Keep) 
 
 
 def criticism(reviews: Sequence[Review], revisions: Sequence[Revision], most: int = 50) -> list[dict[str, str]]:
-    """Prompt, reply, critique and first revision of some replies, for people to read.
+    """Prompt, reply, critique and, where there are any, the first revision of some replies, for people to read.
 
     Args: reviews: of the first attempts; most: rows of the table.
     """
@@ -82,7 +82,7 @@ def criticism(reviews: Sequence[Review], revisions: Sequence[Revision], most: in
             "prompt": review.episode.prompt.case.text.strip(),
             "reply": review.reply,
             "critique": review.critique or "(nothing is wrong)" if review.heard else "(no answer)",
-            "revision": made.get(review.of, ""),
         }
+        | ({"revision": made.get(review.of, "")} if made else {})
         for review in reviews[:most]
     ]

@@ -17,6 +17,7 @@ from data_modules.text.critique_rows import CritiqueRows, Learn
 from data_modules.text.environment import Revisable, TextEnvironment
 from data_modules.text.episode import Episode, Prompt
 from data_modules.text.given_attempts import given_attempts
+from data_modules.text.model_critic import ModelCritic
 from data_modules.text.reply_judge import ReplyJudge
 from data_modules.text.revision import Keep, Review, Revision, criticism, keep_revisions
 from data_modules.text.revision_figures import RevisionFigures
@@ -24,7 +25,7 @@ from data_modules.text.task_module import drawn
 from data_modules.text.teacher import Teacher, Words
 from data_modules.text.transcript import write_tables
 from data_modules.text.wording import Wording
-from lightning_nlf.batch import Actor, Batch, Replier, Scorer
+from lightning_nlf.batch import Actor, Batch, Replier, Sampling, Scorer, Workload
 from lightning_nlf.numbers import Size
 
 
@@ -174,6 +175,22 @@ class RevisionDataModule(RevisionFigures):
     def longest_row(self) -> int:
         """Replies are quoted behind prompts, as long as the context has room."""
         return max(super().longest_row, self.context or 0)
+
+    @property
+    def workload(self) -> Workload:
+        """As if rows of every kind were as long as attempts, and critiques and revisions read as much as is learned.
+
+        What others write is not sampled here.
+        """
+        work, kinds = super().workload, len(self.rows.learn)
+        given, outside = isinstance(self.critic, CriticOfGivenReplies), isinstance(self.reviser, Reviser)
+        attempts, critiques, revisions = work.collection * (not given), Sampling(), Sampling()
+        if isinstance(self.critic, ModelCritic):
+            critiques = Sampling(work.tokens, work.rows * self.critic.max_new) * self.rounds
+        if self.revises and not outside:
+            revisions = Sampling(work.tokens, work.collection.new) * self.rounds * self.revisions
+        collection = attempts + critiques + revisions
+        return replace(work, rows=work.rows * kinds, tokens=work.tokens * kinds, collection=collection)
 
     @property
     def group_size(self) -> int:

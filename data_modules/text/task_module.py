@@ -23,7 +23,7 @@ from data_modules.text.prediction import TextPrediction
 from data_modules.text.prompts import Chat
 from data_modules.text.speech import Speech, speech
 from data_modules.text.tokenizer import Tokenizer
-from lightning_nlf.batch import Actor
+from lightning_nlf.batch import Actor, Sampling, Workload
 from lightning_nlf.numbers import Count, Positive, PositiveShare, Size
 
 T = TypeVar("T")
@@ -140,6 +140,22 @@ class TextTaskDataModule(TextPrediction, RolloutDataModule):
         return max(len(prompt.ids) for split in self.cases.values() for prompt in split) + self.conversation.max_new
 
     @property
+    def workload(self) -> Workload:
+        """As if every dialogue had all turns; without what the environment says between them."""
+        drawn, judged = self.cases["train"], self.cases["val"][: self.evaluation_prompts]
+        episodes, turns = self.prompts * self.group_size, self.task.turns
+        rows = episodes if self.conversation.window is None else episodes * turns
+        new, mean = self.conversation.max_new * turns, sum(len(prompt.ids) for prompt in drawn) / len(drawn)
+        validation = Sampling(sum(len(prompt.ids) for prompt in judged), len(judged) * new)
+        return Workload(
+            rows,
+            round(rows * mean + episodes * new),
+            self.passes,
+            collection=Sampling(round(self.prompts * mean), episodes * new),  # what replies share is read once
+            evaluation=validation * (1 + self.evaluation_replies),
+        )
+
+    @property
     def data_digest(self) -> str:
         """SHA-256 of the ids and prompts of all splits, in their order."""
         content = [
@@ -195,6 +211,11 @@ class TextTaskDataModule(TextPrediction, RolloutDataModule):
         totals = self._sum_over_ranks(sums)  # (names, 2)
         means = dict(zip(averaged, (totals[:, 0] / totals[:, 1]).tolist(), strict=True))
         self.statistics = {name: mean for name, mean in means.items() if not math.isnan(mean)}  # of none at all
+        if any(episode.cut for episode in episodes):
+            self._warn_once(
+                "some dialogues ended because the context has no room for another reply: lower max_new, or train a "
+                "model with a larger context"
+            )
         if self.statistics.get("finished") == 0:
             limit = self.conversation.max_new
             self._warn_once(f"every reply was cut at {limit} tokens: raise max_new, or start from weights that stop")

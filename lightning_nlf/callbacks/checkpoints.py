@@ -31,11 +31,15 @@ class _InPlaceCheckpoint(Beginning, ModelCheckpoint):
     def path(self) -> Path:
         """The file, once a Trainer has called `setup`."""
         assert self.dirpath is not None
-        return Path(self.dirpath) / f"{self.filename}{self.FILE_EXTENSION}"
+        return self.path_in(Path(self.dirpath).parent)
+
+    def path_in(self, run_dir: Path) -> Path:
+        """The file in a run folder."""
+        return run_dir / "checkpoints" / f"{self.filename}{self.FILE_EXTENSION}"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # Not super(): that prefers the logger's folder, and warns of a folder with files, as every resumed run has.
-        self.dirpath = trainer.strategy.broadcast(str(run_folder(trainer) / "checkpoints"))
+        self.dirpath = trainer.strategy.broadcast(str(self.path_in(run_folder(trainer)).parent))
         self._began = False
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -185,9 +189,13 @@ class BestCheckpoint(_InPlaceCheckpoint):
         if trainer.strategy.reduce_boolean_decision(better):
             self.best_scores, self._due = scores, True
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def check_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raises ValueError: no validation will log the `monitor` that was named."""
         if self._named:
             refuse_unknown_monitor("BestCheckpoint", self._asked[0], trainer, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.check_fit(trainer, pl_module)
         # The process ended between `last` and `best` of one iteration: what was loaded is the best.
         if self._due:
             self._save(trainer)

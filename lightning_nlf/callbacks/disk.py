@@ -27,6 +27,10 @@ class DiskSpace(L.Callback):
     """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.check_fit(trainer, pl_module)
+
+    def check_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raises ValueError: as above."""
         if rehearses(trainer):
             return
         folder = run_folder(trainer)
@@ -52,7 +56,7 @@ def checkpoint_bytes(trainer: L.Trainer, module: nn.Module) -> int:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set without being declared
         if isinstance(callback, LastCheckpoint | BestCheckpoint):
             keeps = isinstance(callback, LastCheckpoint) or callback.optimizer
-            sizes[callback.path] = state + moments * keeps
+            sizes[callback.path_in(run_folder(trainer))] = state + moments * keeps
     there = {path: path.stat().st_size if path.exists() else 0 for path in sizes}
     return sum(max(size - there[path], 0) for path, size in sizes.items()) + max(sizes.values(), default=0)
 

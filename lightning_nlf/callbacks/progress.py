@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_nlf.batch import Batch
 from lightning_nlf.callbacks.episode_lines import acting, episodes
 from lightning_nlf.callbacks.places import from_here, stores
-from lightning_nlf.callbacks.plan import Plan
+from lightning_nlf.callbacks.plan import counted, plan
 from lightning_nlf.callbacks.protocols import rehearses, run_folder
 from lightning_nlf.callbacks.throughput import Throughput
 from lightning_nlf.data_source import data_source
@@ -49,7 +49,6 @@ class FitProgress(ProgressBar):
         self._ended = ""  # the summary, until it is printed
         self._loss: Tensor | None = None
         self._throughput: Throughput | None = None  # of language
-        self._plan: Plan | None = None  # until it is printed
         self._metrics: dict[str, float] = {}  # of the last validation or test
         self._returns: dict[str, list[float]] = {}  # of a prediction, by who acted
 
@@ -78,7 +77,8 @@ class FitProgress(ProgressBar):
             kind = Bar if sys.stdout.isatty() else Lines
             self._display = kind(name, iterations_in_all(trainer), self._first, self.every_seconds)
             self._due = 0.0
-            self._plan = Plan(name) if data_source(trainer).speaks else None
+            if (line := plan(name, trainer, pl_module)) is not None:
+                self.print(line)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._throughput is not None:
@@ -87,8 +87,6 @@ class FitProgress(ProgressBar):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: object, batch: Any, batch_idx: int) -> None:
         if self._throughput is not None and batch_idx == 0:
             self._throughput.collection_ends(data_source(trainer).counters.get("env_steps", 0))
-        if self._plan is not None:
-            self._plan.batch_begins(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: object, outputs: Any, batch: Any, batch_idx: int
@@ -96,9 +94,6 @@ class FitProgress(ProgressBar):
         self._loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if self._throughput is not None and isinstance(batch, Batch):
             self._throughput.batch_ends(batch, trainer.world_size)
-        if self._plan is not None and (line := self._plan.line(trainer)):
-            self._plan = None
-            self.print(line)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Only as often as somebody sees it, and without metrics of this epoch: to compute them costs time, and may be a
@@ -125,7 +120,9 @@ class FitProgress(ProgressBar):
             self._display.close(trainer.current_epoch, standing)
             self._display = None
             done, seconds = trainer.current_epoch - self._first, time.monotonic() - self._began
-            self._ended = f"{how}: {done} iterations in {clock(seconds)}" + (f"\n  {standing}" if standing else "")
+            self._ended = f"{how}: {counted(done, 'iteration')} in {clock(seconds)}" + (
+                f"\n  {standing}" if standing else ""
+            )
 
     def _standing(self, trainer: L.Trainer) -> str:
         """Returns, environment steps or tokens, and speed, in one line."""
@@ -142,11 +139,12 @@ class FitProgress(ProgressBar):
         else:
             played = {name for name in validation if f"{name.removesuffix('_sampled')}_sampled" in validation}
             held_out = [name for name in validation if name not in played] or list(validation)
-            parts += [f"{name} {validation[name]:.4g}" for name in held_out[:2]]
+            different = {validation[name]: name for name in reversed(held_out)}  # of equal ones the first
+            parts += [f"{name} {value:.4g}" for value, name in reversed(different.items())][:2]
         steps = data_source(trainer).counters.get("env_steps", data_source(trainer).counters.get("tokens"))
         if self._throughput is not None:
-            parts += [] if steps is None else [f"{steps:,} tokens"]
-            parts += [f"{speed:,.0f}/s {what}" for what, speed in self._throughput.speeds().items()]
+            parts += [f"{steps:,} tokens"] if steps else []
+            parts += [f"{speed:,.0f} tokens/s {what}" for what, speed in self._throughput.speeds().items()]
         elif steps is not None:
             speed = (steps - self._first_steps) / max(time.monotonic() - self._began, 1e-9)
             parts.append(f"{steps:,} env steps, {speed:,.0f}/s")
@@ -197,6 +195,9 @@ class FitProgress(ProgressBar):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         means = {f"return, {who}": sum(x) / len(x) for who, x in self._returns.items()}
         self._table("Prediction", means | {f"episodes, {who}": len(x) for who, x in self._returns.items()})
+        written = run_folder(trainer) / "predictions"
+        if not rehearses(trainer) and written.is_dir():
+            self.print("\n".join(f"written: {from_here(path)}" for path in sorted(written.glob("*.jsonl"))))
 
     def _remember(self, trainer: L.Trainer) -> None:
         self._metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -25,6 +25,18 @@ class ExhibitingText(Exhibiting, Protocol):
 
 
 @runtime_checkable
+class Checking(Protocol):
+    """A callback that may refuse a fit before the weights of its networks are read."""
+
+    def check_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raises ValueError: the fit cannot go well.
+
+        Args: pl_module: its networks may be without numbers (`Network.sketch`).
+        """
+        ...
+
+
+@runtime_checkable
 class RunLogger(Protocol):
     """A logger that keeps files and tags of a run."""
 

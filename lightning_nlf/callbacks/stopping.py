@@ -44,8 +44,12 @@ class StopWhenSolved(L.Callback):
         self.solved = self.solved + 1 if reached else 0
         self._stop_if_solved(trainer)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def check_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raises ValueError: no validation will log `monitor`."""
         refuse_unknown_monitor("StopWhenSolved", self.monitor, trainer, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.check_fit(trainer, pl_module)
         self._stop_if_solved(trainer)  # resumed from where it had stopped
 
     def _stop_if_solved(self, trainer: L.Trainer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +14,7 @@ import yaml
 
 from lightning_nlf.cli.endings import told_in_one_sentence
 from lightning_nlf.cli.errors import ConfigurationError
+from lightning_nlf.cli.parser import build
 from lightning_nlf.cli.run_folder import NAMES, checkpoint_file
 from lightning_nlf.cli.saved_config import configurations
 from lightning_nlf.cli.talk import HELP, Speaking, Talk, talk
@@ -21,8 +22,6 @@ from lightning_nlf.data_source import PartialSource
 from lightning_nlf.modules import ObjectiveModule, PolicyModule
 from lightning_nlf.private_names import recorded_as
 from lightning_nlf.trust import trusting
-
-Build = Callable[[Mapping[str, Any], Mapping[str, type]], Mapping[str, Any]]
 
 
 class Options(argparse.ArgumentParser):
@@ -32,10 +31,9 @@ class Options(argparse.ArgumentParser):
         raise ConfigurationError(message)
 
 
-def main(words: Sequence[str], build: Build) -> None:
+def main(words: Sequence[str]) -> None:
     """Talk until the input ends.
 
-    Args: build: the configuration of a run, and base classes by key → the object of each key.
     Raises:
         ConfigurationError: no run, no checkpoint, a run without language, or a flag that it cannot have.
     """
@@ -101,7 +99,7 @@ def _options() -> Options:
     )
     parser.add_argument("--run_dir", required=True, metavar="RUN", help="folder of the run")
     parser.add_argument("--ckpt_path", metavar="best|last|FILE", help="(default: best, or last if there is no best)")
-    parser.add_argument("--beside", choices=("start",), help="show also what the policy would have replied untrained")
+    parser.add_argument("--beside", choices=("start",), help="talk with the untrained policy too, in a chat of its own")
     parser.add_argument("--temperature", type=_temperature, default=0.0, help="0 is greedy (default), 1 as trained")
     parser.add_argument("--max_new", type=_size, default=256, metavar="TOKENS", help="of a reply (default: 256)")
     parser.add_argument("--system", metavar="TEXT", help="system message (default: that of the run)")

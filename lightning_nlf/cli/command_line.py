@@ -5,12 +5,9 @@ Networks and objectives come from the yaml by `class_path`. A mistake in it is o
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from argparse import Action
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, get_args
+from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
@@ -24,29 +21,22 @@ from rich.text import Text
 
 from lightning_nlf import callbacks
 from lightning_nlf.checkpoint_io import RunCheckpointIO
-from lightning_nlf.cli import chat, describe, messages, noise, ranks, run_folder, threads, values, wrong_key
+from lightning_nlf.cli import chat, describe, messages, noise, preflight, ranks, run_folder, threads, wrong_key
 from lightning_nlf.cli.class_lookup import check_dict_kwargs
 from lightning_nlf.cli.endings import told_in_one_sentence
-from lightning_nlf.cli.errors import (
-    OUT_OF_MEMORY,
-    ConfigurationError,
-    RunFailure,
-    memory_is_short,
-    nearest,
-    traceback_wanted,
-)
+from lightning_nlf.cli.errors import OUT_OF_MEMORY, ConfigurationError, RunFailure, nearest, traceback_wanted
+from lightning_nlf.cli.parser import Parser, build
 from lightning_nlf.cli.saved_config import SaveRunConfig
 from lightning_nlf.cli.valid_names import of_the_stage
-from lightning_nlf.cli.yaml_places import Place, config_files, find, read_places
+from lightning_nlf.cli.yaml_places import config_files, find, read_places
 from lightning_nlf.construction import surfacing
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.numbers import Seed
-from lightning_nlf.private_names import CheckedParser, SeededCLI, arguments_of, lenient, recorded_by, type_of
+from lightning_nlf.private_names import SeededCLI, recorded_by
 from lightning_nlf.terminal import printable
 from lightning_nlf.tracking.logger import MLflowJournalLogger
-from lightning_nlf.trust import FunctionNamed, trusting
+from lightning_nlf.trust import trusting
 
-values.read_as_written()
 COMMANDS = ("fit", "validate", "test", "predict", "describe", "chat")
 ALWAYS_ON: tuple[type[L.Callback], ...] = (
     callbacks.DiskSpace,
@@ -57,6 +47,7 @@ ALWAYS_ON: tuple[type[L.Callback], ...] = (
     callbacks.LastCheckpoint,
     callbacks.HuggingFaceExport,
 )
+PARTS = ("data", "trainer", "model")  # of a configuration, in the order in which they are built
 LOGGER = "lightning_nlf.tracking.logger.MLflowJournalLogger"
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
@@ -66,56 +57,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 10,
     "logger": {"class_path": LOGGER, "init_args": {"save_dir": "."}},  # the run folder, once it is known
 }
-
-
-class Parser(CheckedParser):
-    """Raises ConfigurationError with one sentence, instead of printing its usage and exiting."""
-
-    places: Sequence[Place] = ()
-    words: Sequence[str] = ()  # of the command line
-    folder: str = "."  # in which the command was given
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # one that jsonargparse made for a class, and whose errors it collects
-            super().error(message, ex)
-        if ex is not None and memory_is_short(ex):
-            raise RunFailure(OUT_OF_MEMORY) from ex
-        with contextlib.chdir(self.folder):  # jsonargparse is in the yaml's own while it reads one
-            text = messages.translate(message, self, self.places, self.words)
-        raise ConfigurationError(text) from ex
-
-    def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
-        """A function by `class_path` would be called while the yaml is read: an optimizer is none before training."""
-        raise FunctionNamed(function)
-
-    def add_class_arguments(
-        self, class_type: Any, nested_key: str | None = None, *args: Any, **kwargs: Any
-    ) -> list[str]:
-        added = super().add_class_arguments(class_type, nested_key, *args, **kwargs)
-        if isinstance(class_type, type):
-            values.narrow(class_type, f"{nested_key}." if nested_key else "", arguments_of(self))
-        return added
-
-    def check_value(self, action: Action, value: Any, check: Callable[[Any], Any]) -> Any:
-        """As jsonargparse, but a null is checked as any value is, and an empty mapping is no class.
-
-        For the arguments of classes: one with a `${…}`, which is resolved only later, is kept when another class takes
-        the place. And the word None is null where null is accepted: as that, jsonargparse hands on the null of
-        `--model.policy.weights null`.
-        """
-        values.refuse_nothing(action, value)
-        # Without a default, null means that the argument was not given.
-        if value is None and action.default is not None and type_of(action) is not None:
-            with lenient(False):
-                return check(value)
-        if self.exit_on_error:
-            return check(value)
-        if value == "None" and type(None) in get_args(type_of(action)):
-            value = None
-        if "${" not in str(value):
-            return check(value)
-        with lenient(True):  # it is checked in full once it is resolved
-            return check(value)
 
 
 @rank_zero_only
@@ -241,13 +182,26 @@ class CommandLine(SeededCLI):
         self.parser.add_instantiator(surfacing(), object)
 
     def instantiate_classes(self) -> None:
+        """The data and the Trainer, and then the model, whose weights may take minutes to read."""
         try:
             with told_in_one_sentence(self.places, self.run_dir), trusting(self.options.trust):
-                super().instantiate_classes()
+                self.config_init = self._instantiated("data", "trainer")
+                self.datamodule = self.config_init[self.stage].data
+                self.trainer = self.instantiate_trainer()
+                model = self.options.model.as_dict()
+                ahead = self.runs and preflight.look_ahead(self.trainer, self.stage, self.datamodule, model)
+                self.set_seed()  # a network begins with the same numbers, whatever was built before
+                self.model = self._instantiated("model")[self.stage].model
+                self.model.memory_is_checked = ahead
         # Whatever it was: a run that never began leaves no folder behind.
         except BaseException:
             run_folder.release(self.run_dir)
             raise
+
+    def _instantiated(self, *keys: str) -> Namespace:
+        """The configuration, with the objects of these keys alone."""
+        parts = Namespace({key: value for key, value in vars(self.options).items() if key in keys or key not in PARTS})
+        return self.parser.instantiate_classes(Namespace({"subcommand": self.stage, self.stage: parts}))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         config = self.config_init[self.stage].trainer
@@ -287,7 +241,7 @@ class CommandLine(SeededCLI):
             run_folder.release(self.run_dir)
             return
         if self.stage != "fit" and self.options.ckpt_path is None:
-            rank_zero_print("no --ckpt_path: these are the yaml's initial weights; --ckpt_path best plays the best")
+            rank_zero_print(f"no --ckpt_path: {self._initial_weights()}; --ckpt_path best plays the best of a run")
         try:
             with (
                 told_in_one_sentence(self.places, self.run_dir),
@@ -302,6 +256,11 @@ class CommandLine(SeededCLI):
         finally:
             run_folder.release(self.run_dir)  # where nothing was left in it: a rehearsal, or bad data
 
+    def _initial_weights(self) -> str:
+        policy = (self.options.model.get("init_args") or {}).get("policy") or {}
+        weights = (policy.get("init_args") or {}).get("weights")
+        return f"the weights are those of {weights}" if weights else "these are the yaml's initial weights"
+
 
 class Description(CommandLine):
     """`describe`: builds the model of a fit alone, and prints what its loss is. Nothing is read or written."""
@@ -312,31 +271,13 @@ class Description(CommandLine):
     def instantiate_classes(self) -> None:
         configuration, self.notes = describe.as_built(self.options.model.as_dict())
         with told_in_one_sentence(self.places, self.run_dir), trusting(self.options.trust):
-            self.model = build({"model": configuration}, {"model": ObjectiveModule}, recorded_by(self, "model"))[
-                "model"
-            ]
+            base, record = {"model": ObjectiveModule}, recorded_by(self, "model")
+            self.model = build({"model": configuration}, base, {ObjectiveModule: record})["model"]
         console = Console(width=None if sys.stdout.isatty() else 1000)  # a file is not wrapped
         describe.describe(self.model, console)
         for note in self.notes:
             console.print(Text(note))
         self.subcommand = None  # LightningCLI has nothing to run
-
-
-def build(
-    config: Mapping[str, Any], bases: Mapping[str, type], instantiate: Callable[..., Any] | None = None
-) -> dict[str, Any]:
-    """Parts of a configuration, built as those of a run are, in the order of `bases`.
-
-    Args: bases: what the class of each part inherits from; instantiate: makes the objects of these classes.
-    """
-    parser = Parser(exit_on_error=False)
-    for key, base in bases.items():
-        parser.add_subclass_arguments(base, key, fail_untyped=False, required=True)
-        if instantiate is not None:
-            parser.add_instantiator(surfacing(instantiate), base)
-    parser.add_instantiator(surfacing(), object)
-    built = parser.instantiate_classes(parser.parse_object({key: config[key] for key in bases}))
-    return {key: built[key] for key in bases}
 
 
 def main(args: list[str] | None = None, run: bool = True) -> CommandLine | None:
@@ -357,7 +298,7 @@ def main(args: list[str] | None = None, run: bool = True) -> CommandLine | None:
             hint = nearest(args[0], COMMANDS) if args else ""
             raise ConfigurationError(f"the first word is one of {', '.join(COMMANDS)}. {hint}".strip())
         if args[0] == "chat":
-            chat.main(args[1:], build)
+            chat.main(args[1:])
             return None
         return Description(["fit", *args[1:]]) if args[0] == "describe" else CommandLine(args, run)
     except (ConfigurationError, RunFailure) as error:

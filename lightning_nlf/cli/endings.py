@@ -56,6 +56,8 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
             raise RunFailure(str(error)) from error
         raise RunFailure(f"{error}. {describe_last_checkpoint(run_dir)}") from error
     except RuntimeError as error:
+        if str(error).startswith("Early stopping conditioned on metric"):
+            raise ConfigurationError(f"EarlyStopping.monitor: {str(error).splitlines()[0]}") from error
         if not str(error).startswith("Error(s) in loading state_dict"):
             raise
         first = str(error).splitlines()[1:2]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 from lightning_nlf.terminal import printable
 
+ROOT = Path(__file__).parents[2]  # of `lightning_nlf` and `data_modules`
 _WARNINGS = (
     r".*does not have many workers.*",  # collection happens in the main process
     r".*`IterableDataset` has `__len__` defined.*",  # there is one worker at most
     r".*The number of training batches .* is smaller than the logging interval.*",  # many short epochs: it adds up
     r".*Checkpoint directory .* exists and is not empty.*",  # the run folder is claimed, or continued on purpose
     r".*isinstance\(treespec, LeafSpec\).*",  # between Lightning and torch
+    r".*Total length of `list` across ranks is zero.*",  # nothing is held out
+    r".*`is_gradient_checkpointing` is deprecated.*",  # peft asks transformers for it
     r".*You are using `torch.load` with `weights_only=False`.*",
 )
 _MESSAGES = (
@@ -52,13 +56,15 @@ def silence() -> None:
 
 
 def _show_control_characters() -> None:
-    """In warnings, as some say what stands in a file."""
+    """In warnings, as some say what stands in a file. One of ours is its text alone: it is for the user."""
     form = warnings.formatwarning
     if form.__module__ == __name__:
         return
 
-    def printed(*args: Any, **how: Any) -> str:
-        return printable(form(*args, **how))
+    def printed(message: Any, category: type[Warning], filename: str, *args: Any, **how: Any) -> str:
+        if category is UserWarning and Path(filename).is_relative_to(ROOT) and Path(filename).parent != ROOT:
+            return printable(f"warning: {message}\n")
+        return printable(form(message, category, filename, *args, **how))
 
     warnings.formatwarning = printed
 

@@ -47,7 +47,7 @@ class Speaking(Protocol):
 
 @dataclass
 class Talk:
-    """A chat with policies. All read the same messages: the replies among them are the first policy's.
+    """Chats with policies, side by side: each reads what the user said and what it replied itself.
 
     Args:
         speakers: by the name that stands before their replies.
@@ -61,10 +61,11 @@ class Talk:
     max_new: int
     temperature: float = 0.0
     seed: int = 0
-    messages: list[tuple[str, str]] = field(default_factory=list)
+    chats: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # role and text, by speaker
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
+        self.reset()
 
     def replies(self, text: str) -> dict[str, str]:
         """What each policy says to the user's next message.
@@ -72,21 +73,21 @@ class Talk:
         Raises:
             ValueError: the message cannot be encoded, or the context has no room; then it is forgotten.
         """
-        chat = [*self.messages, ("user", text)]
-        ids, seed = self.speech.ids(chat), self._random.getrandbits(62)
-        said = {name: self._reply(module, ids, seed) for name, module in self.speakers.items()}
+        chats = {name: [*chat, ("user", text)] for name, chat in self.chats.items()}
+        seed = self._random.getrandbits(62)
+        replies = {name: self._reply(module, chats[name], seed) for name, module in self.speakers.items()}
         if self.speech.turns:
-            self.messages = [*chat, ("assistant", next(iter(said.values())))]
-        return said
+            self.chats = {name: [*chats[name], ("assistant", reply)] for name, reply in replies.items()}
+        return replies
 
     def reset(self) -> None:
-        self.messages = []
+        self.chats = {name: [] for name in self.speakers}
 
-    def _reply(self, module: PolicyModule, ids: list[int], seed: int) -> str:
-        context = module.policy.context
+    def _reply(self, module: PolicyModule, chat: Sequence[tuple[str, str]], seed: int) -> str:
+        ids, context = self.speech.ids(chat), module.policy.context
         room = self.max_new if context is None else min(self.max_new, context - len(ids))
         if room < 1:
-            again = "type /reset, or say less" if self.messages else "say less"
+            again = "type /reset, or say less" if len(chat) > 1 else "say less"
             raise ValueError(f"the chat has {len(ids)} tokens, and the policy reads {context}: {again}")
         tokens, _, counts, _ = module.reply(
             torch.tensor([ids]),

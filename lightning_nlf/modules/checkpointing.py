@@ -22,6 +22,11 @@ class Checkpointed(L.LightningModule if TYPE_CHECKING else object):  # type: ign
     def _networks(self) -> dict[str, Network]:
         return {name: network for name, network in self.named_children() if isinstance(network, Network)}
 
+    @property
+    def context(self) -> int | None:
+        """Tokens of a row that all networks can read; None without a limit."""
+        return min((each.longest for each in self._networks.values() if each.longest is not None), default=None)
+
     def _check_tokenizer(self) -> str | None:
         """The tokenizer whose ids the data and all networks mean, where any of them says. Raises ValueError."""
         source = data_source(self.trainer)

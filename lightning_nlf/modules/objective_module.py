@@ -15,7 +15,7 @@ from lightning_nlf.construction import rebuild
 from lightning_nlf.data_source import data_source
 from lightning_nlf.maths.means import count_of
 from lightning_nlf.modules.checkpointing import Checkpointed
-from lightning_nlf.modules.memory_estimate import warn_of_memory
+from lightning_nlf.modules.memory_estimate import check_memory
 from lightning_nlf.modules.micro_batches import micro_batches, stamped
 from lightning_nlf.modules.phases import PhasedObjective
 from lightning_nlf.numbers import Positive
@@ -43,6 +43,7 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
         self.save_hyperparameters()
         self.optimizer, self.lr_scheduler, self.network_lr = optimizer, lr_scheduler, network_lr or {}
         self.reduce = reduce
+        self.memory_is_checked = False  # whether somebody has called `check_memory` for this run
         self.register_buffer("experience", torch.zeros((), dtype=torch.float64))
         self.held_out = nn.ModuleDict()  # a metric for each name that was logged
         self._unlogged: dict[str, list[Tensor]] = {}  # those of the steps that count
@@ -58,7 +59,8 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
             network.check_length(data_source(self.trainer).longest_row)
         if stage == "fit":
             self._remember_tokenizer(digest)
-            warn_of_memory(self._networks.values(), data_source(self.trainer), self.trainer.strategy.root_device)
+            if not self.memory_is_checked:
+                check_memory(self._networks.values(), data_source(self.trainer), self.trainer.strategy.root_device)
 
     def on_train_start(self) -> None:
         """Refuses another learning rate than the checkpoint's: it would be recorded, and not used."""

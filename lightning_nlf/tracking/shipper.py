@@ -74,7 +74,7 @@ class Shipper:
             self._thread.join(0.1)
             if not announced and time.monotonic() - began > QUIET_SECONDS:
                 announced = True
-                log.warning("waiting up to %.0f s for MLflow to open %s …", seconds, self._uri)
+                log.warning("MLflow is still starting; the run is then recorded in %s …", self._uri)
 
     def _run(self) -> None:
         sample = self._sampler()

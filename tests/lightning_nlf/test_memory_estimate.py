@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_nlf.language.shape import kept_per_layer
-from lightning_nlf.modules.memory_estimate import training_bytes, warn_of_memory
+from lightning_nlf.modules.memory_estimate import TrainingMemory, check_memory
 from lightning_nlf.networks import DecoderShape, TransformerPolicy
 
 CPU = torch.device("cpu")
@@ -25,18 +25,26 @@ def source(**knobs):
 def test_gradients_moments_and_activations_are_counted():
     """Weights 10·8 + 8·24 + 8·8 + 8·64 + 32·8 + 3 norms of 8 = 1,128; a token keeps 4·8 + 32 + 4·32 = 192 numbers."""
     assert kept_per_layer(8, 32, 2 * (2 + 2) * 4, checkpoint_activations=False) == 192
-    assert training_bytes([network()], rows=2, tokens=12) == (4 * 3 * 1128, 4 * 192 * 24)
-    assert training_bytes([network(checkpoint_activations=True)], 2, 12) == (4 * 3 * 1128, 4 * 16 * 24)
+    assert TrainingMemory.of([network()], rows=2, tokens=12) == TrainingMemory(0, 4 * 3 * 1128, 4 * 192 * 24)
+    checkpointed = TrainingMemory.of([network(checkpoint_activations=True)], 2, 12)
+    assert checkpointed == TrainingMemory(0, 4 * 3 * 1128, 4 * 16 * 24)
     frozen = network().requires_grad_(False)
-    assert training_bytes([frozen], 1, 12)[0] == 0
+    assert TrainingMemory.of([frozen], 1, 12).learned == 0
 
 
-def said(monkeypatch, available, **knobs):
+def test_weights_that_are_not_read_yet_are_counted():
+    with torch.device("meta"):
+        sketch = network()
+    assert TrainingMemory.of([sketch], 1, 12).total == 4 * 4 * 1128 + 4 * 192 * 12
+
+
+def said(monkeypatch, available, total=2**40, swap=0, **knobs):
     made = network()
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=2**40))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=total))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=swap))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_memory([made], source(**knobs), CPU)
+        check_memory([made], source(**knobs), CPU)
     return [str(each.message) for each in caught]
 
 
@@ -51,10 +59,18 @@ def test_too_little_memory_is_said_with_the_knobs_that_help(monkeypatch):
     assert said(monkeypatch, needed, tokens_per_batch=36) != []
 
 
+def test_more_than_the_machine_has_is_refused(monkeypatch):
+    needed = 4 * 3 * 1128 + 4 * 192 * 12
+    with pytest.raises(ValueError, match="^memory: training needs about"):
+        said(monkeypatch, 0, total=needed - 1)
+    assert said(monkeypatch, 0, total=needed - 1, swap=1) != []  # slow, but it goes
+
+
 def test_without_rows_of_a_length_nothing_is_said(monkeypatch):
     assert said(monkeypatch, 0, longest_row=None) == []
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_more_rows_need_more(rows):
-    assert training_bytes([network()], rows, 12)[1] == rows * training_bytes([network()], 1, 12)[1]
+    one = TrainingMemory.of([network()], 1, 12).activations
+    assert TrainingMemory.of([network()], rows, 12).activations == rows * one

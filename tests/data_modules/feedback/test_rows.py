@@ -256,7 +256,7 @@ def test_a_critique_is_predicted_behind_prompt_and_reply(tokenizer):
     assert batch.rank.tolist() == [-1, -1] and batch.extra["scored"].tolist() == [True, False]
     assert batch.rewards[1].sum() == 0
     assert "critique" not in batch_of(Layout(PromptFormat(tokenizer), ("score",)), line).extra
-    with pytest.raises(ValueError, match="^f:1: 5 tokens of the prompt and 2 of the reply are more than the context"):
+    with pytest.raises(ValueError, match="^f:1: 5 tokens of the prompt and 2 of the reply are more than the "):
         replace(layout, context=6).rows(line)
 
 

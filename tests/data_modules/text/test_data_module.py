@@ -415,7 +415,7 @@ def test_expected_responses_are_rows_of_the_group_that_only_imitation_learns_fro
         ({"top_k": -1}, "top_k"), ({"temperature": 0}, "temperature: got 0, must be above 0"),
         ({"greedy": True, "best_of": 2}, "greedy: there is one likeliest reply"), ({"window": 1}, "window"),
         ({"best_of": 0}, "best_of"),
-        ({"evaluation_prompts": 0}, "evaluation_prompts"), ({"context": 5}, "train case 'train-ant'.*context of 5"),
+        ({"evaluation_prompts": 0}, "evaluation_prompts"), ({"context": 5}, "train case 'train-ant'.*the 5 that a row"),
         ({"prompt_suffix": " please"}, "train case 'train-ant'.*please"),
     ],
 )  # fmt: skip

@@ -185,7 +185,7 @@ def test_the_digest_is_of_the_texts(tmp_path):
         (line(expected=" "), "2: expected: the text is empty"),
         (line(prompt=3), "2: prompt: must be"),
         (line(id="first"), "2: id: 'first' is that of line 1 as well"),
-        (line(expected="blue " * 9), "2: 13 tokens, and the context holds 12: shorten it, or raise context"),
+        (line(expected="blue " * 9), "2: 13 tokens, and a row may have 12 (context): shorten it, or raise context"),
     ],
 )
 def test_a_bad_line_is_named_before_training(tmp_path, bad, message):

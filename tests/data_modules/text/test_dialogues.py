@@ -55,10 +55,12 @@ class Questions:
         return None
 
 
-def llama(data):
+def llama(data, context=512):
     """Large weights: a nearly uniform model would hide a mix-up of rows. Those that end a reply are likelier."""
     torch.manual_seed(0)
-    shape = DecoderShape(data.tokenizer.size, layers=2, heads=2, width=16, context=512, family="llama", init_std=0.35)
+    shape = DecoderShape(
+        data.tokenizer.size, layers=2, heads=2, width=16, context=context, family="llama", init_std=0.35
+    )
     policy = TransformerPolicy(shape)
     with torch.no_grad():
         policy.decoder.embed.weight[list(data.stops)] *= 3
@@ -97,6 +99,25 @@ def users(*texts):
     for text in texts[1:]:
         chat += [{"role": "assistant", "content": "so"}, {"role": "user", "content": text}]
     return chat
+
+
+def test_a_dialogue_ends_where_the_context_has_no_room_for_another_reply(tmp_path):
+    """Rows are as long as those of a larger context, or as long as fits with `max_new` tokens of the next reply."""
+    data = module(folder(tmp_path, SHAPES["chatml"], "bytes"))
+    large = collected(data, llama(data))
+    starts = [[begin for begin, _ in parts(whole(large, row)[1])] for row in range(len(large))]
+    context = sorted(begins[-1] for begins in starts)[len(large) // 2] + data.conversation.max_new - 1
+    small = collected(data, llama(data, context))
+    complete = []
+    for row, begins in enumerate(starts):
+        ids, sampled = whole(small, row)
+        assert ids == whole(large, row)[0][: len(ids)]
+        room = [begin + data.conversation.max_new <= context + 1 for begin in begins]  # the last token is not read
+        assert [begin for begin, _ in parts(sampled)] == [
+            begin for begin, fits in zip(begins, room, strict=True) if fits
+        ]
+        complete.append(all(room))
+    assert True in complete and False in complete
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from data_modules.text import DemonstrationsDataModule, PositiveReviews, TextDataModule, WordTokenizer
-from lightning_nlf.callbacks import FitProgress, LastCheckpoint, progress, progress_display, throughput
+from lightning_nlf.callbacks import Exhibits, FitProgress, LastCheckpoint, progress, progress_display, throughput
 from lightning_nlf.callbacks.progress_display import Pace
 from lightning_nlf.networks import GRUPolicy
 from lightning_nlf.objectives import ImitationPolicy, ReinforcePolicy
@@ -151,6 +152,14 @@ def test_stages_end_with_a_table(fit: Any, capsys: pytest.CaptureFixture[str]) -
     assert out.startswith("Prediction") and re.search(r"episodes, sampled +│ +2 ", out)
 
 
+def test_a_prediction_ends_with_where_it_is(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer, module, data_module = fit.pendulum(1, [FitProgress(), Exhibits()])
+    capsys.readouterr()
+    trainer.predict(module, data_module)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("written: ")]
+    assert Path(line.removeprefix("written: ")).resolve() == fit.folder.resolve() / "predictions" / "episodes.jsonl"
+
+
 def test_other_ranks_say_nothing(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
     bar = FitProgress(every_seconds=0)
     bar.disable()
@@ -194,8 +203,8 @@ def test_language_is_counted_in_tokens(
     knobs = {"prompts": 4, "replies": 2, "passes": 3, "max_new": 4, "evaluation_prompts": 2}
     data = Counted(clock, task=PositiveReviews(), tokenizer=WordTokenizer(), **knobs)
     fit.trainer(3, [FitProgress(every_seconds=0), Seconds()]).fit(module, data)
-    line = capsys.readouterr().out.splitlines()[2]
-    found = re.search(r" · ([\d,]+) tokens · ([\d,]+)/s collected · ([\d,]+)/s learned · ", line)
+    line = capsys.readouterr().out.splitlines()[3]
+    found = re.search(r" · ([\d,]+) tokens · ([\d,]+) tokens/s collected · ([\d,]+) tokens/s learned · ", line)
     assert found, line
     tokens, collected, learned = (int(x.replace(",", "")) for x in found.groups())
     assert tokens == data.counters["env_steps"] > 0
@@ -206,8 +215,11 @@ def test_demonstrations_are_counted_in_tokens(fit: Any, capsys: pytest.CaptureFi
     module = ImitationPolicy(policy=GRUPolicy(vocabulary=288, width=4), divergence="nll")
     data = DemonstrationsDataModule(WordTokenizer(), PositiveReviews(), rows=8)
     fit.trainer(1, [FitProgress(every_seconds=0)], limit_val_batches=0).fit(module, data)
-    line = capsys.readouterr().out.splitlines()[0]
-    assert re.search(rf"loss [\d.]+ · {data.counters['tokens']} tokens · [\d,]+/s learned · ", line), line
+    plan, line = capsys.readouterr().out.splitlines()[:2]
+    assert re.fullmatch(
+        r"run: 8 rows and \d+ tokens an iteration · 1 optimizer step in 1 iteration · about 0:00:0\d", plan
+    )
+    assert re.search(rf"loss [\d.]+ · {data.counters['tokens']} tokens · [\d,]+ tokens/s learned · ", line), line
 
 
 def test_held_out_rows_come_before_what_is_played() -> None:

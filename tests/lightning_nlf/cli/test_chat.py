@@ -76,19 +76,20 @@ def said_by(module, tokenizer, *messages):
 
 
 def test_a_pipe_is_answered_by_the_policy_and_its_start(place):
-    """A second turn sees the first, and one after /reset does not; what is after /quit is not read."""
+    """A second turn sees the first, of each its own, and one after /reset does not; what is after /quit is not read."""
     process = started(place, "--beside", "start", "--max_new", "9")
     out, err = process.communicate("what is it\nand so on\n/reset\nand so on\n\n/quit\nwhat is it\n", timeout=120)
     assert process.returncode == 0, err
     tokenizer = FolderTokenizer(str(place / "model"))
     trained = ObjectiveModule.load_from_checkpoint(place / "run/checkpoints/last.ckpt")
     start = main(["fit", "--config", str(place / "run.yaml"), "--run_dir", str(place / "again")], run=False).model
-    chat, wanted = [], []
+    chats, wanted = {"policy": [], "start": []}, []
     for text, forget in (("what is it", False), ("and so on", False), ("and so on", True)):
-        chat = [*([] if forget else chat), ("user", text)]
-        replies = [said_by(module, tokenizer, *chat) for module in (trained, start)]
-        wanted += [f"policy> {replies[0].strip()}", f"start> {replies[1].strip()}"]
-        chat.append(("assistant", replies[0]))
+        for (name, chat), module in zip(chats.items(), (trained, start), strict=True):
+            chats[name] = [*([] if forget else chat), ("user", text)]
+            reply = said_by(module, tokenizer, *chats[name])
+            chats[name].append(("assistant", reply))
+            wanted.append(f"{name}> {reply.strip()}")
     assert wanted[0] == "policy> the answer" and wanted[4] == "policy> new line"
     assert out.splitlines() == [line for text in wanted for line in talk.printable(text).split("\n")]
     assert "last.ckpt; /reset forgets what was said" in err and "Traceback" not in err and "hyper" not in err
@@ -135,10 +136,13 @@ class Words:
 
     stops, turns = (0,), True
 
+    def __init__(self):
+        self.read = []
+
     def ids(self, messages):
         if "bad" in messages[-1][1]:
             raise ValueError("the tokenizer has no 'bad'")
-        self.read = list(messages)
+        self.read.append(list(messages))
         return [len(text) for _, text in messages]
 
     def text(self, ids):
@@ -162,11 +166,13 @@ def test_what_a_policy_says_cannot_rewrite_the_terminal(monkeypatch, capsys):
     assert capsys.readouterr().out == "policy> \\x1b[2Jgone\nover\n"
 
 
-def test_both_read_what_the_first_said_and_a_wrong_message_is_forgotten(monkeypatch, capsys):
+def test_each_reads_what_it_said_itself_and_a_wrong_message_is_forgotten(monkeypatch, capsys):
     words = Words()
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\nbad\n/nope\ntwo"))
     talk.talk(talk.Talk(words, {"policy": Fixed("P"), "start": Fixed("S")}, max_new=5))
-    assert words.read == [("user", "one"), ("assistant", "P"), ("user", "two")]
+    begun = [("user", "one")]
+    second = [[*begun, ("assistant", reply), ("user", "two")] for reply in "PS"]
+    assert words.read == [begun, begun, *second]
     out, err = capsys.readouterr()
     assert out == "policy> P\nstart> S\n" * 2
     assert "error: the tokenizer has no 'bad'" in err and "no such command; /reset" in err
