@@ -92,18 +92,18 @@ def run(verb: str, name: str, seed: int, folder: Path, flags: Sequence[str]) -> 
 def step_before(step: str, seed: int, folder: Path, kept: Path) -> None:
     """Does what an arm needs before, unless `kept` has it, and puts it where the arm looks for it."""
     verb, name, flags = STEPS[step]
-    there = kept / f"{step}-seed{seed}"
+    step_folder = kept / f"{step}-seed{seed}"
     outputs = folder / "outputs"
-    if not there.exists():
+    if not step_folder.exists():
         run(verb, name, seed, folder, [*flags, "--run_dir", "outputs/step"])
         kept.mkdir(parents=True, exist_ok=True)
-        shutil.move(outputs / "step", there)
+        shutil.move(outputs / "step", step_folder)
         shutil.rmtree(outputs)
     outputs.mkdir(exist_ok=True)
     if step == "reviews":
-        write(folder / "my" / "reviews.jsonl", reviewed(read(there / "predictions" / "replies.jsonl")))
+        write(folder / "my" / "reviews.jsonl", reviewed(read(step_folder / "predictions" / "replies.jsonl")))
     else:
-        (outputs / f"{step}-seed{seed}").symlink_to(there.resolve())
+        (outputs / f"{step}-seed{seed}").symlink_to(step_folder.resolve())
 
 
 def figures_of(lines: Sequence[Judgement], place: int) -> dict[str, float]:

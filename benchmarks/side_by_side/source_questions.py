@@ -75,12 +75,12 @@ def conversations() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def _conversation(name: str, first: str, words: dict[str, str], rng: Random) -> dict[str, Any]:
-    known = f"{words['foods'].capitalize()} are known for having a lot of {words['nutrient']}."
+    first_answer = f"{words['foods'].capitalize()} are known for having a lot of {words['nutrient']}."
     return {
         "id": name,
         "prompt": [
             {"role": "user", "content": first.format(**words)},
-            {"role": "assistant", "content": known},
+            {"role": "assistant", "content": first_answer},
             {"role": "user", "content": rng.choice(SECOND)},
         ],
         "responses": [f"I don't have a source, but many {words['group']} are high in {words['nutrient']}."],

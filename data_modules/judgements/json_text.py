@@ -36,8 +36,8 @@ def _integer(digits: str) -> int | float:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise Faults([f"{cut(twice)}: stands twice; keep one of the two"])
-    return found
+    return record

@@ -54,12 +54,12 @@ class PolicyAverage:
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
-        own = {name: p.detach().clone() for name, p in self._trained()}
+        weights = {name: p.detach().clone() for name, p in self._trained()}
         try:
             self._put(self.average)
             yield
         finally:
-            self._put(own)
+            self._put(weights)
 
     @torch.no_grad()
     def _put(self, weights: dict[str, Tensor]) -> None:

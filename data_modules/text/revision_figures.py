@@ -80,9 +80,9 @@ class RevisionFigures(TextTaskDataModule):
         """log π(y|x) − log π₀(y|x) of replies out of scope, (episodes,), NaN in scope; its mean is KL(π ‖ π₀)."""
         batch, _ = self.conversation.batch(episodes)
         assert batch.log_probs is not None
-        there = densities(batch, start, batch.valid, self.trainer.strategy.root_device)
+        start_log_probs = densities(batch, start, batch.valid, self.trainer.strategy.root_device)
         inside = torch.tensor([self._in_scope(episode) for episode in episodes])
-        return torch.where(inside, torch.nan, row_sums(batch.log_probs - there, batch.valid))
+        return torch.where(inside, torch.nan, row_sums(batch.log_probs - start_log_probs, batch.valid))
 
     # ---- what is said of a round of training
 

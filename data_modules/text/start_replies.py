@@ -108,9 +108,9 @@ def figures(pairs: Sequence[tuple[Prompt, Reply, Reply]]) -> dict[str, float]:
     values = {"changed": changed, **_of_one(policies)}
     values |= {f"start_{name}": value for name, value in _of_one(starts).items()}
     wins = [preference(start, policy) for _, start, policy in pairs]
-    known = [win for win in wins if win is not None]
-    if known:
-        values |= dict(zip(("win_rate", "win_rate_low", "win_rate_high"), win_rate(known), strict=True))
+    judged = [win for win in wins if win is not None]
+    if judged:
+        values |= dict(zip(("win_rate", "win_rate_low", "win_rate_high"), win_rate(judged), strict=True))
     return values
 
 

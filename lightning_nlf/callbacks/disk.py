@@ -57,8 +57,8 @@ def checkpoint_bytes(trainer: L.Trainer, module: nn.Module) -> int:
         if isinstance(callback, LastCheckpoint | BestCheckpoint):
             keeps = isinstance(callback, LastCheckpoint) or callback.optimizer
             sizes[callback.path_in(run_folder(trainer))] = state + moments * keeps
-    there = {path: path.stat().st_size if path.exists() else 0 for path in sizes}
-    return sum(max(size - there[path], 0) for path, size in sizes.items()) + max(sizes.values(), default=0)
+    present = {path: path.stat().st_size if path.exists() else 0 for path in sizes}
+    return sum(max(size - present[path], 0) for path, size in sizes.items()) + max(sizes.values(), default=0)
 
 
 def export_bytes(trainer: L.Trainer, module: nn.Module) -> int:

@@ -127,9 +127,9 @@ def means_by(x: list[float], y: list[float], bins: int = BINS) -> tuple[list[flo
 def course_of(history: History) -> Numbers:
     """`kl`, `reward`, where there is one `true_reward`, and the `cost` so far of each validation that knew them all."""
     series = {name: dict(zip(*history.series(long), strict=True)) for name, long in COURSE.items()}
-    known = {name: own for name, own in series.items() if own or name in ("kl", "reward")}
-    costs = [cost for cost in known["kl"] if all(cost in own for own in known.values())]
-    return {"cost": costs} | {name: [own[cost] for cost in costs] for name, own in known.items()}
+    drawn = {name: own for name, own in series.items() if own or name in ("kl", "reward")}
+    costs = [cost for cost in drawn["kl"] if all(cost in own for own in drawn.values())]
+    return {"cost": costs} | {name: [own[cost] for cost in costs] for name, own in drawn.items()}
 
 
 def draw_replies(numbers: Numbers, path: Path, title: str) -> Path:

@@ -113,11 +113,11 @@ def talk(chat: Talk) -> None:
             print(f"no such command; {HELP}", file=sys.stderr)
         elif text:
             try:
-                said = chat.replies(text)
+                replies = chat.replies(text)
             except ValueError as error:
                 print("error:", printable(" ".join(str(error).split())), file=sys.stderr, flush=True)
                 continue
-            for name, reply in said.items():
+            for name, reply in replies.items():
                 print(printable(f"{name}> {reply.strip()}"), flush=True)
 
 

@@ -81,8 +81,8 @@ def add_lora(decoder: Decoder, r: int, alpha: int, targets: Sequence[str] | None
     names = [name for _, _, rows in layers for name in rows]
     for target in chosen:
         if not any(_ends_with(name, target) for name in names):
-            there = ", ".join(sorted({name.split(".")[-1] for name in names}))
-            raise ValueError(f"lora: target_modules: {target} is not a layer of this decoder: choose from {there}")
+            choices = ", ".join(sorted({name.split(".")[-1] for name in names}))
+            raise ValueError(f"lora: target_modules: {target} is not a layer of this decoder: choose from {choices}")
     for block, part, rows in layers:
         own = [name for name in rows if any(_ends_with(name, target) for target in chosen)]
         if own:

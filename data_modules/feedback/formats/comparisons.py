@@ -51,8 +51,10 @@ def compared(judgement: Judgement, comparisons: Sequence[Comparison], account: A
     bare = Judgement(judgement.prompt, source=judgement.source, meta=judgement.meta, id=judgement.id)
     texts, signs = judgement.responses, {">": "A > B", "<": "B > A", "=": "A = B"}
     pairs = [replace(bare, responses=(texts[i], texts[j]), ranking=signs[sign]) for i, j, sign in comparisons]
-    each = (judgement.score, judgement.critique, judgement.spans)
-    places = [i for i in range(len(texts)) if any(values is not None and values[i] is not None for values in each)]
+    per_response = (judgement.score, judgement.critique, judgement.spans)
+    places = [
+        i for i in range(len(texts)) if any(values is not None and values[i] is not None for values in per_response)
+    ]
     if not places and judgement.expected is None:
         return pairs
     rest = replace(

@@ -72,11 +72,11 @@ def _rating(result: Value, sheet: Sheet) -> None:
 def _textarea(result: Value, sheet: Sheet) -> None:
     text = result["value"]["text"]
     words = [part.words() for part in text.each()] if isinstance(text.json, list) else [text.words()]
-    for each in words:
-        if each and "start" in result["value"]:
-            each = f"“{_quote(result, sheet)}”: {each}"
-        if each:
-            sheet.write(result["from_name"].text(), each, _about(result, sheet))
+    for comment in words:
+        if comment and "start" in result["value"]:
+            comment = f"“{_quote(result, sheet)}”: {comment}"
+        if comment:
+            sheet.write(result["from_name"].text(), comment, _about(result, sheet))
 
 
 def _labels(result: Value, sheet: Sheet) -> None:

@@ -49,7 +49,7 @@ def place(team, tmp_path, monkeypatch):
 
 @pytest.fixture
 def unread(monkeypatch):
-    """Whoever reads weights fails the test."""
+    """Reading any weights fails the test."""
 
     def read(*args, **kwargs):
         raise AssertionError("weights were read")

@@ -1,4 +1,4 @@
-"""Each method of critiques learns on a chat template, whoever criticises: the policy, a model of another tokenizer, an
+"""Each method of critiques learns on a chat template with every critic: the policy, a model of another tokenizer, an
 endpoint, or people in a file.
 """
 
