@@ -1,14 +1,14 @@
-"""The same objectives on other bodies: PPO from scratch against PPO with an expert, jointly and by injection.
+"""PPO from scratch against joint training and injection with an expert, on the double pendulum and the hopper.
 
     python benchmarks/bodies.py [--seeds 10] [--only hopper:joint]
 
-An expert is `conf/bodies/<body>_ppo.yaml` on seed 0, run to its end by the command line; the best of its validations
-is kept. Then every arm, `conf/bodies/<body>_<arm>.yaml` with that expert, trains on seeds 1000, 1001, … (the yamls were
-tuned on 0–2) with one budget of environment steps, the expert's included and the evaluation's not. Every so many steps
-10 deterministic episodes are played on seeds of their own; a run reaches a threshold at the first of three of these in
-a row that are at least there, and stops when it has reached the last one. One that does not get there counts as
-infinite, and as the whole budget where PPO's steps stand in a ratio's numerator: so the ratio is a lower bound. The
-training of the expert is not in the arms' steps; the table has it.
+An expert is the best validated policy of `conf/bodies/<body>_ppo.yaml` on seed 0, trained to the end by the command
+line. Every arm, `conf/bodies/<body>_<arm>.yaml` with that expert, then trains on seeds 1000, 1001, … (the yamls were
+tuned on 0–2) with a fixed budget of environment steps, including the expert's and excluding the evaluation's. At fixed
+intervals 10 deterministic episodes are evaluated on separate seeds. A run reaches a threshold at the first of three
+consecutive evaluations at or above it, and stops when it has reached the last threshold. A run that never reaches it
+counts as infinite. PPO's unreached thresholds count as the full budget in the numerator of a ratio, so the ratio is a
+lower bound. The arms' steps do not include the training of the expert; the table lists it separately.
 Finished runs are kept in `outputs/benchmarks/bodies` and not repeated. Writes `results/bodies.{json,md,png}`.
 """
 
@@ -33,7 +33,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.intervals import Interval, mean_interval, median_interval, ratio_interval, shown  # noqa: E402
+from benchmarks.intervals import Interval, interval_text, mean_interval, median_interval, ratio_interval  # noqa: E402
 
 RUNS = Path("outputs/benchmarks/bodies")
 RESULTS = Path(__file__).parent / "results"
@@ -44,12 +44,12 @@ EXPERT_EPISODES = 50
 
 @dataclass(frozen=True)
 class Body:
-    """What is asked of one body."""
+    """Settings of one body."""
 
-    budget: int  # environment steps of a run
+    budget: int  # environment steps per run
     every: int  # environment steps between evaluations
-    thresholds: dict[str, float]  # by name; a share of the expert's return where it is at most 1
-    seconds: dict[str, float]  # of a run of each arm, for the estimate
+    thresholds: dict[str, float]  # returns by name; values up to 1 are shares of the expert's return
+    seconds: dict[str, float]  # duration of a run by arm, for the estimate
 
     def returns(self, expert: float) -> dict[str, float]:
         return {name: share * expert if share <= 1 else share for name, share in self.thresholds.items()}
@@ -75,7 +75,7 @@ def command_of(body: str, arm: str, seeds: int) -> str:
 
 
 def expert_of(body: str) -> tuple[Path, dict[str, float]]:
-    """The checkpoint; and what it reaches in 50 episodes, deterministic and sampled, after how many steps."""
+    """The expert's checkpoint, with its returns over 50 episodes (deterministic and sampled) and training steps."""
     folder = RUNS / f"{body}_expert"
     figures = folder / "figures.json"
     checkpoint = folder / "checkpoints" / "best.ckpt"
@@ -95,7 +95,7 @@ def expert_of(body: str) -> tuple[Path, dict[str, float]]:
 
 
 def built(body: str, arm: str, seed: int, expert: Path | None, flags: list[str] | None = None) -> Any:
-    """The yaml as the command line builds it, without a logger, checkpoints and callbacks."""
+    """Command line object of a yaml, without logger, checkpoints and callbacks."""
     from lightning_nlf.cli.command_line import main
 
     args = ["fit", "--config", f"conf/bodies/{body}_{arm}.yaml", "--seed_everything", str(seed), *(flags or [])]
@@ -109,7 +109,7 @@ def built(body: str, arm: str, seed: int, expert: Path | None, flags: list[str] 
 
 
 def evaluated(data: Any, module: Any, stream: int, deterministic: bool) -> float:
-    """Mean return of evaluation episodes that no other `stream` plays, without a trace in what follows."""
+    """Mean return of evaluation episodes that depend on `stream`; the generators' states are restored afterwards."""
     import torch
 
     with torch.random.fork_rng(), torch.no_grad():
@@ -119,7 +119,7 @@ def evaluated(data: Any, module: Any, stream: int, deterministic: bool) -> float
 
 
 def run(body: str, arm: str, seed: int, expert: Path, goal: float) -> dict[str, Any]:
-    """The curve of one training through the Trainer, until `goal` is reached or the budget is spent."""
+    """Learning curve of one training by the Trainer, until `goal` is reached or the budget is spent."""
     import lightning as L
 
     spec = BODIES[body]
@@ -151,13 +151,13 @@ def run(body: str, arm: str, seed: int, expert: Path, goal: float) -> dict[str, 
 
 
 def first_of(points: list[tuple[int, int, float]], threshold: float) -> int | None:
-    """Which is the first of three evaluations in a row that are at least `threshold`."""
+    """Index of the first of three consecutive evaluations that are at least `threshold`; None if there are none."""
     good = [value >= threshold for *_, value in points]
     return next((i for i in range(len(good) - TIMES + 1) if all(good[i : i + TIMES])), None)
 
 
 def reached(points: list[tuple[int, int, float]], threshold: float) -> dict[str, float]:
-    """Environment steps, and expert labels, by then; infinite steps and all labels if never."""
+    """Environment steps and expert labels when the threshold is reached; infinite steps and all labels if never."""
     first = first_of(points, threshold)
     steps, labels, _ = points[-1 if first is None else first]
     return {"steps": math.inf if first is None else steps, "labels": labels}
@@ -166,14 +166,14 @@ def reached(points: list[tuple[int, int, float]], threshold: float) -> dict[str,
 # ---- the tables
 
 
-def ratio(own: list[float], scratch: list[float], budget: int) -> Interval:
-    """Geometric mean of PPO's steps over that of an arm's, with Welch's interval of the logarithms.
+def ratio(arm_steps: list[float], scratch: list[float], budget: int) -> Interval:
+    """Geometric mean of PPO's steps divided by that of an arm, with Welch's interval of the logarithms.
 
-    PPO's unreached thresholds count as the budget: a lower bound. An arm that failed has no mean: 0.
+    PPO's unreached thresholds count as the budget, so this is a lower bound. If a run of the arm failed, it is 0.
     """
-    if not all(map(math.isfinite, own)):
+    if not all(map(math.isfinite, arm_steps)):
         return 0.0, 0.0, math.inf
-    return ratio_interval([min(steps, budget) for steps in scratch], own)
+    return ratio_interval([min(steps, budget) for steps in scratch], arm_steps)
 
 
 def tables(rows: list[dict[str, Any]], experts: dict[str, dict[str, float]]) -> str:
@@ -192,21 +192,23 @@ def tables(rows: list[dict[str, Any]], experts: dict[str, dict[str, float]]) -> 
                     continue
                 solved = sum(map(math.isfinite, steps))
                 cells = [name if name.isdigit() else f"{name}: {threshold:,.0f}"]
-                cells += [f"{solved}/{len(steps)}", shown(median_interval(steps))]
-                cells += [shown(median_interval(of_arm(rows, body, arm, name, "labels")))]
-                faster = "" if arm == "ppo" or not scratch else shown(ratio(steps, scratch, BODIES[body].budget), 1)
+                cells += [f"{solved}/{len(steps)}", interval_text(median_interval(steps))]
+                cells += [interval_text(median_interval(of_arm(rows, body, arm, name, "labels")))]
+                faster = (
+                    "" if arm == "ppo" or not scratch else interval_text(ratio(steps, scratch, BODIES[body].budget), 1)
+                )
                 lines.append(f"| bodies/{body}_{arm} | {' | '.join(cells)} | {faster} |")
     return "\n".join(lines)
 
 
-def of_arm(rows: list[dict[str, Any]], body: str, arm: str, threshold: str, what: str) -> list[float]:
-    return [row["reached"][threshold][what] for row in rows if (row["body"], row["arm"]) == (body, arm)]
+def of_arm(rows: list[dict[str, Any]], body: str, arm: str, threshold: str, figure: str) -> list[float]:
+    return [row["reached"][threshold][figure] for row in rows if (row["body"], row["arm"]) == (body, arm)]
 
 
 def draw(rows: list[dict[str, Any]], experts: dict[str, dict[str, float]], path: Path) -> None:
     """Mean return against environment steps, with a 95 % band of t intervals.
 
-    A run that stopped stays where it was; from where half of them have, the line is dotted.
+    A stopped run keeps its last return. The line is dotted where more than half of the runs have stopped.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -239,7 +241,7 @@ def draw(rows: list[dict[str, Any]], experts: dict[str, dict[str, float]], path:
     figure.savefig(path)
 
 
-# ---- all of it
+# ---- main
 
 
 def finished(body: str, arm: str, seed: int) -> Path:
@@ -249,12 +251,13 @@ def finished(body: str, arm: str, seed: int) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--only", default="", help="one row, body:arm; the results files are left as they are")
+    parser.add_argument("--only", default="", help="run only one row, body:arm, and keep the results files")
     options = parser.parse_args()
     only = options.only.split(":") if options.only else None
     jobs = [(body, arm) for body in BODIES for arm in ARMS if only is None or [body, arm] == only]
     if not jobs:
-        parser.error(f"--only {options.only}: one of {', '.join(f'{body}:{arm}' for body in BODIES for arm in ARMS)}")
+        names = ", ".join(f"{body}:{arm}" for body in BODIES for arm in ARMS)
+        parser.error(f"--only: got {options.only}, must be one of {names}")
     todo = [(body, arm, 1000 + i) for i in range(options.seeds) for body, arm in jobs]
     left = [job for job in todo if not finished(*job).is_file()]
     untrained = {body for body, _ in jobs if not (RUNS / f"{body}_expert" / "figures.json").is_file()}
@@ -267,7 +270,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     experts: dict[str, dict[str, float]] = {}
     checkpoints: dict[str, Path] = {}
-    for done, (body, arm, seed) in enumerate(todo, 1):
+    for number, (body, arm, seed) in enumerate(todo, 1):
         if body not in experts:
             checkpoints[body], experts[body] = expert_of(body)
             print(f"expert of {body}: {experts[body]}", flush=True)
@@ -279,7 +282,7 @@ def main() -> None:
         row = json.loads(file.read_text())
         row["reached"] = {name: reached(row["curve"], threshold) for name, threshold in returns.items()}
         rows.append(row)
-        print(f"{done}/{len(todo)} {body} {arm} {seed}: {row['reached']} {row['seconds']} s", flush=True)
+        print(f"{number}/{len(todo)} {body} {arm} {seed}: {row['reached']} {row['seconds']} s", flush=True)
     text = report(rows, experts, options.seeds)
     print(text)
     if only is None:

@@ -1,12 +1,12 @@
-"""What each yaml of `conf/` reaches: the figures in its header and in the README.
+"""Results of each yaml in `conf/`: the figures in its header and in the docs.
 
     python benchmarks/configs.py [--seeds 10] [--jobs 2] [--only joint]
 
-Every run goes through the command line as a user's would, on seeds 1000, 1001, … (the yamls were tuned on 0–3).
-On the pendulum a run counts environment steps, the expert's included and the evaluation's not, up to the first of three
-consecutive validations (10 deterministic episodes) with a mean of at least 950; one that never gets there counts as
-infinite. On tokens it is the last validation that counts. Finished runs are kept in `outputs/benchmarks/configs` and
-not repeated. Writes `results/configs.{json,md}`.
+Every run uses the command line like a user, on seeds 1000, 1001, … (the yamls were tuned on 0–3). The figure of a
+pendulum run is its number of environment steps, including the expert's and excluding the evaluation's, until the first
+of three consecutive validations (10 deterministic episodes) with a mean of at least 950; it is infinite if the run
+never gets there. The figure of a token run is the last validation. Finished runs are kept in
+`outputs/benchmarks/configs` and not repeated. Writes `results/configs.{json,md}`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.intervals import median_interval, shown  # noqa: E402
+from benchmarks.intervals import interval_text, median_interval  # noqa: E402
 
-PENDULUM = ["reinforce", "a2c", "q_actor_critic", "ppo", "joint"]
-PENDULUM += ["injection", "injection_triggered", "injection_weighted", "injection_shaped", "bc", "dagger"]
-TOKENS = ["text/tokens", "text/comparison"]
+PENDULUM = [f"pendulum/{name}" for name in ("reinforce", "a2c", "q_actor_critic", "ppo", "joint")]
+PENDULUM += ["injection", *(f"pendulum/injection_{kind}" for kind in ("triggered", "weighted", "shaped"))]
+PENDULUM += ["pendulum/bc", "pendulum/dagger"]
+TOKENS = ["tokens/joint", "tokens/comparison"]
 RUNS = Path("outputs/benchmarks/configs")
 RESULTS = Path(__file__).parent / "results"
 SOLVED, TIMES = 950.0, 3
 
 
 def run(name: str, seed: int) -> dict:
-    """One fit in a process of its own; its figures from its journal."""
+    """Run one fit in a process of its own, and read its figures from its journal."""
     folder = RUNS / f"{name}-{seed}"
     finished = folder / "finished"
     if not finished.is_file():
@@ -46,7 +47,7 @@ def run(name: str, seed: int) -> dict:
 
 
 def figures_of(journal: Path) -> dict[str, float]:
-    """The validation that first solved the task, and the last one."""
+    """Figures of the validation that first solved the task, and of the last one."""
     at_step: dict[int, dict[str, float]] = {}
     for line in journal.read_text().splitlines():
         record = json.loads(line)
@@ -62,8 +63,8 @@ def figures_of(journal: Path) -> dict[str, float]:
 
 
 def median_of(rows: list[dict], key: str, digits: int = 0) -> str:
-    """`median [low, high]`: what headers and README quote."""
-    return shown(median_interval([row[key] for row in rows]), digits)
+    """`median [low, high]`, as quoted in headers and docs."""
+    return interval_text(median_interval([row[key] for row in rows]), digits)
 
 
 def tables(rows: list[dict]) -> str:
@@ -72,16 +73,16 @@ def tables(rows: list[dict]) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     for name in PENDULUM:
-        own = [row for row in rows if row["name"] == name]
-        solved = sum(math.isfinite(row["env_steps"]) for row in own)
-        columns = [median_of(own, key) for key in ("env_steps", "labels", "return_sampled")]
-        lines.append(f"| {name} | {solved}/{len(own)} | {' | '.join(columns)} |")
+        runs = [row for row in rows if row["name"] == name]
+        solved = sum(math.isfinite(row["env_steps"]) for row in runs)
+        columns = [median_of(runs, key) for key in ("env_steps", "labels", "return_sampled")]
+        lines.append(f"| {name} | {solved}/{len(runs)} | {' | '.join(columns)} |")
     lines += ["", "| yaml | last return, greedy | sampled | tokens | feedback calls |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for name in TOKENS:
-        own = [row for row in rows if row["name"] == name]
-        columns = [median_of(own, "return", 2), median_of(own, "return_sampled", 2)]
-        lines.append(f"| {name} | {' | '.join([*columns, median_of(own, 'decided'), median_of(own, 'calls')])} |")
+        runs = [row for row in rows if row["name"] == name]
+        columns = [median_of(runs, "return", 2), median_of(runs, "return_sampled", 2)]
+        lines.append(f"| {name} | {' | '.join([*columns, median_of(runs, 'decided'), median_of(runs, 'calls')])} |")
     return "\n".join(lines)
 
 
@@ -90,17 +91,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
-        "--only", nargs="*", default=[*PENDULUM, *TOKENS], help="these rows; the others stay as they are"
+        "--only", nargs="*", default=[*PENDULUM, *TOKENS], help="run only these yamls and keep the other results"
     )
     options = parser.parse_args()
     todo = [(name, 1000 + seed) for name in options.only for seed in range(options.seeds)]
-    print(f"{len(todo)} runs, about {len(todo) * 25 / options.jobs / 60:.0f} minutes if none was finished before")
+    print(f"{len(todo)} runs, about {len(todo) * 25 / options.jobs / 60:.0f} minutes if none is finished yet")
     before = json.loads((RESULTS / "configs.json").read_text())["runs"] if (RESULTS / "configs.json").is_file() else []
     rows = [row for row in before if row["name"] not in options.only]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for done, row in enumerate(pool.map(lambda job: run(*job), todo), 1):
+        for number, row in enumerate(pool.map(lambda job: run(*job), todo), 1):
             rows.append(row)
-            print(f"{done}/{len(todo)} {row}", flush=True)
+            print(f"{number}/{len(todo)} {row}", flush=True)
     machine = f"{os.cpu_count()} cores of {platform.machine()}, one thread a run, {options.jobs} runs at a time"
     note = f"Median and 95 % interval of order statistics over seeds 1000–{999 + options.seeds}; {machine}"
     text = f"{tables(rows)}\n\n{note}; `python benchmarks/configs.py`.\n"

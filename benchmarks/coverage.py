@@ -1,9 +1,9 @@
-"""What the bootstrap intervals of the tables cover, by simulation: how often a 95 % interval holds the true value.
+"""Simulated coverage of the bootstrap intervals in the tables: how often a 95 % interval includes the true value.
 
     python benchmarks/coverage.py
 
-Steps are drawn lognormal, as wide as those of the committed runs. Prints a line a method; the tables say these figures
-where they do not use an interval that is exact.
+Steps are drawn from lognormal distributions as wide as those of the committed runs. Prints one line per method. The
+tables quote these figures for intervals that are not exact.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.intervals import bootstrap_values, clustered_ratio_interval, interval, speed_up  # noqa: E402
 
-DRAWS = 2000  # of a bootstrap
+DRAWS = 2000  # resamples per bootstrap
 
 
 def of_percentile_means(n: int, trials: int = 4000, seed: int = 0) -> float:
-    """A percentile bootstrap of the mean of n normal values, which no table uses any more."""
+    """Coverage of a percentile bootstrap of the mean of n normal values, which no table uses any more."""
     rng = np.random.default_rng(seed)
-    held = 0
+    covered = 0
     for _ in range(trials):
         sample = rng.normal(size=n)
         low, high = interval(bootstrap_values(np.mean, sample, draws=DRAWS, seed=rng))
-        held += low <= 0 <= high
-    return held / trials
+        covered += low <= 0 <= high
+    return covered / trials
 
 
 def of_speed_ups(runs: int = 50, width: float = 0.86, trials: int = 2000, seed: int = 0) -> float:
-    """The ratio of two medians of `runs` seeds each, of `speedup.py`."""
+    """Coverage for the ratio of two medians of `runs` seeds each, as in `speedup.py`."""
     rng = np.random.default_rng(seed)
-    held = 0
+    covered = 0
     for _ in range(trials):
         slow, quick = rng.lognormal(3, width, runs), rng.lognormal(0, width, runs)
         _, low, high = speed_up(slow, quick, draws=DRAWS)
-        held += low <= np.exp(3) <= high
-    return held / trials
+        covered += low <= np.exp(3) <= high
+    return covered / trials
 
 
 def of_clustered_ratios(
     starts: int = 5, runs: int = 3, between: float = 1.0, within: float = 0.5, trials: int = 2000, seed: int = 0
 ) -> float:
-    """The ratio of two medians of runs that share starts, of `feedback.py convergence`, where starts differ widely."""
+    """Coverage for the ratio of two medians of runs that share starts, as in `feedback.py convergence`."""
     rng = np.random.default_rng(seed)
     start = np.repeat(range(starts), runs)
-    held = 0
+    covered = 0
     for _ in range(trials):
         arms = np.exp(rng.normal(0, between, (2, starts))[:, start] + rng.normal(0, within, (2, len(start))))
         _, low, high = clustered_ratio_interval(*arms, start.tolist(), DRAWS)
-        held += low <= 1 <= high
-    return held / trials
+        covered += low <= 1 <= high
+    return covered / trials
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""FO Maze of LMRL-Gym: cloned from its data, then by PPO; the normalised score of each over seeds.
+"""Fully observed maze of LMRL-Gym: normalised scores of cloning its data, and of PPO from there, over seeds.
 
     pip install -e '.[text]'
     python benchmarks/maze.py [--seeds 5] [--jobs 2]
 
-Seeds 1000, 1001, … (the yamls were tuned on others) go through the command line: `conf/lmrl/maze_sft.yaml`, then
-`conf/lmrl/maze_ppo.yaml` from it. A score is that of the mean return of 32 sampled episodes from each of the 25 starts,
-between the paper's anchors: 0 the worst there is, 50 its data, 100 the shortest way. Finished runs are kept in
-`outputs/benchmarks/maze` and not repeated. Writes `results/maze.{json,md}`.
+For each seed 1000, 1001, … (the yamls were tuned on others) the command line runs `conf/mazes/sft.yaml`, then
+`conf/mazes/ppo.yaml` from its weights. A score maps the mean return of 32 sampled episodes from each of the 25 starts
+to the paper's anchors: 0 is the worst possible return, 50 the return of the data, 100 the shortest path. Finished runs
+are kept in `outputs/benchmarks/maze` and not repeated. Writes `results/maze.{json,md}`.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("outputs/benchmarks/maze")
-YAMLS = ("maze_sft", "maze_ppo")
+YAMLS = ("mazes/sft", "mazes/ppo")
 
 
 def run(seed: int) -> None:
-    """Both yamls of one seed, and what their last policies score."""
-    from benchmarks.side_by_side import rlhf_runs  # torch, in the process that needs it
+    """Run both yamls on one seed, and evaluate their last policies."""
+    from benchmarks.side_by_side import rlhf_runs  # imports torch only in the process that needs it
 
     RUNS.mkdir(parents=True, exist_ok=True)
     os.chdir(RUNS)
     for name in YAMLS:
         row = Path(f"{name}-{seed}.json")
         if not row.is_file():
-            folder = rlhf_runs.command("fit", name, seed, f"{name}-seed{seed}", {}, of="lmrl")
-            figures = {"name": name, "seed": seed} | played(folder / "checkpoints" / "last.ckpt", seed)
+            folder = rlhf_runs.command("fit", name, seed, f"{name}-seed{seed}", {})
+            figures = {"name": name, "seed": seed} | evaluate_policy(folder / "checkpoints" / "last.ckpt", seed)
+            row.parent.mkdir(exist_ok=True)
             row.write_text(json.dumps(figures))
 
 
-def played(checkpoint: Path, seed: int) -> dict[str, float]:
-    """Mean return of sampled and of greedy episodes from all starts."""
+def evaluate_policy(checkpoint: Path, seed: int) -> dict[str, float]:
+    """Mean return of sampled and of greedy episodes over all starts."""
     from types import SimpleNamespace
 
     import numpy as np
@@ -61,26 +62,26 @@ def played(checkpoint: Path, seed: int) -> dict[str, float]:
     data = TextDataModule(Maze(), tokenizer=WordTokenizer(), evaluation_replies=32, **shared)
     data.trainer = SimpleNamespace(world_size=1, global_rank=0, testing=True)  # type: ignore[assignment]
     data.setup("test")
-    found = {}
+    returns = {}
     for name, greedy in (("sampled", False), ("greedy", True)):
         with torch.no_grad():
             batch = data.evaluate(agent, np.random.default_rng(seed), deterministic=greedy)
         assert batch.rewards is not None
-        found[name] = float(episode_sums(row_sums(batch.rewards, batch.valid), batch).mean())
-    return found
+        returns[name] = float(episode_sums(row_sums(batch.rewards, batch.valid), batch).mean())
+    return returns
 
 
-def written(rows: list[dict[str, Any]]) -> str:
-    from benchmarks.intervals import mean_interval, shown
+def report_text(rows: list[dict[str, Any]]) -> str:
+    from benchmarks.intervals import interval_text, mean_interval
     from data_modules.lmrl import Maze
 
     lines = ["| yaml | score, sampled | mean return, sampled | score, greedy |", "| --- | --- | --- | --- |"]
     for name in YAMLS:
-        own = [row for row in rows if row["name"] == name]
-        scores = {how: mean_interval([Maze().anchors.score(row[how]) for row in own]) for how in ("sampled", "greedy")}
-        returns = mean_interval([row["sampled"] for row in own])
-        columns = [shown(scores["sampled"], 1), shown(returns, 1), shown(scores["greedy"], 1)]
-        lines.append(f"| lmrl/{name} | {' | '.join(columns)} |")
+        runs = [row for row in rows if row["name"] == name]
+        scores = {how: mean_interval([Maze().anchors.score(row[how]) for row in runs]) for how in ("sampled", "greedy")}
+        returns = mean_interval([row["sampled"] for row in runs])
+        columns = [interval_text(scores["sampled"], 1), interval_text(returns, 1), interval_text(scores["greedy"], 1)]
+        lines.append(f"| {name} | {' | '.join(columns)} |")
     seeds = len({row["seed"] for row in rows})
     note = (
         f"Mean and 95 % t interval over {seeds} seeds (1000–{999 + seeds}); 0 is the worst there is, 50 the "
@@ -100,7 +101,7 @@ def main() -> None:
         for future in tqdm(as_completed(futures), desc="seeds", total=len(futures)):
             future.result()
     rows = [json.loads((RUNS / f"{name}-{seed}.json").read_text()) for seed in seeds for name in YAMLS]
-    text = written(rows)
+    text = report_text(rows)
     print(text)
     (RESULTS / "maze.json").write_text(json.dumps(rows, indent=1) + "\n")
     (RESULTS / "maze.md").write_text(text)

@@ -1,22 +1,21 @@
-"""Memory and time of fine-tuning a model of 135M parameters on a CPU, beside TRL: SFT and DPO, all weights and LoRA.
+"""Memory and time of fine-tuning a 135M model on a CPU, compared with TRL: SFT and DPO, full and LoRA.
 
     pip install -e '.[text,benchmark]' gguf
-    python benchmarks/own_model.py                # the cells that `results/own_model.json` does not have yet
-    python benchmarks/own_model.py --again        # all of them; about an hour on a quiet core
+    python benchmarks/own_model.py                # cells that `results/own_model.json` does not have yet
+    python benchmarks/own_model.py --again        # all cells; about an hour on a quiet core
     python benchmarks/own_model.py --again --only 'dpo-*/trl*' sft-full/decoder
 
-The model is SmolLM2-135M-Instruct (`benchmarks/smollm2.py` fetches it; `--model FOLDER` takes another copy). A cell is
-a fit in a process of its own with one thread, in fp32: 4 rows, or 4 pairs, of about 280 tokens an optimizer step, one
-step to warm up and two that are timed. Ours is `python -m lightning_nlf fit` with a yaml, checkpoint and export
-included; TRL's saves nothing. Neither logs to a store. Both read the reference's log-probabilities of all pairs before
-they train. TRL runs with gradient checkpointing, which is its default, without, and with it one row or pair at a time,
-four to a step, which is its leanest. Ours has `rows_per_batch` of one row or pair, and `checkpoint_activations`. LoRA
-is r 8 on the query and value projections in both. Before figures mean anything both sides must agree in the loss of a
-second step (`check-…`), to a thousandth.
+The model is SmolLM2-135M-Instruct (`benchmarks/smollm2.py` fetches it; `--model FOLDER` uses another copy). A cell is a
+fit in a process of its own with one thread in fp32: 4 rows or 4 pairs of about 280 tokens per optimizer step, one
+warm-up step and two timed steps. Our side is `python -m lightning_nlf fit` with a yaml, including checkpoint and
+export; TRL saves nothing. Neither logs to a store. Both sides compute the reference's log-probabilities of all pairs
+before training. TRL runs in three modes: with gradient checkpointing (its default), without it, and with it one row or
+pair at a time, four per step (its leanest mode). Ours uses `rows_per_batch` of one row or pair, and
+`checkpoint_activations`. LoRA has r 8 on the query and value projections on both sides. The loss of a second step
+(`check-…`) must agree on both sides to 0.001, or the figures mean nothing.
 
-Peak memory is the resident set of the whole process. Time is that of the processor and of the clock; other work on the
-machine moves both, so it is printed only where the load was below one as each cell began. Writes
-`results/own_model.{json,md}`.
+Peak memory is the resident set of the process. Time is CPU time and wall time. Other work on the machine affects both,
+so times are printed only if the load was below one when each cell began. Writes `results/own_model.{json,md}`.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Cell:
         return f"{'check-' * self.check}{self.objective}-{self.weights}/{self.side}"
 
     def settings(self, model: str) -> dict[str, Any]:
-        """As the two sides take them."""
+        """Settings of the cell in the form that both sides take."""
         return (CHECKED if self.check else TIMED) | {
             "objective": self.objective,
             "model": model,
@@ -77,7 +76,7 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """Checks last: they are of use with the figures only."""
+    """All cells; the checks come last, because they matter only together with the figures."""
     for check in (False, True):
         for objective in ("sft", "dpo"):
             for weights in ("full",) if check else ("full", "lora"):
@@ -86,10 +85,10 @@ def cells() -> Iterator[Cell]:
 
 
 def measured(cell: Cell, model: str) -> dict[str, Any]:
-    """The figures of one cell.
+    """Run one cell and return its figures.
 
     Raises:
-        RuntimeError: its process failed; with the last lines that it wrote.
+        RuntimeError: the process failed; the message is the end of its output.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
@@ -113,35 +112,35 @@ def measured(cell: Cell, model: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="CELL", help="names, or patterns with *, in turn")
-    parser.add_argument("--again", action="store_true", help="cells that are there, too")
-    parser.add_argument("--model", default=os.environ.get("LIGHTNING_NLF_REAL_MODEL"), help="a folder with the model")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the figures are kept")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="CELL", help="names of cells, or patterns with *")
+    parser.add_argument("--again", action="store_true", help="measure existing cells again")
+    parser.add_argument("--model", default=os.environ.get("LIGHTNING_NLF_REAL_MODEL"), help="folder of the model")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args()
     chosen = [cell for pattern in options.only for cell in cells() if fnmatchcase(cell.name, pattern)]
     if not chosen:
         parser.error(f"--only {' '.join(options.only)}: the cells are {', '.join(cell.name for cell in cells())}")
     path = options.results / "own_model.json"
-    kept = json.loads(path.read_text()) if path.is_file() else {}
+    results = json.loads(path.read_text()) if path.is_file() else {}
     if (load := os.getloadavg()[0]) > 0.5:
-        print(f"this machine is busy already (load {load:.1f}): times will be too long")
+        print(f"the machine is busy (load {load:.1f}): times will be too long")
     for cell in chosen:
-        if cell.name in kept and not options.again:
+        if cell.name in results and not options.again:
             continue
         try:
-            kept[cell.name] = measured(cell, options.model or fetched())
+            results[cell.name] = measured(cell, options.model or fetched())
         except RuntimeError as error:
             print(f"{cell.name}: failed:\n{error}", file=sys.stderr)
             continue
-        print(f"{cell.name}: {own_model_report.line(kept[cell.name])}", flush=True)
-        path.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
-    text = own_model_report.written(kept)
+        print(f"{cell.name}: {own_model_report.line(results[cell.name])}", flush=True)
+        path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    text = own_model_report.report_text(results)
     print(f"\n{text}")
     path.with_suffix(".md").write_text(text)
 
 
 def fetched() -> str:
-    """The folder of the model, in a process of its own: a child begins with the peak memory of its parent."""
+    """Fetch the model in a separate process, because a child process inherits its parent's peak memory."""
     command = [sys.executable, str(ROOT / "benchmarks" / "smollm2.py")]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
 

@@ -1,20 +1,20 @@
-"""What critiques and expected responses change in a real instruct model: does it name a source when asked for one?
+"""Effect of critiques and expected responses on a real instruct model: does it name a source when asked for one?
 
     pip install -e '.[text]' gguf
-    python benchmarks/own_prompts.py                   # the cells that `results/own_prompts.json` does not have yet
+    python benchmarks/own_prompts.py                   # cells that `results/own_prompts.json` does not have yet
     python benchmarks/own_prompts.py --only sft --seeds 1
 
-The model is SmolLM2-135M-Instruct (`benchmarks/smollm2.py` fetches it), the yamls are those of `conf/chat`, the prompts
-the 64 conversations of `side_by_side/source_questions.py`; 24 others, about foods and nutrients that no training prompt
-is about, are held out. A cell is one fit with one seed, as a user would run it, with one thread, and the fit before it
-where it needs one (`own_prompts_arms.py`). Its figures are those of the run's own comparison of the start and the
-policy on held-out prompts (`exhibits/changed.jsonl`, greedy): the share of replies that name a source, that name one of
-the foods, their tokens and how different they are.
+The model is SmolLM2-135M-Instruct (`benchmarks/smollm2.py` fetches it), the yamls are those in `conf/chat`, and the
+prompts are the 64 conversations of `side_by_side/source_questions.py`. 24 more conversations, about foods and nutrients
+that no training prompt is about, are held out. A cell is one fit with one seed and one thread, run like a user would
+run it, after a preceding fit if it needs one (`own_prompts_arms.py`). Its figures come from the run's comparison of the
+start and the policy on held-out prompts (`exhibits/changed.jsonl`, greedy): the share of replies that name a source,
+the share that names one of the foods, their length in tokens and their diversity.
 
-So that a cell takes minutes, fits that sample replies see fewer of them than their yamls say, some in larger steps.
-People are a rule: half of a score is for a source, half for a right food. The judge of `ppo, a judge` is the same model
-on this machine (`LocalJudge`), and is told the expected response. The endpoint is transformers' own server, on this
-machine, with the same model. Writes `results/own_prompts.{json,md}`.
+To keep a cell within minutes, fits that sample replies use fewer of them than their yamls, some with larger steps.
+People are simulated by a rule: half of a score is for a source, half for a right food. The judge of `ppo, a judge` is
+the same model on this machine (`LocalJudge`) and is given the expected response. The endpoint is the server of
+transformers on this machine with the same model. Writes `results/own_prompts.{json,md}`.
 """
 
 from __future__ import annotations
@@ -47,13 +47,15 @@ RESULTS = Path(__file__).parent / "results"
 COLUMNS = {"source": "names a source", "food": "names a food", "length": "tokens", "distinct_2": "distinct-2"}
 
 
-def measured(arm: str, seed: int, model: Path, extra: Sequence[str] = (), kept: Path | None = None) -> dict[str, Any]:
-    """The figures of one cell, of the start and of the policy.
+def measured(
+    arm: str, seed: int, model: Path, extra: Sequence[str] = (), steps_folder: Path | None = None
+) -> dict[str, Any]:
+    """Figures of the start and of the policy for one cell.
 
-    Args: extra: flags of the fit; kept: a folder for the steps before it, which other arms of the seed may share.
+    Args: extra: flags of the fit; steps_folder: folder for preceding fits, which arms with the same seed can share.
 
     Raises:
-        RuntimeError: the fit failed; with the last lines that it wrote.
+        RuntimeError: the fit failed; the message is the end of its output.
     """
     cell = ARMS[arm]
     with tempfile.TemporaryDirectory() as temporary:
@@ -64,7 +66,7 @@ def measured(arm: str, seed: int, model: Path, extra: Sequence[str] = (), kept: 
         for name, text in OVERLAYS.items():
             (folder / name).write_text(text)
         if cell.after is not None:
-            step_before(cell.after, seed, folder, folder / "before" if kept is None else kept)
+            step_before(cell.after, seed, folder, folder / "before" if steps_folder is None else steps_folder)
         with served(model, folder) if cell.endpoint else nothing() as url:
             critic = ["--data.critic.endpoint.url", url, "--data.critic.endpoint.model", str(model)] if url else []
             every = [*cell.flags, *critic, "--data.evaluation_prompts", "24", "--run_dir", "outputs/cell", *extra]
@@ -81,33 +83,35 @@ def measured(arm: str, seed: int, model: Path, extra: Sequence[str] = (), kept: 
 
 
 def run(verb: str, name: str, seed: int, folder: Path, flags: Sequence[str]) -> None:
-    """`python -m lightning_nlf` with a yaml of `conf/chat`, as a user would.  Raises RuntimeError: it failed."""
+    """Run `python -m lightning_nlf` with a yaml of `conf/chat`.  Raises RuntimeError: it failed."""
     command = [sys.executable, "-m", "lightning_nlf", verb, "--config", f"conf/chat/{name}.yaml", *flags]
     command += ["--seed_everything", str(seed)]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError("\n".join((done.stdout + done.stderr).splitlines()[-15:]))
+    process = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError("\n".join((process.stdout + process.stderr).splitlines()[-15:]))
 
 
-def step_before(step: str, seed: int, folder: Path, kept: Path) -> None:
-    """Does what an arm needs before, unless `kept` has it, and puts it where the arm looks for it."""
+def step_before(step: str, seed: int, folder: Path, steps_folder: Path) -> None:
+    """Run the preceding step of an arm unless `steps_folder` has it, and link it to where the arm looks for it."""
     verb, name, flags = STEPS[step]
-    step_folder = kept / f"{step}-seed{seed}"
+    step_folder = steps_folder / f"{step}-seed{seed}"
     outputs = folder / "outputs"
     if not step_folder.exists():
         run(verb, name, seed, folder, [*flags, "--run_dir", "outputs/step"])
-        kept.mkdir(parents=True, exist_ok=True)
+        steps_folder.mkdir(parents=True, exist_ok=True)
         shutil.move(outputs / "step", step_folder)
         shutil.rmtree(outputs)
     outputs.mkdir(exist_ok=True)
     if step == "reviews":
         write(folder / "my" / "reviews.jsonl", reviewed(read(step_folder / "predictions" / "replies.jsonl")))
     else:
-        (outputs / f"{step}-seed{seed}").symlink_to(step_folder.resolve())
+        link = outputs / "chat" / f"{step}-seed{seed}"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(step_folder.resolve())
 
 
 def figures_of(lines: Sequence[Judgement], place: int) -> dict[str, float]:
-    """Shares of replies and their mean length in tokens.  place: in the responses of each line."""
+    """Shares of replies and their mean length in tokens.  Args: place: index of the response in each line."""
     texts = [line.responses[place] for line in lines]
     return {
         "source": sum(map(names_a_source, texts)) / len(texts),
@@ -137,7 +141,7 @@ def nothing() -> Iterator[None]:
 
 @contextmanager
 def served(model: Path, folder: Path) -> Iterator[str]:
-    """transformers' own server with the model, on loopback, by its url."""
+    """Start the server of transformers with the model on loopback; yields its url."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -153,7 +157,7 @@ def served(model: Path, folder: Path) -> Iterator[str]:
         )
         assert process.stdout is not None
         try:
-            for line in process.stdout:  # until it is up, or has given up
+            for line in process.stdout:  # until the server runs or exits
                 log.write(line)
                 if "Uvicorn running" in line:
                     break
@@ -194,12 +198,12 @@ def main() -> None:
     path = RESULTS / "own_prompts.json"
     result = json.loads(path.read_text()) if path.is_file() else {"cells": {}}
     for seed in range(options.seeds):
-        with tempfile.TemporaryDirectory() as kept:
+        with tempfile.TemporaryDirectory() as steps_folder:
             for arm in options.only:
                 if f"{arm}/{seed}" in result["cells"]:
                     continue
                 print(f"{arm}, seed {seed}", flush=True)
-                result["cells"][f"{arm}/{seed}"] = measured(arm, seed, model, kept=Path(kept))
+                result["cells"][f"{arm}/{seed}"] = measured(arm, seed, model, steps_folder=Path(steps_folder))
                 write_results(result)
     print(table(result["cells"]))
 

@@ -1,4 +1,4 @@
-"""Arms of `own_prompts.py`: a yaml of `conf/chat`, what is set beside it, and what has to be there before."""
+"""Arms of `own_prompts.py`: a yaml of `conf/chat`, the flags to override, and a preceding step if needed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ PROMPTS = (
     *("--data.task.val_share", "0", "--data.task.test_share", "0"),
     *("--data.task.val_path", "my/held_out_prompts.jsonl"),
 )
-# 64 attempts, as many as there are prompts
+# 64 attempts, one per prompt
 FEW = ("--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "4")
-# ilf as conf/chat had it first: one step an iteration, and revisions sampled at temperature 1
-ONE_STEP = (*FEW, "--data.passes", "1", "--data.temperature", "1", "--model.optimizer.lr", "0.0003")
-# 128 replies, four to a prompt, in 16 steps larger than the yaml's
+# the first version of conf/chat/ilf: one step per iteration, and revisions sampled at temperature 1
+ONE_STEP = (*FEW, "--data.passes", "1", "--data.temperature", "1", "--model.lr", "0.0003")
+# 128 replies, four per prompt, in 16 steps that are larger than the yaml's
 TRIALS = (
     *("--trainer.max_epochs", "8", "--trainer.check_val_every_n_epoch", "8"),
-    *("--data.prompts", "4", "--model.optimizer.lr", "0.0005"),
+    *("--data.prompts", "4", "--model.lr", "0.0005"),
 )
-# 64 replies, four to a prompt, in 16 steps
-FEW_TRIALS = (*FEW, "--data.prompts", "4", "--data.minibatches", "4", "--model.optimizer.lr", "0.0005")
+# 64 replies, four per prompt, in 16 steps
+FEW_TRIALS = (*FEW, "--data.prompts", "4", "--data.minibatches", "4", "--model.lr", "0.0005")
 PEOPLE = ("--data.critic", "data_modules.feedback.FileCritic", "--data.critic.path", "my/feedback.jsonl")
 ENDPOINT = (
     *("--data.critic", "data_modules.feedback.providers.EndpointCritic"),
-    *("--data.critic.endpoint.concurrency", "1", "--data.critic.endpoint.timeout", "600"),  # one core serves
+    *("--data.critic.endpoint.concurrency", "1", "--data.critic.endpoint.timeout", "600"),  # the server has one core
 )
 EXPECTED = ("--data.reviser", "data_modules.feedback.FileCritic", "--data.reviser.path", "my/feedback.jsonl")
 OVERLAYS = {
@@ -66,20 +66,20 @@ data:
       init_args:
         policy:
           class_path: lightning_nlf.networks.TransformerPolicy
-          init_args: {weights: "outputs/sft-seed${seed_everything}/huggingface"}
+          init_args: {weights: "outputs/chat/sft-seed${seed_everything}/huggingface"}
 """,
 }
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A fit.
+    """A fit of the benchmark.
 
     Args:
-        yaml: its name in `conf/chat`.
-        flags: what is set beside it.
-        after: the fits or predictions of `STEPS` that come before.
-        endpoint: transformers' own server is started, and is the critic.
+        yaml: name of the yaml in `conf/chat`.
+        flags: overrides on the command line.
+        after: name in `STEPS` of the fit or prediction that runs before.
+        endpoint: whether the server of transformers is started as the critic.
     """
 
     yaml: str

@@ -1,15 +1,15 @@
-"""Process reward models against outcome reward models: as judges, to pick among samples, and as rewards of PPO.
+"""Process and outcome reward models compared as judges, for best-of-n sampling, and as rewards of PPO.
 
     pip install -e '.[text]'
     python benchmarks/process.py                       # everything: tuning, then five fresh seeds
-    python benchmarks/process.py --only ppo_outcome    # this row again
+    python benchmarks/process.py --only ppo_outcome    # only this row
 
-For every seed a model is fine-tuned on sums that are worked out step by step (`conf/process/sums_sft.yaml`) and samples
-four replies to each of 1,600 training sums. From the same replies, with the same network, loss and optimizer steps, a
-process reward model learns the label of every step and an outcome reward model whether the answer is right. Both judge
-16 replies to each of 300 held-out sums; PPO is then paid by either, through the yamls of `conf/process`, for as many
-replies and optimizer steps. The KL weight of each PPO is chosen on seed 0 by true reward; the figures are of seeds
-1000–1004. Every seed has its own sums. Gains are paired by seed, with 95 % t intervals.
+For every seed a model is fine-tuned on sums with worked steps (`conf/sums/sft.yaml`) and samples four replies to each
+of 1,600 training sums. From these replies, with the same network, loss and number of optimizer steps, a process reward
+model learns the label of every step, and an outcome reward model learns whether the answer is right. Both judge 16
+replies to each of 300 held-out sums. PPO is then trained with either reward model, with the yamls in `conf/sums` and
+equal numbers of replies and optimizer steps. The KL weight of each PPO is chosen by true reward on seed 0; the figures
+are from seeds 1000–1004. Every seed has its own sums. Gains are paired by seed, with 95 % t intervals.
 
 Finished runs are kept in `outputs/benchmarks/process` and not repeated. Writes `results/process.{json,md,png}`.
 """
@@ -26,7 +26,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.rlhf import Jobs, kept, run_all
+from benchmarks.rlhf import Jobs, read_rows, run_all
 from benchmarks.study.tuning import cells
 
 HERE = Path(__file__).parent
@@ -37,15 +37,15 @@ LEASH = {"model.beta": [0.03, 0.1, 0.3]}
 METHODS: dict[str, dict[str, Any]] = {
     "judges": {},
     "start": {},
-    "ppo_steps": {"yaml": "ppo_steps", "grid": LEASH},
-    "ppo_product": {"yaml": "ppo_steps", "grid": LEASH, "changes": {"data.reward.init_args.aggregate": "product"}},
-    "ppo_outcome": {"yaml": "ppo_outcome", "grid": LEASH},
+    "ppo_steps": {"yaml": "sums/ppo_steps", "grid": LEASH},
+    "ppo_product": {"yaml": "sums/ppo_steps", "grid": LEASH, "changes": {"data.reward.init_args.aggregate": "product"}},
+    "ppo_outcome": {"yaml": "sums/ppo_outcome", "grid": LEASH},
 }
 
 
 def seed_of(seed: int, jobs: Jobs) -> None:
-    """All that is to be run on one seed, after one start, in a process of its own."""
-    from benchmarks.side_by_side import process_runs  # torch, in the process that needs it
+    """Run all jobs of one seed from a shared start, in a process of its own."""
+    from benchmarks.side_by_side import process_runs  # imports torch only in the process that needs it
 
     folder = RUNS.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,8 +62,8 @@ def grid(name: str) -> list[dict[str, Any]]:
 
 
 def best_cells(names: list[str]) -> dict[str, dict[str, Any]]:
-    """Of each method the cell with the highest mean true reward on the tuning seeds."""
-    rows = [row for row in kept(RUNS / "rows.jsonl") if row["seed"] in TUNING]
+    """Cell of each method with the highest mean true reward on the tuning seeds."""
+    rows = [row for row in read_rows(RUNS / "rows.jsonl") if row["seed"] in TUNING]
 
     def reward(name: str, cell: dict[str, Any]) -> float:
         return sum(row["true_reward"] for row in rows if row["method"] == name and row["cell"] == cell)
@@ -73,7 +73,9 @@ def best_cells(names: list[str]) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=METHODS, metavar="ROW", help=f"of {', '.join(METHODS)}")
+    parser.add_argument(
+        "--only", nargs="*", choices=METHODS, metavar="ROW", help=f"one or more of {', '.join(METHODS)}"
+    )
     parser.add_argument("--tune", action="store_true", help="choose the KL weights again")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     options = parser.parse_args()
@@ -89,13 +91,13 @@ def main() -> None:
 
     from benchmarks.side_by_side import process_report
 
-    found = [
+    rows = [
         row
-        for row in kept(RUNS / "rows.jsonl")
+        for row in read_rows(RUNS / "rows.jsonl")
         if row["seed"] in FRESH and row["method"] in names and row["cell"] == frozen.get(row["method"], {})
     ]
     whole = set(names) == set(METHODS)
-    print(process_report.written(found, frozen, HERE / "results" if whole else None))
+    print(process_report.report_text(rows, frozen, HERE / "results" if whole else None))
 
 
 if __name__ == "__main__":

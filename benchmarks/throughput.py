@@ -1,12 +1,12 @@
-"""How fast training is, beside stable-baselines3, gymnasium and envpool: one run, side by side, on one core and on two.
+"""Training throughput compared with stable-baselines3, gymnasium and envpool, side by side on one and two cores.
 
     pip install -e '.[benchmark]'
     python benchmarks/throughput.py                             # everything; 15 minutes on two cores
-    python benchmarks/throughput.py --only training/sb3-default  # one row again, or all that begin so
+    python benchmarks/throughput.py --only training/sb3-default  # one row, or all whose names begin with this
 
-Rows of one section take turns (A B A B …), five times each, in processes that are held to one core or to two. Medians
-with least and most; ratios are of geometric means, with the 95 % t interval of their logarithm, repeat by repeat where
-rows took turns: the claim is its bound.
+Rows of a section take turns (A B A B …), five times each, in processes bound to one or two cores. The tables show
+medians with minimum and maximum. Ratios are of geometric means, with the 95 % t interval of their logarithm, paired by
+repeat if the rows took turns; a claim is the bound of its interval.
 Without --only it writes `results/throughput.{json,md,png}`.
 """
 
@@ -26,32 +26,36 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.side_by_side.pinned import Pinned, Row
 
-START_SECONDS = 5.0  # of a process, with its imports
+START_SECONDS = 5.0  # to start a process, including imports
 
-STANDS = {"name": "reinforce", "changes": {"data.episodes": 256, "model.optimizer.init_args.lr": 1e-4}, "epochs": 1}
+STANDS = {
+    "name": "pendulum/reinforce",
+    "changes": {"data.episodes": 256, "model.lr": 1e-4},
+    "epochs": 1,
+}
 STANDS |= {"stands": True}
-# 2048 steps a rollout, ten passes of 32 minibatches of 64 steps, networks of 64 and 64, as stable-baselines3's defaults
+# stable-baselines3's defaults: rollouts of 2048 steps, ten passes over 32 minibatches of 64 steps, two layers of 64
 SAME = {"data.episodes": 32, "data.min_steps": 2048, "data.minibatches": 32, "data.passes": 10, "model.lam": 0.95}
-SAME |= {"model.optimizer.init_args.lr": 3e-4, "model.gamma": 0.99, "model.value_clip": None}
+SAME |= {"model.lr": 3e-4, "model.gamma": 0.99, "model.value_clip": None}
 SAME |= {f"model.{network}.init_args.hidden": [64, 64] for network in ("policy", "value")}
-PPO = {"name": "ppo", "changes": {}, "epochs": 30}
+PPO = {"name": "pendulum/ppo", "changes": {}, "epochs": 30}
 
 
 def training(cores: int) -> Iterable[Row]:
-    scratch = {"name": "reinforce", "changes": {"data.episodes": 256}, "epochs": 10, "again": True}
-    same = {"name": "ppo", "changes": SAME, "epochs": 4}
+    scratch = {"name": "pendulum/reinforce", "changes": {"data.episodes": 256}, "epochs": 10, "again": True}
+    same_sizes = {"name": "pendulum/ppo", "changes": SAME, "epochs": 4}
     ours = "ours.training"
     yield Row("training/ours-reinforce", "REINFORCE, 256 episodes of 1000 steps", ours, 3.8, cores, STANDS)
     yield Row("training/ours-scratch", "REINFORCE, 256 episodes, its first 10 iterations", ours, 2.0, cores, scratch)
-    yield Row("training/ours-ppo", "PPO, `conf/ppo.yaml`", ours, 1.7, cores, PPO)
-    yield Row("training/ours-same", "PPO with the sizes of the peer's default", ours, 1.5, cores, same)
+    yield Row("training/ours-ppo", "PPO, `conf/pendulum/ppo.yaml`", ours, 1.7, cores, PPO)
+    yield Row("training/ours-same", "PPO with the sizes of the peer's default", ours, 1.5, cores, same_sizes)
     for name, title, seconds, rollouts in (
         ("default", "stable-baselines3 PPO, its default", 2.5, 2),
         ("zoo", "stable-baselines3 PPO, rl-zoo's settings", 1.4, 64),
         ("vector", "stable-baselines3 PPO, 64 environments", 1.4, 1),
         ("lean", "stable-baselines3 PPO, 256 of envpool's, one gradient step", 2.1, 3),
     ):
-        # A second thread slows small batches down.
+        # a second thread makes small batches slower
         threads = [1, 2] if cores == 2 and name in ("vector", "lean") else [1]
         arguments = {"settings": name, "rollouts": rollouts, "threads": threads}
         seconds *= len(threads)
@@ -80,8 +84,8 @@ def stepping(cores: int) -> Iterable[Row]:
 
 def solving() -> Iterable[Row]:
     for key, title, name, changes in (
-        ("reinforce", "REINFORCE, `conf/reinforce.yaml`", "reinforce", {}),
-        ("eight", "the same with 8 episodes an update", "reinforce", {"data.episodes": 8}),
+        ("reinforce", "REINFORCE, `conf/pendulum/reinforce.yaml`", "pendulum/reinforce", {}),
+        ("eight", "the same with 8 episodes an update", "pendulum/reinforce", {"data.episodes": 8}),
         ("injection", "`conf/injection.yaml`", "injection", {}),
     ):
         arguments = {"name": name, "changes": changes}
@@ -115,38 +119,44 @@ def stepwise() -> Iterable[Row]:
 def shares() -> Iterable[Row]:
     for cores in (1, 2):
         yield Row("shares/reinforce", "REINFORCE, 256 episodes", "ours.shares", 10.0, cores, STANDS, times=0)
-    learning = {"name": "reinforce", "changes": {}, "epochs": 60}
+    learning = {"name": "pendulum/reinforce", "changes": {}, "epochs": 60}
     yield Row(
-        "shares/learning", "first 60 iterations of `conf/reinforce.yaml`", "ours.shares", 4.0, 1, learning, times=0
+        "shares/learning",
+        "first 60 iterations of `conf/pendulum/reinforce.yaml`",
+        "ours.shares",
+        4.0,
+        1,
+        learning,
+        times=0,
     )
-    yield Row("shares/ppo", "PPO, `conf/ppo.yaml`", "ours.shares", 3.0, 1, PPO, times=0)
+    yield Row("shares/ppo", "PPO, `conf/pendulum/ppo.yaml`", "ours.shares", 3.0, 1, PPO, times=0)
 
 
 def rows() -> list[Row]:
-    both = [row for section in (training, stepping) for cores in (1, 2) for row in section(cores)]
-    return [*both, *solving(), *starting(), *stepwise(), *shares()]
+    on_both = [row for section in (training, stepping) for cores in (1, 2) for row in section(cores)]
+    return [*on_both, *solving(), *starting(), *stepwise(), *shares()]
 
 
 def measured(chosen: list[Row], repeats: int) -> dict[str, list[dict[str, Any]]]:
-    """By key, what each call gave; the rows of one section on as many cores take turns."""
-    found: dict[str, list[dict[str, Any]]] = {row.key: [] for row in chosen}
-    done, count = 0, sum(row.calls(repeats) for row in chosen)
+    """Figures of each call, by key. Rows of one section with equal numbers of cores take turns."""
+    calls_by_row: dict[str, list[dict[str, Any]]] = {row.key: [] for row in chosen}
+    number, count = 0, sum(row.calls(repeats) for row in chosen)
     for _, group in groupby(chosen, lambda row: (row.section, row.cores)):
         turn = list(group)
         processes = {row.process: Pinned(row.cores) for row in turn}
         try:
             for repeat in range(repeats):
                 for row in turn:
-                    have = len(found[row.key])
+                    have = len(calls_by_row[row.key])
                     for i in range(have, row.calls(repeat + 1)):
                         figures = processes[row.process](row.call, repeat=i, **row.arguments)
-                        found[row.key].append(figures)
-                        done += 1
-                        print(f"{done}/{count} {row.key} {figures['value']:,.2f}", flush=True)
+                        calls_by_row[row.key].append(figures)
+                        number += 1
+                        print(f"{number}/{count} {row.key} {figures['value']:,.2f}", flush=True)
         finally:
             for process in processes.values():
                 process.close()
-    return found
+    return calls_by_row
 
 
 def expected_minutes(chosen: list[Row], repeats: int) -> float:
@@ -162,7 +172,7 @@ def stop(message: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a section or a row, by the beginning of its name")
-    parser.add_argument("--repeats", type=int, default=5, help="of each measurement; seeds, in `solving`")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of each measurement (in `solving`: seeds)")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder to write into")
     options = parser.parse_args()
     chosen = [row for row in rows() if row.key.startswith(options.only)]
@@ -174,13 +184,13 @@ def main() -> None:
         stop(f"{' and '.join(missing)} not installed, for {peers[0].name} and others: pip install -e '.[benchmark]'")
     print(f"{len(chosen)} rows, about {expected_minutes(chosen, options.repeats):.0f} minutes on quiet cores")
     if (load := os.getloadavg()[0]) > 0.5:
-        print(f"this machine is busy already (load {load:.1f}): figures will be too low")
+        print(f"the machine is busy (load {load:.1f}): figures will be too low")
     started = time.monotonic()
-    found = measured(chosen, options.repeats)
+    calls_by_row = measured(chosen, options.repeats)
 
-    from benchmarks.side_by_side import report  # with what it imports, not beside the measurements
+    from benchmarks.side_by_side import report  # imported after the measurements, so as not to affect them
 
-    text = report.written(chosen, found, options.repeats, load, None if options.only else options.results)
+    text = report.report_text(chosen, calls_by_row, options.repeats, load, None if options.only else options.results)
     print(f"\n{text}\n{(time.monotonic() - started) / 60:.1f} minutes")
 
 

@@ -1,4 +1,4 @@
-"""What collections of control have in common: take-overs, labels and their budget, what they cost."""
+"""Base of DataModules for control tasks: collections with take-overs, expert labels and a label budget."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from lightning_nlf.numbers import Count, Share, Size
 
 
 class ControlDataModule(LabelledRollouts):
-    """Collects episodes in waves of rows; an expert labels the learner's states, or takes over.
+    """Collect episodes in waves of rows. An expert labels the learner's states, or takes over from the learner.
 
-    A child says how many rows a wave has, plays one (`_wave`), and plays those of the evaluation.
+    Subclasses return the number of rows in a wave (`_rows`), play a wave (`_wave`), and play the evaluation
+    (`evaluate`).
 
     Args:
-        horizon: steps a row at most; an episode that is cut here goes on in the next collection.
-        min_steps: collect again until there are so many steps, over all ranks.
-        expert: who labels the learner's states, and takes over.
-        takeover: when the expert acts; None = never.
-        label_share: part of the learner's steps on which the expert says what it would have done.
-        label_budget: expert decisions in the whole run, labels and steps it acted on; None = as many as wanted.
-        evaluation_episodes: of each kind, deterministic and sampled.
+        horizon: maximum number of steps in a row. An episode that is cut at the horizon continues in the next
+            collection.
+        min_steps: minimum number of steps in a collection, summed over all ranks.
+        expert: the expert that labels the learner's states and takes over.
+        takeover: the rule for when the expert acts; None = the expert never acts.
+        label_share: share of the learner's steps that the expert labels with the action it would have taken.
+        label_budget: maximum number of expert decisions in the whole run, counting labels and expert steps; None = no
+            limit.
+        evaluation_episodes: number of evaluation episodes with deterministic actions, and again with sampled actions.
     """
 
     def __init__(
@@ -47,40 +50,40 @@ class ControlDataModule(LabelledRollouts):
         at_least(1, horizon=horizon, evaluation_episodes=evaluation_episodes)
         shares(label_share=label_share)
         if expert is None and (takeover is not None or label_share or self.label_buffer is not None):
-            raise ValueError("expert: takeover, label_share and label_buffer need one")
+            raise ValueError("expert: takeover, label_share and label_buffer need one; give it, or leave them out")
         if takeover is not None and takeover.asks == "errors":
             kind = type(takeover).__name__
-            raise ValueError(f"takeover: {kind} goes by the critique of a reply; use a plan, or ValueTriggered")
+            raise ValueError(f"takeover: {kind} needs critiques of replies; use a plan, or ValueTriggered")
         self.horizon, self.min_steps = horizon, min_steps
         self.expert, self.takeover = expert, takeover
         self.label_share, self.label_budget = label_share, label_budget
         self.evaluation_episodes = evaluation_episodes
-        self.finished: list[tuple[float, int]] = []  # return and length of the episodes that ended in this collection
+        self.finished: list[tuple[float, int]] = []  # return and length of each episode that ended in this collection
         self.labels_used = 0  # by this rank
-        self.typical_length = 20.0  # steps a row, of the last collection
-        self.shown: dict[str, Batch] = {}  # one row each, by the exhibit's name
+        self.typical_length = 20.0  # mean number of steps per row in the last collection
+        self.exhibit_rows: dict[str, Batch] = {}  # exhibit name → its row
 
-    # ---- what a child says, besides `evaluate`
+    # ---- for subclasses, besides `evaluate`
 
     def _rows(self) -> int:
-        """This rank's rows of a wave; refuses too few of them for all the parts they are cut into."""
+        """The number of rows that this rank plays in a wave.  Raises ValueError: too few rows."""
         raise NotImplementedError
 
     def _wave(self, actor: Actor, rng: np.random.Generator, rows: int) -> Batch:
-        """`rows` rows, new or going on from the wave before; adds to `finished`."""
+        """Play `rows` rows, new or continued from the previous wave, and add the episodes that ended to `finished`."""
         raise NotImplementedError
 
     def _show(self, name: str, batch: Batch, row: int) -> None:
-        """Keep what the exhibit `name` needs of a row."""
-        self.shown[name] = batch[row : row + 1].map(torch.clone)  # not a view of the whole collection
+        """Store a row for the exhibit `name`."""
+        self.exhibit_rows[name] = batch[row : row + 1].map(torch.clone)  # a copy, not a view of the whole collection
 
     # ---- collection
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
-        rows, wanted = self._rows(), self._share(self.min_steps)
+        rows, min_steps = self._rows(), self._share(self.min_steps)
         self.finished = []
         waves: list[Batch] = []
-        while not waves or sum(int(wave.valid.sum()) for wave in waves) < wanted:
+        while not waves or sum(int(wave.valid.sum()) for wave in waves) < min_steps:
             wave = self._wave(actor, rng, rows)
             self.labels_used += 0 if wave.expert_mask is None else int(wave.expert_mask.sum())
             waves.append(wave)
@@ -91,7 +94,7 @@ class ControlDataModule(LabelledRollouts):
         return batch
 
     def _plan(self, rows: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Who acts in a wave, as the players take it."""
+        """The arguments of `play_rows` that decide who acts in a wave."""
         players: dict[str, Any] = {"expert": self.expert, "expert_steps": self._labels_left}
         if self.takeover is not None:
             experience = self.counters["env_steps"]
@@ -100,7 +103,7 @@ class ControlDataModule(LabelledRollouts):
         return players
 
     def _label(self, batch: Batch, rng: np.random.Generator) -> Batch:
-        """The expert's word on a random share of the learner's own steps, as far as the budget goes."""
+        """The batch with the expert's labels on a random share of the learner's steps, within the budget."""
         if self.expert is None or not self.label_share:
             return batch
         assert batch.expert_mask is not None and batch.expert_actions is not None and batch.expert_params is not None
@@ -113,16 +116,16 @@ class ControlDataModule(LabelledRollouts):
         actions, _, params = self.expert.act(batch.obs[row, step])
         self.labels_used += count
 
-        def written(old: Tensor, new: Tensor | bool) -> Tensor:
+        def with_labels(old: Tensor, new: Tensor | bool) -> Tensor:
             old = old.clone()
             old[row, step] = new
             return old
 
         return replace(
             batch,
-            expert_mask=written(batch.expert_mask, True),
-            expert_actions=written(batch.expert_actions, actions),
-            expert_params={name: written(x, params[name]) for name, x in batch.expert_params.items()},
+            expert_mask=with_labels(batch.expert_mask, True),
+            expert_actions=with_labels(batch.expert_actions, actions),
+            expert_params={name: with_labels(x, params[name]) for name, x in batch.expert_params.items()},
         )
 
     @property
@@ -136,9 +139,9 @@ class ControlDataModule(LabelledRollouts):
         self.typical_length = max(float(batch.valid.sum(1).double().mean()), 1.0)
         sums = torch.tensor([*np.sum(self.finished, 0), len(self.finished)] if self.finished else [0.0] * 3)
         returns, steps, episodes = self._sum_over_ranks(sums.double()).tolist()
-        # Without any, every episode goes on in the next collection: nothing is said of this one.
+        # if no episode has ended, there is nothing to log
         self.statistics = {"return": returns / episodes, "length": steps / episodes} if episodes else {}
-        if injected.any() or "training" not in self.shown:  # the last episode in which the expert acted
+        if injected.any() or "training" not in self.exhibit_rows:  # prefer the last episode in which the expert acted
             self._show("training", batch, int(injected.sum(1).argmax()))
 
     # ---- checkpoint

@@ -1,4 +1,4 @@
-"""Playing episodes: the learner acts, the expert where the plan says so, only running rows are stepped."""
+"""Play episodes with a learner and an expert: a plan gives the expert's steps, and ended episodes are not stepped."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ IntArray = NDArray[np.int64]
 
 
 class Episodes(Protocol):
-    """B episodes under way, each a row; those that are over wait."""
+    """B episodes, one per row. An episode that has ended keeps its row but is not stepped."""
 
     obs_dim: int
     action_dim: int
 
     def __len__(self) -> int:
-        """B."""
+        """The number of episodes, B."""
 
     def observe(self, rows: IntArray) -> NDArray[Any]:
-        """(n, obs_dim) of the n `rows`."""
+        """Observations (n, obs_dim) of `rows`."""
 
     def step(self, rows: IntArray, actions: NDArray[Any]) -> tuple[FloatArray, BoolArray, BoolArray]:
-        """One decision, actions (n, action_dim), in each of the n `rows`.
+        """Take one step in each of the n `rows`, with actions (n, action_dim).
 
-        Returns: rewards, terminated, and over, which is terminated or truncated; each (n,).
+        Returns: rewards, terminated and over, (n,) each; over is True if the episode terminated or was truncated.
         """
 
 
@@ -47,13 +47,14 @@ def play_rows(
     takeover: Takeover | None = None,
     deterministic: bool = False,
 ) -> Batch:
-    """At most `horizon` steps of each of the B episodes, until it is over.
+    """Play each of the B episodes until it ends, for at most `horizon` steps.
 
     Args:
-        plan: (B, horizon) bool, where the expert acts; at most `expert_steps` times in all.
-        takeover: whose plan it is; where it asks for values, it is asked before each step about the rows in which the
-            learner would act, and `plan` takes its answers.
-    Returns: the rows, with `expert_*` filled in where the expert acted.
+        plan: (B, horizon) bool, True at the steps at which the expert acts.
+        expert_steps: maximum number of steps of the expert over all rows; None = no limit.
+        takeover: the rule that made the plan. If the rule needs values, it gets V of the learner's states before each
+            step, and its take-overs are written into `plan`.
+    Returns: the rows. `expert_*` is set at the steps at which the expert acted.
     """
     record = _record(episodes, horizon, expert)
     left = np.iinfo(np.int64).max if expert_steps is None else expert_steps
@@ -66,17 +67,17 @@ def play_rows(
         record["valid"][rows, t] = record["mask"][rows, t] = True
         if plan is not None and expert is not None and left > 0:
             if takeover is not None and takeover.asks is not None:
-                asked = (~plan[rows, t]).nonzero()[:, 0]
-                if len(asked):
-                    called = asked[takeover.calls(actor.values(obs[asked]))]
+                learner_rows = (~plan[rows, t]).nonzero()[:, 0]
+                if len(learner_rows):
+                    called = learner_rows[takeover.calls(actor.values(obs[learner_rows]))]
                     plan[rows[called], t : None if takeover.length is None else t + takeover.length] = True
-            taken = plan[rows, t].nonzero()[:left, 0]
-            if len(taken):
-                left -= len(taken)
-                actions[taken], log_probs[taken], params = expert.act(obs[taken])
-                record["mask"][rows[taken], t] = False
+            expert_rows = plan[rows, t].nonzero()[:left, 0]
+            if len(expert_rows):
+                left -= len(expert_rows)
+                actions[expert_rows], log_probs[expert_rows], params = expert.act(obs[expert_rows])
+                record["mask"][rows[expert_rows], t] = False
                 for name, x in params.items():
-                    record["expert_params"][name][rows[taken], t] = x
+                    record["expert_params"][name][rows[expert_rows], t] = x
         rewards, terminated, over = episodes.step(running, actions.numpy())
         record["obs"][rows, t], record["actions"][rows, t], record["log_probs"][rows, t] = obs, actions, log_probs
         record["rewards"][rows, t] = torch.from_numpy(rewards).float()
@@ -94,13 +95,13 @@ def _observed(episodes: Episodes, rows: IntArray) -> Tensor:
 
 
 def _record(episodes: Episodes, horizon: int, expert: Expert | None) -> dict[str, Any]:
-    """The fields of a collection by name, zeros that are written step by step."""
+    """The fields of a collection by name, all zeros; they are filled step by step."""
     shape = (len(episodes), horizon)
     record: dict[str, Any] = {name: torch.zeros(shape, dtype=torch.bool) for name in ("valid", "mask")}
     record |= {name: torch.zeros(shape) for name in ("log_probs", "rewards")}
     record |= {"obs": torch.zeros(*shape, episodes.obs_dim), "actions": torch.zeros(*shape, episodes.action_dim)}
     record["terminated"] = torch.zeros(len(episodes), dtype=torch.bool)
-    if expert is not None:  # asked once for the shapes: every collection has the same fields
+    if expert is not None:  # one call gives the shapes, so that every collection has the same fields
         params = expert.act(torch.zeros(1, episodes.obs_dim))[2]
         record["expert_params"] = {name: torch.zeros(*shape, *x.shape[1:]) for name, x in params.items()}
     return record

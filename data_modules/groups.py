@@ -1,4 +1,4 @@
-"""Rows that belong together: which group each is in, random parts that split none, and the order within."""
+"""Groups of rows: the group index of each row, random splits that keep groups together, and ranks within groups."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from lightning_nlf.batch import Batch
 
 
 def grouped(batch: Batch) -> tuple[Tensor, int]:
-    """Which group each row is in, (B,) from 0 to n − 1, and n. Without `group` every row is alone."""
+    """The group index of each row, (B,) from 0 to n − 1, and the number of groups n.
+
+    In a batch without `group`, every row is a group of its own.
+    """
     if batch.group is None:
         return torch.arange(len(batch)), len(batch)
     names, places = batch.group.cpu().unique(return_inverse=True)
@@ -18,20 +21,20 @@ def grouped(batch: Batch) -> tuple[Tensor, int]:
 
 
 def shuffled(batch: Batch, parts: int, rng: np.random.Generator) -> list[Tensor]:
-    """Row indices in `parts` random parts of nearly equal numbers of groups; rows of one group stay together.
+    """Split the row indices at random into `parts` parts with nearly equal numbers of groups; no group is split.
 
     Raises:
-        ValueError: fewer groups than parts.
+        ValueError: there are fewer groups than parts.
     """
     places, groups = grouped(batch)
     if groups < parts:
-        what = "rows" if batch.group is None else "groups"
-        raise ValueError(f"minibatches: {parts} parts asked of a collection of {groups} {what}")
+        unit = "rows" if batch.group is None else "groups"
+        raise ValueError(f"minibatches: a collection of {groups} {unit} cannot be split into {parts} parts")
     order = torch.from_numpy(rng.permutation(groups))
     return [torch.isin(places, part).nonzero()[:, 0] for part in order.tensor_split(parts)]
 
 
 def ranks(score: Tensor, group: Tensor) -> Tensor:
-    """(B,) 0 for the best of its group, equal for equal scores."""
+    """Rank of each row in its group, (B,): 0 for the highest score. Rows with equal scores have equal ranks."""
     better = (group[:, None] == group[None, :]) & (score[None, :] > score[:, None])
     return better.sum(1)

@@ -1,4 +1,4 @@
-"""Markdown that shows a text as it is: what a model said fetches no picture, and is no part of the page around it."""
+"""Escape text for Markdown, so that text from a model loads no images and cannot change the page around it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from data_modules.terminal import printable
 
 
 def escaped(text: str) -> str:
-    """What stands within a line, such as in the cell of a table."""
+    """Escape text for use within one line, such as in a table cell."""
     return re.sub(r"[\\`*_\[\]<|~]|&(?=#?\w+;)", r"\\\g<0>", printable(text))
 
 
 def word_for_word(text: str) -> str:
-    """Whole paragraphs.
+    """Escape text of one or more paragraphs, and keep its line breaks and indentation.
 
-    With hard breaks, as Markdown would join lines that no empty one is between, and with no-break spaces before lines
-    that are indented.
+    Line breaks become hard breaks, because Markdown would join the lines. Indentation becomes no-break spaces.
     """
     text = escaped(printable(text).strip("\n").expandtabs(4))
     text = re.sub(r"(?m)^( *)([#>+=-]|\d+(?=[.)]))", _defused, text)
@@ -25,5 +24,5 @@ def word_for_word(text: str) -> str:
 
 
 def _defused(begins: re.Match[str]) -> str:
-    """A line that would be a heading, a quotation, a rule or a part of a list."""
+    """Escape the start of a line, so that the line is not a heading, quotation, rule or list item."""
     return f"{begins[1]}{begins[2]}\\" if begins[2].isdigit() else f"{begins[1]}\\{begins[2]}"

@@ -1,4 +1,4 @@
-"""One trainer epoch = the rows of this rank, prepared once, and some passes of minibatches over them."""
+"""One Trainer epoch: collect and prepare this rank's rows once, then pass over them in minibatches."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from lightning_nlf.batch import Actor, Batch
 from lightning_nlf.maths.means import row_counts, stamp_totals
 from lightning_nlf.numbers import Seed, Size
 
-TRAINING, VALIDATION, TEST = range(3)  # streams of chance that never meet
+TRAINING, VALIDATION, TEST = range(3)  # independent random streams
 
 
 class MinibatchDataModule(SourceDataModule):
-    """Cuts rows into the micro-batches of optimizer steps that do not depend on how they were cut.
+    """Split rows into the micro-batches of optimizer steps. How a step is split does not change its gradient.
 
-    A child says where the rows come from (`collect`), and keeps `counters` and `statistics`. One whose model acts in
-    an evaluation says how (`evaluate`).
+    Subclasses implement `collect`, and set `counters` and `statistics`. Subclasses whose model acts in evaluations also
+    implement `evaluate`.
 
     Args:
-        seed: of everything drawn here; epoch i of rank r depends on (seed, i, r) alone, so a run that is resumed at
-            epoch i goes on as if it had never stopped.
-        minibatches: optimizer steps a pass; each has its share of the rows, and never splits a group.
-        passes: over the rows of one epoch.
-        rows_per_batch: rows that a network reads at a time, forward and backward: what bounds the memory. An optimizer
-            step of more rows has the same gradient, added up over its parts; held-out rows, a reference and values are
-            read in such parts too. Ranked groups are never split. Without it a network reads all rows of a step.
-        tokens_per_batch: the same by tokens, prompt and padding included; rows of like length are read together.
+        seed: seed for all random numbers of the DataModule; by default the run's `seed_everything`. The random numbers
+            of epoch i on rank r depend only on (seed, i, r), so a run resumed at epoch i continues as if it had not
+            stopped.
+        minibatches: number of optimizer steps per pass. The rows are divided among these steps, and no group is split.
+        passes: number of passes over the rows of one epoch.
+        rows_per_batch: maximum number of rows in one forward and backward pass; it limits memory use. An optimizer step
+            with more rows accumulates the same gradient over several batches. Held-out rows, reference
+            log-probabilities and values are computed in batches of this size too. Ranked groups are never split. None =
+            all rows of a step at once.
+        tokens_per_batch: the same limit in tokens, counting prompt and padding. Rows of similar length share a batch.
     """
 
     def __init__(
         self,
-        seed: Seed = 0,
+        seed: Seed | None = None,
         minibatches: Size = 1,
         passes: Size = 1,
         rows_per_batch: Size | None = None,
@@ -51,35 +53,40 @@ class MinibatchDataModule(SourceDataModule):
         at_least(1, minibatches=minibatches, passes=passes)
         at_least(1, rows_per_batch=rows_per_batch, tokens_per_batch=tokens_per_batch)
         self.rows_per_batch, self.tokens_per_batch = rows_per_batch, tokens_per_batch
-        self.seed, self.minibatches, self.passes = seed, minibatches, passes
+        self.seed, self.minibatches, self.passes = seed or 0, minibatches, passes
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
-        """This rank's rows of one epoch; counts what they cost."""
+        """Collect this rank's rows for one epoch, and add their cost to the counters."""
         raise NotImplementedError
 
-    def refuse_too_few(self, name: str, amount: int, what: str = "rows") -> None:
-        """Raises ValueError on every rank alike, so that none is left waiting for the others.
+    def refuse_too_few(self, name: str, amount: int, unit: str = "rows") -> None:
+        """Check that there are enough rows for all ranks and minibatches, on all ranks together so that none waits.
 
-        Args: amount: rows (or groups) of an epoch, over all ranks; name: the knob that says so.
+        Raises ValueError: there are too few rows.
+
+        Args: name: the setting that gives the number; amount: rows (or groups) in an epoch, over all ranks; unit: what
+            `amount` counts, for the error message.
         """
         parts = self._world_size * self.minibatches * self._accumulate
         if amount < parts:
-            raise ValueError(f"{name}: {amount} {what} for {parts} parts (processes × minibatches × accumulation)")
+            raise ValueError(
+                f"{name}: got {amount} {unit}, must be at least {parts} (processes × minibatches × accumulation)"
+            )
 
     # ---- from rows to optimizer steps
 
     @property
     def updates(self) -> int:
-        """Optimizer steps an epoch, the same on every rank."""
+        """Number of optimizer steps per epoch, the same on every rank."""
         return self.passes * self.minibatches
 
     def train_dataloader(self) -> DataLoader:
         return loader(self.iteration, self.updates * self._accumulate)
 
     def iteration(self) -> Iterator[Batch]:
-        """Collect, prepare, then the micro-batches of each optimizer step, with their totals stamped."""
+        """Collect and prepare the rows of an epoch, then yield the micro-batches of `cut`."""
         rng = self._rng(TRAINING, self.trainer.current_epoch)
-        torch.manual_seed(int(rng.integers(2**63)))  # actions, dropout: whatever draws until the next collection
+        torch.manual_seed(int(rng.integers(2**63)))  # for actions, dropout and everything until the next collection
         actor = self._actor
         with torch.no_grad():
             batch = actor.prepare(self.collect(actor, rng))
@@ -87,15 +94,15 @@ class MinibatchDataModule(SourceDataModule):
         yield from self.cut(batch, rng)
 
     def cut(self, batch: Batch, rng: np.random.Generator) -> Iterator[Batch]:
-        """The micro-batches of every optimizer step of an epoch whose prepared rows are `batch`."""
+        """Yield the micro-batches of all optimizer steps of an epoch, made from the prepared rows in `batch`."""
         steps = [rows for _ in range(self.passes) for rows in shuffled(batch, self.minibatches, rng)]
         yield from self._stamped([batch] * len(steps), steps, rng)
 
     def _stamped(self, batches: list[Batch], steps: list[Tensor], rng: np.random.Generator) -> Iterator[Batch]:
-        """The rows of each optimizer step, as micro-batches that know how many steps of each mask it has in all."""
-        # the same batch stands in many steps
-        known = {key: row_counts(batch) for key, batch in {id(batch): batch for batch in batches}.items()}
-        counts = [known[id(batch)] for batch in batches]
+        """Yield the micro-batches of each optimizer step, stamped with the mask totals of the whole step."""
+        # count each batch only once, because it may be in many steps
+        by_batch = {key: row_counts(batch) for key, batch in {id(batch): batch for batch in batches}.items()}
+        counts = [by_batch[id(batch)] for batch in batches]
         names = list(counts[0]) if counts else []
         local = [
             [count[name][rows.to(count[name].device)].sum() for name in names]
@@ -106,30 +113,30 @@ class MinibatchDataModule(SourceDataModule):
             parts = [rows]
             if self._accumulate > 1:
                 parts = [rows[part] for part in shuffled(batch[rows], self._accumulate, rng)]
-            named = dict(zip(names, total.to(batch.obs.device), strict=True))
-            yield from stamp_totals([batch[part] for part in parts], named, self._accumulate * self._world_size)
+            by_name = dict(zip(names, total.to(batch.obs.device), strict=True))
+            yield from stamp_totals([batch[part] for part in parts], by_name, self._accumulate * self._world_size)
 
-    # ---- evaluation by playing
+    # ---- evaluation by episodes
 
     def evaluate(self, actor: Actor, rng: np.random.Generator, deterministic: bool) -> Batch:
-        """This rank's share of the evaluation episodes; costs nothing that is counted."""
+        """Play this rank's share of the evaluation episodes, without adding their cost to the counters."""
         raise NotImplementedError
 
     def evaluated(self, deterministic: bool) -> None:
-        """After each `evaluate` of the Trainer's, on every rank."""
+        """Hook that runs on every rank after each `evaluate` that the Trainer starts."""
 
     def _evaluation_loaders(self, stream: int) -> list[DataLoader]:
-        def played(deterministic: bool) -> Iterator[Batch]:
+        def episodes(deterministic: bool) -> Iterator[Batch]:
             with self._apart(stream, deterministic) as rng:
                 batch = self.evaluate(self._actor, rng, deterministic)
                 self.evaluated(deterministic)
-            yield batch  # outside: Lightning holds the generator, and would stay within
+            yield batch  # outside the context, because Lightning leaves the generator suspended here
 
-        return [loader(partial(played, mode), 1) for mode in (True, False)]
+        return [loader(partial(episodes, mode), 1) for mode in (True, False)]
 
     @contextmanager
     def _apart(self, stream: int, deterministic: bool) -> Iterator[np.random.Generator]:
-        """Inside, nothing is drawn that training draws, and the same every time; without gradients."""
+        """Context without gradients, with fixed random numbers that leave those of training unchanged."""
         rng = self._rng(stream, int(deterministic))
         device = self.trainer.strategy.root_device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
@@ -154,7 +161,7 @@ class MinibatchDataModule(SourceDataModule):
         return np.random.default_rng(np.random.SeedSequence([self.seed, self.trainer.global_rank, *stream]))
 
     def _share(self, amount: int) -> int:
-        """This rank's part of `amount`, the remainder to the first ranks."""
+        """This rank's share of `amount`. The first ranks get the remainder."""
         return amount // self._world_size + (self.trainer.global_rank < amount % self._world_size)
 
     def _sum_over_ranks(self, x: Tensor) -> Tensor:
@@ -164,36 +171,39 @@ class MinibatchDataModule(SourceDataModule):
         return strategy.reduce(x.to(strategy.root_device), reduce_op="sum").cpu()
 
     def count(self, **amounts: int) -> None:
-        """Add to the counters, over all ranks."""
+        """Add amounts to the counters, summed over all ranks."""
         totals = self._sum_over_ranks(torch.tensor(list(amounts.values()), dtype=torch.float64))
         for name, total in zip(amounts, totals.tolist(), strict=True):
             self.counters[name] += round(total)
 
-    # ---- checkpoint: counters are the same everywhere, the rest is each rank's own
+    # ---- checkpoint: counters are the same on all ranks, and the rest of the state differs
 
     def rank_state(self) -> dict[str, Any]:
-        """What only this rank knows, as plain containers and tensors."""
+        """The state that differs between ranks, in plain containers and tensors."""
         return {}
 
     def load_rank_state(self, state: dict[str, Any]) -> None:
-        """Back to where `rank_state` was taken."""
+        """Restore the result of `rank_state`."""
 
     def state_dict(self) -> dict[str, Any]:
-        own = self.rank_state()
-        ranks: list[Any] = [own]
+        local = self.rank_state()
+        ranks: list[Any] = [local]
         if self._world_size > 1:
             ranks = [None] * self._world_size
-            torch.distributed.all_gather_object(ranks, own)
+            torch.distributed.all_gather_object(ranks, local)
         return {"counters": dict(self.counters), "statistics": dict(self.statistics), "ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         ranks = state_dict["ranks"]
         self.counters.update(state_dict["counters"])
-        self.statistics = dict(state_dict.get("statistics", {}))  # for a resume that goes on with a validation
+        self.statistics = dict(state_dict.get("statistics", {}))  # a resumed run may begin with a validation
         if self.trainer.state.fn != "fit":
-            return  # nothing is collected
+            return  # no collection follows
         if len(ranks) != self._world_size:
-            raise ValueError(f"the checkpoint is of {len(ranks)} processes, this run has {self._world_size}")
+            raise ValueError(
+                f"ckpt_path: the checkpoint has the state of {len(ranks)} processes, this run has {self._world_size}; "
+                "use the same number of devices"
+            )
         self.load_rank_state(ranks[self.trainer.global_rank])
 
 
@@ -202,7 +212,7 @@ class _Iterations(IterableDataset):
         self.start, self.length = start, length
 
     def __len__(self) -> int:
-        # Without a length Lightning fetches one batch ahead, and the rollout comes from a policy one update old.
+        # Without a length Lightning prefetches a batch, and the rollout would use a policy that is one update old.
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
@@ -210,6 +220,6 @@ class _Iterations(IterableDataset):
 
 
 def loader(start: Callable[[], Iterator[Batch]], length: int) -> DataLoader:
-    """A loader of `length` batches that `start` yields, each as it is."""
-    # Every iterator draws a seed for workers that are never started: from a generator that nobody else draws from.
+    """A DataLoader over the `length` batches that `start` yields."""
+    # Every iterator draws a seed for workers that never start; this generator is used by nothing else.
     return DataLoader(_Iterations(start, length), batch_size=None, generator=torch.Generator())

@@ -1,4 +1,4 @@
-"""Rows that are already there: a saved batch instead of rollouts."""
+"""Training on saved rows instead of rollouts."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ _NEEDED = ("obs", "actions", "valid", "mask")
 
 
 def save_batch(batch: Batch, path: str | Path) -> None:
-    """The fields that are there as a plain dict of tensors, for `OfflineDataModule`; totals are left out."""
+    """Save the fields of a batch, without totals, as a plain dict of tensors for `OfflineDataModule`."""
     torch.save(_plain(batch.detach().map(lambda x: x.cpu().clone())), path)
 
 
 def load_batch(path: str | Path) -> Batch:
-    """What `save_batch` wrote.
+    """Load a batch from a file that `save_batch` wrote.
 
     Raises:
-        ValueError: no such file, more in it than tensors, a field that is unknown, missing or has other rows.
+        ValueError: the file does not exist or holds something other than tensors; or a field is unknown, is missing, or
+            has a different number of rows from the other fields.
     """
     if not Path(path).is_file():
         raise ValueError(f"path: there is no file {path}")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         cause = str(error).partition("\n")[0]
-        raise ValueError(f"path: {path} is no file of plain tensors: {cause}") from None
-    if not isinstance(saved, dict):
-        raise ValueError(f"path: {path} holds a {type(saved).__name__} instead of a dict of field names and tensors")
-    return _checked(saved, f"path: {path}")
+        raise ValueError(f"path: {path} is not a file of plain tensors: {cause}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"path: {path} has a {type(content).__name__} instead of a dict of field names and tensors")
+    return _checked(content, f"path: {path}")
 
 
 def _plain(batch: Batch) -> dict[str, Any]:
@@ -48,22 +49,22 @@ def _plain(batch: Batch) -> dict[str, Any]:
     return {name: _plain(value) if isinstance(value, Batch) else value for name, value in present.items()}
 
 
-def _checked(saved: dict[str, Any], where: str) -> Batch:
-    if unknown := sorted(set(saved) - _FIELDS):
+def _checked(content: dict[str, Any], where: str) -> Batch:
+    if unknown := sorted(set(content) - _FIELDS):
         raise ValueError(f"{where}: unknown field {', '.join(unknown)}; a batch has {', '.join(sorted(_FIELDS))}")
-    if missing := [name for name in _NEEDED if name not in saved]:
+    if missing := [name for name in _NEEDED if name not in content]:
         raise ValueError(f"{where}: {', '.join(missing)} is missing; a batch needs {', '.join(_NEEDED)}")
-    if "view" in saved:
-        saved = saved | {"view": _checked(saved["view"], f"{where}, view")}
-    sizes = dict(size for name, value in saved.items() for size in _sizes(name, value, where))
+    if "view" in content:
+        content = content | {"view": _checked(content["view"], f"{where}, view")}
+    sizes = dict(size for name, value in content.items() for size in _sizes(name, value, where))
     for name, size in sizes.items():
         if size != sizes["mask"]:
             raise ValueError(f"{where}: {name} has {size} rows, mask has {sizes['mask']}")
-    return Batch(**saved)
+    return Batch(**content)
 
 
 def _sizes(name: str, value: Any, where: str) -> Iterator[tuple[str, int]]:
-    """The number of rows of every tensor in a field, by its full name."""
+    """The number of rows of each tensor in a field, with the tensor's full name."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _sizes(f"{name}.{key}", inner, where)
@@ -74,14 +75,14 @@ def _sizes(name: str, value: Any, where: str) -> Iterator[tuple[str, int]]:
 
 
 class OfflineDataModule(MinibatchDataModule):
-    """Trains on the rows of a file: behaviour cloning, replies that were scored once, whatever `save_batch` kept.
+    """Train on the rows of a file from `save_batch`, for example for behaviour cloning or on scored replies.
 
-    Every epoch the rows are prepared anew by the model and shuffled. Ranks share them by group, the same rows a rank
-    in every epoch.
+    In every epoch the model prepares the rows again, and the rows are shuffled. The groups of rows are divided among
+    the ranks, and each rank has the same rows in every epoch.
 
     Args:
-        path: of the file.
-        seed, minibatches, passes, rows_per_batch, tokens_per_batch: of `MinibatchDataModule`.
+        path: path of the file.
+        seed, minibatches, passes, rows_per_batch, tokens_per_batch: see `MinibatchDataModule`.
     """
 
     def __init__(self, path: str, **kwargs: Any) -> None:

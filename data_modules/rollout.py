@@ -1,4 +1,4 @@
-"""Fresh rows for every epoch, played by the model that is being trained; and episodes to evaluate it on."""
+"""Rollouts: in every epoch the policy in training collects new rows. Evaluations play episodes with the policy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lightning_nlf.batch import Batch
 
 
 class RolloutDataModule(MinibatchDataModule):
-    """Collects with the model that is being trained, and cuts what it collected into minibatches.
+    """Collect rows with the policy in training, and split them into minibatches.
 
-    A child says how to `collect` and how to `evaluate`, and keeps `counters` and `statistics`.
+    Subclasses implement `collect` and `evaluate`, and set `counters` and `statistics`.
 
-    Args: seed, minibatches, passes, rows_per_batch, tokens_per_batch: of `MinibatchDataModule`.
+    Args: seed, minibatches, passes, rows_per_batch, tokens_per_batch: see `MinibatchDataModule`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -37,11 +37,12 @@ class RolloutDataModule(MinibatchDataModule):
 
 
 class LabelledRollouts(RolloutDataModule):
-    """Rollouts with labels of an expert, which may be remembered over collections.
+    """Rollouts with labels from an expert. A label buffer may keep the labels for later collections.
 
     Args:
-        label_buffer: remembers the expert's labels, for imitation on top of the minibatches.
-        seed, minibatches, passes, rows_per_batch, tokens_per_batch: of `MinibatchDataModule`.
+        label_buffer: buffer that stores the expert's labels for imitation steps in addition to the minibatches; None =
+            no buffer.
+        seed, minibatches, passes, rows_per_batch, tokens_per_batch: see `MinibatchDataModule`.
     """
 
     def __init__(self, label_buffer: LabelBuffer | None = None, **kwargs: Any) -> None:
@@ -58,8 +59,8 @@ class LabelledRollouts(RolloutDataModule):
         yield from super().cut(batch, rng)
         if self.label_buffer is not None:
             updates = range(self.label_buffer.updates)
-            drawn = [self.label_buffer.draw(batch, rng, self._accumulate) for _ in updates]
-            yield from self._stamped(drawn, [torch.arange(len(labels)) for labels in drawn], rng)
+            labels = [self.label_buffer.draw(batch, rng, self._accumulate) for _ in updates]
+            yield from self._stamped(labels, [torch.arange(len(rows)) for rows in labels], rng)
 
     # ---- checkpoint
 

@@ -1,4 +1,7 @@
-"""The one contract between environments and objectives. Imports torch only."""
+"""The `Batch` that environments and objectives exchange, and the protocols of models, experts and scorers.
+
+Imports torch only.
+"""
 
 from __future__ import annotations
 
@@ -12,52 +15,52 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of T steps, right-padded; control and text differ only in the trailing shapes.
+    """B rows of T steps, right-padded. Batches of control and of text differ only in the trailing dimensions.
 
-    One row is one episode, one fragment of it, or one dialogue: no boundary lies inside a row.
-    All but the first four fields are optional.
+    A row is one episode, a fragment of one episode, or one dialogue. No episode boundary lies inside a row.
+    All fields except the first four are optional.
     """
 
     obs: Tensor  # (B, T, *obs)  state, or token ids
-    actions: Tensor  # (B, T, *act)  as sampled, before the environment clips; or the next token
-    valid: Tensor  # (B, T) bool  somebody decided here, learner or expert; returns and γ run over these steps
-    mask: Tensor  # (B, T) bool, ⊆ valid  the learner acted here and learns from it
-    log_probs: Tensor | None = None  # (B, T) of the behaviour, whoever acted
+    actions: Tensor  # (B, T, *act)  as sampled, before the environment clips them; for text, the next token
+    valid: Tensor  # (B, T) bool  the learner or an expert decided here; returns and γ count only these steps
+    mask: Tensor  # (B, T) bool, ⊆ valid  the learner acted here and learns from this step
+    log_probs: Tensor | None = None  # (B, T) under the behaviour policy, learner or expert
     rewards: Tensor | None = None  # (B, T)
     values: Tensor | None = None  # (B, T)
     returns: Tensor | None = None  # (B, T)
     advantages: Tensor | None = None  # (B, T)
     ref_log_probs: Tensor | None = None  # (B, T)
-    final_obs: Tensor | None = None  # (B, *obs)  what followed the last step
-    terminated: Tensor | None = None  # (B,) bool  ended by the environment; else truncated, and V(final_obs) follows
+    final_obs: Tensor | None = None  # (B, *obs)  the observation after the last step
+    terminated: Tensor | None = None  # (B,) bool  ended by the environment; a truncated row adds V(final_obs)
     expert_actions: Tensor | None = None  # (B, T, *act)  what the expert did, or would have done
-    expert_mask: Tensor | None = None  # (B, T) bool  where that is known; it means nothing else
+    expert_mask: Tensor | None = None  # (B, T) bool  True only means that `expert_actions` is known at this step
     expert_params: dict[str, Tensor] | None = None  # each (B, T, …): {"mean", "std"} or {"logits"}
-    group: Tensor | None = None  # (B,) int  rows of one prompt share it; a minibatch never splits a group
-    rank: Tensor | None = None  # (B,) int  0 is best, equal is a tie, −1 is unranked
+    group: Tensor | None = None  # (B,) int  rows of one prompt share a group; a minibatch never splits a group
+    rank: Tensor | None = None  # (B,) int  0 is best, equal ranks are a tie, −1 is unranked
     score: Tensor | None = None  # (B,)
-    view: Batch | None = None  # the same actions in the same order behind another prompt
-    masks: dict[str, Tensor] = field(default_factory=dict)  # each (B, T) or (B,) bool: what a term may be a mean over
-    metrics: dict[str, Tensor] = field(default_factory=dict)  # each (B,): numbers of an episode, logged; NaN if unknown
-    extra: dict[str, Tensor] = field(default_factory=dict)  # each (B,) or (B, T, …): anything else
-    # True steps of each mask, averaged over the micro-batches and ranks of one optimizer step (`stamp_totals`)
+    view: Batch | None = None  # the same actions in the same order after another prompt
+    masks: dict[str, Tensor] = field(default_factory=dict)  # each (B, T) or (B,) bool: what a term averages over
+    metrics: dict[str, Tensor] = field(default_factory=dict)  # each (B,): one logged number per episode; NaN if unknown
+    extra: dict[str, Tensor] = field(default_factory=dict)  # each (B,) or (B, T, …): everything else
+    # Number of True steps in each mask, averaged over the micro-batches and ranks of an optimizer step (`stamp_totals`)
     totals: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for field_name in ("extra", "masks", "metrics"):
             for name, x in getattr(self, field_name).items():
                 if x.ndim > 1 and x.shape[:2] != self.mask.shape[:2]:
-                    raise ValueError(f"{field_name}.{name}: shape {tuple(x.shape)} is neither (B,) nor (B, T, …)")
+                    raise ValueError(f"{field_name}.{name}: shape {tuple(x.shape)} must be (B,) or (B, T, …)")
 
     def __len__(self) -> int:
         return len(self.mask)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
-        """`fn` applied to every tensor that has rows; `totals` stay."""
+        """Apply `fn` to every tensor with rows. `totals` are kept as they are."""
         return _map(fn, self)
 
     def __getitem__(self, rows: Any) -> Batch:
-        """The chosen rows, with padding on the right cut to the longest of them; totals are dropped.
+        """Select rows, and cut the padding to the longest selected row. `totals` are dropped.
 
         `rows` is a slice, an index tensor (n,) or a boolean tensor (B,).
         """
@@ -65,7 +68,7 @@ class Batch:
         return chosen.trim()
 
     def trim(self) -> Batch:
-        """Without the columns on the right in which no row has a valid or an expert step."""
+        """Remove the columns on the right in which no row has a valid step or an expert step."""
         used = self.valid if self.expert_mask is None else self.valid | self.expert_mask
         columns = used.any(0).nonzero()
         length = int(columns[-1]) + 1 if len(columns) else 1
@@ -78,23 +81,23 @@ class Batch:
             for name in _WITH_ROWS
             if name not in _PER_ROW and (value := getattr(self, name)) is not None
         }
-        named: dict[str, Any] = {
+        dicts: dict[str, Any] = {
             name: {key: x if x.ndim == 1 else x[:, :length] for key, x in getattr(self, name).items()}
             for name in ("masks", "extra")
         }
-        return replace(self, **cut, **named, view=view)
+        return replace(self, **cut, **dicts, view=view)
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
-        """Every tensor moved, `totals` too. Lightning calls this to bring a batch to the device."""
+        """Move every tensor, including `totals`. Lightning calls this to move a batch to the device."""
         totals = {name: total.to(*args, **kwargs) for name, total in self.totals.items()}
         return replace(self.map(lambda x: x.to(*args, **kwargs)), totals=totals)
 
     def with_masks(self, **masks: Tensor) -> Batch:
-        """With more named masks, each (B, T) or (B,) bool."""
+        """A copy with additional named masks, each (B, T) or (B,) bool."""
         return replace(self, masks=self.masks | masks)
 
     def with_extra(self, **tensors: Tensor) -> Batch:
-        """With more tensors in `extra`, each (B,) or (B, T, …)."""
+        """A copy with additional tensors in `extra`, each (B,) or (B, T, …)."""
         return replace(self, extra=self.extra | tensors)
 
     def detach(self) -> Batch:
@@ -102,18 +105,18 @@ class Batch:
 
 
 class MissingField(ValueError):
-    """The batch lacks a field that a term needs."""
+    """The batch lacks a field that a term of the loss needs."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Tokens of prompts that are read, and tokens that are sampled behind them at most."""
+    """Cost of sampling one reply: the number of prompt tokens, and the maximum number of sampled tokens."""
 
     prompts: int = 0
     new: int = 0
 
-    def __add__(self, other: Sampling) -> Sampling:
-        return Sampling(self.prompts + other.prompts, self.new + other.new)
+    def __add__(self, term: Sampling) -> Sampling:
+        return Sampling(self.prompts + term.prompts, self.new + term.new)
 
     def __mul__(self, times: int) -> Sampling:
         return Sampling(self.prompts * times, self.new * times)
@@ -121,11 +124,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Workload:
-    """Rows and tokens of one training iteration of language, over all ranks; an estimate, where replies are sampled.
+    """Rows and tokens of one training iteration on text, over all ranks. Estimated if replies are sampled.
 
     Args:
-        rows: that are learned from; tokens: of these, prompts included; passes: how often each is learned from.
-        collection: what an iteration samples; evaluation: what one validation does.
+        rows: number of rows in the training data of the iteration.
+        tokens: number of tokens in these rows, including prompts.
+        passes: number of passes over these rows.
+        collection: number of tokens that one iteration reads and samples.
+        evaluation: number of tokens that one validation reads and samples.
     """
 
     rows: int
@@ -136,11 +142,14 @@ class Workload:
 
 
 class TeacherStopped(RuntimeError):
-    """A judge, critic or user cannot go on: nobody answers, or the budget is spent. What was answered is kept."""
+    """A judge, critic or user cannot continue, because it does not answer or its budget is spent.
+
+    Earlier answers are kept.
+    """
 
 
 def required(x: Tensor | None, message: str) -> Tensor:
-    """x; raises MissingField with the message where there is none."""
+    """Return x, or raise MissingField with `message` if x is None."""
     if x is None:
         raise MissingField(message)
     return x
@@ -162,10 +171,10 @@ def _map(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def stack_rows(batches: Sequence[Batch]) -> Batch:
-    """One batch with the rows of all, padded on the right with zeros (False in masks) to the longest.
+    """Concatenate the rows of all batches, padded on the right with zeros (False in masks) to the longest row.
 
     Raises:
-        ValueError: a field is present in some of them only.
+        ValueError: only some of the batches have a field.
     """
     length = max(batch.mask.shape[1] for batch in batches)
 
@@ -173,7 +182,7 @@ def stack_rows(batches: Sequence[Batch]) -> Batch:
         if all(v is None for v in values):
             return None
         if any(v is None for v in values):
-            raise ValueError(f"cannot stack batches: {name} is missing in some of them")
+            raise ValueError(f"cannot stack batches: only some of them have the field {name}")
         if isinstance(values[0], dict):
             keys = dict.fromkeys(key for v in values for key in v)
             return {key: join(f"{name}.{key}", [v.get(key) for v in values]) for key in keys}
@@ -187,13 +196,13 @@ def stack_rows(batches: Sequence[Batch]) -> Batch:
 
 
 def pad_steps(x: Tensor, length: int) -> Tensor:
-    """x (B, T, …) → (B, length, …), zeros on the right."""
+    """Pad x (B, T, …) with zeros on the right to (B, length, …)."""
     short = length - x.shape[1]
     return x if short == 0 else torch.cat([x, x.new_zeros(x.shape[0], short, *x.shape[2:])], 1)
 
 
 class Replier(Protocol):
-    """Whoever replies: the model that is trained, or an expert in its place."""
+    """A model that writes replies: the learner, or an expert that replaces it."""
 
     def reply(
         self,
@@ -213,80 +222,96 @@ class Replier(Protocol):
         keep: Tensor | None = None,
         limits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """One turn of text: what is new since `state`, ids (B, L) right-padded with lengths (B,), each ≥ 1.
+        """Sample one turn of text.
 
-        Args: as of `lightning_nlf.language.generation.reply`.
-        Returns tokens (B·copies, N ≤ max_new), right-padded; log_probs (B·copies, N); lengths (B·copies,), the stop
-        token included; the state for the next turn if there is one (`resume`), else None.
+        Args:
+            ids: (B, L), the tokens that follow those in `state`, right-padded.
+            lengths: (B,), the number of these tokens in each row, at least 1.
+
+        The other arguments are explained in `lightning_nlf.language.generation.reply`.
+
+        Returns:
+            tokens (B·copies, N ≤ max_new), right-padded; log_probs (B·copies, N); lengths (B·copies,), including the
+            stop token; the state for the next turn if `resume` is set and possible, else None.
         """
         ...
 
 
 class Actor(Replier, Protocol):
-    """All that a DataModule may know of a model. Runs in eval mode, without gradients, in the Trainer's precision."""
+    """The methods of a model that a DataModule may call.
+
+    They run in eval mode, without gradients, in the Trainer's precision.
+    """
 
     def act(
         self, obs: Tensor, state: Any = None, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
-        """One step of control: obs (B, *obs) → actions (B, *act), log_probs (B,), values (B,) or None, state.
+        """Sample one action: obs (B, *obs) → actions (B, *act), log_probs (B,), values (B,) or None, state.
 
-        `values` is None where `prepare` computes them in one pass. `state` is a recurrent network's, None at first.
+        `values` is None if `prepare` computes all values in one pass. `state` belongs to a recurrent network; it is
+        None at the first step.
         """
         ...
 
     def values(self, obs: Tensor) -> Tensor:
-        """What the critic says of single states, for a take-over that depends on it: obs (N, *obs) → V (N,).
+        """The critic's values of single states, for a take-over that depends on these values: obs (N, *obs) → V (N,).
 
         Raises:
-            ValueError: there is no critic of states.
+            ValueError: the model has no critic of states.
         """
         ...
 
     def token_values(self, batch: Batch) -> Tensor:
-        """What the critic says before each valid step of replies, for a take-over that depends on it: V (B, T), else 0.
+        """The critic's values before each valid step, for a take-over that needs these values: V (B, T), 0 elsewhere.
 
         Raises:
-            ValueError: there is no critic.
+            ValueError: the model has no critic.
         """
         ...
 
     def token_log_probs(self, batch: Batch) -> Tensor:
-        """How likely the actions of `mask` are to it now: (B, T), 0 elsewhere."""
+        """Log-probabilities of the actions at `mask` under the current policy: (B, T), 0 elsewhere."""
         ...
 
     def prepare(self, batch: Batch) -> Batch:
-        """What is computed once per collection: values, returns, advantages, all moments over all ranks."""
+        """Compute values, returns and advantages, once per collection.
+
+        Means and variances are computed over all ranks.
+        """
         ...
 
 
 class Expert(Protocol):
-    """Whoever can act in the learner's place, and say how: injected in the yaml by `class_path`."""
+    """Expert for control: acts in place of the learner, and gives its own distribution.
+
+    Set in the yaml by `class_path`.
+    """
 
     def act(self, obs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """obs (N, *obs) → actions (N, *act), log_probs (N,), the distribution's parameters, each (N, …).
+        """Sample actions: obs (N, *obs) → actions (N, *act), log_probs (N,), distribution parameters, each (N, …).
 
-        A deterministic expert's log_probs are +inf, the log-density of a point mass: importance weights
-        against it are refused.
+        A deterministic expert returns log_probs of +inf, the log-density of a point mass. Importance weights against
+        such an expert are refused.
         """
         ...
 
 
 class TextExpert(Replier, Protocol):
-    """Whoever can go on in the learner's words, or say what it would have: injected in the yaml by `class_path`."""
+    """Expert for text: continues the learner's reply or labels its tokens. Set in the yaml by `class_path`."""
 
     def label(self, obs: Tensor, where: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What it would have said at the N True steps of `where` (B, T), behind the tokens obs (B, T).
+        """Sample the expert's tokens at the N True steps of `where` (B, T), given the tokens obs (B, T).
 
-        Returns actions (N,), drawn from its distribution, and that distribution's parameters, each (N, …).
+        Returns actions (N,) and the parameters of the distribution that they are drawn from, each (N, …).
         """
         ...
 
 
 class Scorer(Protocol):
-    """Whoever pays for text in the place of the true reward: a reward model, injected in the yaml by `class_path`."""
+    """Reward for text that replaces the true reward, such as a reward model. Set in the yaml by `class_path`."""
 
     def score(self, batch: Batch) -> Tensor:
-        """Rewards (B, T) on valid steps: of a whole reply on its last one, of a process at the ends of its steps.
+        """Rewards (B, T), at the last valid step if a whole reply is scored, else at the end of each step of the reply.
 
         Needs `obs`, `actions`, `valid`, `mask` and `final_obs`.
         """

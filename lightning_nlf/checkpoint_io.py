@@ -1,4 +1,4 @@
-"""How a checkpoint gets onto the disk and back: whole or not at all, and never as code."""
+"""Save checkpoints atomically, and load them without running code."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from lightning.fabric.plugins import CheckpointIO
 
 from lightning_nlf.checkpoint_content import check_run
 
-# How torch's reader says that bytes are missing or wrong.
+# Errors that torch's reader raises for a damaged file.
 _DAMAGE = (RuntimeError, OSError, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError)
-SYNC_SECONDS = 5.0  # between two fsyncs of one file: they take some ms, and `last` is written every iteration
+SYNC_SECONDS = 5.0  # minimum time between two fsyncs of one file: an fsync takes some ms, and last.ckpt is saved often
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Writes beside the old file and renames; reads tensors and plain containers only.
+    """Checkpoint plugin that replaces files atomically, and loads only tensors and plain containers.
 
-    A process that is killed leaves the old or the new file whole. So does a power cut, if the file had not been
-    written within `SYNC_SECONDS` before; a file that has not been synced is, when the stage ends.
+    If the process is killed, either the old or the new file is complete. The same holds after a power cut, unless the
+    file was already saved within the last `SYNC_SECONDS`. The remaining files are synced at the end of the stage.
     """
 
     def __init__(self) -> None:
-        self._synced: dict[Path, float] = {}  # when each file was last on the disk for sure
+        self._synced: dict[Path, float] = {}  # time of the last sync of each file
         self._unsynced: set[Path] = set()
         self._checked = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Replaces `path` in one step.
+        """Save a checkpoint by replacing `path` atomically.
 
         Raises:
-            OSError: it could not be written (disk full, folder read-only); the file that was there is untouched.
-            ValueError: the checkpoint holds objects that `load_checkpoint` would refuse. Asked of the first save
-                only: the next hours would be lost if that came out at the resume.
+            OSError: The file could not be written (disk full, folder read-only). The old file is unchanged.
+            ValueError: The checkpoint holds objects that `load_checkpoint` would refuse. Only the first save is
+                checked, so that a run does not train for hours and then fail to resume.
         """
         if storage_options is not None:
-            raise ValueError("storage_options: checkpoints are local files, got options")
+            raise ValueError("storage_options: not supported, because checkpoints are local files")
         path = Path(path)
-        # One name, not a random one: what a kill left behind is overwritten, not collected.
+        # The temporary name is fixed, so that the next save overwrites the leftover of a killed process.
         part = path.with_name(f".{path.name}.part")
         now = time.monotonic()
         sync = now - self._synced.get(path, -SYNC_SECONDS) >= SYNC_SECONDS
@@ -59,7 +59,7 @@ class SafeCheckpointIO(CheckpointIO):
             part.unlink(missing_ok=True)
             reason = error.strerror or error
             raise OSError(
-                error.errno, f"cannot save the checkpoint, the one before is kept: {reason}", str(path)
+                error.errno, f"cannot save the checkpoint; the previous one is unchanged: {reason}", str(path)
             ) from error
         if sync:
             self._synced[path] = now
@@ -70,36 +70,37 @@ class SafeCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The checkpoint at `path`, without running anything in it.
+        """Load a checkpoint without running any code in it.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it holds code or foreign objects, it is cut short or no checkpoint, or `weights_only` is False.
+            FileNotFoundError: The file does not exist.
+            ValueError: The file contains code or unknown objects, is damaged, or is not a checkpoint. Also if
+                `weights_only` is False.
         """
         if weights_only is False:
             raise ValueError(
-                f"{path}: checkpoints are never loaded with weights_only=False, which would run their code"
+                f"{path}: weights_only=False is not supported, because it would run code in the checkpoint"
             )
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no checkpoint at {path}")
+            raise FileNotFoundError(f"the checkpoint {path} does not exist")
         with open(path, "rb") as file:
             try:
                 _check_sums(file)
-                loaded = torch.load(file, map_location=map_location, weights_only=True)
+                content = torch.load(file, map_location=map_location, weights_only=True)
             except pickle.UnpicklingError as error:
                 raise ValueError(_refusal(path, error)) from None
             except (*_DAMAGE, zipfile.BadZipFile, zlib.error) as error:
-                raise ValueError(f"{path} is cut short, damaged, or no checkpoint") from error
-        if not isinstance(loaded, dict):
-            raise ValueError(f"{path} is no checkpoint: it holds a {type(loaded).__name__}")
-        return loaded
+                raise ValueError(f"{path} is damaged, incomplete or not a checkpoint") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is not a checkpoint: it contains a {type(content).__name__}")
+        return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Removes the file, if there is one."""
+        """Delete the file if it exists."""
         Path(path).unlink(missing_ok=True)
 
     def teardown(self) -> None:
-        """Brings to the disk what the last saves left to the operating system."""
+        """Sync the files whose last save was not synced."""
         for path in self._unsynced:
             if path.exists():
                 _sync(path)
@@ -112,9 +113,9 @@ class SafeCheckpointIO(CheckpointIO):
             torch.load(part, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             part.unlink()
-            what = _foreign(error)
+            foreign = _foreign(error)
             raise ValueError(
-                f"{path} would hold {what}, and so could never be loaded again: save plain values"
+                f"{path}: the checkpoint contains {foreign}, so it could not be loaded again; save plain values instead"
             ) from None
         self._checked = True
 
@@ -124,7 +125,7 @@ def _write(checkpoint: dict[str, Any], part: Path, sync: bool) -> None:
         try:
             torch.save(checkpoint, file)
         except RuntimeError:
-            if file.error is not None:  # torch hides the cause behind "unexpected pos"
+            if file.error is not None:  # torch only reports "unexpected pos"
                 raise file.error from None
             raise
         file.flush()
@@ -133,19 +134,23 @@ def _write(checkpoint: dict[str, Any], part: Path, sync: bool) -> None:
 
 
 class RunCheckpointIO(SafeCheckpointIO):
-    """The same for a Trainer, which gets nothing but a whole checkpoint of a run."""
+    """Checkpoint plugin for a Trainer. In addition, it checks that a checkpoint has all parts of a run."""
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Raises: as `SafeCheckpointIO.load_checkpoint`; ValueError: a part that every stage reads is missing."""
+        """Load a checkpoint as `SafeCheckpointIO` does.
+
+        Raises:
+            FileNotFoundError, ValueError: As in `SafeCheckpointIO`. Also if a part that every stage needs is missing.
+        """
         checkpoint = super().load_checkpoint(path, map_location, weights_only)
         check_run(checkpoint, path)
         return checkpoint
 
 
 class _Recorder(io.BufferedWriter):
-    """A file that remembers why a write failed."""
+    """A file writer that keeps the error of a failed write."""
 
     error: OSError | None = None
 
@@ -158,11 +163,15 @@ class _Recorder(io.BufferedWriter):
 
 
 def _check_sums(file: IO[bytes]) -> None:
-    """Compares all bytes with their checksums, which torch writes and does not read. Raises BadZipFile."""
+    """Check the checksums of all bytes. Torch writes checksums but never checks them.
+
+    Raises:
+        zipfile.BadZipFile: The file was changed.
+    """
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as content:
             if (name := content.testzip()) is not None:
-                raise zipfile.BadZipFile(f"{name} is not what was written")
+                raise zipfile.BadZipFile(f"the checksum of {name} is wrong")
     file.seek(0)
 
 
@@ -176,10 +185,11 @@ def _sync(path: Path) -> None:
 
 def _refusal(path: str | Path, error: pickle.UnpicklingError) -> str:
     if not zipfile.is_zipfile(path) and "GLOBAL" not in str(error):
-        return f"{path} is cut short, damaged, or no checkpoint"
-    return f"{path} is refused: it holds {_foreign(error)}, which only running its code could load"
+        return f"{path} is damaged, incomplete or not a checkpoint"
+    return f"{path} was refused: it contains {_foreign(error)}, and loading that would run code"
 
 
 def _foreign(error: pickle.UnpicklingError) -> str:
+    """Describe the object that torch refused to load."""
     words = str(error).split("GLOBAL ", 1)
-    return f"`{words[1].split()[0]}`" if len(words) == 2 else "more than tensors and plain values"
+    return f"`{words[1].split()[0]}`" if len(words) == 2 else "objects other than tensors and plain values"

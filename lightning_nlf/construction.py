@@ -1,4 +1,4 @@
-"""Objects from `class_path` and `init_args`: how the yaml is read, and a module rebuilt from its checkpoint alone."""
+"""Build objects from `class_path` and `init_args`: parse a yaml, and rebuild a module from its checkpoint."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ _TRAINING = ("optimizer", "lr_scheduler")  # arguments that only training needs
 Module = TypeVar("Module", bound=LightningModule)
 
 set_parsing_settings(
-    # With "omegaconf+" this makes `${seed_everything}` follow a second --config and flags; else it is silently stale.
+    # With "omegaconf+", `${seed_everything}` follows a second --config and flags. Otherwise it silently keeps its old
+    # value.
     omegaconf_absolute_to_relative_paths=True,
-    # A schedule is a dataclass, and has subclasses.
+    # A schedule is a dataclass with subclasses.
     subclasses_enabled=["is_pure_dataclass"],
 )
 
 
 class ConstructionFailed(BaseException):
-    """A constructor raised; the error is the cause.
+    """A constructor raised an error, which is the `__cause__` of this exception.
 
-    A BaseException, as jsonargparse takes every Exception of a constructor for a sign that another type was meant, and
-    reports a bug as a mistake in the yaml.
+    This is a BaseException because jsonargparse treats an Exception in a constructor as a sign that another type was
+    meant, and would report a bug as a mistake in the yaml.
     """
 
     def __init__(self, class_type: type) -> None:
@@ -43,16 +44,17 @@ class ConstructionFailed(BaseException):
 
 
 def surfacing(instantiate: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """The instantiator, which wants links, with what a constructor raises brought to the surface.
+    """Wrap an instantiator so that an error in a constructor is raised as ConstructionFailed.
 
-    Without one: what jsonargparse does, which is to call the class.
+    `instantiate` is an instantiator that resolves links between arguments. By default the class is called, as in
+    jsonargparse.
     """
 
     def construct(class_type: type, *args: Any, **kwargs: Any) -> Any:
         try:
             refuse_incomplete(class_type, kwargs)
             return instantiate(class_type, *args, **kwargs) if instantiate else class_type(*args, **kwargs)
-        except Exception as error:  # all of them: it is re-raised, under a name that gets through
+        except Exception as error:  # every error is re-raised, as a type that jsonargparse does not catch
             raise ConstructionFailed(class_type) from error
 
     def construct_linked(class_type: type, *args: Any, applied_instantiation_links: dict, **kwargs: Any) -> Any:
@@ -69,56 +71,59 @@ def rebuild(
     trust: Sequence[str] | None = None,
     **changes: Any,
 ) -> Module:
-    """The module of a checkpoint that a run of the command line has written, with its networks and weights.
+    """Rebuild a module, with its networks and weights, from a checkpoint that the command line wrote.
 
-    Nothing in the file is run, and nothing is imported that it names, but classes of this project, torch's networks,
-    and those of the packages that `trust` names. They must be subclasses of `base`, and of what its parameters ask for.
-    An optimizer of another package is left out: the module acts, and says so when it is to be trained.
+    No code in the file runs. The file can only name classes of this project, torch's networks, and classes of the
+    packages in `trust`. The classes must be subclasses of `base`, or of the types of its parameters. An optimizer from
+    another package is left out. The module can then act, but raises an error if it is trained.
 
     Args:
-        base: the class or one above it.
-        strict: whether every weight must have its place, and every place its weight.
-        trust: packages of your own, such as ["mypkg"]: their code is run.
-        changes: of init_args, at the top level.
+        base: the class of the module, or one of its parent classes.
+        strict: whether the names of the weights and the parameters must match one to one.
+        trust: your own packages, such as ["mypkg"]; their code is run.
+        changes: new values of top-level `init_args`.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such checkpoint, or it is damaged or holds code; or it is of a module
-            built by hand, and does not say how, or of one that is no `base`; a class or parameter it names does not
-            exist (any more), is no subclass, or not trusted; a network cannot be built of its values; the weights do
-            not fit.
+        FileNotFoundError, ValueError: the checkpoint does not exist, is damaged or contains code; the module in the
+            checkpoint is not a `base`, or was built manually, so that its arguments are not recorded; a class or
+            parameter in the checkpoint does not exist (any more), is not a subclass, or is not trusted; a network
+            cannot be built from its values; the weights do not fit.
     """
     checkpoint = SafeCheckpointIO().load_checkpoint(path, map_location)
     state, init_args = weights_of(checkpoint, path), with_current_names(arguments_of(checkpoint, path))
     class_path = init_args.pop("_class_path")
     init_args.pop("_instantiator", None)
-    with _named(path):
+    with _with_path(path):
         init_args = _on_bases(_without_sources(init_args, state), bases_in(checkpoint))
-    saved = {"_class_path": class_path} | init_args | changes
-    with trusting(trust), _named(path):
+    hyper_parameters = {"_class_path": class_path} | init_args | changes
+    with trusting(trust), _with_path(path):
         unused = {name: init_args.pop(name) for name in _TRAINING if not may_be_named(init_args.get(name))}
         parser = CheckpointParser(exit_on_error=False)
         parser.add_subclass_arguments(base, "module", fail_untyped=False, required=True)
         parser.add_instantiator(surfacing(), object)
         config = parser.parse_trusted({"module": {"class_path": class_path, "init_args": init_args | changes}})
-        with recorded_as(saved):  # for its next checkpoint
+        with recorded_as(hyper_parameters):  # the next checkpoint of this module records them
             module: Module = parser.build(config).module
         module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"], strict=strict)  # with the bases that it names
+        module.load_state_dict(checkpoint["state_dict"], strict=strict)  # includes the base models of LoRA adapters
     if set(unused) - set(changes):
         module.optimizer = partial(_not_trained, path, unused)  # type: ignore[assignment]
     return module
 
 
 @contextmanager
-def _named(path: str | Path) -> Iterator[None]:
-    """What a damaged or foreign checkpoint makes break is said in one line with its name; the cause goes along."""
+def _with_path(path: str | Path) -> Iterator[None]:
+    """Replace an error from a damaged or foreign checkpoint by one line with the path.
+
+    The original error is kept as the cause.
+    """
     try:
         yield
     except OSError:
         raise
     except ConstructionFailed as failed:
         raise ValueError(f"{path}: {failed.class_name}: {_first_line(failed.__cause__)}") from failed.__cause__
-    except Exception as error:  # all of them: the values that a constructor was given are the file's
+    except Exception as error:  # any error is possible: the constructor's arguments come from the file
         raise ValueError(f"{path}: {_first_line(error)}") from error
 
 
@@ -130,11 +135,11 @@ def _first_line(error: BaseException | None) -> str:
 def _not_trained(path: str | Path, unused: Mapping[str, Any], *parameters: Any) -> NoReturn:
     paths = {name: spec.get("class_path") if isinstance(spec, Mapping) else spec for name, spec in unused.items()}
     names = ", ".join(f"{name} {path}" for name, path in paths.items())
-    raise ValueError(f"{path} names the {names}, of a package that was not trusted: load it with `trust` to train on")
+    raise ValueError(f"{path} needs {names}, from a package that is not trusted; add the package to `trust` to train")
 
 
 def _without_sources(init_args: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    """Networks that are in the checkpoint do not read again the file they once started from."""
+    """Remove `weights` from networks whose weights are in the checkpoint, so that the file in `weights` is not read."""
     cleared = dict(init_args)
     for name, spec in init_args.items():
         arguments = spec.get("init_args") if isinstance(spec, dict) else None
@@ -144,7 +149,10 @@ def _without_sources(init_args: Mapping[str, Any], state: Mapping[str, Any]) -> 
 
 
 def _on_bases(init_args: Mapping[str, Any], bases: Mapping[str, Base]) -> dict[str, Any]:
-    """Networks with LoRA begin with the bases of their additions. Raises ValueError: one is not there, or another."""
+    """Set `weights` of networks with LoRA to their base model.
+
+    Raises ValueError: a base model is missing or has changed.
+    """
     begun = dict(init_args)
     for name, base in bases.items():
         if isinstance(spec := begun.get(name), dict):

@@ -1,4 +1,4 @@
-"""What a run may ask of its DataModule: one protocol, also for a DataModule that answers a part of it or nothing."""
+"""What modules and callbacks read from a DataModule, with defaults for the parts that a DataModule lacks."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from lightning_nlf.batch import Batch, Workload
 
 
 class DataSource(Protocol):
-    """What modules, callbacks and commands may ask of a DataModule; `data_source` gives that of a Trainer.
+    """What modules, callbacks and commands may read from a DataModule. `data_source` returns it for a Trainer.
 
     Attributes:
-        vocabulary: ids that a policy must have at least.
-        longest_row: tokens of the longest row that a network must read; from `setup` on.
-        stops: the ids that end a reply, the end of the sequence first.
-        counters: what the run has cost so far, by name, over all ranks; logged.
-        statistics: how the last collection went, by name, over all ranks; logged as `train/<name>`.
+        vocabulary: the smallest vocabulary that a policy may have.
+        longest_row: tokens in the longest row that a network must read; available after `setup`.
+        stops: the token ids that end a reply; the first one is the end of the sequence.
+        counters: logged counts of what the run has used so far, by name, over all ranks.
+        statistics: figures of the last collection, by name, over all ranks; logged as `train/<name>`.
         speaks: whether a step is a token.
-        recorded: the file, without its ending, that `records` go to; None: a prediction is written an episode a line.
-        unpaid: whether replies are played for which nobody pays; from `setup` on.
-        exhibits_text: whether `exhibits` are text alone, which costs nothing.
-        rows_per_batch, tokens_per_batch: what a network reads at a time at most; None: all that it is given.
-        workload: of an iteration of language; from `setup` on.
+        recorded: name of the file for `records`, without its suffix. None: each episode of a prediction is one line.
+        unpaid: whether some sampled replies get no reward; available after `setup`.
+        exhibits_text: whether `exhibits` writes only text, which is cheap.
+        rows_per_batch, tokens_per_batch: maximum number of rows and of tokens that a network reads at a time; None: no
+            limit.
+        workload: the workload of one iteration on text; available after `setup`.
+        sizes: default sizes of networks, by name: `obs_dim`, `action_dim`, `vocabulary` and `context`.
+        rows_are_given: whether the training rows exist before the model acts, such as rows of a file.
+        solved: the validation return at which the task counts as solved, so that the fit ends; None: never.
     """
 
     vocabulary: int | None
@@ -44,20 +48,27 @@ class DataSource(Protocol):
     rows_per_batch: int | None
     tokens_per_batch: int | None
     workload: Workload | None
+    sizes: dict[str, int]
+    rows_are_given: bool
+    solved: float | None
+
+    def arguments(self) -> dict[str, Any]:
+        """The values that were chosen for omitted arguments of `__init__`. The configuration of a run records them."""
+        ...
 
     def records(self, batch: Batch) -> list[dict[str, Any]]:
-        """What is written of a predicted batch, a line each."""
+        """The records of a predicted batch. Each record is written as one line."""
         ...
 
     def final_metrics(self, iteration: int | None = None) -> dict[str, float]:
-        """What is known at the end of a fit alone, by name, over all ranks; asked on every rank, and logged.
+        """Metrics that are only available at the end of a fit, by name, over all ranks. Called on every rank.
 
-        Args: iteration: whose weights the model has meanwhile; None where they are the last.
+        Args: iteration: the iteration that the model's current weights come from; None for the last iteration.
         """
         ...
 
     def exhibits(self, folder: Path) -> list[Path]:
-        """Files for people to look at, written into `folder`."""
+        """Write files for people to look at into `folder`, and return their paths."""
         ...
 
 
@@ -79,12 +90,16 @@ _NOTHING: dict[str, Any] = {
     "rows_per_batch": None,
     "tokens_per_batch": None,
     "workload": None,
+    "sizes": {},
+    "rows_are_given": False,
+    "solved": None,
+    "arguments": lambda: {},
     "exhibits": lambda folder: [],
 }
 
 
 class PartialSource:
-    """Somebody else's DataModule, or none: what it offers of a `DataSource`, and nothing for the rest."""
+    """Wrap any DataModule, or None, as a `DataSource`. Missing parts have defaults."""
 
     def __init__(self, data_module: object) -> None:
         self._data_module = data_module
@@ -98,12 +113,16 @@ class PartialSource:
 
 
 def data_source(trainer: L.Trainer) -> DataSource:
-    """The Trainer's DataModule, completed where it does not answer all that may be asked."""
-    data_module = trainer.datamodule  # type: ignore[attr-defined]  # set without being declared
+    """The Trainer's DataModule, wrapped with defaults if it lacks a part of `DataSource`."""
+    return source_of(trainer.datamodule)  # type: ignore[attr-defined]  # set without being declared
+
+
+def source_of(data_module: object) -> DataSource:
+    """A DataModule, wrapped with defaults if it lacks a part of `DataSource`."""
     whole = all(inspect.getattr_static(data_module, name, _NOTHING) is not _NOTHING for name in _NOTHING)
     return cast(DataSource, data_module if whole else PartialSource(data_module))
 
 
 def _offers(data_module: object, name: str) -> bool:
-    """Whether it has something by this name, without computing it."""
+    """Whether a DataModule has an attribute of this name. Does not evaluate a property."""
     return inspect.getattr_static(data_module, name, None) not in (None, False)

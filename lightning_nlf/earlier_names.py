@@ -1,12 +1,12 @@
-"""Class paths and knobs that earlier versions had, so that their checkpoints still load."""
+"""Class paths and knobs of earlier versions, so that checkpoints of those versions still load."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-MOVED: dict[str, str] = {}  # old class path → where it is now
-# A knob that is gone, and the value that it has now.
+MOVED: dict[str, str] = {}  # old class path → new class path
+# Knobs that were removed, with their fixed values.
 FIXED = {
     "length_normalized": False,
     "kl_horizon": 10_000.0,
@@ -17,12 +17,13 @@ FIXED = {
 
 
 def with_current_names(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a module as a checkpoint has them, in the names of this version.
+    """Convert the arguments of a module in a checkpoint to the names of this version.
 
-    A knob that is gone is left out where it had the value that is fixed now; another value stays, and is refused.
+    A removed knob is dropped if it has the value that is now fixed. Any other value is kept, so that the module refuses
+    it.
     """
-    kept = {name: x for name, x in arguments.items() if name not in FIXED or x != FIXED[name]}
-    return {name: _moved(x) for name, x in kept.items()}
+    current = {name: x for name, x in arguments.items() if name not in FIXED or x != FIXED[name]}
+    return {name: _moved(x) for name, x in current.items()}
 
 
 def _moved(value: Any) -> Any:

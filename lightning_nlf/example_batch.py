@@ -1,4 +1,4 @@
-"""A small batch of every kind of feedback, on which any objective can be tried: for `describe` and for tests."""
+"""Synthetic example batch with every kind of feedback, for trying any objective. Used by `describe` and by tests."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lightning_nlf.maths.distributions import params_of
 from lightning_nlf.maths.steps import last_valid
 from lightning_nlf.networks import Network, Policy
 
-LENGTHS = (5, 4, 3, 4, 2, 5, 3, 4)  # of the rows; each has a prompt of two steps where a step is a token
+LENGTHS = (5, 4, 3, 4, 2, 5, 3, 4)  # lengths of the rows; if steps are tokens, each row also has a prompt of two steps
 GROUPS = (0, 0, 0, 0, 1, 1, 1, 1)
-RANKS = (0, 1, 1, -1, 2, 0, 1, -1)  # with a tie, and a row of each group unranked
+RANKS = (0, 1, 1, -1, 2, 0, 1, -1)  # each group has one unranked row, and the first has a tie
 SCORES = (1.0, 0.25, 0.25, 0.75, 0.0, 1.0, 0.5, 0.75)
-EXPERT_ROWS = (3, 7)  # an expected response or a revision; of the second also a critique
+EXPERT_ROWS = (3, 7)  # expected responses or revisions; the second also has a critique
 
 
 def example_batch(network: Network, policy: Policy | None = None) -> Batch:
-    """Eight rows in two groups that `network` can read, with every field that an objective may ask for.
+    """Eight rows in two groups that `network` can read, with every field that an objective may need.
 
-    Ranks with a tie, scores and rewards in [0, 1], labels, expected responses, revisions, a critique, a view, ends of
-    steps, the expert's distribution; `log_probs` are the policy's where there is one, else 0.
+    The fields are ranks with a tie, scores and rewards in [0, 1], labels, expected responses, revisions, a critique, a
+    view, ends of steps and the expert's distribution. `log_probs` come from the policy, and are 0 without a policy.
     Raises: ValueError: the network has neither a `vocabulary` nor an `obs_dim`.
     """
     rows = torch.arange(len(LENGTHS))
@@ -71,7 +71,7 @@ def _states(network: Network, policy: Policy | None) -> tuple[Tensor, Tensor, Te
     size = getattr(network, "obs_dim", None)
     if size is None:
         raise ValueError(
-            f"{type(network).__name__}: no rows can be made for it, without a `vocabulary` or an `obs_dim`"
+            f"{type(network).__name__}: cannot make example rows; the network needs a `vocabulary` or an `obs_dim`"
         )
     count, width = len(LENGTHS), max(LENGTHS)
     obs = torch.linspace(-1, 1, count * width * size).view(count, width, size)

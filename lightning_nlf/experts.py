@@ -1,4 +1,4 @@
-"""A policy that was trained before, here or elsewhere, as the expert of another run."""
+"""Experts from checkpoints: a trained policy acts as the expert in another run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lightning_nlf.networks import Policy
 
 
 class CheckpointExpert:
-    """Samples from the policy of a checkpoint of ours.
+    """Expert for control that samples from the policy of one of our checkpoints.
 
     Args:
-        checkpoint: its path, or its name in MLflow's model registry, `models:/pendulum@champion`.
-        tracking_uri: of the registry; by default MLFLOW_TRACKING_URI or `outputs/mlflow.db`.
-        trust: packages of your own that the checkpoint's networks are of: see `construction.rebuild`.
+        checkpoint: path of the checkpoint, or its name in MLflow's model registry, such as `models:/pendulum@champion`.
+        tracking_uri: address of the registry; by default MLFLOW_TRACKING_URI or `outputs/mlflow.db`.
+        trust: your own packages that define the checkpoint's networks; see `construction.rebuild`.
 
     Raises:
-        FileNotFoundError, ValueError: no such checkpoint, or one that is damaged, holds code, or names a class that
+        FileNotFoundError, ValueError: the checkpoint does not exist, is damaged, contains code, or names a class that
             is not trusted.
     """
 
@@ -39,12 +39,12 @@ class CheckpointExpert:
 
 
 class PolicyTextExpert:
-    """A `TextExpert`: a language policy that is not trained, whoever made its weights.
+    """Expert for text: a language policy with frozen weights (a `TextExpert`).
 
-    It can go on behind any prefix, label tokens, revise; an `Actor` and an expert reply in the same way.
+    The expert can continue any prefix, label tokens and revise replies. Replies are sampled exactly as by an `Actor`.
 
     Args:
-        policy: with its `weights`: of a checkpoint of ours, or in Hugging Face layout.
+        policy: a policy whose `weights` are one of our checkpoints, or a model in the Hugging Face layout.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -52,30 +52,30 @@ class PolicyTextExpert:
 
     @property
     def tokenizer_digest(self) -> str | None:
-        """Of the tokenizer whose ids the policy means; None if its weights do not say."""
+        """Digest of the tokenizer that the policy was trained with. None if the weights do not record the digest."""
         return self.policy.tokenizer_digest
 
     @property
     def context(self) -> int | None:
-        """Tokens of a row that it can read and end; None without a limit."""
+        """Maximum length in tokens of a prompt with its reply. None without a limit."""
         return self.policy.longest
 
     @torch.no_grad()
     def reply(self, ids: Tensor, lengths: Tensor, state: Any = None, **how: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """`Actor.reply`. On the device of `ids`."""
+        """`Actor.reply`, on the device of `ids`."""
         return generation.reply(self.policy.to(ids.device), ids, lengths, state, **how)
 
     @torch.no_grad()
     def label(self, obs: Tensor, where: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """`TextExpert.label`: obs, where (B, T) → actions (N,) and {"logits": (N, V)}. On the device of `obs`."""
+        """`TextExpert.label`: obs, where (B, T) → actions (N,) and {"logits": (N, V)}, on the device of `obs`."""
         distribution = self.policy.to(obs.device)(obs, where)
         return distribution.sample(), params_of(distribution)
 
 
 class CheckpointTextExpert(PolicyTextExpert):
-    """The same of a checkpoint of ours, which says what policy it holds.
+    """Expert for text from one of our checkpoints. The kind of policy is read from the checkpoint.
 
-    Args, raises: as of `CheckpointExpert`.
+    Args and raises: see `CheckpointExpert`.
     """
 
     def __init__(self, checkpoint: str, tracking_uri: str | None = None, trust: list[str] | None = None) -> None:
@@ -83,9 +83,9 @@ class CheckpointTextExpert(PolicyTextExpert):
 
 
 def policy_of(checkpoint: str, tracking_uri: str | None = None, trust: Sequence[str] | None = None) -> Policy:
-    """The policy of a checkpoint of ours, by its path or its name in MLflow's model registry."""
+    """Load the policy of a checkpoint, by its path or by its name in MLflow's model registry."""
     if checkpoint.startswith("models:/"):
-        from lightning_nlf.tracking.registry import fetch_registered  # MLflow, which takes seconds
+        from lightning_nlf.tracking.registry import fetch_registered  # MLflow takes seconds to import
 
         checkpoint = str(fetch_registered(checkpoint, tracking_uri))
     return PolicyModule.load_from_checkpoint(checkpoint, trust=trust).policy

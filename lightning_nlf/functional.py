@@ -1,3 +1,3 @@
-"""Where schedules stood in earlier versions: yamls and checkpoints still name `lightning_nlf.functional.Linear`."""
+"""Old location of schedules, kept because earlier yamls and checkpoints name `lightning_nlf.functional.Linear`."""
 
 from lightning_nlf.maths.schedules import Linear as Linear

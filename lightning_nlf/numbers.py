@@ -1,7 +1,7 @@
-"""Numbers with a range, as types of parameters: what a yaml may give for a discount, a share, a weight or a size.
+"""Number types with a range, for parameters that a yaml can set: discounts, shares, weights and sizes.
 
-To Python and mypy each is `float` or `int`, and so is every value. The range is checked where a yaml or a flag is read;
-a constructor that is called by hand is handed whatever it is given.
+For Python and mypy, the types are plain `float` or `int`, and so are the values. The range is checked only when a yaml
+or a flag is read, not in a constructor that is called from Python.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 def number_type(name: str, kind: type, text: str, low: float = -math.inf, high: float = math.inf) -> Any:
-    """A type of finite numbers from `low` to `high`, which `text` says in messages; values are plain ints or floats."""
+    """Create a type of finite numbers from `low` to `high`. Error messages describe the type by `text`."""
 
     def read(value: object) -> float:
         number = math.nan
-        # Digits as text are a number; true is none, nor is 3.0 where int is asked.
+        # Accept digits in a string. Refuse booleans, and 3.0 for an int.
         if isinstance(value, (str, int, kind)) and not isinstance(value, bool):
             with contextlib.suppress(ValueError, OverflowError):
                 number = kind(value)

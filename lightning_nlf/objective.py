@@ -1,4 +1,4 @@
-"""The contract of an objective: hooks that prepare a batch in named phases, and terms that make the loss."""
+"""The interface of an objective: hooks that prepare a batch in named phases, and the terms of its loss."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
@@ -20,33 +20,36 @@ from lightning_nlf.data_source import data_source
 from lightning_nlf.maths.parts import parts_of, row_lengths
 from lightning_nlf.private_names import trainer_of
 
-PHASES = ("annotate", "select", "masks", "refer", "shape_rewards", "credit", "reweigh")  # of a training collection
-HELD_OUT_PHASES = ("annotate", "masks", "refer")  # of rows that are only measured
+PHASES = ("annotate", "select", "masks", "refer", "shape_rewards", "credit", "reweigh")  # for a collection in training
+HELD_OUT_PHASES = ("annotate", "masks", "refer")  # for held-out rows
+Best = tuple[str, Literal["min", "max"]] | None  # a metric on held-out rows, and whether lower or higher is better
 HOOKS = (*PHASES, "terms", "measure", "episode_metrics", "advance", "save", "load")
 
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a loss, or a figure beside it: values that the module takes the mean of, weighs, sums and logs.
+    """One term of a loss, or a logged figure.
 
-    `train/<name>` is the weighted mean, `val/<name>` the mean without the weight.
+    Its values are averaged and logged, and the weighted mean is added to the loss.
+
+    `train/<name>` is the weighted mean, `val/<name>` the unweighted mean.
     """
 
     name: str
-    value: Tensor  # (B, T) steps, (B,) rows, (P,) pairs or (G,) rankings, not averaged; () where `over` is None
-    # Its mask: `mask` (the learner's steps), `expert_mask`, `valid`, or a name in `batch.masks`, (B, T) of steps or
-    # (B,) of rows; or `pairs`, `strict_pairs`, `rankings`. None: a number of its own, added unless `logged_only`.
+    value: Tensor  # (B, T) steps, (B,) rows, (P,) pairs or (G,) rankings, not averaged; () if `over` is None
+    # The mask to average over: `mask` (the learner's steps), `expert_mask`, `valid`, a name in `batch.masks` ((B, T) of
+    # steps or (B,) of rows), `pairs`, `strict_pairs` or `rankings`. None: a scalar, added unless `logged_only`.
     over: str | None
-    per: str | None = None  # what the sum is divided by, where it is not the count of `over`
+    per: str | None = None  # the count to divide by; default: the count of `over`
     weight: float | Tensor = 1.0
-    logged_only: bool = False  # a figure, and no part of the loss
+    logged_only: bool = False  # True for a figure, which is not added to the loss
 
 
 @dataclass
 class Evaluation:
-    """Outputs of the current networks on a batch, computed once a step and shared by all terms."""
+    """Outputs of the current networks on a batch, computed once per optimizer step and shared by all terms."""
 
-    where: Tensor  # (B, T) bool: the N steps that were evaluated
+    where: Tensor  # (B, T) bool: True at the N steps that were evaluated
     distribution: Distribution  # of batch shape (N,)
     log_probs: Tensor  # (B, T) of `batch.actions`; 0 elsewhere
     values: Tensor | None  # (B, T); 0 elsewhere
@@ -56,34 +59,36 @@ class Evaluation:
         return self.scatter(self.distribution.entropy())
 
     def scatter(self, x: Tensor) -> Tensor:
-        """x (N,) → (B, T), 0 where nothing was evaluated."""
+        """Scatter x (N,) to (B, T), with 0 at steps that were not evaluated."""
         return scattered(x, self.where)
 
 
 def scattered(x: Tensor, where: Tensor) -> Tensor:
-    """x (N,) at the N True steps of `where` (B, T), 0 elsewhere.  (B, T)"""
+    """Scatter x (N,) to the N True steps of `where` (B, T), with 0 elsewhere.  (B, T)"""
     return torch.zeros(where.shape, dtype=x.dtype, device=x.device).masked_scatter(where, x)
 
 
 class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore[misc]
-    """Base of the mixins: the hooks that one may define. The module calls each mixin's own, once a phase.
+    """Base class of the objective mixins: the hooks that a mixin may define.
 
-    A hook never calls `super()`. Within a phase the mixins run from the rightmost base to the leftmost. Two mixins
-    that share the name of a knob or a method are refused when a class is made of both (`compatibility`).
+    The module calls the hook of each mixin once per phase, from the rightmost base to the leftmost. A hook never calls
+    `super()`. A class cannot combine two mixins that share the name of a knob or a method (see `compatibility`).
     """
 
-    needs: tuple[type, ...] = ()  # classes that must stand to the right of this one
-    excludes: tuple[type, ...] = ()  # mixins that it cannot be combined with
+    needs: tuple[type, ...] = ()  # classes that must be to the right of this one
+    excludes: tuple[type, ...] = ()  # mixins that cannot be combined with this one
 
-    experience: Tensor  # () float64: decisions so far, by all ranks; the clock of schedules
-    reports: tuple[str, ...] = ()  # names of its terms of held-out rows
-    measures: tuple[str, ...] = ()  # names that `measure` logs of them
+    experience: Tensor  # () float64: decisions so far, over all ranks; schedules depend on it
+    reports: tuple[str, ...] = ()  # names of the terms on held-out rows
+    measures: tuple[str, ...] = ()  # names that `measure` logs on held-out rows
+    feedback: tuple[str, ...] = ()  # fields of a feedback file that the mixin learns from, such as "score"
+    best: Best = None  # the name in `reports` or `measures` that selects the best checkpoint, and its mode
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         mixins = [mixin for mixin in cls.__mro__ if issubclass(mixin, Objective) and mixin is not Objective]
         mixins = [mixin for mixin in mixins if not issubclass(mixin, L.LightningModule)]
-        refuse_clashes(cls, mixins, (*HOOKS, "reports", "measures", "needs", "excludes"))
+        refuse_clashes(cls, mixins, (*HOOKS, "reports", "measures", "best", "feedback", "needs", "excludes"))
         refuse_excluded(cls, mixins)
         refuse_misspelt(cls, Objective, HOOKS)
         if issubclass(cls, L.LightningModule):
@@ -92,134 +97,140 @@ class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore
     # ---- the phases of a collection, without gradients
 
     def annotate(self, batch: Batch) -> Batch:
-        """1. Add what rows lack: ranks, labels, views. Held-out rows pass it too."""
+        """1. Add ranks, labels or views to the rows. Also runs on held-out rows."""
         return batch
 
     def select(self, batch: Batch) -> Batch:
-        """2. Choose what is learned from: rejection, filtering."""
+        """2. Choose the rows or steps to learn from, by rejection or filtering."""
         return batch
 
     def masks(self, batch: Batch) -> Batch:
-        """3. Name what terms are means over: `return batch.with_masks(name=…)`, (B, T) of steps or (B,) of rows.
+        """3. Add the masks that terms are averaged over: `return batch.with_masks(name=…)`, (B, T) steps or (B,) rows.
 
-        A policy is read at `mask`, `expert_mask` and every named mask of steps; a mask of rows reads nothing more.
-        Held-out rows pass it too, and may lack a field, such as rewards: leave the mask out then, and have `terms`
-        raise MissingField by `required(batch.masks.get(name), "…")`.
+        The policy is evaluated at `mask`, `expert_mask` and every added mask of steps. A mask of rows adds no steps.
+        Also runs on held-out rows, which may lack a field such as rewards. In that case, do not add the mask, and let
+        `terms` raise MissingField by `required(batch.masks.get(name), "…")`.
         """
         return batch
 
     def refer(self, batch: Batch) -> Batch:
-        """4. Add what a frozen network says of the steps that are read. Held-out rows pass it too."""
+        """4. Add the outputs of a frozen network at the evaluated steps. Also runs on held-out rows."""
         return batch
 
     def shape_rewards(self, batch: Batch) -> Batch:
-        """5. Clip, penalise, whiten the rewards.
+        """5. Clip, penalise or whiten the rewards.
 
-        A KL penalty clips and logs `train/score` as rewards come in: what changes the raw reward stands to its right.
+        A KL penalty clips the raw rewards and logs them as `train/score`. A mixin that changes the raw rewards belongs
+        to the right of the KL penalty.
         """
         return batch
 
     def credit(self, batch: Batch) -> Batch:
-        """6. Returns and advantages."""
+        """6. Compute returns and advantages."""
         return batch
 
     def reweigh(self, batch: Batch) -> Batch:
-        """7. Change the advantages, or weigh steps."""
+        """7. Change the advantages, or compute a weight for each step."""
         return batch
 
     # ---- each micro-batch
 
     def terms(self, batch: Batch, now: Evaluation) -> Iterable[Term]:
-        """The loss terms and figures of a micro-batch, or of held-out rows: `yield Term(…)`.
+        """The loss terms and figures of a micro-batch or of held-out rows: `yield Term(…)`.
 
-        Raises: MissingField: the batch lacks a field; held-out rows then have none of this mixin's terms.
+        Raises: MissingField: the batch lacks a field. On held-out rows, all terms of this mixin are left out in that
+            case.
         """
         return ()
 
     def measure(self, stage: str, batch: Batch, now: Evaluation) -> None:
-        """Log metrics of held-out rows that are not means, such as a calibration error, by `log_mean` or `log`."""
+        """Log held-out metrics that are not plain means, such as a calibration error, by `log_mean` or `log`."""
 
     def episode_metrics(self, batch: Batch, sampled: bool) -> dict[str, Tensor]:
-        """Numbers of the episodes that the policy played in an evaluation, each (B,), logged beside their return."""
+        """One number per episode that the policy played in an evaluation, each (B,). Logged next to the return."""
         return {}
 
     def advance(self) -> None:
-        """Move what follows each optimizer step. Whatever moves is a buffer, so that the checkpoint has it."""
+        """Update state after each optimizer step. Keep this state in buffers, so that checkpoints contain it."""
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Write to a checkpoint what is no buffer."""
+        """Write state that is not in a buffer to a checkpoint."""
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Read it back. Raises ValueError: the run cannot go on from it."""
+        """Read the state that `save` wrote. Raises ValueError: the run cannot be resumed from this checkpoint."""
 
-    # ---- what the module does with them
+    # ---- methods that the module implements
 
     def prepare(self, batch: Batch) -> Batch:
-        """All phases, in order: a collection as `terms` reads it."""
+        """Run all phases in order, so that the collection has every field that `terms` needs."""
         raise NotImplementedError
 
     def losses(self, batch: Batch, now: Evaluation | None = None) -> dict[str, Tensor]:
-        """The weighted mean of each term of a prepared batch, (), by name; their sum is the loss."""
+        """The weighted mean of each term of a prepared batch, (), by name. Their sum is the loss."""
         raise NotImplementedError
 
     def figures(self, batch: Batch, now: Evaluation | None = None) -> dict[str, Tensor]:
         """The mean of each term that is `logged_only`, (), by name."""
         raise NotImplementedError
 
-    # ---- what a mixin may use
+    # ---- methods that a mixin may call
 
     def critic(self, batch: Batch, where: Tensor, features: Tensor | None = None) -> Tensor | None:
-        """Values (N,) of the N steps of `where`; None where there is no network for them.
+        """Values (N,) at the N steps of `where`. None if the module has no value network.
 
-        Args: features: the policy's (N, d), if they are there already.
+        Args: features: features (N, d) of the policy, if they have been computed already.
         """
         return None
 
     def reference_log_probs(self, batch: Batch, where: Tensor) -> Tensor:
-        """log π_ref(a|s) (B, T) at the steps of `where` (B, T), 0 elsewhere: of a `ReferenceObjective` to the right."""
-        raise NotImplementedError("join a ReferenceObjective: without one there is no reference")
+        """log π_ref(a|s) (B, T) at the steps of `where` (B, T), 0 elsewhere. Needs a `ReferenceObjective`."""
+        raise NotImplementedError("there is no reference policy: add a ReferenceObjective to the class")
 
     def decisions(self, batch: Batch) -> Tensor:
-        """Number of decisions in a collection, (): the steps, unless a whole reply is one."""
+        """Number of decisions in a collection, ().
+
+        A decision is a valid step, or a whole reply with `decision: reply`.
+        """
         return batch.valid.sum()
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """What the networks say at `read_steps` of a batch."""
+        """Outputs of the networks at `read_steps` of a batch."""
         raise NotImplementedError
 
     def read_steps(self, batch: Batch) -> Tensor:
-        """(B, T) bool: the steps at which the network is read."""
+        """(B, T) bool: the steps at which the network is evaluated."""
         raise NotImplementedError
 
     def note(self, name: str, x: Tensor, counts: bool = True) -> None:
-        """Log x () as `train/name`, in the mean of what is noted until the next logging."""
+        """Log x () as `train/name`, averaged over all calls since the last logging."""
 
     def log_mean(
         self, stage: str, name: str, mean: Tensor, count: Tensor, metric: type[MeanMetric] = MeanMetric
     ) -> None:
-        """Log a mean () over `count` () steps of an evaluation batch, so that it becomes the mean over all batches."""
+        """Log a mean () over `count` () steps of an evaluation batch. The logged value is the mean over all batches."""
 
-    def reading_parts(self, steps: Tensor, most: int | None = None) -> list[Tensor]:
-        """Row numbers of the parts in which rows are read up to their last of `steps` (B, T), without gradient.
+    def reading_parts(self, steps: Tensor, max_rows: int | None = None) -> list[Tensor]:
+        """Split the rows into parts for a forward pass without gradients, up to the last True step of `steps` (B, T).
 
-        Of the DataModule's `rows_per_batch` or `tokens_per_batch`; without them of `most` rows.
+        The part size follows the DataModule's `rows_per_batch` or `tokens_per_batch`, else `max_rows` rows. Returns the
+        row numbers of each part.
         """
         trainer = trainer_of(self)
         source = None if trainer is None else data_source(trainer)
         limits = (None, None) if source is None else (source.rows_per_batch, source.tokens_per_batch)
-        parts = parts_of(row_lengths(steps), *((most, None) if limits == (None, None) else limits))
+        parts = parts_of(row_lengths(steps), *((max_rows, None) if limits == (None, None) else limits))
         return [rows.to(steps.device) for rows in parts]
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
-        """Σ x over the ranks of the Trainer; x itself without one."""
+        """Sum x over the ranks of the Trainer. Without a Trainer, return x."""
         trainer = trainer_of(self)
         return x if trainer is None or trainer.world_size == 1 else trainer.strategy.reduce(x, reduce_op="sum")
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Eval mode and the Trainer's precision: dropout or another dtype would break "the ratio is 1".
+        """Switch to eval mode and the precision of the Trainer. Otherwise the first ratio would not be 1.
 
-        Inside, nothing learns: weights are rounded to half precision once, not for every token.
+        Weights are rounded to half precision once and not for every token, because nothing is trained in this context.
         """
         if self.training:
             self.eval()
@@ -234,15 +245,15 @@ class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore
                 yield
             finally:
                 torch.set_autocast_cache_enabled(before)
-                torch.clear_autocast_cache()  # made without gradients: not for who learns in the same context
+                torch.clear_autocast_cache()  # cached tensors have no gradients, so training must not use them
 
 
 def hooks_of(objective: type, name: str) -> list[tuple[type, Callable[..., Any]]]:
-    """The classes that fill a hook, and their functions, from the rightmost base to the leftmost."""
+    """The classes that define a hook, and their functions, from the rightmost base to the leftmost."""
     return [(cls, vars(cls)[name]) for cls in _filled_by(objective, name)]
 
 
-@cache  # asked for in every optimizer step
+@cache  # called in every optimizer step
 def _filled_by(objective: type, name: str) -> list[type]:
     filled = [cls for cls in reversed(objective.__mro__) if issubclass(cls, Objective) and cls is not Objective]
     return [cls for cls in filled if name in vars(cls)]

@@ -1,7 +1,7 @@
-"""Private names of jsonargparse, Lightning and typing: the one file that uses them, under public names of ours.
+"""Wrappers of private names of jsonargparse, Lightning and typing. No other file uses such names.
 
-No library promises to keep them. `tests/lightning_nlf/test_private_names.py` says which name an upgrade took away,
-and what it was used for. A name belongs here only while the library has no public one that does the same.
+A new version of a library may remove such a name. `tests/lightning_nlf/test_private_names.py` then reports which name
+is missing, and what the name was used for. Replace a name as soon as the library has a public one for the same purpose.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RESTORING_FUNCTIONS = ("restore", "_restore", "resume_start")  # the first lette
 
 
 def is_protocol(kind: type) -> bool:
-    """`typing.is_protocol` of Python 3.13."""
+    """Whether a class is a Protocol, like `typing.is_protocol` of Python 3.13."""
     return getattr(kind, "_is_protocol", False)
 
 
@@ -35,10 +35,10 @@ def is_protocol(kind: type) -> bool:
 
 
 class CheckedParser(LightningArgumentParser):
-    """Parser of a configuration whose subclasses may look at each value before jsonargparse checks it."""
+    """Parser of a configuration whose subclasses can inspect each value before jsonargparse checks it."""
 
     def check_value(self, action: Action, value: Any, check: Callable[[Any], Any]) -> Any:
-        """The value as the configuration keeps it; `check` is jsonargparse's own answer to a value."""
+        """The value to store in the configuration. `check` is the check of jsonargparse."""
         return check(value)
 
     def _check_value_key(self, action: Action, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -47,41 +47,43 @@ class CheckedParser(LightningArgumentParser):
 
 
 def arguments_of(parser: ArgumentParser) -> list[Action]:
-    """Every argument of a parser, in the order in which they were added."""
+    """All arguments of a parser, in the order in which they were added."""
     return parser._actions
 
 
 def type_of(action: Action) -> Any:
-    """The type hint of an argument; None where it takes everything."""
+    """The type hint of an argument; None if the argument accepts any value."""
     return getattr(action, "_typehint", None)
 
 
 def set_type(action: Action, kind: Any) -> None:
+    """Replace the type hint of an argument."""
     action._typehint = kind  # type: ignore[attr-defined]
 
 
 def wants_class(kind: Any) -> bool:
-    """Whether values of a type are written with `class_path`: a class, a list of them, or what returns one."""
+    """Whether a yaml gives values of a type by `class_path`: objects, lists of them, or callables that return one."""
     return ActionTypeHint.is_subclass_typehint(
         kind, all_subtypes=False, also_lists=True
     ) or ActionTypeHint.is_return_subclass_typehint(kind)
 
 
 def lenient(on: bool) -> AbstractContextManager[None]:
-    """Inside, jsonargparse checks a value in part only (`on`), or in full: a null too, and what `${…}` means."""
+    """Context manager in which jsonargparse accepts null and unresolved `${…}` for any type (`on`), or checks them."""
     return parser_context(lenient_check=on)
 
 
 def yaml_resolvers() -> Mapping[str, list[tuple[str, Any]]]:
-    """By first letter, the tags of unquoted yaml scalars with their patterns; the lists may be changed in place."""
+    """Tags and patterns of unquoted yaml scalars, by first letter. The lists may be changed in place."""
     return get_yaml_default_loader().yaml_implicit_resolvers
 
 
 @contextmanager
 def imports_only(roots: Sequence[str]) -> Iterator[None]:
-    """Inside, a value of a configuration imports nothing but below `roots`, in all threads of the process.
+    """Context manager in which configurations can only import packages in `roots`, in all threads of the process.
 
-    `set_parsing_settings` has the same policy, but sets it for good, and a yaml of the user's is under none.
+    The public `set_parsing_settings` has the same policy but cannot be undone, and the user's own yamls may import
+    anything.
     """
     changed = ("import_path_verdicts", "import_paths_enforced", "instantiate_subclass_spec_in_any")
     before = {name: parsing_settings[name] for name in changed}
@@ -97,17 +99,17 @@ def imports_only(roots: Sequence[str]) -> Iterator[None]:
 
 
 class SeededCLI(LightningCLI):
-    """LightningCLI whose subclasses may seed in another way: its own prints a line."""
+    """LightningCLI whose subclasses can set the seed themselves, because Lightning's method prints a line."""
 
     def set_seed(self) -> None:
-        """Called once the arguments are parsed, before anything is built."""
+        """Set the seed. Called after the arguments are parsed and before any object is built."""
 
     def _set_seed(self) -> None:
         self.set_seed()
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
-    """The Trainer that a module is attached to, or None: `module.trainer` raises where there is none."""
+    """The Trainer of a module, or None. (`module.trainer` raises an error if there is none.)"""
     try:
         return module.trainer
     except RuntimeError:
@@ -115,27 +117,27 @@ def trainer_of(module: LightningModule) -> Trainer | None:
 
 
 def recorded_as(arguments: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """Inside, a module that is built keeps `arguments` as its hyperparameters, not the objects that it is given."""
+    """Context manager in which a new module records `arguments` as its hyperparameters, not the objects it receives."""
     return _given_hyperparameters_context(dict(arguments), "lightning.pytorch.cli.instantiate_module")
 
 
 def recorded_by(cli: LightningCLI, key: str) -> Callable[..., Any]:
-    """An instantiator whose module keeps what stands below `key` of the configuration as its hyperparameters."""
+    """An instantiator whose module records the configuration below `key` as its hyperparameters."""
     return _InstantiatorFn(cli=cli, key=key)
 
 
 def nothing_to_save(callback: ModelCheckpoint, trainer: Trainer) -> bool:
-    """Whether this is a rehearsal, a sanity check or no fit, or the callback has saved this optimizer step already."""
+    """Whether to skip saving: in a fast_dev_run, a sanity check, outside a fit, or if this step was already saved."""
     return callback._should_skip_saving_checkpoint(trainer)
 
 
 def save_checkpoint(callback: ModelCheckpoint, trainer: Trainer, path: str) -> None:
-    """Save in the callback's name: the loggers hear of it, and the optimizer step counts as saved."""
+    """Save a checkpoint, notify the loggers, and mark the optimizer step as saved by the callback."""
     callback._save_checkpoint(trainer, path)
 
 
 def restores_checkpoint(error: BaseException) -> bool:
-    """Whether an error was raised while the Trainer took over the parts of a checkpoint."""
+    """Whether an error was raised while the Trainer restored a checkpoint."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [frame.f_code.co_name for frame in frames if frame.f_globals.get("__name__") == RESTORING_MODULE]
     return any(name.startswith(RESTORING_FUNCTIONS) for name in names)
@@ -145,32 +147,33 @@ def restores_checkpoint(error: BaseException) -> bool:
 
 
 class RankLauncher(_SubprocessScriptLauncher):
-    """Starts the other ranks as `_SubprocessScriptLauncher.launch` does, in steps that a subclass can rearrange."""
+    """Lightning's launcher of the other ranks. It is split into methods, so that a subclass can change their order."""
 
     def start_ranks(self) -> None:
-        """Start the processes of ranks 1, 2, …; they are in `procs` afterwards."""
+        """Start the processes of ranks 1, 2, … and store them in `procs`."""
         self._call_children_scripts()
 
     def share_threads(self) -> None:
-        """Leave each rank its share of the CPU cores, where OMP_NUM_THREADS is not set."""
+        """Divide the CPU cores among the ranks, unless OMP_NUM_THREADS is set."""
         _set_num_threads_if_needed(num_processes=self.num_processes)
 
 
 def rank_launcher(trainer: Trainer) -> _SubprocessScriptLauncher | None:
-    """The launcher of a Trainer that starts its other ranks itself, as processes with the same command."""
+    """The launcher of a Trainer that starts the other ranks as subprocesses; None for any other Trainer."""
     launcher = trainer.strategy.launcher
     return launcher if isinstance(launcher, _SubprocessScriptLauncher) else None
 
 
 def set_launcher(trainer: Trainer, launcher: RankLauncher) -> None:
+    """Replace the launcher of a Trainer."""
     trainer.strategy._launcher = launcher
 
 
-def on_sigterm(trainer: Trainer, handler: Callable[..., None]) -> None:
-    """Call `handler(signal number, frame)` at a SIGTERM in the place of Lightning's own; before the stage begins."""
-    trainer._signal_connector._sigterm_notifier_fn = handler  # type: ignore[method-assign]
+def on_sigterm(trainer: Trainer, callback: Callable[..., None]) -> None:
+    """Replace Lightning's SIGTERM handler with `callback(signal number, frame)`. Call this before the stage begins."""
+    trainer._signal_connector._sigterm_notifier_fn = callback  # type: ignore[method-assign]
 
 
 def stop_as_terminated(trainer: Trainer) -> None:
-    """Have a fit end as after a SIGTERM, where Lightning next looks at it."""
+    """Make a fit stop as it would after SIGTERM, the next time that Lightning checks for this signal."""
     trainer._signal_connector.received_sigterm = True

@@ -1,4 +1,4 @@
-"""A reward model that was trained here in the place of the true reward."""
+"""Reward models from checkpoints: a trained reward model replaces the true reward."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lightning_nlf.rewards.reward_module import RewardModule
 
 
 def least(rewards: Tensor, ends: Tensor) -> Tensor:
-    """A reply is as good as its worst step.  rewards, ends (B, T) → (B,)"""
+    """Minimum over the steps of a reply, because a reply is as good as its worst step.  rewards, ends (B, T) → (B,)"""
     return torch.where(ends, rewards, torch.inf).amin(1)
 
 
 def product(rewards: Tensor, ends: Tensor) -> Tensor:
-    """Of probabilities: that all steps are right.  (B,)"""
+    """Product of the step probabilities, which is the probability that all steps are right.  (B,)"""
     return torch.where(ends, rewards, 1).prod(1)
 
 
 def last(rewards: Tensor, ends: Tensor) -> Tensor:
-    """What is said of the last step, which has seen the others.  (B,)"""
+    """Reward of the last step, whose prefix contains all the other steps.  (B,)"""
     return row_sums(rewards, last_valid(ends))
 
 
@@ -33,21 +33,22 @@ AGGREGATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"min": least, "prod
 
 
 class CheckpointReward:
-    """A `Scorer`: pays what the reward model of a checkpoint says, without gradients.
+    """Reward from the reward model of a checkpoint, without gradients (a `Scorer`).
 
-    A model of whole replies pays on each row's last valid step. One of steps pays at the end of every step, or, with
-    `aggregate`, one number for all of them on the last valid step. A reply without the end of a step is one step.
+    An outcome reward model scores each row on its last valid step. A process reward model scores the end of each step.
+    With `aggregate`, a process reward model gives one reward per reply, on the last valid step. A reply without a step
+    end is one step.
 
     Args:
-        checkpoint: its path, or its name in MLflow's model registry, `models:/helpful@champion`.
-        aggregate: `min`, `product` or `last` of the steps' rewards; of a model of steps only.
-        step_end_token: the id of the token that ends a step. Without it a batch says where, in `extra["step_ends"]`.
-        tracking_uri: of the registry; by default MLFLOW_TRACKING_URI or `outputs/mlflow.db`.
-        trust: packages of your own that the checkpoint's networks are of: see `construction.rebuild`.
+        checkpoint: path of the checkpoint, or its name in MLflow's model registry, such as `models:/helpful@champion`.
+        aggregate: how to combine the step rewards of a process reward model: `min`, `product` or `last`.
+        step_end_token: the id of the token that ends a step. If it is not set, a batch needs `extra["step_ends"]`.
+        tracking_uri: address of the registry; by default MLFLOW_TRACKING_URI or `outputs/mlflow.db`.
+        trust: your own packages that define the checkpoint's networks; see `construction.rebuild`.
 
     Raises:
-        FileNotFoundError, ValueError: no such checkpoint, or one that is damaged, holds code, or names a class that
-            is not trusted; a knob of a model of steps for one that is not; steps that nobody says the ends of.
+        FileNotFoundError, ValueError: the checkpoint does not exist, is damaged, contains code, or names a class that
+            is not trusted; a knob for process reward models is set for another model; no step ends are given.
     """
 
     def __init__(
@@ -59,28 +60,31 @@ class CheckpointReward:
         trust: list[str] | None = None,
     ) -> None:
         if checkpoint.startswith("models:/"):
-            from lightning_nlf.tracking.registry import fetch_registered  # MLflow, which takes seconds
+            from lightning_nlf.tracking.registry import fetch_registered  # MLflow takes seconds to import
 
             checkpoint = str(fetch_registered(checkpoint, tracking_uri))
         module: RewardModule = RewardModule.load_from_checkpoint(checkpoint, trust=trust)
         self.module = module.eval().requires_grad_(False)
         for name, knob in (("aggregate", aggregate), ("step_end_token", step_end_token)):
             if knob is not None and not self.module.by_step:
-                raise ValueError(f"{name}: {checkpoint} judges whole replies, not their steps; leave {name} out")
+                raise ValueError(f"{name}: {checkpoint} scores whole replies, not their steps; remove {name}")
         self.aggregate, self.step_end_token = aggregate, step_end_token
 
     @property
     def tokenizer_digest(self) -> str | None:
-        """Of the tokenizer whose ids the model reads; None if the checkpoint does not say."""
+        """Digest of the tokenizer that the model was trained with.
+
+        None if the checkpoint does not record the digest.
+        """
         return self.module.tokenizer_digest
 
     @property
     def context(self) -> int | None:
-        """Tokens of a row that the model can read; None without a limit."""
+        """Maximum row length in tokens that the model can read. None without a limit."""
         return self.module.reward.longest
 
     def score(self, batch: Batch) -> Tensor:
-        """`Scorer.score`: rewards (B, T), 0 where nothing is paid. On the batch's device."""
+        """`Scorer.score`: rewards (B, T) on the batch's device, 0 at steps without a reward."""
         ends, final = self.ends(batch), last_valid(batch.valid)
         rewards = self.module.to(batch.obs.device).judge(batch, ends)
         if self.aggregate is None:
@@ -88,7 +92,7 @@ class CheckpointReward:
         return torch.where(final, AGGREGATES[self.aggregate](rewards, ends)[:, None], 0)
 
     def ends(self, batch: Batch) -> Tensor:
-        """(B, T) bool: the steps behind which the model is asked."""
+        """(B, T) bool: the steps after which the model scores the reply."""
         final = last_valid(batch.valid)
         if not self.module.by_step:
             return final
@@ -97,6 +101,6 @@ class CheckpointReward:
         elif "step_ends" in batch.extra:
             ends = batch.extra["step_ends"]
         else:
-            raise ValueError('step_end_token: give it, or batches with extra["step_ends"]: else no step has an end')
+            raise ValueError('step_end_token: set it, or add extra["step_ends"] to the batch, to mark where steps end')
         ends = ends & batch.valid
         return torch.where(ends.any(1, keepdim=True), ends, final)

@@ -1,4 +1,4 @@
-"""One thread a test: two workers share two cores, and results do not depend on how a sum was split."""
+"""One thread per test: two workers share two cores, and results do not depend on the splitting of sums."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-# A shell starts what runs in its background with Ctrl-C ignored, and its child processes ignore it too.
+# A shell starts background jobs with Ctrl-C ignored, and their child processes inherit this.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -24,9 +24,9 @@ runpy.run_path(sys.argv[1])["in_two_processes"](*sys.argv[2:])
 
 @pytest.fixture(scope="session")
 def on_two_processes(tmp_path_factory):
-    """Runs `in_two_processes(*arguments, folder)` of a file on two ranks of Lightning's DDP.
+    """Function that runs `in_two_processes(*arguments, folder)` of a file on two ranks of Lightning's DDP.
 
-    Each of them leaves `folder/rank{0,1}.pt`, and the two contents are returned.
+    Each rank writes `folder/rank{0,1}.pt`; the function returns the contents of both files.
     """
 
     def run(file, *arguments):
@@ -44,7 +44,7 @@ def on_two_processes(tmp_path_factory):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # so that the second process, a child of the first, can be ended with it
+            start_new_session=True,  # so that the second process, a child of the first, can be killed with it
         )
         try:
             output, _ = process.communicate(timeout=180)

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +57,8 @@ def page_blocks(page: str) -> list[Block]:
 def _last_paragraph(text: str) -> str:
     """With the comments that follow it."""
     paragraphs = text.strip().split("\n\n")
-    comments = [each for each in paragraphs if each.startswith("<!--")]
-    prose = [each for each in paragraphs if not each.startswith("<!--")]
+    comments = [paragraph for paragraph in paragraphs if paragraph.startswith("<!--")]
+    prose = [paragraph for paragraph in paragraphs if not paragraph.startswith("<!--")]
     return "\n".join([*prose[-1:], *comments])
 
 
@@ -66,22 +67,61 @@ def commands(block):
     return [re.split(r"\s#", line)[0].strip() for line in block.replace("\\\n", " ").splitlines()]
 
 
+def quoted_commands(page: str) -> Iterator[str]:
+    """What stands in backticks as a command.
+
+    A yaml after a command on the same line is that command with it. One alone in a cell of a table, perhaps as a
+    link, is a fit.
+    """
+    for line in page.splitlines():
+        before = ""
+        for words in re.findall(r"`([^`]+)`", line):
+            if words.startswith("python -m"):
+                before = words.split(" conf/")[0] if "--config conf/" in words else ""
+                yield words
+            elif before and re.fullmatch(r"conf/\S+\.yaml", words):
+                yield f"{before} {words}"
+        cells = line.strip("| ").split(" | ") if line.startswith("|") else []
+        yamls = (re.fullmatch(r"\[?`(conf/\S+\.yaml)`(?:\]\(\S+\))?", cell) for cell in cells)
+        yield from (f"python -m lightning_nlf fit --config {match[1]}" for match in yamls if match)
+
+
+def commands_of(page: str, module: str) -> list[str]:
+    """All commands of a module that a page has, in a line, a table or a block."""
+    lines = [line for block in page_blocks(page) if block.language == "bash" for line in commands(block.text)]
+    every = (" ".join(command.split()) for command in [*quoted_commands(page), *lines])
+    return sorted({command for command in every if command.startswith(f"python -m {module} ")})
+
+
 def shell(command, folder):
     """The command as a user types it, with this environment's python; fails the test with what it printed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     python = os.environ.get("PYTHONPATH")
     environ = os.environ | {"PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), python]))}
-    done = subprocess.run(command, shell=True, cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+    process = subprocess.run(command, shell=True, cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, f"{command}\n{process.stdout[-2000:]}\n{process.stderr[-4000:]}"
+    return process.stdout
 
 
 def fast(command: str, further: str = "") -> str:
     """A command cut down to seconds: one iteration of a fit, and no store of runs."""
-    if not command.startswith("python -m lightning_nlf "):
+    prints_only = re.search(r" --(\S+\.)?help\b| --print_config", command)
+    if prints_only or not command.startswith("python -m lightning_nlf "):
         return command
     stage = shlex.split(command)[3]
     return " ".join([command, *([FAST] if stage == "fit" else []), *([] if stage == "describe" else [QUIET]), further])
+
+
+def with_includes(page: Path) -> str:
+    """The text of a page, with the files that it includes in their places, cut as the directive says."""
+
+    def part(match: re.Match) -> str:
+        text = (page.parent / match[1]).read_text()
+        options = dict(re.findall(r'^:([\w-]+): "?(.*?)"?$', match[2], re.M))
+        text = text.split(options["start-after"], 1)[1] if "start-after" in options else text
+        return text.split(options["end-before"], 1)[0] if "end-before" in options else text
+
+    return re.sub(r"^:::\{include\} (\S+)\n(.*?)^:::$", part, page.read_text(), flags=re.S | re.M)
 
 
 def run_page(page: str, folder: Path) -> None:

@@ -4,6 +4,7 @@ Fits are cut down to seconds. A command that an earlier page gave to the letter 
 """
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -15,7 +16,7 @@ import yaml
 
 from data_modules.feedback.__main__ import main as feedback
 from data_modules.feedback.people.store import DEFAULT_EXPERIMENT, DEFAULT_URI, opened, pages
-from data_modules.feedback.people.traces import asked
+from data_modules.feedback.people.traces import queue_items
 from data_modules.judgements.parsing import parse
 from data_modules.text.prompt_file import read_line
 from lightning_nlf.cli.command_line import main
@@ -47,7 +48,7 @@ class Server(Script):
     def _answer(self, body):
         text = asked_of(body)
         share = crc32(text.encode()) % 90 / 100 + 0.05
-        if "Preferred Response=" in text:
+        if re.search(r"Preferred \w+=", text):
             return chat("1", [{"1": share, "2": 1 - share}])
         if "Rating=" in text:
             number = str(int(10 * share))
@@ -66,11 +67,15 @@ class Journey:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url
-        self.done: set[str] = set()
+        self.commands_run: set[str] = set()
         shutil.copytree(ROOT / "conf", folder / "conf")
-        for path in (folder / "conf/chat").iterdir():
+        for path in (folder / "conf").rglob("*.yaml"):
             path.write_text(self._served(path.read_text()))
-        my_folder(folder)
+        self.furnish()
+
+    def furnish(self) -> None:
+        """Put into the folder what the pages say is there."""
+        my_folder(self.folder)
 
     def _served(self, text: str) -> str:
         return text.replace(ADDRESS, self.url)
@@ -86,22 +91,22 @@ class Journey:
                 path.write_text(self._served(block.text), encoding="utf-8")
             elif block.is_run:
                 for command in filter(None, commands(block.text)):
-                    self.run(" ".join(command.split()))
+                    self.run(" ".join(command.split()), block.fast)
 
-    def run(self, command: str) -> None:
-        """Raises AssertionError: the command fails."""
+    def run(self, command: str, further: str = "") -> None:
+        """Args: further: words for a fit.  Raises AssertionError: the command fails."""
         if command.startswith("python -m lightning_nlf.tracking ui"):
             return self.review()
-        if command in self.done:
+        if command in self.commands_run:
             return None
-        self.done.add(command)
+        self.commands_run.add(command)
         _, _, module, *words = shlex.split(command)
         if module == "data_modules.feedback":
             assert feedback(words) == 0, command
         elif words[0] == "chat":
             self.talk(words)
         else:
-            main([*words, *self.cut_down(words)])
+            main([*words, *self.cut_down(words), *(shlex.split(further) if words[0] == "fit" else [])])
         return None
 
     def cut_down(self, words: list[str]) -> list[str]:
@@ -126,7 +131,7 @@ class Journey:
         place = {"tracking_uri": DEFAULT_URI, "experiment": DEFAULT_EXPERIMENT}
         with opened(DEFAULT_URI, DEFAULT_EXPERIMENT) as store:
             queues = list(pages(list_review_queues, experiment_id=store.id))
-            waiting = {q.name: [item for item in asked(store, q) if item.status == "pending"] for q in queues}
+            waiting = {q.name: [item for item in queue_items(store, q) if item.status == "pending"] for q in queues}
         for name, items in waiting.items():
             for number, item in enumerate(items[:REVIEWED]):
                 answers = {"ranking": ("A > B", "A = B", "B > A")[number % 3]}

@@ -1,4 +1,4 @@
-"""A real MLflow server that can be killed, and a wait with a deadline."""
+"""MLflow server for tests, which can be killed, and waiting with a deadline."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 
 class Server:
-    """`mlflow server` with SQLite behind it, on a free loopback port that it keeps over restarts.
+    """`mlflow server` with an SQLite store, on a free loopback port that stays the same over restarts.
 
-    Args: options, environment: more of either.
+    Args: options, environment: additional command line options and environment variables.
     """
 
     def __init__(self, folder: Path, options: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
@@ -35,7 +35,7 @@ class Server:
         environment |= self.environment
         environment.pop("MLFLOW_TRACKING_URI", None)
         with open(self.folder / "server.log", "ab") as output:
-            # A session of its own: the server has children, and all of them are to die at once.
+            # In its own session, so that the server and its children can be killed together.
             self._process = subprocess.Popen(
                 command, env=environment, cwd=self.folder, stdout=output, stderr=output, start_new_session=True
             )
@@ -56,7 +56,7 @@ class Server:
 
 
 def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    """Ask `condition` until it is true; fail after `seconds`."""
+    """Call `condition` until it is true; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not true within {seconds} s"

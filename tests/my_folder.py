@@ -1,7 +1,7 @@
 """The folder `my/` that conf/chat reads: a random instruct model, prompts, feedback of every kind, and reviews.
 
-The model is a Llama of 2.8 million random parameters with a ChatML template and a tokenizer of bytes. It says printable
-characters and sometimes ends by itself, so what it says can be quoted and judged; there is no sense in it.
+The model is a Llama with 2.8 million random parameters, a ChatML template and a byte tokenizer. Its replies are random
+printable characters and sometimes end by themselves, so they can be quoted and judged.
 """
 
 import json
@@ -28,7 +28,7 @@ def my_folder(place: Path) -> Path:
     """Write `place/my` and return it."""
     my = place / "my"
     _write_model(my / "model")
-    pairs = [(question.format(thing), thing) for question in QUESTIONS for thing in THINGS]
+    pairs = [(question.format(topic), topic) for question in QUESTIONS for topic in THINGS]
     _write_lines(my / "prompts.jsonl", [_prompt(i, *pair) for i, pair in enumerate(pairs)])
     _write_lines(my / "feedback.jsonl", [line for i, pair in enumerate(pairs) for line in _feedback(i, *pair)])
     _write_lines(my / "reviews.jsonl", [_review(i, *pair) for i, pair in enumerate(pairs)])
@@ -39,18 +39,18 @@ def _write_lines(path: Path, records: list[dict]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
-def _prompt(place: int, text: str, thing: str) -> dict:
-    """Every fifth is a chat of several turns, every third has what was expected; all have facts for a judge."""
-    turns = [("user", f"Tell me of {thing}."), ("assistant", FAIR.format(thing)), ("user", text)]
+def _prompt(place: int, text: str, topic: str) -> dict:
+    """Line of a prompt file with facts. Every fifth is a chat, every third has an expected response."""
+    turns = [("user", f"Tell me of {topic}."), ("assistant", FAIR.format(topic)), ("user", text)]
     chat = [{"role": role, "content": content} for role, content in turns]
     record = {"id": f"question-{place}", "prompt": chat if place % 5 == 0 else text}
-    record |= {"expected": GOOD.format(thing)} if place % 3 == 0 else {}
-    return record | {"facts": {"reference": GOOD.format(thing)}}
+    record |= {"expected": GOOD.format(topic)} if place % 3 == 0 else {}
+    return record | {"facts": {"reference": GOOD.format(topic)}}
 
 
-def _feedback(place: int, text: str, thing: str) -> list[dict]:
-    """A scored reply with its critique and what was expected; and an order, every other time with a tie."""
-    good, fair, bad = (each.format(thing) for each in (GOOD, FAIR, BAD))
+def _feedback(place: int, text: str, topic: str) -> list[dict]:
+    """Two lines: scored replies with a critique and the expected response, and a ranking, sometimes with a tie."""
+    good, fair, bad = (template.format(topic) for template in (GOOD, FAIR, BAD))
     scored = {"id": f"score-{place}", "prompt": text, "responses": [fair, bad], "score": [0.6, place % 3 / 10]}
     scored |= {"critique": [CRITIQUE, None], "expected": good, "source": "ana"}
     ranked = {"id": f"order-{place}", "prompt": text, "responses": [fair, good, bad], "source": "ben"}
@@ -58,14 +58,14 @@ def _feedback(place: int, text: str, thing: str) -> list[dict]:
     return [scored, ranked]
 
 
-def _review(place: int, text: str, thing: str) -> dict:
-    """What `pull` writes of one person's review."""
-    record = {"id": f"review-{place}:ana", "prompt": text, "responses": [FAIR.format(thing)], "source": "ana"}
-    return record | {"score": (0.2, 0.5, 1.0)[place % 3], "critique": CRITIQUE, "expected": GOOD.format(thing)}
+def _review(place: int, text: str, topic: str) -> dict:
+    """Line of one person's review, in the form that `pull` writes."""
+    record = {"id": f"review-{place}:ana", "prompt": text, "responses": [FAIR.format(topic)], "source": "ana"}
+    return record | {"score": (0.2, 0.5, 1.0)[place % 3], "critique": CRITIQUE, "expected": GOOD.format(topic)}
 
 
 def _write_model(path: Path) -> None:
-    """Dimension 0 of the residual stream is the same everywhere, so the head's column 0 is a bias of each token."""
+    """Write the model. Dimension 0 of the residual stream is constant, so the head's column 0 is a bias per token."""
     from tokenizers import Tokenizer
 
     folder(path, SHAPES["chatml"], "bytes")

@@ -1,4 +1,4 @@
-"""Data flows one way: data_modules → the batch ← objectives ← modules ← networks ← language; only a yaml names both."""
+"""Import directions: data_modules → the batch ← objectives ← modules ← networks ← language; only a yaml names both."""
 
 import ast
 import re
@@ -15,6 +15,7 @@ from lightning_nlf import objectives
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     "private_names",
+    "moved_yamls",
     "numbers",
     "batch",
     "data_source",
@@ -35,7 +36,7 @@ FLOORS = [
 ]
 LEAVES = (ROOT / "lightning_nlf" / "batch.py", *(ROOT / "lightning_nlf" / "maths").glob("*.py"))
 STDLIB = {"__future__", "collections", "dataclasses", "math", "typing"}
-# What private names may be used outside private_names.py: os._exit is documented, and torch has no public name for two.
+# Private names allowed outside private_names.py: os._exit is documented, and torch has no public name for the others.
 PRIVATE = {"_exit", "_foreach_copy_", "_modules"}
 
 
@@ -44,25 +45,25 @@ def modules_of(package: str) -> list[Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """Absolute names of all that a file imports, at any depth of its code."""
+    """Absolute names of everything that a file imports, at any depth of its code."""
     return imported(path.read_text(), path.relative_to(ROOT).parts[:-1])
 
 
 def imported(source: str, package: tuple[str, ...]) -> set[str]:
-    """The same for the source of a file in `package`; `from . import x` is resolved."""
-    found: set[str] = set()
+    """Absolute names of everything that the source of a file in `package` imports; `from . import x` is resolved."""
+    matches: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            matches |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join([*above, *([node.module] if node.module else [])])
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return found
+            matches |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return matches
 
 
 def test_relative_imports_are_seen():
-    """The rules below would be blind without this."""
+    """Without this, the rules below would miss relative imports."""
     source = "from .. import rollout\ndef f():\n    from ..rollout import shuffled\n"
     assert imported(source, ("data_modules", "text")) == {
         "data_modules",
@@ -75,7 +76,7 @@ Nodes = Callable[[ast.AST], Iterator[ast.AST]]
 
 
 def at_load(node: ast.AST) -> Iterator[ast.AST]:
-    """The code that runs when a file is imported: not that of functions, nor below `if TYPE_CHECKING`."""
+    """Code that runs when a file is imported: excludes functions and `if TYPE_CHECKING` blocks."""
     for child in ast.iter_child_nodes(node):
         typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
         if not typing_only and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -84,21 +85,23 @@ def at_load(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def import_graph(package: str, nodes: Nodes) -> dict[str, set[str]]:
-    """The modules of a package, and which of them each imports."""
+    """Modules of a package, each with the modules of the package that it imports."""
     paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in modules_of(package)}
     graph: dict[str, set[str]] = {name.removesuffix(".__init__"): set() for name in paths}
     for name, path in paths.items():
         for node in nodes(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 targets = imported(ast.unparse(node), path.relative_to(ROOT).parts[:-1]) & graph.keys()
-                # `from package import module` asks for nothing that stands in the package's `__init__`
-                deepest = {one for one in targets if not any(other.startswith(f"{one}.") for other in targets)}
+                # `from package import module` needs nothing from the package's `__init__`
+                deepest = {
+                    target for target in targets if not any(longer.startswith(f"{target}.") for longer in targets)
+                }
                 graph[name.removesuffix(".__init__")] |= deepest
     return graph
 
 
 def test_a_circle_is_seen(tmp_path, monkeypatch):
-    """a imports b, and b imports a for its annotations only, or in a function, or at once."""
+    """a imports b, and b imports a only for annotations, in a function, or at load time."""
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "__init__.py").write_text("from p import a\n")
@@ -116,14 +119,14 @@ def test_a_circle_is_seen(tmp_path, monkeypatch):
     "package, nodes", [("benchmarks", ast.walk), ("data_modules", at_load), ("lightning_nlf", at_load)]
 )
 def test_no_import_leads_back(package, nodes):
-    """In `benchmarks` not even one that waits in a function."""
-    TopologicalSorter(import_graph(package, nodes)).prepare()  # raises CycleError, which names the circle
+    """There are no import cycles; in `benchmarks` not even by imports inside functions."""
+    TopologicalSorter(import_graph(package, nodes)).prepare()  # raises CycleError, which names the cycle
 
 
 @pytest.mark.parametrize("path", modules_of("data_modules"), ids=str)
 def test_data_modules_know_the_contract_only(path):
     ours = {name for name in imports(path) if name.split(".")[0] == "lightning_nlf"}
-    allowed = ("lightning_nlf.batch", "lightning_nlf.maths", "lightning_nlf.numbers")
+    allowed = ("lightning_nlf.batch", "lightning_nlf.maths", "lightning_nlf.numbers", "lightning_nlf.moved_yamls")
     assert all(name.startswith(allowed) for name in ours), ours
 
 
@@ -135,7 +138,7 @@ def test_judgements_lie_below_text_and_text_below_feedback():
 
 
 def test_what_serves_every_text_task_imports_none():
-    """`data_modules.text` itself does: there yamls name the tasks."""
+    """Only `data_modules.text` itself imports tasks, because yamls name them there."""
     generic = [path for path in modules_of("data_modules/text") if path.name != "__init__.py"]
     assert len(generic) > 20
     for path in generic:
@@ -168,10 +171,10 @@ def floor_of(path: Path) -> str:
     return path.relative_to(ROOT / "lightning_nlf").with_suffix("").parts[0]
 
 
-# tracking, entry points and checkpoint files stand on no floor: they serve every one
+# tracking, entry points and checkpoint files have no floor, because they serve all floors
 @pytest.mark.parametrize("path", [path for path in modules_of("lightning_nlf") if floor_of(path) in FLOORS], ids=str)
 def test_floors_import_downwards(path):
-    """A file imports from its own floor or from those below it, never from above."""
+    """A file imports only from its own floor or lower ones."""
     above = FLOORS[FLOORS.index(floor_of(path)) + 1 :]
     reached = {name.split(".")[1] for name in imports(path) if name.startswith("lightning_nlf.")}
     assert not reached & set(above)
@@ -187,13 +190,13 @@ def test_leaves_import_torch_only(path):
 
 
 def test_no_model_folder_may_bring_code():
-    """Whatever reads one by transformers says so: without a word it would ask on the terminal."""
+    """Every call of transformers sets trust_remote_code=False, because it would otherwise ask on the terminal."""
     calls = 0
     for path in [*modules_of("data_modules"), *modules_of("lightning_nlf")]:
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("from_pretrained", "from_config"):
-                given = {word.arg: ast.unparse(word.value) for word in call.keywords}
-                assert given.get("trust_remote_code") == "False", f"{path.name}:{call.lineno}"
+                keywords = {word.arg: ast.unparse(word.value) for word in call.keywords}
+                assert keywords.get("trust_remote_code") == "False", f"{path.name}:{call.lineno}"
                 calls += 1
     assert calls >= 3
 
@@ -203,7 +206,7 @@ def is_private(name: object) -> bool:
 
 
 def members(path: Path) -> set[str]:
-    """What classes of a file define: methods, class attributes, what is assigned to `self`."""
+    """Members of all classes in a file: methods, class attributes, and attributes assigned to `self`."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ClassDef):
@@ -217,7 +220,7 @@ def members(path: Path) -> set[str]:
 
 
 def private_names(source: str, ours: set[str]) -> set[str]:
-    """Private names of other libraries in a source: imported, behind a dot, in `getattr`.
+    """Private names of other libraries in a source: imported, as attributes, or in `getattr`.
 
     Args: ours: members of our own classes.
     """
@@ -239,7 +242,7 @@ def private_names(source: str, ours: set[str]) -> set[str]:
 
 
 def test_private_names_are_seen():
-    """The rule below would be blind without this."""
+    """Without this, the rule below could miss private names."""
     source = "from a._b import _c\nimport d._e\ny._f, getattr(y, '_g'), self._h, self._i\n"
     source += "from data_modules import x\nx._j"
     assert private_names(source, {"_i"}) == {"_b", "_c", "_e", "_f", "_g", "_h"}
@@ -255,16 +258,16 @@ def test_private_names_of_libraries_stay_in_their_file(path):
 
 
 def calls_of_bases(source: str) -> list[str]:
-    """`super()` outside of `__init__`, and `Mixin.method(self, …)` in its place; what each is, with its line."""
-    found = []
+    """Calls of `super()` outside `__init__` and of `Mixin.method(self, …)`, each with its line."""
+    matches = []
     for function in [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]:
         for call in [node for node in ast.walk(function) if isinstance(node, ast.Call)]:
             name, first = ast.unparse(call.func), ast.unparse(call.args[0]) if call.args else ""
             chained = name == "super" and function.name != "__init__"
-            named = first == "self" and re.fullmatch(r"\w*(Objective|Policy|Agent|Reward|Module)\.\w+", name)
-            if chained or named:
-                found.append(f"{call.lineno}: {ast.unparse(call)}")
-    return found
+            assigned = first == "self" and re.fullmatch(r"\w*(Objective|Policy|Agent|Reward|Module)\.\w+", name)
+            if chained or assigned:
+                matches.append(f"{call.lineno}: {ast.unparse(call)}")
+    return matches
 
 
 def test_calls_of_bases_are_seen():
@@ -276,14 +279,14 @@ def test_calls_of_bases_are_seen():
 
 @pytest.mark.parametrize("path", modules_of("lightning_nlf/objectives"), ids=str)
 def test_no_hook_calls_another(path):
-    """But a metric, which is torchmetrics' to extend."""
+    """No hook calls another one, except in metrics, which extend torchmetrics."""
     source = path.read_text()
     metrics = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "Perplexity"]
     assert len(calls_of_bases(source)) == sum(len(calls_of_bases(ast.unparse(metric))) for metric in metrics)
 
 
 def steps_up(cls: type, root: type) -> int:
-    """The longest path of inheritance from `cls` to `root`; -1 where there is none."""
+    """Length of the longest path of inheritance from `cls` to `root`; -1 if there is none."""
     paths = [steps_up(base, root) for base in cls.__bases__]
     return 0 if cls is root else max((n + 1 for n in paths if n >= 0), default=-1)
 

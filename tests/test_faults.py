@@ -1,4 +1,4 @@
-"""Real faults in real processes: kill -9, numbers that are not finite, servers that are not there."""
+"""Faults in real processes: kill -9, non-finite numbers, unreachable servers."""
 
 import json
 import os
@@ -14,8 +14,8 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 
-# Everything that a resume could forget: expert, take-over, labels within a budget, label buffer, an episode that goes
-# on in the next collection, momentum, a schedule of the learning rate and one of the imitation weight.
+# All state that a resumed run must restore: expert, take-over, label budget, label buffer, an episode that continues in
+# the next collection, momentum, and schedules of the learning rate and of the imitation weight.
 RUN = """
 seed_everything: 3
 trainer: {{max_epochs: {epochs}, check_val_every_n_epoch: 4, gradient_clip_val: 1.0}}
@@ -44,7 +44,7 @@ data:
     label_buffer: {{updates: 2, rows: 64, capacity: 300}}
 """
 
-# Of language: a reference that is not saved, β that moves, replies that are played again.
+# For language: a reference that is not saved, an adaptive β, and replies that are sampled again.
 TEXT = """
 seed_everything: 3
 trainer: {{max_epochs: {epochs}, check_val_every_n_epoch: 4, gradient_clip_val: 1.0}}
@@ -93,11 +93,11 @@ def finish(process):
 
 
 def iterations(run):
-    """The last iteration in the journal; 0 before there is one."""
+    """Last iteration in the journal; 0 if there is none yet."""
     journal = run / "journal.jsonl"
     lines = journal.read_text().splitlines()[:-1] if journal.is_file() else []
-    seen = [json.loads(line).get("values", {}).get("iteration", 0) for line in lines if '"metrics"' in line]
-    return max(seen, default=0)
+    numbers = [json.loads(line).get("values", {}).get("iteration", 0) for line in lines if '"metrics"' in line]
+    return max(numbers, default=0)
 
 
 def kill_at(process, run, iteration):
@@ -105,25 +105,25 @@ def kill_at(process, run, iteration):
     while iterations(run) < iteration:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(random.random() / 50)  # the moment within the iteration is left to chance
+        time.sleep(random.random() / 50)  # a random moment within the iteration
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
 
-def assert_same(own, expected, name="checkpoint"):
-    assert type(own) is type(expected), name
-    if isinstance(own, torch.Tensor):
-        assert torch.equal(own, expected), name
-    elif isinstance(own, dict):
-        assert own.keys() == expected.keys(), name
-        for key in own:
-            assert_same(own[key], expected[key], f"{name}.{key}")
-    elif isinstance(own, list | tuple):
-        assert len(own) == len(expected), name
-        for index, pair in enumerate(zip(own, expected, strict=True)):
+def assert_same(actual, expected, name="checkpoint"):
+    assert type(actual) is type(expected), name
+    if isinstance(actual, torch.Tensor):
+        assert torch.equal(actual, expected), name
+    elif isinstance(actual, dict):
+        assert actual.keys() == expected.keys(), name
+        for key in actual:
+            assert_same(actual[key], expected[key], f"{name}.{key}")
+    elif isinstance(actual, list | tuple):
+        assert len(actual) == len(expected), name
+        for index, pair in enumerate(zip(actual, expected, strict=True)):
             assert_same(*pair, f"{name}[{index}]")
     else:
-        assert own == expected, name
+        assert actual == expected, name
 
 
 @pytest.mark.slow
@@ -135,18 +135,18 @@ def assert_same(own, expected, name="checkpoint"):
 def test_a_run_that_was_killed_ends_like_one_that_never_was(yaml, epochs, kills, data, spent, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.format(epochs=epochs))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    code, said = finish(start(tmp_path, "--run_dir", "whole"))
-    assert code == 0, said
+    code, output = finish(start(tmp_path, "--run_dir", "whole"))
+    assert code == 0, output
     for iteration in sorted(random.sample(range(3, epochs - 5), kills)):
         kill_at(start(tmp_path, "--run_dir", "killed", "--ckpt_path", "last"), killed, iteration)
-    code, said = finish(start(tmp_path, "--run_dir", "killed", "--ckpt_path", "last"))
-    assert code == 0, said
-    own, expected = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (killed, whole))
+    code, output = finish(start(tmp_path, "--run_dir", "killed", "--ckpt_path", "last"))
+    assert code == 0, output
+    resumed, expected = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (killed, whole))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", data):
-        assert_same(own[part], expected[part], part)
+        assert_same(resumed[part], expected[part], part)
     assert expected["epoch"] == epochs - 1
     assert all(expected[data]["counters"][name] >= amount for name, amount in spent.items())
-    # One run in MLflow, that of the first process, and every iteration is in it.
+    # MLflow has a single run, that of the first process, with every iteration.
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -171,13 +171,13 @@ class Broken(PendulumDataModule):
 
 @pytest.mark.slow
 def test_a_bad_reward_ends_the_run_as_failed_with_its_last_good_checkpoint(tmp_path):
-    """The fifth collection holds a NaN: the checkpoint is that of the fourth, the run in MLflow is FAILED."""
+    """The fifth collection has a NaN: the checkpoint is from the fourth, and the run in MLflow is FAILED."""
     (tmp_path / "broken.py").write_text(BROKEN)
     yaml = RUN.format(epochs=60).replace("data_modules.pendulum.PendulumDataModule", "broken.Broken")
     (tmp_path / "run.yaml").write_text(yaml)
-    code, said = finish(start(tmp_path, "--run_dir", "run"))
-    assert code == 1 and "Traceback" not in said
-    assert "non-finite reward" in said and "row 0, step 0" in said and "last.ckpt" in said
+    code, output = finish(start(tmp_path, "--run_dir", "run"))
+    assert code == 1 and "Traceback" not in output
+    assert "non-finite reward" in output and "row 0, step 0" in output and "last.ckpt" in output
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["Broken"]["counters"]["iteration"] == 4
     assert all(torch.isfinite(x).all() for x in checkpoint["state_dict"].values())
@@ -191,9 +191,9 @@ def test_a_bad_reward_ends_the_run_as_failed_with_its_last_good_checkpoint(tmp_p
 
 @pytest.mark.slow
 def test_training_does_not_wait_for_a_server_that_is_not_there(tmp_path):
-    """Nobody listens on port 9 of this machine: the run ends well, and says how to replay it."""
+    """No server listens on port 9: the run succeeds, and its output says how to upload it later."""
     (tmp_path / "run.yaml").write_text(RUN.format(epochs=10))
-    code, said = finish(start(tmp_path, "--run_dir", "run", tracking_uri="http://127.0.0.1:9"))
-    assert code == 0, said
-    assert "lightning_nlf.tracking sync" in said
+    code, output = finish(start(tmp_path, "--run_dir", "run", tracking_uri="http://127.0.0.1:9"))
+    assert code == 0, output
+    assert "lightning_nlf.tracking sync" in output
     assert iterations(tmp_path / "run") == 10

@@ -1,4 +1,4 @@
-"""What a whole fit leaves behind it, and what a label buffer must not do."""
+"""Global state after a fit, and side effects of a label buffer."""
 
 import lightning as L
 import torch
@@ -39,11 +39,11 @@ def test_gradients_are_on_and_the_generator_goes_on_after_a_fit():
 
 def test_joint_with_weight_zero_is_reinforce_with_a_label_buffer_too():
     plain, buffered = fitted(0.0, None), fitted(0.0, LabelBuffer(updates=10, rows=16))
-    for own, expected in zip(buffered.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(own, expected, rtol=0, atol=0)
+    for actual, expected in zip(buffered.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def test_explained_variance_is_that_of_the_collection():
-    """A fresh critic explains nothing; ten label batches without a learner's step must not make it look perfect."""
+    """An untrained critic explains nothing; ten label batches without a learner's step must not change that."""
     module = fitted(1.0, LabelBuffer(updates=10, rows=16), epochs=1)
     assert module.trainer.callback_metrics["train/explained_variance"] < 0.5

@@ -1,4 +1,4 @@
-"""Did it learn? A permutation test over seeds: returns of sampled episodes before a short training against after."""
+"""Does it learn? Permutation test over seeds of the returns of sampled episodes before and after a short training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ LEVEL = 0.05
 
 @dataclass
 class Training:
-    """A module and a short training that should be enough for it."""
+    """A module with a training that is just long enough for it to learn."""
 
     make: Callable[..., Any]
     epochs: int
@@ -60,7 +60,7 @@ TRAININGS = {
         lr=0.01,
         rollouts={"minibatches": 2, "passes": 4},
     ),
-    # the critic first: a policy as fast as its untrained Q runs after noise
+    # the critic learns faster, because a policy would follow the noise of an untrained Q
     "q": Training(
         lambda **k: QActorCriticAgent(q=MLPQValue(4, 1), network_lr={"q": 0.02}, gamma=0.9, **k),
         epochs=30,
@@ -81,7 +81,7 @@ TRAININGS = {
 
 
 def p_value(before: list[float], after: list[float]) -> float:
-    """Exact one-sided permutation test of mean(after) > mean(before): the share of all splits at least as extreme."""
+    """p-value of the exact one-sided permutation test of mean(after) > mean(before): the share of splits as extreme."""
     pooled = np.array(before + after)
     sums = [pooled[list(chosen)].sum() for chosen in combinations(range(len(pooled)), len(after))]
     return float(np.mean(np.array(sums) >= sum(after) - 1e-9))
@@ -109,14 +109,14 @@ def returns(training: Training, seed: int, lr: float) -> tuple[float, float]:
     )
     data.trainer = trainer
 
-    def played(chance: int) -> float:
+    def mean_return(chance: int) -> float:
         torch.manual_seed(chance)
         batch = data.evaluate(module, np.random.default_rng(chance), deterministic=False)
         return float(batch.rewards.sum(1).mean())
 
-    before = played(2 * seed + 1000)
+    before = mean_return(2 * seed + 1000)
     trainer.fit(module, data)
-    return before, played(2 * seed + 1001)
+    return before, mean_return(2 * seed + 1001)
 
 
 def over_seeds(training: Training, lr: float) -> tuple[list[float], list[float]]:
@@ -125,7 +125,7 @@ def over_seeds(training: Training, lr: float) -> tuple[list[float], list[float]]
 
 
 def test_the_permutation_test_by_hand():
-    """2 + 2: of the 6 splits of 1, 2, 3, 4 the pairs sum to 3, 4, 5, 5, 6, 7."""
+    """The 6 splits of 1, 2, 3, 4 into pairs have the sums 3, 4, 5, 5, 6, 7."""
     assert p_value([1, 2], [3, 4]) == pytest.approx(1 / 6)
     assert p_value([1, 3], [2, 4]) == pytest.approx(2 / 6)
     assert p_value([1, 4], [2, 3]) == pytest.approx(4 / 6)
@@ -145,7 +145,7 @@ def test_it_learns(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["injection", "reinforce"])
 def test_without_a_learning_rate_it_does_not(name):
-    """The control: all is the same, the episodes before and after are others, and nothing was learned."""
+    """Control with learning rate 0: the episodes before and after differ, but nothing is learned."""
     before, after = over_seeds(TRAININGS[name], lr=0.0)
     assert before != after
     assert p_value(before, after) >= LEVEL, (before, after)

@@ -1,4 +1,4 @@
-"""150 spoilt inputs of every kind, in this process: each is refused in one line that names what is wrong.
+"""150 invalid inputs of every kind, in this process: each is refused with one line that names the error.
 
 `python tests/mutants` tries a thousand and counts.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # as `python tests/mutants` has it
+sys.path.append(str(Path(__file__).parent))  # like `python tests/mutants`
 
 from mutants.verdicts import Verdict, judge  # noqa: E402
 
@@ -26,6 +26,6 @@ def test_a_spoilt_input_is_refused_in_one_line(kind, tmp_path):
     for mutant in importlib.import_module(f"mutants.{kind}").mutants(SEED, COUNTS[kind], tmp_path):
         answers.append((mutant, judge(mutant)))
     assert len(answers) == COUNTS[kind]
-    wrong = [f"{answer.verdict}: {mutant.what}\n{answer.message}" for mutant, answer in answers]
+    wrong = [f"{answer.verdict}: {mutant.description}\n{answer.message}" for mutant, answer in answers]
     wrong = [text for text, (_, answer) in zip(wrong, answers, strict=True) if answer.verdict not in RIGHT]
     assert not wrong, f"{len(wrong)} of {len(answers)} in {time.monotonic() - begin:.0f} s\n" + "\n".join(wrong)

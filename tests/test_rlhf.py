@@ -1,4 +1,4 @@
-"""RL on language as a whole run, on the toy dialogue: what is logged, how it resumes, how the learning rate falls."""
+"""Complete RL runs on a toy dialogue: logging, resuming, learning rate schedule, and learning."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ EPOCHS = 4
 
 
 class HeadOnTrunk(Value):
-    """V as a linear head on the policy's features, 0 at first."""
+    """Value as a linear head on the policy's features, initialised to 0."""
 
     on_policy = True
 
@@ -53,7 +53,7 @@ def adam(groups):
     return torch.optim.Adam(groups, lr=0.01, eps=1e-5)
 
 
-def made(kind, seed=0):
+def make_agent(kind, seed=0):
     torch.manual_seed(seed)
     to_zero = partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.0, total_iters=EPOCHS)
     return MAKERS[kind](GRUPolicy(vocabulary=12, width=16), gamma=1.0, optimizer=adam, lr_scheduler=to_zero)
@@ -75,43 +75,43 @@ def fitted(module, epochs, folder, callbacks=(), ckpt_path=None, data=None):
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_run_that_was_interrupted_ends_where_it_would_have(kind, tmp_path):
-    """Four epochs, or two and two, to the last bit: networks, β, optimizer and learning rate."""
-    whole = fitted(made(kind), EPOCHS, tmp_path / "whole")
-    fitted(made(kind), 2, tmp_path / "first")
-    resumed = fitted(made(kind), EPOCHS, tmp_path / "second", ckpt_path=tmp_path / "first" / "last.ckpt")
+    """Four epochs equal two and two bit for bit: networks, β, optimizer and learning rate."""
+    whole = fitted(make_agent(kind), EPOCHS, tmp_path / "whole")
+    fitted(make_agent(kind), 2, tmp_path / "first")
+    resumed = fitted(make_agent(kind), EPOCHS, tmp_path / "second", ckpt_path=tmp_path / "first" / "last.ckpt")
     assert resumed.global_step == whole.global_step == 4 * EPOCHS
-    start = made(kind).state_dict()
+    start = make_agent(kind).state_dict()
     for name, x in whole.state_dict().items():
         assert not torch.equal(x, start[name]), name
         assert torch.equal(x, resumed.state_dict()[name]), name
 
 
 def test_another_reference_is_refused(tmp_path):
-    fitted(made("rloo"), 1, tmp_path)
-    with pytest.raises(ValueError, match="the reference is another one"):
-        fitted(made("rloo", seed=1), 2, tmp_path, ckpt_path=tmp_path / "last.ckpt")
+    fitted(make_agent("rloo"), 1, tmp_path)
+    with pytest.raises(ValueError, match="the reference differs from"):
+        fitted(make_agent("rloo", seed=1), 2, tmp_path, ckpt_path=tmp_path / "last.ckpt")
 
 
 class LearningRates(L.Callback):
-    """Of every optimizer step."""
+    """Records the learning rate of every optimizer step."""
 
     def __init__(self):
-        self.seen = []
+        self.values = []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.seen.append(optimizer.param_groups[0]["lr"])
+        self.values.append(optimizer.param_groups[0]["lr"])
 
 
 def test_the_learning_rate_falls_to_zero_over_the_run(tmp_path):
-    """A step of the schedule a collection, of four optimizer steps each: 1, ¾, ½, ¼ of .01, and 0 behind the end."""
+    """One schedule step per collection of four optimizer steps: 1, ¾, ½, ¼ of .01, and 0 after the end."""
     rates = LearningRates()
-    module = fitted(made("rloo"), EPOCHS, tmp_path, [rates])
-    assert rates.seen == pytest.approx([0.01] * 4 + [0.0075] * 4 + [0.005] * 4 + [0.0025] * 4)
+    module = fitted(make_agent("rloo"), EPOCHS, tmp_path, [rates])
+    assert rates.values == pytest.approx([0.01] * 4 + [0.0075] * 4 + [0.005] * 4 + [0.0025] * 4)
     assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
 
 
 def test_what_is_logged(tmp_path):
-    metrics = fitted(made("ppo"), 1, tmp_path).trainer.callback_metrics
+    metrics = fitted(make_agent("ppo"), 1, tmp_path).trainer.callback_metrics
     names = ["score", "kl", "non_score_reward", "beta", "policy_entropy", "explained_variance", "policy", "value"]
     names += ["clip_fraction", "approx_kl", "ratio_mean", "ratio_variance"]
     assert {f"train/{name}" for name in names} <= metrics.keys()
@@ -121,8 +121,8 @@ def test_what_is_logged(tmp_path):
 
 @pytest.mark.parametrize("kind", ["ppo", "shared"])
 def test_what_was_said_is_as_likely_when_it_is_read_again(kind, tmp_path):
-    """Token by token and in one pass: the ratio is 1, and the KL from the reference 0."""
-    module, data = made(kind), task()
+    """Log-probabilities token by token and in one pass agree: the ratio is 1, and the KL from the reference 0."""
+    module, data = make_agent(kind), task()
     module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     data.trainer = module.trainer
     batch = module.prepare(data.collect(module, np.random.default_rng(0)))
@@ -134,7 +134,7 @@ def test_what_was_said_is_as_likely_when_it_is_read_again(kind, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("knobs", "low", "high"), [({"beta": 0.0}, 5, 50), ({"beta": 0.02, "kl_target": 2.0}, 1, 4)])
 def test_ppo_learns_and_the_leash_holds(knobs, low, high, tmp_path, monkeypatch):
-    """Untrained, a dialogue scores about .05; off the leash the policy is soon more than 5 nats away."""
+    """An untrained policy scores about .05; without a KL penalty it is soon more than 5 nats from the reference."""
     monkeypatch.setattr(kl_penalty, "KL_HORIZON", 500)
     torch.manual_seed(0)
     module = MAKERS["ppo"](

@@ -1,4 +1,4 @@
-"""The same update however the rows are cut: into micro-batches, or over two processes."""
+"""Updates do not depend on how rows are divided into micro-batches or over two processes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,7 @@ class WeightedInjectionAgent(WeightedInjectionObjective, ValueObjective, PolicyG
 
 
 def slowly(parameters: Any) -> torch.optim.Optimizer:
-    """For a sum over a hundred steps, where others are means."""
+    """SGD with a small learning rate, for a loss that is a sum over a hundred steps instead of a mean."""
     return torch.optim.SGD(parameters, lr=0.0005, momentum=0.9)
 
 
@@ -58,15 +58,15 @@ MODULES: dict[str, Callable[..., Any]] = {
 
 
 def rows_of_very_different_lengths() -> Batch:
-    """The expert acted on 5 steps of two rows, both of which a second process gets; half of the rows are truncated."""
+    """Rows of very different lengths; an expert acted on 5 steps of two rows of the second process; half truncated."""
     generator = torch.Generator().manual_seed(0)
     shape = len(LENGTHS), max(LENGTHS)
     valid = torch.arange(shape[1]) < torch.tensor(LENGTHS)[:, None]
     injected = torch.zeros_like(valid)
     injected[1, 5:8] = injected[5, 20:22] = True
 
-    def random(*more: int) -> torch.Tensor:
-        return torch.randn(*shape, *more, generator=generator)
+    def random(*last_dims: int) -> torch.Tensor:
+        return torch.randn(*shape, *last_dims, generator=generator)
 
     return Batch(
         obs=random(4),
@@ -83,7 +83,7 @@ def rows_of_very_different_lengths() -> Batch:
     )
 
 
-def made(name: str) -> L.LightningModule:
+def make_module(name: str) -> L.LightningModule:
     torch.manual_seed(0)
     optimizer = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)  # noqa: E731
     return MODULES[name](policy=GaussianPolicy(4, 1), optimizer=optimizer)
@@ -102,7 +102,7 @@ def trained(module: L.LightningModule, data: L.LightningDataModule, epochs: int 
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    with mock.patch.object(kl_penalty, "KL_HORIZON", 20):  # so that few rows move β by much
+    with mock.patch.object(kl_penalty, "KL_HORIZON", 20):  # so that few rows change β noticeably
         trainer.fit(module, data)
     return trainer
 
@@ -119,14 +119,14 @@ def path(tmp_path_factory):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_accumulated_gradients_are_those_of_the_whole(name, path):
-    """Three optimizer steps an epoch on 4 rows each, at once or one row at a time."""
+    """Three optimizer steps per epoch on 4 rows each, together or one row at a time."""
     after = []
     for accumulate in (1, 4):
-        module = made(name)
+        module = make_module(name)
         trainer = trained(module, OfflineDataModule(path, minibatches=3), accumulate_grad_batches=accumulate)
         assert trainer.global_step == 6
         after.append(parameters(module))
-    assert (after[0] - parameters(made(name))).abs().max() > 1e-2
+    assert (after[0] - parameters(make_module(name))).abs().max() > 1e-2
     torch.testing.assert_close(after[1], after[0], atol=1e-5, rtol=0)
 
 
@@ -135,7 +135,7 @@ def test_the_order_of_the_rows_does_not_matter(name, path, tmp_path):
     save_batch(load_batch(path)[torch.arange(len(LENGTHS)).flip(0)], tmp_path / "reversed.pt")
     after = []
     for file in (path, str(tmp_path / "reversed.pt")):
-        module = made(name)
+        module = make_module(name)
         trained(module, OfflineDataModule(file, passes=3))
         after.append(parameters(module))
     torch.testing.assert_close(after[1], after[0], atol=1e-5, rtol=0)
@@ -145,7 +145,7 @@ def test_the_order_of_the_rows_does_not_matter(name, path, tmp_path):
 
 
 class Recorded(PendulumDataModule):
-    """Keeps what this rank collected, before and after it was prepared."""
+    """Records the batches of this rank, before and after preparation."""
 
     def __init__(self, **knobs: Any) -> None:
         super().__init__(**knobs)
@@ -161,13 +161,13 @@ class Recorded(PendulumDataModule):
 
 
 def in_two_processes(path: str, folder: str) -> None:
-    """What each process runs: every module on the file, then one on rollouts; each writes down what it got."""
+    """Code of each process: train every module on the file, then one on rollouts, and save the results."""
     result: dict[str, Any] = {}
     two = {"strategy": "ddp", "devices": 2}
     for name in MODULES:
-        module = made(name)
+        module = make_module(name)
         result[name] = trained(module, OfflineDataModule(path, passes=3), **two).world_size, parameters(module)
-    module = made("joint")
+    module = make_module("joint")
     data = Recorded(
         episodes=5,
         evaluation_episodes=3,
@@ -198,16 +198,16 @@ def in_two_processes(path: str, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def ranks(path, on_two_processes):
-    """What the two processes wrote down."""
+    """Results that the two processes saved."""
     return on_two_processes(__file__, path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_two_processes_make_the_update_of_one(name, ranks, path):
-    module = made(name)
+    module = make_module(name)
     trained(module, OfflineDataModule(path, passes=3))
-    assert (parameters(module) - parameters(made(name))).abs().max() > 1e-2
+    assert (parameters(module) - parameters(make_module(name))).abs().max() > 1e-2
     for rank in ranks:
         world_size, after = rank[name]
         assert world_size == 2
@@ -223,30 +223,30 @@ def test_two_processes_play_different_episodes(ranks):
 
 @pytest.mark.slow
 def test_two_processes_count_together(ranks):
-    """Counters, experience and the budget are of both; each of them made 4 × (2 · 2 + 3) updates."""
-    own = [rank["rollouts"] for rank in ranks]
-    steps = sum(sum(result["steps"]) for result in own)
-    assert sum(sum(result["labels"]) for result in own) == BUDGET
-    for result in own:
+    """Counters, experience and the budget cover both processes; each made 4 × (2 · 2 + 3) updates."""
+    rollouts = [rank["rollouts"] for rank in ranks]
+    steps = sum(sum(result["steps"]) for result in rollouts)
+    assert sum(sum(result["labels"]) for result in rollouts) == BUDGET
+    for result in rollouts:
         assert result["counters"] == {"iteration": 4, "env_steps": steps, "expert_steps": 0, "labels": BUDGET}
         assert result["experience"] == steps
         assert result["global_step"] == result["parts"] == 4 * (2 * 2 + 3)
-    assert own[0]["steps"] != own[1]["steps"]
-    assert own[0]["return"] == own[1]["return"] > 0
+    assert rollouts[0]["steps"] != rollouts[1]["steps"]
+    assert rollouts[0]["return"] == rollouts[1]["return"] > 0
 
 
 @pytest.mark.slow
 def test_two_processes_whiten_together(ranks):
-    """Over both the advantages have mean 0 and variance 1; over one of them they have not."""
-    for both in zip(*(rank["rollouts"]["advantages"] for rank in ranks), strict=True):
-        together = torch.cat(both)
+    """Advantages have mean 0 and variance 1 over both processes, but not over one of them."""
+    for pair in zip(*(rank["rollouts"]["advantages"] for rank in ranks), strict=True):
+        together = torch.cat(pair)
         assert float(together.mean()) == pytest.approx(0, abs=1e-4)
         assert float(together.var(correction=0)) == pytest.approx(1, abs=1e-3)
-        assert abs(float(both[0].mean())) > 1e-3
+        assert abs(float(pair[0].mean())) > 1e-3
 
 
 @pytest.mark.slow
 def test_two_processes_stay_one_model(ranks):
     first, second = (rank["rollouts"]["parameters"] for rank in ranks)
     assert torch.equal(first, second)
-    assert (first - parameters(made("joint"))).abs().max() > 1e-2
+    assert (first - parameters(make_module("joint"))).abs().max() > 1e-2

@@ -1,4 +1,4 @@
-"""Language models at scale: the same update however rows are cut, half precision, and what training keeps in memory."""
+"""Language models at scale: updates independent of the division of rows, half precision, and saved activations."""
 
 import itertools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from lightning_nlf.networks import DecoderShape, TransformerPolicy, TransformerR
 from lightning_nlf.objectives import DPOPolicy, ImitationPolicy, RaoKupperReward, RLHFAgent, kl_penalty
 
 VOCABULARY, WIDTH = 29, 16
-GROUPS = (3, 2, 4, 2, 3, 5, 2, 3, 2, 4, 2, 3)  # replies of each prompt, beside the expected one
+GROUPS = (3, 2, 4, 2, 3, 5, 2, 3, 2, 4, 2, 3)  # replies per prompt, without the expected one
 PPO = {"clip": 0.2, "value_clip": 0.2, "kl_target": 0.5, "whiten_rewards": True, "kl_weight": 0.1}
 
 
@@ -29,10 +29,10 @@ def shape(family: str = "gpt2", vocabulary: int = VOCABULARY, layers: int = 1) -
 
 
 def policy(**knobs: Any) -> TransformerPolicy:
-    made = TransformerPolicy(shape(**knobs))
+    network = TransformerPolicy(shape(**knobs))
     with torch.no_grad():
-        made.decoder.embed.weight *= 10  # as born it would say every token alike
-    return made
+        network.decoder.embed.weight *= 10  # the initial policy would be nearly uniform
+    return network
 
 
 def value() -> ValueHead:
@@ -57,17 +57,17 @@ def judged_replies() -> Batch:
         prompt = Segment(rng.integers(VOCABULARY, size=rng.integers(1, 13)).tolist())
         for place in range(replies + 1):
             ids = rng.integers(VOCABULARY, size=rng.integers(1, 21)).tolist()
-            said = Segment(ids, LEARNER, rng.normal(-3, 0.3, len(ids)).tolist(), float(rng.normal()))
-            dialogues.append((prompt, said if place < replies else Segment(ids, EXPERT)))
+            segment = Segment(ids, LEARNER, rng.normal(-3, 0.3, len(ids)).tolist(), float(rng.normal()))
+            dialogues.append((prompt, segment if place < replies else Segment(ids, EXPERT)))
             group.append(number)
             rank.append(int(rng.integers(replies)) if place < replies else -1)
     return replace(as_batch(dialogues), group=torch.tensor(group), rank=torch.tensor(rank))
 
 
-CUTS = (None, 1)  # rows of a part: a group at a time where groups are compared, and then one rank has a part more
+CUTS = (None, 1)  # rows per micro-batch; with whole groups, one rank has a micro-batch more
 
 
-def made(name: str, **knobs: Any) -> Any:
+def make_network(name: str, **knobs: Any) -> Any:
     torch.manual_seed(0)
     return MODULES[name](optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), **knobs)
 
@@ -85,7 +85,7 @@ def trained(module: L.LightningModule, data: L.LightningDataModule, epochs: int 
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    with mock.patch.object(kl_penalty, "KL_HORIZON", 50):  # so that few rows move β by much
+    with mock.patch.object(kl_penalty, "KL_HORIZON", 50):  # so that few rows change β noticeably
         trainer.fit(module, data)
     return trainer
 
@@ -102,24 +102,24 @@ def path(tmp_path_factory):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_accumulated_gradients_are_those_of_the_whole(name, path):
-    """Two optimizer steps on six groups each, at once or in three micro-batches, or these a group at a time."""
+    """Two optimizer steps on six groups each: together, in three micro-batches, or one group at a time."""
     after = []
     for accumulate, rows in ((1, None), (3, None), (1, 1), (3, 1)):
-        module = made(name)
+        module = make_network(name)
         data = OfflineDataModule(path, minibatches=2, rows_per_batch=rows)
         trainer = trained(module, data, accumulate_grad_batches=accumulate)
         assert trainer.global_step == 2
         after.append(parameters(module))
-    assert (after[0] - parameters(made(name))).abs().max() > 1e-3
+    assert (after[0] - parameters(make_network(name))).abs().max() > 1e-3
     for cut in after[1:]:
         torch.testing.assert_close(cut, after[0], atol=1e-5, rtol=0)
 
 
 def in_two_processes(path: str, folder: str) -> None:
-    """What each process runs: every module on the file, in the same two steps, at once and in parts."""
+    """Code of each process: train every module on the file in the same two steps, together and in micro-batches."""
     result: dict[str, Any] = {}
     for name, rows in itertools.product(MODULES, CUTS):
-        module = made(name)
+        module = make_network(name)
         data = OfflineDataModule(path, passes=2, rows_per_batch=rows)
         trainer = trained(module, data, strategy="ddp", devices=2)
         assert (trainer.world_size, trainer.global_step) == (2, 2)
@@ -132,9 +132,9 @@ def in_two_processes(path: str, folder: str) -> None:
 def test_two_processes_make_the_update_of_one(path, on_two_processes):
     ranks = on_two_processes(__file__, path)
     for name in MODULES:
-        module = made(name)
+        module = make_network(name)
         trainer = trained(module, OfflineDataModule(path, passes=2))
-        assert (parameters(module) - parameters(made(name))).abs().max() > 1e-3
+        assert (parameters(module) - parameters(make_network(name))).abs().max() > 1e-3
         for rank, rows in itertools.product(ranks, CUTS):
             result = rank[f"{name} {rows}"]
             torch.testing.assert_close(result["parameters"], parameters(module), atol=1e-5, rtol=0)
@@ -147,10 +147,10 @@ def test_two_processes_make_the_update_of_one(path, on_two_processes):
 
 @pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
 def test_bf16_learns_what_fp32_does(name, path):
-    """The loss after twelve optimizer steps, which have changed it by more than a tenth: within two hundredths."""
+    """Losses after twelve optimizer steps differ by less than .02, while training changed them by more than a tenth."""
     losses = []
     for precision in ("32-true", "bf16-mixed"):
-        module = made(name)
+        module = make_network(name)
         first = trained(module, OfflineDataModule(path), precision=precision).callback_metrics["train/loss"]
         trainer = trained(module, OfflineDataModule(path), epochs=12, precision=precision)
         assert parameters(module).isfinite().all() and parameters(module).dtype == torch.float32
@@ -161,7 +161,7 @@ def test_bf16_learns_what_fp32_does(name, path):
 
 
 class Recorded(RLHFAgent):
-    """Keeps how far what is learned from lies from what acted, in the first pass over each collection."""
+    """Records the largest difference of log-probabilities between collection and the first training pass."""
 
     def __init__(self, **knobs: Any) -> None:
         super().__init__(**knobs)
@@ -174,7 +174,7 @@ class Recorded(RLHFAgent):
 
 @pytest.fixture(scope="module")
 def speaker():
-    """A policy that has imitated reviews for a second: sure of some tokens and not of others."""
+    """Policy that imitated reviews for a second: certain of some tokens and uncertain of others."""
     torch.manual_seed(0)
     module = ImitationPolicy(policy=policy(vocabulary=288, layers=2), divergence="nll", optimizer=adam)
     data = DemonstrationsDataModule(WordTokenizer(), PositiveReviews(), rows=256, minibatches=16)
@@ -188,7 +188,7 @@ def adam(groups: Any) -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize(("precision", "furthest"), [("32-true", 1e-4), ("bf16-mixed", 1e-2)])
 def test_the_first_ratio_is_one_in_either_precision(precision, furthest, speaker):
-    """Token by token with a cache, or all rows packed: the same numbers but for the rounding of single sums."""
+    """Generation with a cache and packed rows give the same log-probabilities, up to the rounding of sums."""
     torch.manual_seed(0)
     module = Recorded(policy=speaker.frozen().requires_grad_(), value=value(), optimizer=adam, **PPO)
     data = TextDataModule(PositiveReviews(), prompts=16, tokenizer=WordTokenizer(), replies=2, max_new=24, context=48)
@@ -199,28 +199,28 @@ def test_the_first_ratio_is_one_in_either_precision(precision, furthest, speaker
     assert float((ratios - 1).abs().mean()) < furthest / 100
 
 
-# ---- what is kept for the way back
+# ---- tensors saved for the backward pass
 
 
-def kept(loss: Callable[[], torch.Tensor], module: L.LightningModule, size: int) -> list[tuple[int, ...]]:
-    """Shapes of the tensors with a last dimension of `size` that autograd keeps, once each; no parameters."""
-    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    found: dict[int, torch.Tensor] = {}
+def saved_shapes(loss: Callable[[], torch.Tensor], module: L.LightningModule, size: int) -> list[tuple[int, ...]]:
+    """Shapes of the tensors with last dimension `size` that autograd saves, without duplicates and parameters."""
+    parameter_storages = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    shapes: dict[int, torch.Tensor] = {}
 
     def keep(x: torch.Tensor) -> torch.Tensor:
-        if x.ndim and x.shape[-1] == size and x.untyped_storage().data_ptr() not in own:
-            found[x.untyped_storage().data_ptr()] = x  # alive, so that no other takes its place
+        if x.ndim and x.shape[-1] == size and x.untyped_storage().data_ptr() not in parameter_storages:
+            shapes[x.untyped_storage().data_ptr()] = x  # kept alive, so that its address is not reused
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         loss().backward()
-    return [tuple(x.shape) for x in found.values()]
+    return [tuple(x.shape) for x in shapes.values()]
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo", "ppo", "ppo+entropy"])
 def test_logits_are_kept_once_and_of_replies_alone(name):
-    """One (n, V) tensor for the n reply tokens, however many terms read it; none of prompts and padding."""
-    module = made(name.partition("+")[0], **({"entropy_weight": 0.1} if "entropy" in name else {}))
+    """One (n, V) tensor for the n reply tokens, however many terms use it; none for prompts and padding."""
+    module = make_network(name.partition("+")[0], **({"entropy_weight": 0.1} if "entropy" in name else {}))
     batch = module.prepare(judged_replies())
     replies = int((batch.mask | batch.expert_mask).sum())
     assert replies < 0.6 * batch.mask.numel()
@@ -228,5 +228,5 @@ def test_logits_are_kept_once_and_of_replies_alone(name):
     def loss() -> torch.Tensor:
         return torch.stack(list(module.losses(batch, module.evaluate(batch)).values())).sum()
 
-    assert kept(loss, module, VOCABULARY) == [(replies, VOCABULARY)]
+    assert saved_shapes(loss, module, VOCABULARY) == [(replies, VOCABULARY)]
     assert module.policy.decoder.embed.weight.grad.abs().sum() > 0

@@ -1,4 +1,4 @@
-"""SECURITY.md claims nothing without a test: each that it names is there."""
+"""SECURITY.md: every test and file that it names exists."""
 
 import re
 from pathlib import Path

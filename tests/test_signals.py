@@ -1,4 +1,4 @@
-"""Real processes and real signals: a run of one or two ranks ends soon, is marked, and can be resumed."""
+"""Signals in real processes: a run of one or two ranks ends quickly, is marked, and can be resumed."""
 
 import contextlib
 import os
@@ -14,11 +14,11 @@ import pytest
 from lightning_nlf.tracking.journal import last_lifecycle
 from tests.test_faults import ROOT, RUN, iterations
 
-SOON = 60.0  # seconds; under 10 on a machine of its own, and for ever with what Lightning does
+SOON = 60.0  # seconds; under 10 on an idle machine, but never with Lightning's default behaviour
 
 
 class Run:
-    """`fit` in a process group of its own, resumed where there is something to resume."""
+    """`fit` in a process group of its own, resumed if there is a checkpoint."""
 
     def __init__(self, folder: Path, ranks: int) -> None:
         (folder / "run.yaml").write_text(RUN.format(epochs=100_000))
@@ -47,7 +47,7 @@ class Run:
             time.sleep(0.02)
 
     def train(self):
-        """Until two more iterations stand in the journal."""
+        """Wait until the journal has two more iterations."""
         self.wait_for(lambda: iterations(self.folder) >= self.began + 2)
 
     @property
@@ -58,7 +58,7 @@ class Run:
         return []
 
     def end(self):
-        """Exit code, output and seconds that it took; nothing of the group is left."""
+        """Wait for the end; returns exit code, output and seconds. No process of the group may be left."""
         began = time.monotonic()
         output, _ = self.process.communicate(timeout=90)
         seconds = time.monotonic() - began
@@ -98,7 +98,7 @@ def ended_by(run, send, code):
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_signal_ends_all_ranks_and_the_run_goes_on_later(ranks, start):
-    """SIGTERM to the first process; then, resumed, Ctrl-C to all of them, twice."""
+    """SIGTERM to the first process; after resuming, Ctrl-C to all processes, twice."""
     run = start(ranks)
     run.train()
 
@@ -108,7 +108,7 @@ def test_a_signal_ends_all_ranks_and_the_run_goes_on_later(ranks, start):
 
     ended_by(run, terminate, 143)
     run = start(ranks)
-    run.train()  # so it was resumable
+    run.train()  # shows that the run could be resumed
 
     def interrupt():
         os.killpg(run.process.pid, signal.SIGINT)
@@ -118,20 +118,20 @@ def test_a_signal_ends_all_ranks_and_the_run_goes_on_later(ranks, start):
 
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run_as_failed(start):
-    """The line names it; the others do not wait for ever, whichever dies and whenever."""
+    """The message names the rank, and the others do not hang, whichever rank dies at whatever time."""
     run = start(2)
     run.train()
-    (other,) = run.other_ranks
-    other.kill()
+    (other_rank,) = run.other_ranks
+    other_rank.kill()
     code, output, seconds = run.end()
     assert code == 1 and seconds < 60 and run.status == "FAILED"
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
-    assert f"rank 1 (process {other.pid}) was ended by SIGKILL" in line and "last.ckpt" in line
+    assert f"rank 1 (process {other_rank.pid}) was ended by SIGKILL" in line and "last.ckpt" in line
     assert "Traceback" not in output, output
-    # The first process, before training: the other has nobody to wait for.
+    # The first process dies before training, so the other one waits for nobody.
     run = start(2)
     run.wait_for(lambda: run.other_ranks)
-    (other,) = run.other_ranks
+    (other_rank,) = run.other_ranks
     run.process.kill()
-    psutil.wait_procs([other], timeout=60)
-    assert not other.is_running()
+    psutil.wait_procs([other_rank], timeout=60)
+    assert not other_rank.is_running()

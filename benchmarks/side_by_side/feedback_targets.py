@@ -1,4 +1,4 @@
-"""What the studies of feedback were to show, by the bounds of their intervals."""
+"""Targets of the feedback studies, compared with the bounds of intervals."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ UNSCORED = ("ilf_approved", "ilf_unscored", "sdpo", "cft", "coh", "fcp", "c3po")
 @dataclass(frozen=True)
 class Target:
     title: str
-    found: Interval
+    figure: Interval
     bound: float
-    most: bool = False  # at most `bound`, else at least
+    at_most: bool = False  # at most `bound`, else at least
 
     @property
-    def met(self) -> bool:
-        _, low, high = self.found
-        return high <= self.bound if self.most else low >= self.bound
+    def is_met(self) -> bool:
+        _, low, high = self.figure
+        return high <= self.bound if self.at_most else low >= self.bound
 
 
 def table(targets: list[Target]) -> list[str]:
     lines = ["| what | figure | 95 % interval | target | met by its bound |", "| --- " * 5 + "|"]
-    for each in targets:
-        target = f"{'≤' if each.most else '≥'} {each.bound:g}"
-        met = "yes" if each.met else "no"
-        lines.append(f"| {each.title} | {each.found[0]:.3f} | {bounds(*each.found[1:], 3)} | {target} | {met} |")
+    for goal in targets:
+        target = f"{'≤' if goal.at_most else '≥'} {goal.bound:g}"
+        verdict = "yes" if goal.is_met else "no"
+        lines.append(f"| {goal.title} | {goal.figure[0]:.3f} | {bounds(*goal.figure[1:], 3)} | {target} | {verdict} |")
     return lines
 
 
@@ -63,8 +63,8 @@ def convergence(rows: Rows, study: dict[str, Any]) -> list[Target]:
     sampled = itemgetter("sampled")
     return [
         Target(few_responses, gain(paired(rows, "joint_32", "sft_32"), sampled), 0.04),
-        Target("joint with all, tokens to greedy 0.9, of pg's", tokens("joint_all", "greedy"), 0.7, most=True),
-        Target(soonest, tokens(best, "sampled"), 0.6, most=True),
+        Target("joint with all, tokens to greedy 0.9, of pg's", tokens("joint_all", "greedy"), 0.7, at_most=True),
+        Target(soonest, tokens(best, "sampled"), 0.6, at_most=True),
         Target("the same, sampled at the end, over pg", gain(paired(rows, best, "pg"), sampled), 0.0),
     ]
 
@@ -75,18 +75,18 @@ def comparison(rows: Rows, study: dict[str, Any]) -> list[Target]:
         return []
     starts = [row for row in rows if row["arm"] == "start"]
     levels = zip(KINDS, (0.95, 0.87), strict=True)
-    found = [Target(f"R(y₁), {kind}", mean(starts, itemgetter(f"revised_{kind}")), bound) for kind, bound in levels]
+    targets = [Target(f"R(y₁), {kind}", mean(starts, itemgetter(f"revised_{kind}")), bound) for kind, bound in levels]
     for kind in KINDS:
         title = f"R(y₁), {kind}, over that after another reply's critique"
-        found.append(Target(title, mean(starts, over_shuffled(kind)), 0.15))
-    own = {arm: [row for row in rows if row["arm"] == arm] for arm in UNSCORED}
+        targets.append(Target(title, mean(starts, over_shuffled(kind)), 0.15))
+    arm_rows = {arm: [row for row in rows if row["arm"] == arm] for arm in UNSCORED}
 
     def best_by(figure: Callable[[Row], float]) -> str:
-        return max(UNSCORED, key=lambda arm: mean(own[arm], figure))
+        return max(UNSCORED, key=lambda arm: mean(arm_rows[arm], figure))
 
     for name, count in study["budgets"].items():
         sampled = after(name, "sampled")
         best = best_by(sampled)
         title = f"{best}, the best without a score after {count:,} {BUDGETS[name]}, sampled, over SFT on 128 expected"
-        found.append(Target(title, gain(paired(rows, best, "sft_128"), sampled), 0.0))
-    return found
+        targets.append(Target(title, gain(paired(rows, best, "sft_128"), sampled), 0.0))
+    return targets

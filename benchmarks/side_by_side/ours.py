@@ -1,4 +1,4 @@
-"""What `throughput.py` measures of this library. Each function is called in a pinned process, over and over."""
+"""Our side of `throughput.py`. Each function is called repeatedly in a pinned process."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 Figures = dict[str, Any]
 
 
-def trainer_of(clip: float | None, epochs: int, *callbacks: L.Callback, **more: Any) -> L.Trainer:
-    """Without validation, checkpoints and display; `more` may bring a logger."""
+def trainer_of(clip: float | None, epochs: int, *callbacks: L.Callback, **overrides: Any) -> L.Trainer:
+    """Trainer without validation, checkpoints and display; `overrides` may add a logger."""
     quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     settings: dict[str, Any] = {"logger": False, "limit_val_batches": 0, "num_sanity_val_steps": 0} | quiet
     return L.Trainer(
-        accelerator="cpu", max_epochs=epochs, gradient_clip_val=clip, callbacks=list(callbacks), **settings | more
+        accelerator="cpu", max_epochs=epochs, gradient_clip_val=clip, callbacks=list(callbacks), **settings | overrides
     )
 
 
@@ -53,15 +53,15 @@ def trainer_of(clip: float | None, epochs: int, *callbacks: L.Callback, **more: 
 
 @cache
 def standing() -> dict[str, torch.Tensor]:
-    """The weights of a policy that has learned to stay up, by cloning the expert."""
-    module, data, clip = read("bc", {}, seed=0)
+    """Weights of a policy that keeps the pole up, trained by cloning the expert."""
+    module, data, clip = read("pendulum/bc", {}, seed=0)
     trainer_of(clip, 12).fit(module, data)
     return module.policy.state_dict()
 
 
 @cache
 def learner(name: str, changes: tuple[tuple[str, Any], ...], stands: bool, seed: int) -> tuple[Any, Any, Any]:
-    """Module, data and clip; after one iteration, which loads what is loaded late."""
+    """Module, data and clip, after one iteration, which triggers lazy imports."""
     module, data, clip = read(name, dict(changes), seed)
     if stands:
         module.policy.load_state_dict(standing())
@@ -73,9 +73,9 @@ def learner(name: str, changes: tuple[tuple[str, Any], ...], stands: bool, seed:
 def training(
     repeat: int, name: str, changes: dict[str, Any], epochs: int, stands: bool = False, again: bool = False
 ) -> Figures:
-    """`epochs` iterations of `conf/{name}.yaml` by the Trainer, start and end of the fit included.
+    """Steps/s of `epochs` iterations of `conf/{name}.yaml` by the Trainer, including start and end of the fit.
 
-    Args: stands: from a policy that stays up; again: from scratch in every repeat, instead of going on.
+    Args: stands: start from a policy that keeps the pole up; again: start from scratch in every repeat.
     """
     fixed = tuple((key, tuple(x) if isinstance(x, list) else x) for key, x in changes.items())
     module, data, clip = learner(name, fixed, stands, seed=repeat if again else 0)
@@ -91,7 +91,7 @@ def training(
 
 
 def stepping(repeat: int, envs: int, policy: str = "linear") -> Figures:
-    """`InvertedPendulum` in a closed loop; all rows start anew after 1000 steps."""
+    """Steps/s of `InvertedPendulum` in a closed loop; all rows are reset after 1000 steps."""
     simulator, rng, act = InvertedPendulum(), np.random.default_rng(repeat), law(policy)
     states, steps = simulator.reset(envs, rng), 0
 
@@ -122,7 +122,7 @@ class StopsTheClock(L.Callback):
 
 
 def solving(repeat: int, name: str, changes: dict[str, Any]) -> Figures:
-    """`conf/{name}.yaml` by the Trainer, on a seed that nothing was tuned on; the clock starts with `fit`."""
+    """Time to solve of `conf/{name}.yaml` on a seed that was not used for tuning; the clock starts with `fit`."""
     learner(name, (), False, seed=0)
     module, data, clip = read(name, changes, seed=1000 + repeat)
     clock = Clock(repeat)
@@ -132,14 +132,14 @@ def solving(repeat: int, name: str, changes: dict[str, Any]) -> Figures:
     return clock.result()
 
 
-# ---- Lightning's share of an optimizer step
+# ---- overhead of Lightning in an optimizer step
 
 WARM, STEPS = 3000, 2000  # MLflow is imported in the first seconds of a fit
-SLOW = {"model.optimizer.init_args.lr": 1e-6}  # thousands of steps on one batch would end in infinity
+SLOW = {"model.lr": 1e-6}  # avoids divergence over thousands of steps on one batch
 
 
 class Steps(L.Callback):
-    """Seconds of `STEPS` optimizer steps after the first `WARM`."""
+    """Callback that measures the seconds of `STEPS` optimizer steps after the first `WARM`."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == WARM:
@@ -150,7 +150,7 @@ class Steps(L.Callback):
 
 @cache
 def folder() -> Path:
-    """Of this process, with a batch of 4 rows of 32 steps."""
+    """Temporary folder of this process with a batch of 4 rows of 32 steps."""
     path = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     everywhere, noise_of = torch.ones(4, 32, dtype=torch.bool), torch.Generator().manual_seed(0)
@@ -161,17 +161,17 @@ def folder() -> Path:
 
 
 def step(repeat: int, kind: str) -> Figures:
-    """Microseconds an optimizer step of REINFORCE on one fixed batch.
+    """Microseconds per optimizer step of REINFORCE on a fixed batch.
 
-    Args: kind: "plain", a loop in torch alone; "trainer", a Trainer without a logger; "logger", with ours, every 10
-        steps; "command", what the command line makes of a yaml, with all its callbacks.
+    Args: kind: "plain": a loop in pure torch; "trainer": a Trainer without a logger; "logger": with our logger every 10
+        steps; "command": the command line with all its callbacks.
     """
     measure = {"plain": plain, "command": command}.get(kind, lambda r: by_trainer(r, kind == "logger"))
     return {"value": measure(repeat) / STEPS * 1e6}
 
 
 def plain(repeat: int) -> float:
-    module, _, clip = read("reinforce", SLOW, seed=0)
+    module, _, clip = read("pendulum/reinforce", SLOW, seed=0)
     batch = module.prepare(Batch(**torch.load(folder() / "batch.pt")))
     policy, optimizer = module.policy, module.configure_optimizers()
     for i in range(WARM // 10 + STEPS):
@@ -186,7 +186,7 @@ def plain(repeat: int) -> float:
 
 
 def by_trainer(repeat: int, logged: bool) -> float:
-    module, _, clip = read("reinforce", SLOW, seed=0)
+    module, _, clip = read("pendulum/reinforce", SLOW, seed=0)
     watch = Steps()
     logger = MLflowJournalLogger(str(folder() / f"run{repeat}")) if logged else False
     data = OfflineDataModule(str(folder() / "batch.pt"), passes=WARM + STEPS + 1)
@@ -195,9 +195,9 @@ def by_trainer(repeat: int, logged: bool) -> float:
 
 
 def command(repeat: int) -> float:
-    config = yaml.safe_load((CONF / "reinforce.yaml").read_text())
+    config = yaml.safe_load((CONF / "pendulum" / "reinforce.yaml").read_text())
     data = {"path": str(folder() / "batch.pt"), "passes": WARM + STEPS + 1}
-    config["model"]["init_args"]["optimizer"]["init_args"]["lr"] = 1e-6
+    config["model"]["init_args"]["lr"] = 1e-6
     config["data"] = {"class_path": "data_modules.offline.OfflineDataModule", "init_args": data}
     config["trainer"] = {
         "max_epochs": 1,
@@ -212,11 +212,11 @@ def command(repeat: int) -> float:
     return watch.spent
 
 
-# ---- what the wall of a training is made of
+# ---- parts of the wall time of a training
 
 
 def shares(repeat: int, name: str, changes: dict[str, Any], epochs: int, stands: bool = False) -> Figures:
-    """Part of the wall by what is done, of a training as in `training`; timers cost some percent themselves."""
+    """Shares of the wall time of a training like in `training`, by activity; the timers add a few percent."""
     learner(name, (), False, seed=0)
     module, data, clip = read(name, changes, seed=0)
     if stands:
@@ -241,6 +241,6 @@ def shares(repeat: int, name: str, changes: dict[str, Any], epochs: int, stands:
         started = time.perf_counter()
         trainer.fit(module, data)
         wall = time.perf_counter() - started
-    found = {label: timers.seconds[label] / wall for label in parts}
+    parts_of_wall = {label: timers.seconds[label] / wall for label in parts}
     rate = data.counters["env_steps"] / wall
-    return {"value": rate, "shares": found | {"Lightning, its start and end": 1 - sum(found.values())}}
+    return {"value": rate, "shares": parts_of_wall | {"Lightning, its start and end": 1 - sum(parts_of_wall.values())}}

@@ -1,4 +1,4 @@
-"""The yaml and the command of one cell of `own_model.py` on our side: `python -m lightning_nlf fit`."""
+"""Our side of a cell of `own_model.py`: rows, yaml and command of `python -m lightning_nlf fit`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from benchmarks.side_by_side.own_model_rows import pairs
 
-FIGURES = "figures.json"  # what `own_model_steps.Steps` writes, beside the yaml
+FIGURES = "figures.json"  # written by `own_model_steps.Steps` beside the yaml
 POLICIES = {"decoder": "TransformerPolicy", "huggingface": "HuggingFacePolicy"}
 
 
 def command(side: str, settings: dict[str, Any], folder: Path) -> list[str]:
-    """Writes rows and yaml into `folder`.
+    """Write rows and yaml into `folder`, and return the command.
 
-    Args: side: "decoder" or "huggingface"; settings: of the cell.
+    Args: side: "decoder" or "huggingface"; settings: settings of the cell.
     """
     rows, yaml = folder / "rows.jsonl", folder / "fit.yaml"
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines(settings["objective"], settings["count"])))
@@ -26,7 +26,7 @@ def command(side: str, settings: dict[str, Any], folder: Path) -> list[str]:
 
 
 def lines(objective: str, count: int) -> list[dict[str, Any]]:
-    """Of a feedback file: a demonstration each, or a ranking of two replies."""
+    """Lines of a feedback file: demonstrations, or rankings of two replies."""
     records = []
     for pair in pairs(count):
         prompt = [{"role": "user", "content": pair.prompt}]
@@ -36,7 +36,7 @@ def lines(objective: str, count: int) -> list[dict[str, Any]]:
 
 
 def config(side: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    steps = settings["count"] // settings["rows"]  # of one pass
+    steps = settings["count"] // settings["rows"]  # per pass
     policy: dict[str, Any] = {"weights": settings["model"], "checkpoint_activations": True}
     if lora := settings["lora"]:
         policy["lora"] = {"r": lora["r"], "alpha": lora["lora_alpha"], "target_modules": lora["target_modules"]}
@@ -52,7 +52,7 @@ def config(side: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         "policy": {"class_path": f"lightning_nlf.networks.{POLICIES[side]}", "init_args": policy},
         "optimizer": {
             "class_path": "torch.optim.AdamW",
-            "init_args": {"lr": settings["lr"], "weight_decay": 0.0, "fused": True},  # fused, as TRL's default is
+            "init_args": {"lr": settings["lr"], "weight_decay": 0.0, "fused": True},  # fused like TRL's default
         },
     }
     if settings["objective"] == "sft":

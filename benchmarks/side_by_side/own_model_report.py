@@ -1,4 +1,4 @@
-"""The tables of `own_model.py`."""
+"""Tables of `own_model.py`."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def gigabytes(cell: dict[str, Any], peak: str) -> float:
 
 
 def line(cell: dict[str, Any]) -> str:
-    """One cell for the terminal."""
+    """One cell as a line for the terminal."""
     peaks = f"{gigabytes(cell, 'process_peak_kib'):.2f} GB ({gigabytes(cell, 'peak_kib'):.2f} by the last step)"
     losses = ", ".join(f"{loss:.4f}" for loss in cell["losses"])
     return f"{peaks}, {seconds(cell, 'cpu'):.2f} CPU-s, {seconds(cell, 'wall'):.2f} s a step; losses {losses}"
 
 
-def written(cells: Cells) -> str:
+def report_text(cells: Cells) -> str:
     parts = [_section(cells, section, title) for section, title in SECTIONS.items()]
     parts += [_claims(cells), _checks(cells), _machine(cells)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _timed(cells: Cells) -> bool:
-    """Whether the machine was quiet, so that times mean something."""
+    """Whether the machine was quiet enough for times to be meaningful."""
     return all(cell["load"] < QUIET for cell in cells.values())
 
 
@@ -55,16 +55,16 @@ def _section(cells: Cells, section: str, title: str) -> str:
     timed = _timed(cells)
     rows = [f"**{title}**", "", "| what | peak memory, GB | of that by the last step |" + TIMES * timed]
     rows.append("| --- | --- | --- |" + " --- | --- |" * timed)
-    for side, what in TITLES.items():
+    for side, label in TITLES.items():
         if cell := cells.get(f"{section}/{side}"):
             peaks = " | ".join(f"{gigabytes(cell, peak):.2f}" for peak in ("process_peak_kib", "peak_kib"))
             times = "".join(f" {seconds(cell, clock):.2f} |" for clock in ("cpu", "wall") if timed)
-            rows.append(f"| {what} | {peaks} |{times}")
+            rows.append(f"| {label} | {peaks} |{times}")
     return "\n".join(rows) if len(rows) > 4 else ""
 
 
 def _claims(cells: Cells) -> str:
-    """Ours beside the lowest of TRL's modes: memory by the last step, as TRL saves nothing; time where it counts."""
+    """Ratios of ours to TRL's best mode: memory until the last step, because TRL saves nothing, and CPU time."""
     timed = _timed(cells)
     rows = ["| ours ÷ TRL's best mode | peak memory by the last step | no higher |" + " CPU-s a step |" * timed]
     rows.append("| --- | --- | --- |" + " --- |" * timed)
@@ -74,9 +74,9 @@ def _claims(cells: Cells) -> str:
             if (ours := cells.get(f"{section}/{side}")) and peers:
                 memory = ours["peak_kib"] / min(peer["peak_kib"] for peer in peers)
                 time = seconds(ours, "cpu") / min(seconds(peer, "cpu") for peer in peers)
-                met = "yes" if memory <= 1 else "no"
-                what = f"| {title}, {TITLES[side].removeprefix('ours, ')} | {memory:.2f} | {met} |"
-                rows.append(what + f" {time:.2f} |" * timed)
+                verdict = "yes" if memory <= 1 else "no"
+                cells_before = f"| {title}, {TITLES[side].removeprefix('ours, ')} | {memory:.2f} | {verdict} |"
+                rows.append(cells_before + f" {time:.2f} |" * timed)
     return "\n".join(rows) if len(rows) > 2 else ""
 
 

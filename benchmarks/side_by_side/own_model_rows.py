@@ -1,4 +1,4 @@
-"""The rows of `own_model.py`: chats of about 300 tokens, the same for both sides, of words drawn from a list."""
+"""Rows of `own_model.py`: chats of about 300 tokens with random words, the same for both sides."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ WORDS = [
     "north", "south", "early", "late", "often", "never", "always", "quick", "slow", "heavy", "simple", "clear",
     "strong", "gentle", "quiet", "follow", "carry", "build", "learn", "speak", "write", "read", "listen", "remember",
 ]  # fmt: skip
-PROMPT, REPLY = (35, 65), (170, 230)  # words of each, at least and at most; about as many tokens
+PROMPT, REPLY = (35, 65), (170, 230)  # shortest and longest length in words, about the same in tokens
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A question and two answers to it, as text."""
+    """A question with two answers, as text."""
 
     prompt: str
     chosen: str
@@ -26,11 +26,11 @@ class Pair:
 
 
 def pairs(count: int) -> list[Pair]:
-    """The first `count` of a sequence that is always the same."""
+    """The first `count` pairs of a fixed sequence."""
     random = Random(0)
     return [Pair(*(_text(random, *lengths) for lengths in (PROMPT, REPLY, REPLY))) for _ in range(count)]
 
 
-def _text(random: Random, least: int, most: int) -> str:
-    """Words with a capital at the beginning and a full stop at the end."""
-    return " ".join(random.choices(WORDS, k=random.randint(least, most))).capitalize() + "."
+def _text(random: Random, shortest: int, longest: int) -> str:
+    """Sentence of random words."""
+    return " ".join(random.choices(WORDS, k=random.randint(shortest, longest))).capitalize() + "."

@@ -1,4 +1,4 @@
-"""What a fit of ours takes, for `own_model.py`: a callback in its yaml."""
+"""Callback that measures our fits for `own_model.py`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 
 class Steps(L.Callback):
-    """Times at which optimizer steps ended, by the clock and by the processor; the loss of each; the peak by then.
+    """Records wall and CPU times at the end of optimizer steps, their losses, and peak memory.
 
-    Args: path: of the JSON that is written at the end of training.
+    Args: path: JSON file to write at the end of training.
     """
 
     def __init__(self, path: str) -> None:

@@ -1,4 +1,4 @@
-"""One cell of `own_model.py` on TRL's side, in this process: SFTTrainer or DPOTrainer on a folder with a model.
+"""TRL's side of a cell of `own_model.py`: SFTTrainer or DPOTrainer on a folder with a model, in this process.
 
     python -m benchmarks.side_by_side.own_model_trl '{"objective": "sft", "model": "FOLDER", …}'
 
@@ -31,7 +31,7 @@ disable_progress_bars()
 
 
 class Steps(TrainerCallback):
-    """Times at which optimizer steps ended, by the clock and by the processor; the loss of each; the peak by then."""
+    """Callback that records wall and CPU times at the end of optimizer steps, their losses, and peak memory."""
 
     def __init__(self) -> None:
         self.wall: list[float] = []
@@ -50,7 +50,7 @@ class Steps(TrainerCallback):
 
 
 def settings(rows: int, steps: int, lr: float, checkpointing: bool, per_batch: int | None) -> dict[str, Any]:
-    """Of either trainer: what both sides share, and TRL's own defaults otherwise; fp32."""
+    """Arguments of either trainer in fp32: those shared by both sides, and TRL's defaults otherwise."""
     return {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": per_batch or rows,
@@ -72,7 +72,7 @@ def settings(rows: int, steps: int, lr: float, checkpointing: bool, per_batch: i
 
 
 def demonstrations(tokenizer: Any, count: int) -> list[dict[str, Any]]:
-    """Prompt and reply as token ids, the end of the reply included; learned from is the reply."""
+    """Token ids of prompt and reply, including the end token, with a mask on the reply."""
     examples = []
     for pair in pairs(count):
         prompt = tokenizer(posed(tokenizer, pair.prompt)).input_ids
@@ -83,20 +83,20 @@ def demonstrations(tokenizer: Any, count: int) -> list[dict[str, Any]]:
 
 
 def posed(tokenizer: Any, prompt: str) -> str:
-    """The text of the model's chat template up to where the reply begins."""
+    """Prompt in the model's chat template, up to the beginning of the reply."""
     chat = [{"role": "user", "content": prompt}]
     return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
 
 
 def trainer_of(objective: str, lora: dict[str, Any] | None, model: str, count: int, config: dict[str, Any]) -> Any:
-    """Args: objective: "sft" or "dpo"; lora: arguments of PEFT's LoraConfig; count: rows or pairs in all."""
+    """Build a trainer. Args: objective: "sft" or "dpo"; lora: arguments of LoraConfig; count: number of rows."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     shared = {"processing_class": tokenizer, "peft_config": lora and LoraConfig(**lora, task_type="CAUSAL_LM")}
     if objective == "sft":
         data = Dataset.from_list(demonstrations(tokenizer, count))
         return SFTTrainer(network, SFTConfig(**config, completion_only_loss=True), train_dataset=data, **shared)
-    # The trainer puts the end of sequence after a reply itself.
+    # the trainer appends the end-of-sequence token to a reply itself
     rows = [{"prompt": posed(tokenizer, p.prompt), "chosen": p.chosen, "rejected": p.rejected} for p in pairs(count)]
     arguments = DPOConfig(**config, beta=0.1, precompute_ref_log_probs=True)
     return DPOTrainer(network, args=arguments, train_dataset=Dataset.from_list(rows), **shared)

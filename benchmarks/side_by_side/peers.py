@@ -1,4 +1,4 @@
-"""What `throughput.py` measures of other libraries: stable-baselines3, gymnasium, envpool."""
+"""Peers' side of `throughput.py`: stable-baselines3, gymnasium, envpool."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.side_by_side.closed_loop import BUDGET, Clock, law, steps_per_second
 
-warnings.simplefilter("ignore")  # such as of the zoo's batch of 64 for a rollout of 32
+warnings.simplefilter("ignore")  # such as the one about the zoo's batch of 64 for a rollout of 32
 
 ENV = "InvertedPendulum-v5"
 Figures = dict[str, float]
 
-# Each is one PPO: `env` how it is stepped, and the arguments of the constructor; what is not said is the default.
+# PPO settings: `env` is the kind and number of environments, the rest are constructor arguments other than defaults.
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {"env": ("gymnasium", 1)},
     # rl-baselines3-zoo, hyperparams/ppo.yml, InvertedPendulum-v2 and -v3, with `normalize: true`
@@ -38,15 +38,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "learning_rate": 2.22425e-4, "ent_coef": 1.37976e-07, "clip_range": 0.4, "max_grad_norm": 0.3,
         "vf_coef": 0.19816,
     },
-    # The default's passes and gradient steps a rollout, of 64 environments at once.
+    # The default's passes and gradient steps per rollout, with 64 environments.
     "vector": {"env": ("gymnasium", 64), "n_steps": 256, "batch_size": 512},
-    # As fast as it gets: one gradient step a rollout, as our REINFORCE does.
+    # The fastest settings: one gradient step per rollout, like our REINFORCE.
     "lean": {"env": ("envpool", 256), "n_steps": 128, "batch_size": 256 * 128, "n_epochs": 1},
 }  # fmt: skip
 
 
 class EnvPool(VecEnv):
-    """envpool's environments as stable-baselines3 wants them: one that ends is reset at once."""
+    """envpool's environments with the interface of stable-baselines3: an environment that ends is reset at once."""
 
     def __init__(self, envs: int) -> None:
         self.pool = make_pool(envs)
@@ -90,7 +90,7 @@ def make_pool(envs: int) -> Any:
     return envpool.make_gymnasium(ENV, num_envs=envs, num_threads=len(os.sched_getaffinity(0)))
 
 
-def made(settings: str, seed: int) -> PPO:
+def make_ppo(settings: str, seed: int) -> PPO:
     arguments = dict(SETTINGS[settings])
     kind, envs = arguments.pop("env")
     env: VecEnv = EnvPool(envs) if kind == "envpool" else make_vec_env(ENV, envs, seed=seed)
@@ -104,13 +104,13 @@ def made(settings: str, seed: int) -> PPO:
 
 @cache
 def learner(settings: str) -> PPO:
-    """One that goes on from repeat to repeat; after one rollout, which loads what is loaded late."""
-    model = made(settings, seed=0)
+    """PPO that continues from repeat to repeat, after one rollout, which triggers lazy imports."""
+    model = make_ppo(settings, seed=0)
     return model.learn(model.n_steps * model.n_envs)
 
 
 def training(repeat: int, settings: str, rollouts: int, threads: list[int]) -> Figures:
-    """`rollouts` and their updates, with each number of torch's threads; the better rate counts."""
+    """Steps/s of `rollouts` and their updates, with each number of torch threads; the best rate counts."""
     model = learner(settings)
     steps, rates = rollouts * model.n_steps * model.n_envs, []
     for number in threads:
@@ -130,12 +130,12 @@ def stepping(repeat: int, kind: str, envs: int, policy: str = "linear") -> Figur
 
 
 def processes(repeat: int, count: int) -> Figures:
-    """`single` in `count` processes at once, summed: what the cores are worth to work that shares nothing."""
+    """Sum of `single` in `count` simultaneous processes: the speed of the cores for independent work."""
     with ExitStack() as stack:
         workers = [stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for _ in range(count)]
         for _ in ("to import", "to measure"):
-            found = [worker.submit(stepping, repeat, "single", 1) for worker in workers]
-            total = sum(future.result()["value"] for future in found)
+            futures = [worker.submit(stepping, repeat, "single", 1) for worker in workers]
+            total = sum(future.result()["value"] for future in futures)
     return {"value": total}
 
 
@@ -178,7 +178,7 @@ def pool(envs: int, act: Callable[[np.ndarray], np.ndarray]) -> Figures:
 
 
 class StopsTheClock(BaseCallback):
-    """Evaluates before every rollout but the first, so after every update."""
+    """Callback that evaluates before every rollout except the first, that is after every update."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -188,8 +188,8 @@ class StopsTheClock(BaseCallback):
         model, env = self.model, self.model.get_vec_normalize_env()
 
         def act(obs: np.ndarray) -> np.ndarray:
-            seen = env.normalize_obs(obs) if env is not None else obs
-            return model.predict(seen, deterministic=True)[0]
+            inputs = env.normalize_obs(obs) if env is not None else obs
+            return model.predict(inputs, deterministic=True)[0]
 
         if self.num_timesteps:
             self.solved = self.clock.over(self.num_timesteps, act)
@@ -199,9 +199,9 @@ class StopsTheClock(BaseCallback):
 
 
 def solving(repeat: int, settings: str) -> Figures:
-    """On the same seeds as ours; the clock starts with `learn`."""
+    """Time to solve, on the same seeds as ours; the clock starts with `learn`."""
     learner(settings)
-    model, clock = made(settings, seed=1000 + repeat), Clock(repeat)
+    model, clock = make_ppo(settings, seed=1000 + repeat), Clock(repeat)
     clock.started = time.perf_counter()
     model.learn(BUDGET + 10_000, callback=StopsTheClock(clock))
     return clock.result()

@@ -1,4 +1,4 @@
-"""What `process.py` found: a table of judges, a table of PPO paid by them, and both as pictures."""
+"""Report of `process.py`: a table of judges, a table of PPO with their rewards, and pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.intervals import mean_interval, shown
+from benchmarks.intervals import interval_text, mean_interval
 from benchmarks.side_by_side.rlhf_report import Rows
 
 Figures = dict[str, dict[str, Any]]
@@ -23,43 +23,43 @@ JUDGED = {
     "best_of_16": "best of 16",
 }
 EARNED = {"true_reward": 3, "kl": 1, "length": 1, "finished": 3}
-JUDGES = {  # a yaml, where it is that as it stands
-    "process, min": "process/step_reward",
+JUDGES = {  # name of the yaml, if the judge is an unchanged one
+    "process, min": "sums/step_reward",
     "process, product": "the same, the product of its steps",
     "process, last": "the same, its last step",
-    "outcome": "process/outcome_reward",
+    "outcome": "sums/outcome_reward",
 }
 PAID = {
-    "start": "process/sums_sft",
-    "ppo_steps": "process/ppo_steps",
+    "start": "sums/sft",
+    "ppo_steps": "sums/ppo_steps",
     "ppo_product": "the same, paid the product at the end",
-    "ppo_outcome": "process/ppo_outcome",
+    "ppo_outcome": "sums/ppo_outcome",
 }
 
 
 def judges(rows: Rows) -> Figures:
-    """By judge: mean and interval of each figure, and of best of 16 minus that of the outcome model, by seed."""
-    own = [row["judges"] for row in rows if row["method"] == "judges"]
+    """Means and intervals by judge, including best of 16 minus that of the outcome model, paired by seed."""
+    runs = [row["judges"] for row in rows if row["method"] == "judges"]
     figures: Figures = {}
-    for name in own[0] if own else []:
-        figures[name] = {key: mean_interval([row[name][key] for row in own]) for key in JUDGED}
-        figures[name]["ahead"] = mean_interval([row[name]["best_of_16"] - row["outcome"]["best_of_16"] for row in own])
-        figures[name]["seeds"] = len(own)
+    for name in runs[0] if runs else []:
+        figures[name] = {key: mean_interval([row[name][key] for row in runs]) for key in JUDGED}
+        figures[name]["ahead"] = mean_interval([row[name]["best_of_16"] - row["outcome"]["best_of_16"] for row in runs])
+        figures[name]["seeds"] = len(runs)
     return figures
 
 
 def policies(rows: Rows) -> Figures:
-    """By who paid: mean and interval of each figure, and of the gain over the start of the same seed."""
+    """Means and intervals by reward, including the gain over the start of the same seed."""
     starts = {row["seed"]: row["true_reward"] for row in rows if row["method"] == "start"}
     figures: Figures = {}
     for name in PAID:
-        own = [row for row in rows if row["method"] == name]
-        if not own:
+        runs = [row for row in rows if row["method"] == name]
+        if not runs:
             continue
-        figures[name] = {key: mean_interval([row[key] for row in own]) for key in EARNED}
-        gains = [row["true_reward"] - starts[row["seed"]] for row in own if row["seed"] in starts]
+        figures[name] = {key: mean_interval([row[key] for row in runs]) for key in EARNED}
+        gains = [row["true_reward"] - starts[row["seed"]] for row in runs if row["seed"] in starts]
         figures[name] |= {"gain": mean_interval(gains)} if gains else {}
-        figures[name] |= {"tokens": mean_interval([row["sampled_tokens"] for row in own]), "seeds": len(own)}
+        figures[name] |= {"tokens": mean_interval([row["sampled_tokens"] for row in runs]), "seeds": len(runs)}
     return figures
 
 
@@ -67,24 +67,24 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
-def written(rows: Rows, frozen: dict[str, dict[str, Any]], folder: Path | None) -> str:
-    """The tables; with `folder` also in files, with the figures and the pictures."""
-    told, earned = judges(rows), policies(rows)
-    seeds = max((own["seeds"] for own in [*told.values(), *earned.values()]), default=0)
+def report_text(rows: Rows, frozen: dict[str, dict[str, Any]], folder: Path | None) -> str:
+    """Report in Markdown; with `folder` it is also written to files, with the figures and the pictures."""
+    by_judge, earned = judges(rows), policies(rows)
+    seeds = max((figures["seeds"] for figures in [*by_judge.values(), *earned.values()]), default=0)
     judge_rows = [
         [
             JUDGES.get(name, name),
-            *(shown(own[key], 3) for key in JUDGED),
-            "" if name == "outcome" else shown(own["ahead"], 3),
+            *(interval_text(figures[key], 3) for key in JUDGED),
+            "" if name == "outcome" else interval_text(figures["ahead"], 3),
         ]
-        for name, own in told.items()
+        for name, figures in by_judge.items()
     ]
     paid_rows = []
-    for name, own in earned.items():
-        gain = shown(own["gain"], 3) if "gain" in own and name != "start" else ""
-        amounts = {key: shown(own[key], digits) for key, digits in EARNED.items()}
+    for name, figures in earned.items():
+        gain = interval_text(figures["gain"], 3) if "gain" in figures and name != "start" else ""
+        amounts = {key: interval_text(figures[key], digits) for key, digits in EARNED.items()}
         beta = frozen.get(name, {}).get("model.beta", "")
-        tokens = f"{own['tokens'][0]:,.0f}" if name != "start" else ""
+        tokens = f"{figures['tokens'][0]:,.0f}" if name != "start" else ""
         cells = [amounts["true_reward"], gain, amounts["kl"], amounts["length"], amounts["finished"], tokens, str(beta)]
         paid_rows.append([PAID[name], *cells])
     note = (
@@ -96,7 +96,8 @@ def written(rows: Rows, frozen: dict[str, dict[str, Any]], folder: Path | None) 
         f"{os.cpu_count()} cores; `python benchmarks/process.py`, one row again: `--only ROW`."
     )
     parts = [
-        table(["judge, a reply by its worst step", *JUDGED.values(), "ahead of outcome"], judge_rows) if told else "",
+        table(["judge, a reply by its worst step", *JUDGED.values(), "ahead of outcome"], judge_rows)
+        if judge_rows else "",
         table(
             ["PPO, and its start", "true reward", "gain over the start, paired", "KL from the start, nats",
              "tokens a reply", "finished", "tokens sampled in training", "chosen β"],
@@ -106,21 +107,21 @@ def written(rows: Rows, frozen: dict[str, dict[str, Any]], folder: Path | None) 
     ]  # fmt: skip
     text = "\n\n".join(part for part in parts if part) + "\n"
     if folder is not None:
-        kept = {"judges": told, "policies": earned, "rows": rows, "cells": frozen}
-        (folder / "process.json").write_text(json.dumps(kept) + "\n")
+        record = {"judges": by_judge, "policies": earned, "rows": rows, "cells": frozen}
+        (folder / "process.json").write_text(json.dumps(record) + "\n")
         (folder / "process.md").write_text(text)
-        picture(rows, told, folder / "process.png")
+        picture(rows, by_judge, folder / "process.png")
     return text
 
 
 COLOURS = {"ppo_steps": "#2563eb", "ppo_product": "#0d9488", "ppo_outcome": "#dc2626"}
 
 
-def picture(rows: Rows, told: Figures, path: Path) -> None:
-    """Best of n by judge; what PPO is paid and what is true, as it goes on, each seed in its own units."""
+def picture(rows: Rows, by_judge: Figures, path: Path) -> None:
+    """Plots of best of n by judge, and of PPO's reward and true reward during training, one line per seed."""
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6))
-    for name, own in told.items():
-        means = [own[f"best_of_{n}"] for n in (4, 16)]
+    for name, figures in by_judge.items():
+        means = [figures[f"best_of_{n}"] for n in (4, 16)]
         ends = [[x[0] - x[1] for x in means], [x[2] - x[0] for x in means]]
         axes[0].errorbar([4, 16], [x[0] for x in means], yerr=ends, marker="o", capsize=3, label=name)
     axes[0].set(xlabel="samples to choose from", ylabel="right answers", title="best of n, by judge", xscale="log")

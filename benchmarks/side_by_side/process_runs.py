@@ -1,4 +1,4 @@
-"""One run of `process.py`: the shared start of a seed, its reward models as judges, and PPO against them."""
+"""Runs of `process.py`: the shared start of a seed, its reward models as judges, and PPO with their rewards."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.scorers import AGGREGATES, CheckpointReward
 
-PROMPTS, REPLIES = 300, 16  # held-out sums, and samples of each to choose among
+PROMPTS, REPLIES = 300, 16  # held-out sums, and samples per sum
 MAX_NEW, CONTEXT, STEP_END = 28, 40, "."
 
 
 def start(seed: int) -> None:
-    """The fine-tuned model of a seed, its labelled replies and both reward models; what is there stays."""
+    """Prepare a seed: fine-tuned model, labelled replies, both reward models. Finished stages are not repeated."""
     for stage, name in (
-        ("fit", "sums_sft"), ("predict", "sums_sample"), ("fit", "step_reward"), ("fit", "outcome_reward")
+        ("fit", "sums/sft"), ("predict", "sums/sample"), ("fit", "sums/step_reward"), ("fit", "sums/outcome_reward")
     ):  # fmt: skip
         if not (finished := Path(f"outputs/{name}-seed{seed}/finished")).is_file():
-            shutil.rmtree(f"outputs/{name}-seed{seed}", ignore_errors=True)  # of a run that was cut off
-            command(stage, name, seed, f"{name}-seed{seed}", {}, "process")
+            shutil.rmtree(f"outputs/{name}-seed{seed}", ignore_errors=True)  # remains of an interrupted run
+            command(stage, name, seed, f"{name}-seed{seed}", {})
             finished.touch()
 
 
@@ -40,14 +40,14 @@ def best(name: str, seed: int) -> Path:
 
 
 def run(name: str, method: dict[str, Any], cell: dict[str, Any], seed: int) -> dict[str, Any]:
-    """What the judges choose, or what a policy earns that was trained by one."""
+    """Figures of the judges, or of a policy that was trained with the rewards of one."""
     if name == "judges":
         return judges(seed)
     if "yaml" not in method:  # the start itself
-        return played(best("sums_sft", seed), seed) | {"sampled_tokens": 0}
+        return evaluate_policy(best("sums/sft", seed), seed) | {"sampled_tokens": 0}
     changes = method.get("changes", {}) | cell | {"trainer.callbacks+": f"{Course.__module__}.Course"}
-    folder = command("fit", method["yaml"], seed, f"method-{os.getpid()}/{name}", changes, "process")
-    figures = played(folder / "checkpoints" / "last.ckpt", seed)
+    folder = command("fit", method["yaml"], seed, f"method-{os.getpid()}/{name}", changes)
+    figures = evaluate_policy(folder / "checkpoints" / "last.ckpt", seed)
     course = json.loads((folder / "course.json").read_text())
     counters = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["TextDataModule"]["counters"]
     shutil.rmtree(folder)
@@ -76,9 +76,9 @@ def sampled(agent: PolicyModule, data: TextDataModule, seed: int) -> Batch:
 
 
 @torch.no_grad()
-def played(checkpoint: Path, seed: int) -> dict[str, float]:
-    """Mean true reward, KL from the start, tokens and finished share of sampled replies to the held-out prompts."""
-    agent, reference = (PolicyModule.load_from_checkpoint(path).eval() for path in (checkpoint, best("sums_sft", seed)))
+def evaluate_policy(checkpoint: Path, seed: int) -> dict[str, float]:
+    """Mean true reward, KL from the start, length and finished share of sampled replies to held-out prompts."""
+    agent, reference = (PolicyModule.load_from_checkpoint(path).eval() for path in (checkpoint, best("sums/sft", seed)))
     batch = sampled(agent, task_of(seed), seed)
     assert batch.rewards is not None
     return {
@@ -90,24 +90,24 @@ def played(checkpoint: Path, seed: int) -> dict[str, float]:
 
 
 def judges(seed: int) -> dict[str, Any]:
-    """By judge: how well it tells right replies from wrong ones, and what those are worth that it likes best."""
+    """Figures by judge: discrimination of right and wrong replies, and best-of-n accuracy."""
     data = task_of(seed)
-    batch = sampled(PolicyModule.load_from_checkpoint(best("sums_sft", seed)).eval(), data, seed)
+    batch = sampled(PolicyModule.load_from_checkpoint(best("sums/sft", seed)).eval(), data, seed)
     assert batch.rewards is not None
     right = row_sums(batch.rewards, batch.valid).numpy()
     (end,) = data.tokenizer.encode(STEP_END)
-    process = CheckpointReward(str(best("step_reward", seed)), step_end_token=end)
-    ends, paid = process.ends(batch), process.score(batch)
-    said = {f"process, {name}": rule(paid, ends).numpy() for name, rule in AGGREGATES.items()}
-    outcome = CheckpointReward(str(best("outcome_reward", seed)))
-    said["outcome"] = row_sums(outcome.score(batch), batch.valid).numpy()
-    said["chance"] = np.random.default_rng(seed).random(len(right))
-    said["the rule itself"] = right
-    return {"judges": {name: judged(score, right) for name, score in said.items()}}
+    process = CheckpointReward(str(best("sums/step_reward", seed)), step_end_token=end)
+    ends, rewards = process.ends(batch), process.score(batch)
+    scores = {f"process, {name}": rule(rewards, ends).numpy() for name, rule in AGGREGATES.items()}
+    outcome = CheckpointReward(str(best("sums/outcome_reward", seed)))
+    scores["outcome"] = row_sums(outcome.score(batch), batch.valid).numpy()
+    scores["chance"] = np.random.default_rng(seed).random(len(right))
+    scores["the rule itself"] = right
+    return {"judges": {name: judge_figures(score, right) for name, score in scores.items()}}
 
 
-def judged(score: np.ndarray, right: np.ndarray) -> dict[str, float]:
-    """score, right (PROMPTS · REPLIES,), the replies to a prompt next to each other."""
+def judge_figures(score: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """Figures of one judge. Args: score, right: (PROMPTS · REPLIES,), with the replies to a prompt adjacent."""
     return {
         "accuracy": float(((score > 0.5) == (right > 0.5)).mean()),
         "auc": area_under_curve(score, right > 0.5),
@@ -117,14 +117,14 @@ def judged(score: np.ndarray, right: np.ndarray) -> dict[str, float]:
 
 
 def area_under_curve(score: np.ndarray, right: np.ndarray) -> float:
-    """P(a right reply scores above a wrong one), ties half: Mann-Whitney's U over its pairs."""
+    """AUC: P(a right reply scores above a wrong one), ties half, from the Mann-Whitney U statistic."""
     count = int(right.sum())
     rank_sum = rankdata(score)[right].sum()
     return float((rank_sum - count * (count + 1) / 2) / (count * (len(right) - count)))
 
 
 def best_of(n: int, score: np.ndarray, right: np.ndarray) -> float:
-    """Mean of `right` over the highest scores of n neighbours each, the mean of equals."""
+    """Best of n: mean of `right` at the highest score of each n adjacent replies; ties are averaged."""
     score, right = score.reshape(-1, n), right.reshape(-1, n)
     top = score == score.max(1, keepdims=True)
     return float(((right * top).sum(1) / top.sum(1)).mean())

@@ -1,4 +1,4 @@
-"""The figures of `throughput.py` as tables, targets and a picture."""
+"""Report of `throughput.py`: tables, targets and a picture."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Claim:
-    """A geometric mean, or the ratio of two, and on which side of `target` its bound should be; None: no target."""
+    """Geometric mean or ratio of two, whose bound is compared with `target` (None: no target)."""
 
     title: str
     over: str
     under: str = ""
     target: float | None = None
-    most: bool = False  # at most `target`, else at least
+    at_most: bool = False  # at most `target`, else at least
 
     def bounds(self, values: dict[str, list[float]]) -> Interval:
-        """The figure, and the 95 % t interval of its logarithm; rows that took turns are paired by their repeat."""
+        """Estimate with the 95 % t interval of its logarithm; rows that took turns are paired by repeat."""
         if not self.under:
             return geometric_mean_interval(values[self.over])
         over, under = values[self.over], values[self.under]
-        if not all(map(math.isfinite, [*over, *under])):  # a run that never solves leaves medians only
+        if not all(map(math.isfinite, [*over, *under])):  # with an unsolved run only medians are defined
             return speed_up(over, under)
         return ratio_interval(over, under, paired=len(over) == len(under))
 
-    def met(self, low: float, high: float) -> bool:
+    def is_met(self, low: float, high: float) -> bool:
         assert self.target is not None
-        return high <= self.target if self.most else low >= self.target
+        return high <= self.target if self.at_most else low >= self.target
 
 
 def claims() -> list[Claim]:
@@ -73,31 +73,31 @@ def claims() -> list[Claim]:
             "solving/ours-injection@1",
         ),
         Claim("two processes that share nothing ÷ one", "stepping/processes@2", "stepping/processes@1"),
-        Claim("Lightning with logging, µs a step", "step/logger@1", target=800, most=True),
-        Claim("`--help`, seconds", "starting/help@2", target=5, most=True),
-        Claim("main job to its first training step, seconds", "starting/first-step@2", target=12, most=True),
+        Claim("Lightning with logging, µs a step", "step/logger@1", target=800, at_most=True),
+        Claim("`--help`, seconds", "starting/help@2", target=5, at_most=True),
+        Claim("main job to its first training step, seconds", "starting/first-step@2", target=12, at_most=True),
         Claim("main job to its end, seconds", "starting/main-job@2"),
     ]
 
 
-def written(chosen: list[Row], found: Found, repeats: int, load: float, folder: Path | None) -> str:
-    """The markdown; with `folder` also in files, with the figures and the picture."""
-    values = {key: [float(figures["value"]) for figures in calls] for key, calls in found.items()}
-    told = [c for c in claims() if c.over in values and (not c.under or c.under in values)]
+def report_text(chosen: list[Row], calls_by_row: Found, repeats: int, load: float, folder: Path | None) -> str:
+    """Report in Markdown; with `folder` it is also written to files, with the figures and the picture."""
+    values = {key: [float(figures["value"]) for figures in calls] for key, calls in calls_by_row.items()}
+    measured_claims = [c for c in claims() if c.over in values and (not c.under or c.under in values)]
     machine = f"{os.cpu_count()} cores of {processor()}, load {load:.1f} before"
     packages = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES if installed(name)}
-    parts = [targets(told, values)] if told else []
+    parts = [targets(measured_claims, values)] if measured_claims else []
     for section, title in TITLES.items():
-        own = [row for row in chosen if row.section == section]
-        if own:
-            parts.append(f"**{title}**\n\n{TABLES.get(section, plain_table)(own, found)}")
+        section_rows = [row for row in chosen if row.section == section]
+        if section_rows:
+            parts.append(f"**{title}**\n\n{TABLES.get(section, plain_table)(section_rows, calls_by_row)}")
     names = ", ".join(f"{name} {number}" for name, number in packages.items())
     parts.append(f"{repeats} repeats in turns on {machine}; {names}; `python benchmarks/throughput.py`.")
     text = "\n\n".join(parts) + "\n"
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        ratios = [vars(c) | dict(zip(("value", "low", "high"), c.bounds(values), strict=True)) for c in told]
-        everything = {"machine": machine, "packages": packages, "claims": ratios, "rows": found}
+        ratios = [vars(c) | dict(zip(("value", "low", "high"), c.bounds(values), strict=True)) for c in measured_claims]
+        everything = {"machine": machine, "packages": packages, "claims": ratios, "rows": calls_by_row}
         (folder / "throughput.json").write_text(json.dumps(everything, indent=1) + "\n")
         (folder / "throughput.md").write_text(text)
         chart(chosen, values, machine, folder / "throughput.png")
@@ -111,13 +111,13 @@ def digits_of(x: float) -> int:
     return 0 if x >= 100 else 1 if x >= 10 else 2
 
 
-def shown(x: float) -> str:
+def number_text(x: float) -> str:
     return "∞" if math.isinf(x) else f"{x:,.{digits_of(x)}f}"
 
 
 def ranged(values: list[float]) -> str:
-    """median (least–most)"""
-    return f"{shown(median(values))} ({shown(min(values))}–{shown(max(values))})"
+    """`median (minimum–maximum)`"""
+    return f"{number_text(median(values))} ({number_text(min(values))}–{number_text(max(values))})"
 
 
 def command(row: Row) -> str:
@@ -128,47 +128,47 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *lines])
 
 
-def targets(told: list[Claim], values: dict[str, list[float]]) -> str:
+def targets(measured_claims: list[Claim], values: dict[str, list[float]]) -> str:
     lines = []
-    for claim in told:
+    for claim in measured_claims:
         middle, low, high = claim.bounds(values)
-        target, met = "", ""
+        target, verdict = "", ""
         if claim.target is not None:
-            target = f"{'≤' if claim.most else '≥'} {claim.target:,g}"
-            met = "yes" if claim.met(low, high) else "no"
-        lines.append([claim.title, shown(middle), bounds(low, high, digits_of(middle)), target, met])
+            target = f"{'≤' if claim.at_most else '≥'} {claim.target:,g}"
+            verdict = "yes" if claim.is_met(low, high) else "no"
+        lines.append([claim.title, number_text(middle), bounds(low, high, digits_of(middle)), target, verdict])
     return table(["what", "figure", "95 % interval", "target", "met by its bound"], lines)
 
 
-def plain_table(own: list[Row], found: Found) -> str:
-    """A column for each number of cores."""
-    cores = sorted({row.cores for row in own})
+def plain_table(rows: list[Row], figures: Found) -> str:
+    """Table with a column for each number of cores."""
+    cores = sorted({row.cores for row in rows})
     lines = []
-    for row in {row.name: row for row in own}.values():
+    for row in {row.name: row for row in rows}.values():
         keys = [f"{row.name}@{n}" for n in cores]
-        cells = [ranged([f["value"] for f in found[key]]) if key in found else "" for key in keys]
+        cells = [ranged([f["value"] for f in figures[key]]) if key in figures else "" for key in keys]
         lines.append([row.title, *cells, command(row)])
     names = ["median (least–most)"] if len(cores) == 1 else ["one core, median (least–most)", "two cores"]
     return table(["what", *names, "alone"], lines)
 
 
-def solving_table(own: list[Row], found: Found) -> str:
+def solving_table(rows: list[Row], figures: Found) -> str:
     lines = []
-    for row in own:
-        columns = [[f[key] for f in found[row.key]] for key in ("value", "steps")]
+    for row in rows:
+        columns = [[f[key] for f in figures[row.key]] for key in ("value", "steps")]
         solved = sum(math.isfinite(x) for x in columns[0])
         cells = [ranged(x) for x in columns]
         lines.append([row.title, f"{solved}/{len(columns[0])}", *cells, command(row)])
     return table(["what", "solved", "seconds, median (least–most)", "environment steps", "alone"], lines)
 
 
-def shares_table(own: list[Row], found: Found) -> str:
-    parts = {row.key: found[row.key][0]["shares"] for row in own}
+def shares_table(rows: list[Row], figures: Found) -> str:
+    parts = {row.key: figures[row.key][0]["shares"] for row in rows}
     labels = list(next(iter(parts.values())))
-    lines = [[label, *(f"{100 * parts[row.key][label]:.1f}" for row in own)] for label in labels]
-    lines.append(["steps/s", *(shown(found[row.key][0]["value"]) for row in own)])
-    lines.append(["alone", *(command(row) for row in own)])
-    heads = [f"{row.title}, {row.cores} core{'s' * (row.cores > 1)}" for row in own]
+    lines = [[label, *(f"{100 * parts[row.key][label]:.1f}" for row in rows)] for label in labels]
+    lines.append(["steps/s", *(number_text(figures[row.key][0]["value"]) for row in rows)])
+    lines.append(["alone", *(command(row) for row in rows)])
+    heads = [f"{row.title}, {row.cores} core{'s' * (row.cores > 1)}" for row in rows]
     return table(["part", *heads], lines)
 
 
@@ -179,7 +179,7 @@ TABLES: dict[str, Callable[[list[Row], Found], str]] = {"solving": solving_table
 
 
 def processor() -> str:
-    """The model as Linux names it, else the architecture."""
+    """Model name of the processor on Linux, else the architecture."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -194,17 +194,17 @@ def installed(name: str) -> bool:
 
 
 def chart(chosen: list[Row], values: dict[str, list[float]], machine: str, path: Path) -> None:
-    """Training's steps/s, ours and the peer's, on one core and on two."""
+    """Bar chart of training steps/s, ours and the peers', on one and two cores."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    own = list({row.name: row for row in chosen if row.section == "training"}.values())
-    own.sort(key=lambda row: median(values[f"{row.name}@1"]))
-    figure, axes = plt.subplots(figsize=(9, 0.75 * len(own) + 1.2), layout="constrained")
+    rows = list({row.name: row for row in chosen if row.section == "training"}.values())
+    rows.sort(key=lambda row: median(values[f"{row.name}@1"]))
+    figure, axes = plt.subplots(figsize=(9, 0.75 * len(rows) + 1.2), layout="constrained")
     shades = {True: ("#9ec5e8", "#1f77b4"), False: ("#d0d0d0", "#7f7f7f")}
-    for place, row in enumerate(own):
+    for place, row in enumerate(rows):
         for cores, offset in ((1, 0.19), (2, -0.19)):
             sample = values[f"{row.name}@{cores}"]
             middle, ours = median(sample), "/ours" in row.name
@@ -213,8 +213,8 @@ def chart(chosen: list[Row], values: dict[str, list[float]], machine: str, path:
             bar = {"color": shades[ours][cores - 1], "label": label, "xerr": error}
             axes.barh(place + offset, middle, 0.36, error_kw={"lw": 1, "ecolor": "#444444"}, **bar)
             axes.text(max(sample), place + offset, f"  {middle:,.0f}", va="center", fontsize=8)
-    names = [fill(row.title.replace("`", "").replace("stable-baselines3", "SB3"), 30) for row in own]
-    axes.set_yticks(range(len(own)), names)
+    names = [fill(row.title.replace("`", "").replace("stable-baselines3", "SB3"), 30) for row in rows]
+    axes.set_yticks(range(len(rows)), names)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("environment steps/s, collecting and updating: median, least and most")
     once = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))

@@ -1,4 +1,4 @@
-"""What `rlhf.py` found: a table, reward against KL, and how far the reward model can be followed."""
+"""Report of `rlhf.py`: a table, a plot of reward against KL, and a plot of overoptimization."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from benchmarks.intervals import mean_interval, shown
+from benchmarks.intervals import interval_text, mean_interval
 from benchmarks.study.learner import stands
 
 Rows = list[dict[str, Any]]
@@ -25,35 +25,43 @@ JUDGED_BY = ("accuracy", "calibration_error")  # a reward model
 
 
 def summary(rows: Rows) -> dict[str, dict[str, Any]]:
-    """By method: mean and interval of true reward, gain over the start of the same seed, KL and length."""
+    """Means and intervals by method: true reward, gain over the start of the same seed, KL, length."""
     starts = {row["seed"]: row for row in rows if row["method"] == "start"}
     figures: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == name]
-        figures[name] = {key: mean_interval([row[key] for row in own]) for key in ("true_reward", "kl", "length")}
+        runs = [row for row in rows if row["method"] == name]
+        figures[name] = {key: mean_interval([row[key] for row in runs]) for key in ("true_reward", "kl", "length")}
         figures[name] |= {
-            key: np.mean([row.get(key, 0) for row in own]) for key in ("optimizer_steps", "sampled_tokens")
+            key: np.mean([row.get(key, 0) for row in runs]) for key in ("optimizer_steps", "sampled_tokens")
         }
-        figures[name]["gain"] = mean_interval([row["true_reward"] - starts[row["seed"]]["true_reward"] for row in own])
-        figures[name]["seeds"] = len(own)
+        figures[name]["gain"] = mean_interval([row["true_reward"] - starts[row["seed"]]["true_reward"] for row in runs])
+        figures[name]["seeds"] = len(runs)
     return figures
 
 
-def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: Path | None) -> str:
-    """The table; with `folder` also in files, with the figures and the pictures."""
+def report_text(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: Path | None) -> str:
+    """Report in Markdown; with `folder` it is also written to files, with the figures and the pictures."""
     figures, methods = summary(rows), study["methods"]
     lines = [
         "| method | true reward | gain over its start, paired | KL from the start, nats | tokens a reply | steps "
         "| tokens sampled | chosen |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, own in sorted(figures.items(), key=lambda item: -item[1]["true_reward"][0]):
-        cell = ", ".join(map(told, frozen.get(name, {}).items()))
-        gain = "" if name == "start" else shown(own["gain"], 3)
+    for name, method in sorted(figures.items(), key=lambda item: -item[1]["true_reward"][0]):
+        cell = ", ".join(map(knob_text, frozen.get(name, {}).items()))
+        gain = "" if name == "start" else interval_text(method["gain"], 3)
         title = title_of(name, methods[name], frozen.get(name, {}))
-        title += "" if own["seeds"] == figures["start"]["seeds"] else f", {own['seeds']} seeds"
-        columns = [title, shown(own["true_reward"], 3), gain, shown(own["kl"], 1), shown(own["length"], 1)]
-        columns += ["", ""] if name == "start" else [f"{own['optimizer_steps']:.0f}", f"{own['sampled_tokens']:,.0f}"]
+        title += "" if method["seeds"] == figures["start"]["seeds"] else f", {method['seeds']} seeds"
+        columns = [
+            title,
+            interval_text(method["true_reward"], 3),
+            gain,
+            interval_text(method["kl"], 1),
+            interval_text(method["length"], 1),
+        ]
+        columns += (
+            ["", ""] if name == "start" else [f"{method['optimizer_steps']:.0f}", f"{method['sampled_tokens']:,.0f}"]
+        )
         lines.append(f"| {' | '.join([*columns, cell])} |")
     starts = [row for row in rows if row["method"] == "start"]
     spread = mean_interval([row["reward_std"] for row in starts])
@@ -63,15 +71,16 @@ def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: P
         f"True reward of four sampled replies to each held-out prompt, mean and 95 % t interval over {seeds} "
         f"seeds (1000–{999 + seeds}); each method took about {budget['optimizer_steps']} optimizer steps and at most "
         f"{budget['replies']:,} replies, its own or those of the file, and replies that were cut off and played again; "
-        "second_ppo goes on from rlhf_ppo with as many more. "
-        f"One standard deviation of a reply's reward at the start is {shown(spread, 3)}. The reward model orders "
-        f"{shown(right, 3)} of held-out pairs as the rule does, and its calibration error is {shown(off, 3)}. "
+        "second_ppo goes on from ppo with as many more. "
+        f"One standard deviation of a reply's reward at the start is {interval_text(spread, 3)}. "
+        f"The reward model orders {interval_text(right, 3)} of held-out pairs as the rule does, and its calibration "
+        f"error is {interval_text(off, 3)}. "
         f"{os.cpu_count()} cores; `python benchmarks/rlhf.py`, one method again: `--only METHOD`."
     )
     text = "\n".join(lines) + f"\n\n{note}\n"
     if folder is not None:
-        kept = {"summary": figures, "start_std": spread, "rows": rows, "cells": frozen}
-        (folder / "rlhf.json").write_text(json.dumps(kept) + "\n")
+        record = {"summary": figures, "start_std": spread, "rows": rows, "cells": frozen}
+        (folder / "rlhf.json").write_text(json.dumps(record) + "\n")
         (folder / "rlhf.md").write_text(text)
         frontier(figures, folder / "rlhf.png")
         overoptimization(rows, folder / "rlhf_overoptimization.png")
@@ -79,24 +88,24 @@ def written(rows: Rows, study: dict[str, Any], frozen: dict[str, Any], folder: P
 
 
 def title_of(name: str, method: dict[str, Any], cell: dict[str, Any]) -> str:
-    """The yaml, where the method is that as it stands."""
+    """Path of the yaml if the method equals it without changes, else its name."""
     if name == "start":
-        return "rlhf/sft"
+        return "reviews/sft"
     if method.get("beyond_budget"):
         return f"{name} (beyond the budget)"
-    return f"rlhf/{method['yaml']}" if stands(f"rlhf/{method['yaml']}", method.get("changes", {}) | cell) else name
+    return method["yaml"] if stands(method["yaml"], method.get("changes", {}) | cell) else name
 
 
-def told(knob: tuple[str, float | bool]) -> str:
+def knob_text(knob: tuple[str, float | bool]) -> str:
     name, value = knob[0].rsplit(".", 1)[-1], knob[1]
     return f"{name} {str(value).lower()}" if isinstance(value, bool) else f"{name} {value:g}"
 
 
 def frontier(figures: dict[str, dict[str, Any]], path: Path) -> None:
-    """True reward against KL, a point a method."""
+    """Plot of true reward against KL, one point per method."""
     figure, axes = plt.subplots(figsize=(9, 6))
-    for i, own in enumerate(figures.values()):
-        (x, *x_ends), (y, *y_ends) = own["kl"], own["true_reward"]
+    for i, method in enumerate(figures.values()):
+        (x, *x_ends), (y, *y_ends) = method["kl"], method["true_reward"]
         colour = plt.colormaps["tab20"](i % 20)
         bars = {"xerr": np.abs([[e - x] for e in x_ends]), "yerr": np.abs([[e - y] for e in y_ends])}
         axes.errorbar(x, y, fmt="o", color=colour, capsize=2, **bars)
@@ -105,18 +114,20 @@ def frontier(figures: dict[str, dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("true reward on held-out prompts")
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    name_points(axes, {name: (own["kl"][0], own["true_reward"][0]) for name, own in figures.items()})
+    name_points(axes, {name: (method["kl"][0], method["true_reward"][0]) for name, method in figures.items()})
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Names as near to their points as they stand free of other names and points, with a line where that is far."""
+    """Place names near their points without overlap, with a line to points that are further away."""
     renderer = axes.figure.canvas.get_renderer()
     places = axes.transData.transform(list(points.values()))
-    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
+    occupied = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
     for i, (name, point) in enumerate(points.items()):
-        colour = 0.65 * np.array(plt.colormaps["tab20"](i % 20)[:3])  # as the point, to be read on white
+        colour = 0.65 * np.array(
+            plt.colormaps["tab20"](i % 20)[:3]
+        )  # the point's colour, darkened to be legible on white
         for far, angle in itertools.product((9, 20, 32, 45, 60), np.deg2rad(range(20, 380, 30))):
             offset = (far * np.cos(angle), far * np.sin(angle))
             side = "left" if offset[0] > 0 else "right"
@@ -126,14 +137,14 @@ def name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
             text.update_positions(renderer)
             box = Text.get_window_extent(text, renderer)  # without the line
             inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1)
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
+            if inside and not any(box.overlaps(box_before) for box_before in occupied):
+                occupied.append(box)
                 break
             text.remove()
 
 
 def overoptimization(rows: Rows, path: Path) -> None:
-    """PPO against the reward model, on the leash and off it: both rewards as KL grows, the true one by length."""
+    """Plots of PPO with and without a KL penalty: both rewards against KL, and the true reward against length."""
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6))
     panels = (
         ("kl", "proxy", "the reward model's reward, as the KL grows"),

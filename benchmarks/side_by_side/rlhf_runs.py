@@ -1,4 +1,4 @@
-"""One run of `rlhf.py`: the shared start of a seed, and a method from it to its true reward and KL."""
+"""Runs of `rlhf.py`: the shared start of a seed, and a method's training and evaluation by true reward and KL."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ torch.set_num_threads(1)
 MAX_NEW, CONTEXT = 26, 48
 
 
-def command(stage: str, name: str, seed: int, run_dir: str, changes: dict[str, Any], of: str = "rlhf") -> Path:
-    """`python -m lightning_nlf stage --config conf/rlhf/name.yaml …` in this process; its run folder."""
+def command(stage: str, name: str, seed: int, run_dir: str, changes: dict[str, Any]) -> Path:
+    """Run `python -m lightning_nlf stage --config conf/name.yaml …` in this process; returns the run folder."""
     folder = Path("outputs") / run_dir
-    words = [stage, "--config", str(CONF / of / f"{name}.yaml"), "--seed_everything", str(seed)]
+    words = [stage, "--config", str(CONF / f"{name}.yaml"), "--seed_everything", str(seed)]
     words += ["--run_dir", str(folder), "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     for key, value in changes.items():
         words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
@@ -49,18 +49,18 @@ def command(stage: str, name: str, seed: int, run_dir: str, changes: dict[str, A
 
 
 def start(seed: int) -> None:
-    """The fine-tuned model, its ranked replies and the reward model of a seed."""
-    played_round(seed, ("fit", "sft"), ("predict", "sample"), ("fit", "reward"))
+    """Prepare a seed: fine-tuned model, ranked replies, reward model."""
+    played_round(seed, ("fit", "reviews/sft"), ("predict", "reviews/sample"), ("fit", "reviews/reward"))
 
 
 def played_round(seed: int, *steps: tuple[str, str]) -> None:
-    """Yamls one after the other, each in a run folder of `outputs`; what is there stays. Replies are ranked."""
+    """Run yamls in sequence, each in a run folder of `outputs`, and rank predicted replies. Finished ones are kept."""
     for stage, name in steps:
         folder = Path(f"outputs/{name}-seed{seed}")
         if (finished := folder / "finished").is_file():
             continue
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
-        command(stage, name, seed, folder.name, {})
+        shutil.rmtree(folder, ignore_errors=True)  # remains of an interrupted run
+        command(stage, name, seed, f"{name}-seed{seed}", {})
         if stage == "predict":
             replies, ranked = folder / "predictions" / "replies.jsonl", folder / "rankings.jsonl"
             with redirect_stdout(io.StringIO()):
@@ -69,45 +69,48 @@ def played_round(seed: int, *steps: tuple[str, str]) -> None:
 
 
 def run(name: str, method: dict[str, Any], cell: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Trains, then plays the last weights on the held-out prompts."""
-    start_of = Path(f"outputs/sft-seed{seed}/checkpoints/best.ckpt")
+    """Train a method, then evaluate its last weights on the held-out prompts."""
+    start_of = Path(f"outputs/reviews/sft-seed{seed}/checkpoints/best.ckpt")
     if "yaml" not in method:  # the start itself
-        return judged(start_of, start_of, "", seed) | {"reward_model": measured_reward(seed)}
+        return evaluate_policy(start_of, start_of, "", seed) | {"reward_model": measured_reward(seed)}
     if method.get("second_round"):
-        played_round(seed, ("fit", "rlhf_ppo"), ("predict", "second_sample"), ("fit", "second_reward"))
-    # every step is logged, so that what is read after a collection is that collection's
+        played_round(
+            seed, ("fit", "reviews/ppo"), ("predict", "reviews/second_sample"), ("fit", "reviews/second_reward")
+        )
+    # log every step, so that the metrics read after a collection belong to that collection
     changes = {"trainer.callbacks+": f"{__name__}.Course", "trainer.log_every_n_steps": 1}
-    own = f"method-{os.getpid()}/{name}"
-    folder = command("fit", method["yaml"], seed, own, method.get("changes", {}) | cell | changes)
+    run_dir = f"method-{os.getpid()}/{name}"
+    folder = command("fit", method["yaml"], seed, run_dir, method.get("changes", {}) | cell | changes)
     last = folder / "checkpoints" / "last.ckpt"
-    figures = judged(last, start_of, method.get("suffix", ""), seed) | spent(last, seed)
+    figures = evaluate_policy(last, start_of, method.get("suffix", ""), seed) | spent(last, seed)
     course = json.loads((folder / "course.json").read_text())
     shutil.rmtree(folder)
     return figures | {"course": course}
 
 
 def spent(checkpoint: Path, seed: int) -> dict[str, int]:
-    """Optimizer steps, and tokens that were sampled to train on: those of the file where nothing was sampled anew."""
-    kept = torch.load(checkpoint, weights_only=True)
-    counters = next(kept[name]["counters"] for name in ("TextDataModule", "FeedbackDataModule") if name in kept)
-    if "env_steps" in counters:  # those of replies that were rejected too
-        return {"optimizer_steps": kept["global_step"], "sampled_tokens": counters["env_steps"]}
-    lines = Path(f"outputs/sample-seed{seed}/rankings.jsonl").read_text().splitlines()
+    """Optimizer steps and sampled training tokens; for a method that samples nothing, the tokens of the file."""
+    saved_state = torch.load(checkpoint, weights_only=True)
+    counters = next(
+        saved_state[name]["counters"] for name in ("TextDataModule", "FeedbackDataModule") if name in saved_state
+    )
+    if "env_steps" in counters:  # includes rejected replies
+        return {"optimizer_steps": saved_state["global_step"], "sampled_tokens": counters["env_steps"]}
+    lines = Path(f"outputs/reviews/sample-seed{seed}/rankings.jsonl").read_text().splitlines()
     tokens = sum(len(reply) for line in lines for reply in json.loads(line)["meta"]["tokens"])
-    return {"optimizer_steps": kept["global_step"], "sampled_tokens": tokens}
+    return {"optimizer_steps": saved_state["global_step"], "sampled_tokens": tokens}
 
 
 def measured_reward(seed: int) -> dict[str, float]:
-    """What `val/` says of the reward model on held-out rankings, by name."""
+    """Metrics of the reward model on held-out rankings, by name."""
     changes = {"trainer.callbacks+": f"{__name__}.Measures", "ckpt_path": "best"}
-    folder = Path("outputs") / f"reward-seed{seed}"
-    command("validate", "reward", seed, folder.name, changes)
+    folder = command("validate", "reviews/reward", seed, f"reviews/reward-seed{seed}", changes)
     return json.loads((folder / "measures.json").read_text())
 
 
 @torch.no_grad()
-def judged(checkpoint: Path, start_of: Path, suffix: str, seed: int) -> dict[str, Any]:
-    """Mean true reward, KL from the start and reply length, of sampled replies to the test prompts."""
+def evaluate_policy(checkpoint: Path, start_of: Path, suffix: str, seed: int) -> dict[str, Any]:
+    """Mean true reward, KL from the start and length of sampled replies to the test prompts."""
     agent, reference = (PolicyModule.load_from_checkpoint(path).eval() for path in (checkpoint, start_of))
     data = TextDataModule(
         PositiveReviews(),
@@ -124,7 +127,7 @@ def judged(checkpoint: Path, start_of: Path, suffix: str, seed: int) -> dict[str
     torch.manual_seed(seed)
     batch = data.evaluate(agent, np.random.default_rng(seed), deterministic=False)
     assert batch.rewards is not None
-    bare = without(batch, len(data.tokenizer.encode(suffix)))  # the start was never told of codes
+    bare = without(batch, len(data.tokenizer.encode(suffix)))  # the start does not know control codes
     kl = log_prob(agent, batch) - log_prob(reference, bare)
     earned = row_sums(batch.rewards, batch.valid)
     return {
@@ -136,25 +139,25 @@ def judged(checkpoint: Path, start_of: Path, suffix: str, seed: int) -> dict[str
 
 
 def log_prob(module: PolicyModule, batch: Batch) -> torch.Tensor:
-    """Of each reply, (B,)."""
-    own = module.policy(batch.obs, batch.mask).log_prob(batch.actions[batch.mask])
-    return row_sums(scattered(own, batch.mask), batch.mask)
+    """Log-probability of each reply, (B,)."""
+    token_log_probs = module.policy(batch.obs, batch.mask).log_prob(batch.actions[batch.mask])
+    return row_sums(scattered(token_log_probs, batch.mask), batch.mask)
 
 
 def without(batch: Batch, tokens: int) -> Batch:
-    """The rows with so many tokens fewer at the end of their prompts."""
+    """Rows with this many tokens removed from the end of their prompts."""
     if not tokens:
         return batch
     prompts, replies = [], []
-    for obs, actions, said in zip(batch.obs.tolist(), batch.actions.tolist(), batch.mask.tolist(), strict=True):
-        first, count = said.index(True), sum(said)
+    for obs, actions, mask in zip(batch.obs.tolist(), batch.actions.tolist(), batch.mask.tolist(), strict=True):
+        first, count = mask.index(True), sum(mask)
         prompts.append(obs[: first + 1 - tokens])
         replies.append(actions[first : first + count])
     return as_rows(prompts, replies)
 
 
 class Course(L.Callback):
-    """What was logged of each collection, into `course.json` of the run: proxy and true reward, KL, length."""
+    """Callback that writes metrics of each collection to `course.json`: proxy and true reward, KL, length."""
 
     NAMES = {"train/score": "proxy", "train/kl": "kl"}
 
@@ -177,7 +180,7 @@ class Course(L.Callback):
 
 
 class Measures(L.Callback):
-    """What was measured last, into `measures.json` of the run."""
+    """Callback that writes the last validation metrics to `measures.json`."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         metrics = {name: float(x) for name, x in trainer.callback_metrics.items()}

@@ -1,4 +1,4 @@
-"""Where the time of a call goes, by labels put on functions within it."""
+"""Profiler that attributes the time of a call to labelled functions within it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Shares:
-    """Seconds by label; a timed call within another counts for its own label only."""
+    """Seconds by label; the time of a nested timed call counts only for its own label."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -28,11 +28,11 @@ class Shares:
                 self.seconds[label] += spent - self._within.pop()
                 if self._within:
                     self._within[-1] += spent
-            return self._each(result, label) if isinstance(result, Iterator) else result
+            return self._timed_items(result, label) if isinstance(result, Iterator) else result
 
         return call
 
-    def _each(self, items: Iterator[Any], label: str) -> Iterator[Any]:
+    def _timed_items(self, items: Iterator[Any], label: str) -> Iterator[Any]:
         following, end = self.timed(lambda: next(items, end), label), object()
         while (item := following()) is not end:
             yield item

@@ -1,9 +1,8 @@
-"""Conversations about food in which somebody asks for a source: files of prompts and of feedback, made from a table.
+"""Conversations about food in which a user asks for a source: prompt and feedback files, generated from a table.
 
-The first is the one that the project began with: "What are the best food sources for fiber in an American diet?", and
-then "That's helpful, but can you provide a source for that information?", to which the reply was "I don't have a
-source, but …". People gave it 0, said "Please provide a source, like Mayo Clinic or USDA.", and wrote what they
-expected.
+The project began with the first one: "What are the best food sources for fiber in an American diet?", followed by
+"That's helpful, but can you provide a source for that information?". The model replied "I don't have a source, but …".
+People gave it 0, wrote "Please provide a source, like Mayo Clinic or USDA.", and wrote the response that they expected.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ EXPECTED = (
     "The USDA Nutrient Database lists {foods} among the {group} that are high in {nutrient}.",
 )
 SOURCE = re.compile(r"\b(USDA|U\.S\. Department of Agriculture|Mayo Clinic|NIH|National Institutes of Health)\b")
-HELD_OUT = 6  # pairs of a nutrient and a group: nothing about them is trained on
+HELD_OUT = 6  # pairs of a nutrient and a group that no training conversation is about
 
 
 def names_a_source(text: str) -> bool:
@@ -51,15 +50,15 @@ def names_a_source(text: str) -> bool:
 
 
 def names_food(name: str, text: str) -> bool:
-    """Whether a reply to the conversation of this name names a food that is high in what it is about."""
+    """Whether a reply to the conversation of this name names a food that is high in its nutrient."""
     nutrient, group, _ = name.split("-")
     return any(singular(food) in text.lower() for food in high_in(nutrient, group))
 
 
 def conversations() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What is trained on and what is held out, each a line of a feedback file.
+    """Training and held-out conversations, each as a line of a feedback file.
 
-    A line has three messages, a reply without a source, its critique, and what was expected.
+    A line has three messages, a reply without a source, its critique, and the expected response.
     """
     rng = Random("sources")
     pairs = [pair for pair in product(NUTRIENTS, GROUPS) if len(high_in(*pair)) > 1]
@@ -91,33 +90,35 @@ def _conversation(name: str, first: str, words: dict[str, str], rng: Random) -> 
 
 
 def write_files(folder: Path) -> None:
-    """What is trained on: `feedback.jsonl`, `ranked.jsonl` with the expected reply as a second, better one, and
-    `prompts.jsonl`. The others: `held_out.jsonl`, `held_out_ranked.jsonl` and `held_out_prompts.jsonl`.
+    """Write the files of both sets.
+
+    Training: `feedback.jsonl`, `ranked.jsonl` (with the expected response as a second, better reply) and
+    `prompts.jsonl`. Held out: `held_out.jsonl`, `held_out_ranked.jsonl` and `held_out_prompts.jsonl`.
     """
     training, held_out = conversations()
     write(folder / "feedback.jsonl", training)
     write(folder / "ranked.jsonl", map(_ranked, training))
     write(folder / "held_out_ranked.jsonl", map(_ranked, held_out))
-    write(folder / "prompts.jsonl", map(_asked, training))
-    write(folder / "held_out_prompts.jsonl", map(_asked, held_out))
+    write(folder / "prompts.jsonl", map(_prompt_line, training))
+    write(folder / "held_out_prompts.jsonl", map(_prompt_line, held_out))
     write(folder / "held_out.jsonl", ({name: line[name] for name in ("id", "prompt", "expected")} for line in held_out))
 
 
-def _asked(line: dict[str, Any]) -> dict[str, Any]:
-    """A prompt, and as a fact for a judge what was expected."""
+def _prompt_line(line: dict[str, Any]) -> dict[str, Any]:
+    """Line of a prompt file, with the expected response as a fact for a judge."""
     return {name: line[name] for name in ("id", "prompt", "expected")} | {"facts": {"reference": line["expected"]}}
 
 
 def _ranked(line: dict[str, Any]) -> dict[str, Any]:
-    """The same with what was expected as a second reply, which is better."""
+    """Line with the expected response as a second, better reply."""
     better = {"responses": [*line["responses"], line["expected"]], "ranking": "B > A"}
     return line | better | {"score": [line["score"], 1.0], "critique": [line["critique"], None]}
 
 
 def reviewed(replies: Iterable[Judgement]) -> list[dict[str, Any]]:
-    """Replies of a model to the training conversations, with what people would say of them, by a rule.
+    """Simulated reviews by people of a model's replies to the training conversations.
 
-    Half of the score is for a source, half for a food that is right. A reply with both has no critique.
+    A rule gives half of the score for a source, and half for a right food. A reply with both has no critique.
     """
     lines = {line["id"]: line for line in conversations()[0]}
     reviews = []

@@ -1,4 +1,4 @@
-"""Seconds from a command to what somebody waits for. Each function is called in a pinned process, over and over."""
+"""Start-up times of commands in seconds. Each function is called repeatedly in a pinned process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wall(command: tuple[str, ...]) -> float:
     return time.monotonic() - started
 
 
-cached = cache(wall)  # run once for the file cache
+cached = cache(wall)  # runs a command once to fill the file cache
 
 
 def help_shown(repeat: int, words: list[str]) -> dict[str, float]:
@@ -39,13 +39,13 @@ def help_shown(repeat: int, words: list[str]) -> dict[str, float]:
 
 
 def main_job(repeat: int) -> dict[str, float]:
-    """The whole of it, the pictures and the checkpoints included."""
+    """Seconds of the complete main job, including pictures and checkpoints."""
     with tempfile.TemporaryDirectory() as folder:
         return {"value": wall((*FIT, "--run_dir", f"{folder}/run"))}
 
 
 def first_training_step(repeat: int) -> dict[str, float]:
-    """Of the main job, until its metrics are in the journal."""
+    """Seconds of the main job until the metrics of its first training step are in the journal."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.time()
         subprocess.run(
@@ -59,7 +59,7 @@ def first_training_step(repeat: int) -> dict[str, float]:
 
 
 def peer_collected(repeat: int) -> dict[str, float]:
-    """stable-baselines3: import, PPO, and its first rollout of 2048 steps, so until before its first training step."""
+    """Seconds of stable-baselines3 PPO until its first training step: import, construction, rollout of 2048 steps."""
     command = (sys.executable, "-c", PEER)
     cached(command)
     return {"value": wall(command)}

@@ -1,4 +1,4 @@
-"""What `text_speed.py` measures of this library: the token loop, and whole fits by the Trainer."""
+"""Our side of `text_speed.py`: token generation, and fits by the Trainer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WARM = 3  # optimizer steps that are not timed
 
 
 class Steps(L.Callback):
-    """Times at which optimizer steps ended, and the loss of the last."""
+    """Callback that records the end times of optimizer steps, and the last loss."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -48,7 +48,7 @@ class Steps(L.Callback):
 
 
 def run(module: Any, data: Any, mode: str, epochs: int) -> Figures:
-    """Args: mode: "fp32" or "bf16"."""
+    """Fit and return milliseconds per optimizer step, and the last loss. Args: mode: "fp32" or "bf16"."""
     watch = Steps()
     quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
     trainer = L.Trainer(
@@ -68,14 +68,14 @@ def run(module: Any, data: Any, mode: str, epochs: int) -> Figures:
 ADAM = partial(torch.optim.AdamW, lr=LR, weight_decay=0.0, foreach=True)
 
 
-def rows_of(shown: list[list[int]], replies: list[list[int]], **more: Any) -> Batch:
-    """A row for each prompt and its reply."""
-    ids = torch.tensor([p + r for p, r in zip(shown, replies, strict=True)])
-    said = torch.zeros(len(ids), ids.shape[1] - 1, dtype=torch.bool)
-    said[:, len(shown[0]) - 1 :] = True
+def rows_of(prompt_ids: list[list[int]], replies: list[list[int]], **overrides: Any) -> Batch:
+    """Batch with a row for each prompt and reply."""
+    ids = torch.tensor([p + r for p, r in zip(prompt_ids, replies, strict=True)])
+    is_reply = torch.zeros(len(ids), ids.shape[1] - 1, dtype=torch.bool)
+    is_reply[:, len(prompt_ids[0]) - 1 :] = True
     terminated = torch.ones(len(ids), dtype=torch.bool)
-    given = {"valid": said, "mask": said, "final_obs": ids[:, -1], "terminated": terminated} | more
-    return Batch(obs=ids[:, :-1], actions=ids[:, 1:], **given)
+    fields = {"valid": is_reply, "mask": is_reply, "final_obs": ids[:, -1], "terminated": terminated} | overrides
+    return Batch(obs=ids[:, :-1], actions=ids[:, 1:], **fields)
 
 
 def offline(batch: Batch, passes: int) -> OfflineDataModule:
@@ -85,15 +85,15 @@ def offline(batch: Batch, passes: int) -> OfflineDataModule:
 
 
 def sft(repeat: int, folder: str, shape: str, mode: str, rows: int = 32, steps: int = 8, lr: float = LR) -> Figures:
-    """One optimizer step on `rows` demonstrations, milliseconds."""
+    """Milliseconds per optimizer step of SFT on `rows` demonstrations."""
     path = write_model(shape, Path(folder))
     batch = rows_of(prompts(shape, rows), chosen(shape, rows))
-    nobody = torch.zeros_like(batch.mask)
+    no_steps = torch.zeros_like(batch.mask)
     batch = Batch(
         obs=batch.obs,
         actions=batch.actions,
         valid=batch.valid,
-        mask=nobody,
+        mask=no_steps,
         expert_actions=batch.actions,
         expert_mask=batch.mask,
     )
@@ -103,18 +103,18 @@ def sft(repeat: int, folder: str, shape: str, mode: str, rows: int = 32, steps: 
 
 
 def pairs_of(shape: str, pairs: int, turn: int = 0) -> Batch:
-    """Chosen and rejected of each prompt next to each other, their words turned so far."""
-    shown = [p for p in prompts(shape, pairs) for _ in range(2)]
-    both = [r for two in zip(chosen(shape, pairs), rejected(shape, pairs), strict=True) for r in two]
-    replies = [[*reply[turn:-1], *reply[:turn], reply[-1]] for reply in both]
-    return rows_of(shown, replies, group=torch.arange(2 * pairs) // 2, rank=torch.arange(2 * pairs) % 2)
+    """Chosen and rejected replies of each prompt in adjacent rows, with their words rotated by `turn`."""
+    prompt_ids = [p for p in prompts(shape, pairs) for _ in range(2)]
+    replies_in_turn = [r for two in zip(chosen(shape, pairs), rejected(shape, pairs), strict=True) for r in two]
+    replies = [[*reply[turn:-1], *reply[:turn], reply[-1]] for reply in replies_in_turn]
+    return rows_of(prompt_ids, replies, group=torch.arange(2 * pairs) // 2, rank=torch.arange(2 * pairs) % 2)
 
 
 def reward(repeat: int, folder: str, shape: str, mode: str, pairs: int = 16, steps: int = 8, lr: float = LR) -> Figures:
-    """One optimizer step of a Bradley-Terry reward model on `pairs` pairs."""
+    """Milliseconds per optimizer step of a Bradley-Terry reward model on `pairs` pairs."""
     path = write_model(shape, Path(folder))
     network = TransformerReward(weights=str(path))
-    torch.nn.init.zeros_(network.head.weight)  # so that both sides start from ln 2
+    torch.nn.init.zeros_(network.head.weight)  # both sides start from the loss ln 2
     module = BradleyTerryReward(reward=network, optimizer=partial(ADAM, lr=lr), normalize=0)
     return run(module, offline(pairs_of(shape, pairs), steps + WARM), mode, 1)
 
@@ -129,7 +129,7 @@ def dpo(
     steps: int = 8,
     lr: float = LR,
 ) -> Figures:
-    """One optimizer step of DPO on `pairs` pairs; with `cached` the reference has read them before."""
+    """Milliseconds per optimizer step of DPO on `pairs` pairs; `cached`: reference log-probabilities are cached."""
     path = write_model(shape, Path(folder))
     module = DPOPolicy(policy=TransformerPolicy(weights=str(path)), beta=0.1, optimizer=partial(ADAM, lr=lr))
     if cached:
@@ -138,7 +138,7 @@ def dpo(
 
 
 class OtherPairs(MinibatchDataModule):
-    """In every iteration pairs that were not there before: what the reference says of rows is remembered."""
+    """DataModule with new pairs in every iteration, so that cached reference log-probabilities are never used."""
 
     def __init__(self, shape: str, pairs: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class OtherPairs(MinibatchDataModule):
 
 
 class Groups(MinibatchDataModule):
-    """Some replies to each of the same prompts, paid by `pays`; one optimizer step an iteration."""
+    """DataModule with `copies` replies to each of the same prompts, rewarded by `pays`; one step per iteration."""
 
     def __init__(self, shape: str, groups: int, copies: int) -> None:
         super().__init__()
@@ -157,20 +157,20 @@ class Groups(MinibatchDataModule):
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
         ids, lengths = torch.tensor(self.prompts), torch.full((len(self.prompts),), len(self.prompts[0]))
-        # no token ends a reply: as long as the peer's
+        # no stop token, so that replies are as long as the peer's
         tokens, log_probs, _, _ = actor.reply(ids, lengths, stop=(-1,), max_new=REPLY, copies=self.copies)
-        shown = [p for p in self.prompts for _ in range(self.copies)]
+        prompt_ids = [p for p in self.prompts for _ in range(self.copies)]
         replies = tokens.tolist()
         score = torch.tensor([pays(reply) for reply in replies])
-        batch = rows_of(shown, replies, group=torch.arange(len(replies)) // self.copies, score=score)
+        batch = rows_of(prompt_ids, replies, group=torch.arange(len(replies)) // self.copies, score=score)
         steps = torch.zeros(batch.mask.shape)
-        paid, behaviour = steps.clone(), steps.clone()
-        paid[:, -1], behaviour[:, -REPLY:] = score, log_probs
-        return Batch(**{**vars(batch), "rewards": paid, "log_probs": behaviour})
+        rewards, behaviour = steps.clone(), steps.clone()
+        rewards[:, -1], behaviour[:, -REPLY:] = score, log_probs
+        return Batch(**{**vars(batch), "rewards": rewards, "log_probs": behaviour})
 
 
 def grpo(repeat: int, folder: str, shape: str, mode: str, groups: int = 8, copies: int = 8, steps: int = 3) -> Figures:
-    """One iteration of GRPO: `groups` prompts, `copies` replies of 64 tokens each, one optimizer step."""
+    """Milliseconds per GRPO iteration: `groups` prompts, `copies` replies of 64 tokens each, one optimizer step."""
     path = write_model(shape, Path(folder))
     module = ReinforcePolicy(
         policy=TransformerPolicy(weights=str(path)),
@@ -185,7 +185,7 @@ def grpo(repeat: int, folder: str, shape: str, mode: str, groups: int = 8, copie
 
 @torch.no_grad()
 def tokens_per_second(repeat: int, folder: str, shape: str, mode: str, rows: int, copies: int = 1) -> Figures:
-    """New tokens a second of `generation.reply`, every reply 64 tokens long."""
+    """New tokens per second of `generation.reply`, with replies of 64 tokens."""
     policy = TransformerPolicy(weights=str(write_model(shape, Path(folder)))).eval()
     ids = torch.tensor(prompts(shape, rows // copies))
     lengths = torch.full((len(ids),), ids.shape[1])

@@ -1,4 +1,4 @@
-"""What `text_speed.py` measures of transformers and TRL: their own `generate` and their own trainers."""
+"""Peers' side of `text_speed.py`: `generate` of transformers, and the trainers of TRL."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WARM = 3  # optimizer steps that are not timed
 
 
 class Steps(TrainerCallback):
-    """Times at which optimizer steps ended, and the loss of the last."""
+    """Callback that records the end times of optimizer steps, and the last loss."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -53,7 +53,7 @@ class Steps(TrainerCallback):
 
 
 def model_of(path: Path, mode: str, head: bool = False) -> PreTrainedModel:
-    """Args: mode: "best" has the attention that is fastest on a CPU."""
+    """Load a model. Args: mode: "best" uses the attention that is fastest on a CPU; head: add a reward head."""
     how = {"attn_implementation": "eager"} if mode == "best" else {}
     if head:
         return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32, **how)
@@ -61,7 +61,7 @@ def model_of(path: Path, mode: str, head: bool = False) -> PreTrainedModel:
 
 
 def settings(mode: str, rows: int, steps: int, lr: float = LR) -> dict[str, Any]:
-    """Of any trainer. "default" is TRL's own choice but for what makes the batches the same; "best" its fastest."""
+    """Arguments of any trainer: "default" is TRL's default with our batches, "best" its fastest mode."""
     shared = {
         "output_dir": tempfile.mkdtemp(),
         "per_device_train_batch_size": rows,
@@ -94,7 +94,7 @@ def words(ids: list[int]) -> str:
 
 
 def sft(repeat: int, folder: str, shape: str, mode: str, rows: int = 32, steps: int = 8, lr: float = LR) -> Figures:
-    """One optimizer step on `rows` demonstrations, milliseconds."""
+    """Milliseconds per optimizer step of SFT on `rows` demonstrations."""
     path = write_model(shape, Path(folder))
     pairs = zip(prompts(shape, rows), chosen(shape, rows), strict=True)
     data = [{"input_ids": p + r, "completion_mask": [0] * PROMPT + [1] * REPLY} for p, r in pairs]
@@ -106,14 +106,14 @@ def sft(repeat: int, folder: str, shape: str, mode: str, rows: int = 32, steps: 
 
 
 def reward(repeat: int, folder: str, shape: str, mode: str, pairs: int = 16, steps: int = 8, lr: float = LR) -> Figures:
-    """One optimizer step of a Bradley-Terry reward model on `pairs` pairs."""
+    """Milliseconds per optimizer step of a Bradley-Terry reward model on `pairs` pairs."""
     path = write_model(shape, Path(folder))
     rows = zip(prompts(shape, pairs), chosen(shape, pairs), rejected(shape, pairs), strict=True)
     data = [{"chosen_ids": p + c, "rejected_ids": p + r} for p, c, r in rows]
     config = RewardConfig(**settings(mode, pairs, steps, lr), max_length=None)
     model = model_of(path, mode, head=True)
     with torch.no_grad():
-        model.score.weight.fill_(0.0)  # so that both sides start from ln 2
+        model.score.weight.fill_(0.0)  # both sides start from the loss ln 2
     tokenizer = AutoTokenizer.from_pretrained(path)
     return run(RewardTrainer(model, config, train_dataset=Dataset.from_list(data), processing_class=tokenizer))
 
@@ -128,10 +128,10 @@ def dpo(
     steps: int = 8,
     lr: float = LR,
 ) -> Figures:
-    """One optimizer step of DPO on `pairs` pairs; with `cached` the reference's log-probabilities are known before."""
+    """Milliseconds per optimizer step of DPO on `pairs` pairs; `cached`: precomputed reference log-probabilities."""
     path = write_model(shape, Path(folder))
     rows = zip(prompts(shape, pairs), chosen(shape, pairs), rejected(shape, pairs), strict=True)
-    # the trainer puts the end of sequence behind a reply itself
+    # the trainer appends the end-of-sequence token to a reply itself
     data = [{"prompt": words(p) + " ", "chosen": words(c[:-1]), "rejected": words(r[:-1])} for p, c, r in rows]
     config = DPOConfig(**settings(mode, pairs, steps, lr), max_length=None, beta=0.1, precompute_ref_log_probs=cached)
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -145,7 +145,7 @@ def dpo(
 
 
 def grpo(repeat: int, folder: str, shape: str, mode: str, groups: int = 8, copies: int = 8, steps: int = 3) -> Figures:
-    """One iteration of GRPO: `groups` prompts, `copies` replies of 64 tokens each, one optimizer step."""
+    """Milliseconds per GRPO iteration: `groups` prompts, `copies` replies of 64 tokens each, one optimizer step."""
     path = write_model(shape, Path(folder))
     data = [{"prompt": words(p)} for p in prompts(shape, groups)]
 
@@ -156,7 +156,7 @@ def grpo(repeat: int, folder: str, shape: str, mode: str, groups: int = 8, copie
         **settings(mode, groups * copies, steps),
         num_generations=copies,
         max_completion_length=REPLY,
-        beta=0.0,  # no leash here, so no reference to read: as on the other side
+        beta=0.0,  # no KL penalty and no reference, like on our side
         generation_kwargs={"min_new_tokens": REPLY},
     )
     trainer = GRPOTrainer(
@@ -171,7 +171,7 @@ def grpo(repeat: int, folder: str, shape: str, mode: str, groups: int = 8, copie
 
 @torch.no_grad()
 def generation(repeat: int, folder: str, shape: str, mode: str, rows: int) -> Figures:
-    """New tokens a second of `generate`, every reply 64 tokens long.
+    """New tokens per second of `generate`, with replies of 64 tokens.
 
     Args: mode: "fp32" or "bf16".
     """

@@ -1,4 +1,4 @@
-"""The models and the batches on which both sides of `text_speed.py` are timed: the same files, the same token ids."""
+"""Models and batches for both sides of `text_speed.py`: the same files, the same token ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel
 
 PROMPT, REPLY = 32, 64
-SHAPES = {  # of GPT-2: layers, width, heads, vocabulary, context
+SHAPES = {  # GPT-2: layers, width, heads, vocabulary, context
     "nano": (4, 128, 4, 512, 128),
     "small": (6, 384, 6, 4096, 256),
 }
@@ -23,9 +23,9 @@ LR = 1e-5
 
 
 def write_model(shape: str, folder: Path) -> Path:
-    """A GPT-2 with random weights and a tokenizer of words `w2`, `w3`, …, in Hugging Face layout; the same every time.
+    """GPT-2 with fixed random weights and a tokenizer of the words `w2`, `w3`, …, as a Hugging Face folder.
 
-    Returns: its folder; written once.
+    Returns: the folder, which is written only once.
     """
     path = folder / shape
     if (path / "model.safetensors").is_file():
@@ -57,7 +57,7 @@ def write_model(shape: str, folder: Path) -> Path:
 
 
 def tokens(shape: str, rows: int, length: int, stream: int) -> list[list[int]]:
-    """`rows` lists of `length` word ids, the last of which ends a reply if `stream` is one of replies (odd)."""
+    """`rows` lists of `length` word ids. Odd streams are replies, whose last id is the end token."""
     vocabulary = SHAPES[shape][3]
     ids = np.random.default_rng([rows, length, stream]).integers(FIRST, vocabulary, (rows, length))
     if stream % 2:
@@ -78,5 +78,5 @@ def rejected(shape: str, rows: int) -> list[list[int]]:
 
 
 def pays(ids: list[int]) -> float:
-    """The reward of a reply: the share of even ids. It costs nothing to compute."""
+    """Reward of a reply: the share of even ids, which takes no time to compute."""
     return sum(i % 2 == 0 for i in ids) / max(len(ids), 1)

@@ -1,8 +1,8 @@
-"""Many runs in one process: each run is a greenlet with its own module, data and chance; only the playing is shared.
+"""Many runs in one process: each run is a greenlet with its own module, data and generator; they share simulation.
 
-Where a run would call `episodes.play`, it is parked, and its rows are stepped together with those of all the others:
-one MuJoCo call and one batched policy forward a step. A run goes on as soon as its own rows are done. What it gets is
-what `play` would have given it (tests/benchmarks/test_fleet.py), so its numbers are those of the Trainer.
+When a run calls `episodes.play`, it is suspended, and its rows are stepped together with those of all other runs: one
+MuJoCo call and one batched forward pass of the policies per step. A run resumes as soon as its own rows are done. Its
+result equals that of `play` (tests/benchmarks/test_fleet.py), so the figures equal those of the Trainer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PER_STEP = {"obs": 4, "actions": 1, "expert_mean": 1, "expert_std": 1}
 
 @dataclass
 class Request:
-    """The arguments of `play`, and the generator that the run would have drawn from."""
+    """Arguments of `play`, and the random generator of the run."""
 
     policy: Policy
     states: np.ndarray
@@ -41,17 +41,17 @@ class Request:
     plan: Tensor | None
     expert_steps: int
     deterministic: bool
-    allowance: float  # steps that the rows may lose to their time limits before it is all over
+    allowance: float  # steps that the rows may fall short of their time limits before the request ends
     generator: torch.Generator
     slot: int = 0
-    lost: float = 0.0
+    lost_steps: float = 0.0
     final: Callable[[], Any] | None = None
 
 
 class Fleet:
-    """Steps the rows of up to `slots` runs, each with at most `rows` of them.
+    """Simulator for up to `slots` runs with at most `rows` rows each.
 
-    Args: policy: any policy of the shape that all of them have.
+    Args: policy: any policy with the shape that all policies share.
     """
 
     def __init__(self, policy: Policy, slots: int, rows: int = 10, threads: int = 1) -> None:
@@ -74,7 +74,7 @@ class Fleet:
         self.noise = torch.zeros(slots, rows, 1)
         self.stepped = 0
 
-    # ---- for the runs
+    # ---- interface of the runs
 
     def play(
         self,
@@ -91,27 +91,27 @@ class Fleet:
         deterministic: bool = False,
         allowance: float = np.inf,
     ) -> tuple[Batch, Ended]:
-        """`episodes.play` with this fleet's simulator; parked until the rows are done.
+        """`episodes.play` with this fleet's simulator; suspends the run until its rows are done.
 
-        Raises: ValueError: a take-over that is asked while it runs.
+        Raises: ValueError: the take-over depends on values at run time.
         """
         if takeover is not None and takeover.asks is not None:
-            raise ValueError(f"takeover: {type(takeover).__name__} goes by values, which a fleet does not ask for")
+            raise ValueError(f"takeover: {type(takeover).__name__} depends on values, which a fleet does not compute")
         if expert is not None:
-            expert.act(torch.zeros(1, InvertedPendulum.obs_dim))  # `play` asks for the shapes, and so does its chance
+            expert.act(torch.zeros(1, InvertedPendulum.obs_dim))  # like `play`, so that both draw the same numbers
         generator = torch.Generator()
         generator.set_state(torch.get_rng_state())
         left = np.iinfo(np.int64).max if expert_steps is None else expert_steps
         request = Request(
             actor.policy, states, elapsed, horizon, returns, expert, plan, left, deterministic, allowance, generator
         )  # fmt: skip
-        with torch.enable_grad():  # torch's mode belongs to the thread, and so to all the runs
+        with torch.enable_grad():  # grad mode belongs to the thread, which all runs share
             result = self.hub.switch(request)
         torch.set_rng_state(generator.get_state())
         return result
 
     def run(self, jobs: Iterable[Callable[[], Any]]) -> Iterable[Any]:
-        """The results of the jobs, each in a greenlet of its own, in the order in which they end."""
+        """Run jobs, each in a greenlet of its own; yields their results in the order in which they end."""
         waiting = iter(jobs)
         runs: dict[int, greenlet.greenlet] = {}
         while True:
@@ -125,13 +125,13 @@ class Fleet:
                 yield from self._go_on(slot, runs, partial(runs[slot].switch, result))
 
     def _go_on(self, slot: int, runs: dict[int, greenlet.greenlet], switch: Callable[[], Any]) -> Iterable[Any]:
-        asked = switch()
+        result = switch()
         if runs[slot].dead:
             del runs[slot]
             self.free.append(slot)
-            yield asked
+            yield result
         else:
-            self._join(slot, asked)
+            self._join(slot, result)
 
     # ---- the rows
 
@@ -141,26 +141,26 @@ class Fleet:
         for name, p in request.policy.named_parameters():
             self.weights[name][slot] = p.detach()
         count = len(request.states)
-        own = self._own(request)
-        self.states[own], self.elapsed[own], self.t[own], self.ends[own] = (
+        rows = self._rows_of(request)
+        self.states[rows], self.elapsed[rows], self.t[rows], self.ends[rows] = (
             request.states,
             request.elapsed,
             0,
             request.horizon,
         )
-        self.over[own], self.terminated[own], self.running[own] = False, False, True
-        self.sampled[own] = not request.deterministic
-        self.expert_acted[own] = False
-        self.planned[own] = request.plan is not None and request.expert is not None
+        self.over[rows], self.terminated[rows], self.running[rows] = False, False, True
+        self.sampled[rows] = not request.deterministic
+        self.expert_acted[rows] = False
+        self.planned[rows] = request.plan is not None and request.expert is not None
         if request.plan is not None:
-            self.plan[own, : request.horizon] = request.plan.numpy()[:count]
+            self.plan[rows, : request.horizon] = request.plan.numpy()[:count]
 
-    def _own(self, request: Request) -> slice:
+    def _rows_of(self, request: Request) -> slice:
         start = request.slot * self.rows
         return slice(start, start + len(request.states))
 
     def _step(self) -> list[tuple[int, tuple[Batch, Ended]]]:
-        """One step of every running row; the slots whose rows are done, with their results."""
+        """Advance every running row by one step; returns the finished slots with their results."""
         running = np.flatnonzero(self.running)
         self.stepped += len(running)
         slots, places = np.divmod(running, self.rows)
@@ -180,22 +180,22 @@ class Fleet:
         self.elapsed[running] += 1
         self.t[running] = t + 1
         ended = terminated | (self.elapsed[running] >= InvertedPendulum.time_limit)
-        done = ended | (t + 1 >= self.ends[running])
-        if not done.any():
+        finished = ended | (t + 1 >= self.ends[running])
+        if not finished.any():
             return []
         self.terminated[running] = terminated
         self.over[running] = ended
-        self.running[running[done]] = False
+        self.running[running[finished]] = False
         for row in running[terminated]:
-            self.active[row // self.rows].lost += InvertedPendulum.time_limit - self.elapsed[row]
-        touched = [self.active[slot] for slot in np.unique(slots[done])]
+            self.active[row // self.rows].lost_steps += InvertedPendulum.time_limit - self.elapsed[row]
+        touched = [self.active[slot] for slot in np.unique(slots[finished])]
         return [(request.slot, self._leave(request)) for request in touched if self._finished(request)]
 
     def _finished(self, request: Request) -> bool:
-        return request.lost > request.allowance or not self.running[self._own(request)].any()
+        return request.lost_steps > request.allowance or not self.running[self._rows_of(request)].any()
 
     def _forward(self, obs: np.ndarray, slots: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and std of the running rows, (n, 1) each."""
+        """Mean and standard deviation of the running rows' actions, (n, 1) each."""
         self.padded[slots, places] = torch.from_numpy(obs)
 
         def distribution(weights: dict[str, Tensor], obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,10 +207,10 @@ class Fleet:
         return mean[slots, places].numpy(), std[slots, places].numpy()
 
     def _draw(self, slots: np.ndarray) -> np.ndarray:
-        """The noise each run would have drawn for its running rows, from its own generator.  (n, 1)"""
+        """Noise of the running rows, (n, 1), drawn from each run's own generator."""
         parts = []
-        own, counts = np.unique(slots, return_counts=True)
-        for slot, count in zip(own.tolist(), counts.tolist(), strict=True):
+        active_slots, counts = np.unique(slots, return_counts=True)
+        for slot, count in zip(active_slots.tolist(), counts.tolist(), strict=True):
             request = self.active[slot]
             noise = torch.zeros(count, 1)
             parts.append(noise if request.deterministic else noise.normal_(generator=request.generator))
@@ -225,55 +225,55 @@ class Fleet:
         actions: np.ndarray,
         log_probs: np.ndarray,
     ) -> None:
-        taken = np.flatnonzero(self.planned[running] & self.plan[running, t])
-        for slot in np.unique(slots[taken]).tolist():
+        planned = np.flatnonzero(self.planned[running] & self.plan[running, t])
+        for slot in np.unique(slots[planned]).tolist():
             request = self.active[slot]
-            own = taken[slots[taken] == slot][: request.expert_steps]
-            if not len(own):
+            acting = planned[slots[planned] == slot][: request.expert_steps]
+            if not len(acting):
                 continue
-            request.expert_steps -= len(own)
+            request.expert_steps -= len(acting)
             assert request.expert is not None
             torch.set_rng_state(request.generator.get_state())
-            chosen, densities, params = request.expert.act(torch.from_numpy(obs[own]))
+            chosen, densities, params = request.expert.act(torch.from_numpy(obs[acting]))
             request.generator.set_state(torch.get_rng_state())
-            actions[own], log_probs[own] = chosen.numpy(), densities.numpy()
-            rows = running[own]
-            self.expert_acted[rows, t[own]] = True
+            actions[acting], log_probs[acting] = chosen.numpy(), densities.numpy()
+            rows = running[acting]
+            self.expert_acted[rows, t[acting]] = True
             for name, x in params.items():
-                self.record[f"expert_{name}"][rows, t[own]] = x.numpy()
+                self.record[f"expert_{name}"][rows, t[acting]] = x.numpy()
 
     def _leave(self, request: Request) -> tuple[Batch, Ended]:
-        own = self._own(request)
-        self.running[own] = False
+        rows = self._rows_of(request)
+        self.running[rows] = False
         del self.active[request.slot]
-        length = int(self.t[own].max())
-        valid = torch.from_numpy(np.arange(length) < self.t[own, None])
+        length = int(self.t[rows].max())
+        valid = torch.from_numpy(np.arange(length) < self.t[rows, None])
 
-        def kept(x: np.ndarray) -> Tensor:
-            tensor = torch.from_numpy(x[own, :length].copy())
+        def recorded(x: np.ndarray) -> Tensor:
+            tensor = torch.from_numpy(x[rows, :length].copy())
             return torch.where(valid.view(*valid.shape, *[1] * (tensor.ndim - 2)), tensor, 0)
 
-        expert_mask = kept(self.expert_acted).bool()
+        expert_mask = recorded(self.expert_acted).bool()
         expert: dict[str, Any] = {}
         if request.expert is not None:
             acted = expert_mask[..., None]
-            params = {name: torch.where(acted, kept(self.record[f"expert_{name}"]), 0) for name in ("mean", "std")}
+            params = {name: torch.where(acted, recorded(self.record[f"expert_{name}"]), 0) for name in ("mean", "std")}
             expert = {
-                "expert_actions": kept(self.record["actions"]),
+                "expert_actions": recorded(self.record["actions"]),
                 "expert_mask": expert_mask,
                 "expert_params": params,
             }
-        rewards = kept(self.record["rewards"])
+        rewards = recorded(self.record["rewards"])
         batch = Batch(
-            obs=kept(self.record["obs"]),
-            actions=kept(self.record["actions"]),
+            obs=recorded(self.record["obs"]),
+            actions=recorded(self.record["actions"]),
             valid=valid,
             mask=valid & ~expert_mask,
-            log_probs=kept(self.record["log_probs"]),
+            log_probs=recorded(self.record["log_probs"]),
             rewards=rewards,
-            final_obs=torch.from_numpy(self.simulator.observe(self.states[own]).astype(np.float32)),
-            terminated=torch.from_numpy(self.terminated[own].copy()),
+            final_obs=torch.from_numpy(self.simulator.observe(self.states[rows]).astype(np.float32)),
+            terminated=torch.from_numpy(self.terminated[rows].copy()),
             **expert,
         )
         earned = rewards.sum(1).double().numpy() + (0 if request.returns is None else request.returns)
-        return batch, Ended(self.states[own].copy(), self.elapsed[own].copy(), self.over[own].copy(), earned)
+        return batch, Ended(self.states[rows].copy(), self.elapsed[rows].copy(), self.over[rows].copy(), earned)

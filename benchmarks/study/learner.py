@@ -1,70 +1,42 @@
-"""A yaml as its module and its data, and the training loop that a Trainer would run on them, without the Trainer."""
+"""Module and data of a yaml, and the Trainer's training loop without the Trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
-from data_modules.label_buffer import LabelBuffer
 from data_modules.pendulum.data_module import PendulumDataModule
+from lightning_nlf.cli.parts import Parts
 from lightning_nlf.modules import PolicyModule
 
 CONF = Path(__file__).parents[2] / "conf"
 
 
 def read(name: str, changes: dict[str, Any], seed: int) -> tuple[PolicyModule, PendulumDataModule, float | None]:
-    """The module and the data of `conf/{name}.yaml` with some keys changed, and its gradient clip.
+    """Module, data and gradient clip value of `conf/{name}.yaml` with some keys changed.
 
-    Args: changes: by dotted key below `model` or `data`, as `fit` takes them: {"data.episodes": 4}.
+    Args: changes: values by dotted key below `model` or `data`, in the form of `fit`: {"data.episodes": 4}.
     """
-    config = OmegaConf.load(CONF / f"{name}.yaml")
-    for key, value in changes.items():
-        section, rest = key.split(".", 1)
-        OmegaConf.update(config, f"{section}.init_args.{rest}", value, force_add=True, merge=False)
-    config.seed_everything = seed
-    torch.manual_seed(seed)
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    # A dataclass is known by its annotation and not by a class_path, an optimizer is made later.
-    own = values["data"]["init_args"]
-    if own.get("label_buffer") is not None:
-        own["label_buffer"] = LabelBuffer(**own["label_buffer"])
-    optimizer = values["model"]["init_args"].pop("optimizer")
-    made = partial(_class(optimizer["class_path"]), **optimizer.get("init_args", {}), fused=True)  # one kernel, not 7
-    module = _made(values["model"], optimizer=made)
-    return module, _made(values["data"]), values["trainer"].get("gradient_clip_val")
+    parts = Parts(CONF / f"{name}.yaml", changes | {"seed_everything": seed})
+    parts.model.optimizer = partial(parts.model.optimizer, fused=True)  # one kernel instead of seven
+    return parts.model, parts.datamodule, parts.options.trainer.gradient_clip_val
 
 
 def stands(name: str, changes: dict[str, Any]) -> bool:
-    """Whether `conf/{name}.yaml` has all of the changes already."""
-    config = OmegaConf.load(CONF / f"{name}.yaml")
-    OmegaConf.resolve(config)
-    places = [key if key.startswith("trainer.") else key.replace(".", ".init_args.", 1) for key in changes]
-    there = [OmegaConf.select(config, place, default="absent") for place in places]
-    return there == [OmegaConf.create({"x": value}).x for value in changes.values()]
-
-
-def _made(node: Any, **more: Any) -> Any:
-    if isinstance(node, dict) and "class_path" in node:
-        return _class(node["class_path"])(**{k: _made(v) for k, v in node.get("init_args", {}).items()}, **more)
-    return node
-
-
-def _class(path: str) -> Any:
-    module, name = path.rsplit(".", 1)
-    return getattr(import_module(module), name)
+    """Whether `conf/{name}.yaml` has all these values already."""
+    path = CONF / f"{name}.yaml"
+    return Parts(path, changes, build=False).options == Parts(path, {}, build=False).options
 
 
 @dataclass
 class Alone:
-    """What a DataModule asks of its Trainer, in one process."""
+    """The part of a Trainer that a DataModule uses, for one process."""
 
     lightning_module: PolicyModule
     current_epoch: int = 0
@@ -74,9 +46,9 @@ class Alone:
 
 
 def iterations(module: PolicyModule, data: PendulumDataModule, clip: float | None) -> Iterator[int]:
-    """`Trainer.fit`, one iteration at a time: collects, and takes all optimizer steps.  Yields their number.
+    """`Trainer.fit` one iteration at a time: collect, then all optimizer steps.  Yields the number of iterations.
 
-    The order within a step is Lightning's automatic optimization's.
+    The order of calls within a step is that of Lightning's automatic optimization.
     """
     optimizer = module.configure_optimizers()
     data.trainer = alone = Alone(module)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Sixteen cells of an arm side by side; a cell that can no longer win is stopped, which leaves the winner the same."""
+"""Tuning of an arm over sixteen concurrent cells; cells that can no longer win are stopped."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from benchmarks.study.convergence import MODES, Progress
 
 
 def cells(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """All combinations of the values of each key, the last key moving fastest."""
+    """All combinations of the values of each key; the last key varies fastest."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def score(steps: dict[str, Sequence[float]]) -> float:
-    """What a cell is chosen by: the geometric mean of the medians of both measures, over the tuning seeds."""
+    """Score of a cell, lower is better: geometric mean of the medians of both measures over the tuning seeds."""
     return math.sqrt(math.prod(median(values) for values in steps.values()))
 
 
 class Race:
-    """The tuning runs of one arm, by cell."""
+    """Progress of the tuning runs of one arm, by cell."""
 
     def __init__(self, cells: int, seeds: int) -> None:
         self.progress = [[Progress() for _ in range(seeds)] for _ in range(cells)]
 
     def watch(self) -> None:
-        """Stops the cells whose least possible score is above the greatest possible one of another."""
+        """Stop the cells whose lowest possible score is above the highest possible score of another cell."""
         best = min(
-            score({mode: [p.solved.get(mode, math.inf) for p in own] for mode in MODES}) for own in self.progress
+            score({mode: [p.solved.get(mode, math.inf) for p in cell_progress] for mode in MODES})
+            for cell_progress in self.progress
         )
-        for own in self.progress:
-            if score({mode: [p.least(mode) for p in own] for mode in MODES}) > best:
-                for p in own:
+        for cell_progress in self.progress:
+            if score({mode: [p.least(mode) for p in cell_progress] for mode in MODES}) > best:
+                for p in cell_progress:
                     p.stopped = True
 
 
 def winner(results: list[list[dict[str, Any]]]) -> int:
-    """The best cell; without any that half of the seeds solve, the one with the fewest failures.
+    """Index of the best cell; if no cell is solved on half of the seeds, the one with the fewest failures.
 
-    Args: results: by cell and seed, what `convergence.run` returned; a run that was stopped counts as unsolved.
+    Args: results: results of `convergence.run` by cell and seed; stopped runs count as unsolved.
     """
 
-    def order(own: list[dict[str, Any]]) -> tuple[float, int, float]:
-        steps = {mode: [run[mode]["steps"] for run in own] for mode in MODES}
+    def order(runs: list[dict[str, Any]]) -> tuple[float, int, float]:
+        steps = {mode: [run[mode]["steps"] for run in runs] for mode in MODES}
         failures = sum(math.isinf(x) for values in steps.values() for x in values)
         return score(steps), failures, median(steps["sust"])
 

@@ -1,4 +1,4 @@
-"""Any gymnasium body as a DataModule: the pendulum's rollouts, take-overs, labels and evaluation."""
+"""DataModule for gymnasium's MuJoCo bodies: rollouts, take-overs, expert labels and evaluation."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from lightning_nlf.numbers import Positive, Size
 
 
 class Replay(NamedTuple):
-    """All that is needed to see an episode again."""
+    """Everything needed to render an episode again."""
 
     seed: int
-    actions: list[NDArray[Any]]  # since its reset, at least `stop`
-    start: int  # of the row that is shown, in steps since the reset
+    actions: list[NDArray[Any]]  # all actions since the reset, at least `stop`
+    start: int  # first and last step of the row, counted from the reset
     stop: int
 
 
 class GymnasiumDataModule(ControlDataModule):
-    """A MuJoCo id of gymnasium, or another with flat Box observations and actions, many episodes at once.
+    """Many episodes at once of a MuJoCo id of gymnasium, or of any id with flat Box observations and actions.
 
     Args:
-        id: as in `gymnasium.make`, such as Hopper-v5.
-        envs: rows of a wave, over all ranks.
-        horizon: steps a row at most; an episode that is cut here goes on in the next collection.
-        reward_scale: of the rewards that are learned from, so that a critic's targets are of its size; returns are
-            reported and evaluated as the body gives them.
+        id: id of the RL environment, as in `gymnasium.make`, for example Hopper-v5.
+        envs: number of rows in a wave, over all ranks.
+        horizon: maximum number of steps in a row. An episode that is cut at the horizon continues in the next
+            collection.
+        reward_scale: factor for the rewards in training, so that a critic's targets have a suitable size. Logged
+            returns and evaluations are not scaled.
 
     Raises:
-        ValueError: no such id, or one whose actions are not continuous or whose episodes have no limit.
+        ValueError: the id does not exist, its actions are not continuous, or its episodes have no limit.
     """
 
     def __init__(
@@ -52,11 +53,17 @@ class GymnasiumDataModule(ControlDataModule):
         env = make(id)
         assert env.spec is not None and env.spec.max_episode_steps is not None
         self.time_limit = env.spec.max_episode_steps
+        assert env.observation_space.shape is not None and env.action_space.shape is not None
+        self._sizes = {"obs_dim": env.observation_space.shape[0], "action_dim": env.action_space.shape[0]}
         env.close()
-        self.bodies: Bodies | None = None  # made when the Trainer says how many are this rank's
+        self.bodies: Bodies | None = None  # created when this rank's number of rows is known
         self._evaluated: Bodies | None = None
-        self._replays: list[Replay] = []  # one a row of this collection
-        self._shown: dict[str, Replay] = {}  # by the exhibit's name, beside `shown`
+        self._replays: list[Replay] = []  # one replay for each row of this collection
+        self._exhibit_replays: dict[str, Replay] = {}  # exhibit name → replay, as in `exhibit_rows`
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self._sizes
 
     # ---- collection
 
@@ -88,7 +95,7 @@ class GymnasiumDataModule(ControlDataModule):
         batch = play_rows(bodies, actor, self.time_limit, deterministic=deterministic)
         if deterministic:
             super()._show("evaluation", batch, 0)
-            self._shown["evaluation"] = _replays(bodies, np.zeros(rows, dtype=np.int64))[0]
+            self._exhibit_replays["evaluation"] = _replays(bodies, np.zeros(rows, dtype=np.int64))[0]
         return batch
 
     # ---- pictures
@@ -96,15 +103,15 @@ class GymnasiumDataModule(ControlDataModule):
     def _show(self, name: str, batch: Batch, row: int) -> None:
         assert batch.rewards is not None
         super()._show(name, replace(batch, rewards=batch.rewards / self.reward_scale), row)
-        self._shown[name] = self._replays[row]
+        self._exhibit_replays[name] = self._replays[row]
 
     def exhibits(self, folder: Path) -> list[Path]:
         from data_modules.bodies.rendering import replay_gif
 
         paths = []
-        for name, row in self.shown.items():
+        for name, row in self.exhibit_rows.items():
             assert row.rewards is not None
-            seed, actions, start, stop = self._shown[name]
+            seed, actions, start, stop = self._exhibit_replays[name]
             expert_acted = (row.valid & ~row.mask)[0, : stop - start].numpy()
             rewards = row.rewards[0, : stop - start].numpy()
             path, title = folder / f"{name}.gif", f"{self.id}, {name} episode"
@@ -128,6 +135,6 @@ class GymnasiumDataModule(ControlDataModule):
 
 
 def _replays(bodies: Bodies, starts: NDArray[np.int64]) -> list[Replay]:
-    """Of the rows as they stand now."""
+    """The replays of the rows, from the steps `starts` to the current steps."""
     ends = bodies.elapsed.tolist()
     return [Replay(*row) for row in zip(bodies.seeds.tolist(), bodies.actions, starts.tolist(), ends, strict=True)]

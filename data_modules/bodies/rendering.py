@@ -1,4 +1,4 @@
-"""An episode of any body as an animated GIF: played again from its seed and its actions, through gymnasium's camera."""
+"""Animated GIF of an episode of any body, replayed from its seed and actions with gymnasium's camera."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_modules.episodes import BoolArray
 from data_modules.pendulum import rendering as frames
 from data_modules.pendulum.simulator import load_mujoco
 
-MAX_FRAMES = 40  # so many of a moving floor are 1 MB
+MAX_FRAMES = 40  # about 1 MB if the floor moves in the picture
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +30,14 @@ def replay_gif(
     *,
     title: str,
 ) -> bool:
-    """Writes the last T steps of an episode as a GIF of 480 × 300 px, at most 40 frames and 1 MB.
+    """Write the last T steps of an episode as a GIF of 480 × 300 px, with at most 40 frames and 1 MB.
 
     Args:
-        actions: each (action_dim,), of all steps since the reset; the first of them may lie before what is shown.
-        expert_acted, rewards: (T,), of the steps shown.
+        actions: the actions of all steps since the reset, including those before the last T; (action_dim,) each.
+        expert_acted, rewards: (T,) for the last T steps.
 
     Returns:
-        Whether it could be written: not where no OpenGL context can be made.
+        Whether the file was written; False if no OpenGL context can be created.
     """
     steps = len(rewards)
     film_steps = frames.spread(steps, MAX_FRAMES)
@@ -50,7 +50,7 @@ def replay_gif(
             picture, draw = _canvas(scene, title)
             frames._progress(draw, step, returns[step], expert_acted, timeline)
             pictures.append(picture.reduce(2))
-    # Every platform has its own way to lack OpenGL, and none of them is a reason to lose a run.
+    # Platforms fail in different ways without OpenGL; a run should not stop for a picture.
     except Exception as error:  # noqa: BLE001
         log.info("no picture of %s: %s: %s", id, type(error).__name__, error)
         return False
@@ -60,7 +60,7 @@ def replay_gif(
 
 
 def _scenes(id: str, seed: int, actions: Sequence[NDArray[Any]], film_steps: NDArray[np.int64]) -> Iterator[Any]:
-    """What the camera sees before each of `film_steps`, counted from the reset."""
+    """Yield the camera's picture before each of `film_steps`, which are counted from the reset."""
     env = make(id, render_mode="rgb_array")
     _look(env)
     try:
@@ -75,30 +75,30 @@ def _scenes(id: str, seed: int, actions: Sequence[NDArray[Any]], film_steps: NDA
 
 
 def _look(env: Any) -> None:
-    """In the size of the scene, and after the body where its model has a camera for that: by default it would leave."""
+    """Set the size of the camera, and use the camera that follows the body if the model has one."""
     renderer = getattr(env.unwrapped, "mujoco_renderer", None)
     if renderer is None:
-        return  # not MuJoCo's
+        return  # not a MuJoCo environment
     mujoco = load_mujoco()
     camera = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
     if camera >= 0:
         renderer.camera_id = camera
     renderer.width, renderer.height = frames.WIDTH, frames.SCENE_HEIGHT
-    # Without a GPU, shadows and mirrors take most of the time.
+    # without a GPU, shadows and mirrors take most of the rendering time
     renderer.model.vis.quality.shadowsize = 0
     renderer.model.mat_reflectance[:] = 0
 
 
 def _canvas(scene: NDArray[np.uint8], title: str) -> tuple[Any, Any]:
-    """Twice the size, as `frames` draws on it: the scene in the middle, no axis, as a body has no place of its own."""
+    """A frame at twice the size, in the layout of `frames`, with the scene in the middle and no position axis."""
     from PIL import Image, ImageDraw, ImageOps
 
     size = 2 * frames.SCENE_HEIGHT
     picture = Image.new("RGB", (2 * frames.WIDTH, 2 * frames.HEIGHT), frames._PAPER)
     picture.paste(frames._SKY, (0, 2 * frames.SCENE_TOP, 2 * frames.WIDTH, 2 * frames.SCENE_TOP + size))
-    seen = ImageOps.posterize(Image.fromarray(scene), 4)  # leaves the palette room for the colours that mean something
-    seen = seen.resize((round(size * seen.width / seen.height), size))
-    picture.paste(seen, (frames.WIDTH - seen.width // 2, 2 * frames.SCENE_TOP))
+    view = ImageOps.posterize(Image.fromarray(scene), 4)  # fewer colours leave room in the palette for the overlay
+    view = view.resize((round(size * view.width / view.height), size))
+    picture.paste(view, (frames.WIDTH - view.width // 2, 2 * frames.SCENE_TOP))
     draw = ImageDraw.Draw(picture)
     frames._legend(draw, title)
     return picture, draw

@@ -1,4 +1,4 @@
-"""Episodes of one gymnasium id, stepped through the vector API without a wasted step."""
+"""Episodes of one gymnasium id, played with the vector API; only running episodes are stepped."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv  # noqa: E402
 
 
 def make(id: str, **options: Any) -> gymnasium.Env:
-    """One environment of a registered id, without the checks of every step.
+    """Make one RL environment of a registered id, without gymnasium's checks at every step.
 
     Raises:
-        ValueError: there is no such id, its actions or observations are not vectors of numbers, or its episodes have
+        ValueError: the id does not exist, its actions or observations are not vectors of numbers, or its episodes have
             no limit.
     """
     try:
         env = gymnasium.make(id, disable_env_checker=True, **options)
     except (gymnasium.error.Error, ImportError) as error:
-        raise ValueError(f"id: {error} MuJoCo's bodies here: {', '.join(bodies())}") from None
+        raise ValueError(f"id: {error} Available MuJoCo bodies: {', '.join(bodies())}") from None
     for name, space in (("actions", env.action_space), ("observations", env.observation_space)):
         if not isinstance(space, Box) or len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
-            raise ValueError(f"id: the {name} of {id} are {space}; a vector of real numbers (a flat Box) is needed")
+            raise ValueError(f"id: the {name} of {id} are {space}, must be a vector of real numbers (a flat Box)")
     if env.spec is None or env.spec.max_episode_steps is None:
         raise ValueError(f"id: episodes of {id} have no limit; register it with max_episode_steps")
     return env
@@ -46,14 +46,14 @@ def bodies() -> list[str]:
 
 
 class Bodies:
-    """B episodes of `id` under way (`Episodes`), row by row; those that are over wait for `reset`.
+    """B episodes of `id`, one per row (`Episodes`). An episode that has ended waits for `reset`.
 
-    An action is clipped to the space's bounds on its way in, so that what it costs is what it does. A row is stepped
-    only while it runs: the vector environment holds the running ones and is made anew, of the same single environments,
-    when one of them is over.
+    Actions are clipped to the bounds of the action space before the step, so control costs are computed from the
+    clipped action. Only running rows are stepped: when an episode ends, a new vector environment is made from the
+    remaining single environments.
 
-    An episode is its seed and its actions. That is also how a checkpoint keeps it: loading plays it again, which comes
-    to the same place to the last bit, MuJoCo's warm start, contact forces and time limit included.
+    An episode is determined by its seed and its actions, and checkpoints store these. Loading replays the episode,
+    which gives the same state bit for bit, with MuJoCo's warm start, contact forces and time limit.
 
     Raises:
         ValueError: see `make`.
@@ -71,19 +71,19 @@ class Bodies:
         self.obs = np.zeros((rows, self.obs_dim))
         self.over = np.ones(rows, dtype=bool)  # before the first reset
         self.seeds = np.zeros(rows, dtype=np.int64)
-        self.returns = np.zeros(rows)  # of the episodes so far
-        self.actions: list[list[NDArray[Any]]] = [[] for _ in range(rows)]  # of the episodes so far, as they came
+        self.returns = np.zeros(rows)  # return of each episode so far
+        self.actions: list[list[NDArray[Any]]] = [[] for _ in range(rows)]  # actions of each episode so far, in order
 
     def __len__(self) -> int:
         return len(self.over)
 
     @property
     def elapsed(self) -> IntArray:
-        """(B,) steps since each episode's reset."""
+        """The number of steps since each episode's reset, (B,)."""
         return np.array([len(actions) for actions in self.actions], dtype=np.int64)
 
     def reset(self, rows: BoolArray, rng: np.random.Generator) -> None:
-        """New episodes in `rows` (B,) bool; draws a seed for every row, whether it needs one or not."""
+        """Begin new episodes in `rows`, (B,) bool. A seed is drawn for every row, even for rows that continue."""
         seeds, rows = rng.integers(2**31, size=len(self)), rows.copy()  # `rows` may be `over` itself
         if rows.any():
             self._begin(np.where(rows, seeds, self.seeds), rows)
@@ -93,7 +93,7 @@ class Bodies:
         self.obs[rows], self.over[rows], self.returns[rows] = obs[rows], False, 0.0
         self.seeds = seeds
         for row in np.flatnonzero(rows):
-            self.actions[row] = []  # a new list: an exhibit may hold the old one
+            self.actions[row] = []  # a new list, because an exhibit may still use the old list
 
     def observe(self, rows: IntArray) -> FloatArray:
         return self.obs[rows]
@@ -102,7 +102,7 @@ class Bodies:
         """See `Episodes.step`.
 
         Raises:
-            ValueError: an action is not finite (MuJoCo would take it for 0 and say so in a file).
+            ValueError: an action is not finite (MuJoCo would use 0, and only write it to a file).
         """
         if not np.isfinite(actions).all():
             raise ValueError(f"actions: not finite in rows {rows[~np.isfinite(actions).all(1)].tolist()}")
@@ -115,34 +115,37 @@ class Bodies:
         return rewards, terminated, over
 
     def _running(self, rows: IntArray) -> SyncVectorEnv:
-        """The environments of `rows` as one."""
+        """A vector environment of `rows` only."""
         if not np.array_equal(rows, self._stepped):
             self._stepped, self._vector = rows, self._whole
             if len(rows) < len(self):
                 single = [partial(self._whole.envs.__getitem__, row) for row in rows]
                 self._vector = SyncVectorEnv(single, autoreset_mode=AutoresetMode.DISABLED)
-                self._vector.closed = True  # or it would close them, which are the whole's, when it is forgotten
+                self._vector.closed = True  # otherwise garbage collection closes the single environments too
         return self._vector
 
     # ---- checkpoint
 
     def state_dict(self) -> dict[str, Tensor]:
-        played = [np.stack(actions) for actions in self.actions if actions]
-        actions = np.concatenate(played) if played else np.zeros((0, self.action_dim), dtype=np.float32)
+        histories = [np.stack(actions) for actions in self.actions if actions]
+        actions = np.concatenate(histories) if histories else np.zeros((0, self.action_dim), dtype=np.float32)
         arrays = {"seeds": self.seeds, "over": self.over, "elapsed": self.elapsed, "obs": self.obs, "actions": actions}
         return {name: torch.from_numpy(x.copy()) for name, x in arrays.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Plays the episodes again up to where they were.
+        """Restore the episodes by replaying them up to their last step.
 
         Raises:
-            ValueError: they are more, or fewer, than there are rows.
+            ValueError: the number of stored episodes is not the number of rows.
         """
         seeds, over, elapsed, obs, actions = (
             state[name].numpy() for name in ("seeds", "over", "elapsed", "obs", "actions")
         )
         if len(seeds) != len(self):
-            raise ValueError(f"envs: the checkpoint has {len(seeds)} under way in this process, this run {len(self)}")
+            raise ValueError(
+                f"envs: the checkpoint has {len(seeds)} episodes of this process, this run has {len(self)}; use the "
+                "same envs and number of processes"
+            )
         self._begin(seeds, np.ones(len(self), dtype=bool))
         ends = np.cumsum(elapsed)
         for t in range(int(elapsed.max())):
@@ -151,9 +154,10 @@ class Bodies:
                 self.step(rows, actions[ends[rows] - elapsed[rows] + t])
         strayed = (self.obs != obs).any(1) | (self.over != over)
         if strayed.any():
-            # Another processor, or another version of gymnasium or MuJoCo.
+            # a different processor, or a different version of gymnasium or MuJoCo
             warnings.warn(
-                f"{int(strayed.sum())} of {len(self)} episodes of {self.id} do not go on as they began: new ones begin",
+                f"{int(strayed.sum())} of {len(self)} episodes of {self.id} could not be replayed exactly; they are "
+                "replaced by new ones",
                 stacklevel=2,
             )
             self.over[strayed] = True

@@ -6,7 +6,7 @@ from data_modules.judgements.schema import Judgement as Judgement
 
 
 def __getattr__(name: str) -> Any:
-    # Importing torch and Lightning takes seconds, and the command line needs neither.
+    # Lazy: importing torch and Lightning takes seconds, and the command line needs neither.
     if name == "FeedbackDataModule":
         from data_modules.feedback.data_module import FeedbackDataModule
 

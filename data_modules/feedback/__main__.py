@@ -1,4 +1,4 @@
-"""Feedback files from the command line: `python -m data_modules.feedback COMMAND`, see `--help`."""
+"""Command line for feedback files: `python -m data_modules.feedback COMMAND`; `--help` lists the commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_modules.feedback.formats.convert import add_command as add_convert
 from data_modules.feedback.formats.convert import advice
 from data_modules.feedback.people.commands import add_commands as add_people
 from data_modules.feedback.providers.commands import add_commands as add_providers
-from data_modules.feedback.summary import shown, summary
+from data_modules.feedback.summary import item_text, summary
 from data_modules.feedback.versus import add_command as add_versus
 from data_modules.judgements.fields import read_prompt
 from data_modules.judgements.files import listed, scan, scan_lines, write
@@ -26,12 +26,12 @@ from data_modules.terminal import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, 2 after one message on standard error, 130 after Ctrl-C."""
+    """Run one command and return its exit code: 0, 2 after an error with one message, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         code = options.command(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, ValueError) as error:
@@ -44,16 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(options: argparse.Namespace) -> list[Judgement]:
-    """The judgements; whatever is skipped is listed on standard error."""
+    """Read the judgements from the file. Skipped lines are listed on standard error."""
     judgements, bad = scan(options.file, tuple(options.scale))
-    if bad and not judgements and (mend := advice(options.file)):
-        raise ValueError(mend)
+    if bad and not judgements and (message := advice(options.file)):
+        raise ValueError(message)
     if bad and options.on_bad == "raise":
         raise ValueError(listed(options.file, bad))
     if bad:
         print(f"skipped: {listed(options.file, bad)}", file=sys.stderr)
     if not judgements:
-        raise ValueError(f"{options.file}: there is no judgement in it")
+        raise ValueError(f"{options.file}: the file has no judgements")
     return judgements
 
 
@@ -65,15 +65,15 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _prompts_in(path: Path) -> int:
-    """How many prompts a file has, where it has nothing else; 0 where a line says more."""
-    prompts, others = scan_lines(path, _only_prompt)
-    return 0 if others else len(prompts)
+    """Number of prompts in a file whose lines have only prompts; 0 if a line has any other field."""
+    prompts, other_lines = scan_lines(path, _only_prompt)
+    return 0 if other_lines else len(prompts)
 
 
 def _only_prompt(record: Any, where: str) -> Judgement:
-    """Raises Faults: the line has no prompt, or says more."""
+    """Parse a line that has only a prompt.  Raises Faults: the line has no prompt, or has other fields."""
     if not isinstance(record, dict) or not set(record) <= {"prompt", "id", "facts", "follow_ups"}:
-        raise Faults(["the line holds more than a prompt"])
+        raise Faults(["the line has more than a prompt"])
     try:
         return Judgement(read_prompt(record.get("prompt")), id=record.get("id"))
     except ValueError as error:
@@ -85,25 +85,28 @@ def _show(options: argparse.Namespace) -> None:
     if options.id is not None:
         judgements = [judgement for judgement in judgements if judgement.id == options.id]
         if not judgements:
-            raise ValueError(f"{options.file}: there is no judgement with the id {options.id!r}")
-    print("\n\n".join(shown(judgement) for judgement in judgements[: options.first]))
+            raise ValueError(f"{options.file}: no judgement has the id {options.id!r}")
+    print("\n\n".join(item_text(judgement) for judgement in judgements[: options.first]))
 
 
 def _rank(options: argparse.Namespace) -> None:
     judgements = [ranked(judgement, options.ties) for judgement in _read(options)]
-    done = [judgement.ranks for judgement in judgements if judgement.ranks is not None]
-    if not done:
-        raise ValueError(f"{options.file}: no line has two responses that all have a score, so there is no order")
+    rankings = [judgement.ranks for judgement in judgements if judgement.ranks is not None]
+    if not rankings:
+        raise ValueError(f"{options.file}: no line has two or more responses that all have a score; nothing to rank")
     write(options.out, judgements)
-    tied = sum(len(set(ranks)) < len(ranks) for ranks in done)
-    flat = sum(len(set(ranks)) == 1 for ranks in done)
-    print(f"{options.out}: {len(done)} prompts ranked, {tied} with ties, {flat} of them with nothing but ties")
-    if len(done) < len(judgements):
-        print(f"{len(judgements) - len(done)} left as they were: fewer than two responses, or not a score for each")
+    tied = sum(len(set(ranks)) < len(ranks) for ranks in rankings)
+    flat = sum(len(set(ranks)) == 1 for ranks in rankings)
+    print(f"{options.out}: {len(rankings)} prompts ranked, {tied} with ties, {flat} of them with only ties")
+    if len(rankings) < len(judgements):
+        print(f"{len(judgements) - len(rankings)} unchanged: fewer than two responses, or a response without a score")
 
 
 def ranked(judgement: Judgement, ties: float) -> Judgement:
-    """With the ranking that the scores give, in place of any other; as it was where a response has no score."""
+    """Replace the ranking of a judgement by the ranking of its scores; unchanged if a response has no score.
+
+    Args: ties: maximum difference between two scores that count as tied.
+    """
     scores = [score for score in judgement.score or () if score is not None]
     if len(scores) < 2 or len(scores) < len(judgement.responses):
         return judgement
@@ -113,37 +116,46 @@ def ranked(judgement: Judgement, ties: float) -> Judgement:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_modules.feedback",
-        description="Look after files of feedback: JSON lines, one judged prompt a line.",
+        description="Check, show, rank, convert and collect feedback files: JSON lines, one judged prompt per line.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    one = argparse.ArgumentParser(add_help=False)
-    one.add_argument("file", type=Path, metavar="FILE", help="JSON lines")
-    one.add_argument(
-        "--scale", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"), help="of scores (default: 0 1)"
+    file_options = argparse.ArgumentParser(add_help=False)
+    file_options.add_argument("file", type=Path, metavar="FILE", help="JSON lines")
+    file_options.add_argument(
+        "--scale",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="range of the scores (default: 0 1)",
     )
-    one.add_argument(
+    file_options.add_argument(
         "--on-bad",
         "--on_bad",
         choices=("raise", "skip"),
         default="raise",
-        help="what a bad line leads to (default: raise)",
+        help="what to do with a bad line (default: raise)",
     )
 
-    command = commands.add_parser("check", parents=[one], help="say what is wrong with a file, or what is in it")
+    command = commands.add_parser("check", parents=[file_options], help="report errors in a file, or summarise it")
     command.set_defaults(command=_check)
 
-    command = commands.add_parser("show", parents=[one], help="print items for people to read")
-    command.add_argument("--first", type=_count, default=5, metavar="N", help="how many (default: 5)")
-    command.add_argument("--id", help="only the one with this id")
+    command = commands.add_parser("show", parents=[file_options], help="print judgements in a readable form")
+    command.add_argument("--first", type=_count, default=5, metavar="N", help="how many to print (default: 5)")
+    command.add_argument("--id", help="print only the judgement with this id")
     command.set_defaults(command=_show)
 
-    command = commands.add_parser("rank", parents=[one], help="put the responses to each prompt in order")
+    command = commands.add_parser("rank", parents=[file_options], help="rank the responses to each prompt")
     command.add_argument(
-        "--out", type=Path, required=True, metavar="RANKED", help="the file to write, whole or not at all"
+        "--out", type=Path, required=True, metavar="RANKED", help="output file; written completely or not at all"
     )
-    command.add_argument("--by", choices=("score",), required=True, help="what says which is better")
+    command.add_argument("--by", choices=("score",), required=True, help="the field to rank by")
     command.add_argument(
-        "--ties", type=float, default=0.0, metavar="TOLERANCE", help="scores no further apart are a tie (default: 0)"
+        "--ties",
+        type=float,
+        default=0.0,
+        metavar="TOLERANCE",
+        help="scores that differ by at most this are a tie (default: 0)",
     )
     command.set_defaults(command=_rank)
 
@@ -151,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     add_versus(commands)
     add_compare(commands)
     add_people(commands)
-    add_providers(commands, one, _read)
+    add_providers(commands, file_options, _read)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Which of two policies is preferred, by everybody who compared their replies."""
+"""Win rate of one policy against another, from comparisons of their replies by judges or people."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from data_modules.terminal import printable
 
 
 def wins(judgements: Sequence[Judgement]) -> list[str]:
-    """Win rates in words, a line for each two policies and, where several judged, a line for each who did.
+    """Win rates as text: a line for each pair of policies, and a line for each source if there are several sources.
 
-    Of lines with two responses that `meta.replies_of` names, the second against the first: the policy against its
-    start. What somebody prefers is the line's preference, or its ranking, or the higher score. A pair counts once, by
-    the mean of all who compared it: Wilson's interval is of independent comparisons. A tie is half a win.
+    A judgement counts if it has two responses and `meta.replies_of` names the policies that wrote them. The win rate is
+    the rate at which the second policy (usually the trained policy) wins against the first (its start). The winner
+    follows from the judgement's preference, else its ranking, else its scores. If several sources compared the same
+    pair of replies, the pair counts once, with the mean of the preferences, because Wilson's interval assumes
+    independent comparisons. A tie is half a win.
     """
     preferred: dict[tuple[str, str], dict[str, dict[object, list[float]]]] = {}
     for judgement in judgements:
@@ -29,7 +31,7 @@ def wins(judgements: Sequence[Judgement]) -> list[str]:
         if p is not None and names is not None:
             pair = (judgement.prompt, judgement.responses)
             sources = preferred.setdefault(names, defaultdict(lambda: defaultdict(list)))
-            sources[judgement.source or "nobody named"][pair].append(p)
+            sources[judgement.source or "unnamed source"][pair].append(p)
     lines = []
     for (first, second), sources in preferred.items():
         together: dict[object, list[float]] = defaultdict(list)
@@ -43,7 +45,7 @@ def wins(judgements: Sequence[Judgement]) -> list[str]:
 
 
 def policies(judgement: Judgement) -> tuple[str, str] | None:
-    """Who said the two responses, as far as the line names them."""
+    """Names of the policies that wrote the two responses; None if the judgement does not name the policies."""
     names = judgement.meta.get("replies_of")
     if not isinstance(names, list) or len(names) != 2 or not all(isinstance(name, str) for name in names):
         return None
@@ -51,7 +53,7 @@ def policies(judgement: Judgement) -> tuple[str, str] | None:
 
 
 def second_preferred(judgement: Judgement) -> float | None:
-    """1 where the second of two responses is the better one, ½ for a tie, 0; None where nobody compared two."""
+    """Probability that the second response is better than the first, ½ for a tie; None without a comparison of two."""
     if len(judgement.responses) != 2:
         return None
     if judgement.preference is not None:
@@ -73,8 +75,8 @@ def _rate(pairs: dict[object, list[float]]) -> str:
 
 
 def add_command(commands: Any) -> None:
-    command = commands.add_parser("compare", help="say how often a policy wins against its start, and how sure that is")
-    command.add_argument("file", type=Path, metavar="FILE", help="changed.jsonl with what a judge or people said of it")
+    command = commands.add_parser("compare", help="win rate of a policy against its start, with its interval")
+    command.add_argument("file", type=Path, metavar="FILE", help="changed.jsonl, compared by a judge or by people")
     command.set_defaults(command=_compare)
 
 
@@ -82,7 +84,7 @@ def _compare(options: argparse.Namespace) -> None:
     lines = wins(read(options.file, (-math.inf, math.inf)))
     if not lines:
         raise ValueError(
-            f"{options.file}: no line has two responses that meta.replies_of names, and a ranking, a preference or "
-            "scores; have changed.jsonl compared first, by ask and pull, or by judge"
+            f"{options.file}: no line has two responses, their policies in meta.replies_of, and a ranking, a "
+            "preference or scores; have changed.jsonl compared first, with ask and pull, or with judge"
         )
     print(printable("\n".join(lines)))

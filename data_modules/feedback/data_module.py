@@ -1,4 +1,4 @@
-"""Trains on what was said of replies that are there: scores, critiques, rankings, expected responses, steps."""
+"""DataModule for training on feedback files: scores, rankings, preferences, critiques, expected responses, steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from data_modules.feedback.encoding import calls, encoded, knowing, rows_of, tell
+from data_modules.feedback.encoding import calls, encoded, report_counts, rows_of, with_scores
 from data_modules.feedback.rows import Layout, Use
 from data_modules.feedback.selection import Keep, refuse_overlap, split
 from data_modules.groups import grouped
@@ -20,7 +20,7 @@ from data_modules.judgements.fields import Scale
 from data_modules.judgements.files import read_all
 from data_modules.judgements.schema import Judgement
 from data_modules.minibatches import loader
-from data_modules.text.checks import context_of_model
+from data_modules.text.checks import row_limit
 from data_modules.text.environment import Split, TextEnvironment
 from data_modules.text.held_out import HeldOutReplies
 from data_modules.text.held_out_prompts import HeldOutLine
@@ -31,61 +31,67 @@ from lightning_nlf.batch import Actor, Batch, Workload
 from lightning_nlf.numbers import BelowOne, Number, Size
 
 Paths = str | list[str]
-EVALUATED = 64  # rows of a held-out batch, about
+USED: tuple[Use, ...] = ("score", "ranking", "preference", "steps", "expected")
+EVALUATED = 64  # approximate number of rows per held-out batch
 
 
 class FeedbackDataModule(HeldOutReplies):
-    """Rows of feedback files, in one layout whatever an objective makes of them; a line is a `group`.
+    """Train on judged replies from feedback files. One layout of rows serves all objectives; a line is a `group`.
 
-    A reply with a score or a rank is a row with `mask` True on its tokens, one with nothing but labelled steps is True
-    at their ends, and an expected response has `expert_mask` True. What is not known of a row is masked, field by
-    field, so lines of any completeness train together: `rank` −1; `score` NaN and False in `extra["scored"]`;
-    `extra["preference"]` NaN. A critique is a row that is imitated too, True in `extra["critique"]`.
-    A score is the reward at the last token; labels of steps are rewards at their ends instead, `extra["step_ends"]`.
-    `meta.finished` of a line says false of a reply that was cut off, which gets no stop token: `extra["finished"]`.
-    Held-out rows are the same, without rewards for scores: nothing was earned in an evaluation. Beside them a task's
-    prompts are played where the model is a policy.
+    `mask` is True on the tokens of a reply with a score or a rank; if a reply has only labelled steps, it is True at
+    the ends of the steps. `expert_mask` is True on an expected response. Missing values are masked field by field, so
+    lines with different fields can be mixed: a missing `rank` is −1; a missing `score` is NaN, with `extra["scored"]`
+    False; a missing `extra["preference"]` is NaN. A critique is a separate row, which is imitated, with
+    `extra["critique"]` True. A score is the reward at the last token. If steps are used, step labels replace the score:
+    each label is the reward at the end of its step, and `extra["step_ends"]` marks these ends. A reply that was cut off
+    (`meta.finished` is false in the line) gets no stop token, and `extra["finished"]` is False. Held-out rows have the
+    same layout, except that scores are not rewards. If the model is a policy, it also replies to prompts at evaluation.
 
     Args:
-        path: of one file or of several. A judgement stands in one of them: the same id, replies and source twice are
-            refused, unless `meta.run` says that another run sampled them.
-        tokenizer: that of the model: of a folder, or made from the task's corpus, or without a task from the files.
-        use: what is learned from. Objectives that know no mask for what is missing want only what they need:
-            `[score]` for those of rewards, `[steps]` for process rewards. `critique` predicts what is said of a reply
-            behind `critique_prompt`. `responses` adds the replies of which nothing else is known, to be compared with
-            the expected one.
-        keep: which scored replies are imitated, as the expected ones are: rejection sampling. With
-            `use: [expected]` nothing else is learned from.
-        control_codes: texts, the code of the worst replies first: each scored reply is imitated (`keep` may choose)
-            behind a prompt that ends with the code of its score, an expected one behind the best code. At test time
-            the prompt ends with the last of them.
-        val_share: of the prompts, held out; none of their lines is learned from.
-        val_path, test_path: files of held-out prompts. Without a test_path the test is on the validation's.
-        scale: lowest and highest score there is in the files.
-        on_bad: `skip` goes on without lines that are wrong, or that the tokenizer cannot encode, and warns which.
-        context: tokens that the model can read, by default what it says itself; a longer row is refused, never cut.
-        critique_prompt: what stands before a critique: the sentences of a `Wording`, in turns of a chat, or a text with
-            the places `{prompt}` and `{response}`, into which the last message of a chat is put. By default `Wording`
-            where prompts go through a chat template, else one line of text.
-        expected_score: what an expected response earns, such as the best there is: then an objective of injection
-            learns from it as one more reply of its group. Without, it is imitated only, and injection refuses it.
-        task: whose corpus the tokenizer is made from, if it is not made yet, and whose prompts are played; without it
-            the held-out ones are.
-        evaluation_prompts, chat, reward: of `HeldOutReplies`.
-        seed, minibatches, passes, rows_per_batch, tokens_per_batch: of `MinibatchDataModule`.
+        path: one or more feedback files. Two lines may not have the same id, replies and source, unless their
+            `meta.run` shows that different runs sampled the replies.
+        tokenizer: the model's tokenizer; by default the one in the model's folder, or a `WordTokenizer` if the model
+            has none. A tokenizer without a vocabulary is fitted to the task's corpus, or to the files if there is no
+            task.
+        use: the fields to learn from; in a run, by default the fields that the objective can use. An objective that
+            cannot mask missing values needs exactly one field: `[score]` for objectives with rewards, `[steps]` for
+            process rewards. `critique` trains the model to predict a critique after `critique_prompt`. `responses` adds
+            replies that have no feedback themselves, to be compared with the expected response.
+        keep: rejection sampling: which scored replies are imitated, like expected responses. With `use: [expected]` the
+            model learns only from these replies and from expected responses.
+        control_codes: texts that condition on quality, with the code for the worst replies first. Each scored reply
+            (with `keep`, each kept reply) is imitated after a prompt that ends with the code of the reply's score. An
+            expected response gets the best code. At test time each prompt ends with the best code.
+        val_share: share of the prompts that is held out, with all lines of these prompts. The default is 0.1 in a run
+            without `val_path`, otherwise 0.
+        val_path, test_path: files of held-out prompts. Without `test_path`, tests use the validation prompts.
+        scale: lowest and highest possible score in the files.
+        on_bad: `skip` = leave out lines that are wrong or that the tokenizer cannot encode, and list them in a warning.
+        context: number of tokens that the model can read; by default the model's own limit. A longer row is an error;
+            rows are never truncated.
+        critique_prompt: the prompt before a critique, either a `Wording` with chat turns, or a template with the places
+            `{prompt}` and `{response}`. In a chat the filled template replaces the last message. The default is
+            `Wording` if prompts go through a chat template, else one line of text.
+        expected_score: score given to expected responses, such as the highest possible score. Injection objectives then
+            learn from an expected response as one more reply of the group. Without `expected_score`, expected responses
+            are only imitated, and injection objectives raise an error.
+        task: text task whose corpus fits the tokenizer if needed, and whose prompts are used for evaluation. Without a
+            task the held-out prompts are used.
+        evaluation_prompts, chat, reward: see `HeldOutReplies`.
+        seed, minibatches, passes, rows_per_batch, tokens_per_batch: see `MinibatchDataModule`.
 
     Raises:
-        ValueError: a knob, or at `setup` a line, that is wrong; names it and the mend.
+        ValueError: an argument is wrong, or, at `setup`, a line of a file; the message says how to correct it.
     """
 
     def __init__(
         self,
         path: Paths,
-        tokenizer: Tokenizer,
-        use: tuple[Use, ...] = ("score", "ranking", "preference", "steps", "expected"),
+        tokenizer: Tokenizer | None = None,
+        use: tuple[Use, ...] | None = None,
         keep: Keep | None = None,
         control_codes: tuple[str, ...] = (),
-        val_share: BelowOne = 0.0,
+        val_share: BelowOne | None = None,
         val_path: Paths | None = None,
         test_path: Paths | None = None,
         scale: Scale = (0.0, 1.0),
@@ -97,70 +103,76 @@ class FeedbackDataModule(HeldOutReplies):
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, task, context=context, **kwargs)
+        use = USED if use is None else use
+        val_share = val_share or 0.0
         if not 0 <= val_share < 1:
             raise ValueError(f"val_share: got {val_share}, must be in [0, 1)")
         if val_share and val_path is not None:
-            raise ValueError("val_share: the held-out prompts are those of val_path; leave one of them out")
+            raise ValueError("val_share: val_path gives the held-out prompts already; remove one of the two")
         if len(set(control_codes)) < len(control_codes) or len(control_codes) == 1 or "" in control_codes:
-            raise ValueError(f"control_codes: got {list(control_codes)}, must be two or more different texts")
+            raise ValueError(f"control_codes: got {list(control_codes)}, must be two or more different non-empty texts")
         if isinstance(critique_prompt, str):
             refuse_template("critique_prompt", critique_prompt, ("prompt", "response"))
         if expected_score is not None and ("expected" not in use or not scale[0] <= expected_score <= scale[1]):
-            raise ValueError(f"expected_score: got {expected_score}; it must be on the scale, and `use` name expected")
+            raise ValueError(
+                f"expected_score: got {expected_score}; it must be within `scale`, and `use` must include expected"
+            )
         self.paths, self.val_paths, self.test_paths = _listed(path), _listed(val_path), _listed(test_path)
         self.scale, self.on_bad, self.val_share = scale, on_bad, val_share
         codes = tuple(control_codes)
         self.suffix = codes[-1] if codes else ""
-        self.layout = Layout(self.format, tuple(use), (), keep, codes, context, critique_prompt, expected_score)
+        self.layout = Layout(self.format, tuple(use), (), keep, codes, self.context, critique_prompt, expected_score)
         self.counters["feedback_calls"] = 0
         self.rows: Batch | None = None
-        self.held_out: dict[str, Batch] = {}  # of "val" and "test"
-        self._spent = 0  # calls of the teacher for what is learned from
+        self.held_out: dict[str, Batch] = {}  # by split, "val" or "test"
+        self._spent = 0  # number of teacher calls for the training lines
 
     # ---- from files to rows
 
     def setup(self, stage: str) -> None:
         if self.rows is not None:
             return
-        found, val, test = (
+        all_judgements, val, test = (
             read_all(paths, self.scale, self.on_bad) for paths in (self.paths, self.val_paths, self.test_paths)
         )
-        training, validation = split(found, self.val_share)
-        held = {"val": validation or val, "test": test}
-        for name, judgements in held.items():
+        training, validation = split(all_judgements, self.val_share)
+        held_out_lines = {"val": validation or val, "test": test}
+        for name, judgements in held_out_lines.items():
             refuse_overlap(training, judgements, f"{name}_path")
         if not self.tokenizer.ready:
             texts = (text for judgement in training for text in self.layout.texts(judgement))
             self.tokenizer.fit(texts if self.task is None else self.task.corpus())
-        if self.layout.context is None:
-            self.layout = replace(self.layout, context=context_of_model(self.trainer))
-        self.layout = knowing(self.layout, training, self.paths)
-        kept, groups = encoded(self.layout, training, self.on_bad)
-        if len(kept) < len(training):  # what is skipped decides no threshold
-            training, self.layout = kept, knowing(self.layout, kept, self.paths)
+        self.layout = replace(self.layout, context=row_limit(self.context, self.trainer))
+        self.layout = with_scores(self.layout, training, self.paths)
+        encodable, groups = encoded(self.layout, training, self.on_bad)
+        if len(encodable) < len(training):  # skipped lines must not influence the score thresholds
+            training, self.layout = encodable, with_scores(self.layout, encodable, self.paths)
             groups = [self.layout.rows(judgement) for judgement in training]
         self.rows = rows_of(self.layout, training, groups, self.paths)
-        for name, judgements in held.items():
+        for name, judgements in held_out_lines.items():
             if judgements:
                 names = self.test_paths if name == "test" else self.val_paths or self.paths
                 rows = rows_of(self.layout, *encoded(self.layout, judgements, self.on_bad), names)
                 self.held_out[name] = rows if "step_ends" in rows.extra else replace(rows, rewards=None)
         replies = self.rows.valid.sum(1)
         prompts = self.rows.valid.int().argmax(1) + 1
-        played: dict[Split, list[Judgement]] = {"val": held["val"], "test": held["test"] or held["val"]}
-        lines = {split: [_held_out_line(judgement) for judgement in found] for split, found in played.items()}
+        prompts_to_play: dict[Split, list[Judgement]] = {
+            "val": held_out_lines["val"],
+            "test": held_out_lines["test"] or held_out_lines["val"],
+        }
+        lines = {split: list(map(_held_out_line, judgements)) for split, judgements in prompts_to_play.items()}
         self.set_up_replies(self._longest_judged, int(prompts.max()), int(replies.max()), lines)
         self._spent = sum(calls(judgement, self.layout.use) for judgement in training)
-        tell(training, self.rows, self.layout.use, sum(map(len, held.values())))
-        _ = self.data_digest  # before anybody writes to the files
+        report_counts(training, self.rows, self.layout.use, sum(map(len, held_out_lines.values())))
+        _ = self.data_digest  # cached now, before the files can change
 
     # ---- training
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
-        assert self.rows is not None, "setup comes first"
+        assert self.rows is not None, "call setup first"
         places, groups = grouped(self.rows)
         self.refuse_too_few("path", groups, "judgements")
-        if not self.counters["feedback_calls"]:  # said once, however often it is read
+        if not self.counters["feedback_calls"]:  # counted once, however often the rows are read
             self.counters["feedback_calls"] = self._spent
         return self.rows[places % self._world_size == self.trainer.global_rank]
 
@@ -173,41 +185,43 @@ class FeedbackDataModule(HeldOutReplies):
         return self._evaluation("test")
 
     def _evaluation(self, split: Split) -> list[DataLoader]:
-        """One loader of held-out rows, as many batches on every rank, if there are any, behind what is played."""
+        """Loaders of evaluation prompts, then one of held-out rows, with the same number of batches on every rank."""
         name = split if split in self.held_out else "val"
         if name not in self.held_out:
-            return self.played(split)
+            return self.reply_loaders(split)
         rows = self.held_out[name]
         places, groups = grouped(rows)
         if groups < self._world_size:
-            raise ValueError(f"{name}: {groups} prompts are held out, and there are {self._world_size} processes")
+            raise ValueError(
+                f"{name}: {groups} held-out prompts are too few for {self._world_size} processes; hold out more prompts"
+            )
         parts = min(-(-len(rows) // (EVALUATED * self._world_size)), groups // self._world_size)
-        own = torch.arange(self.trainer.global_rank, groups, self._world_size).tensor_split(parts)
-        masks = [torch.isin(places, part) for part in own]
-        return [*self.played(split), loader(partial(map, rows.__getitem__, masks), parts)]
+        local_groups = torch.arange(self.trainer.global_rank, groups, self._world_size).tensor_split(parts)
+        masks = [torch.isin(places, part) for part in local_groups]
+        return [*self.reply_loaders(split), loader(partial(map, rows.__getitem__, masks), parts)]
 
-    # ---- what a run was made of
+    # ---- sizes, digests and checkpoints
 
     @property
     def longest_row(self) -> int:
-        """Tokens of the longest row or episode, prompt and reply."""
+        """Number of tokens, prompt and reply together, in the longest row or episode."""
         return max(self._longest_judged, self.longest_played)
 
     @property
     def workload(self) -> Workload:
         assert self.rows is not None
-        unread = self.rows.valid.flip(1).int().argmax(1)  # behind the last that is judged
+        unread = self.rows.valid.flip(1).int().argmax(1)  # padding after the last judged token
         tokens = int((self.rows.valid.shape[1] - unread).sum())
         return Workload(len(self.rows), tokens, self.passes, evaluation=self.validation)
 
     @property
     def _longest_judged(self) -> int:
         rows = [self.rows, *self.held_out.values()]
-        return max(batch.obs.shape[1] for batch in rows if batch is not None) + 1  # the last is in `final_obs`
+        return max(batch.obs.shape[1] for batch in rows if batch is not None) + 1  # the last token is in `final_obs`
 
     @cached_property
     def data_digest(self) -> str:
-        """SHA-256 of the files' content at `setup`, one after the other: of a single file that of `sha256sum`."""
+        """SHA-256 of the concatenated files at `setup`; for a single file it equals the output of `sha256sum`."""
         total = hashlib.sha256()
         for path in self.paths + self.val_paths + self.test_paths:
             total.update(Path(path).read_bytes())
@@ -217,12 +231,12 @@ class FeedbackDataModule(HeldOutReplies):
         return super().state_dict() | {"data": self.data_digest, "tokenizer": self.tokenizer.digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises ValueError: the tokenizer is another than the run's, or, where it would go on, the files are."""
+        """Raises ValueError: the tokenizer differs from the checkpoint's, or, in a resumed fit, the files differ."""
         super().load_state_dict(state_dict)
         if state_dict["tokenizer"] != self.tokenizer.digest:
-            raise ValueError("tokenizer: it is another than that of the checkpoint; its ids would mean other texts")
+            raise ValueError("tokenizer: it differs from the checkpoint's, so the token ids would mean other texts")
         if self.trainer.state.fn == "fit" and state_dict["data"] != self.data_digest:
-            raise ValueError("path: the files have changed since the run began; begin a new one from its weights")
+            raise ValueError("path: the files have changed since the run began; start a new run from its weights")
 
 
 def _held_out_line(judgement: Judgement) -> HeldOutLine:

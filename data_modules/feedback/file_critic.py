@@ -1,4 +1,4 @@
-"""A feedback file as critic, of the replies that people criticised, or as reviser, of what they would have said."""
+"""Critic and reviser that read people's critiques and expected responses from feedback files."""
 
 from __future__ import annotations
 
@@ -18,57 +18,62 @@ from data_modules.text.writer import Written
 
 
 class FileCritic:
-    """What people said of replies that are there, as `pull` writes it.
+    """Critiques and expected responses from feedback files, such as those that `pull` writes.
 
-    As `critic` of `RevisionDataModule` it brings the attempts: each response that has a critique. Its tokens are those
-    that were sampled, where `meta` kept them and the tokenizer is the same; else its text is encoded. The policy learns
-    off its policy: others, or an earlier policy, wrote these replies. Objectives that compare with what was sampled
-    (`learn: [attempts]`) take the policy's own log-probabilities at the time of the collection, so their ratios begin
-    at 1 and do not correct for it; with a score, a policy gradient is biased by it. Responses without a critique are
-    left out, as nobody knows whether they are right, and so are prompts without such a response; how many is said.
+    As `critic` of `RevisionDataModule`, a `FileCritic` also provides the attempts: every response that has a critique.
+    An attempt has the tokens that were sampled if `meta` holds them and the tokenizer is the same; otherwise the text
+    is encoded.
 
-    As `reviser` it gives the `expected` response of each prompt, where there is one, whatever reply was criticised.
+    Learning from these attempts is off-policy, because an earlier policy or another author wrote the replies.
+    Objectives with importance ratios (`learn: [attempts]`) use the policy's log-probabilities at collection, so the
+    ratios start at 1 and do not correct for the difference. A policy gradient on scores is therefore biased. Responses
+    without a critique are left out, because nobody has judged them. Prompts without a criticised response are left out
+    too, and their number is logged.
 
-    A line belongs to the case of its `id` or of its prompt; system messages do not count.
+    As `reviser`, a `FileCritic` gives the `expected` response of each prompt that has one, whichever reply was
+    criticised.
+
+    A line of the file belongs to the case that has the same `id` or the same prompt. System messages are ignored when
+    prompts are compared.
 
     Args:
-        path: of one file or of several.
-        scale: lowest and highest score in the files.
+        path: one or more feedback files.
+        scale: lowest and highest possible score in the files.
     """
 
     def __init__(self, path: str | list[str], scale: Scale = (0.0, 1.0)) -> None:
         self.paths = [path] if isinstance(path, str) else list(path)
         self.scale = scale
-        self.counters: dict[str, int] = {}  # it costs nothing
-        self._critiques: dict[tuple[str, str], list[str]] = {}  # of a case and a reply, in the order of the lines
+        self.counters: dict[str, int] = {}  # empty, because reading a file makes no teacher calls
+        self._critiques: dict[tuple[str, str], list[str]] = {}  # (case id, reply) → critiques in the order of the lines
 
     def replies(self, cases: Sequence[Case], tokenizer: Tokenizer) -> list[GivenReply]:
-        """`CriticOfGivenReplies.replies`.
+        """See `CriticOfGivenReplies.replies`.
 
         Raises:
-            ValueError: a file that is wrong, a reply that the tokenizer cannot encode, or no critique at all.
+            ValueError: a file has an error, the tokenizer cannot encode a reply, or there is no critique at all.
         """
-        given: list[GivenReply] = []
+        given_replies: list[GivenReply] = []
         for case in cases:
             of_case = each_line(self._of(case), lambda line, case=case: _criticised(line, case, tokenizer))  # type: ignore[misc]
             for reply, critique in (pair for pairs in of_case for pair in pairs):
-                given.append(reply)
+                given_replies.append(reply)
                 self._critiques.setdefault((case.id, reply.text), []).append(critique)
         responses = sum(len(line.responses) for line in self._lines)
-        left = len({case.id for case in cases} - {reply.case.id for reply in given})
+        left = len({case.id for case in cases} - {reply.case.id for reply in given_replies})
         counts = (
-            f"{len(given)} of {responses} responses in {', '.join(self.paths)} are criticised replies to prompts that "
-            f"are trained on; {left} of {len(cases)} prompts have none and are left out"
+            f"{len(given_replies)} of {responses} responses in {', '.join(self.paths)} have a critique and a training "
+            f"prompt; {left} of {len(cases)} prompts have no such response and are left out"
         )
-        if not given:
-            raise ValueError(f"critic: {counts}; a line belongs to a prompt by its id, or by the prompt itself")
+        if not given_replies:
+            raise ValueError(f"critic: {counts}; give each line the id or the exact prompt of a case")
         rank_zero_info(f"critic: {counts}")
-        return given
+        return given_replies
 
     def critiques(
         self, cases: Sequence[Case], replies: Sequence[str], seeds: Sequence[int], acting: Acting
     ) -> list[str | None]:
-        """`Critic.critiques`: of a reply that has several, the one that its seed chooses."""
+        """See `Critic.critiques`. If a reply has several critiques, the seed selects one."""
         critiques: list[str | None] = []
         for case, reply, seed in zip(cases, replies, seeds, strict=True):
             matches = self._critiques.get((case.id, reply), [UNHEARD])
@@ -84,7 +89,7 @@ class FileCritic:
         seeds: Sequence[int],
         acting: Acting,
     ) -> list[Written | None]:
-        """`Reviser.revisions`: the expected response; of several the one that the seed chooses."""
+        """See `Reviser.revisions`. It returns the expected response; if there are several, the seed selects one."""
         texts: list[Written | None] = []
         for case, seed in zip(cases, seeds, strict=True):
             matches = [line.expected for line in self._of(case) if line.expected is not None]
@@ -97,22 +102,22 @@ class FileCritic:
 
     @cached_property
     def _by_name(self) -> dict[PromptText, list[Judgement]]:
-        """Lines by their id, and by their prompt."""
-        named: dict[PromptText, list[Judgement]] = {}
+        """The lines of the files by id, and again by prompt."""
+        lines_by_name: dict[PromptText, list[Judgement]] = {}
         for line in self._lines:
             for name in {line.id, _bare(line.prompt)}:
                 if name is not None:
-                    named.setdefault(name, []).append(line)
-        return named
+                    lines_by_name.setdefault(name, []).append(line)
+        return lines_by_name
 
     def _of(self, case: Case) -> list[Judgement]:
-        """The lines of a case, each once."""
+        """The lines that belong to a case, without repetition."""
         lines = [*self._by_name.get(case.id, ()), *self._by_name.get(_bare(case.prompt), ())]
         return list({line.where: line for line in lines}.values())
 
 
 def _criticised(line: Judgement, case: Case, tokenizer: Tokenizer) -> list[tuple[GivenReply, str]]:
-    """The responses of a line that have a critique, and it."""
+    """The criticised responses of a line, each with its critique."""
     pairs: list[tuple[GivenReply, str]] = []
     for place, text in enumerate(line.responses):
         critique = line.of("critique", place)
@@ -124,8 +129,8 @@ def _criticised(line: Judgement, case: Case, tokenizer: Tokenizer) -> list[tuple
 
 
 def _bare(prompt: PromptText) -> PromptText:
-    """Without system messages; a lone message of the user is its text."""
+    """The prompt without system messages; a single user message becomes a text."""
     if isinstance(prompt, str):
         return prompt
-    turns: tuple[Message, ...] = tuple(each for each in prompt if each.role not in ("system", "developer"))
+    turns: tuple[Message, ...] = tuple(message for message in prompt if message.role not in ("system", "developer"))
     return turns[0].content if len(turns) == 1 else turns

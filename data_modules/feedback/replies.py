@@ -1,4 +1,4 @@
-"""The tokens of a response, and of these the last ones of its steps."""
+"""Token ids of a response, and the positions of the tokens that end the response's labelled steps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from data_modules.text.tokenizer import Tokenizer
 
 
 def reply_of(judgement: Judgement, i: int, tokenizer: Tokenizer, ends: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The ids of response i, its stop token too if it ended by itself, and the places of the tokens that end a step.
+    """The token ids of response i, and the position of the token that ends each step.
 
-    Args: ends: the number of characters at which each step ends.
+    The ids include the stop token unless the response was cut off.
+
+    Args: ends: the end of each step, in characters.
     Raises:
-        ValueError: a text that the tokenizer cannot encode; `meta` or `steps` that do not fit the response.
+        ValueError: the tokenizer cannot encode the text, or `meta` or `steps` do not fit the response.
     """
     sampled = _sampled(judgement, i, tokenizer)
     if sampled is not None:
@@ -24,7 +26,7 @@ def reply_of(judgement: Judgement, i: int, tokenizer: Tokenizer, ends: Sequence[
 
 
 def _sampled(judgement: Judgement, i: int, tokenizer: Tokenizer) -> list[int] | None:
-    """The ids that were sampled, if `meta` kept them and the tokenizer is the same: text may not give them back."""
+    """The sampled ids, if `meta` has them and the tokenizer is the same; encoding the text may give different ids."""
     tokens = judgement.meta.get("tokens")
     if tokens is None or judgement.meta.get("tokenizer") != tokenizer.digest:
         return None
@@ -35,19 +37,19 @@ def _sampled(judgement: Judgement, i: int, tokenizer: Tokenizer) -> list[int] | 
 
 
 def _places(ids: list[int], ends: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """The place of the token with which each step ends: the first by which so many characters are said."""
+    """Position of the token that ends each step: the first token up to which the ids decode to the whole step."""
     places = [
         bisect_left(range(len(ids)), end, key=lambda place: len(tokenizer.decode(ids[: place + 1]))) for end in ends
     ]
     if len(set(places)) < len(places) or len(ids) in places:
-        raise ValueError("steps: they do not fit the tokens in meta; take these out where a response was changed")
+        raise ValueError("steps: they do not fit the tokens in meta; remove meta.tokens if a response was edited")
     return places
 
 
 def _encoded(response: str, ends: Sequence[int], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids, and the place of the last one of each step.
+    """Encode a response; return its token ids, and the position of the last token of each step.
 
-    Encoded step by step, so that no token goes across the end of one.
+    Each step is encoded separately, so that no token crosses the end of a step.
     """
     ids: list[int] = []
     places: list[int] = []
@@ -56,6 +58,6 @@ def _encoded(response: str, ends: Sequence[int], tokenizer: Tokenizer) -> tuple[
         ids += step
         if len(places) < len(ends):
             if not step:
-                raise ValueError(f"steps: {response[start:end]!r} has no token; let the step before end later")
+                raise ValueError(f"steps: {response[start:end]!r} has no token; merge it with the step before")
             places.append(len(ids) - 1)
     return ids, places

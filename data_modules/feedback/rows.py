@@ -1,4 +1,4 @@
-"""From judgements to rows of a batch: the same layout whatever is known of a reply."""
+"""Make rows of a batch from judgements: one layout for scores, rankings, preferences, critiques and steps."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ CRITIQUE_PROMPT = "{prompt} answer : {response} critique :"
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt, a reply to it, and what is known of that; None where nothing is."""
+    """A prompt, a reply, and the feedback on the reply. Missing feedback is None."""
 
     prompt: list[int]
-    reply: list[int]  # with the stop token, unless it was cut off
+    reply: list[int]  # includes the stop token unless the reply was cut off
     finished: bool
-    learns: bool  # the learner said it, and something that is used is known of it as a whole
-    expert: bool  # it is imitated
+    learns: bool  # the reply counts as the learner's, and a field in `use` judges all of it
+    expert: bool  # the reply is imitated
     rank: int = -1
     score: float | None = None
-    preference: float | None = None  # the probability that it is better than the other one of two
-    critique: bool = False  # the reply is what was said of another row's
-    steps: tuple[tuple[int, float], ...] = ()  # place in `reply` of the last token of a step, and the step's label
+    preference: float | None = None  # probability that this reply is better than the other reply of a pair
+    critique: bool = False  # the reply is a critique of the reply in a different row
+    steps: tuple[tuple[int, float], ...] = ()  # for each step, the position of its last token in `reply`, and its label
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How judgements become rows.
+    """Convert judgements into rows.
 
-    Args: format: of prompts; scores: of the training replies, in ascending order; the others as of
-        `FeedbackDataModule`.
+    Args: format: format that encodes prompts; scores: scores of the training replies in ascending order; see
+        `FeedbackDataModule` for all other arguments.
     """
 
     format: PromptFormat
@@ -57,14 +57,14 @@ class Layout:
     expected_score: float | None = None
 
     @property
-    def asks(self) -> str | Wording:
-        """What stands before a critique; by default a conversation, where prompts go through a chat template."""
+    def critique_wording(self) -> str | Wording:
+        """The prompt before a critique: as given, else chat turns if there is a template, else one line of text."""
         if self.critique_prompt is not None:
             return self.critique_prompt
         return CRITIQUE_PROMPT if self.format.template is None else Wording()
 
     def texts(self, judgement: Judgement) -> list[str]:
-        """All that a model reads or says, for a tokenizer to be made from."""
+        """All texts that the model reads or writes, to fit a tokenizer."""
         texts = [
             *texts_of(judgement.prompt),
             *judgement.responses,
@@ -72,27 +72,28 @@ class Layout:
         ]
         if "critique" in self.use:
             texts += filter(None, judgement.critique or ())
-            asks = self.asks
-            texts += asks.texts() if isinstance(asks, Wording) else [asks.format(prompt=" ", response=" ")]
+            words = self.critique_wording
+            texts += words.texts() if isinstance(words, Wording) else [words.format(prompt=" ", response=" ")]
         return texts
 
     def rows(self, judgement: Judgement) -> list[Row]:
-        """Those of one judgement, which are a group; what nothing is known of gives none.
+        """The rows of one judgement, which form a group. A reply without feedback gets no row.
 
         Raises:
-            ValueError: a text that the tokenizer cannot encode, more tokens than the context; says of which line.
+            ValueError: the tokenizer cannot encode a text, or a row is longer than the context; the message gives the
+                line.
         """
         try:
             places = range(len(judgement.responses))
             replies = [self._reply(judgement, i) for i in places]
             expected = [self._expected(judgement)] if "expected" in self.use and judgement.expected else []
             critiques = [self._critique(judgement, i) for i in places] if "critique" in self.use else []
-            found = [row for row in [*replies, *expected, *critiques] if row is not None]
-            for row in found:
+            group = [row for row in [*replies, *expected, *critiques] if row is not None]
+            for row in group:
                 self._check(row)
         except ValueError as error:
             raise ValueError(f"{judgement.where}: {error}") from None
-        return found
+        return group
 
     def _reply(self, judgement: Judgement, i: int) -> Row | None:
         score = judgement.of("score", i)
@@ -116,15 +117,15 @@ class Layout:
         )
 
     def _compared(self, judgement: Judgement, i: int) -> tuple[int, float | None]:
-        """The rank of a response, −1 without one, and the probability that it is the better of two.
+        """The rank of a response (−1 if unranked), and the probability that it is the better response of a pair.
 
-        Where nobody gave a ranking, the likelier winner is the first; at .5 there is a tie.
+        Without a ranking, the rank follows from the preference: the more probable winner has rank 0, and ½ is a tie.
         """
         first = judgement.preference if "preference" in self.use else None
-        own = first if first is None or i == 0 else 1 - first
+        chance = first if first is None or i == 0 else 1 - first
         if "ranking" in self.use and judgement.ranks is not None:
-            return judgement.ranks[i], own
-        return -1 if own is None else int(own < 0.5), own
+            return judgement.ranks[i], chance
+        return -1 if chance is None else int(chance < 0.5), chance
 
     def _expected(self, judgement: Judgement) -> Row:
         assert judgement.expected is not None
@@ -133,26 +134,26 @@ class Layout:
         return Row(prompt, reply, True, False, True, score=self.expected_score)
 
     def _critique(self, judgement: Judgement, i: int) -> Row | None:
-        """The critique of a response as a reply to both, so that it can be predicted."""
+        """A row whose reply is the critique of response i, so that the model learns to predict critiques."""
         critique = judgement.of("critique", i)
         if critique is None:
             return None
         response = judgement.responses[i]
-        if isinstance(self.asks, Wording):
-            ids = self.format.ids(self.asks.critique_prompt(judgement.prompt, response))
+        if isinstance(self.critique_wording, Wording):
+            ids = self.format.ids(self.critique_wording.critique_prompt(judgement.prompt, response))
         else:
-            template = partial(self.asks.format, response=response)
+            template = partial(self.critique_wording.format, response=response)
             ids = self.format.ids(with_last(judgement.prompt, lambda text: template(prompt=text)))
         return Row(ids, [*self.tokenizer.encode_reply(critique), self.tokenizer.eos], True, False, True, critique=True)
 
     def _imitated(self, score: float, judgement: Judgement) -> bool:
         if self.keep is None:
             return bool(self.codes)
-        own = [x for x in judgement.score or () if x is not None]
-        return score >= self.keep.threshold(self.scores, own)
+        prompt_scores = [x for x in judgement.score or () if x is not None]
+        return score >= self.keep.threshold(self.scores, prompt_scores)
 
     def _prompt(self, judgement: Judgement, score: float | None) -> list[int]:
-        """With the code of the score at its end, where there are codes and a score."""
+        """The ids of the prompt, which ends with the control code of the score if there are codes and a score."""
         code = code_of(score, self.scores, self.codes) if self.codes and score is not None else ""
         return self.format.ids(with_last(judgement.prompt, lambda text: text + code))
 
@@ -163,27 +164,27 @@ class Layout:
     def _check(self, row: Row) -> None:
         length = len(row.prompt) + len(row.reply)
         if not row.reply:
-            raise ValueError("responses: a reply that was cut off has no token; leave the line out")
+            raise ValueError("responses: a reply that was cut off has no tokens; remove the line")
         if self.context is not None and length > self.context:
             raise ValueError(
-                f"{len(row.prompt)} tokens of the prompt and {len(row.reply)} of the reply are more than the "
-                f"{self.context} that a row may have (context); shorten them or leave the line out: nothing is cut"
+                f"{len(row.prompt)} tokens of the prompt and {len(row.reply)} of the reply are more than the context "
+                f"of {self.context}; shorten them or remove the line: nothing is truncated"
             )
 
     def batch(self, groups: Sequence[Sequence[Row]]) -> Batch:
-        """All rows, those of a group next to each other."""
+        """Make a batch of all rows. The rows of a group are adjacent."""
         rows = [row for group in groups for row in group]
-        paid = [None if row.steps or row.score is None else row.score for row in rows]
+        final_rewards = [None if row.steps or row.score is None else row.score for row in rows]
         dialogues = [
             (Segment(row.prompt), Segment(row.reply, EXPERT if row.expert else LEARNER, reward=reward))
-            for row, reward in zip(rows, paid, strict=True)
+            for row, reward in zip(rows, final_rewards, strict=True)
         ]
         batch = text_rows.as_batch(dialogues)
-        learned = torch.tensor([row.learns for row in rows])
+        learns = torch.tensor([row.learns for row in rows])
         sizes = torch.tensor([len(group) for group in groups])
         batch = replace(
             batch,
-            mask=batch.valid & learned[:, None],
+            mask=batch.valid & learns[:, None],
             group=torch.arange(len(groups)).repeat_interleave(sizes),
             rank=torch.tensor([row.rank for row in rows]),
             score=torch.tensor([_or_nan(row.score) for row in rows]),
@@ -203,7 +204,7 @@ class Layout:
         return extra
 
     def _with_steps(self, batch: Batch, rows: Sequence[Row]) -> Batch:
-        """With `step_ends` and the labels as rewards there, where steps are used: they are learned from in any case."""
+        """Add step labels to a batch as rewards at `step_ends`, if steps are used; `mask` is True there in any case."""
         if "steps" not in self.use or not any(row.steps for row in rows):
             return batch
         ends = torch.zeros_like(batch.mask)
@@ -216,5 +217,5 @@ class Layout:
 
 
 def _or_nan(x: float | None) -> float:
-    """What is not known is NaN, so that whoever forgets to ask hears of it."""
+    """Replace a missing value by NaN, so that a use without a mask becomes visible."""
     return float("nan") if x is None else x

@@ -1,4 +1,4 @@
-"""Feedback in words: what there is of it, and how an item of it reads."""
+"""Summary of a feedback file in words, and single judgements in a readable form."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from data_modules.judgements.schema import FIELDS, Judgement
 from data_modules.judgements.win_rate import win_rate
 from data_modules.terminal import on_one_line, printable
 
-BINS, WIDTH = 10, 40  # of the histogram
-LISTED = 10  # doubtful lines
+BINS, WIDTH = 10, 40  # number and width of the histogram's bars
+LISTED = 10  # maximum number of suspicious lines in the summary
 
 
 def summary(judgements: Sequence[Judgement], scale: Scale) -> str:
-    """How many prompts have which field, who said it, how the scores lie, and what the rankings tell."""
+    """A summary as text: counts by field and source, histogram of scores, statistics of rankings, suspicious lines."""
     responses = sum(len(judgement.responses) for judgement in judgements)
     prompts = len({judgement.prompt for judgement in judgements})
     filled = {name: sum(getattr(j, name) not in (None, (), {}) for j in judgements) for name in FIELDS}
@@ -38,15 +38,15 @@ def summary(judgements: Sequence[Judgement], scale: Scale) -> str:
         lines += ["", _preferences(judgements)]
     if doubts := [*_doubtful_spans(judgements), *_repeated(judgements)]:
         rest = [f"… and {len(doubts) - LISTED} more lines"] if len(doubts) > LISTED else []
-        lines += ["", "look at these:", *map(on_one_line, doubts[:LISTED]), *rest]
+        lines += ["", "check these lines:", *map(on_one_line, doubts[:LISTED]), *rest]
     return "\n".join(lines)
 
 
 def _doubtful_spans(judgements: Sequence[Judgement]) -> list[str]:
-    """Those that mean something else if they were counted in units of UTF-16."""
+    """Spans that would cover different text if their offsets were in UTF-16 code units."""
     return [
-        f"{judgement.where}: spans: an emoji stands before {span.start} to {span.end}, and counts as one character; "
-        f"as units of UTF-16 they would be elsewhere: they are {response[span.start : span.end][:40]!r}"
+        f"{judgement.where}: spans: an emoji before {span.start} to {span.end} counts as one character here; if these "
+        f"are UTF-16 offsets, they are wrong: they give {response[span.start : span.end][:40]!r}"
         for judgement in judgements
         for i, response in enumerate(judgement.responses)
         for span in judgement.of("spans", i) or ()
@@ -55,21 +55,19 @@ def _doubtful_spans(judgements: Sequence[Judgement]) -> list[str]:
 
 
 def _repeated(judgements: Sequence[Judgement]) -> list[str]:
-    """Lines without an id that are of the same replies by the same source as one before."""
+    """Lines without an id in which the same source judges the same replies as in an earlier line."""
     first: dict[object, str] = {}
     lines = []
     for judgement in judgements:
         if judgement.id is None and judgement.responses and judgement.source:
-            what = (judgement.prompt, judgement.responses, judgement.source, judgement.episode, str(judgement.meta))
-            if first.setdefault(what, judgement.where) != judgement.where:
-                lines.append(
-                    f"{judgement.where}: responses: {judgement.source} has judged them in {first[what]} as well"
-                )
+            key = (judgement.prompt, judgement.responses, judgement.source, judgement.episode, str(judgement.meta))
+            if first.setdefault(key, judgement.where) != judgement.where:
+                lines.append(f"{judgement.where}: responses: {judgement.source} judged the same ones in {first[key]}")
     return lines
 
 
 def histogram(scores: Sequence[float], scale: Scale) -> list[str]:
-    """A line a bin of the scale; the highest score is in the last."""
+    """A histogram of scores as text, one line per bin. The last bin includes the highest score."""
     low, high = scale
     places = Counter(min(int((score - low) / (high - low) * BINS), BINS - 1) for score in scores)
     edges = [low + (high - low) * i / BINS for i in range(BINS + 1)]
@@ -88,19 +86,19 @@ def _pairs(judgements: Sequence[Judgement]) -> str:
         ranks = judgement.ranks or ()
         pairs, ties = comb(len(ranks), 2), sum(comb(count, 2) for count in Counter(ranks).values())
         strict, tied, silent = strict + pairs - ties, tied + ties, silent + (ties == pairs)
-    return f"rankings: {strict} strict pairs and {tied} ties; {silent} rankings put nothing above anything"
+    return f"rankings: {strict} strict pairs and {tied} ties; {silent} rankings have only ties"
 
 
 def _preferences(judgements: Sequence[Judgement]) -> str:
-    found = [judgement.preference for judgement in judgements if judgement.preference is not None]
-    sure = sum(max(p, 1 - p) for p in found) / len(found)
-    rate, low, high = win_rate(found)
-    wins = f"A wins {rate:.3g} of them against B, 95 % interval {low:.3g} to {high:.3g}"
-    return f"preferences: {len(found)}, {sure:.3g} sure on average; {wins}"
+    preferences = [judgement.preference for judgement in judgements if judgement.preference is not None]
+    sure = sum(max(p, 1 - p) for p in preferences) / len(preferences)
+    rate, low, high = win_rate(preferences)
+    wins = f"A beats B in {rate:.3g} of them, 95 % interval {low:.3g} to {high:.3g}"
+    return f"preferences: {len(preferences)}, mean confidence {sure:.3g}; {wins}"
 
 
-def shown(judgement: Judgement) -> str:
-    """An item for people to read."""
+def item_text(judgement: Judgement) -> str:
+    """One judgement as readable text."""
     lines = [on_one_line(f"── {judgement.where}" + (f" (id {judgement.id})" if judgement.id else ""))]
     if isinstance(judgement.prompt, str):
         lines.append(_entry("prompt", judgement.prompt))
@@ -113,8 +111,8 @@ def shown(judgement: Judgement) -> str:
             lines.append(_entry("score", f"{score:g}", indent=4))
         if critique is not None:
             lines.append(_entry("critique", critique, indent=4))
-        for start, end, what in _pointed(judgement, i):
-            lines.append(_entry(what, repr(response[start:end]), indent=4))
+        for start, end, label in _pointed(judgement, i):
+            lines.append(_entry(label, repr(response[start:end]), indent=4))
     lines += [
         _entry(name, str(value))
         for name in ("ranking", "preference", "expected", "source", "episode")
@@ -124,16 +122,16 @@ def shown(judgement: Judgement) -> str:
 
 
 def _pointed(judgement: Judgement, i: int) -> list[tuple[int, int, str]]:
-    """Start, end and name of each span and step of a response."""
-    found = [(span.start, span.end, "at") for span in judgement.of("spans", i) or ()]
+    """Start, end and label of each span and step of a response."""
+    marks = [(span.start, span.end, "at") for span in judgement.of("spans", i) or ()]
     start = 0
     for step in judgement.of("steps", i) or ():
-        found.append((start, step.end, f"{step.label:g}"))
+        marks.append((start, step.end, f"{step.label:g}"))
         start = step.end
-    return found
+    return marks
 
 
 def _entry(name: str, text: str, indent: int = 2) -> str:
-    """A name, and the text beside it with its further lines below."""
+    """A name with a text beside it. Further lines of the text are indented below."""
     first = f"{'':{indent}}{name:<11}"
     return first + printable(text).replace("\n", "\n" + " " * max(len(first), 10))

@@ -1,1 +1,1 @@
-"""What a teacher says of one prompt, and files of it: JSON lines. Text and feedback stand on it; it needs no torch."""
+"""Judgements, which hold a teacher's feedback on one prompt, and JSONL files of judgements. Needs no torch."""

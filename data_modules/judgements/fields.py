@@ -1,6 +1,6 @@
-"""The fields of a feedback line: what each must be, and what is wrong where it is not.
+"""Readers for the fields of a feedback line: each reader checks and returns a value.
 
-Every reader raises ValueError with the fault and what to write instead; the field is named by the caller.
+Every reader raises ValueError with the error and what to write instead. The caller adds the name of the field.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from lightning_nlf.numbers import Number
 
 Scale = tuple[Number, Number]
 T = TypeVar("T")
-# roles of other programs
+# role in other programs → role to use instead
 MEANT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "function": "tool"}
 _QUOTED = re.compile(r"\s*(-?\d{1,9}(?:\.\d{1,9})?)\s*(?:/\s*(\d{1,9})\s*)?")
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
 def cut(text: str) -> str:
-    """At most 60 characters, for a message."""
+    """Cut a text to at most 60 characters, for an error message."""
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def read_text(value: Any) -> str:
-    """A text that is neither empty nor blank."""
+    """Read a text that is not empty or blank."""
     if not isinstance(value, str):
         raise ValueError(f"must be a text, is {kind_of(value)}")
     if not value or value.isspace():
-        raise ValueError("the text is empty; leave the field out, or the line if this is a response")
+        raise ValueError("the text is empty; leave out the field, or for a response the whole line")
     if not value.isascii() and _HALVES.search(value):
-        raise ValueError("the text has half of a surrogate pair, which is no character; take it out")
+        raise ValueError("the text has half of a surrogate pair, which is not a character; remove it")
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"must be a number, is {kind_of(value)}{_meant(value)}")
+        raise ValueError(f"must be a number, is {kind_of(value)}{_number_hint(value)}")
     if abs(value) > 1e300 or not math.isfinite(value):
-        raise ValueError(f"{value if isinstance(value, float) else 'so large a number'} is no number to learn from")
+        raise ValueError(f"{value if isinstance(value, float) else 'the number'} is not finite, or too large")
     return float(value)
 
 
-def _meant(value: Any) -> str:
-    """The number that a text or a truth value stands for, if that is plain."""
+def _number_hint(value: Any) -> str:
+    """Hint what to write for a number in quotes or a truth value; empty if the meaning is not clear."""
     if isinstance(value, bool):
         return "; write 1 or 0"
     parts = _QUOTED.fullmatch(value) if isinstance(value, str) else None
@@ -58,7 +58,7 @@ def _meant(value: Any) -> str:
 
 
 def read_prompt(value: Any) -> PromptText:
-    """A text, or messages."""
+    """Read a prompt, which is a text or messages."""
     if isinstance(value, list) and value:
         return tuple(_message(message, i) for i, message in enumerate(value, 1))
     return read_text(value)
@@ -67,15 +67,15 @@ def read_prompt(value: Any) -> PromptText:
 def _message(value: Any, number: int) -> Message:
     form = '{"role": "user", "content": "…"}'
     if not isinstance(value, dict) or set(value) != {"role", "content"}:
-        other = sorted(set(value) - {"role", "content"}) if isinstance(value, dict) else []
-        which = f"; take {cut(', '.join(other))} out" if other else ""
-        raise ValueError(f"message {number} must be {form}, with no other field{which}")
+        extra = sorted(set(value) - {"role", "content"}) if isinstance(value, dict) else []
+        hint = f"; remove {cut(', '.join(extra))}" if extra else ""
+        raise ValueError(f"message {number} must be {form}, with no other field{hint}")
     if value["role"] not in ROLES:
-        meant = MEANT.get(value["role"]) if isinstance(value["role"], str) else None
-        mend = f"; write {meant}" if meant else ""
-        raise ValueError(f"message {number}: role {cut(repr(value['role']))} is none of {', '.join(ROLES)}{mend}")
+        role = MEANT.get(value["role"]) if isinstance(value["role"], str) else None
+        hint = f"; write {role}" if role else ""
+        raise ValueError(f"message {number}: role {cut(repr(value['role']))} is none of {', '.join(ROLES)}{hint}")
     if isinstance(value["content"], list):
-        raise ValueError(f"message {number}: content: is a list of parts; join their texts to one")
+        raise ValueError(f"message {number}: content: is a list of parts; join their texts into one text")
     try:
         return Message(value["role"], read_text(value["content"]))
     except ValueError as error:
@@ -83,70 +83,71 @@ def _message(value: Any, number: int) -> Message:
 
 
 def read_responses(value: Any) -> tuple[str, ...]:
-    """A list of at least one text."""
+    """Read a list of at least one text."""
     if not isinstance(value, list) or not value:
         raise ValueError(f'must be a list like ["…"] of at least one text, is {kind_of(value)}')
-    return tuple(_named(i, len(value), read_text, text) for i, text in enumerate(value))
+    return tuple(_for_response(i, len(value), read_text, text) for i, text in enumerate(value))
 
 
 def read_score(value: Any, scale: Scale | None) -> float:
-    """A number on the scale, if one is declared."""
+    """Read a number, which must be on the scale if a scale is given."""
     score = _number(value)
     if scale is not None and not scale[0] <= score <= scale[1]:
         digits = value if abs(value) < 1e15 else f"{score:g}"
-        raise ValueError(f"{digits} is off the scale {scale[0]:g} to {scale[1]:g}; mend it, or declare another scale")
+        bounds = f"{scale[0]:g} to {scale[1]:g}"
+        raise ValueError(f"{digits} is outside the scale {bounds}; correct it, or set another scale")
     return score
 
 
 def read_ranking(value: Any, responses: tuple[str, ...]) -> str:
-    """An order of all responses, as `format_ranking` writes it."""
+    """Read a ranking of all responses, and return it in the form of `format_ranking`."""
     return format_ranking(parse_ranking(read_text(value), len(some_responses(responses))))
 
 
 def read_preference(value: Any, responses: tuple[str, ...]) -> float:
-    """The probability that the first of two responses is better."""
+    """Read the probability that the first of two responses is better."""
     count = len(some_responses(responses))
     probability = _number(value)
     if count != 2:
-        raise ValueError(f"is of A against B, and the number of responses is {count}; give a ranking instead")
+        raise ValueError(f"compares two responses, A and B, and the line has {count}; give a ranking instead")
     if not 0 <= probability <= 1:
-        raise ValueError(f"{probability:g} is no probability that A is better than B; it must be in 0 to 1")
+        raise ValueError(f"{probability:g} must be from 0 to 1; it is the probability that A is better than B")
     return probability
 
 
 def read_spans(value: Any, response: str) -> tuple[Span, ...]:
-    """Ranges of characters of the response."""
+    """Read ranges of characters in the response."""
     spans: list[Span] = []
     for start, end in _objects(value, "start", "end"):
         if not (start == int(start) and end == int(end) and 0 <= start < end <= len(response)):
-            hint = "; characters count, and an emoji is one, not two as in UTF-16" if astral(response) else ""
+            hint = "; count characters: an emoji is one, not two as in UTF-16" if astral(response) else ""
             size = f"the {len(response)} characters of the response"
-            raise ValueError(f"{start:g} to {end:g} is no range within {size}{hint}")
+            raise ValueError(f"{start:g} to {end:g} is not a range within {size}{hint}")
         spans.append(Span(int(start), int(end)))
     return tuple(spans)
 
 
 def astral(text: str) -> bool:
-    """Whether a character, such as an emoji, is two units of UTF-16, as JavaScript and Java count."""
+    """Whether a text has a character, such as an emoji, that counts as two units in JavaScript and Java (UTF-16)."""
     return not text.isascii() and max(text) > "\uffff"
 
 
 def read_steps(value: Any, response: str) -> tuple[Step, ...]:
-    """Labelled steps: where each ends in the response, in order."""
+    """Read the labelled steps of the response, in order, each with the character at which it ends."""
     steps: list[Step] = []
     for end, label in _objects(value, "end", "label"):
         before = steps[-1].end if steps else 0
         if not (end == int(end) and before < end <= len(response)):
             raise ValueError(
-                f"end {end:g} is no character above {before}, where the last step ended, "
-                f"and up to {len(response)}, where the response ends"
+                f"end {end:g} must be above {before}, where the step before ended, "
+                f"and at most {len(response)}, where the response ends"
             )
         steps.append(Step(int(end), label))
     return tuple(steps)
 
 
 def _objects(value: Any, *names: str) -> Iterator[tuple[float, ...]]:
-    """The numbers by these names of each object in a list."""
+    """Yield the numbers with these names from each object in a list."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"must be a list of at least one object, is {kind_of(value)}")
     for item in value:
@@ -156,9 +157,9 @@ def _objects(value: Any, *names: str) -> Iterator[tuple[float, ...]]:
 
 
 def read_meta(value: Any, responses: int | None) -> dict[str, Any]:
-    """An object that JSON can hold, with `said_by` and `finished` as the product writes them.
+    """Read an object of JSON values. Its `said_by` and `finished` must have the form that this package writes.
 
-    Args: responses: how many there are; None where that is not known.
+    Args: responses: the number of responses; None if unknown.
     """
     if not isinstance(value, dict):
         raise ValueError(f"must be an object, is {kind_of(value)}")
@@ -167,7 +168,7 @@ def read_meta(value: Any, responses: int | None) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot be written as JSON: {error}") from None
     if not text.isascii() and _HALVES.search(text):
-        raise ValueError("has half of a surrogate pair, which is no character; take it out")
+        raise ValueError("has half of a surrogate pair, which is not a character; remove it")
     authors = value.get("said_by", {})
     if not isinstance(authors, dict) or not all(isinstance(name, str) for name in authors.values()):
         raise ValueError('said_by must be an object like {"score": "who"}')
@@ -181,41 +182,43 @@ def read_meta(value: Any, responses: int | None) -> dict[str, Any]:
 def of_each_response(
     value: Any, responses: tuple[str, ...], read: Callable[[Any, str], T], of_objects: bool = False
 ) -> tuple[T | None, ...]:
-    """A value for each response: a list as long as they are, null where there is none; of a lone one without a list.
+    """Read a value for each response from a list with null for missing values; one response needs no list.
 
-    Args: of_objects: a value is itself a list of objects.
+    Args: read: reader of one value; of_objects: whether each value is itself a list of objects.
     """
     count = len(some_responses(responses))
     listed = isinstance(value, list) and not (of_objects and value and all(isinstance(x, dict) for x in value))
     if not listed and count == 1:
         return (read(value, responses[0]),)
     if not listed:
-        raise ValueError(f"is one for {count} responses; give a list with one for each, null where there is none")
+        raise ValueError(f"is a single value for {count} responses; give a list with one value or null for each")
     if len(value) != count:
-        raise ValueError(f"is a list of {len(value)} for {count} responses; give one for each, null where none is")
+        raise ValueError(f"is a list of {len(value)} for {count} responses; give one value or null for each")
     if all(x is None for x in value):
-        raise ValueError("has nothing but null; leave the field out")
+        raise ValueError("has only null; leave the field out")
     pairs = list(zip(value, responses, strict=True))
-    return tuple(None if x is None else _named(i, count, read, x, response) for i, (x, response) in enumerate(pairs))
+    return tuple(
+        None if x is None else _for_response(i, count, read, x, response) for i, (x, response) in enumerate(pairs)
+    )
 
 
 def some_responses(responses: tuple[str, ...]) -> tuple[str, ...]:
-    """The responses. Raises ValueError: there are none that a field could be about."""
+    """The responses, if there are any.  Raises ValueError: a field is about responses, and there are none."""
     if not responses:
-        raise ValueError("there is no response that it could be about; add responses, or leave it out")
+        raise ValueError("is about responses, and the line has none; add responses, or leave the field out")
     return responses
 
 
-def _named(index: int, count: int, read: Callable[..., T], *args: Any) -> T:
-    """What `read` makes of it; what is wrong is said of the response by its letter."""
+def _for_response(index: int, count: int, read: Callable[..., T], *args: Any) -> T:
+    """Call `read`, and add the letter of the response to its errors."""
     try:
         return read(*args)
     except ValueError as error:
-        raise ValueError(f"of response {letter(index)}: {error}" if count > 1 else str(error)) from None
+        raise ValueError(f"response {letter(index)}: {error}" if count > 1 else str(error)) from None
 
 
 def kind_of(value: Any) -> str:
-    """The type of a JSON value in words, for a message."""
+    """The type of a JSON value in words, for an error message."""
     names = {bool: "true or false", str: "a text", list: "a list", dict: "an object", type(None): "null"}
     if value == [] or value == {}:
         return f"empty {names[type(value)].split()[1]}"

@@ -1,4 +1,4 @@
-"""From a line of a feedback file to a judgement, or to all that is wrong with it."""
+"""Parse a line of a feedback file into a judgement, or list all errors in the line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data_modules.judgements import fields
 from data_modules.judgements.fields import Scale, cut, of_each_response, read_text
 from data_modules.judgements.schema import FIELDS, Judgement
 
-FORMATS = {  # a field that tells another program's format → its name, and what to write instead
+FORMATS = {  # field in a different program's format → name of the format, and what to write instead
     "messages": ("OpenAI's format", "the messages before the answer as prompt, and the answer as expected"),
     "conversations": ("ShareGPT's format", "the turns before the answer as prompt, and the answer as expected"),
     "chosen": ("TRL's format of pairs", '"responses": [chosen, rejected], "ranking": "A > B"'),
@@ -20,11 +20,11 @@ FORMATS = {  # a field that tells another program's format → its name, and wha
 }
 CONVERTED = ("messages", "conversations", "chosen", "rejected", "completion")
 CONVERT = "; or convert the whole file: python -m data_modules.feedback convert --help"
-DEPTH = 32  # brackets within brackets that a field may have
+DEPTH = 32  # maximum nesting of brackets in a field
 
 
 class Faults(ValueError):
-    """All that is wrong with one line: `faults`, each with its field and what to do."""
+    """All errors in one line. Each of `faults` gives the field and what to do."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("; ".join(faults))
@@ -32,18 +32,18 @@ class Faults(ValueError):
 
 
 def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement:
-    """The judgement in one line of a file. A field that is null is missing.
+    """Parse one line of a feedback file. A field that is null counts as missing.
 
-    Args: scale: lowest and highest score there is; None: any number.
+    Args: scale: lowest and highest possible score; None = any number.
     Raises:
-        Faults: whatever is wrong.
+        Faults: all errors in the line.
     """
     if not isinstance(record, dict):
-        raise Faults([f'a line is an object like {{"prompt": …}}, not {fields.kind_of(record)}'])
+        raise Faults([f'a line must be an object like {{"prompt": …}}, is {fields.kind_of(record)}'])
     if not {"responses", "expected"} & record.keys():
-        for name, (form, mend) in FORMATS.items():
+        for name, (form, remedy) in FORMATS.items():
             if name in record:
-                raise Faults([f"{name}: this line is of {form}; write {mend}{CONVERT if name in CONVERTED else ''}"])
+                raise Faults([f"{name}: this line is in {form}; write {remedy}{CONVERT if name in CONVERTED else ''}"])
     faults = [unknown_field(name) for name in record if name not in FIELDS]
     values: dict[str, Any] = {}
 
@@ -61,7 +61,7 @@ def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement
     take("responses", fields.read_responses)
     take("expected", read_text)
     if record.get("responses") is None and record.get("expected") is None:
-        faults.append("responses: there are none and no expected either; give at least one of the two")
+        faults.append("responses: are missing, and so is expected; give at least one of the two")
     readable = "responses" in values or record.get("responses") is None
     if readable:
         responses = values.get("responses", ())
@@ -81,10 +81,10 @@ def parse(record: Any, scale: Scale | None = None, where: str = "") -> Judgement
 
 def _refuse_deep(value: Any) -> None:
     level, depth = [value], 0
-    while level := [x for each in level for x in _parts(each)]:
+    while level := [x for outer in level for x in _parts(outer)]:
         depth += 1
         if depth > DEPTH:
-            raise ValueError(f"brackets stand within brackets, more than {DEPTH} deep; make it flatter")
+            raise ValueError(f"its brackets are nested more than {DEPTH} deep; make it flatter")
 
 
 def _parts(value: Any) -> list[Any]:
@@ -94,4 +94,4 @@ def _parts(value: Any) -> list[Any]:
 def unknown_field(name: str, fields: Sequence[str] = FIELDS) -> str:
     name = cut(name)
     near = difflib.get_close_matches(name, fields, 1)
-    return f"{name}: unknown field; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}")
+    return f"{name}: unknown field; " + (f"did you mean {near[0]}?" if near else f"known fields: {', '.join(fields)}")

@@ -1,4 +1,4 @@
-"""Orders with ties, as people write them: "B > C = D > A" over the responses A, B, C, … of one prompt."""
+"""Rankings with ties, as people write them: "B > C = D > A" for the responses A, B, C, … to one prompt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def letter(index: int) -> str:
-    """0 → A, 25 → Z, 26 → AA, as the columns of a spreadsheet."""
+    """0 → A, 25 → Z, 26 → AA, like the columns of a spreadsheet."""
     name = ""
     index += 1
     while index:
@@ -16,10 +16,10 @@ def letter(index: int) -> str:
 
 
 def parse_ranking(text: str, responses: int) -> tuple[int, ...]:
-    """The rank of each response, 0 for the best, equal for a tie: "B > C = D > A" of four is (2, 0, 1, 1).
+    """Parse a ranking into the rank of each response, 0 for the best: "B > C = D > A" gives (2, 0, 1, 1).
 
     Raises:
-        ValueError: a letter that no response has, one missing, one twice, or no such order at all.
+        ValueError: the text is not a ranking, or a letter is unknown, missing or used twice.
     """
     quoted = repr(text if len(text) <= 80 else f"{text[:79]}…")
     index = {letter(i): i for i in range(responses)}
@@ -28,10 +28,10 @@ def parse_ranking(text: str, responses: int) -> tuple[int, ...]:
         for name in block.split("="):
             name = name.strip()
             if not name:
-                raise ValueError(f"{quoted} has nothing on one side of a sign; write it like 'B > C = D > A'")
+                raise ValueError(f"{quoted} has nothing on one side of a sign; write a ranking like 'B > C = D > A'")
             if name not in index:
-                known = "end at A" if responses == 1 else f"are A to {letter(responses - 1)}"
-                raise ValueError(f"{quoted} names {name[:20]!r}, but the responses {known}")
+                letters = "end at A" if responses == 1 else f"are A to {letter(responses - 1)}"
+                raise ValueError(f"{quoted} names {name[:20]!r}, but the responses {letters}")
             if index[name] in ranks:
                 raise ValueError(f"{quoted} names {name} twice; name each response once")
             ranks[index[name]] = rank
@@ -43,7 +43,7 @@ def parse_ranking(text: str, responses: int) -> tuple[int, ...]:
 
 
 def format_ranking(ranks: Sequence[int]) -> str:
-    """(2, 0, 1, 1) → "B > C = D > A"; only the order of the ranks counts."""
+    """Write ranks as text: (2, 0, 1, 1) gives "B > C = D > A". Only the order of the ranks matters."""
     blocks: dict[int, list[str]] = {}
     for i, rank in enumerate(ranks):
         blocks.setdefault(rank, []).append(letter(i))
@@ -51,9 +51,10 @@ def format_ranking(ranks: Sequence[int]) -> str:
 
 
 def ranks_of_scores(scores: Sequence[float], ties: float = 0.0) -> tuple[int, ...]:
-    """The rank of each response by its score, the highest best.
+    """The rank of each response by score, 0 for the highest score.
 
-    A response ties with the best of those above it that it is within `ties` of; so a tie never spans more than `ties`.
+    A response joins a group of tied responses if its score differs by at most `ties` from the best score of the group.
+    Scores in a group therefore never differ by more than `ties`.
 
     Raises:
         ValueError: ties is below 0.
@@ -63,7 +64,7 @@ def ranks_of_scores(scores: Sequence[float], ties: float = 0.0) -> tuple[int, ..
     ranks = [0] * len(scores)
     rank, best = 0, max(scores, default=0.0)
     for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
-        # .3 and .25 are a hair more than .05 apart as floats.
+        # As floats, .3 and .25 differ by a little more than .05.
         if best - scores[i] > ties + 1e-12 * max(abs(best), 1):
             rank, best = rank + 1, scores[i]
         ranks[i] = rank

@@ -1,4 +1,4 @@
-"""What a teacher says of one prompt: the fields of a judgement."""
+"""Schema of a judgement: a teacher's feedback on the responses to one prompt."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Message:
     content: str
 
 
-PromptText = str | tuple[Message, ...]  # one text, or the messages of a chat
+PromptText = str | tuple[Message, ...]  # a text, or the messages of a chat
 
 
 def readable(prompt: PromptText) -> str:
-    """A prompt as one text for people and judges: the role before each message of a chat, if there are several."""
+    """A prompt as one text for people and judges; with several messages, the role precedes each message."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -33,7 +33,7 @@ def readable(prompt: PromptText) -> str:
 
 @dataclass(frozen=True)
 class Span:
-    """The characters [start, end) of a response, which a critique points at."""
+    """The characters [start, end) of a response that a critique is about."""
 
     start: int
     end: int
@@ -41,7 +41,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a response: it ends before character `end` and began where the one before ended."""
+    """A labelled step of a response. It begins at the end of the previous step, and ends before character `end`."""
 
     end: int
     label: float
@@ -49,38 +49,38 @@ class Step:
 
 @dataclass(frozen=True)
 class Judgement:
-    """One judged prompt. What has a value for each response is None, or a tuple as long as `responses`."""
+    """A teacher's feedback on one prompt. Fields with one value per response are None or as long as `responses`."""
 
     prompt: PromptText
-    responses: tuple[str, ...] = ()  # at least one, or `expected`
-    score: tuple[float | None, ...] | None = None  # the higher the better
+    responses: tuple[str, ...] = ()  # may be empty if there is `expected`
+    score: tuple[float | None, ...] | None = None  # higher is better
     critique: tuple[str | None, ...] | None = None
-    expected: str | None = None  # what the response should have been
+    expected: str | None = None  # the expected response
     ranking: str | None = None  # "B > C = D > A", best first
-    preference: float | None = None  # of two responses: the probability that A is better than B
+    preference: float | None = None  # for two responses, the probability that A is better than B
     spans: tuple[tuple[Span, ...] | None, ...] | None = None
-    steps: tuple[tuple[Step, ...] | None, ...] | None = None  # labels of the steps of a response, in order
-    source: str | None = None  # who said so: a person's id, a rule, an environment, a model
-    episode: str | None = None  # the recorded rollout that this is about
+    steps: tuple[tuple[Step, ...] | None, ...] | None = None  # labels of each response's steps, in order
+    source: str | None = None  # the author: a person's id, a rule, an environment, a model
+    episode: str | None = None  # the recorded episode that the feedback is about
     meta: dict[str, Any] = field(default_factory=dict)
     id: str | None = None  # unique within a file
-    where: str = field(default="", compare=False)  # FILE:LINE it was read from
+    where: str = field(default="", compare=False)  # FILE:LINE that the judgement was read from
 
     @cached_property
     def ranks(self) -> tuple[int, ...] | None:
-        """The rank of each response, 0 for the best; None where nobody put them in order."""
+        """The rank of each response, 0 for the best; None without a ranking."""
         return None if self.ranking is None else parse_ranking(self.ranking, len(self.responses))
 
     def of(self, name: Literal["score", "critique", "spans", "steps"], response: int) -> Any:
-        """What is said of one response; None where nothing is."""
+        """The value of a field for one response; None if the response has no value."""
         values = getattr(self, name)
         return None if values is None else values[response]
 
     def finished(self, response: int) -> bool:
-        """Whether a response ended by itself: so says `meta.finished`, true or false, or a list with one a response.
+        """Whether a response was not cut off, by `meta.finished`: a truth value, or a list with one per response.
 
         Raises:
-            ValueError: it says anything else.
+            ValueError: `meta.finished` has a different form.
         """
         value = self.meta.get("finished", True)
         values = value if isinstance(value, list) else [value] * len(self.responses)
@@ -89,7 +89,7 @@ class Judgement:
         return values[response]
 
     def record(self) -> dict[str, Any]:
-        """The line of a file: what is there, and without a list around what a lone response has."""
+        """The JSON object for a line of a file, without empty fields, and without lists for a single response."""
         record = {name: plain(getattr(self, name)) for name in FIELDS}
         if len(self.responses) == 1:
             record |= {name: record[name][0] for name in _PER_RESPONSE if record[name] is not None}
@@ -101,7 +101,7 @@ _PER_RESPONSE = ("score", "critique", "spans", "steps")
 
 
 def plain(value: Any) -> Any:
-    """Tuples as lists, and messages, spans and steps as objects, as JSON has them."""
+    """Convert a value to JSON types: tuples become lists; messages, spans and steps become objects."""
     if isinstance(value, tuple):
         return [plain(x) for x in value]
     if isinstance(value, Message | Span | Step):

@@ -1,4 +1,4 @@
-"""Held-out prompts by share: which they are depends on the prompts alone."""
+"""Split prompts by share into training and held-out prompts; the split depends only on the prompts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ def prompt_digest(prompt: PromptText) -> str:
 
 
 def split_prompts(prompts: Sequence[PromptText], shares: Sequence[float]) -> list[set[PromptText]]:
-    """A set of held-out prompts for each share, at least one where the share is not 0. No two have one in common.
+    """Choose a set of held-out prompts for each share, without overlap, at least one prompt for a share above 0.
 
     Raises:
-        ValueError: too few different prompts to leave one to train on.
+        ValueError: there are too few different prompts, so that none would be left to train on.
     """
     order = sorted(set(prompts), key=prompt_digest)
     counts = [max(round(share * len(order)), 1) if share else 0 for share in shares]
     if order and sum(counts) >= len(order):
-        raise ValueError(f"shares: {len(order)} different prompts, and {sum(counts)} of them would be held out")
+        raise ValueError(
+            f"shares: {sum(counts)} of {len(order)} different prompts would be held out, and none left to train on; "
+            "give more prompts, or lower the shares"
+        )
     starts = [sum(counts[:i]) for i in range(len(counts))]
     return [set(order[start : start + count]) for start, count in zip(starts, counts, strict=True)]

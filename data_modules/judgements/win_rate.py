@@ -1,4 +1,4 @@
-"""How often one policy wins against another, with an interval."""
+"""Win rate of one policy against another, with a confidence interval."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 
 def win_rate(preferences: Sequence[float]) -> tuple[float, float, float]:
-    """How often A wins against B, a tie half, and its 95 % interval: Wilson's, of so many comparisons.
+    """The win rate of A against B, in which ties count half, and its 95 % confidence interval (Wilson score interval).
 
-    Args: preferences: P(A is better), each; above ½ A wins.
+    Args: preferences: the probability that A is better, for each comparison. A wins if it is above ½.
     """
     n = len(preferences)
     rate = sum((p > 0.5) + 0.5 * (p == 0.5) for p in preferences) / n

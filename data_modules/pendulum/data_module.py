@@ -1,4 +1,4 @@
-"""The pendulum as a DataModule: rollouts, an expert who labels or takes over, evaluation on seeds of its own."""
+"""DataModule for InvertedPendulum: rollouts, expert labels, take-overs, and evaluation on separate seeds."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from data_modules.pendulum.episodes import Ended, play
 from data_modules.pendulum.simulator import InvertedPendulum
 from data_modules.ranges import at_least
 from lightning_nlf.batch import Actor, Batch
-from lightning_nlf.numbers import Size
+from lightning_nlf.numbers import Number, Size
 
 
 class PendulumDataModule(ControlDataModule):
-    """InvertedPendulum-v5 on MuJoCo, many episodes at once.
+    """Many episodes at once of InvertedPendulum-v5 on MuJoCo.
 
     Args:
-        episodes: rows of a wave, over all ranks.
-        horizon: steps a row at most; an episode that is cut here goes on in the next collection.
-        threads: for MuJoCo; None = as many as there are cores.
+        episodes: number of rows in a wave, over all ranks.
+        horizon: maximum number of steps in a row. An episode that is cut at the horizon continues in the next
+            collection.
+        solved: return at which the task counts as solved. Three such validations in a row end the fit. None = the fit
+            does not end early.
+        threads: number of threads for MuJoCo; None = one per core.
     """
 
     question = (
@@ -36,14 +39,19 @@ class PendulumDataModule(ControlDataModule):
         episodes: Size = 8,
         horizon: Size = InvertedPendulum.time_limit,
         threads: Size | None = None,
+        solved: Number | None = 950.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(horizon=horizon, **kwargs)
         at_least(1, episodes=episodes)
-        self.episodes = episodes
+        self.episodes, self.solved = episodes, solved
         self.simulator = InvertedPendulum(threads)
         self.play = partial(play, self.simulator)
-        self.pending: Ended | None = None  # where the rows of the last wave stopped
+        self.pending: Ended | None = None  # states in which the rows of the last wave stopped
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"obs_dim": InvertedPendulum.obs_dim, "action_dim": InvertedPendulum.action_dim}
 
     # ---- collection
 
@@ -71,14 +79,14 @@ class PendulumDataModule(ControlDataModule):
         limit = self.simulator.time_limit
         batch, _ = self.play(actor, states, elapsed, limit, deterministic=deterministic)
         if deterministic:
-            self.shown["evaluation"] = batch[:1]
+            self.exhibit_rows["evaluation"] = batch[:1]
         return batch
 
     def exhibits(self, folder: Path) -> list[Path]:
-        return [self.film(row, folder / f"{name}.gif", f"{name} episode") for name, row in self.shown.items()]
+        return [self.film(row, folder / f"{name}.gif", f"{name} episode") for name, row in self.exhibit_rows.items()]
 
     def film(self, episode: Batch, path: Path, title: str) -> Path:
-        """Draws an episode, a batch of one row, as a GIF that shows who acted."""
+        """Draw an episode, a batch of one row, as a GIF that shows who acted."""
         from data_modules.pendulum.rendering import episode_gif
 
         assert episode.rewards is not None

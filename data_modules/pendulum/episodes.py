@@ -1,4 +1,4 @@
-"""The pendulum's episodes: states that go into the simulator and come out of it, and where they stopped."""
+"""Pendulum episodes that can stop and continue later: the simulator's states are passed in and out."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_nlf.batch import Actor, Batch
 
 @dataclass
 class Ended:
-    """Where the rows of a collection stopped."""
+    """The states in which the rows of a collection stopped."""
 
     states: FloatArray  # (B, S)
     elapsed: np.ndarray  # (B,) steps since the episode's reset
-    over: BoolArray  # (B,) terminated, or out of time; else the next collection can go on from here
-    returns: FloatArray  # (B,) of the episodes so far
+    over: BoolArray  # (B,) terminated or truncated; if False, the next collection continues the episode
+    returns: FloatArray  # (B,) return of each episode so far
 
 
 def play(
@@ -33,12 +33,12 @@ def play(
     returns: FloatArray | None = None,
     **players: Any,
 ) -> tuple[Batch, Ended]:
-    """At most `horizon` steps from each of the B states.
+    """Play at most `horizon` steps from each of the B states.
 
     Args:
-        elapsed, returns: (B,) steps and rewards since each episode's reset.
-        players: expert, plan, expert_steps, takeover, deterministic, as `play_rows` takes them.
-    Returns: the rows, with `expert_*` filled in where the expert acted, and where they stopped.
+        elapsed, returns: (B,) number of steps and sum of rewards since each episode's reset.
+        players: the arguments `expert`, `plan`, `expert_steps`, `takeover` and `deterministic` of `play_rows`.
+    Returns: the rows, with `expert_*` set at the expert's steps; and the states in which the rows stopped.
     """
     earned = np.zeros(len(states)) if returns is None else returns.copy()
     now = Ended(states.copy(), elapsed.copy(), np.zeros(len(states), dtype=bool), earned)
@@ -47,7 +47,7 @@ def play(
 
 @dataclass
 class _Pendula:
-    """`Episodes` that go on from where they stopped."""
+    """`Episodes` that continue from the states in which they stopped."""
 
     simulator: InvertedPendulum
     now: Ended

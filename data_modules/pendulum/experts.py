@@ -1,4 +1,4 @@
-"""Experts on the pendulum: linear controllers with a Gaussian around them, so that importance weights exist."""
+"""Experts for the pendulum: linear controllers with Gaussian noise, so that importance weights exist."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 def linearised() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A (4, 4) and B (4, 1) of s' = A s + B u around the upright pole at rest: central differences of the real step.
+    """A (4, 4) and B (4, 1) of s' = A s + B u around the upright pole at rest, by central differences of a real step.
 
-    Differences, because `mjd_transitionFD` refuses the model's RK4 integrator.
+    `mjd_transitionFD` cannot be used, because it does not support the model's RK4 integrator.
     """
     simulator, difference = InvertedPendulum(threads=1), 1e-5
     size = simulator.obs_dim + simulator.action_dim
@@ -33,7 +33,7 @@ def linearised() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def lqr_gain(q: Sequence[float], r: float) -> NDArray[np.float64]:
-    """K (4,) of u = K·s, minimising Σ sᵀ diag(q) s + r u² over an endless episode.
+    """K (4,) of u = K·s that minimises Σ sᵀ diag(q) s + r u² over an infinite episode.
 
     K = −(r + BᵀPB)⁻¹ BᵀPA with P from the discrete algebraic Riccati equation.
     """
@@ -45,15 +45,15 @@ def lqr_gain(q: Sequence[float], r: float) -> NDArray[np.float64]:
 
 
 class LinearExpert:
-    """N(clip(K·s, ±3), std): `Expert` for obs s = (x, θ, ẋ, θ̇).
+    """Linear controller with Gaussian noise, N(clip(K·s, ±3), std), as an `Expert` for observations s = (x, θ, ẋ, θ̇).
 
     Args:
-        gain: K, four numbers.
-        std: standard deviation of an action. At 0 the action is the mean and its log-density is +inf, that of a point
-            mass: no importance weight against it exists, and whoever computes one must refuse it.
+        gain: the gain K, as four numbers.
+        std: standard deviation of an action. At 0 the action is the mean, with the log-density +inf of a point mass.
+            Importance weights then do not exist, and code that needs importance weights must raise an error.
 
     Raises:
-        ValueError: std < 0 or not finite, or gain has not four finite entries.
+        ValueError: std < 0 or not finite, or gain does not have four finite entries.
     """
 
     def __init__(self, gain: Sequence[Number], std: NonNegative = 0.1) -> None:
@@ -64,13 +64,13 @@ class LinearExpert:
         self.gain = torch.tensor([float(k) for k in gain], dtype=torch.float32)[:, None]  # (4, 1)
         self.std = std
         self._std = torch.tensor([[std]], dtype=torch.float32)
-        self._log_density_at_mean = -self._std.log() - _HALF_LOG_TWO_PI  # (1, 1), +inf where std is 0
+        self._log_density_at_mean = -self._std.log() - _HALF_LOG_TWO_PI  # (1, 1), +inf if std is 0
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """obs (N, 4) float32 → actions (N, 1), log_probs (N,) and {"mean", "std"}, each (N, 1).
 
-        Drawn from torch's global generator. The action is as sampled: the environment clips it.
+        Random numbers come from torch's global generator. The actions are not clipped; the environment clips them.
         """
         limit = InvertedPendulum.action_limit
         mean = torch.mm(obs, self.gain).clamp_(-limit, limit)  # (N, 1)
@@ -81,15 +81,15 @@ class LinearExpert:
 
 
 class LQRExpert(LinearExpert):
-    """The optimal linear controller of the model at hand, solved for when it is made: 1000 of 1000 steps.
+    """Optimal linear controller (LQR) of the linearised model; it balances the pole for all 1000 steps.
 
     Args:
         std: standard deviation of an action, 0 = deterministic (see `LinearExpert`).
-        q: weights of the squared x, θ, ẋ, θ̇.
-        r: weight of the squared action.
+        q: weights of the squared x, θ, ẋ and θ̇ in the cost.
+        r: weight of the squared action in the cost.
 
     Raises:
-        ValueError: std or an entry of q is negative, r ≤ 0, or q has not four entries.
+        ValueError: std or an entry of q is negative, r ≤ 0, or q does not have four entries.
     """
 
     def __init__(
@@ -106,9 +106,10 @@ class LQRExpert(LinearExpert):
 
 
 class WeakExpert(LinearExpert):
-    """Holds the pole but lets the cart drift away: falls after about 195 of 1000 steps, and so do its clones.
+    """Weak controller that holds the pole up but lets the cart drift, so the pole falls after about 195 of 1000 steps.
 
-    (A noisy LQR would not do: its mean is optimal, so imitating it surpasses it.)
+    Clones of this expert fail in the same way. A noisy LQR would not be a weak expert for imitation, because its mean
+    is optimal, so a clone would be better than the expert.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""An episode as an animated GIF that shows who acted: the learner in blue, the expert in orange.
+"""Animated GIF of an episode that shows who acted: the learner in blue, the expert in orange.
 
-The scene is MuJoCo's own picture where an OpenGL context can be made, else a drawing to the same scale; the overlay is
-one and the same.
+MuJoCo renders the scene if an OpenGL context can be created; otherwise the scene is drawn to the same scale. The
+overlay is the same for both.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _METRE = 180  # px
 _RAIL = SCENE_HEIGHT - 48  # px below the scene's top
 _INK, _GREY, _PAPER, _SKY = (15, 23, 42), (100, 116, 139), (255, 255, 255), (241, 245, 249)
 _POLE, _LIMIT = (51, 65, 85), (220, 38, 38)
-_gl_works = True  # until a context could not be made: tried once a process
+_gl_works = True  # False after a failure, so that each process tries OpenGL once
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +51,14 @@ def episode_gif(
     title: str = "",
     actions: NDArray[Any] | None = None,
 ) -> Path:
-    """Writes one episode as a GIF of 480 × 300 px, at most 80 frames and 1 MB; long episodes are subsampled.
+    """Write one episode as a GIF of 480 × 300 px, with at most 80 frames and 1 MB; long episodes are subsampled.
 
     Args:
-        obs: (T, 4), the observation before each step.
-        expert_acted: (T,) bool.
-        rewards: (T,), of each step.
-        path: of the file; its folder is made.
-        title: the first line.
+        obs: (T, 4), the observations before each step.
+        expert_acted: (T,) bool, True at the expert's steps.
+        rewards: (T,), the reward of each step.
+        path: path of the file; the folder is created if necessary.
+        title: text of the first line in the picture.
         actions: (T, 1) or (T,), drawn as arrows on the cart if given.
 
     Returns:
@@ -70,40 +70,40 @@ def episode_gif(
     lengths = [len(x) for x in (obs, expert_acted, rewards, actions) if x is not None]
     if lengths[0] == 0 or len(set(lengths)) > 1:
         raise ValueError(f"obs, expert_acted, rewards, actions: got lengths {lengths}, must be equal and at least 1")
-    steps, shown = lengths[0], spread(lengths[0], MAX_FRAMES)
+    steps, film_steps = lengths[0], spread(lengths[0], MAX_FRAMES)
     obs, expert_acted = np.asarray(obs, dtype=np.float64), np.asarray(expert_acted, dtype=bool)
     forces = np.zeros(steps) if actions is None else np.ravel(actions) / InvertedPendulum.action_limit
     returns, timeline = np.cumsum(rewards), _timeline(expert_acted)
     frames = []
-    for step, scene in zip(shown.tolist(), _scenes(obs[shown], expert_acted[shown]), strict=True):
+    for step, scene in zip(film_steps.tolist(), _scenes(obs[film_steps], expert_acted[film_steps]), strict=True):
         frame, draw = _canvas(scene, expert_acted, title or "InvertedPendulum")
         _state(draw, obs[step, 0], float(np.clip(forces[step], -1, 1)))
         _progress(draw, step, returns[step], expert_acted, timeline)
         frames.append(frame.reduce(2))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # 0.04 s a step is real time; a subsampled episode runs faster, since 80 ms a picture is as slow as one can watch.
+    # A step is 0.04 s. A subsampled episode runs faster than real time, because over 80 ms per frame looks too slow.
     _save(frames, path, milliseconds=int(min(80, 40 * steps / len(frames))))
     return path
 
 
-def spread(steps: int, most: int) -> NDArray[np.int64]:
-    """At most so many of the steps, evenly, with the first and the last."""
-    return np.unique(np.linspace(0, steps - 1, min(steps, most)).round().astype(int))
+def spread(steps: int, limit: int) -> NDArray[np.int64]:
+    """Indices of at most `limit` evenly spaced steps, including the first and the last step."""
+    return np.unique(np.linspace(0, steps - 1, min(steps, limit)).round().astype(int))
 
 
 def _save(frames: list[Image], path: Path, milliseconds: int) -> None:
-    """One palette for all frames and no dithering, so that what stands still costs no bytes."""
+    """Save frames with one palette and without dithering, so that parts that do not move take no space."""
     from PIL import Image
 
-    some = frames[:: max(1, len(frames) // 8)]
-    mosaic = Image.new("RGB", (WIDTH, HEIGHT * len(some)))
-    for row, frame in enumerate(some):
+    samples = frames[:: max(1, len(frames) // 8)]
+    mosaic = Image.new("RGB", (WIDTH, HEIGHT * len(samples)))
+    for row, frame in enumerate(samples):
         mosaic.paste(frame, (0, HEIGHT * row))
     palette = mosaic.quantize(128, dither=Image.Dither.NONE)
     while True:
         first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-        durations = [milliseconds] * len(rest) + [1500]  # the end stays long enough to be seen
+        durations = [milliseconds] * len(rest) + [1500]  # show the last frame for longer
         first.save(path, save_all=True, append_images=rest, duration=durations, loop=0)
         if path.stat().st_size <= MAX_BYTES or len(rest) < 2:
             return
@@ -118,12 +118,12 @@ def _scenes(obs: FloatArray, expert_acted: BoolArray) -> list[Image]:
     if _gl_works:
         try:
             return _rendered(obs, expert_acted)
-        # Every platform has its own way to lack OpenGL (missing libraries, attributes, devices, MuJoCo's FatalError),
-        # and none of them is a reason to lose a run.
+        # Platforms fail in different ways without OpenGL (missing libraries, attributes, devices, MuJoCo's FatalError);
+        # a run should not stop for a picture.
         except Exception as error:  # noqa: BLE001
             _gl_works = False
-            log.info("no OpenGL here, episodes are drawn instead: %s: %s", type(error).__name__, error)
-    return [_drawn(x, theta, bool(acted)) for (x, theta, _, _), acted in zip(obs, expert_acted, strict=True)]
+            log.info("OpenGL is not available, episodes are drawn instead: %s: %s", type(error).__name__, error)
+    return [_draw_scene(x, theta, bool(acted)) for (x, theta, _, _), acted in zip(obs, expert_acted, strict=True)]
 
 
 def _rendered(obs: FloatArray, expert_acted: BoolArray) -> list[Image]:
@@ -134,7 +134,7 @@ def _rendered(obs: FloatArray, expert_acted: BoolArray) -> list[Image]:
     sky = {"type": mujoco.mjtTexture.mjTEXTURE_SKYBOX, "builtin": mujoco.mjtBuiltin.mjBUILTIN_FLAT}
     spec.add_texture(name="sky", width=64, height=64, rgb1=[c / 255 for c in _SKY], rgb2=[c / 255 for c in _SKY], **sky)
     model = spec.compile()
-    model.vis.global_.fovy = 12  # degrees: narrow and far, so that the plane of motion is to scale
+    model.vis.global_.fovy = 12  # degrees; a narrow, distant view keeps the plane of motion to scale
     model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = 0.55, 0.5
     model.geom("rail").rgba[:3] = np.divide(_GREY, 255)
     model.geom("cpole").rgba[:3] = np.divide(_POLE, 255)
@@ -152,8 +152,8 @@ def _rendered(obs: FloatArray, expert_acted: BoolArray) -> list[Image]:
     return scenes
 
 
-def _drawn(x: float, theta: float, expert: bool) -> Image:
-    """The same scene by hand, four times as large and reduced, so that edges are smooth."""
+def _draw_scene(x: float, theta: float, expert: bool) -> Image:
+    """Draw the scene without OpenGL, at four times the size, then reduced for smooth edges."""
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", (4 * WIDTH, 4 * SCENE_HEIGHT), _SKY)
@@ -173,15 +173,15 @@ def _drawn(x: float, theta: float, expert: bool) -> Image:
 
 
 def _pixel(x: float, height: float) -> tuple[float, float]:
-    """Of a place in metres, in the scene: right, down."""
+    """The pixel (right, down) in the scene for a point in metres."""
     return WIDTH / 2 + x * _METRE, _RAIL - height * _METRE
 
 
-# ---- what stands around it and over it: one code for both scenes
+# ---- the overlay, the same for both scenes
 
 
 def _timeline(expert_acted: BoolArray) -> list[Colour]:
-    """A colour per pixel of the bar: the share of the steps under it in which the expert acted."""
+    """A colour for each pixel of the bar, by the share of steps at that pixel in which the expert acted."""
     left, _, right, _ = BAR
     edges = np.linspace(0, len(expert_acted), right - left + 1)
     until = np.concatenate([[0], np.cumsum(expert_acted)])
@@ -195,7 +195,7 @@ def _mixed(a: Colour, b: Colour, share: float) -> Colour:
 
 
 def _canvas(scene: Image, expert_acted: BoolArray, title: str) -> tuple[Image, ImageDraw]:
-    """What all frames have, at twice the size: reduced, text and lines are smooth and the scene is as it was."""
+    """Draw the parts that all frames share, at twice the size, so that text and lines are smooth after reduction."""
     from PIL import Image, ImageDraw
 
     frame = Image.new("RGB", (2 * WIDTH, 2 * HEIGHT), _PAPER)
@@ -205,7 +205,7 @@ def _canvas(scene: Image, expert_acted: BoolArray, title: str) -> tuple[Image, I
     _text(draw, (466, 258), f"expert acts in {np.mean(expert_acted):.0%} of the steps", _GREY, 12, "rm")
     for metres, label in ((-1, "-1 m"), (-0.5, "-0.5 m"), (0, "0"), (0.5, "0.5 m"), (1, "1 m")):
         across, down = _pixel(metres, -0.16)
-        colour = _LIMIT if abs(metres) == 1 else _GREY  # the cart is stopped there
+        colour = _LIMIT if abs(metres) == 1 else _GREY  # the rail ends at ±1 m
         draw.line((2 * across, 2 * (SCENE_TOP + down), 2 * across, 2 * (SCENE_TOP + down + 5)), colour, 4)
         _text(draw, (across, SCENE_TOP + down + 12), label, colour, 9, "mm")
     return frame, draw
@@ -232,7 +232,7 @@ def _font(size: int) -> FreeTypeFont | ImageFont:
 
 
 def _state(draw: ImageDraw, x: float, force: float) -> None:
-    """The lean at which the episode ends, and the force, from −1 to 1, as an arrow on the cart."""
+    """Draw the lean at which the episode ends, and the force as an arrow on the cart.  force: from −1 to 1."""
     for lean in (-InvertedPendulum.lean_limit, InvertedPendulum.lean_limit):
         for start in np.arange(0.66, 0.8, 0.05):
             points = [_pixel(x + far * math.sin(lean), far * math.cos(lean)) for far in (start, start + 0.025)]
@@ -246,7 +246,7 @@ def _state(draw: ImageDraw, x: float, force: float) -> None:
 
 
 def _progress(draw: ImageDraw, step: int, earned: float, expert_acted: BoolArray, timeline: list[Colour]) -> None:
-    """Step and return so far, who acts, and the timeline, pale where the episode has not come to."""
+    """Draw the step, the return so far, who acts, and the timeline, in which future steps are pale."""
     steps, expert = len(expert_acted), bool(expert_acted[step])
     _text(draw, (14, 37), f"step {step + 1} of {steps}    return {earned:.4g}", _GREY, 12)
     draw.rounded_rectangle((2 * 372, 2 * 12, 2 * 466, 2 * 38), 26, EXPERT if expert else LEARNER)

@@ -1,4 +1,4 @@
-"""InvertedPendulum-v5 as a batch of states: gymnasium's model, stepped by MuJoCo's own thread pool."""
+"""Batched simulator of InvertedPendulum-v5: gymnasium's model on MuJoCo's thread pool."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ BoolArray = NDArray[np.bool_]
 
 
 def load_mujoco() -> ModuleType:
-    """mujoco, told before its first import to draw off screen where there is no display and EGL can be loaded.
+    """Import mujoco, set to off-screen rendering if there is no display and EGL can be loaded.
 
-    Without EGL nothing is told: with MUJOCO_GL=egl and no such library, already the import of mujoco would fail.
+    Without EGL the setting does not change, because with MUJOCO_GL=egl and no library the import would fail.
     """
     if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"))):
         try:
@@ -36,32 +36,33 @@ def load_mujoco() -> ModuleType:
 
 
 def model_path() -> Path:
-    """The MJCF file that the installed gymnasium steps."""
+    """The path of the MJCF model file in the installed gymnasium."""
     import gymnasium
 
     return Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / "inverted_pendulum.xml"
 
 
 def has_fallen(obs: FloatArray) -> BoolArray:
-    """obs (n, 4) → (n,): the pole leans by more than 0.2 rad, or something is not finite (gymnasium's v5 rule)."""
+    """obs (n, 4) → (n,): True if the pole leans by more than 0.2 rad or a value is not finite (gymnasium's v5 rule)."""
     return ~(np.isfinite(obs).all(1) & (np.abs(obs[:, 1]) <= InvertedPendulum.lean_limit))
 
 
 class InvertedPendulum:
-    """A pole on a cart, B episodes at once, without any state of its own: states go in, states come out.
+    """Simulate a pole on a cart, B episodes at once. The simulator has no state: states are passed in and returned.
 
     A state is MuJoCo's full physics state, float64 (S,) = (time s, x m, θ rad, ẋ m/s, θ̇ rad/s); an observation is the
-    state without the time. An action is one motor command, clipped by the simulator to [−3, 3] (a force of 100 N per
-    unit). The reward is 1 for a step after which the pole is up. `time_limit` steps end an episode by truncation: the
-    caller counts them.
+    state without the time. An action is one motor command, clipped to [−3, 3] (a force of 100 N per unit). The reward
+    is 1 for a step after which the pole is still up. After `time_limit` steps an episode is truncated; the caller must
+    count the steps.
 
-    An episode equals `gymnasium.make("InvertedPendulum-v5")` bit for bit while the cart stays off the ends of its rail;
-    on them within 1e-12 until the pole falls, because the constraint solver is not warm-started from the step before.
+    Episodes equal `gymnasium.make("InvertedPendulum-v5")` bit for bit while the cart does not touch the ends of its
+    rail. At the ends they agree within 1e-12 until the pole falls, because the constraint solver does not start from
+    the previous step.
 
-    The scratch arrays are shared by the calls: an instance belongs to one Python thread.
+    Calls share scratch arrays, so an instance must be used by one Python thread only.
 
     Args:
-        threads: of the pool; None = as many as there are cores to use.
+        threads: number of threads in the pool; None = one per available core.
 
     Raises:
         ValueError: threads < 1.
@@ -74,7 +75,7 @@ class InvertedPendulum:
     reset_noise = 0.01
     lean_limit = 0.2  # rad
     action_limit = 3.0
-    # Waking the pool costs as much as eight rows do, so fewer than two such chunks run on the calling thread.
+    # Waking the pool costs as much as eight rows, so fewer than two such chunks run on the calling thread.
     _smallest_chunk = 8
 
     def __init__(self, threads: int | None = None) -> None:
@@ -86,15 +87,15 @@ class InvertedPendulum:
         at_least(1, threads=threads)
         self.threads = threads
         self.model = mujoco.MjModel.from_xml_path(str(model_path()))
-        # No geom can touch another and there is no sensor: without these stages a step takes a fifth less time,
-        # and the result stays the same to the last bit.
+        # No geoms can touch, and there are no sensors. Without these stages a step takes a fifth less time, with the
+        # same result bit for bit.
         unused = mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_SENSOR
         self.model.opt.disableflags |= int(unused)
         self._control_spec = int(mujoco.mjtState.mjSTATE_CTRL)
         self.state_dim: int = mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_FULLPHYSICS)
         self._time_dim = self.state_dim - self.obs_dim
         self._data = [mujoco.MjData(self.model) for _ in range(threads)]
-        self._here: Rollout | None = Rollout(nthread=0)
+        self._serial: Rollout | None = Rollout(nthread=0)
         self._pool: Rollout | None = Rollout(nthread=threads) if threads > 1 else None
         self._reserve(0)
 
@@ -105,30 +106,31 @@ class InvertedPendulum:
         self._sensors = np.empty((rows, self.frame_skip, 0))
 
     def reset(self, episodes: int, rng: np.random.Generator) -> FloatArray:
-        """First states (B, S): every coordinate uniform in ±0.01.
+        """Draw initial states (B, S), in which every coordinate is uniform in ±0.01.
 
-        A row draws its four numbers in gymnasium's order: `reset(1, np.random.default_rng(s))` is `env.reset(seed=s)`.
+        Rows use random numbers in gymnasium's order, so `reset(1, np.random.default_rng(s))` equals
+        `env.reset(seed=s)`.
         """
         states = np.zeros((episodes, self.state_dim))
         states[:, self._time_dim :] = rng.uniform(-self.reset_noise, self.reset_noise, (episodes, self.obs_dim))
         return states
 
     def observe(self, states: FloatArray) -> FloatArray:
-        """states (n, S) → (n, 4), a fresh copy: x, θ, ẋ, θ̇."""
+        """states (n, S) → observations (n, 4), a new array: x, θ, ẋ, θ̇."""
         return states[:, self._time_dim :].copy()
 
     def step(self, states: FloatArray, actions: NDArray[Any]) -> tuple[FloatArray, FloatArray, BoolArray]:
-        """One decision, 0.04 s, for each of the rows passed; n may be another at every call, and 0.
+        """Take one step of 0.04 s in each row; n may differ between calls, and may be 0.
 
         Args:
-            states: (n, S), left untouched.
+            states: (n, S); not changed.
             actions: (n, 1), of any float type.
 
         Returns:
-            next_states (n, S), rewards (n,) and terminated (n,) bool, all fresh.
+            next_states (n, S), rewards (n,) and terminated (n,) bool, all new arrays.
 
         Raises:
-            ValueError: a shape is wrong, or an action is not finite (MuJoCo would take it for 0 and say so in a file).
+            ValueError: a shape is wrong, or an action is not finite (MuJoCo would use 0, and only write it to a file).
             RuntimeError: after `close`.
         """
         rows = len(states)
@@ -144,7 +146,7 @@ class InvertedPendulum:
         return next_states, (~terminated).astype(np.float64), terminated
 
     def _advance(self, states: FloatArray, actions: NDArray[Any]) -> FloatArray:
-        if self._here is None:
+        if self._serial is None:
             raise RuntimeError("the simulator is closed")
         rows = len(states)
         if rows == 0:
@@ -154,7 +156,7 @@ class InvertedPendulum:
         control, trajectory = self._control[:rows], self._trajectory[:rows]
         control[:] = actions[:, None]
         threaded = self._pool is not None and rows >= 2 * self._smallest_chunk
-        rollout = self._pool if threaded else self._here
+        rollout = self._pool if threaded else self._serial
         assert rollout is not None
         rollout.rollout(
             self._models[:rows],
@@ -166,14 +168,14 @@ class InvertedPendulum:
             nstep=self.frame_skip,
             state=trajectory,
             sensordata=self._sensors[:rows],
-            # Two chunks a thread: fewer leave a thread idle at the end, more cost wake-ups.
+            # Two chunks per thread: with fewer, a thread may idle at the end; with more, wake-ups cost time.
             chunk_size=max(self._smallest_chunk, -(-rows // (2 * self.threads))),
         )
         return trajectory[:, -1].copy()
 
     def close(self) -> None:
-        """Ends the threads; a second call does nothing."""
-        for rollout in (self._here, self._pool):
+        """Stop the threads; further calls do nothing."""
+        for rollout in (self._serial, self._pool):
             if rollout is not None:
                 rollout.close()
-        self._here = self._pool = None
+        self._serial = self._pool = None

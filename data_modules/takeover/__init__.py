@@ -1,4 +1,4 @@
-"""Take-overs: when an expert acts in the learner's place. All kinds are imported, so a yaml may name a class alone."""
+"""Take-overs: when an expert acts in the learner's place. All kinds are imported, so that a yaml needs only a name."""
 
 from data_modules import value_trigger as value_trigger
 from data_modules.takeover.plans import Always as Always

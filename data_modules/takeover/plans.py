@@ -1,4 +1,4 @@
-"""Take-overs that are planned before a collection. They know nothing of the environment."""
+"""Take-overs that are planned before a collection, independently of the RL environment."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lightning_nlf.numbers import Count, PositiveShare, Share, Size, Steps
 
 
 class Geometric(Takeover):
-    """The learner acts for n steps, P(n) = p (1 − p)ⁿ with mean (1 − p) / p, then the expert to the end of the row.
+    """The learner acts for n steps, with P(n) = p (1 − p)ⁿ, then the expert acts to the end of the row.
 
-    p = 0.4, mean 1.5, is the setting of github.com/TanayGahlot/LearnFromNaturalLanguageFeedback.
+    The mean of n is (1 − p) / p. github.com/TanayGahlot/LearnFromNaturalLanguageFeedback uses p = 0.4, with mean 1.5.
 
     Args:
-        p: that the expert takes over at the next step.
-        every: of so many rows one is taken over, the last; 2 gives each of the learner's own episodes an injected one.
+        p: probability that the expert takes over at the next step.
+        every: the expert takes over in one of this many rows. With 2, rows with and without a take-over alternate.
 
     Raises:
-        ValueError: p outside (0, 1], or every < 1.
+        ValueError: p is outside (0, 1], or every < 1.
     """
 
     def __init__(self, p: PositiveShare = 0.4, every: Size = 1) -> None:
@@ -30,18 +30,19 @@ class Geometric(Takeover):
         self.p, self.every = p, every
 
     def starts(self, episodes: int, typical_length: float, rng: np.random.Generator, experience: int) -> Starts:
-        taken = np.arange(1, episodes + 1) % self.every == 0
-        return np.where(taken, rng.geometric(self.p, episodes) - 1, NEVER)
+        has_takeover = np.arange(1, episodes + 1) % self.every == 0
+        return np.where(has_takeover, rng.geometric(self.p, episodes) - 1, NEVER)
 
 
 class Uniform(Takeover):
-    """From a point uniform in [0, typical_length) the expert acts to the end of the row, in a share of the rows.
+    """In a share of the rows the expert acts from a step uniform in [0, typical_length) to the end of the row.
 
     Args:
-        probability: that an episode is taken over at all; or a schedule, which anneals it away.
+        probability: probability that the expert takes over in an episode; or a schedule, for example one that ends at
+            0.
 
     Raises:
-        ValueError: probability outside [0, 1].
+        ValueError: probability is outside [0, 1].
     """
 
     def __init__(self, probability: Share | Schedule = 1.0) -> None:
@@ -53,14 +54,14 @@ class Uniform(Takeover):
 
 
 class Window(Uniform):
-    """From a point uniform in [0, typical_length) the expert acts for `length` steps, then the learner again.
+    """The expert acts for `length` steps from a step uniform in [0, typical_length), then the learner acts again.
 
     Args:
-        length: steps of the expert.
-        probability: that an episode has such a window at all; or a schedule of it.
+        length: number of steps that the expert acts.
+        probability: probability that an episode has such a window; or a schedule.
 
     Raises:
-        ValueError: length < 1, or probability outside [0, 1].
+        ValueError: length < 1, or probability is outside [0, 1].
     """
 
     def __init__(self, length: Size = 20, probability: Share | Schedule = 0.25) -> None:
@@ -70,19 +71,20 @@ class Window(Uniform):
 
 
 class ReverseCurriculum(Takeover):
-    """From a step that moves later and later the expert acts, to the end of the row or for `length` steps.
+    """The expert acts from a step that moves later over the run, to the end of the row or for `length` steps.
 
-    The learner plays the beginning, and more and more of it: the mirror image of Florensa et al. 2017
-    (https://arxiv.org/abs/1707.05300), where it plays the end, from starts further and further from the goal.
+    The learner plays the beginning of an episode, and the beginning gets longer over the run. In the curriculum of
+    Florensa et al. 2017 (https://arxiv.org/abs/1707.05300) the learner instead plays the end of an episode, from starts
+    further and further away from the goal.
 
     Args:
-        start, end: the expert's first step in a row, at first and at last.
-        over: steps decided until it has moved there, in a straight line.
-        length: steps of the expert; None = to the end of the row.
-        probability: that an episode is taken over at all; or a schedule of it.
+        start, end: the expert's first step in a row at the beginning and at the end of the run's schedule.
+        over: number of environment steps in which the first step moves linearly from `start` to `end`.
+        length: number of steps that the expert acts; None = to the end of the row.
+        probability: probability that the expert takes over in an episode; or a schedule.
 
     Raises:
-        ValueError: start or end < 0, over or length < 1, or probability outside [0, 1].
+        ValueError: start or end < 0, over or length < 1, or probability is outside [0, 1].
     """
 
     def __init__(
@@ -95,12 +97,12 @@ class ReverseCurriculum(Takeover):
         self.probability = checked_probability(probability)
 
     def starts(self, episodes: int, typical_length: float, rng: np.random.Generator, experience: int) -> Starts:
-        taken = rng.random(episodes) < scheduled(self.probability, experience)
-        return np.where(taken, round(self.first(experience)), NEVER)
+        has_takeover = rng.random(episodes) < scheduled(self.probability, experience)
+        return np.where(has_takeover, round(self.first(experience)), NEVER)
 
 
 class Always(Takeover):
-    """The expert acts throughout: what behaviour cloning is trained on."""
+    """The expert acts at every step, as in data for behaviour cloning."""
 
     def starts(self, episodes: int, typical_length: float, rng: np.random.Generator, experience: int) -> Starts:
         return np.zeros(episodes)

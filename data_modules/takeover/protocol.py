@@ -1,4 +1,4 @@
-"""When an expert acts in the learner's place: the questions that every kind of take-over answers."""
+"""Protocol of take-overs: when an expert acts in the learner's place."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ NEVER = np.inf
 
 
 class Takeover(Protocol):
-    """Decides who acts at each step: by a plan made before a collection, or by a look at what is played.
+    """A rule for who acts at each step, by a plan before a collection, or by values or errors during the collection.
 
-    A kind inherits from this class and overrides what differs: by default the learner acts throughout, nothing is
-    looked at, and nothing is kept in checkpoints.
+    Subclasses override only what differs. By default the learner always acts, and there is no state for checkpoints.
 
     Attributes:
-        asks: what `calls` must be given of each state in which the learner acts: V(s) of its critic (`values`), or
-            whether the critique of a reply points at it (`errors`). None: the plan decides alone.
-        length: steps of the expert from where it takes over; None = to the end of the row.
+        asks: the evidence that `calls` needs about the learner's states: V(s) from the learner's critic (`values`), or
+            whether the critique of a reply is about the token (`errors`). None = only the plan decides.
+        length: number of steps that the expert acts after taking over; None = to the end of the row.
     """
 
     asks: Literal["values", "errors"] | None = None
@@ -35,15 +34,15 @@ class Takeover(Protocol):
     def plan(
         self, episodes: int, horizon: int, typical_length: float, rng: np.random.Generator, experience: int = 0
     ) -> Tensor:
-        """Bool (episodes, horizon), True where the expert acts.
+        """The planned steps of the expert: bool (episodes, horizon), True at the steps at which the expert acts.
 
         Args:
-            episodes: rows to plan.
-            horizon: steps of a row at most.
-            typical_length: mean length, in steps, of the episodes of the previous collection: a point drawn over the
-                whole horizon would come after the fall of nearly every early episode.
-            rng: the only source of chance.
-            experience: steps decided before this collection, by all ranks; the clock of schedules.
+            episodes: number of rows to plan.
+            horizon: maximum number of steps in a row.
+            typical_length: mean number of steps per episode in the last collection. Early in training episodes are
+                short, so a step drawn from the whole horizon would almost always come after the end.
+            rng: the only source of random numbers.
+            experience: number of steps before this collection, over all ranks, which is the clock of schedules.
 
         Raises:
             ValueError: episodes < 0, horizon < 1, or typical_length is not above 0.
@@ -56,23 +55,23 @@ class Takeover(Protocol):
         return torch.from_numpy((since >= 0) & (since < (self.length or horizon)))
 
     def starts(self, episodes: int, typical_length: float, rng: np.random.Generator, experience: int) -> Starts:
-        """The expert's first step in each episode, (episodes,); `NEVER` where it does not take over."""
+        """The expert's first step in each episode, (episodes,); `NEVER` if it does not take over."""
         return np.full(episodes, NEVER)
 
     def calls(self, evidence: Tensor) -> Tensor:
-        """What it asks of n states, (n,) → bool (n,), True where the expert takes over."""
+        """Whether the expert takes over in each of n states, bool (n,).  evidence: (n,), as given by `asks`."""
         return torch.zeros(len(evidence), dtype=torch.bool)
 
     def state_dict(self) -> dict[str, Any]:
-        """What moves from collection to collection; empty where nothing does."""
+        """The state that changes between collections; empty if there is none."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Back to where `state_dict` was taken."""
+        """Restore the result of `state_dict`."""
 
 
 def checked_probability(probability: float | Schedule, name: str = "probability") -> float | Schedule:
-    """Schedules run from their value at 0 to that at ∞."""
+    """Check a probability or a schedule.  Raises ValueError: the value at step 0 or ∞ is outside [0, 1]."""
     for steps in (0.0, math.inf):
         shares(**{name: scheduled(probability, steps)})
     return probability

@@ -1,3 +1,3 @@
-"""Tasks with rules of their own, on which methods are compared. Yamls name them by `data_modules.text`."""
+"""Built-in text tasks with rules that score replies, to compare methods on. Yamls use `data_modules.text`."""
 
-from data_modules import text as text  # it exports the tasks, so it comes first whichever of the two is imported
+from data_modules import text as text  # `text` exports the tasks, so it must be imported first

@@ -1,4 +1,4 @@
-"""What tasks of one turn share: the dialogue, defects and the words for them, and replies that stop too early."""
+"""Parts that tasks of one turn share: the dialogue, defects and their wording, and replies that are cut short."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHORTEST_SENTENCE = 3  # words
 
 @dataclass(frozen=True)
 class OneTurn:
-    """A dialogue that ends with the first reply; `judge(case, text, finished)` names the parts of its reward."""
+    """A dialogue that ends with the first reply; `judge(case, text, finished)` gives the terms of its reward."""
 
     case: Case
     judge: Callable[[Case, str, bool], Mapping[str, float]]
@@ -26,27 +26,27 @@ class OneTurn:
 
 @dataclass(frozen=True)
 class Defect:
-    """One thing that is wrong with a reply."""
+    """One error in a reply, with the words for its critique."""
 
     kind: str
-    words: Mapping[str, str] = field(default_factory=dict)  # what a paraphrase of the critique fills in
-    span: tuple[int, int] | None = None  # characters of the reply it points at
+    words: Mapping[str, str] = field(default_factory=dict)  # values for the placeholders of a paraphrase
+    span: tuple[int, int] | None = None  # the characters of the reply that are wrong
 
 
 def worded(defects: Sequence[Defect], paraphrases: Mapping[str, Sequence[str]], seed: int) -> str | None:
-    """The defects in words, each in one of its paraphrases; the same words for the same seed; None without defects."""
+    """The defects as text, each in a random paraphrase that the seed determines; None without defects."""
     rng = Random(seed)
-    said = [rng.choice(paraphrases[defect.kind]).format(**defect.words) for defect in defects]
-    return " ".join(said) or None
+    texts = [rng.choice(paraphrases[defect.kind]).format(**defect.words) for defect in defects]
+    return " ".join(texts) or None
 
 
 def ends_as_sentence(text: str) -> bool:
-    """Whether a text has some words and stops at a full stop, exclamation or question mark."""
+    """Whether a text has enough words, and ends with a full stop, exclamation or question mark."""
     words = re.findall(r"[^\W_]+", text)
     return len(words) >= SHORTEST_SENTENCE and text.rstrip().endswith((".", "!", "?"))
 
 
 def cut_short(text: str, rng: Random) -> str:
-    """The first words of a sentence, at least two and never its full stop."""
+    """The first words of a sentence: at least two words, and never the full stop."""
     words = text.split()
     return " ".join(words[: rng.randint(2, len(words) - 1)])

@@ -1,4 +1,4 @@
-"""The words around a critique: what a task that has no better ones is `Revisable` with."""
+"""Prompt texts around a critique, in plain words, which make a task `Revisable`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from data_modules.text.environment import Case
 
 
 class Phrases:
-    """Plain words in one line, whatever the task is about."""
+    """Base for tasks that makes them `Revisable`, with prompts of plain words on one line."""
 
     praise = "nothing is wrong ."
     placebo = "please try again ."
@@ -24,7 +24,7 @@ class Phrases:
         return " good answer :" if good else " bad answer :"
 
     def words(self) -> str:
-        """A text with every word of these, for a tokenizer to be made from."""
+        """A text with every word of these prompts, to build a tokenizer from."""
         case = Case("", "")
-        said = [self.revision_prompt(case, "", ""), self.announced(True), self.announced(False)]
-        return " ".join(" ".join([*said, self.praise, self.placebo]).split())
+        texts = [self.revision_prompt(case, "", ""), self.announced(True), self.announced(False)]
+        return " ".join(" ".join([*texts, self.praise, self.placebo]).split())

@@ -1,4 +1,4 @@
-"""A toy dialogue over a small vocabulary: the proof that text fits the same batch and the same objectives."""
+"""Toy dialogue task over a small vocabulary, which shows text in the same batch and objectives as control."""
 
 from __future__ import annotations
 
@@ -19,27 +19,32 @@ from data_modules.text.rows import EXPERT, LEARNER, Segment, as_batch
 from lightning_nlf.batch import Actor, Batch, stack_rows
 from lightning_nlf.numbers import Share, Size
 
-STOP, ASK = 0, 1  # ends a reply; the environment's second question
+STOP, ASK = 0, 1  # STOP ends a reply, ASK is the environment's second question
 FIRST_SYMBOL = 2
-MAX_NEW = 3  # tokens a reply may have; a right one has two
+MAX_NEW = 3  # maximum number of tokens in a reply; a right reply has two
 
 Dialogue = list[Segment]  # the prompt, a reply, the question, a reply
 
 
 class TokenTaskDataModule(LabelledRollouts):
-    """A prompt of two to four symbols; say its first, then stop; the environment asks again; say its last, then stop.
+    """A dialogue about a prompt of two to four symbols, with two replies from the policy.
 
-    A dialogue scores 1 at best: for each of its two replies .25 for the symbol and .25 for stopping right behind it.
-    Ids: 0 stops, 1 is the environment's question, the rest are symbols.
+    The right first reply is the prompt's first symbol and stop. After the environment's question, the right reply is
+    the prompt's last symbol and stop.
+
+    A dialogue scores at most 1: each of its two replies earns .25 for the symbol, and .25 for stopping right after it.
+    Id 0 is the stop token, 1 is the environment's question, and all other ids are symbols.
 
     Args:
-        vocabulary: ids in all.
-        prompts, replies: prompts a collection (over all ranks), and dialogues for each: they share a `group`.
-        feedback: the teacher gives each dialogue its score, or only puts the group in order, ties included; then a
-            dialogue is paid the share of the others that it beats, a tie counting half.
-        expected_share: part of the prompts for which the teacher also gives the expected dialogue: a row of the same
-            group that nobody learns from but imitation.
-        evaluation_prompts: one dialogue each, on symbols drawn from another stream of chance.
+        vocabulary: number of ids.
+        prompts: number of prompts per collection, over all ranks.
+        replies: number of dialogues per prompt, which form a `group`.
+        feedback: whether the teacher gives each dialogue its score, or only ranks each group, with ties. With ranks the
+            reward is the share of the group's other dialogues that a dialogue beats; a tie counts half.
+        expected_share: share of the prompts for which the teacher also gives the expected dialogue, as a row of the
+            same group that only imitation learns from.
+        evaluation_prompts: number of evaluation prompts, with one dialogue each. Their symbols come from a separate
+            random stream.
     """
 
     speaks = True
@@ -67,6 +72,10 @@ class TokenTaskDataModule(LabelledRollouts):
         self.counters["feedback_calls"] = 0
         self.transcript: list[Dialogue] = []
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"vocabulary": self.vocabulary}
+
     # ---- collection
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
@@ -80,13 +89,14 @@ class TokenTaskDataModule(LabelledRollouts):
         learner = replace(learner, group=group, score=score, rank=ranks(score, group))
         if self.feedback == "comparison":
             learner = replace(learner, rewards=paid_by_rank(learner))
-        shown = int(round(self.expected_share * len(prompts)))
-        batch = self._with_expected(learner, prompts[:shown])
-        self._account(batch, score, calls=(len(prompts) if self.feedback == "comparison" else len(score)) + shown)
+        with_expected = int(round(self.expected_share * len(prompts)))
+        batch = self._with_expected(learner, prompts[:with_expected])
+        comparisons = len(prompts) if self.feedback == "comparison" else len(score)
+        self._account(batch, score, calls=comparisons + with_expected)
         return batch
 
     def _with_expected(self, learner: Batch, prompts: list[list[int]]) -> Batch:
-        """The learner's rows and, at the end, the expected dialogue of each of the first `prompts`."""
+        """The learner's rows, followed by the expected dialogue of each of `prompts`."""
         if not prompts:
             return learner
         expected = as_batch([expected_dialogue(prompt) for prompt in prompts])
@@ -117,11 +127,11 @@ class TokenTaskDataModule(LabelledRollouts):
                 padded, lengths, state, stop=(STOP,), max_new=MAX_NEW, deterministic=deterministic, resume=turn == 0
             )
             for row, dialogue in enumerate(dialogues):
-                said = tokens[row, : counts[row]].tolist()
-                chances, score = log_probs[row, : len(said)].tolist(), score_of(said, prompts[row][-turn])
-                dialogue += [Segment([ASK])] * turn + [Segment(said, LEARNER, chances, score)]
-                # Token in, token out: the state has read all but the last token of the reply.
-                new[row] = [said[-1], ASK]
+                reply = tokens[row, : counts[row]].tolist()
+                chances, score = log_probs[row, : len(reply)].tolist(), score_of(reply, prompts[row][-turn])
+                dialogue += [Segment([ASK])] * turn + [Segment(reply, LEARNER, chances, score)]
+                # the policy's state includes all tokens of the reply except the last
+                new[row] = [reply[-1], ASK]
         return dialogues
 
     # ---- evaluation
@@ -144,29 +154,32 @@ class TokenTaskDataModule(LabelledRollouts):
         return [path]
 
 
-def score_of(reply: list[int], wanted: int) -> float:
-    """.25 for the wanted symbol, .25 more for stopping right behind it."""
-    return 0.25 * (reply[0] == wanted) + 0.25 * (reply[:2] == [wanted, STOP])
+def score_of(reply: list[int], symbol: int) -> float:
+    """.25 for the right symbol, and .25 more for stopping right after it."""
+    return 0.25 * (reply[0] == symbol) + 0.25 * (reply[:2] == [symbol, STOP])
 
 
 def expected_dialogue(prompt: list[int]) -> Dialogue:
-    """What the teacher would have said; certain of it, so with the log-density of a point mass."""
+    """The teacher's dialogue, with log-probabilities +∞, as for an expert that is certain."""
     first, last = (Segment([symbol, STOP], EXPERT, [float("inf")] * 2, 0.5) for symbol in (prompt[0], prompt[-1]))
     return [Segment(prompt), first, Segment([ASK]), last]
 
 
 def spelled(token: int) -> str:
-    """0 → ., 1 → ?, 2 → a, 3 → b, …"""
+    """A token as text: 0 → ., 1 → ?, 2 → a, 3 → b, …"""
     return ".?"[token] if token < FIRST_SYMBOL else chr(ord("a") + token - FIRST_SYMBOL)
 
 
 def paid_by_rank(batch: Batch) -> Tensor:
-    """Rewards (B, T): at the last valid step the share of the group's others that the row beats, a tie half."""
+    """Rewards (B, T) from ranks, at a row's last valid step: the share of its group's other rows that the row beats.
+
+    A tie counts half.
+    """
     assert batch.group is not None and batch.rank is not None and batch.rewards is not None
-    same = batch.group[:, None] == batch.group[None, :]
-    wins = (same & (batch.rank[:, None] < batch.rank[None, :])).sum(1)
-    ties = (same & (batch.rank[:, None] == batch.rank[None, :])).sum(1) - 1
-    pay = (wins + 0.5 * ties) / (same.sum(1) - 1).clamp(min=1)
+    same_group = batch.group[:, None] == batch.group[None, :]
+    wins = (same_group & (batch.rank[:, None] < batch.rank[None, :])).sum(1)
+    ties = (same_group & (batch.rank[:, None] == batch.rank[None, :])).sum(1) - 1
+    pay = (wins + 0.5 * ties) / (same_group.sum(1) - 1).clamp(min=1)
     steps = torch.arange(batch.valid.shape[1])
     last = torch.where(batch.valid, steps, -1).max(1).values
     return torch.where(steps == last[:, None], pay[:, None], 0.0)

@@ -1,4 +1,4 @@
-"""What training changed: held-out prompts are answered before the first optimizer step, and again at the end."""
+"""Replies before and after training, from the policy to the same held-out prompts."""
 
 from __future__ import annotations
 
@@ -22,39 +22,42 @@ from data_modules.text.episode import Episode, Prompt
 from data_modules.text.start_replies import Mode, Reply, ReplySet, StartReplies, feedback_lines, figures
 from lightning_nlf.batch import Actor, Batch
 
-MODES: dict[Mode, bool] = {"greedy": True, "sampled": False}  # whether the policy's mode is played
-SHOWN = 100  # prompts on the page
+MODES: dict[Mode, bool] = {"greedy": True, "sampled": False}  # mode → whether decoding is deterministic
+SHOWN = 100  # maximum number of prompts on the page
 T = TypeVar("T")
 
 
 class ComparedWithStart(MinibatchDataModule):
-    """Keeps what a policy says to the prompts of `val` before its first optimizer step, for a resumed fit too.
+    """Compare the policy's replies to the `val` prompts with its replies before the first optimizer step (the start).
 
-    Nothing is drawn that training draws: a fit with it learns the same as one without. A child plays (`replied`).
+    The replies of the start are kept in checkpoints, so that a resumed fit compares with the same start. The comparison
+    has its own random numbers, so training draws the same numbers with and without the comparison. Subclasses implement
+    `replied`.
     """
 
     compare_start = True
     conversation: Conversation
     cases: dict[Split, list[Prompt]]
-    last_replies: ReplySet  # of this rank's last `replied`
+    last_replies: ReplySet  # this rank's replies from the last call of `replied`
 
     @cached_property
     def changes(self) -> StartReplies:
-        """The start's replies and those of the last evaluation, over all ranks."""
+        """The replies of the start and of the last evaluation, from all ranks."""
         return StartReplies()
 
     def replied(
         self, actor: Actor, rng: np.random.Generator, deterministic: bool
     ) -> tuple[list[Episode], list[float | None], Batch, Tensor]:
-        """This rank's episodes of an evaluation, what each earned, their rows, and the episode of each row, (B,).
+        """Play one evaluation on this rank, and store the replies in `last_replies`.
 
-        It leaves `last_replies`.
+        Returns: the episodes, the score of each episode, the rows of all episodes, and the index of each row's episode,
+            (B,).
         """
         raise NotImplementedError
 
     @property
     def _compares(self) -> bool:
-        """Whether this is a fit that has an evaluation with prompts."""
+        """Whether the Trainer is fitting, with validation, and the task has `val` prompts."""
         if not self.compare_start or not self.cases.get("val"):
             return False
         trainer = self.trainer
@@ -74,11 +77,11 @@ class ComparedWithStart(MinibatchDataModule):
                 self.replied(self._actor, rng, deterministic)
                 self.evaluated(deterministic)
 
-    def _of_all_ranks(self, own: T) -> list[T]:
-        every: list[Any] = [own]
+    def _of_all_ranks(self, local: T) -> list[T]:
+        every: list[Any] = [local]
         if self._world_size > 1:
             every *= self._world_size
-            torch.distributed.all_gather_object(every, own)
+            torch.distributed.all_gather_object(every, local)
         return every
 
     # ---- within a fit
@@ -89,9 +92,9 @@ class ComparedWithStart(MinibatchDataModule):
         yield from super().iteration()
 
     def final_metrics(self, iteration: int | None = None) -> dict[str, float]:
-        """`figures` of the greedy replies, and with `…_sampled` of the sampled; nothing without a start.
+        """`figures` of greedy replies, and of sampled replies with the suffix `_sampled`; empty without a start.
 
-        Args: iteration: whose weights the policy has meanwhile; None where they are the last.
+        Args: iteration: the iteration whose weights the policy has now; None = the last one.
         """
         if not self._compares or not self.changes.start:
             return {}
@@ -105,12 +108,12 @@ class ComparedWithStart(MinibatchDataModule):
             f"val/{name}{how[mode]}": value
             for mode in MODES
             for name, value in values[mode].items()
-            if name != "length"  # that every evaluation logs
+            if name != "length"  # every evaluation logs the length
         }
 
     def teardown(self, stage: str) -> None:
         super().teardown(stage)
-        if stage == "fit":  # another fit has another start
+        if stage == "fit":  # the next fit has its own start
             self.__dict__.pop("changes", None)
 
     # ---- checkpoint
@@ -121,17 +124,20 @@ class ComparedWithStart(MinibatchDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         if self.trainer.state.fn == "fit":
-            self.changes.load_state_dict(state_dict.get("start", {}))  # earlier checkpoints have none
+            self.changes.load_state_dict(state_dict.get("start", {}))  # old checkpoints lack the start
 
     # ---- exhibits
 
     def exhibits(self, folder: Path) -> list[Path]:
-        """`changed.html` and `.md` to read, and `changed.jsonl`, a feedback file, to have compared by somebody."""
+        """Write the pages `changed.html` and `changed.md`, and `changed.jsonl`, a feedback file for annotators."""
         pairs = {mode: self.changes.pairs(mode, self.cases.get("val", ())) for mode in MODES}
         if not any(pairs.values()):
             return super().exhibits(folder)
         run = Path(self.trainer.default_root_dir).resolve().name
-        titles = {"greedy": "Greedy: the likeliest token each time", "sampled": "Sampled, both with the same seeds"}
+        titles = {
+            "greedy": "Greedy: the most likely token at each step",
+            "sampled": "Sampled, both with the same seeds",
+        }
         sections = [self._section(titles[mode], pairs[mode]) for mode in MODES if pairs[mode]]
         paths = write_pages(sections, run, self.changes.iteration, folder)
         format = replace(self.conversation.format, suffix="")

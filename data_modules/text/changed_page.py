@@ -1,4 +1,4 @@
-"""What training changed, as a page: the start's and the policy's replies to the same held-out prompts."""
+"""A page that shows what training changed: replies before and after training to the same held-out prompts."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ body {padding: .5rem .7rem 2rem}
 """
 FIGURES = {
     "length": "mean length, tokens",
-    "distinct_2": "distinct-2 (different pairs of neighbouring tokens / all pairs)",
-    "unique": "different replies / replies",
+    "distinct_2": "distinct-2 (distinct bigrams / all bigrams)",
+    "unique": "distinct replies / all replies",
 }
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A prompt and the two replies to it, as people read them."""
+    """A prompt with the reply before training and the reply after training, as text for people."""
 
     prompt: str
     start: str
@@ -57,7 +57,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Section:
-    """Replies of one kind, greedy or sampled."""
+    """The compared replies of one decoding mode, greedy or sampled."""
 
     title: str
     figures: Mapping[str, float]
@@ -66,9 +66,9 @@ class Section:
 
 
 def write_pages(sections: Sequence[Section], run: str, iteration: int, folder: Path) -> list[Path]:
-    """`changed.md` and `changed.html`; what models and files say is escaped.
+    """Write `changed.md` and `changed.html`. Text from models and files is escaped.
 
-    Args: run: its name; iteration: that the policy's replies came after.
+    Args: run: the name of the run; iteration: the last iteration before the policy wrote its replies.
     """
     title = f"{run}: the start and the policy after iteration {iteration}"
     pages = {folder / "changed.md": _markdown(sections, title), folder / "changed.html": _html(sections, title)}
@@ -78,7 +78,7 @@ def write_pages(sections: Sequence[Section], run: str, iteration: int, folder: P
 
 
 def summary(section: Section) -> str:
-    """The share that changed, and who wins, in a sentence or two."""
+    """The share of replies that changed, and the win rate against the start, in one or two sentences."""
     figures = section.figures
     words = f"{100 * figures['changed']:.0f} % of the replies changed."
     if "win_rate" in figures:
@@ -113,10 +113,10 @@ def _html_section(section: Section) -> str:
 
 def _article(row: Compared) -> str:
     start, policy = (None, None) if row.scores is None else row.scores
-    same = " (the same)" if row.start == row.policy else ""
+    mark = " (the same)" if row.start == row.policy else ""
     expected = "" if row.expected is None else _block("expected", "expected", row.expected)
-    both = _block("start", "start", row.start, start) + _block("policy", f"policy{same}", row.policy, policy)
-    return f'<article>{_block("prompt", "prompt", row.prompt)}<div class="replies">{both}</div>{expected}</article>'
+    replies = _block("start", "start", row.start, start) + _block("policy", f"policy{mark}", row.policy, policy)
+    return f'<article>{_block("prompt", "prompt", row.prompt)}<div class="replies">{replies}</div>{expected}</article>'
 
 
 def _block(kind: str, name: str, text: str, score: float | None = None) -> str:
@@ -136,14 +136,14 @@ def _markdown_section(section: Section) -> list[str]:
     values = section.figures
     lines = ["", f"## {section.title}", "", summary(section), "", "| | start | policy |", "| --- | ---: | ---: |"]
     lines += [f"| {label} | {values[f'start_{name}']:.3g} | {values[name]:.3g} |" for name, label in FIGURES.items()]
-    paid = any(row.scores is not None for row in section.rows)
+    scored = any(row.scores is not None for row in section.rows)
     expected = any(row.expected is not None for row in section.rows)
-    columns = ["prompt", "start", "policy", *(["start's score", "policy's score"] if paid else [])]
+    columns = ["prompt", "start", "policy", *(["start's score", "policy's score"] if scored else [])]
     columns += ["expected"] if expected else []
     lines += ["", _line(columns), _line(["---:" if "score" in column else "---" for column in columns])]
     for row in section.rows:
         scores = [f"{score:.3g}" for score in row.scores] if row.scores is not None else ["", ""]
-        cells = [_cell(row.prompt), _cell(row.start), _cell(row.policy), *(scores if paid else [])]
+        cells = [_cell(row.prompt), _cell(row.start), _cell(row.policy), *(scores if scored else [])]
         lines.append(_line([*cells, *([_cell(row.expected or "")] if expected else [])]))
     return [*lines, *(["", _left_out(section)] if section.left_out else [])]
 

@@ -1,4 +1,4 @@
-"""From a chat to the ids of a prompt, by the model's own template. Nowhere else does a chat become ids."""
+"""Token ids of a chat, from the model's own chat template. All code that turns a chat into ids calls this module."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from itertools import islice, takewhile
 
 from data_modules.text.control_tokens import ControlTokens
 
-Messages = Sequence[Mapping[str, str]]  # of a chat: each with `role` and `content`
-ASSISTANT = "assistant"  # the role of the model itself, whose words `ControlTokens.words` are
-MARKS = range(0xE000, 0xF900)  # of private use: characters that stand for a reply
+Messages = Sequence[Mapping[str, str]]  # a chat; each message has `role` and `content`
+ASSISTANT = "assistant"  # the role of the model, whose replies may contain `ControlTokens.words`
+MARKS = range(0xE000, 0xF900)  # private-use characters, which stand in for a reply
 
 
 def chat_ids(messages: Messages, render: Callable[[Messages], str], control: ControlTokens) -> list[int]:
-    """The ids of a chat as transformers' `apply_chat_template` has them, save that what a content spells stays text.
+    """The ids of a chat, as in transformers' `apply_chat_template`, except that control tokens in a message stay text.
 
-    The template is rendered with contents in which no control token can stand: so all that are found are its own.
+    The template is rendered with message contents that cannot spell a control token, so every control token in the
+    result was written by the template.
 
-    Args: render: the template: raises ValueError where it refuses the chat.
+    Args: render: function that renders the template, and raises ValueError if the template refuses the chat.
     Raises:
-        ValueError: the template refuses the chat; or it reads or rewrites a control token that a content spells, so
-            that it cannot be told whose the tokens of its text are.
+        ValueError: the template refuses the chat; or the template reads or rewrites a control token that a message
+            spells, so that the template's control tokens cannot be told from the message's text.
     """
     return control.encode_shielded(_rendered(messages, render, control)).ids
 
@@ -28,59 +29,59 @@ def chat_ids(messages: Messages, render: Callable[[Messages], str], control: Con
 def turn_ids(
     text: str, chat: Messages, render: Callable[[Messages], str], control: ControlTokens, end: int | None
 ) -> list[int]:
-    """The ids between a sampled reply and the next one: the end of the reply's turn, the user's turn, the next opening.
+    """The ids between a sampled reply and the next reply: the end of the reply, the user's turn, and the next opening.
 
-    No reply is rendered: a mark stands in its place, and what the template writes after the last mark is taken. So
-    neither what the model said, nor what the template would make of it, changes these ids.
+    Replies are not rendered. A mark takes the place of each reply, and the ids are those that the template writes after
+    the last mark. The ids therefore do not depend on the model's reply, or on how the template would rewrite the reply.
 
     Args:
-        text: what the user says next.
-        chat: the messages that led to the reply. What the assistant says in them does not matter.
+        text: the user's next message.
+        chat: the messages before the reply. The contents of assistant messages have no effect.
         render: as in `chat_ids`.
-        end: the last token of the reply, if that ended it; None: the reply was cut. It is not written twice: where the
-            template ends the turn with it, what comes after it is taken. Another end of the template's own is added.
+        end: the stop token that ended the reply; None if the reply was cut off. If the template ends a turn with the
+            same token, the token is not repeated. If the template uses a different end token, that token is added.
     Raises:
-        ValueError: as `chat_ids`; or the reply's place in the rendered chat is not to be found.
+        ValueError: as `chat_ids`; or the end of the reply cannot be located in the rendered chat.
     """
     mark, earlier = _marks([*(message["content"] for message in chat), text], control)
     before = [{**message, "content": earlier} if message["role"] == ASSISTANT else message for message in chat]
     messages = [*before, {"role": ASSISTANT, "content": mark}, {"role": "user", "content": text}]
     encoded = control.encode_shielded(_rendered(messages, render, control))
-    first = encoded.text.find(mark) + len(mark)  # character behind the reply
+    first = encoded.text.find(mark) + len(mark)  # the first character after the reply
     places = [i for i, (_, stop) in enumerate(encoded.offsets) if stop > first]
     if encoded.text.count(mark) != 1 or not places or encoded.offsets[places[0]][0] < first:
         raise ValueError(
-            "chat: where a reply ends cannot be found in what the chat template writes, because it leaves out, repeats "
-            "or joins replies: it is for single turns"
+            "chat: the end of a reply cannot be located in the output of the chat template, because the template "
+            "leaves out, repeats or joins replies: use it for single turns only"
         )
     ids, starts = encoded.ids[places[0] :], [encoded.offsets[place][0] for place in places]
-    blank = takewhile(lambda i: not encoded.text[first : starts[i]].strip(), range(len(ids)))  # only blanks before it
+    blank = takewhile(lambda i: not encoded.text[first : starts[i]].strip(), range(len(ids)))  # only white space so far
     ended = next((i + 1 for i in blank if ids[i] == end), 0)
     return ids[ended:]
 
 
 def _rendered(messages: Messages, render: Callable[[Messages], str], control: ControlTokens) -> str:
-    """The chat as text for `encode_shielded`, in which all control tokens are the template's own.
+    """Render the chat for `encode_shielded`. Every unshielded control token in the text is from the template.
 
     Raises ValueError: as `chat_ids`.
     """
     text = render(messages)
     shielded = render(_with_contents(messages, control.shielded))
-    if control.unshielded(shielded) != text:  # the template looks for a tag, or rewrites letters
+    if control.unshielded(shielded) != text:  # the template searches for a tag, or changes letters
         only_spelled = render(_with_contents(messages, control.shielded_where_spelled))
         if control.unshielded(only_spelled) != text or not _same_tokens(messages, only_spelled, shielded, control):
             raise ValueError(
-                "prompt: the chat template rewrites a message that spells a control token, so that its own tokens "
-                f"cannot be told from those of the message: take {_spelled(messages, control)} out of it"
+                "prompt: the chat template rewrites a message that spells a control token, and its own control tokens "
+                f"cannot be told from the message's text: remove {_spelled(messages, control)} from the message"
             )
         shielded = only_spelled
     return shielded
 
 
 def _marks(contents: Sequence[str], control: ControlTokens) -> list[str]:
-    """Two characters of private use that no content holds, and that need no shield."""
-    taken = set().union(*contents)
-    free = (mark for mark in map(chr, MARKS) if mark not in taken and control.shielded(mark) == mark)
+    """Two private-use characters that occur in none of the `contents` and need no shield."""
+    used = set().union(*contents)
+    free = (mark for mark in map(chr, MARKS) if mark not in used and control.shielded(mark) == mark)
     return list(islice(free, 2))
 
 
@@ -88,17 +89,17 @@ def _with_contents(messages: Messages, change: Callable[[str, bool], str]) -> Me
     return [{**message, "content": change(message["content"], message["role"] == ASSISTANT)} for message in messages]
 
 
-def _same_tokens(messages: Messages, one: str, other: str, control: ControlTokens) -> bool:
-    """Whether two renderings have the same control tokens. The model's words may differ where it has said some."""
+def _same_tokens(messages: Messages, first: str, second: str, control: ControlTokens) -> bool:
+    """Whether two renderings have the same control tokens, apart from `words` in the assistant's messages."""
     has_words = any(
         word in message["content"] for message in messages if message["role"] == ASSISTANT for word in control.words
     )
     apart = control.words if has_words else set()
-    tokens = [[token for token in control.written(text) if token not in apart] for text in (one, other)]
+    tokens = [[token for token in control.tokens_in(text) if token not in apart] for text in (first, second)]
     return tokens[0] == tokens[1]
 
 
 def _spelled(messages: Messages, control: ControlTokens) -> str:
-    """The control tokens in the contents, for a message to a person."""
+    """The control tokens that the messages spell, as text for an error message."""
     spelled = {text: None for message in messages for text in control.spelled(message["content"])}
     return ", ".join(map(repr, spelled)) or "its tags"

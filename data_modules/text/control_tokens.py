@@ -1,4 +1,4 @@
-"""Control tokens, such as `<|im_end|>`: a template may write them; what people and models write stays text."""
+"""Control tokens, such as `<|im_end|>`: only the chat template can write them, never text from people or models."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 from unicodedata import normalize
 
-NAME = "\ufdd0"  # not a character, by Unicode: it may stand in programs, and in no text
-DIGIT = 0xFDD1  # of the sixteen digits of a name
-SHIELDS = 0x100000  # of private use: the first one that stands for a character of a text
-BYTE = re.compile("<0x[0-9A-F]{2}>")  # a piece of models that fall back on bytes
+NAME = "\ufdd0"  # a Unicode noncharacter, which programs may use and text does not contain
+DIGIT = 0xFDD1  # the first of sixteen noncharacters that stand for the hexadecimal digits of a name
+SHIELDS = 0x100000  # the first private-use character that may stand in for a character of a text
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a vocabulary entry of models with byte fallback
 TAG = re.compile(r"[<\[{(|＜｜].*\w.*[>\]})|＞｜]", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The ids of a text, and where in it each stands."""
+    """The ids of a text, and the position of each id in the text."""
 
     ids: list[int]
     offsets: Sequence[tuple[int, int]]
@@ -28,16 +28,17 @@ class Encoded:
 class ControlTokens:
     """The control tokens of a tokenizer, and encoders in which no text can spell one.
 
-    Control tokens are the special ones, and of the other added tokens those that look like a tag or that the template
-    writes, such as `<think>`. The latter are words of the model: a reply may hold them, a prompt may not.
+    Control tokens are the special tokens, and those other added tokens that look like a tag or that the template
+    writes, such as `<think>`. The second kind are called `words` of the model: a reply may contain them, a prompt may
+    not.
 
-    In the encoder each control token has a name that no text has, in its list of added tokens and in the vocabulary of
-    the model: so neither finds one in a text, whatever the normalizer makes of it. Where control tokens are meant, they
-    are written by these names.
+    The encoder renames each control token, both in its list of added tokens and in the vocabulary of the model, to a
+    name that occurs in no text. The encoder therefore finds no control token in a text, whatever the normalizer does.
+    Code that needs a control token writes the new name of the token.
 
     Args:
         backend: a tokenizers.Tokenizer.
-        special: texts that are control tokens too if the vocabulary has them, as the folder's config says.
+        special: further special tokens from the folder's config; those that are not in the vocabulary are ignored.
         template: the source of the chat template.
     """
 
@@ -58,7 +59,7 @@ class ControlTokens:
         self.words = {text for text in self.ids if text not in special and not added[text]["special"]}
         names = self._names = {text: _name(number) for text, number in self.ids.items()}
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        unlisted = [text for text in names if text not in added]  # special by the folder's config alone
+        unlisted = [text for text in names if text not in added]  # special only by the folder's config
         content["added_tokens"] += [flags | {"content": text, "special": True, "id": 0} for text in unlisted]
         self._reader = _reader(backend, content["added_tokens"])
         self._read = {self._reader.token_to_id(text): text for text in self.ids}
@@ -66,24 +67,24 @@ class ControlTokens:
         self._ids = {self._encoder.token_to_id(names.get(text, text)): ids[text] for text in [*added, *names]}
         self._normalizer = backend.normalizer
         self._edges = {edge for text in self.ids for edge in ((text.strip() or text)[0], (text.strip() or text)[-1])}
-        self._dangerous: dict[str, bool] = {}  # whether a character may be the edge of a control token
-        self._shields: dict[str, str] = {}  # what stands for a character
-        self._said = _any_of(self.words)
+        self._dangerous: dict[str, bool] = {}  # character → whether a control token may begin or end with it
+        self._shields: dict[str, str] = {}  # character → its stand-in
+        self._words_pattern = _any_of(self.words)
         self._spelled = _any_of({_plain(text) for text in self.ids})
 
     def encode(self, text: str, reply: bool = False) -> Encoded:
-        """Of a text, nothing added, without a control token; a reply may hold the model's words.
+        """Encode a text as plain text. If `reply`, the text may contain the model's `words`.
 
-        Raises ValueError: it holds U+FDD0, which is no character.
+        Raises ValueError: the text contains U+FDD0, a Unicode noncharacter.
         """
-        if reply and self._said.search(text):
+        if reply and self._words_pattern.search(text):
             return self.encode_shielded(self.shielded(text, reply))
         return self._encoded(_without_name(text))
 
     def encode_shielded(self, text: str) -> Encoded:
-        """Of a text in which all control tokens are meant that no shield stands in."""
+        """Encode a text in which every control token without a shield is a real control token."""
         parts, end = [], 0
-        for token, start, stop in self._written(text):
+        for token, start, stop in self._spans(text):
             parts += [text[end:start], self._names[token]]
             end = stop
         return self._encoded(self.unshielded("".join(parts) + text[end:]))
@@ -92,36 +93,37 @@ class ControlTokens:
         encoding = _encoding(self._encoder, text)
         return Encoded([self._ids.get(number, number) for number in encoding.ids], encoding.offsets, text)
 
-    def written(self, text: str) -> list[str]:
-        """The control tokens in their order, without those that a shield stands in."""
-        return [token for token, *_ in self._written(text)]
+    def tokens_in(self, text: str) -> list[str]:
+        """The control tokens in a text, in order, except shielded ones."""
+        return [token for token, *_ in self._spans(text)]
 
-    def _written(self, text: str) -> Iterator[tuple[str, int, int]]:
-        """Each with its first character and the one behind its last."""
+    def _spans(self, text: str) -> Iterator[tuple[str, int, int]]:
+        """Each control token in the text, with its start and end (exclusive) in characters."""
         encoding = _encoding(self._reader, text)
         for number, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
             if number in self._read:
-                token, found = self._read[number], text[start:stop]
-                spelled = token if token in found else found.strip() or found  # blanks beside it remain
-                start += found.index(spelled)
+                token, piece = self._read[number], text[start:stop]
+                spelled = token if token in piece else piece.strip() or piece  # without white space beside it
+                start += piece.index(spelled)
                 yield token, start, start + len(spelled)
 
     # ---- texts within a template
 
     def shielded(self, text: str, reply: bool = False) -> str:
-        """With a shield in place of each character that a control token may begin or end with.
+        """The text with a shield in place of each character that a control token may begin or end with.
 
-        It is as long, and white space and almost all letters are as they were: most templates do the same to it.
+        The length, white space and almost all letters stay the same, so most templates treat the shielded text in the
+        same way as the original.
         """
         _without_name(text)
         parts, end = list[str](), 0
-        for word in self._said.finditer(text) if reply else ():
+        for word in self._words_pattern.finditer(text) if reply else ():
             parts += [*map(self._shield, text[end : word.start()]), word[0]]
             end = word.end()
         return "".join([*parts, *map(self._shield, text[end:])])
 
     def shielded_where_spelled(self, text: str, reply: bool = False) -> str:
-        """With shields in the control tokens alone, in letters of any case: for templates that look for tags."""
+        """The text with shields only in control tokens, ignoring case; for templates that search for tags."""
         characters = list(_without_name(text))
         for spelled in self._spelled.finditer(_plain(text)):
             first, last = spelled.start(), spelled.end() - 1
@@ -130,11 +132,11 @@ class ControlTokens:
         return "".join(characters)
 
     def spelled(self, text: str) -> list[str]:
-        """What in a text spells a control token, in letters of any case."""
+        """The parts of a text that spell a control token, ignoring case."""
         return [text[slice(*spelled.span())] for spelled in self._spelled.finditer(_plain(text))]
 
     def unshielded(self, text: str) -> str:
-        """The text that the shields stand for."""
+        """Restore the original text: replace each shield by its character."""
         return text.translate({ord(shield): character for character, shield in self._shields.items()})
 
     def _shield(self, character: str) -> str:
@@ -150,17 +152,17 @@ class ControlTokens:
 
 
 def _encoding(backend: Any, text: str) -> Any:
-    """Raises ValueError: tokenizers breaks on the text, as where two tokens that take the blanks beside them meet."""
+    """Encode a text.  Raises ValueError: tokenizers fails, for example if two tokens strip the same white space."""
     try:
         return backend.encode(text, add_special_tokens=False)
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # a panic of Rust is no Exception
+        if type(error).__name__ != "PanicException":  # a Rust panic does not inherit from Exception
             raise
         raise ValueError(f"the tokenizer cannot encode this text: {str(error)[:100]}") from error
 
 
 def _is_control(text: str, template: str) -> bool:
-    """Whether an added token that is not special acts as a control token. White space and plain words do not."""
+    """Whether an added token that is not special is a control token. White space and plain words are not."""
     return bool(TAG.fullmatch(text)) or (text in template and re.search(r"[^\w\s]", text) is not None)
 
 
@@ -169,24 +171,24 @@ def _name(number: int) -> str:
 
 
 def _any_of(texts: Collection[str]) -> re.Pattern[str]:
-    """The longest comes first; of no text nothing."""
+    """A pattern that matches any of the texts, preferring longer texts; with no texts it matches nothing."""
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 
 def _plain(text: str) -> str:
-    """Character by character, small letters without forms such as full width."""
+    """Convert a text to lower case and remove compatibility forms such as full width, without changing its length."""
     forms = (normalize("NFKC", character).lower() for character in text)
     return "".join(form if len(form) == 1 else character for form, character in zip(forms, text, strict=True))
 
 
 def _without_name(text: str) -> str:
     if NAME in text:
-        raise ValueError("the text holds U+FDD0, which is no character: take it out")
+        raise ValueError("the text contains U+FDD0, which is not a character: remove it")
     return text
 
 
 def _reader(backend: Any, added: list[dict[str, Any]]) -> Any:
-    """Finds added tokens in a text as `backend` does, and nothing else."""
+    """A tokenizer that only splits a text at added tokens, in the same way as `backend`."""
     from tokenizers import AddedToken, Tokenizer, models
 
     reader = Tokenizer(models.WordLevel({NAME: 0}, unk_token=NAME))
@@ -199,7 +201,7 @@ def _reader(backend: Any, added: list[dict[str, Any]]) -> Any:
 
 
 def _renamed(content: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """tokenizer.json with the control tokens by their names; one character that the model knows remains."""
+    """Rename the control tokens in tokenizer.json's content. Single characters of the vocabulary keep their name."""
     pieces = {text: name for text, name in names.items() if len(text) > 1}
     model = dict(content["model"])
     if isinstance(model["vocab"], dict):

@@ -1,4 +1,4 @@
-"""The loop over turns: what the policy replies, what the environment says to that, and the rows that come of it."""
+"""Play dialogues between policy and environment, and turn the episodes into rows of a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from data_modules.judgements.schema import Message, PromptText
 from data_modules.text.checks import context_of
 from data_modules.text.environment import Case, Dialogue, Outcome, TextEnvironment
-from data_modules.text.episode import Episode, Prompt, Turn, spoken
+from data_modules.text.episode import Episode, Prompt, Turn, reply_segments
 from data_modules.text.prompts import Chat, PromptFormat
 from data_modules.text.rows import Segment, as_batch
 from data_modules.text.tokenizer import Tokenizer
@@ -25,17 +25,19 @@ from lightning_nlf.batch import Batch, Replier
 
 @dataclass(frozen=True)
 class Conversation:
-    """How episodes of a task are played, and how they become rows.
+    """Play episodes of a text task, and turn episodes into rows.
 
     Args:
-        max_new: tokens a reply may have.
-        window: turns that the policy sees, its own included: a row is then one turn, and starts with what was said
-            `window` turns ago. Without it the whole dialogue is one row, of which the policy keeps its state.
-        suffix: text behind what a row starts with.
-        top_k, top_p, temperature: of sampling, as of `Replier.reply`.
-        stop: texts of one token, each of which ends a reply as eos does.
-        chat: how what a row starts with goes through the chat template, of `PromptFormat`. What the environment says
-            is then the user's next message. With a window a row is a chat of its own.
+        max_new: maximum number of tokens in a reply.
+        window: number of turns that the policy sees, including the current turn. A row is then one turn, and starts
+            with the environment's text from `window` turns ago. None = a row is the whole dialogue, and the policy
+            keeps its state.
+        suffix: text added to the end of the prompt that starts a row.
+        top_k, top_p, temperature: sampling settings, see `Replier.reply`.
+        stop: further stop tokens, each given as a text of exactly one token. They end a reply as eos does.
+        chat: whether and how the chat template is applied to the prompt that starts a row, see `PromptFormat`. With a
+            chat template the environment's text is the user's next message, and with a window each row is a separate
+            chat.
     """
 
     task: TextEnvironment
@@ -51,50 +53,50 @@ class Conversation:
 
     @cached_property
     def stops(self) -> tuple[int, ...]:
-        """The ids that end a reply, eos first.
+        """The token ids that end a reply, eos first.
 
         Raises:
-            ValueError: a text of `stop` that is not one token.
+            ValueError: a text of `stop` is not one token.
         """
         try:
             return (self.tokenizer.eos, *map(self.tokenizer.token, self.stop))
         except ValueError as error:
-            raise ValueError(f"stop: {error}; name a text that is one token, or leave it out") from None
+            raise ValueError(f"stop: {error}; give texts that are one token each, or leave it out") from None
 
     @cached_property
     def format(self) -> PromptFormat:
-        """How prompts become ids."""
+        """The format that turns prompts into ids."""
         return PromptFormat(self.tokenizer, self.chat, self.suffix)
 
     @property
     def by_turn(self) -> bool:
-        """Whether a dialogue is a chat of several turns, with messages of user and assistant in turn."""
+        """Whether a dialogue is a chat of several turns, with alternating messages of user and assistant."""
         return self.task.turns > 1 and self.format.template is not None
 
     @cached_property
     def answer(self) -> Any:
-        """The ids of the environment's text in a row of plain text.  text → ids"""
+        """Function from the environment's text to its ids, for rows of plain text; results are cached."""
         return lru_cache(65536)(self.tokenizer.encode)
 
-    def heard(self, episode: Episode, turn: int) -> tuple[PromptText, list[Turn]]:
-        """What the policy sees before its reply of a turn: what that starts with, and the turns since then."""
+    def visible(self, episode: Episode, turn: int) -> tuple[PromptText, list[Turn]]:
+        """What the policy sees before its reply in a turn: the prompt that starts the row, and all turns since then."""
         first = 0 if self.window is None else max(turn - self.window + 1, 0)
         start = episode.turns[first - 1].outcome.text if first else episode.prompt.case.prompt
         return start, episode.turns[first:turn]
 
     def messages(self, start: PromptText, turns: Sequence[Turn]) -> PromptText:
-        """What stands before a reply, posed: of a chat all messages; of plain text its start alone."""
+        """The context of a reply as a prompt: all messages if the dialogue is a chat, else only `start`."""
         chat = self.format.posed(start)
         for turn in () if isinstance(chat, str) else turns:
             chat = (*chat, Message("assistant", turn.text), Message("user", turn.outcome.text))
         return chat
 
     def between(self, start: PromptText, turns: Sequence[Turn]) -> list[int]:
-        """The ids between the reply of the last of some turns and the next reply: what the environment says to it.
+        """The ids between the last reply and the next reply: the environment's answer to the last of the `turns`.
 
-        In a chat it is the user's next message, with all that the template writes between two replies.
+        In a chat the answer is the user's next message, with everything that the template writes between two replies.
 
-        Args: start: the prompt that the row starts with; turns: from there on, at least one.
+        Args: start: the prompt that the row starts with; turns: all turns since the start of the row, at least one.
         Raises:
             ValueError: as `Tokenizer.encode` and `Tokenizer.encode_turn`.
         """
@@ -105,7 +107,7 @@ class Conversation:
         return self.format.turn(last.outcome.text, chat, last.tokens[-1] if last.finished else None)
 
     def check_turns(self, case: Case) -> None:
-        """Raises ValueError: the task has several turns, and the chat template refuses a second one."""
+        """Check that the chat template accepts a second turn, if the task has one.  Raises ValueError: it does not."""
         if not self.by_turn or self.window == 1:
             return
         reply = Turn([self.tokenizer.eos], [0.0], True, "", Outcome(0.0, text="."))
@@ -114,23 +116,23 @@ class Conversation:
         except ValueError as error:
             kind = type(self.task).__name__
             raise ValueError(
-                f"chat: {kind} has {self.task.turns} turns, and the template takes one: {error}; say chat: false"
+                f"chat: {kind} has {self.task.turns} turns, and the template accepts one: {error}; set chat: false"
             ) from None
 
     def play(
         self, actor: Replier, prompts: list[Prompt], seeds: np.ndarray, copies: int = 1, deterministic: bool = False
     ) -> list[Episode]:
-        """One episode for each of the `copies` of every prompt, next to each other, until it is over.
+        """Play `copies` episodes of every prompt to the end. Episodes of one prompt are next to each other.
 
-        A dialogue also ends where the actor's context has no room for another reply.
+        A dialogue also ends when the actor's context has no room for another reply.
 
-        Args: seeds: (episodes, turns) int64; a reply depends on its own alone.
+        Args: seeds: (episodes, turns) int64, one seed per reply. A reply depends on no other seed.
         """
         episodes = [Episode(prompt) for prompt in prompts for _ in range(copies)]
         dialogues = [self.task.begin(episode.prompt.case) for episode in episodes]
         running, keep, state = list(range(len(episodes))), None, None
         new, context = [prompt.ids for prompt in prompts], context_of(actor)
-        lengths = [len(episode.prompt.ids) for episode in episodes]  # of the dialogues so far
+        lengths = [len(episode.prompt.ids) for episode in episodes]  # number of tokens in each dialogue so far
         for turn in range(self.task.turns):
             first = turn == 0
             tokens, log_probs, counts, state = actor.reply(
@@ -148,11 +150,11 @@ class Conversation:
                 resume=self.window is None and turn + 1 < self.task.turns,
                 keep=keep,
             )
-            said = zip(tokens.tolist(), log_probs.tolist(), counts.tolist(), strict=True)
-            for place, (row, (ids, chances, count)) in enumerate(zip(running, said, strict=True)):
+            replies = zip(tokens.tolist(), log_probs.tolist(), counts.tolist(), strict=True)
+            for place, (row, (ids, chances, count)) in enumerate(zip(running, replies, strict=True)):
                 episodes[row].turns.append(self._turn(dialogues[row], ids[:count], chances[:count]))
                 lengths[row] += count if first else count + len(new[place]) - 1
-            left = [place for place, row in enumerate(running) if not episodes[row].turns[-1].outcome.done]
+            left = [place for place, row in enumerate(running) if not episodes[row].turns[-1].outcome.over]
             if turn + 1 == self.task.turns:
                 break
             unread = {place: self._unread(episodes[running[place]]) for place in left}
@@ -174,30 +176,30 @@ class Conversation:
         return Turn(tokens, log_probs, finished, text, dialogue.reply(text, finished))
 
     def text(self, reply: Sequence[int]) -> str:
-        """What a reply says, without the token that ended it."""
+        """The text of a reply, without its stop token."""
         return self.tokenizer.decode(self.unstopped(reply))
 
     def unstopped(self, reply: Sequence[int]) -> Sequence[int]:
-        """Its tokens without the one that ended it."""
+        """The tokens of a reply, without its stop token."""
         return reply[:-1] if reply[-1] in self.stops else reply
 
     def _unread(self, episode: Episode) -> list[int]:
-        """What the policy has to read before its next reply: with a window everything it sees, else what is new.
+        """The ids that the policy must read before its next reply: with a window the whole context, else the new ids.
 
-        Raises ValueError: what the environment says cannot be encoded; names the case and the turn.
+        Raises ValueError: the environment's text cannot be encoded; the message has the case and the turn.
         """
         try:
             if self.window is not None:
-                return self._seen(episode, len(episode.turns))
-            last = episode.turns[-1].tokens[-1]  # the state has not read it yet
+                return self._context_ids(episode, len(episode.turns))
+            last = episode.turns[-1].tokens[-1]  # the policy's state does not include this token yet
             return [last, *self.between(episode.prompt.case.prompt, episode.turns)]
         except ValueError as error:
             where = f"case {episode.prompt.case.id!r}, turn {len(episode.turns)}"
-            raise ValueError(f"{where}: what the environment says: {error}") from None
+            raise ValueError(f"{where}: text of the environment: {error}") from None
 
-    def _seen(self, episode: Episode, turn: int) -> list[int]:
-        """The ids in front of the reply of `turn`, within the window."""
-        start, turns = self.heard(episode, turn)
+    def _context_ids(self, episode: Episode, turn: int) -> list[int]:
+        """The ids of the context before the reply in `turn`, within the window."""
+        start, turns = self.visible(episode, turn)
         ids = list(episode.prompt.ids if len(turns) == turn else self.format.ids(start))
         for place, between in enumerate(turns, 1):
             ids += between.tokens + self.between(start, turns[:place])
@@ -206,9 +208,11 @@ class Conversation:
     # ---- rows
 
     def batch(self, episodes: list[Episode], also: Sequence[Sequence[Segment]] = ()) -> tuple[Batch, Tensor]:
-        """The rows of all, paid by the task's rule, and of `also`; and the episode that each is of, (B,), −1 of `also`.
+        """Make one batch of all rows of the episodes, with the task's rewards, followed by the rows in `also`.
 
-        With a window `extra` holds `episode` and `part`, and only the last part of an episode has terminated.
+        Returns: the batch, and the index of each row's episode, (B,), −1 for rows of `also`. With a window each row is
+            a part of an episode: `extra` has the indices `episode` and `part`, and `terminated` is True only for the
+            last part.
         """
         rows = [self.rows(episode) for episode in episodes]
         of = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(parts) for parts in rows]))
@@ -220,16 +224,19 @@ class Conversation:
         return replace(batch, terminated=ended, extra={"episode": of, "part": part}), of
 
     def rows(self, episode: Episode) -> list[list[Segment]]:
-        """What an episode is learned from: one dialogue, or with a window one a turn, in order."""
+        """The training rows of an episode: one row for the dialogue, or with a window one row per turn, in order."""
         if self.window is None:
             return [self.dialogue(episode)]
-        return [[Segment(self._seen(episode, turn)), *spoken(reply)] for turn, reply in enumerate(episode.turns)]
+        return [
+            [Segment(self._context_ids(episode, turn)), *reply_segments(reply)]
+            for turn, reply in enumerate(episode.turns)
+        ]
 
     def dialogue(self, episode: Episode) -> list[Segment]:
-        """The whole of it in one row."""
+        """The whole episode as one row."""
         segments = [Segment(episode.prompt.ids)]
         for place, turn in enumerate(episode.turns):
             if place:
                 segments.append(Segment(self.between(episode.prompt.case.prompt, episode.turns[:place])))
-            segments += spoken(turn)
+            segments += reply_segments(turn)
         return segments

@@ -1,4 +1,4 @@
-"""Who criticises replies and who revises them where the task does not: asked in batches, text in and text out."""
+"""Interfaces of critics and revisers that work on batches of text, for tasks without their own critiques."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from data_modules.text.prompts import PromptFormat
 from data_modules.text.tokenizer import Tokenizer
 from data_modules.text.writer import Writer, Written
 
-UNHEARD = ""  # in the place of a critique: the critic said nothing, so nobody knows whether the reply is right
+UNHEARD = ""  # the critic gave no answer, so it is unknown whether the reply is right
 
 
 @dataclass(frozen=True)
 class Acting:
-    """The model that is being trained as a writer, the sentences around a critique, and the device it is on."""
+    """What a critic or reviser may use: the model in training, the prompt texts around a critique, and the device."""
 
     policy: Writer
     words: Revisable
@@ -26,27 +26,27 @@ class Acting:
 
 
 class Critic(Protocol):
-    """Says in words what is wrong with replies."""
+    """Interface of a critic, which criticises replies in words."""
 
-    counters: dict[str, int]  # what it cost so far, by name
+    counters: dict[str, int]  # the cost so far, by name
 
     def critiques(
         self, cases: Sequence[Case], replies: Sequence[str], seeds: Sequence[int], acting: Acting
     ) -> list[str | None]:
-        """The critique of each reply; None where nothing is wrong, and "" where the critic said nothing.
+        """Return the critique of each reply: None if nothing is wrong, and "" if the critic gave no answer.
 
-        Args: cases, replies, seeds: one for each reply; acting: the model that is trained.
+        Args: cases, replies, seeds: one entry for each reply; acting: the model in training.
         Raises:
-            TeacherStopped: the critic cannot go on, such as an endpoint whose budget is spent.
+            TeacherStopped: the critic cannot go on, for example because the budget of an endpoint is spent.
         """
         ...
 
 
 @runtime_checkable
 class Reviser(Protocol):
-    """Writes better replies as texts. Their tokens are encoded, and how likely they were is not known."""
+    """Interface of a reviser, which writes improved replies as text. The log-probabilities of the text are unknown."""
 
-    counters: dict[str, int]  # what it cost so far, by name
+    counters: dict[str, int]  # the cost so far, by name
 
     def revisions(
         self,
@@ -56,41 +56,42 @@ class Reviser(Protocol):
         seeds: Sequence[int],
         acting: Acting,
     ) -> list[Written | None]:
-        """A revision of each reply; None where there is none.
+        """Return a revision of each reply; None if the reviser did not write one.
 
-        Args, raises: as of `Critic.critiques`.
+        Args, raises: as in `Critic.critiques`.
         """
         ...
 
 
 @runtime_checkable
 class Checked(Protocol):
-    """A critic or a reviser that can say before training what it lacks."""
+    """Optional interface of a critic or reviser: a check before training that task and policy are suitable."""
 
     def check(self, name: str, cases: Sequence[Case], words: Revisable, policy: PromptFormat) -> None:
-        """Refuse what it cannot be asked.
+        """Check that the critic or reviser can work with a task and policy.
 
-        Args: name: of the knob that it stands at; cases: all of the task; words: the sentences around a critique;
-            policy: how the policy's prompts become ids.
+        Args: name: the setting that holds the critic or reviser; cases: all cases of the task; words: the prompt texts
+            around a critique; policy: how the policy's prompts become ids.
         Raises:
-            ValueError: what is missing, by the name of the knob.
+            ValueError: something is missing; the message starts with `name`.
         """
 
 
 @dataclass(frozen=True)
 class GivenReply:
-    """A reply that was there before the run."""
+    """A reply that was written before the run."""
 
     case: Case
     text: str
-    tokens: list[int]  # with the stop token, if it ended by itself
+    tokens: list[int]  # includes the stop token, unless the reply was cut off
     finished: bool
 
 
 @runtime_checkable
 class CriticOfGivenReplies(Critic, Protocol):
-    """A critic that knows some replies and no others, so these are the attempts."""
+    """A critic with critiques of a fixed set of replies. Training uses these replies as the attempts."""
 
     def replies(self, cases: Sequence[Case], tokenizer: Tokenizer) -> list[GivenReply]:
         """All replies to these cases that have a critique."""
+
         ...

@@ -1,4 +1,4 @@
-"""The rows that a round of critiques and revisions gives: the same replies behind other prompts."""
+"""Training rows from a round of critiques and revisions: each reply or revision with the prompt that suits it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from data_modules.judgements.schema import PromptText
 from data_modules.text.environment import Case
-from data_modules.text.episode import Episode, said
+from data_modules.text.episode import Episode, reply_segment
 from data_modules.text.prompts import with_last
 from data_modules.text.revision import Review, Revision
 from data_modules.text.rows import EXPERT, LEARNER, Segment, as_batch
@@ -22,14 +22,14 @@ Learn = Literal["attempts", "revisions", "pairs", "critiques", "conditioned", "h
 
 @dataclass(frozen=True)
 class Row:
-    """A row, and what is known of it beside its tokens."""
+    """The segments of a training row, and facts about the row that are not in its tokens."""
 
     dialogue: Sequence[Segment]
-    of: int  # place of the first attempt that it goes back to
-    kind: Learn | None  # None where nobody learns from it
+    of: int  # index of the first attempt that the row stems from
+    kind: Learn | None  # None if nothing is learned from the row
     score: float = float("nan")
     rank: int = -1
-    seen: Sequence[Segment] | None = None  # the same actions behind the prompt with the critique
+    view: Sequence[Segment] | None = None  # the same actions, after the prompt that contains the critique
 
     @property
     def tokens(self) -> int:
@@ -38,18 +38,18 @@ class Row:
 
 @dataclass(frozen=True)
 class CritiqueRows:
-    """What is learned from a round.
+    """Turn a round of critiques and revisions into training rows.
 
     Args:
-        learn: which rows there are.
-            `attempts`: the learner's own replies, with what they earned. `revisions`: as an expert's reply to the
-            prompt alone. `pairs`: criticised replies and their revisions, ranked, both as the learner's; of several
-            rounds the last revisions are best, and the first attempts worst.
-            `critiques`: as an expert's reply to prompt and attempt. `conditioned`: the attempt as an expert's reply to
-            prompt and critique. `hindsight`: a criticised reply and its revision, announced as bad and good, in either
-            order, in one row. `anchors`: what the reviser replies to prompts that the critiques are not about. Of what
-            was right `critiques` and `conditioned` have the task's praise.
-        scored: rewards and scores are known; without, there are none that anybody could learn from.
+        learn: the kinds of rows.
+            `attempts`: the learner's own replies, with their rewards. `revisions`: each revision as an expert's reply
+            to the original prompt. `pairs`: criticised replies and their revisions, ranked, both as replies of the
+            learner; after several rounds the last revisions rank highest, and the first attempts lowest. `critiques`:
+            each critique as an expert's reply to the prompt and the attempt. `conditioned`: the attempt as an expert's
+            reply to the prompt and the critique. `hindsight`: a criticised reply and its revision in one row, announced
+            as bad and good, in either order. `anchors`: the reviser's replies to prompts that are out of scope for the
+            critic. If a reply has no errors, `critiques` and `conditioned` use the task's `praise` as its critique.
+        scored: whether replies have rewards and scores. If not, the rows have no rewards.
     """
 
     teacher: Teacher
@@ -59,26 +59,29 @@ class CritiqueRows:
     def rows(
         self, reviews: Sequence[Review], revisions: Sequence[Revision], anchors: Sequence[tuple[int, Episode]] = ()
     ) -> tuple[list[Row], int]:
-        """All that fit the context, and how many do not.
+        """Return all rows that fit the context, and the number of rows that do not fit.
 
-        Args: reviews: of the first attempts; revisions: kept ones; anchors: by the place of the attempt that they stand
-            in for.
+        Args: reviews: the critiques of the first attempts; revisions: the revisions to learn from; anchors: pairs of an
+            attempt's index and the anchor that replaces the attempt.
         """
-        found = self._of_reviews(reviews) + self._of_revisions(revisions)
+        candidates = self._of_reviews(reviews) + self._of_revisions(revisions)
         if "pairs" in self.learn:
-            found += ranked_pairs(revisions)
-        found += [Row(_dialogue(played, EXPERT), of, "anchors") for of, played in anchors]
-        rows = [row for row in found if self.teacher.fits(row.tokens)]
-        return rows, len(found) - len(rows)
+            candidates += ranked_pairs(revisions)
+        candidates += [Row(_dialogue(episode, EXPERT), of, "anchors") for of, episode in anchors]
+        rows = [row for row in candidates if self.teacher.fits(row.tokens)]
+        return rows, len(candidates) - len(rows)
 
     def batch(self, rows: Sequence[Row], attempts: Sequence[Episode], replies: int) -> Batch:
-        """The rows, those of one prompt as a group; of pairs those of one attempt, which its own revisions are ranked
-        against, unless attempts or revisions are learned from as well.
+        """Make one batch of the rows, grouped by prompt.
 
-        Args: attempts: all of them, `replies` to a prompt, next to each other.
-        Returns: `extra` says which rows are an `attempt` and which a `revision`; `view` holds these behind the prompt
-            with their critique, and has no valid step where there is none. A prompt that gave no row has one in which
-            nobody decided anything, so that groups, minibatches and ranks remain even.
+        If `learn` has `pairs` but neither `attempts` nor `revisions`, a group is instead an attempt with its own
+        revisions.
+
+        Args: attempts: all attempts, with those of one prompt next to each other; replies: number of attempts per
+            prompt.
+        Returns: the batch. `extra["attempt"]` and `extra["revision"]` mark the rows of these kinds. `view` has the same
+            actions after the prompt that contains the critique; a row without a critique has no valid step there. A
+            prompt without rows gets one row without valid steps, so that groups, minibatches and ranks stay even.
         """
         if "pairs" in self.learn and not {"attempts", "revisions"} & set(self.learn):
             replies = 1
@@ -102,7 +105,7 @@ class CritiqueRows:
                 "revision": torch.tensor([row.kind == "revisions" for row in rows]),
             },
         )
-        return replace(batch, view=_seen(rows)) if {"attempts", "revisions"} & set(self.learn) else batch
+        return replace(batch, view=_view(rows)) if {"attempts", "revisions"} & set(self.learn) else batch
 
     def _of_reviews(self, reviews: Sequence[Review]) -> list[Row]:
         task = self.teacher.sentences
@@ -111,21 +114,21 @@ class CritiqueRows:
             case, turn = review.episode.prompt.case, review.episode.turns[0]
             words = review.critique or task.praise
             if "attempts" in self.learn:
-                seen = None if review.ids is None else [Segment(review.ids), Segment(turn.tokens, LEARNER)]
-                rows.append(Row(_dialogue(review.episode), review.of, "attempts", review.episode.score, seen=seen))
-            if "critiques" in self.learn and review.heard:
+                view = None if review.ids is None else [Segment(review.ids), Segment(turn.tokens, LEARNER)]
+                rows.append(Row(_dialogue(review.episode), review.of, "attempts", review.episode.score, view=view))
+            if "critiques" in self.learn and review.has_answer:
                 ids = self.teacher.encoded(task.critique_prompt(case, review.reply))
                 reply = self._reply(words)
                 if ids is not None and reply is not None:
                     rows.append(Row([Segment(ids), Segment(reply, EXPERT)], review.of, "critiques"))
-            if "conditioned" in self.learn and review.heard:
+            if "conditioned" in self.learn and review.has_answer:
                 ids = self.teacher.encoded(task.conditioned_prompt(case, words))
                 if ids is not None:
                     rows.append(Row([Segment(ids), Segment(turn.tokens, EXPERT)], review.of, "conditioned"))
         return rows
 
     def _reply(self, words: str) -> list[int] | None:
-        """The ids of a critique as a reply; None where it spells a special token, or a word that is not there."""
+        """The ids of a critique as a reply; None if it spells a special token, or has a word without an id."""
         tokenizer = self.teacher.conversation.tokenizer
         try:
             return [*tokenizer.encode_reply(words), tokenizer.eos]
@@ -139,8 +142,8 @@ class CritiqueRows:
             if "revisions" in self.learn:
                 assert review.ids is not None
                 reply = _dialogue(revision.episode, EXPERT)
-                seen = [Segment(review.ids), Segment(turn.tokens, EXPERT)]
-                rows.append(Row(reply, review.of, "revisions", revision.episode.score, seen=seen))
+                view = [Segment(review.ids), Segment(turn.tokens, EXPERT)]
+                rows.append(Row(reply, review.of, "revisions", revision.episode.score, view=view))
             if "hindsight" in self.learn:
                 rows.append(self._hindsight(revision, good_first=place % 2 == 0))
         return rows
@@ -160,33 +163,36 @@ class CritiqueRows:
         return Row(dialogue, review.of, "hindsight")
 
     def _announced(self, case: Case, good: bool) -> PromptText:
-        """The prompt with what is said before a good or a bad reply."""
+        """The prompt, followed by the text that announces a good or a bad reply."""
         return with_last(case.prompt, lambda text: text + self.teacher.sentences.announced(good))
 
     def _between(self, prompt: PromptText, good: bool, end: int | None) -> list[int]:
-        """What announces the second reply: of a chat a turn of the user.  end: the token that ended the first, if any.
+        """The ids that announce the second reply; in a chat they are a user's turn.
 
+        Args: end: the token that ended the first reply, if any.
         Raises:
-            ValueError: the chat template takes no further turn.
+            ValueError: the chat template does not accept another turn.
         """
         form, text = self.teacher.format, self.teacher.sentences.announced(good)
         posed = form.posed(prompt)
         return form.tokenizer.encode(text) if isinstance(posed, str) else form.turn(text.strip(), posed, end)
 
     def check(self, case: Case) -> None:
-        """Raises ValueError, before training: the chat template does not take the turn that `hindsight` needs."""
+        """Check before training that the chat template accepts `hindsight` rows.  Raises ValueError: they are not."""
         if "hindsight" not in self.learn:
             return
         try:
             self._between(self._announced(case, True), False, self.teacher.format.tokenizer.eos)
         except ValueError as error:
-            raise ValueError(f"learn: hindsight has two replies in a row: {error}; learn something else") from None
+            raise ValueError(
+                f"learn: hindsight has two replies in a row: {error}; choose other kinds of rows"
+            ) from None
 
 
 def ranked_pairs(revisions: Sequence[Revision]) -> list[Row]:
-    """Each criticised reply once, however many revisions it has, and what was not revised again above it.
+    """Ranked rows: each criticised reply once, and the revisions that were not revised again.
 
-    A reply of a later round ranks above those of the rounds before, and a last revision above all.
+    A reply of a later round ranks above replies of earlier rounds. Revisions that were not revised again rank first.
     """
     criticised = {id(revision.review.episode): revision.review for revision in revisions}
     rounds = max((review.round for review in criticised.values()), default=0)
@@ -200,13 +206,15 @@ def _of_learner(episode: Episode, of: int, rank: int) -> Row:
 
 
 def _dialogue(episode: Episode, by: int = LEARNER) -> list[Segment]:
-    return [Segment(episode.prompt.ids), replace(said(episode.turns[0]), by=by)]
+    return [Segment(episode.prompt.ids), replace(reply_segment(episode.turns[0]), by=by)]
 
 
-def _seen(rows: Sequence[Row]) -> Batch:
-    """The same actions behind the prompts with critiques; no valid step in the rows that have none."""
-    dialogues = [row.dialogue if row.seen is None else row.seen for row in rows]
+def _view(rows: Sequence[Row]) -> Batch:
+    """The same actions as in `rows`, after the prompts with critiques; rows without a critique have no valid step."""
+    dialogues = [row.dialogue if row.view is None else row.view for row in rows]
     view = as_batch([[Segment(part.ids, part.by) for part in dialogue] for dialogue in dialogues])
-    there = torch.tensor([row.seen is not None for row in rows])[:, None]
+    has_view = torch.tensor([row.view is not None for row in rows])[:, None]
     assert view.expert_mask is not None
-    return replace(view, valid=view.valid & there, mask=view.mask & there, expert_mask=view.expert_mask & there)
+    return replace(
+        view, valid=view.valid & has_view, mask=view.mask & has_view, expert_mask=view.expert_mask & has_view
+    )

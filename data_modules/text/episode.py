@@ -1,4 +1,4 @@
-"""An episode of a text task: its prompt, what was said in turns, and what each turn earned."""
+"""An episode of a text task: the prompt, the turns, and the reward of every turn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_modules.text.rows import EXPERT, LEARNER, Segment
 
 @dataclass(frozen=True)
 class Prompt:
-    """A case and the ids its dialogue starts with."""
+    """A case, and the token ids that start a dialogue about the case."""
 
     case: Case
     ids: list[int]
@@ -19,31 +19,31 @@ class Prompt:
 
 @dataclass
 class Turn:
-    """A reply and what followed. The tokens are those that were sampled: nothing is encoded twice."""
+    """A reply and its outcome. `tokens` are the tokens that were sampled; replies are never encoded again."""
 
-    tokens: list[int]  # with the one that ended it
+    tokens: list[int]  # includes the stop token, if the reply has one
     log_probs: list[float]
-    finished: bool  # ended by itself
+    finished: bool  # False: the reply was cut off
     text: str
     outcome: Outcome
-    own: int | None = None  # tokens that the learner said, where an expert went on
+    learner_tokens: int | None = None  # number of tokens before an expert took over; None = no expert
 
 
 @dataclass
 class Episode:
     prompt: Prompt
     turns: list[Turn] = field(default_factory=list)
-    cut: bool = False  # by the context, which had no room for another reply
+    cut: bool = False  # True: the context had no room for another reply
 
     @property
     def score(self) -> float:
-        """The sum of the rewards by the task's rule; NaN where the task has none."""
+        """The sum of the rewards by the task's rule; NaN without a rule."""
         rewards = [turn.outcome.reward for turn in self.turns if turn.outcome.reward is not None]
         return sum(rewards) if rewards else math.nan
 
     @property
     def parts(self) -> dict[str, float]:
-        """What the score is made of, by name, summed over turns."""
+        """The terms of the score by name, summed over all turns."""
         total: dict[str, float] = {}
         for turn in self.turns:
             for name, amount in turn.outcome.parts.items():
@@ -52,41 +52,41 @@ class Episode:
 
     @property
     def finished(self) -> bool:
-        """Every reply ended by itself."""
+        """Whether no reply was cut off."""
         return all(turn.finished for turn in self.turns)
 
     @property
     def text(self) -> str:
-        """All that was said after the prompt: the replies, and what the environment said between them."""
+        """All text after the prompt: the replies, and the environment's answers between replies."""
         parts = [part for turn in self.turns[:-1] for part in (turn.text, turn.outcome.text)]
         return "\n".join(part.strip() for part in (*parts, self.turns[-1].text) if part.strip())
 
     @property
     def injected(self) -> int:
-        """Tokens that an expert said, who went on in the learner's place."""
-        return sum(len(turn.tokens) - turn.own for turn in self.turns if turn.own is not None)
+        """Number of tokens that an expert wrote after taking over."""
+        return sum(len(turn.tokens) - turn.learner_tokens for turn in self.turns if turn.learner_tokens is not None)
 
-    def paid(self, score: float) -> Episode:
-        """The same, for which somebody else pays than the task's rule, at its end."""
+    def with_score(self, score: float) -> Episode:
+        """A copy of the episode in which `score` is the reward of the last turn and the only reward."""
         *before, last = self.turns
         none = [replace(turn, outcome=replace(turn.outcome, reward=0.0)) for turn in before]
         return Episode(self.prompt, [*none, replace(last, outcome=replace(last.outcome, reward=score))])
 
     @property
     def decided(self) -> int:
-        """Tokens of all replies."""
+        """Number of tokens in all replies."""
         return sum(len(turn.tokens) for turn in self.turns)
 
 
-def said(turn: Turn) -> Segment:
-    """The reply, paid by the task's rule."""
+def reply_segment(turn: Turn) -> Segment:
+    """The reply as one segment of the learner, with the reward from the task's rule."""
     return Segment(turn.tokens, LEARNER, turn.log_probs, turn.outcome.reward)
 
 
-def spoken(turn: Turn) -> list[Segment]:
-    """The same with the speaker: the learner, or the learner and then an expert."""
-    if turn.own is None:
-        return [said(turn)]
-    own, expert = slice(turn.own), slice(turn.own, None)
-    begun = [Segment(turn.tokens[own], LEARNER, turn.log_probs[own])] if turn.own else []
+def reply_segments(turn: Turn) -> list[Segment]:
+    """The reply as one segment of the learner, or if an expert took over as two, the learner's and the expert's."""
+    if turn.learner_tokens is None:
+        return [reply_segment(turn)]
+    learner, expert = slice(turn.learner_tokens), slice(turn.learner_tokens, None)
+    begun = [Segment(turn.tokens[learner], LEARNER, turn.log_probs[learner])] if turn.learner_tokens else []
     return [*begun, Segment(turn.tokens[expert], EXPERT, turn.log_probs[expert], turn.outcome.reward)]

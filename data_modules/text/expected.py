@@ -1,4 +1,4 @@
-"""What the teacher would have said: to how many prompts, and in which rows it is learned from."""
+"""Expected responses: the teacher's own replies to some prompts, as rows to learn from."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from lightning_nlf.numbers import Count, Seed, Share, Size
 
 
 def with_expected(task: TextEnvironment, prompts: int | None, order: int) -> list[tuple[Case, str]]:
-    """Training prompts that have an expected response, and it.
+    """Choose training prompts that have an expected response, and return them with the response.
 
     Args:
-        prompts: how many, of all there are the first in a random order, so that 32 of them are among 128; None = all.
-        order: the seed of that order.
+        prompts: number of prompts. They are taken from the start of a random order, so a choice of 32 prompts is part
+            of a choice of 128. None = all.
+        order: seed for that random order.
     Raises:
-        ValueError: the task has not so many, or none.
+        ValueError: the task has fewer than `prompts` expected responses, or none.
     """
-    known = all_expected(task, "train")
-    asked = len(known) if prompts is None else prompts
-    if not 1 <= asked <= len(known):
-        raise ValueError(f"prompts: {prompts or 1} expected responses are asked for, and the task has {len(known)}")
-    return [known[i] for i in np.random.default_rng(order).permutation(len(known))[:asked]]
+    pairs = all_expected(task, "train")
+    count = len(pairs) if prompts is None else prompts
+    if not 1 <= count <= len(pairs):
+        raise ValueError(f"prompts: got {prompts or 1}, and the task has {len(pairs)} expected responses; use fewer")
+    return [pairs[i] for i in np.random.default_rng(order).permutation(len(pairs))[:count]]
 
 
 def all_expected(task: TextEnvironment, split: Split) -> list[tuple[Case, str]]:
@@ -40,16 +41,16 @@ def all_expected(task: TextEnvironment, split: Split) -> list[tuple[Case, str]]:
 
 @dataclass(frozen=True)
 class Response:
-    """An expected response as a row; `number` is its place among all there are."""
+    """An expected response as an episode. `number` is the index of the response among all expected responses."""
 
     number: int
     row: list[Segment]
-    episode: Episode  # the same as if it had been said in a dialogue
+    episode: Episode  # the response as the only turn of a dialogue
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A response in a collection: in the group of its prompt (`joins`), or in one of its own."""
+class PlacedResponse:
+    """A response in a collection, either in the group of its prompt (`joins`) or as a separate group."""
 
     response: Response
     group: int
@@ -58,20 +59,23 @@ class Shown:
 
 @dataclass
 class ExpectedResponses:
-    """The teacher's own answers to training prompts: rows in which an expert speaks from the first token on.
+    """Use the teacher's replies to training prompts as rows in which an expert acts from the first token.
 
     Args:
-        prompts: training prompts that have one; 32 of them are among 128. None = all that the task has one for.
-        order: a seed; it alone decides which prompts these are, in this run and in any other.
-        share: part of a collection's prompts whose response, where there is one, joins the group: paid by the rule,
-            `valid`, and nobody's but imitation's, or an injection's that learns from whole expected responses.
-        rows: responses that every collection draws from all there are, over all ranks, whatever its prompts are. They
-            are imitated, and nothing else.
-        as_if: whose log-probabilities of a joined response stand for the teacher's, which are not known: by default
-            +∞, of one who is certain. For the importance weights of an injection.
+        prompts: number of training prompts with an expected response. A choice of 32 prompts is part of a choice of
+            128. None = all expected responses of the task.
+        order: seed for choosing these prompts; nothing else changes the choice.
+        share: share of a collection's prompts whose expected response, if there is one, joins the group of replies. A
+            response that joins is `valid` and gets the reward of the rule. Only imitation learns from it, or an
+            injection objective that uses whole expected responses.
+        rows: number of additional responses that every collection draws at random, over all ranks. These need not
+            belong to the collection's prompts, and are only imitated.
+        as_if: a model whose log-probabilities stand in for the teacher's in joined responses, for the importance
+            weights of an injection objective. The teacher's log-probabilities are unknown; by default they are set to
+            +∞.
 
     Raises:
-        ValueError: a knob out of range.
+        ValueError: a setting is out of range.
     """
 
     prompts: Size | None = None
@@ -79,79 +83,91 @@ class ExpectedResponses:
     share: Share = 1.0
     rows: Count = 0
     as_if: TextExpert | None = None
-    known: dict[str, Response] = field(default_factory=dict, init=False, repr=False)  # by the prompt's id
-    asked: Tensor = field(default_factory=lambda: torch.zeros(0), init=False, repr=False)  # (responses,) bool
+    responses: dict[str, Response] = field(default_factory=dict, init=False, repr=False)  # by the prompt's id
+    counted: Tensor = field(default_factory=lambda: torch.zeros(0), init=False, repr=False)  # (responses,) bool
 
     def __post_init__(self) -> None:
         at_least(1, **{"expected.prompts": self.prompts})
         shares(**{"expected.share": self.share})
         at_least(0, **{"expected.rows": self.rows})
         if not self.share and not self.rows:
-            raise ValueError("expected.share: nothing is learned from expected responses; give a share, or rows")
+            raise ValueError("expected.share: share and rows are both 0, so nothing is learned; raise one of them")
 
     def load(self, task: TextEnvironment, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
-        """Raises ValueError: there are not so many."""
+        """Encode the expected responses.  Raises ValueError: the task has fewer responses than `prompts` or `rows`."""
         of_id = {prompt.case.id: prompt for prompt in prompts}
         for number, (case, text) in enumerate(with_expected(task, self.prompts, self.order)):
             reply = [*tokenizer.encode_reply(text), tokenizer.eos]
             outcome, prompt = task.begin(case).reply(text, True), of_id[case.id]
             row = [Segment(prompt.ids), Segment(reply, EXPERT, None, outcome.reward)]
-            self.known[case.id] = Response(number, row, Episode(prompt, [Turn(reply, [], True, text, outcome)]))
-        if self.rows > len(self.known):
-            raise ValueError(f"expected.rows: got {self.rows}, and there are {len(self.known)} expected responses")
-        self.asked = torch.zeros(len(self.known), dtype=torch.bool)
+            self.responses[case.id] = Response(number, row, Episode(prompt, [Turn(reply, [], True, text, outcome)]))
+        if self.rows > len(self.responses):
+            count = len(self.responses)
+            raise ValueError(f"expected.rows: got {self.rows}, must be at most {count}, as many as there are")
+        self.counted = torch.zeros(len(self.responses), dtype=torch.bool)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt and response."""
-        return max(sum(len(segment.ids) for segment in each.row) for each in self.known.values())
+        """Number of tokens in the longest prompt with its response."""
+        return max(sum(len(segment.ids) for segment in response.row) for response in self.responses.values())
 
-    def shown(self, prompts: Sequence[Prompt], rows: int, rng: np.random.Generator) -> list[Shown]:
-        """Those of a rank's collection: in the groups of its prompts, and `rows` more."""
+    def draw(self, prompts: Sequence[Prompt], rows: int, rng: np.random.Generator) -> list[PlacedResponse]:
+        """Draw the responses for this rank's collection: those that join groups of `prompts`, and `rows` others."""
         first = [prompt.case.id for prompt in prompts[: round(self.share * len(prompts))]]
-        joined = [Shown(self.known[name], place, True) for place, name in enumerate(first) if name in self.known]
-        every = list(self.known.values())
-        drawn = rng.permutation(len(every))[:rows]
-        return joined + [Shown(every[i], len(prompts) + place, False) for place, i in enumerate(drawn)]
+        joined = [
+            PlacedResponse(self.responses[name], place, True)
+            for place, name in enumerate(first)
+            if name in self.responses
+        ]
+        every = list(self.responses.values())
+        order = rng.permutation(len(every))[:rows]
+        return joined + [PlacedResponse(every[i], len(prompts) + place, False) for place, i in enumerate(order)]
 
-    def judged(self, episodes: list[Episode], shown: Sequence[Shown], of: Tensor) -> tuple[list[Episode], Tensor]:
-        """What somebody may be asked to pay for: the episodes and the responses that join a group.
+    def scorable(
+        self, episodes: list[Episode], placed: Sequence[PlacedResponse], of: Tensor
+    ) -> tuple[list[Episode], Tensor]:
+        """All episodes that get a score: the policy's episodes, and the responses that join a group.
 
-        Args: of: (B,) the episode of each row, −1 of the rows of those `shown`, in their order.
-        Returns: all of these as episodes; `of` with the places of the responses, −1 of those that do not join.
+        Args: of: (B,) the episode of each row, −1 for the rows of `placed`, which are in order.
+        Returns: the episodes; and `of` with the episode index of each response that joins a group, still −1 for other
+            responses.
         """
-        joins = torch.tensor([each.joins for each in shown], dtype=torch.bool)
+        joins = torch.tensor([response.joins for response in placed], dtype=torch.bool)
         place = torch.where(joins, len(episodes) + joins.cumsum(0) - 1, -1)
-        joined = [each.response.episode for each in shown if each.joins]
+        joined = [response.response.episode for response in placed if response.joins]
         return [*episodes, *joined], of.masked_scatter(of < 0, place)
 
-    def settled(self, batch: Batch, shown: Sequence[Shown], rows: Tensor) -> Batch:
-        """What does not join a group is a label and nothing else.
+    def mask_labels(self, batch: Batch, placed: Sequence[PlacedResponse], rows: Tensor) -> Batch:
+        """Turn responses that join no group into pure labels, without valid steps and rewards.
 
-        Args: rows: (B,) bool, those of the batch that are the ones `shown`, in their order.
+        Args: rows: (B,) bool, True for the rows of `placed`, which are in order.
         """
         stays = torch.ones(len(batch), 1, dtype=torch.bool)
-        stays[rows, 0] = torch.tensor([each.joins for each in shown], dtype=torch.bool)
+        stays[rows, 0] = torch.tensor([response.joins for response in placed], dtype=torch.bool)
         rewards = None if batch.rewards is None else torch.where(stays, batch.rewards, 0)
         return replace(batch, valid=batch.valid & stays, rewards=rewards)
 
-    def new(self, shown: Sequence[Shown], sum_over_ranks: Callable[[Tensor], Tensor]) -> tuple[list[int], int, int]:
-        """What the teacher was not asked for before: it is asked once for each, however often that is learned from.
+    def new(
+        self, placed: Sequence[PlacedResponse], sum_over_ranks: Callable[[Tensor], Tensor]
+    ) -> tuple[list[int], int, int]:
+        """Find the responses that are used for the first time, because the teacher writes each response only once.
 
-        Returns: the places in `shown` of the new ones, each once; how many are new on all ranks, and their tokens.
+        Returns: the index in `placed` of each new response; the number of new responses on all ranks; and the number of
+            their tokens.
         """
-        now = torch.zeros(len(self.asked))
-        now[[each.response.number for each in shown]] = 1
-        fresh = (sum_over_ranks(now) > 0) & ~self.asked
-        self.asked = self.asked | fresh
-        places = {each.response.number: place for place, each in enumerate(shown) if fresh[each.response.number]}
-        tokens = sum(len(each.row[-1].ids) for each in self.known.values() if fresh[each.number])
+        now = torch.zeros(len(self.counted))
+        now[[response.response.number for response in placed]] = 1
+        fresh = (sum_over_ranks(now) > 0) & ~self.counted
+        self.counted = self.counted | fresh
+        numbers = [response.response.number for response in placed]
+        places = {number: place for place, number in enumerate(numbers) if fresh[number]}
+        tokens = sum(len(response.row[-1].ids) for response in self.responses.values() if fresh[response.number])
         return list(places.values()), int(fresh.sum()), tokens
 
     # ---- checkpoint
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"asked": self.asked}
+        return {"asked": self.counted}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.asked = state["asked"]
+        self.counted = state["asked"]

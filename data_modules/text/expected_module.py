@@ -15,28 +15,34 @@ from lightning_nlf.numbers import Seed, Size
 
 
 class ExpectedDataModule(ImitationDataModule):
-    """The expected responses of a task as demonstrations: supervised fine-tuning on those that a joint run or an
-    injection of the same `prompts` and `order` has.
+    """Supervised fine-tuning on the expected responses of a task.
+
+    With the same `prompts` and `order` as a run with `ExpectedResponses`, the training responses are the same.
 
     Args:
-        task: whose `expected` is taken, and whose prompts are played; held out are those of all prompts of `val` and
-            `test`.
-        tokenizer: made from the task's corpus.
-        prompts: training prompts that have one; None = all.
-        order: a seed; it alone decides which prompts these are.
+        task: text task that provides `expected` responses to imitate, and prompts to evaluate on. All expected
+            responses of `val` and `test` are held out.
+        tokenizer: tokenizer of the model. A new one is built from the task's corpus.
+        prompts: number of training prompts with an expected response; None = all.
+        order: seed for choosing these prompts; nothing else changes the choice.
         rows, context, evaluation_prompts, chat, reward, seed, minibatches, passes, rows_per_batch,
-            tokens_per_batch: of `ImitationDataModule`.
+            tokens_per_batch: see `ImitationDataModule`.
     """
 
     def __init__(
-        self, task: TextEnvironment, tokenizer: Tokenizer, prompts: Size | None = None, order: Seed = 0, **kwargs: Any
+        self,
+        task: TextEnvironment,
+        tokenizer: Tokenizer | None = None,
+        prompts: Size | None = None,
+        order: Seed = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer=tokenizer, task=task, **kwargs)
         at_least(1, prompts=prompts)
         self.source, self.prompts, self.order = task, prompts, order
 
     def texts(self, split: Split) -> Iterator[tuple[PromptText, str, str]]:
-        """Raises ValueError: the task has not so many to train on."""
+        """The expected responses of a split.  Raises ValueError: the task has fewer than `prompts` to train on."""
         if split == "train":
             responses = with_expected(self.source, self.prompts, self.order)
         else:

@@ -1,4 +1,4 @@
-"""Attempts that were there before the run: replies of a file, which the policy learns from without having said them."""
+"""Attempts from a file: the policy learns from replies that it did not sample."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from lightning_nlf.batch import Actor
 
 
 def given_attempts(teacher: Teacher, replies: Sequence[GivenReply], actor: Actor) -> list[Episode]:
-    """An episode for each reply. Its log-probabilities are what the actor gives its tokens now: how likely they were
-    when they were written is not known, so a ratio to them is 1 in the first step, and does not correct for that.
+    """Make an episode of each reply from a file.
+
+    The log-probabilities under the author of a reply are unknown, so the actor's current ones take their place. The
+    importance ratio is therefore 1 in the first optimizer step, and does not correct for the reply being off-policy.
     """
-    prompts = [teacher.format.ids(each.case.prompt) for each in replies]
-    batch = as_rows(prompts, [each.tokens for each in replies])
+    prompts = [teacher.format.ids(reply.case.prompt) for reply in replies]
+    batch = as_rows(prompts, [reply.tokens for reply in replies])
     chances = actor.token_log_probs(batch).cpu()
     return [
         _episode(teacher, reply, ids, row[mask].tolist())
@@ -24,6 +26,6 @@ def given_attempts(teacher: Teacher, replies: Sequence[GivenReply], actor: Actor
     ]
 
 
-def _episode(teacher: Teacher, given: GivenReply, ids: list[int], log_probs: list[float]) -> Episode:
-    outcome = teacher.conversation.task.begin(given.case).reply(given.text, given.finished)
-    return Episode(Prompt(given.case, ids), [Turn(given.tokens, log_probs, given.finished, given.text, outcome)])
+def _episode(teacher: Teacher, reply: GivenReply, ids: list[int], log_probs: list[float]) -> Episode:
+    outcome = teacher.conversation.task.begin(reply.case).reply(reply.text, reply.finished)
+    return Episode(Prompt(reply.case, ids), [Turn(reply.tokens, log_probs, reply.finished, reply.text, outcome)])

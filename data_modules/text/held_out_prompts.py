@@ -1,4 +1,4 @@
-"""Held-out prompts of a file as a task: they are played, and nobody pays."""
+"""A text task made of the held-out prompts in a file; no rule scores replies."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from data_modules.text.users import Unscored
 
 @dataclass(frozen=True)
 class HeldOutLine:
-    """What is played of a line, and what it says should have been replied."""
+    """The prompt and the expected response of a held-out line."""
 
     prompt: PromptText
     expected: str | None
     id: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what a judge of the reply may need
+    facts: Mapping[str, Any] = field(default_factory=dict)  # facts that a judge of the reply may need
 
 
 class HeldOutPrompts:
-    """A task of one turn, made of the prompts of held-out lines. Each prompt is one case, however many lines it has.
+    """A task of one turn with the prompts of held-out lines. Lines with the same prompt form one case.
 
     Args: held_out: the lines of each split.
     """
@@ -51,7 +51,7 @@ class HeldOutPrompts:
         return Unscored()
 
     def corpus(self) -> Iterator[str]:
-        """Nothing: what is held out makes no tokenizer."""
+        """No texts, because the tokenizer must not be built from held-out text."""
         return iter(())
 
     def demonstrations(self, split: Split) -> Sequence[tuple[PromptText, str]]:
@@ -65,7 +65,7 @@ class HeldOutPrompts:
 
 
 def _ids(lines: Sequence[HeldOutLine]) -> list[str]:
-    """The line's own id where no other has it, else one of the prompt."""
+    """An id for each line: the line's own id if it is unique, else an id made from the prompt's digest."""
     names = [line.id for line in lines]
     return [
         line.id if line.id is not None and names.count(line.id) == 1 else prompt_digest(line.prompt)[:12]
@@ -74,15 +74,15 @@ def _ids(lines: Sequence[HeldOutLine]) -> list[str]:
 
 
 def with_room(lines: Sequence[HeldOutLine], format: PromptFormat, reply: int, room: int) -> list[HeldOutLine]:
-    """Lines whose prompt leaves room for a reply of so many tokens; if there is none such, for one token.
+    """Lines whose prompt leaves room for a reply of `reply` tokens; if there are none, lines with room for one token.
 
-    Args: room: tokens of prompt and reply together.
+    Args: room: maximum number of tokens of prompt and reply together.
     """
     lengths: list[int] = []
     for line in lines:
         try:
             lengths.append(len(format.ids(line.prompt)))
-        except ValueError:  # a word that the tokenizer does not know: learned from is nothing of the line
+        except ValueError:  # an unknown word, so training does not use the line either
             lengths.append(room)
     for least in (reply, 1):
         if chosen := [line for line, length in zip(lines, lengths, strict=True) if length + least <= room]:

@@ -1,4 +1,4 @@
-"""A language model as critic or reviser: the policy itself, a frozen model of ours, or one of another tokenizer."""
+"""A language model as critic or reviser: the policy itself, a frozen model, or a model with a different tokenizer."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from lightning_nlf.numbers import NonNegative, PositiveShare, Size
 
 
 class ModelCritic:
-    """Asks a language model what is wrong with each reply, and for better ones, by the task's words around a critique.
+    """Critiques and revisions from a language model, with the task's texts around a critique as prompts.
 
-    A critique that says what the words say of a right reply (`praise`) is none. Of a question that leaves no room
-    in the model's context there is no answer. As a reviser it writes texts: what they were in the model's own tokens,
-    and how likely, is not kept. A model of the policy's own tokenizer revises by its tokens if it stands at `reviser`
-    itself.
+    A critique equal to the task's `praise` counts as no critique. A prompt that leaves no room in the model's context
+    gets no answer. A `ModelCritic` as reviser returns text, so the sampled tokens and their log-probabilities are lost.
+    To keep both, set a model with the policy's tokenizer directly as `reviser`.
 
     Args:
-        model: such as `CheckpointTextExpert` or `PolicyAverage`; by default the policy that is being trained.
-        tokenizer: the model's, where it is another than the policy's.
-        max_new: tokens of a critique or a revision.
-        temperature: what logits are divided by; 0 takes the likeliest tokens.
-        top_p: of sampling.
-        chat: of `PromptFormat`, for a model with a tokenizer of its own.
+        model: model that writes the texts, such as `CheckpointTextExpert` or `PolicyAverage`; by default the policy in
+            training.
+        tokenizer: the model's tokenizer, if it differs from the policy's.
+        max_new: maximum number of tokens in a critique or revision.
+        temperature: sampling temperature; 0 = greedy decoding.
+        top_p: nucleus sampling; 1 = off.
+        chat: see `PromptFormat`; only for a model with its own tokenizer.
 
     Raises:
-        ValueError: a knob out of range, or a tokenizer without a model.
+        ValueError: a setting is out of range, or a tokenizer is given without a model.
     """
 
     def __init__(
@@ -52,32 +52,32 @@ class ModelCritic:
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p: got {top_p}, must be in (0, 1]")
         if model is None and tokenizer is not None:
-            raise ValueError("tokenizer: the policy has the data's; leave it out, or give a model")
+            raise ValueError("tokenizer: without a model the data's tokenizer is used; leave it out, or give a model")
         self.model, self.tokenizer, self.chat = model, tokenizer, chat
         self.max_new, self.temperature, self.top_p = max_new, temperature, top_p
         self.counters = {"tokens": 0}
 
     def check(self, name: str, cases: Sequence[Case], words: Revisable, policy: PromptFormat) -> None:
-        """`Checked.check`.
+        """See `Checked.check`.
 
         Raises:
-            ValueError: a tokenizer that is not the model's, or that cannot encode the question about a reply.
+            ValueError: the tokenizer is not the model's, or cannot encode the prompt that asks for a critique.
         """
         form = self._format(policy)
         refuse_other_ids(name, self.model, form.tokenizer.digest)
         try:
             form.ids(words.critique_prompt(cases[0], ""))
         except ValueError as error:
-            raise ValueError(f"{name}: it cannot read what it is asked: {error}") from None
+            raise ValueError(f"{name}: its tokenizer cannot encode the prompt for a critique: {error}") from None
 
     def critiques(
         self, cases: Sequence[Case], replies: Sequence[str], seeds: Sequence[int], acting: Acting
     ) -> list[str | None]:
-        """`Critic.critiques`."""
+        """See `Critic.critiques`."""
         pairs = zip(cases, replies, strict=True)
-        written = self._write([acting.words.critique_prompt(*pair) for pair in pairs], seeds, acting)
+        answers = self._write([acting.words.critique_prompt(*pair) for pair in pairs], seeds, acting)
         praise = _bare(acting.words.praise)
-        texts = [UNHEARD if each is None else each.text for each in written]
+        texts = [UNHEARD if answer is None else answer.text for answer in answers]
         return [None if text and _bare(text) == praise else text for text in texts]
 
     def revisions(
@@ -88,15 +88,16 @@ class ModelCritic:
         seeds: Sequence[int],
         acting: Acting,
     ) -> list[Written | None]:
-        """`Reviser.revisions`."""
-        asked = zip(cases, replies, critiques, strict=True)
-        return self._write([acting.words.revision_prompt(*each) for each in asked], seeds, acting)
+        """See `Reviser.revisions`."""
+        cases_with_critiques = zip(cases, replies, critiques, strict=True)
+        prompts = [acting.words.revision_prompt(*case_with_critique) for case_with_critique in cases_with_critiques]
+        return self._write(prompts, seeds, acting)
 
     def _write(self, prompts: Sequence[PromptText], seeds: Sequence[int], acting: Acting) -> list[Written | None]:
         how = (seeds, self.top_p, self.temperature) if self.temperature else ()
-        written = self._writer(acting).write(prompts, self.max_new, *how)
-        self.counters["tokens"] += sum(each.tokens for each in written if each is not None)
-        return written
+        answers = self._writer(acting).write(prompts, self.max_new, *how)
+        self.counters["tokens"] += sum(answer.tokens for answer in answers if answer is not None)
+        return answers
 
     def _writer(self, acting: Acting) -> Writer:
         if self.model is None:
@@ -111,5 +112,5 @@ class ModelCritic:
 
 
 def _bare(text: str) -> str:
-    """Without capitals, and what stands around the words."""
+    """The text in lower case, without surrounding white space and punctuation."""
     return text.strip(" \n\t.!\"'*").lower()

@@ -1,4 +1,4 @@
-"""A slow average of the policy that is being trained, as critic or reviser."""
+"""Exponential moving average of the policy's weights, for use as critic or reviser."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lightning_nlf.numbers import Share
 
 
 class PolicyAverage:
-    """A `Replier` that replies as the exponential moving average of the policy: ā ← ā + rate · (θ − ā).
+    """A `Replier` with an exponential moving average of the policy's weights: ā ← ā + rate · (θ − ā).
 
-    It begins where the policy is at the first collection, and moves at every further one. Only what is trained is
-    averaged, with LoRA the additions alone; all else is the policy's own. To reply it puts the average in the policy's
-    place, and the policy back. Checkpoints hold it.
+    The average starts as a copy of the policy at the first collection, and moves at every later collection. Only
+    trained parameters are averaged (with LoRA only the adapters); all other parameters are shared with the policy.
+    While the average replies, it temporarily replaces the policy's weights. Checkpoints contain the average.
 
     Args:
-        rate: 0 is the start of the run for good, 1 the policy itself.
+        rate: how fast the average moves. 0 keeps the weights of the start, 1 follows the policy exactly.
 
     Raises:
-        ValueError: a rate outside [0, 1].
+        ValueError: rate is outside [0, 1].
     """
 
     def __init__(self, rate: Share = 0.05) -> None:
@@ -35,20 +35,20 @@ class PolicyAverage:
         self._policy: nn.Module | None = None
 
     def bind(self, policy: Replier) -> None:
-        """Reply in its place from now on; begin with it, where there is no average yet."""
+        """Set the policy that shares its parameters. If there is no average yet, start from the policy's weights."""
         self._policy = cast(nn.Module, policy)
         if not self.average:
             self.average = {name: p.detach().clone() for name, p in self._trained()}
 
     @torch.no_grad()
     def follow(self, policy: Replier) -> None:
-        """A step towards the policy."""
+        """Move the average towards the policy's weights."""
         self.bind(policy)
         for name, p in self._trained():
             self.average[name] = self.average[name].to(p.device).lerp(p, self.rate)
 
     def reply(self, ids: Tensor, lengths: Tensor, state: Any = None, **how: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """`Replier.reply`."""
+        """See `Replier.reply`."""
         with self._in_place():
             return cast(Replier, self._policy).reply(ids, lengths, state, **how)
 

@@ -1,4 +1,4 @@
-"""What a policy replies to the prompts of a split, as lines of a feedback file that is to be completed."""
+"""Predictions: a policy's replies to the prompts of a split, as lines of a feedback file that has no feedback yet."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from data_modules.text.turn_lines import replies_by_turn
 from lightning_nlf.batch import Batch, required
 from lightning_nlf.maths.steps import best_rows, row_sums
 
-PREDICTED = 64  # prompts at a time
+PREDICTED = 64  # prompts per batch
 
 
 class TextPrediction(TextEvaluation):
-    """Prediction of replies to a text task. A child fills in what stands here."""
+    """Predict replies to a text task. Subclasses set the attributes."""
 
-    recorded = "replies"  # the file that `records` go to
+    recorded = "replies"  # name of the file for `records`
     predict_split: Split
-    replies: int  # to each prompt
-    greedy: bool  # the likeliest reply in place of samples
-    best_of: int | None  # so many are sampled instead, and the one that is paid most is kept
-    _dialogues: list[Episode]  # of a prediction by turns, by `extra["dialogue"]` of their rows
-    _unanswered = 0  # prompts of a prediction to which all replies were empty, this rank's
+    replies: int  # number of replies per prompt
+    greedy: bool  # greedy decoding instead of sampling
+    best_of: int | None  # samples per prompt; the sample with the highest reward is kept
+    _dialogues: list[Episode]  # for predictions by turn; `extra["dialogue"]` of a row is the index
+    _unanswered = 0  # number of this rank's prompts in a prediction that got only empty replies
 
     def predict_dataloader(self) -> list[DataLoader]:
-        prompts = self._judged(self.predict_split)
+        prompts = self._rank_prompts(self.predict_split)
         firsts = range(0, len(prompts), PREDICTED)
         copies = 1 if self.greedy else self.best_of or self.replies
         self._unanswered, self._dialogues = 0, []
@@ -45,33 +45,33 @@ class TextPrediction(TextEvaluation):
         def sampled() -> Iterator[Batch]:
             rng = self._rng(TEST, 2)
             for first in firsts:
-                some = prompts[first : first + PREDICTED]
+                chunk = prompts[first : first + PREDICTED]
                 with torch.no_grad():
-                    episodes = self._play(self._actor, rng, some, copies, self.greedy)
+                    episodes = self._play(self._actor, rng, chunk, copies, self.greedy)
                     batch = as_batch([self.conversation.dialogue(episode) for episode in episodes])
-                    batch = self._paid(batch, episodes, torch.arange(len(episodes)))
+                    batch = self._rewarded(batch, episodes, torch.arange(len(episodes)))
                 place = torch.arange(len(batch)) // copies + first
                 batch = replace(batch, group=place)
                 if self.conversation.by_turn:
                     batch = batch.with_extra(dialogue=torch.arange(len(batch)) + len(self._dialogues))
                     self._dialogues += episodes
                 if self.best_of is not None:
-                    rewards = required(batch.rewards, "best_of: nobody pays for the replies, so none is the best")
+                    rewards = required(batch.rewards, "best_of: nothing scores the replies, so no reply is the best")
                     batch = batch[best_rows(row_sums(rewards, batch.valid), place)]
                 yield batch
 
         return [loader(sampled, len(firsts))]
 
     def records(self, batch: Batch) -> list[dict[str, Any]]:
-        """Each prompt of a predicted batch with its replies and what they earned: feedback to be completed.
+        """The lines of a feedback file for a predicted batch: prompts with their replies and scores.
 
-        `meta` keeps the tokens, so that what learns from the file sees what was sampled, and the name of the `run`.
-        Nothing can be said of an empty reply: `meta.empty` counts those that are left out. A prompt to which all are
-        empty has no line, and behind the last batch a warning says to how many that happened. Of a chat of several
-        turns each reply is a line of its own; see `replies_by_turn`.
+        `meta` has the name of the `run`, and the sampled tokens, so that training on the file uses the same tokens.
+        Empty replies are left out, because nobody can judge an empty reply; `meta.empty` is the number of empty
+        replies. A prompt with only empty replies gets no line, and a warning after the last batch gives the number of
+        such prompts. In a chat of several turns each reply gets its own line, see `replies_by_turn`.
         """
         assert batch.group is not None
-        prompts = self._judged(self.predict_split)
+        prompts = self._rank_prompts(self.predict_split)
         if self.conversation.by_turn:
             by_prompt = self._by_turns(batch)
         else:
@@ -79,20 +79,20 @@ class TextPrediction(TextEvaluation):
             by_prompt = [[line] if line["responses"] else [] for line in of_prompts]
         lines = [line for of_prompt in by_prompt for line in of_prompt]
         self._unanswered += by_prompt.count([])
-        for line in lines:  # a second round samples for the same ids
+        for line in lines:  # a later round samples replies to prompts with the same ids
             line["meta"]["run"] = Path(self.trainer.default_root_dir).resolve().name
         if int(batch.group.max()) + 1 == len(prompts):
             counts = torch.tensor([self._unanswered, len(prompts)], dtype=torch.float64)
             left_out, of = self._sum_over_ranks(counts).tolist()
             if left_out:
                 rank_zero_warn(
-                    f"{left_out:.0f} of {of:.0f} prompts are not in {self.recorded}.jsonl: every reply to them was "
-                    "empty, of which nothing can be said; raise replies, or train the policy to say something first"
+                    f"{left_out:.0f} of {of:.0f} prompts are missing in {self.recorded}.jsonl: every reply to them was "
+                    "empty; raise replies, or train the policy to reply first"
                 )
         return lines
 
     def _by_turns(self, batch: Batch) -> list[list[dict[str, Any]]]:
-        """The lines of each prompt's dialogues."""
+        """The lines for the dialogues of each prompt."""
         assert batch.group is not None
         lines: dict[int, list[dict[str, Any]]] = {}
         copies = Counter[int]()

@@ -1,4 +1,4 @@
-"""Prompts from a JSONL file, with no rule that scores replies: the task to start from with your own data."""
+"""Your own prompts from a JSONL file as a text task; no rule scores replies."""
 
 from __future__ import annotations
 
@@ -23,37 +23,39 @@ from lightning_nlf.numbers import BelowOne, Size
 
 @dataclass(frozen=True)
 class PromptLine:
-    """A line of a prompt file."""
+    """The contents of one line in a prompt file."""
 
     prompt: PromptText
     id: str | None
     expected: str | None
     facts: Mapping[str, Any]
     where: str  # FILE:LINE
-    follow_ups: tuple[str, ...] = ()  # what the user says after the first reply, after the second …
+    follow_ups: tuple[str, ...] = ()  # the user's message after the first reply, after the second reply, and so on
 
 
 class PromptFile(ChatWords):
     """Your own prompts as a task, read from JSON lines.
 
-    A line has a `prompt`, a text or the messages of a chat, and may have an `id`, the `expected` response, and `facts`:
-    an object of what a judge must know, such as a reference answer. With `follow_ups`, a list of texts, the user goes
-    on after the reply, and the prompt is a dialogue of several turns. A feedback file will do as well: its other fields
-    are not read. No rule scores a reply: a reward model, a judge or people may, and an objective that needs a score
-    says so where nobody does.
+    A line has a `prompt`, which is a text or the messages of a chat. Optional fields are `id`, the `expected` response,
+    and `facts`, an object with what a judge needs, such as a reference answer. `follow_ups` is a list with the user's
+    message after each reply; such a line is a dialogue of several turns. A feedback file can be used too; its other
+    fields are ignored. The task has no rule that scores replies. A reward model, a judge or people can score them. An
+    objective that needs scores raises an error if there are none.
 
     Args:
-        path: of the prompts to train on.
-        val_path, test_path: files of held-out prompts.
-        val_share, test_share: of the prompts of `path`, held out where there is no such file. Which prompts these are
-            depends on their texts alone: the same prompt is never on two sides, whatever the order of the lines.
-        wording: the sentences around a critique, for methods that revise.
-        user: who goes on after the follow-ups, such as `ModelUser`; `turns` replies at most.
-        turns: replies of a dialogue with a `user`.
+        path: file with the prompts to train on.
+        val_path, test_path: files with held-out prompts for validation and test.
+        val_share, test_share: share of the prompts in `path` that is held out if `val_path` or `test_path` is not
+            given. The choice depends only on the text of a prompt, so the order of lines does not matter, and equal
+            prompts stay together.
+        wording: the texts around a critique, for methods that revise replies.
+        user: simulated user, such as `ModelUser`, who writes more messages after the follow-ups, up to `turns` replies.
+        turns: maximum number of replies in a dialogue with a `user`.
 
     Raises:
-        ValueError: a share outside [0, 1), or both leave nothing; once prompts are asked for, no such file, a line that
-            is wrong (file, line, field and what to do), or a held-out prompt that is trained on as well.
+        ValueError: a share is outside [0, 1), or nothing is left to train on; or when prompts are first used, a file is
+            missing, a line is malformed (the message gives file, line, field and what to do), or a held-out prompt is
+            also a training prompt.
     """
 
     def __init__(
@@ -68,10 +70,12 @@ class PromptFile(ChatWords):
         turns: Size = 1,
     ) -> None:
         if (user is None) != (turns == 1):
-            raise ValueError("turns: more than one of a dialogue with a `user`, and one without; give both or neither")
+            raise ValueError("turns: more than 1 turn needs a `user`, and a `user` needs more than 1; set both or none")
         shares(val_share=val_share, test_share=test_share)
         if val_share + test_share >= 1:
-            raise ValueError(f"val_share, test_share: {val_share} and {test_share} leave nothing to train on")
+            raise ValueError(
+                f"val_share, test_share: {val_share} and {test_share} leave nothing to train on; lower one of them"
+            )
         self.paths: dict[Split, str | None] = {"train": path, "val": val_path, "test": test_path}
         self.shares: dict[Split, float] = {"val": val_share, "test": test_share}
         self.user, self._turns = user, turns
@@ -81,7 +85,7 @@ class PromptFile(ChatWords):
 
     @property
     def turns(self) -> int:
-        """Replies that a dialogue has at most."""
+        """The maximum number of replies in a dialogue."""
         lengths = [len(line.follow_ups) for lines in self._lines.values() for line in lines]
         return max(self._turns, 1 + max(lengths))
 
@@ -101,21 +105,21 @@ class PromptFile(ChatWords):
         yield from self.wording.texts()
 
     def demonstrations(self, split: Split) -> Sequence[tuple[PromptText, str]]:
-        """Prompts with an expected response, and it."""
+        """The prompts that have an expected response, with that response."""
         return [(line.prompt, line.expected) for line in self._lines[split] if line.expected is not None]
 
     def expected(self, case: Case) -> str | None:
         return self._expected.get(case.id)
 
     def critique(self, case: Case, reply: str, seed: int) -> str | None:
-        """Raises ValueError: nothing is known of what a reply should be; a critic is asked instead."""
+        """Always fail: a file of prompts has no critiques, so a critic is needed.  Raises ValueError."""
         raise ValueError(
-            "critic: PromptFile says nothing of replies, so somebody else must: give a critic, such as "
+            "critic: PromptFile has no critiques of replies: give a critic, such as "
             "data_modules.text.ModelCritic, data_modules.feedback.FileCritic or "
             "data_modules.feedback.providers.EndpointCritic"
         )
 
-    # ---- from the files
+    # ---- reading
 
     @cached_property
     def _expected(self) -> dict[str, str]:
@@ -128,15 +132,15 @@ class PromptFile(ChatWords):
 
     @cached_property
     def _lines(self) -> dict[Split, list[PromptLine]]:
-        """By split, each line with an id."""
-        given = {split: [] if path is None else _read(path) for split, path in self.paths.items()}
-        wanted = {split: share for split, share in self.shares.items() if self.paths[split] is None}
-        held = split_prompts([line.prompt for line in given["train"]], list(wanted.values()))
-        for split, prompts in zip(wanted, held, strict=True):
-            given[split] = [line for line in given["train"] if line.prompt in prompts]
-        apart = set().union(*held)
-        given["train"] = [line for line in given["train"] if line.prompt not in apart]
-        return _identified(given)
+        """The lines of each split; every line has an id."""
+        lines = {split: [] if path is None else _read(path) for split, path in self.paths.items()}
+        split_off = {split: share for split, share in self.shares.items() if self.paths[split] is None}
+        held_out = split_prompts([line.prompt for line in lines["train"]], list(split_off.values()))
+        for split, prompts in zip(split_off, held_out, strict=True):
+            lines[split] = [line for line in lines["train"] if line.prompt in prompts]
+        apart = set().union(*held_out)
+        lines["train"] = [line for line in lines["train"] if line.prompt not in apart]
+        return _identified(lines)
 
 
 def _read(path: str) -> list[PromptLine]:
@@ -144,14 +148,14 @@ def _read(path: str) -> list[PromptLine]:
     if bad:
         raise ValueError(listed(path, bad))
     if not lines:
-        raise ValueError(f"path: there is no prompt in {path}")
+        raise ValueError(f"path: {path} has no prompts; give a file with at least one line")
     return lines
 
 
 def read_line(record: Any, where: str) -> PromptLine:
-    """The prompt in a line.  Raises Faults: all that is wrong with it."""
+    """Parse a line of a prompt file.  Raises Faults: all errors in the line."""
     if not isinstance(record, dict):
-        raise Faults([f'a line is an object like {{"prompt": "…"}}, not {kind_of(record)}'])
+        raise Faults([f'a line must be an object like {{"prompt": "…"}}, is {kind_of(record)}'])
     names = tuple(_READERS)
     faults = [unknown_field(name, names) for name in record if name not in (*names, *FIELDS)]
     values: dict[str, Any] = dict.fromkeys(names)
@@ -164,7 +168,7 @@ def read_line(record: Any, where: str) -> PromptLine:
     if record.get("prompt") is None:
         faults.append("prompt: is missing; every line needs one")
     elif isinstance(values["prompt"], tuple) and values["prompt"][-1].role == "assistant":
-        faults.append("prompt: its last message is the assistant's; take it out, and give it as expected")
+        faults.append("prompt: its last message is the assistant's; remove it, and give it as expected")
     if faults:
         raise Faults(faults)
     optional = {"facts": values["facts"] or {}, "follow_ups": values["follow_ups"] or ()}
@@ -177,7 +181,7 @@ def _read_facts(value: Any) -> Mapping[str, Any]:
     return value
 
 
-_READERS: dict[str, Callable[[Any], Any]] = {  # of a line; the fields of a feedback file may stand beside them
+_READERS: dict[str, Callable[[Any], Any]] = {  # reader of each field; other fields of a feedback file are allowed
     "prompt": read_prompt,
     "id": read_text,
     "expected": read_text,
@@ -186,26 +190,26 @@ _READERS: dict[str, Callable[[Any], Any]] = {  # of a line; the fields of a feed
 }
 
 
-def _identified(given: Mapping[Split, list[PromptLine]]) -> dict[Split, list[PromptLine]]:
-    """With an id for each line, by its prompt where the file gives none.
+def _identified(lines: Mapping[Split, list[PromptLine]]) -> dict[Split, list[PromptLine]]:
+    """Give every line an id: a line without one gets an id made from its prompt.
 
     Raises:
-        ValueError: one id in two files, or a prompt on two sides.
+        ValueError: two lines have the same id, or two splits have the same prompt.
     """
-    first: dict[PromptText, tuple[Split, str]] = {}  # where a prompt stands
-    owner: dict[str, str] = {}  # where an id stands
+    first: dict[PromptText, tuple[Split, str]] = {}  # prompt → its split and place
+    owner: dict[str, str] = {}  # id → the place of its line
     repeats: Counter[str] = Counter()
-    identified: dict[Split, list[PromptLine]] = {split: [] for split in given}
+    identified: dict[Split, list[PromptLine]] = {split: [] for split in lines}
     faults: list[str] = []
-    for split, line in ((split, line) for split, lines in given.items() for line in lines):
+    for split, line in ((split, line) for split, of_split in lines.items() for line in of_split):
         side, where = first.setdefault(line.prompt, (split, line.where))
         if side != split:
-            faults.append(f"{line.where}: prompt: is that of {where} as well; a held-out prompt must be new")
+            faults.append(f"{line.where}: prompt: is also in {where}; a held-out prompt must not be a training prompt")
         digest = prompt_digest(line.prompt)[:12]
         repeats[digest] += line.id is None
         name = line.id or (digest if repeats[digest] == 1 else f"{digest}-{repeats[digest]}")
         if owner.setdefault(name, line.where) != line.where:
-            faults.append(f"{line.where}: id: {name!r} is that of {owner[name]} as well; make it unique")
+            faults.append(f"{line.where}: id: {name!r} is also in {owner[name]}; make it unique")
         identified[split].append(replace(line, id=name))
     if faults:
         raise ValueError(enumerated(faults))

@@ -1,9 +1,9 @@
-"""Chat template or plain text: how a prompt becomes the ids that a reply follows."""
+"""Prompt format: turn a prompt into token ids, as plain text or by a chat template."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 
 from data_modules.judgements.schema import Message, PromptText
@@ -12,10 +12,10 @@ from data_modules.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Chat:
-    """Prompts go through the tokenizer's chat template.
+    """Use the tokenizer's chat template for prompts.
 
     Args:
-        system: the system message of every chat that does not bring one of its own.
+        system: system message for every chat that has none.
     """
 
     system: str | None = None
@@ -23,12 +23,12 @@ class Chat:
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """The one way from a prompt to token ids, whether it is a text or the messages of a chat.
+    """Turn prompts, which are texts or messages of a chat, into token ids. All prompts are encoded here.
 
     Args:
-        chat: a text is the user's message of the chat template, as instruct models expect it. True and `Chat()` say
-            the same; None is True where the tokenizer has a template. With False a text stays a text.
-        suffix: added to the end of every prompt; of a chat to the end of its last message.
+        chat: True or `Chat()` = a text becomes the user's message in the chat template, as instruct models expect.
+            False = a text stays plain text. None = True if the tokenizer has a template.
+        suffix: text added to the end of every prompt; in a chat to the end of the last message.
     """
 
     tokenizer: Tokenizer
@@ -37,22 +37,22 @@ class PromptFormat:
 
     @cached_property
     def template(self) -> Chat | None:
-        """How the template is used; None where prompts are plain text.
+        """The settings for the chat template; None if prompts are plain text.
 
         Raises:
-            ValueError: a chat is wanted, and the tokenizer has no template.
+            ValueError: `chat` requires a chat template, and the tokenizer has none.
         """
-        wanted = self.tokenizer.has_template if self.chat is None else bool(self.chat)
-        if wanted and not self.tokenizer.has_template:
+        use = self.tokenizer.has_template if self.chat is None else bool(self.chat)
+        if use and not self.tokenizer.has_template:
             raise ValueError(
-                "chat: the tokenizer has no chat template: take a FolderTokenizer that has one, or leave chat out"
+                "chat: the tokenizer has no chat template: use a FolderTokenizer that has one, or leave chat out"
             )
-        if not wanted:
+        if not use:
             return None
         return self.chat if isinstance(self.chat, Chat) else Chat()
 
     def posed(self, prompt: PromptText) -> PromptText:
-        """The prompt as the model sees it: messages where there is a template, and the suffix at the end."""
+        """The prompt with the suffix, as messages if a template is used."""
         if self.suffix:
             prompt = with_last(prompt, lambda text: text + self.suffix)
         if self.template is None:
@@ -65,40 +65,42 @@ class PromptFormat:
 
     @cached_property
     def ids(self) -> Callable[[PromptText], list[int]]:
-        """prompt → its ids, up to where the reply begins. Tasks ask for the same prompts again: the ids are kept.
+        """Function from a prompt to its ids, up to the start of the reply; results are cached.
 
-        Raises, of the function:
-            ValueError: the tokenizer cannot encode it, it has messages and there is no template, or no id at all.
+        Raises, when called:
+            ValueError: the tokenizer cannot encode the prompt; the prompt has messages and there is no template; or the
+                prompt has no ids at all.
         """
         return lru_cache(65536)(self._encoded)
 
     def _encoded(self, prompt: PromptText) -> list[int]:
         posed = self.posed(prompt)
-        ids = self.tokenizer.encode_prompt(posed if isinstance(posed, str) else [asdict(each) for each in posed])
+        ids = self.tokenizer.encode_prompt(posed if isinstance(posed, str) else [asdict(message) for message in posed])
         if not ids:
-            raise ValueError("prompt: it is empty; a reply needs at least one token before it")
+            raise ValueError("prompt: it is empty; it must have at least one token")
         return ids
 
     def turn(self, text: str, chat: tuple[Message, ...], end: int | None) -> list[int]:
-        """The ids between two replies of a chat, when the user says `text` to the first; see `Tokenizer.encode_turn`.
+        """The ids between two replies of a chat in which the user's message is `text`; see `Tokenizer.encode_turn`.
 
-        Equal turns are encoded once: what the assistant said does not matter.
+        The ids are cached, because they do not depend on the assistant's replies.
 
-        Args: chat: the messages that led to the first reply, posed; end: the token that ended it; None: it was cut.
+        Args: chat: the messages before the first reply, as returned by `posed`; end: the stop token of that reply, None
+            if the reply was cut off.
         Raises:
             ValueError: as `Tokenizer.encode_turn`.
         """
-        without_replies = (Message(each.role, "") if each.role == "assistant" else each for each in chat)
+        without_replies = (replace(message, content="") if message.role == "assistant" else message for message in chat)
         return self._turns(text, tuple(without_replies), end)
 
     @cached_property
     def _turns(self) -> Callable[[str, tuple[Message, ...], int | None], list[int]]:
         encode = self.tokenizer.encode_turn
-        return lru_cache(65536)(lambda text, chat, end: encode(text, [asdict(each) for each in chat], end))
+        return lru_cache(65536)(lambda text, chat, end: encode(text, [asdict(message) for message in chat], end))
 
 
 def with_last(prompt: PromptText, change: Callable[[str], str]) -> PromptText:
-    """A prompt whose text is changed; of a chat the last message's."""
+    """Apply `change` to the text of a prompt; in a chat to the text of the last message."""
     if isinstance(prompt, str):
         return change(prompt)
     *before, last = prompt
@@ -106,5 +108,5 @@ def with_last(prompt: PromptText, change: Callable[[str], str]) -> PromptText:
 
 
 def texts_of(prompt: PromptText) -> list[str]:
-    """The texts of a prompt, one for each message."""
+    """The texts of a prompt, one per message."""
     return [prompt] if isinstance(prompt, str) else [message.content for message in prompt]

@@ -1,4 +1,4 @@
-"""A judge of text that pays for replies, in the place of the task's rule."""
+"""Interface of judges that score replies by their text, in place of the task's rule."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lightning_nlf.maths.steps import last_valid
 
 @runtime_checkable
 class ReplyJudge(Protocol):
-    """Pays for whole replies by their text; a `Scorer` pays by tokens. Either comes in the yaml by `class_path`."""
+    """A judge that scores replies by their text. A `Scorer` reads tokens; a yaml gives either by `class_path`."""
 
     def check(self, cases: Sequence[Case]) -> None:
-        """Before anything is played.  Raises ValueError: a case whose facts are not enough to judge a reply."""
+        """Check the cases before any episode.  Raises ValueError: a case lacks facts that the judge needs."""
 
     def judge(self, episodes: Sequence[Episode]) -> list[float]:
-        """The score of each: of its only reply, or of all that was said."""
+        """Score each episode: its only reply, or the whole dialogue."""
         ...
 
 
 def paid_at_the_end(batch: Batch, of: Tensor, scores: Sequence[float]) -> Batch:
-    """With rewards (B, T): the score of an episode on the last valid step of its last row, else 0.
+    """Add rewards (B, T) to the batch: an episode's score at the last valid step of the episode's last row, else 0.
 
-    Args: of: (B,) the episode of each row, −1 of none; scores: of each episode.
+    Args: of: (B,) the episode of each row, −1 = none; scores: the score of each episode.
     Raises:
-        ValueError: more or fewer scores than episodes.
+        ValueError: the number of scores is not the number of episodes.
     """
     if len(scores) != (episodes := int(of.max()) + 1):
         raise ValueError(f"reward: the judge gave {len(scores)} scores for {episodes} replies")

@@ -1,4 +1,4 @@
-"""What the teacher says of replies, what they become after it, and which of that is kept."""
+"""Critiques of replies, revisions of replies, and the choice of revisions to learn from."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Keep = Literal["all", "best", "better", "approved"]
 
 @dataclass(frozen=True)
 class Review:
-    """A reply, and what the teacher says of it."""
+    """A reply and the teacher's critique of it."""
 
     episode: Episode
-    of: int  # place of the first attempt that it goes back to
-    round: int = 0  # how often it was revised before
-    critique: str | None = None  # None where nothing was wrong
-    heard: bool = True  # whether anybody said something; else `critique` is None and means nothing
-    ids: list[int] | None = None  # what it is revised behind; None without a critique, and where that cannot be read
+    of: int  # index of the first attempt that the reply stems from
+    round: int = 0  # number of revisions before this reply
+    critique: str | None = None  # None if nothing is wrong
+    has_answer: bool = True  # False: the critic gave no answer, so a `critique` of None means nothing
+    ids: list[int] | None = None  # the prompt for a revision; None if there is no critique or it cannot be encoded
 
     @property
     def reply(self) -> str:
@@ -28,61 +28,62 @@ class Review:
 
     @property
     def approved(self) -> bool:
-        """Nothing is wrong, as far as the teacher says."""
-        return self.heard and self.critique is None
+        """Whether the teacher found nothing wrong with the reply."""
+        return self.has_answer and self.critique is None
 
 
 @dataclass(frozen=True)
 class Revision:
-    """What became of a criticised reply."""
+    """A revision of a criticised reply, as an episode."""
 
     review: Review
-    episode: Episode  # whose prompt is the case's own; its tokens and log-probabilities are the reviser's
+    episode: Episode  # the original prompt, with the reviser's tokens and log-probabilities
 
     @property
     def gain(self) -> float:
-        """What it earned more; NaN where nobody pays."""
+        """Score of the revision minus score of the reply; NaN if nothing scores replies."""
         return self.episode.score - self.review.episode.score
 
 
-def keep_revisions(made: list[Revision], reviews: Sequence[Review], keep: Keep) -> list[Revision]:
-    """The revisions that make rows.
+def keep_revisions(revisions: list[Revision], reviews: Sequence[Review], keep: Keep) -> list[Revision]:
+    """Choose the revisions to learn from.
 
     Args:
-        reviews: what the teacher says of revisions.
-        keep: the `best` of each reply's by score; those `better` than their reply; those that are `approved`, of which
-            the teacher has nothing to say; or all.
+        reviews: the teacher's critiques of revisions.
+        keep: `best`: for each attempt the revision with the highest score; `better`: the revisions with a higher score
+            than the reply that they revise; `approved`: the revisions in which the teacher finds nothing wrong; `all`:
+            every revision.
     """
     if keep == "approved":
         approved = {id(review.episode) for review in reviews if review.approved}
-        return [revision for revision in made if id(revision.episode) in approved]
+        return [revision for revision in revisions if id(revision.episode) in approved]
     if keep == "better":
-        return [revision for revision in made if revision.gain > 0]
+        return [revision for revision in revisions if revision.gain > 0]
     if keep == "best":
         best: dict[int, Revision] = {}
-        for revision in made:
+        for revision in revisions:
             of = revision.review.of
             if of not in best or revision.episode.score > best[of].episode.score:
                 best[of] = revision
         return list(best.values())
-    return made
+    return revisions
 
 
-def criticism(reviews: Sequence[Review], revisions: Sequence[Revision], most: int = 50) -> list[dict[str, str]]:
-    """Prompt, reply, critique and, where there are any, the first revision of some replies, for people to read.
+def criticism(reviews: Sequence[Review], revisions: Sequence[Revision], rows: int = 50) -> list[dict[str, str]]:
+    """A table for people with prompt, reply, critique, and the first revision if there is one.
 
-    Args: reviews: of the first attempts; most: rows of the table.
+    Args: reviews: the reviews of the first attempts; rows: maximum number of rows.
     """
-    made: dict[int, str] = {}
+    first: dict[int, str] = {}
     for revision in revisions:
         if revision.review.round == 0:
-            made.setdefault(revision.review.of, revision.episode.turns[0].text)
+            first.setdefault(revision.review.of, revision.episode.turns[0].text)
     return [
         {
             "prompt": review.episode.prompt.case.text.strip(),
             "reply": review.reply,
-            "critique": review.critique or "(nothing is wrong)" if review.heard else "(no answer)",
+            "critique": review.critique or "(nothing is wrong)" if review.has_answer else "(no answer)",
         }
-        | ({"revision": made.get(review.of, "")} if made else {})
-        for review in reviews[:most]
+        | ({"revision": first.get(review.of, "")} if first else {})
+        for review in reviews[:rows]
     ]

@@ -1,4 +1,4 @@
-"""What critiques are worth and what they cost: figures of an evaluation, and of each round of training."""
+"""Metrics of critiques and revisions: gain and cost, at evaluations and for each round of training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lightning_nlf.maths.steps import row_sums
 
 
 class RevisionFigures(TextTaskDataModule):
-    """Figures of a policy whose replies are criticised and revised. A child sets what stands here."""
+    """Metrics of a policy whose replies are criticised and revised. Subclasses set the attributes."""
 
     teacher: Teacher
     rows: CritiqueRows
@@ -37,7 +37,7 @@ class RevisionFigures(TextTaskDataModule):
 
     @cached_property
     def pays(self) -> bool:
-        """Whether replies earn anything, by the task's rule or by `reward`."""
+        """Whether replies have a score, from the task's rule or from `reward`."""
         if self.reward is not None:
             return True
         case = self.cases["train"][0].case
@@ -45,16 +45,16 @@ class RevisionFigures(TextTaskDataModule):
 
     @cached_property
     def revises(self) -> bool:
-        """Whether a round makes revisions: somebody learns from them, or is told what they gain."""
+        """Whether a round makes revisions, either to learn from or to log their gain."""
         return bool({"revisions", "pairs", "hindsight"} & set(self.rows.learn)) or self.pays
 
-    def asked(
+    def model_metrics(
         self, actor: Actor, rng: np.random.Generator, episodes: list[Episode], deterministic: bool
     ) -> dict[str, Tensor]:
-        """What the replies earn after one revision by the critique, by another's, and by one that fits any.
+        """Scores after one revision: with the critique, with the critique of a different reply, and with the placebo.
 
-        Only where somebody pays, and where the critic can speak of fresh replies. Of samples also `drift`, if there is
-        a scope and a reviser that says how likely tokens are.
+        These scores exist only if replies have scores, and if the critic accepts new replies. Sampled replies also have
+        the metric `drift`, if there is a scope and a reviser with log-probabilities.
         """
         measured: dict[str, Tensor] = {}
         if self.pays and not isinstance(self.critic, CriticOfGivenReplies):
@@ -66,7 +66,7 @@ class RevisionFigures(TextTaskDataModule):
     def _revised(
         self, actor: Actor, rng: np.random.Generator, episodes: list[Episode], deterministic: bool
     ) -> dict[str, Tensor]:
-        """`revised`, `revised_shuffled`, `revised_placebo`, (episodes,) each; the critic is asked once."""
+        """`revised`, `revised_shuffled` and `revised_placebo`, (episodes,) each, from one call of the critic."""
         acting, reviser = self._acting(actor), self._reviser(actor)
         critiques = self.teacher.critiques(acting, episodes, rng)
         measured: dict[str, Tensor] = {}
@@ -77,17 +77,17 @@ class RevisionFigures(TextTaskDataModule):
         return measured
 
     def _drift(self, start: Labeller, episodes: list[Episode]) -> Tensor:
-        """log π(y|x) − log π₀(y|x) of replies out of scope, (episodes,), NaN in scope; its mean is KL(π ‖ π₀)."""
+        """log π(y|x) − log π₀(y|x) of replies out of scope, (episodes,), NaN in scope; mean ≈ KL(π ‖ π₀)."""
         batch, _ = self.conversation.batch(episodes)
         assert batch.log_probs is not None
         start_log_probs = densities(batch, start, batch.valid, self.trainer.strategy.root_device)
         inside = torch.tensor([self._in_scope(episode) for episode in episodes])
         return torch.where(inside, torch.nan, row_sums(batch.log_probs - start_log_probs, batch.valid))
 
-    # ---- what is said of a round of training
+    # ---- logs of a round of training
 
     def _costs(self) -> dict[str, int]:
-        """What critic and reviser cost so far, by the names of their counters."""
+        """The cost of critic and reviser so far, by counter name."""
         costs = {} if self.critic is None else {f"critic_{name}": x for name, x in self.critic.counters.items()}
         if isinstance(self.reviser, Reviser):
             costs |= {f"reviser_{name}": x for name, x in self.reviser.counters.items()}
@@ -98,17 +98,17 @@ class RevisionFigures(TextTaskDataModule):
         spent += costs.get("critic_tokens", 0) + costs.get("reviser_tokens", 0)
         self.count(env_steps=spent, critiques=critiques, feedback_calls=calls, **costs)
 
-    def _tell_of(self, reviews: Sequence[Review], made: Sequence[Revision], too_long: int, rows: int) -> None:
-        """Averages over all ranks, beside those of the attempts.  too_long: of so many `rows` there would be."""
+    def _log_round(self, reviews: Sequence[Review], revisions: Sequence[Revision], too_long: int, rows: int) -> None:
+        """Log averages over all ranks, in addition to the attempts' metrics.  too_long: rows left out, of `rows`."""
         wrong = [review for review in reviews if review.critique is not None]
-        revised = {id(revision.review) for revision in made}
+        revised = {id(revision.review) for revision in revisions}
         unrevised = [review for review in wrong if (id(review) not in revised if self.revises else review.ids is None)]
         sums = {
-            "gain": (sum(revision.gain for revision in made), len(made)),
+            "gain": (sum(revision.gain for revision in revisions), len(revisions)),
             "criticised": (len(wrong), len(reviews)),
             "unrevised": (len(unrevised), len(wrong)),
             "left_out": (too_long, rows),
-            "unheard": (sum(not review.heard for review in reviews), len(reviews)),
+            "unheard": (sum(not review.has_answer for review in reviews), len(reviews)),
         }
         totals = self._sum_over_ranks(torch.tensor(list(sums.values()), dtype=torch.float64))
         shares = dict(zip(sums, (totals[:, 0] / totals[:, 1].clamp(min=1)).tolist(), strict=True))
@@ -117,23 +117,23 @@ class RevisionFigures(TextTaskDataModule):
         self.statistics |= shares
         if shares["unrevised"] > 0:
             self._warn_once(
-                "some criticised replies are not revised (train/unrevised is their share): they spell a special token, "
+                "some criticised replies are not revised (their share is train/unrevised): they spell a special token, "
                 f"the context of {self.context} has no room for prompt, reply, critique and revision, or the reviser "
-                "said nothing"
+                "gave no answer"
             )
         if shares["unheard"] > 0:
-            self._warn_once("of some replies the critic said nothing (train/unheard is their share): none is revised")
+            self._warn_once("the critic gave no answer to some replies (their share is train/unheard): none is revised")
         if shares["left_out"] > 0:
             self._warn_once(
-                f"some rows are longer than the context of {self.context} and left out (train/left_out is their share)"
+                f"some rows exceed the context of {self.context} and are left out (their share is train/left_out)"
             )
 
-    # ---- what training needs as well
+    # ---- for training too
 
     @property
     def averages(self) -> list[PolicyAverage]:
-        """Of the policy, wherever one criticises or revises."""
-        models = [each.model for each in (self.critic, self.reviser) if isinstance(each, ModelCritic)]
+        """The moving averages of the policy that are used as critic or reviser."""
+        models = [model.model for model in (self.critic, self.reviser) if isinstance(model, ModelCritic)]
         return [model for model in (self.reviser, *models) if isinstance(model, PolicyAverage)]
 
     def _acting(self, actor: Actor) -> Acting:
@@ -153,17 +153,17 @@ class RevisionFigures(TextTaskDataModule):
         return all(attempt.prompt.case.facts.get(name) == value for name, value in self.scope.items())
 
     def _pay(self, episodes: list[Episode]) -> list[Episode]:
-        """With what `reward` pays in place of the rule; as they are where it is None."""
+        """Score the episodes with `reward`; if `reward` is None, return them unchanged."""
         if self.reward is None or not episodes:
             return episodes
-        played, of = self.conversation.batch(episodes)
-        batch = self._paid(played, episodes, of)
+        rows, of = self.conversation.batch(episodes)
+        batch = self._rewarded(rows, episodes, of)
         assert batch.rewards is not None
         scores = row_sums(batch.rewards, batch.valid).tolist()
-        return [episode.paid(score) for episode, score in zip(episodes, scores, strict=True)]
+        return [episode.with_score(score) for episode, score in zip(episodes, scores, strict=True)]
 
     def _pay_revisions(self, revisions: list[Revision]) -> list[Revision]:
         if not self.scored:
             return revisions
-        paid = self._pay([revision.episode for revision in revisions])
-        return [replace(revision, episode=episode) for revision, episode in zip(revisions, paid, strict=True)]
+        scored = self._pay([revision.episode for revision in revisions])
+        return [replace(revision, episode=episode) for revision, episode in zip(revisions, scored, strict=True)]

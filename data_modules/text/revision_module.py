@@ -1,4 +1,4 @@
-"""Rounds of critique and revision in every epoch: what the policy replies, what is said of it, what that is made to."""
+"""Rounds of critique and revision: in every epoch replies are criticised, revised, and turned into training rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data_modules.text.model_critic import ModelCritic
 from data_modules.text.reply_judge import ReplyJudge
 from data_modules.text.revision import Keep, Review, Revision, criticism, keep_revisions
 from data_modules.text.revision_figures import RevisionFigures
-from data_modules.text.task_module import drawn
+from data_modules.text.task_module import draw_items
 from data_modules.text.teacher import Teacher, Words
 from data_modules.text.transcript import write_tables
 from data_modules.text.wording import Wording
@@ -30,49 +30,54 @@ from lightning_nlf.numbers import Size
 
 
 class RevisionDataModule(RevisionFigures):
-    """Plays a task of one turn with the model that is being trained, has its replies criticised and revised, and
-    makes rows of all that.
+    """Sample replies from the policy, have them criticised and revised, and train on both. For tasks of one turn.
 
-    Whether the critiques help is logged at every evaluation: what a reply earns after one revision (`revised`), and
-    the same with the critique of another reply (`revised_shuffled`) and one that fits any (`revised_placebo`). With a
-    scope and a frozen reviser also how far replies that the critiques are not about went from what it would say
-    (`drift`).
+    Every evaluation logs whether critiques help: the score of a reply after a revision with the reply's critique
+    (`revised`), with the critique of a different reply (`revised_shuffled`), and with a critique that fits any reply
+    (`revised_placebo`). With a scope and a frozen reviser, evaluations also log how far the policy has moved from the
+    reviser on prompts out of scope (`drift`).
 
     Args:
-        task: with `critique`, and `Revisable`.
-        critic: who says what is wrong with replies; by default the task. With a file of people's critiques
-            (`data_modules.feedback.FileCritic`) the attempts are its replies, `prompts` of them a collection, each a
-            group of its own, and the policy did not say them: see there.
-        learn: the kinds of rows, of `CritiqueRows`.
-        author: who writes the attempts, such as a frozen start, which makes the method offline; by default the policy.
-            Then there are no `attempts` to learn from: they are not the policy's.
-        reviser: who revises, such as a frozen start; by default the policy itself, which easily unlearns it. A
-            `Replier` reads the policy's ids; of one that writes texts (`Reviser`) no log-probabilities are known, so
-            its revisions are a certain expert's, +∞, and each is a feedback call.
-        rounds: of critique and revision; a revision is criticised and revised again.
-        revisions: of each criticised reply.
-        keep: which revisions make rows: `best` of its reply's by score, `better` than the reply by score, those that
-            are `approved`, when the teacher criticises them too and has nothing to say, or all.
-        words: whose critiques, of `Teacher`; the controls.
-        scored: replies have scores. Without, or where nobody pays, there are no rewards to learn from, and none are
-            counted.
-        reward: who pays in place of the task's rule, such as a reward model or a judge.
-        wording: the sentences around a critique, as turns of a chat; by default the task's own, or, where these are
-            plain text and prompts go through a chat template, those of `Wording`.
-        scope: what the teacher speaks about, by the facts of a case: `{kind: level}`. Replies to other prompts are
-            neither criticised nor revised; `learn: [anchors]` makes rows of what the reviser replies to them.
-        unfinished: of attempts that `max_new` cut: `keep` them, or `reject`: play them again, `resamples` times at
-            most, and then keep them.
-        prompts, replies, max_new, context …: of `TextTaskDataModule`.
+        task: text task that is `Revisable` and has critiques.
+        critic: criticises replies; by default the task does. With a file of people's critiques
+            (`data_modules.feedback.FileCritic`) the attempts are the replies in that file, `prompts` of them per
+            collection. Each of these replies is a separate group, and was not sampled by the policy; see `FileCritic`.
+        learn: the kinds of rows, see `CritiqueRows`.
+        author: model that writes the attempts; by default the policy. An author such as a frozen copy of the start
+            makes the method offline. With an author, `learn` cannot have `attempts`, because the policy did not write
+            them.
+        reviser: model that revises the replies, such as a frozen copy of the start. By default the policy, which easily
+            unlearns how to revise. A `Replier` must use the policy's token ids. A `Reviser` writes text with unknown
+            log-probabilities, so they are set to +∞, as for an expert that is certain, and each revision counts as a
+            feedback call.
+        rounds: number of rounds of critique and revision. From the second round on, revisions are criticised and
+            revised again.
+        revisions: number of revisions of each criticised reply.
+        keep: which revisions to learn from. `best`: for each attempt the revision with the highest score; `better`: the
+            revisions with a higher score than the reply; `approved`: the revisions in which the teacher, asked for
+            another critique, finds nothing wrong; `all`: every revision.
+        words: which critiques to use, see `Teacher`; for control experiments.
+        scored: whether to score replies. If not, or if there is nothing to score them, the rows have no rewards, and no
+            scores are counted as feedback.
+        reward: reward model or judge that scores replies in place of the task's rule.
+        wording: the texts around a critique, as turns of a chat. By default the task's own texts, or the texts of
+            `Wording` if the task's are plain text and prompts go through a chat template.
+        scope: restricts critiques to cases with these facts, for example `{kind: level}`. Replies to other prompts are
+            neither criticised nor revised; `learn: [anchors]` adds rows with the reviser's replies to those prompts.
+        unfinished: what to do with attempts that were cut off at `max_new`. `keep`: use them as they are. `reject`:
+            sample them again, at most `resamples` times, then keep them.
+        prompts, replies, max_new, context …: see `TextTaskDataModule`.
 
-    The critic is asked in batches. `critiques` and `feedback_calls` count its answers; tokens that a model of ours
-    writes as critic or reviser are `env_steps`. `critic_<name>` and `reviser_<name>` are what these two count, such as
-    the `calls` and `prompt_tokens` of an endpoint. What an evaluation asks is counted nowhere, but off a budget.
+    The critic is called in batches. `critiques` and `feedback_calls` count the critic's answers. Tokens of a local
+    model that is critic or reviser count as `env_steps`. `critic_<name>` and `reviser_<name>` are the counters of
+    critic and reviser, such as `calls` and `prompt_tokens` of an endpoint. Calls during an evaluation are not counted,
+    but they do use up a budget.
 
     Raises:
-        ValueError: a knob out of range, a task without revisions, or `keep` by scores that are not given; at `setup` a
-            critic, a reviser or a `reward` of other ids, one that cannot read as much, `keep` by scores where nobody
-            pays, sentences in turns of a chat without a chat template, or no critic where the task is none.
+        ValueError: a setting is out of range, the task is not `Revisable`, or `keep` needs scores and `scored` is
+            false; or at `setup`, a critic, reviser or `reward` has a different tokenizer or too short a context; `keep`
+            needs scores and nothing scores replies; `wording` needs a chat template and there is none; or there is no
+            critic.
     """
 
     def __init__(
@@ -99,37 +104,44 @@ class RevisionDataModule(RevisionFigures):
         self.scored, self.scope, self.unfinished = scored, scope or {}, unfinished
         self.teacher = Teacher(self.conversation, self.context, words, critic, wording)
         self.rows = CritiqueRows(self.teacher, tuple(learn), scored)
-        self.criticised: list[dict[str, str]] = []  # of the last collection, for people to read
-        self.given: list[GivenReply] = []  # the attempts, of a critic that brings them
+        self.criticised: list[dict[str, str]] = []  # table of the last collection, for people
+        self.file_attempts: list[GivenReply] = []  # attempts that the critic provides
         self._refuse_knobs()
         self.counters |= {"critiques": 0} | dict.fromkeys(self._costs(), 0)
 
     def _refuse_knobs(self) -> None:
-        """Raises ValueError: a knob out of range, or two that contradict each other."""
+        """Check the settings.  Raises ValueError: one is out of range, or two of them contradict each other."""
         learn, kind = self.rows.learn, type(self.task).__name__
         if self.unfinished not in ("keep", "reject"):
-            raise ValueError(f"unfinished: got {self.unfinished}; rounds of revision keep or reject what is cut")
+            raise ValueError(f"unfinished: got {self.unfinished}, must be keep or reject with rounds of revision")
         at_least(1, rounds=self.rounds, revisions=self.revisions)
         worded = isinstance(self.task, Revisable) or self.teacher.wording is not None
         if not worded or self.task.turns > 1:
-            raise ValueError(f"task: {kind} says no prompts for revisions, or has more than one turn")
+            raise ValueError(
+                f"task: {kind} has no prompts for revisions, or has more than one turn; give a `wording`, or use a "
+                "task of one turn"
+            )
         if not learn:
-            raise ValueError("learn: nothing is learned; name at least one kind of row")
+            raise ValueError("learn: it is empty; give at least one kind of rows")
         if not self.scored and self.keep in ("best", "better"):
-            raise ValueError(f"keep: {self.keep} goes by the score, and scored is false; approved goes by critiques")
+            raise ValueError(
+                f"keep: {self.keep} needs scores, and scored is false; set keep: approved, or scored: true"
+            )
         if self.author is not None and "attempts" in learn:
-            raise ValueError("learn: attempts are the policy's own, and an author writes them; leave one of them out")
+            raise ValueError(
+                "learn: attempts must be the policy's own, and an author writes them; leave one of them out"
+            )
         if "anchors" in learn and (self.reviser is None or isinstance(self.reviser, Reviser) or not self.scope):
             raise ValueError(
-                "learn: anchors are a frozen reviser's replies out of scope; give a scope, and a reviser that replies "
-                "in the policy's tokens, such as CheckpointTextExpert"
+                "learn: anchors are replies of a frozen reviser to prompts out of scope; give a scope, and a reviser "
+                "with the policy's tokenizer, such as CheckpointTextExpert"
             )
-        brings = isinstance(self.critic, CriticOfGivenReplies)
-        asked_again = {"rounds": self.rounds > 1, "keep": self.keep == "approved", "author": self.author is not None}
-        for knob in (knob for knob, turned in asked_again.items() if brings and turned):
+        from_file = isinstance(self.critic, CriticOfGivenReplies)
+        needs_new = {"rounds": self.rounds > 1, "keep": self.keep == "approved", "author": self.author is not None}
+        for knob in (knob for knob, is_set in needs_new.items() if from_file and is_set):
             raise ValueError(
-                f"{knob}: the critic knows the replies of its file and no others, so these are the attempts, and what "
-                "became of them is not criticised; leave it out"
+                f"{knob}: the critic has critiques of the replies in its file only; these are the attempts, and it "
+                f"cannot criticise new replies; leave {knob} out"
             )
 
     def setup(self, stage: str) -> None:
@@ -138,7 +150,7 @@ class RevisionDataModule(RevisionFigures):
         super().setup(stage)
         case = self.cases["train"][0].case
         if self.critic is None:
-            self.task.critique(case, "", 0)  # a task that is no critic says so
+            self.task.critique(case, "", 0)  # raises an error if the task has no critiques
         every = [prompt.case for split in self.cases.values() for prompt in split]
         for name, teacher in {"critic": self.critic, "reviser": self.reviser}.items():
             if isinstance(teacher, Checked):
@@ -148,43 +160,43 @@ class RevisionDataModule(RevisionFigures):
         self.teacher.check(case)
         self.rows.check(case)
         if isinstance(self.critic, CriticOfGivenReplies):
-            self.given = self.critic.replies([prompt.case for prompt in self.cases["train"]], self.tokenizer)
+            self.file_attempts = self.critic.replies([prompt.case for prompt in self.cases["train"]], self.tokenizer)
         self._settle_scores()
         refuse_short_context("reviser", self.reviser, self.longest_row)
         refuse_short_context("author", self.author, super().longest_row)
         refuse_short_context("reward", self.reward, super().longest_row)
 
     def _settle_scores(self) -> None:
-        """Without scores where nobody pays.  Raises ValueError: what is kept goes by them."""
+        """Switch scores off if nothing scores replies.  Raises ValueError: `keep` needs scores in that case."""
         if self.pays:
             return
         if self.keep in ("best", "better"):
             raise ValueError(
-                f"keep: {self.keep} goes by the score, and nobody pays: {type(self.task).__name__} has no rule; give a "
-                "reward, such as a reward model or a judge, or keep what is approved"
+                f"keep: {self.keep} needs scores, and {type(self.task).__name__} has no rule that scores replies; give "
+                "a reward, such as a reward model or a judge, or use approved"
             )
         self.scored = False
         self.rows = replace(self.rows, scored=False)
 
     def check_tokenizer(self) -> None:
-        """Raises ValueError: a reviser, an author or a `reward` of other ids."""
+        """Raises ValueError: the `reviser`, the `author` or the `reward` has a different tokenizer."""
         for name, model in {"reviser": self.reviser, "author": self.author, "reward": self.reward}.items():
             refuse_other_ids(name, model, self.tokenizer.digest)
 
     @property
     def longest_row(self) -> int:
-        """Replies are quoted behind prompts, as long as the context has room."""
+        """The whole context, because prompts quote replies."""
         return max(super().longest_row, self.context or 0)
 
     @property
     def workload(self) -> Workload:
-        """As if rows of every kind were as long as attempts, and critiques and revisions read as much as is learned.
+        """Estimate the work of an iteration, with rows and prompts of critiques and revisions as long as attempts.
 
-        What others write is not sampled here.
+        The estimate does not include text from endpoints or files.
         """
         work, kinds = super().workload, len(self.rows.learn)
-        given, outside = isinstance(self.critic, CriticOfGivenReplies), isinstance(self.reviser, Reviser)
-        attempts, critiques, revisions = work.collection * (not given), Sampling(), Sampling()
+        from_file, outside = isinstance(self.critic, CriticOfGivenReplies), isinstance(self.reviser, Reviser)
+        attempts, critiques, revisions = work.collection * (not from_file), Sampling(), Sampling()
         if isinstance(self.critic, ModelCritic):
             critiques = Sampling(work.tokens, work.rows * self.critic.max_new) * self.rounds
         if self.revises and not outside:
@@ -203,48 +215,51 @@ class RevisionDataModule(RevisionFigures):
         for average in self.averages:
             average.follow(actor)
         before = self._costs()
-        played, spent, again = self._attempts(actor, rng)
-        attempts = self._pay(played) if self.scored else played
+        episodes, spent, again = self._attempts(actor, rng)
+        attempts = self._pay(episodes) if self.scored else episodes
         acting = self._acting(actor)
         inside = [place for place, attempt in enumerate(attempts) if self._in_scope(attempt)]
         reviews = self.teacher.reviews(acting, [attempts[place] for place in inside], inside, rng)
-        made, again_reviewed = self._rounds(actor, acting, reviews, rng)
+        revisions, later_reviews = self._rounds(actor, acting, reviews, rng)
         anchors = self._anchors(actor, attempts, set(inside), rng)
-        rows, too_long = self.rows.rows(reviews, keep_revisions(made, again_reviewed, self.keep), anchors)
+        rows, too_long = self.rows.rows(reviews, keep_revisions(revisions, later_reviews, self.keep), anchors)
         batch = self.rows.batch(rows, attempts, self.group_size)
         counts = self.scored and (self.reward is None or isinstance(self.reward, ReplyJudge))
-        paid = (len(attempts) + len(made)) * counts
-        written = isinstance(self.reviser, Reviser)
+        scores = (len(attempts) + len(revisions)) * counts
+        from_text = isinstance(self.reviser, Reviser)
         spent += sum(episode.decided for _, episode in anchors)
-        spent += 0 if written else sum(revision.episode.decided for revision in made)
-        critiques = len(reviews) + len(again_reviewed)
-        self._count(before, spent, critiques, critiques + paid + len(made) * written)
-        self.criticised = criticism(reviews, made)
-        self._tell(played, torch.tensor([episode.score for episode in attempts]), again)
-        self._tell_of(reviews, made, too_long, len(rows) + too_long)
+        spent += 0 if from_text else sum(revision.episode.decided for revision in revisions)
+        critiques = len(reviews) + len(later_reviews)
+        self._count(before, spent, critiques, critiques + scores + len(revisions) * from_text)
+        self.criticised = criticism(reviews, revisions)
+        self._log_collection(episodes, torch.tensor([episode.score for episode in attempts]), again)
+        self._log_round(reviews, revisions, too_long, len(rows) + too_long)
         return batch
 
     def _attempts(self, actor: Actor, rng: np.random.Generator) -> tuple[list[Episode], int, int]:
-        """As `_played`; an author replies to the prompt alone, whatever the policy's ends with."""
+        """Sample attempts as in `_sample_episodes`. An author gets only the prompt, without the policy's suffix."""
         if isinstance(self.critic, CriticOfGivenReplies):
-            return given_attempts(self.teacher, drawn(self.given, self._share(self.prompts), rng), actor), 0, 0
+            replies = draw_items(self.file_attempts, self._share(self.prompts), rng)
+            return given_attempts(self.teacher, replies, actor), 0, 0
         prompts = self._draw(rng)
         if self.author is None:
-            return self._played(actor, prompts, rng)
-        plain = [Prompt(each.case, self.teacher.format.ids(each.case.prompt)) for each in prompts]
-        return self._played(cast(Actor, self._placed(self.author)), plain, rng)  # nothing else of an actor is asked
+            return self._sample_episodes(actor, prompts, rng)
+        plain = [Prompt(prompt.case, self.teacher.format.ids(prompt.case.prompt)) for prompt in prompts]
+        author = cast(Actor, self._placed(self.author))  # only `reply` is used
+        return self._sample_episodes(author, plain, rng)
 
     def _rounds(
         self, actor: Actor, acting: Acting, reviews: Sequence[Review], rng: np.random.Generator
     ) -> tuple[list[Revision], list[Review]]:
-        """The revisions of all rounds, and what the teacher says of those that it is asked about.
+        """Make the revisions of all rounds, and get the teacher's critiques of revisions.
 
-        None where nobody learns from them, and nobody says what they earn.
+        Both are empty if nothing is learned from revisions and nothing scores them.
         """
         if not self.revises:
             return [], []
         reviser = self._reviser(actor)
-        made = latest = self._pay_revisions(self.teacher.revisions(acting, reviser, reviews, rng, self.revisions))
+        latest = self._pay_revisions(self.teacher.revisions(acting, reviser, reviews, rng, self.revisions))
+        revisions = latest
         every: list[Review] = []
         for number in range(1, self.rounds + (self.keep == "approved")):
             of = [revision.review.of for revision in latest]
@@ -252,25 +267,25 @@ class RevisionDataModule(RevisionFigures):
             every += again
             if number < self.rounds:
                 latest = self._pay_revisions(self.teacher.revisions(acting, reviser, again, rng))
-                made = [*made, *latest]
-        return made, every
+                revisions = [*revisions, *latest]
+        return revisions, every
 
     def _anchors(
         self, actor: Actor, attempts: Sequence[Episode], inside: set[int], rng: np.random.Generator
     ) -> list[tuple[int, Episode]]:
-        """What the reviser replies in the place of each attempt out of scope."""
+        """The reviser's reply to the prompt of each attempt out of scope, with the index of the attempt."""
         outside = [place for place in range(len(attempts)) if place not in inside]
         if "anchors" not in self.rows.learn or not outside:
             return []
         seeds = rng.integers(2**62, size=(len(outside), 1))
         reviser = cast(Replier, self._reviser(actor))
-        played = self.conversation.play(reviser, [attempts[place].prompt for place in outside], seeds)
-        return list(zip(outside, played, strict=True))
+        episodes = self.conversation.play(reviser, [attempts[place].prompt for place in outside], seeds)
+        return list(zip(outside, episodes, strict=True))
 
     # ---- for people
 
     def exhibits(self, folder: Path) -> list[Path]:
-        """Also `critiques.md` and `.html`: replies of the last collection, what was wrong with them, and revisions."""
+        """Also write `critiques.md` and `.html`, with replies, critiques and revisions of the last collection."""
         paths = super().exhibits(folder)
         return paths + (write_tables(self.criticised, folder, "critiques") if self.criticised else [])
 

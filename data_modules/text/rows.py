@@ -1,4 +1,4 @@
-"""Where token sequences become rows of a batch. Token in, token out: nothing is tokenised again."""
+"""Rows of a batch from token sequences. Tokens are used as sampled, and text is never tokenised again."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 
-READ, LEARNER, EXPERT = range(3)  # who said it: prompt or environment, which nobody decided; the learner; the expert
+READ, LEARNER, EXPERT = range(3)  # author of tokens: prompt or environment (no decision), learner, expert
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens of a dialogue that one party said in one go.
+    """Consecutive tokens of a dialogue from one speaker.
 
     Args:
-        ids: the tokens; of a reply its stop token too.
-        by: READ, LEARNER or EXPERT.
-        log_probs: of the tokens as they were sampled, as many as ids.
-        reward: paid at the last token.
+        ids: the tokens; a reply includes its stop token.
+        by: the author of the tokens: READ (prompt or environment), LEARNER or EXPERT.
+        log_probs: log-probability of each token under the policy that sampled the tokens, as many as ids.
+        reward: reward given at the last token.
     """
 
     ids: Sequence[int] | np.ndarray
@@ -38,48 +38,49 @@ def as_rows(
     replies: Sequence[Sequence[int] | np.ndarray],
     by: int = LEARNER,
 ) -> Batch:
-    """One row for each prompt and the reply to it.
+    """Make one row of each prompt and its reply.
 
-    Args: by: LEARNER or EXPERT, who replied.
+    Args: by: the author of the replies, LEARNER or EXPERT.
     Returns, raises: as `as_batch`.
     """
     return as_batch([(Segment(prompt), Segment(reply, by)) for prompt, reply in zip(prompts, replies, strict=True)])
 
 
 def as_batch(dialogues: Sequence[Sequence[Segment]]) -> Batch:
-    """One row for each dialogue, right-padded; the action at t is token t + 1.
+    """Make one right-padded row of each dialogue. The action at t is token t + 1.
 
-    A row ends with its last reply: what is read after it leads to nothing. Padding is 0, and nobody reads it.
-    Every dialogue has terminated.
+    A row ends with its last reply, because tokens after the last reply lead to no action. Padding is 0, and no model
+    reads it. `terminated` is True for every row.
 
-    Returns: with `log_probs` and `rewards` if any reply has them: an expert without `log_probs` was certain, +∞; a
-        reply without a reward earned 0. `group`, `rank` and `score` are the caller's to add.
+    Returns: the batch, with `log_probs` and `rewards` if any reply has them. A missing log-probability of an expert is
+        +∞ (certain), a missing reward is 0. `group`, `rank` and `score` are left to the caller.
     Raises:
-        ValueError: no dialogue at all; one that does not begin with a prompt, or has no reply; `log_probs` of another
-            length than their reply, or of some of the learner's replies only; a reward for what nobody decided.
+        ValueError: there is no dialogue; a dialogue does not begin with a prompt, or has no reply; `log_probs` and ids
+            differ in length; only some of the learner's replies have `log_probs`; or a segment of prompt or environment
+            has a reward.
     """
     segments = [segment for dialogue in dialogues for segment in dialogue]
     if not segments:
-        raise ValueError("there is no dialogue to make a batch of")
+        raise ValueError("a batch needs at least one dialogue")
     row = np.repeat(np.arange(len(dialogues)), [len(dialogue) for dialogue in dialogues])  # (S,)
     lengths = np.array([len(segment.ids) for segment in segments])  # (S,)
     by = np.array([segment.by for segment in segments])  # (S,)
-    said = np.bincount(row, lengths, len(dialogues)).astype(int)  # (B,)
-    inside = np.arange(said.max()) < said[:, None]  # (B, W): one True for each token, in their order
+    totals = np.bincount(row, lengths, len(dialogues)).astype(int)  # (B,)
+    inside = np.arange(totals.max()) < totals[:, None]  # (B, W): True for each token, in order
 
-    who = _spread(by.repeat(lengths), inside)
-    last = _last_decided(who)  # (B,)
+    speaker = _spread(by.repeat(lengths), inside)
+    last = _last_decided(speaker)  # (B,)
     ids = _spread(_joined([segment.ids for segment in segments], np.int64), inside)
     place = np.arange(ids.shape[1])
     ids[place > last[:, None]] = 0
-    steps = slice(1, last.max() + 1)  # what is decided: all tokens but the first
+    steps = slice(1, last.max() + 1)  # all tokens except the first are actions
     actions = torch.from_numpy(ids[:, steps])
-    expert = torch.from_numpy(who[:, steps] == EXPERT)
+    expert = torch.from_numpy(speaker[:, steps] == EXPERT)
     return Batch(
         obs=torch.from_numpy(np.where(place < last[:, None], ids, 0)[:, : last.max()]),
         actions=actions,
-        valid=torch.from_numpy(who[:, steps] != READ),
-        mask=torch.from_numpy(who[:, steps] == LEARNER),
+        valid=torch.from_numpy(speaker[:, steps] != READ),
+        mask=torch.from_numpy(speaker[:, steps] == LEARNER),
         log_probs=_placed(_log_probs(segments, lengths), inside, steps),
         rewards=_placed(_rewards(segments, lengths), inside, steps),
         final_obs=torch.from_numpy(ids[np.arange(len(ids)), last]),
@@ -89,42 +90,42 @@ def as_batch(dialogues: Sequence[Sequence[Segment]]) -> Batch:
     )
 
 
-def _last_decided(who: np.ndarray) -> np.ndarray:
-    """The place of each row's last decided token.  who (B, W) → (B,)"""
-    decided = who != READ
-    for bad, what in (
-        (decided[:, 0], "does not begin with a prompt of at least one token: nothing leads to its first action"),
-        (~decided.any(1), "has no reply: give it at least the stop token, or leave it out"),
+def _last_decided(speaker: np.ndarray) -> np.ndarray:
+    """The index of each row's last token that is from the learner or the expert.  speaker (B, W) → (B,)"""
+    decided = speaker != READ
+    for bad, fault in (
+        (decided[:, 0], "does not begin with a prompt: a prompt needs at least one token"),
+        (~decided.any(1), "has no reply: a reply needs at least the stop token; leave the dialogue out"),
     ):
         if bad.any():
-            raise ValueError(f"dialogue {int(bad.argmax())} {what}")
-    return who.shape[1] - 1 - decided[:, ::-1].argmax(1)
+            raise ValueError(f"dialogue {int(bad.argmax())} {fault}")
+    return speaker.shape[1] - 1 - decided[:, ::-1].argmax(1)
 
 
 def _log_probs(segments: Sequence[Segment], lengths: np.ndarray) -> np.ndarray | None:
-    """(N,) over all tokens; None if there are none."""
+    """(N,) over all tokens; None if no segment has any."""
     if all(segment.log_probs is None for segment in segments):
         return None
     parts = []
     for segment, length in zip(segments, lengths.tolist(), strict=True):
-        own = segment.log_probs
-        if own is None and segment.by == LEARNER and length:
-            raise ValueError("log_probs: some of the learner's replies have them and some have not")
-        if own is not None and len(own) != length:
-            raise ValueError(f"log_probs: {len(own)} for a reply of {length} tokens")
-        parts.append([np.inf if segment.by == EXPERT else 0.0] * length if own is None else own)
+        log_probs = segment.log_probs
+        if log_probs is None and segment.by == LEARNER and length:
+            raise ValueError("log_probs: only some of the learner's replies have them; give them for all or for none")
+        if log_probs is not None and len(log_probs) != length:
+            raise ValueError(f"log_probs: got {len(log_probs)} for a reply of {length} tokens")
+        parts.append([np.inf if segment.by == EXPERT else 0.0] * length if log_probs is None else log_probs)
     return _joined(parts, np.float32)
 
 
 def _rewards(segments: Sequence[Segment], lengths: np.ndarray) -> np.ndarray | None:
-    """(N,) over all tokens; None if there are none."""
-    paid = [i for i, segment in enumerate(segments) if segment.reward is not None]
-    if not paid:
+    """(N,) over all tokens; None if no segment has any."""
+    with_reward = [i for i, segment in enumerate(segments) if segment.reward is not None]
+    if not with_reward:
         return None
-    if any(segments[i].by == READ or not lengths[i] for i in paid):
-        raise ValueError("reward: of a segment in which nothing was decided; it belongs to the reply before")
+    if any(segments[i].by == READ or not lengths[i] for i in with_reward):
+        raise ValueError("reward: a segment without a decision has one; give it to the reply before")
     rewards = np.zeros(lengths.sum(), np.float32)
-    rewards[lengths.cumsum()[paid] - 1] = [segments[i].reward for i in paid]
+    rewards[lengths.cumsum()[with_reward] - 1] = [segments[i].reward for i in with_reward]
     return rewards
 
 
@@ -134,7 +135,7 @@ def _joined(parts: Sequence[Any], dtype: type) -> np.ndarray:
 
 
 def _spread(flat: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """flat (N,) at the N True places of `inside` (B, W), 0 elsewhere.  (B, W)"""
+    """Place the N entries of `flat` (N,) at the True places of `inside` (B, W), with 0 elsewhere, as (B, W)."""
     spread = np.zeros(inside.shape, flat.dtype)
     spread[inside] = flat
     return spread

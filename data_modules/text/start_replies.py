@@ -1,4 +1,4 @@
-"""The policy's replies to held-out prompts beside those of its start: what is kept of both, and figures of them."""
+"""Replies before and after training to the same held-out prompts, and metrics that compare them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Mode = Literal["greedy", "sampled"]
 
 @dataclass(frozen=True)
 class Reply:
-    """All that was said to a prompt in one episode."""
+    """All replies of one episode, as text and as tokens."""
 
-    text: str  # of several turns with the environment's words between, in brackets
-    tokens: list[list[int]]  # of each turn, with the one that ended it
-    ends: list[bool]  # whether each turn ended by itself
-    score: float | None  # None where nobody pays
+    text: str  # with several turns, the environment's answers are in brackets between the replies
+    tokens: list[list[int]]  # the tokens of each turn, including the stop token
+    ends: list[bool]  # False for a turn that was cut off
+    score: float | None  # None if nothing scores replies
 
     @property
     def finished(self) -> bool:
@@ -32,15 +32,15 @@ class Reply:
 
     @property
     def marked(self) -> str:
-        """The text for people, who see by … that it was cut off."""
+        """The text for people; a reply that was cut off ends with …"""
         return self.text + ("" if self.ends[-1] else " …")
 
 
-ReplySet = dict[str, list[Reply]]  # by the case's id; several where several were sampled
+ReplySet = dict[str, list[Reply]]  # case id → replies; with sampling a prompt may have several
 
 
 def reply_set(episodes: Sequence[Episode], scores: Sequence[float | None], by_role: bool = False) -> ReplySet:
-    """What the episodes said, by prompt.  by_role: of several turns with the role before each."""
+    """The replies of the episodes, by case id.  by_role: with several turns, write the role before each message."""
     replies: ReplySet = {}
     for episode, score in zip(episodes, scores, strict=True):
         turns = episode.turns
@@ -53,15 +53,15 @@ def reply_set(episodes: Sequence[Episode], scores: Sequence[float | None], by_ro
 
 @dataclass
 class StartReplies:
-    """Replies to the same prompts: `start` before the first optimizer step, `latest` of the last evaluation."""
+    """Replies to the same prompts before the first optimizer step (`start`) and at the last evaluation (`latest`)."""
 
     start: dict[Mode, ReplySet] = field(default_factory=dict)
     latest: dict[Mode, ReplySet] = field(default_factory=dict)
-    step: int = -1  # optimizer steps before `latest`
-    iteration: int = 0  # that `latest` came after
+    step: int = -1  # number of optimizer steps before `latest`
+    iteration: int = 0  # number of iterations before `latest`
 
     def remember(self, mode: Mode, replies: ReplySet, step: int, iteration: int) -> None:
-        """Step 0 is the start."""
+        """Store replies as `latest`; at step 0 also store them as `start`."""
         if step == 0:
             self.start[mode] = replies
         if step != self.step:
@@ -69,18 +69,18 @@ class StartReplies:
         self.latest[mode], self.step, self.iteration = replies, step, iteration
 
     def pairs(self, mode: Mode, prompts: Iterable[Prompt]) -> list[tuple[Prompt, Reply, Reply]]:
-        """Start's and policy's replies in the order of the prompts; none before something was learned."""
+        """Pairs of a start's reply and the latest reply, in the order of the prompts; empty before the first step."""
         if self.step <= 0:
             return []
         start, latest = self.start.get(mode, {}), self.latest.get(mode, {})
         return [
-            (prompt, *both)
+            (prompt, *pair)
             for prompt in prompts
-            for both in zip(start.get(prompt.case.id, ()), latest.get(prompt.case.id, ()), strict=False)
+            for pair in zip(start.get(prompt.case.id, ()), latest.get(prompt.case.id, ()), strict=False)
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """The start's replies, in plain containers."""
+        """The replies of the start, in plain containers."""
         return {
             mode: {id: [asdict(reply) for reply in replies] for id, replies in by_prompt.items()}
             for mode, by_prompt in self.start.items()
@@ -93,13 +93,15 @@ class StartReplies:
         }
 
 
-# ---- figures
+# ---- metrics
 
 
 def figures(pairs: Sequence[tuple[Prompt, Reply, Reply]]) -> dict[str, float]:
-    """What changed, by name: `length` in tokens a turn, `distinct_2`, `unique` and these of the start (`start_…`); the
-    share of replies that `changed`; and where somebody pays the policy's `win_rate` with its 95 % interval, `…_low` to
-    `…_high`. A tie counts half.
+    """Metrics that compare the policy's replies with the start's.
+
+    `length` (tokens per turn), `distinct_2` and `unique` describe the policy's replies, and `start_<name>` the start's.
+    `changed` is the share of replies that changed. If replies have scores, `win_rate` is the policy's win rate against
+    the start, with its 95 % interval from `win_rate_low` to `win_rate_high`. A tie counts half.
     """
     if not pairs:
         return {}
@@ -108,14 +110,14 @@ def figures(pairs: Sequence[tuple[Prompt, Reply, Reply]]) -> dict[str, float]:
     values = {"changed": changed, **_of_one(policies)}
     values |= {f"start_{name}": value for name, value in _of_one(starts).items()}
     wins = [preference(start, policy) for _, start, policy in pairs]
-    judged = [win for win in wins if win is not None]
-    if judged:
-        values |= dict(zip(("win_rate", "win_rate_low", "win_rate_high"), win_rate(judged), strict=True))
+    scored = [win for win in wins if win is not None]
+    if scored:
+        values |= dict(zip(("win_rate", "win_rate_low", "win_rate_high"), win_rate(scored), strict=True))
     return values
 
 
 def preference(start: Reply, policy: Reply) -> float | None:
-    """1 where the policy's reply scored higher, ½ for a tie, 0; None where nobody paid for both."""
+    """1 if the policy's reply scored higher than the start's, ½ for a tie, else 0; None if a score is missing."""
     if start.score is None or policy.score is None or math.isnan(start.score + policy.score):
         return None
     return 0.5 * ((policy.score > start.score) + (policy.score >= start.score))
@@ -131,10 +133,10 @@ def _of_one(replies: Sequence[Reply]) -> dict[str, float]:
 
 
 def distinct_2(replies: Sequence[Reply]) -> float:
-    """Different pairs of neighbouring tokens over all such pairs, of all replies together; 0 where there is none.
+    """Distinct-2: number of distinct token bigrams in all replies, divided by the number of bigrams; 0 without bigrams.
 
-    Low where replies repeat themselves or each other. The token that ends a reply does not count (distinct-n,
-    § 5 of https://arxiv.org/abs/1510.03055, there of words).
+    Distinct-2 is low if replies repeat themselves or each other. Stop tokens do not count. Source: distinct-n, § 5 of
+    https://arxiv.org/abs/1510.03055, which counts words.
     """
     pairs = [
         pair
@@ -145,26 +147,27 @@ def distinct_2(replies: Sequence[Reply]) -> float:
     return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
-# ---- for somebody to compare
+# ---- a file to annotate
 
 
 def feedback_lines(
     pairs: Sequence[tuple[Prompt, Reply, Reply]], format: PromptFormat, tokenizer: str, run: str
 ) -> list[dict[str, Any]]:
-    """Lines of a feedback file: the prompt, and the start's and the policy's reply, of which nothing is said yet.
+    """Lines for people to annotate: a feedback file without feedback, with prompt, start's reply and policy's reply.
 
-    `meta.replies_of` names them. A prompt to which one of the two was empty has no line: nothing can be said of that.
+    `meta.replies_of` names the authors of the two replies. A prompt gets no line if a reply is empty, because nobody
+    can judge an empty reply.
 
-    Args: tokenizer: its digest.
+    Args: tokenizer: the digest of the tokenizer.
     """
     lines: dict[str, dict[str, Any]] = {}
-    for prompt, *both in pairs:
-        if all(reply.text.strip() for reply in both):
-            meta = {"replies_of": ["start", "policy"], "finished": [reply.finished for reply in both], "run": run}
+    for prompt, *replies in pairs:
+        if all(reply.text.strip() for reply in replies):
+            meta = {"replies_of": ["start", "policy"], "finished": [reply.finished for reply in replies], "run": run}
             meta |= {"facts": facts} if (facts := prompt.case.plain_facts) else {}
-            if all(len(reply.tokens) == 1 for reply in both):
-                meta |= {"tokens": [reply.tokens[0] for reply in both], "tokenizer": tokenizer}
+            if all(len(reply.tokens) == 1 for reply in replies):
+                meta |= {"tokens": [reply.tokens[0] for reply in replies], "tokenizer": tokenizer}
             line = {"id": prompt.case.id, "prompt": plain(format.posed(prompt.case.prompt))}
-            line |= {"responses": [reply.text for reply in both], "meta": meta}
+            line |= {"responses": [reply.text for reply in replies], "meta": meta}
             lines.setdefault(prompt.case.id, line)
     return list(lines.values())

@@ -1,4 +1,4 @@
-"""A reply that two speak: the learner begins, and an expert goes on to its end."""
+"""Replies with a take-over: the learner begins a reply, and an expert continues it to the end."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from lightning_nlf.batch import Actor, Replier
 
 
 class AtFirstError(Takeover):
-    """The expert takes over at the first token that the critique of the learner's reply points at.
+    """The expert takes over at the first token that the critique of the learner's reply is about.
 
-    For tasks that are `SpanTeacher`. What is missing from a reply has no span, so the reply stays as it is.
+    For tasks that are a `SpanTeacher`. An omission has no span, so a reply whose only errors are omissions does not
+    change.
     """
 
     asks = "errors"
@@ -34,13 +35,15 @@ class AtFirstError(Takeover):
 
 @dataclass
 class TakenOver:
-    """A `Replier` of one turn: the learner, and behind its part the expert.
+    """A `Replier` for one turn: the learner begins each reply, and the expert may continue it.
 
     Args:
-        takeover: asked after the learner's part, where it asks anything; its plan has decided before, in `limits`.
-        prompts: of each reply.
-        chosen: rows that may be taken over.
-        limits: (replies,) tokens that the learner may say; seeds: (replies,) int64, of the expert.
+        takeover: the take-over rule. A rule with `asks` places the take-over by looking at the learner's tokens; the
+            plan of any other rule is already in `limits`.
+        prompts: one prompt for each reply.
+        chosen: rows in which the expert may take over.
+        limits: (replies,) maximum number of learner tokens in each reply.
+        seeds: (replies,) int64, the expert's seeds.
     """
 
     learner: Actor
@@ -51,57 +54,61 @@ class TakenOver:
     chosen: list[int]
     limits: Tensor
     seeds: Tensor
-    own: dict[int, int] = field(default_factory=dict)  # tokens of the learner's, where the expert went on
-    cut_off: int = 0  # tokens that the learner said in vain
+    learner_tokens: dict[int, int] = field(default_factory=dict)  # row → number of tokens before the expert's
+    cut_off: int = 0  # number of the learner's tokens that were discarded
 
     def reply(
         self, ids: Tensor, lengths: Tensor, state: Any = None, *, stop: Sequence[int], max_new: int, **how: Any
     ) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """`Replier.reply`."""
+        """See `Replier.reply`."""
         how = how | {"stop": stop, "max_new": max_new, "limits": self.limits}
         tokens, log_probs, counts, _ = self.learner.reply(ids, lengths, state, **how)
-        each = zip(tokens.tolist(), log_probs.tolist(), counts.tolist(), strict=True)
-        said = [(row[:count], chances[:count]) for row, chances, count in each]
-        for row, kept in self._kept([said[row][0] for row in self.chosen]).items():
-            if kept < max_new and (not kept or said[row][0][kept - 1] not in stop):
-                self.own[row] = kept
-                self.cut_off += len(said[row][0]) - kept
-        if self.own:
-            self._go_on(said, stop, max_new, tokens.device)
-        counts = torch.tensor([len(row) for row, _ in said])
-        rows, chances = ([torch.tensor(both[i]) for both in said] for i in (0, 1))
-        return pad_sequence(rows, batch_first=True), pad_sequence(chances, batch_first=True), counts, None
+        rows = zip(tokens.tolist(), log_probs.tolist(), counts.tolist(), strict=True)
+        replies = [(row[:count], chances[:count]) for row, chances, count in rows]
+        for row, length in self._learner_lengths([replies[row][0] for row in self.chosen]).items():
+            if length < max_new and (not length or replies[row][0][length - 1] not in stop):
+                self.learner_tokens[row] = length
+                self.cut_off += len(replies[row][0]) - length
+        if self.learner_tokens:
+            self._go_on(replies, stop, max_new, tokens.device)
+        counts = torch.tensor([len(row) for row, _ in replies])
+        parts, chances = ([torch.tensor(reply[i]) for reply in replies] for i in (0, 1))
+        return pad_sequence(parts, batch_first=True), pad_sequence(chances, batch_first=True), counts, None
 
     def _go_on(
-        self, said: list[tuple[list[int], list[float]]], stop: Sequence[int], max_new: int, device: torch.device
+        self, replies: list[tuple[list[int], list[float]]], stop: Sequence[int], max_new: int, device: torch.device
     ) -> None:
-        """Puts the expert's words behind what is kept of the learner's."""
-        begun = [torch.tensor(self.prompts[row].ids + said[row][0][:kept]) for row, kept in self.own.items()]
-        limits = max_new - torch.tensor(list(self.own.values()))
+        """Let the expert continue the learner's part of the replies; changes `replies` in place."""
+        begun = [
+            torch.tensor(self.prompts[row].ids + replies[row][0][:length])
+            for row, length in self.learner_tokens.items()
+        ]
+        limits = max_new - torch.tensor(list(self.learner_tokens.values()))
         tokens, log_probs, counts, _ = self.expert.reply(
             pad_sequence(begun, batch_first=True).to(device),
             torch.tensor([len(ids) for ids in begun], device=device),
             stop=stop,
             max_new=int(limits.max()),
-            seeds=self.seeds[list(self.own)],
+            seeds=self.seeds[list(self.learner_tokens)],
             limits=limits,
         )
-        more = zip(self.own.items(), tokens.tolist(), log_probs.tolist(), counts.tolist(), strict=True)
-        for (row, kept), ids, chances, count in more:
-            said[row] = (said[row][0][:kept] + ids[:count], said[row][1][:kept] + chances[:count])
+        rows = zip(self.learner_tokens.items(), tokens.tolist(), log_probs.tolist(), counts.tolist(), strict=True)
+        for (row, length), expert_ids, chances, count in rows:
+            ids, log_probs_before = replies[row]
+            replies[row] = (ids[:length] + expert_ids[:count], log_probs_before[:length] + chances[:count])
 
-    def _kept(self, replies: list[list[int]]) -> dict[int, int]:
-        """How much of the chosen replies stays if somebody goes on, by their row."""
+    def _learner_lengths(self, replies: list[list[int]]) -> dict[int, int]:
+        """Row → number of learner tokens to keep, for each chosen reply in which the expert takes over."""
         lengths = [len(reply) for reply in replies]
         if self.takeover.asks is None:
             return dict(zip(self.chosen, lengths, strict=True))
         evidence = self._errors(replies) if self.takeover.asks == "errors" else self._values(replies)
         called = [part.nonzero()[:, 0].tolist() for part in self.takeover.calls(evidence).split(lengths)]
-        kept = [places[0] if places else length for places, length in zip(called, lengths, strict=True)]
-        return dict(zip(self.chosen, kept, strict=True))
+        kept_lengths = [places[0] if places else length for places, length in zip(called, lengths, strict=True)]
+        return dict(zip(self.chosen, kept_lengths, strict=True))
 
     def _errors(self, replies: list[list[int]]) -> Tensor:
-        """Bool (N,) over the tokens of all replies, True at the first that the critique of its reply points at."""
+        """Bool (N,) over the tokens of all replies, True at the first token that a critique is about."""
         task = self.conversation.task
         assert isinstance(task, SpanTeacher)
         pointed = [torch.zeros(len(reply), dtype=torch.bool) for reply in replies]
@@ -110,15 +117,15 @@ class TakenOver:
             if spans:
                 first = min(begin for begin, _ in spans)
                 place = before(self.conversation.unstopped(reply), first, self.conversation.tokenizer)
-                steps[place : place + 1] = True  # none where a reply that was cut has no such token
+                steps[place : place + 1] = True  # no token if a cut reply ends before the error
         return torch.cat(pointed)
 
     def _values(self, replies: list[list[int]]) -> Tensor:
-        """V (N,) before each token of all replies, by the learner's critic."""
+        """V before each token of all replies, (N,), from the learner's critic."""
         batch = as_rows([self.prompts[row].ids for row in self.chosen], replies)
         return self.learner.token_values(batch).cpu()[batch.mask]
 
 
-def before(said: Sequence[int], character: int, tokenizer: Tokenizer) -> int:
-    """How many tokens of a reply without its stop token stand before the one that says the character."""
-    return bisect_right(range(len(said)), character, key=lambda place: len(tokenizer.decode(said[: place + 1])))
+def before(ids: Sequence[int], character: int, tokenizer: Tokenizer) -> int:
+    """Number of tokens before the token that contains `character`, in a reply without its stop token."""
+    return bisect_right(range(len(ids)), character, key=lambda place: len(tokenizer.decode(ids[: place + 1])))

@@ -1,4 +1,4 @@
-"""How replies are criticised and revised, by the task or by somebody else, and the prompts that this leads to."""
+"""Teacher of a text task: critiques of replies, and the prompts for revisions."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ Words = Literal["task", "shuffled", "placebo"]
 
 @dataclass(frozen=True)
 class Teacher:
-    """How a task's replies are criticised, and the prompts that this leads to.
+    """Get critiques of replies from the task or a critic, and revisions from a reviser.
 
     Args:
-        words: the critique of the task or the critic; that of another reply, `shuffled`; or one that fits any,
-            `placebo`. The last two are controls: what is gained by them was not in the words.
-        context: tokens that a model can read.
-        critic: who criticises, where the task does not.
-        wording: the sentences around a critique, where they are not the task's.
+        words: which critique a revision is based on. `task`: the critique from the task or critic; `shuffled`: the
+            critique of a different reply; `placebo`: a critique that fits any reply. `shuffled` and `placebo` are
+            controls, which show the gain of a revision without the information in a critique.
+        context: number of tokens that a model can read.
+        critic: critic that criticises replies in place of the task.
+        wording: texts around a critique, in place of the task's texts.
     """
 
     conversation: Conversation
@@ -46,16 +47,16 @@ class Teacher:
 
     @cached_property
     def sentences(self) -> Revisable:
-        """The sentences around a critique, as turns of a chat where prompts go through a chat template.
+        """The texts around a critique. They are turns of a chat if prompts go through a chat template.
 
         Raises:
-            ValueError: they are turns of a chat, and the tokenizer has no template.
+            ValueError: the texts are turns of a chat, and the tokenizer has no template.
         """
         task, tokenizer = self.conversation.task, self.conversation.tokenizer
-        mend = "take a FolderTokenizer whose model has a chat template"
+        remedy = "use a FolderTokenizer whose model has a chat template"
         if self.wording is not None:
             if not tokenizer.has_template:
-                raise ValueError(f"wording: its sentences are turns of a chat: leave it out, or {mend}")
+                raise ValueError(f"wording: its texts are turns of a chat: leave wording out, or {remedy}")
             return ChatWords(self.wording)
         assert isinstance(task, Revisable)
         cases = task.cases("train")
@@ -64,34 +65,35 @@ class Teacher:
             return task if self.format.template is None else ChatWords(Wording())
         if not tokenizer.has_template:
             kind = type(task).__name__
-            raise ValueError(f"task: {kind} asks for revisions in turns of a chat: {mend}, or another task")
+            raise ValueError(f"task: {kind} has revision prompts in turns of a chat: {remedy}, or another task")
         return task
 
     @cached_property
     def format(self) -> PromptFormat:
-        """Of prompts that quote a reply: without the policy's suffix."""
+        """The format of prompts that quote a reply: the policy's format without the suffix."""
         return replace(self.conversation.format, suffix="")
 
     def acting(self, actor: Replier, device: torch.device) -> Acting:
-        """The model that is being trained, for a critic or a reviser."""
+        """The model in training, in the form that critics and revisers use."""
         policy = Writer(actor, self.format, self.conversation.stops, self.context)
         return Acting(policy, self.sentences, device)
 
     # ---- critiques
 
     def critiques(self, acting: Acting, episodes: Sequence[Episode], rng: np.random.Generator) -> list[str | None]:
-        """Of each reply, in their order: None where nothing is wrong, "" where nobody says."""
+        """The critique of each reply, in order: None if nothing is wrong, "" if the critic gave no answer."""
         seeds = rng.integers(2**32, size=len(episodes)).tolist()
-        cases, replies = [each.prompt.case for each in episodes], [each.turns[0].text for each in episodes]
+        cases = [episode.prompt.case for episode in episodes]
+        replies = [episode.turns[0].text for episode in episodes]
         if self.critic is None:
             task = self.conversation.task
-            return [task.critique(*each) for each in zip(cases, replies, seeds, strict=True)]
+            return [task.critique(*arguments) for arguments in zip(cases, replies, seeds, strict=True)]
         return self.critic.critiques(cases, replies, seeds, acting) if episodes else []
 
     def reviews(
         self, acting: Acting, episodes: Sequence[Episode], of: Sequence[int], rng: np.random.Generator, round: int = 0
     ) -> list[Review]:
-        """Of each reply, in their order."""
+        """Get a new critique of each reply, and return a review of each reply, in order."""
         return self.reviewed(episodes, of, self.critiques(acting, episodes, rng), rng, round)
 
     def reviewed(
@@ -103,7 +105,7 @@ class Teacher:
         round: int = 0,
         words: Words | None = None,
     ) -> list[Review]:
-        """The same of critiques that are there, or of what `words`, by default the Teacher's, puts in their place."""
+        """Make reviews from given critiques.  words: replaces the critiques, see the class; by default its setting."""
         words = self.words if words is None else words
         wrong = [place for place, critique in enumerate(critiques) if critique]
         instead = list(critiques)
@@ -113,33 +115,33 @@ class Teacher:
         elif words == "placebo":
             instead = [self.sentences.placebo if critique else critique for critique in critiques]
         reviews = [Review(episode, place, round) for episode, place in zip(episodes, of, strict=True)]
-        return [self._criticised(*each) for each in zip(reviews, instead, strict=True)]
+        return [self._criticised(*pair) for pair in zip(reviews, instead, strict=True)]
 
     def _criticised(self, review: Review, critique: str | None) -> Review:
         if critique is None:
             return review
         if critique == UNHEARD:
-            return replace(review, heard=False)
+            return replace(review, has_answer=False)
         ids = self.encoded(self.sentences.revision_prompt(review.episode.prompt.case, review.reply, critique))
         fits = ids is not None and self.fits(len(ids) + self.conversation.max_new)
         return replace(review, critique=critique, ids=ids if fits else None)
 
     def check(self, case: Case) -> None:
-        """Raises ValueError, before training: the chat template does not take the turns of a revision."""
+        """Check before training that revisions are possible.  Raises ValueError: the chat template refuses them."""
         if self.format.template is None:
             return
         words = self.sentences
         try:
             self.format.ids(words.revision_prompt(case, words.praise, words.placebo))
         except ValueError as error:
-            raise ValueError(f"chat: a revision is asked for in several turns: {error}; say chat: false") from None
+            raise ValueError(f"chat: a revision needs several turns: {error}; set chat: false") from None
 
     def fits(self, tokens: int) -> bool:
-        """Whether a row of so many can be read."""
+        """Whether a row of `tokens` tokens fits the context."""
         return self.context is None or tokens <= self.context
 
     def encoded(self, prompt: PromptText) -> list[int] | None:
-        """The ids of a prompt that quotes a reply; None where that spells a special token, which no text may."""
+        """Encode a prompt that quotes a reply; None if the reply spells a special token."""
         try:
             return self.format.ids(prompt)
         except ValueError:
@@ -156,25 +158,25 @@ class Teacher:
         copies: int = 1,
         deterministic: bool = False,
     ) -> list[Revision]:
-        """`copies` of each reply that has a critique, next to each other."""
-        asked = [review for review in reviews if review.ids is not None]
-        if not asked:
+        """Make `copies` revisions of each reply that has a critique. Revisions of one reply are next to each other."""
+        criticised = [review for review in reviews if review.ids is not None]
+        if not criticised:
             return []
-        seeds = rng.integers(2**62, size=(len(asked) * copies, 1))
-        of = [review for review in asked for _ in range(copies)]
+        seeds = rng.integers(2**62, size=(len(criticised) * copies, 1))
+        of = [review for review in criticised for _ in range(copies)]
         if isinstance(reviser, Reviser):
             return self._of_texts(acting, reviser, of, seeds[:, 0].tolist())
-        prompts = [Prompt(review.episode.prompt.case, cast(list[int], review.ids)) for review in asked]
-        played = self.conversation.play(reviser, prompts, seeds, copies, deterministic)
+        prompts = [Prompt(review.episode.prompt.case, cast(list[int], review.ids)) for review in criticised]
+        episodes = self.conversation.play(reviser, prompts, seeds, copies, deterministic)
         return [
             Revision(review, replace(episode, prompt=review.episode.prompt))
-            for review, episode in zip(of, played, strict=True)
+            for review, episode in zip(of, episodes, strict=True)
         ]
 
     def _of_texts(
         self, acting: Acting, reviser: Reviser, reviews: Sequence[Review], seeds: Sequence[int]
     ) -> list[Revision]:
-        """Revisions that came as texts; none where there is no text, or one that the tokenizer cannot encode."""
+        """Revisions from a reviser that writes text; missing ones and those that cannot be encoded are left out."""
         cases = [review.episode.prompt.case for review in reviews]
         replies, critiques = [review.reply for review in reviews], [review.critique or "" for review in reviews]
         texts = reviser.revisions(cases, replies, critiques, seeds, acting)
@@ -182,19 +184,19 @@ class Teacher:
         pairs = zip(reviews, episodes, strict=True)
         return [Revision(review, episode) for review, episode in pairs if episode is not None]
 
-    def _episode(self, review: Review, written: Written | None) -> Episode | None:
-        """The reply as if it had been played, as a certain expert's: log-probabilities +∞."""
-        if written is None:
+    def _episode(self, review: Review, text: Written | None) -> Episode | None:
+        """Turn the text of a revision into an episode, with log-probabilities +∞, as for an expert that is certain."""
+        if text is None:
             return None
         tokenizer, prompt = self.conversation.tokenizer, review.episode.prompt
         try:
-            tokens = tokenizer.encode_reply(written.text) + [tokenizer.eos] * written.finished
+            tokens = tokenizer.encode_reply(text.text) + [tokenizer.eos] * text.finished
         except ValueError:
             return None
         if not tokens:
             return None
-        outcome = self.conversation.task.begin(prompt.case).reply(written.text, written.finished)
-        return Episode(prompt, [Turn(tokens, [math.inf] * len(tokens), written.finished, written.text, outcome)])
+        outcome = self.conversation.task.begin(prompt.case).reply(text.text, text.finished)
+        return Episode(prompt, [Turn(tokens, [math.inf] * len(tokens), text.finished, text.text, outcome)])
 
     def outcome(
         self,
@@ -206,7 +208,7 @@ class Teacher:
         rng: np.random.Generator,
         deterministic: bool,
     ) -> list[Episode]:
-        """What each episode becomes by one revision; what needs none, or has no room for it, stays as it is."""
+        """Revise each episode once. An episode without a critique, or without room for a revision, stays unchanged."""
         reviews = self.reviewed(episodes, range(len(episodes)), critiques, rng, words=words)
         after = list(episodes)
         for revision in self.revisions(acting, reviser, reviews, rng, deterministic=deterministic):
@@ -215,9 +217,9 @@ class Teacher:
 
 
 def _of_another_prompt(prompts: Mapping[int, str], rng: np.random.Generator) -> dict[int, int]:
-    """For each place one of another prompt, each once, unless more than half of the places are of one prompt.
+    """Pair each index with an index of a different prompt. Each is used once, if no prompt has more than half of them.
 
-    In an order where those of a prompt lie together, as many places on as the largest prompt has.
+    The indices are ordered by prompt, in random order, and shifted by the size of the largest prompt.
     """
     lots = dict(zip(dict.fromkeys(prompts.values()), rng.permutation(len(set(prompts.values()))), strict=True))
     order = sorted(rng.permutation(list(prompts)).tolist(), key=lambda place: lots[prompts[place]])

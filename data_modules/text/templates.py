@@ -1,4 +1,4 @@
-"""Texts with places to be filled in: "{prompt} answer : {response}"."""
+"""Text templates with placeholders: "{prompt} answer : {response}"."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from string import Formatter
 
 
 def refuse_template(name: str, template: str, needed: Sequence[str], allowed: Sequence[str] = ()) -> None:
-    """Raises ValueError for a template without a place it needs, or with one that nothing is known for.
+    """Check the placeholders of a template.  Raises ValueError: a required one is missing, or one is unknown.
 
-    Args: name: the knob it came in by; needed, allowed: the names of places.
+    Args: name: the setting that holds the template; needed, allowed: names of required and of optional placeholders.
     """
-    places, known = places_of(name, template), [*needed, *allowed]
-    if unknown := sorted(set(places) - set(known)):
-        raise ValueError(f"{name}: it has the place {{{unknown[0]}}}; there are {_listed(known)}")
+    places, names = places_of(name, template), [*needed, *allowed]
+    if unknown := sorted(set(places) - set(names)):
+        raise ValueError(f"{name}: unknown placeholder {{{unknown[0]}}}; use {_listed(names)}")
     if missing := [place for place in needed if place not in places]:
-        raise ValueError(f"{name}: it has no place {_listed(missing)}, so it would say the same whatever the case is")
+        raise ValueError(f"{name}: placeholder {_listed(missing)} is missing, so the text would be the same every time")
 
 
 def places_of(name: str, template: str) -> list[str]:
-    """The names of the places of a template, in order, each once.  Raises ValueError: braces that do not match."""
+    """The placeholders of a template, in order, without repetition.  Raises ValueError: braces do not match."""
     try:
         places = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
     except ValueError as error:
-        raise ValueError(f"{name}: {error}; write {{{{ and }}}} for braces that are meant") from None
+        raise ValueError(f"{name}: {error}; write {{{{ and }}}} for literal braces") from None
     return list(dict.fromkeys(places))
 
 

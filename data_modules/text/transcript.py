@@ -1,4 +1,4 @@
-"""Dialogues for people to read, and to judge."""
+"""Transcripts of dialogues: tables for people to read, and lines of a feedback file."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ NUMBERS = ("score", "true reward")
 def cells(
     episode: Episode, score: float | None, expected: str | None, by_rule: bool, by_role: bool = False
 ) -> dict[str, str]:
-    """One row of the table; a reply that was cut ends with …, and the environment's words stand in brackets.
+    """One row of a transcript table. A reply that was cut off ends with …; the environment's text is in brackets.
 
     Args:
-        score: None where nobody pays: then the table has no such column.
-        by_rule: the score is the rule's; else what the rule says stands beside it. The parts are the rule's.
-        by_role: the roles of a chat stand before what is said, with a blank line between two messages; in brackets is
-            what the environment says at the end, which the model does not read.
+        score: the score to show; None if nothing scores replies, so the table has no score column.
+        by_rule: whether the score is from the task's rule. If not, the rule's score has a separate column. The terms of
+            the score are always the rule's.
+        by_role: write the role before each message of a chat, with a blank line between messages. Only the
+            environment's text after the last reply, which the model does not read, is then in brackets.
     """
     return {
         "prompt": episode.prompt.case.text.strip(),
@@ -52,7 +53,7 @@ def cells(
 
 
 def reply_text(episode: Episode, by_role: bool = False, mark: str = "") -> str:
-    """All replies, and what the environment says to them; `mark` ends a reply that was cut off."""
+    """All replies with the environment's answers between them. `mark` is added to a reply that was cut off."""
     texts = []
     for place, turn in enumerate(episode.turns, 1):
         cut, answer = "" if turn.finished else mark, turn.outcome.text.strip()
@@ -67,9 +68,9 @@ def _parts(episode: Episode) -> str:
 
 
 def write_tables(rows: Sequence[Mapping[str, str]], folder: Path, name: str = "transcript") -> list[Path]:
-    """The same table as Markdown and as HTML, which a browser shows.
+    """Write a table as Markdown and as HTML.
 
-    Args: rows: the text of each cell by its column; at least one. name: of the files.
+    Args: rows: the text of each cell by column name, at least one row; name: the name of the files, without extension.
     """
     columns = list(rows[0])
     markdown = [columns, ["---:" if column in NUMBERS else "---" for column in columns]]
@@ -94,22 +95,22 @@ def write_tables(rows: Sequence[Mapping[str, str]], folder: Path, name: str = "t
 
 
 def replies_by_prompt(batch: Batch, prompts: Sequence[Prompt], conversation: Conversation) -> list[dict[str, Any]]:
-    """One line of a feedback file for each prompt, without the replies that are empty; `group` is the prompt's place.
+    """Make one line of a feedback file for each prompt, without empty replies. `group` is the index of the prompt.
 
-    `meta.facts` are those facts of the case that JSON can hold: a judge of the file may need them.
+    `meta.facts` are the facts of the case that can be written as JSON, because a judge of the file may need them.
 
-    Args: batch: whole dialogues, (B, T). Where nobody pays, lines have no `score`.
+    Args: batch: rows (B, T) that are whole dialogues. If the batch has no rewards, lines have no `score`.
     """
     assert batch.group is not None
     task, digest = conversation.task, conversation.tokenizer.digest
     posed = replace(conversation.format, suffix="").posed
     lines: dict[int, dict[str, Any]] = {}
-    paid = batch.rewards is not None
+    scored = batch.rewards is not None
     scores = row_sums(batch.rewards, batch.valid).tolist() if batch.rewards is not None else [None] * len(batch)
     for row, (place, score) in enumerate(zip(batch.group.tolist(), scores, strict=True)):
         prompt = prompts[place]
         fresh: dict[str, Any] = {"id": prompt.case.id, "prompt": plain(posed(prompt.case.prompt)), "responses": []}
-        fresh |= {"score": [], "source": "rule"} if paid else {}
+        fresh |= {"score": [], "source": "rule"} if scored else {}
         facts = prompt.case.plain_facts
         meta: dict[str, Any] = {"facts": facts} if facts else {}
         meta |= {"finished": [], "tokens": [], "tokenizer": digest, "empty": 0}
@@ -121,7 +122,7 @@ def replies_by_prompt(batch: Batch, prompts: Sequence[Prompt], conversation: Con
             line["meta"]["empty"] += 1
             continue
         line["responses"].append(text)
-        if paid:
+        if scored:
             line["score"].append(score)
         line["meta"]["finished"].append(ids[-1] in conversation.stops)
         line["meta"]["tokens"].append(ids)

@@ -1,4 +1,4 @@
-"""Feedback lines of dialogues: one for each reply, with all messages that led to it."""
+"""Lines of a feedback file from dialogues: one line for each reply, with all messages before the reply."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from data_modules.text.episode import Episode
 
 
 def replies_by_turn(episode: Episode, name: str, rewards: Tensor | None, conversation: Conversation) -> list[Any]:
-    """One line of a feedback file for each reply of a dialogue, so that feedback may be about any of them.
+    """Make one line of a feedback file for each reply of a dialogue, so that people can judge each reply.
 
-    `prompt` is the messages that the policy saw before the reply, `score` what that reply earned, `meta.episode` the
-    dialogue's name, and `meta.turn` the number of the reply in it, from 1. A message cannot be empty: there is no line
-    of an empty reply, nor of what was said after it, as long as the policy saw it.
+    `prompt` has the messages that the policy saw before the reply, `score` is the reward of that reply, `meta.episode`
+    is the name of the dialogue, and `meta.turn` is the number of the reply, counted from 1. A message cannot be empty,
+    so an empty reply gets no line, and neither do later replies whose prompt would include the empty reply.
 
-    Args: rewards: (T,) of the row that `conversation.dialogue` makes; None where nobody pays.
+    Args: name: the name of the dialogue; rewards: (T,) for the row from `conversation.dialogue`, None if nothing scores
+        replies.
     """
-    posing = replace(conversation, suffix="")  # a file has no suffix
+    posing = replace(conversation, suffix="")  # prompts in files have no suffix
     earned = _earned(episode, rewards, conversation)
     lines = []
     for number, turn in enumerate(episode.turns, 1):
-        prompt = plain(posing.messages(*posing.heard(episode, number - 1)))
+        prompt = plain(posing.messages(*posing.visible(episode, number - 1)))
         if not turn.text.strip() or not all(message["content"].strip() for message in prompt):
             continue
         line = {"id": f"{name}/{number}", "prompt": prompt, "responses": [turn.text]}
@@ -39,7 +40,7 @@ def replies_by_turn(episode: Episode, name: str, rewards: Tensor | None, convers
 
 
 def _earned(episode: Episode, rewards: Tensor | None, conversation: Conversation) -> Sequence[float] | None:
-    """What each reply earned: the sum over its tokens."""
+    """The reward of each reply, summed over the tokens of the reply."""
     if rewards is None:
         return None
     earned, read = [], len(episode.prompt.ids)

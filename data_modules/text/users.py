@@ -1,4 +1,4 @@
-"""Simulated users: who writes the next message of a dialogue about a prompt of your own."""
+"""Simulated users, who write the user's messages in a dialogue."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ END = "Thank you."
 
 
 class User(Protocol):
-    """Plays the user of a chat."""
+    """Interface of a simulated user in a chat."""
 
     def next_message(self, messages: Sequence[Message]) -> str | None:
-        """What the user says after `messages`, of which the last is the assistant's; None ends the dialogue."""
+        """Write the user's message after `messages`, which end with the assistant's; None ends the dialogue."""
         ...
 
 
 class Unscored:
-    """A dialogue in which nobody pays; it ends with the first reply."""
+    """A dialogue of one reply, without a reward."""
 
     def reply(self, text: str, finished: bool) -> Outcome:
         return Outcome(reward=None)
@@ -41,13 +41,13 @@ class Unscored:
 
 @dataclass
 class UserDialogue(Unscored):
-    """A dialogue with a user, in which nobody pays.
+    """A dialogue with a simulated user, without rewards.
 
     Args:
-        messages: said so far; what follows is added.
-        follow_ups: what the user says after the first replies, written beforehand.
-        user: says what comes after these; None ends the dialogue.
-        turns: replies at most.
+        messages: the messages so far; new ones are appended.
+        follow_ups: the user's messages after the first replies, written in advance.
+        user: writes the messages after the follow-ups; None = the dialogue ends after the follow-ups.
+        turns: maximum number of replies.
     """
 
     messages: list[Message]
@@ -63,7 +63,7 @@ class UserDialogue(Unscored):
         if message is None:
             return Outcome(reward=None)
         self.messages.append(Message("user", message))
-        return Outcome(reward=None, text=message, done=False)
+        return Outcome(reward=None, text=message, over=False)
 
     def _next(self) -> str | None:
         if self._replies <= len(self.follow_ups):
@@ -72,19 +72,19 @@ class UserDialogue(Unscored):
 
 
 class ModelUser:
-    """A language model on this machine as the user. It is asked once for each dialogue and turn.
+    """A local language model as the user. The model is called separately for each dialogue and turn.
 
     Args:
-        model: such as `PolicyTextExpert` with a Hugging Face folder.
-        tokenizer: the model's.
-        instruction: what the model is asked, with the place `{conversation}`, and maybe `{end}`.
-        end: the message by which the user ends the dialogue.
-        max_new: tokens of a message.
-        temperature: of sampling; 0 is the likeliest message. The same conversation is always continued alike.
-        chat: of `PromptFormat`.
+        model: model that writes the messages, such as `PolicyTextExpert` with a Hugging Face folder.
+        tokenizer: the model's tokenizer.
+        instruction: the prompt for the model, with the placeholder `{conversation}`, and optionally `{end}`.
+        end: the message with which the user ends the dialogue.
+        max_new: maximum number of tokens in a message.
+        temperature: sampling temperature; 0 = greedy decoding. The same conversation always gets the same message.
+        chat: see `PromptFormat`.
 
     Raises:
-        ValueError: an instruction without its place.
+        ValueError: the instruction lacks its placeholder, or has an unknown one.
     """
 
     def __init__(
@@ -103,19 +103,20 @@ class ModelUser:
         self.writer = Writer(model, PromptFormat(tokenizer, chat), (tokenizer.eos,))
 
     def next_message(self, messages: Sequence[Message]) -> str | None:
-        """`User.next_message`."""
+        """See `User.next_message`."""
         question = self.instruction.format(conversation=conversation_text(messages), end=self.end)
         seeds = [int(sha256(question.encode()).hexdigest()[:15], 16)] if self.temperature else None
-        (written,) = self.writer.write([question], self.max_new, seeds, temperature=self.temperature or 1.0)
-        return None if written is None else unless_ended(written.text, self.end)
+        (message,) = self.writer.write([question], self.max_new, seeds, temperature=self.temperature or 1.0)
+        return None if message is None else unless_ended(message.text, self.end)
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
-    """The messages as one text, each after its role."""
+    """The messages as one text, with the role before each message."""
     return "\n\n".join(f"{message.role}: {message.content}" for message in messages)
 
 
 def unless_ended(text: str, end: str) -> str | None:
-    """The message; None where it is empty or is the one that ends a dialogue."""
+    """The message without surrounding white space; None if the message is empty or equals `end`."""
+
     bare = text.strip()
     return None if not bare or bare.rstrip(".!").lower() == end.rstrip(".!").lower() else bare

@@ -1,4 +1,4 @@
-"""Critiques as turns of a chat: what the user says before a revision, a critique, or a reply that heeds a critique."""
+"""Texts around critiques as turns of a chat: messages that ask for a revision, a critique, or a good or bad reply."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from data_modules.text.templates import refuse_template
 
 @dataclass(frozen=True)
 class Wording:
-    """The sentences around a critique. Each is a user's turn of a chat, so an instruct model reads what it is used to.
+    """Texts around a critique. Each text is a user's turn of a chat, the format that instruct models are trained on.
 
     Args:
-        revise: after a reply; `{critique}` is what was wrong with it. A better reply follows.
-        criticise: after a reply. Its critique follows, or `praise`.
-        condition: added to the prompt; `{critique}` is what would be said of the reply that follows.
-        good, bad: added to the prompt before a reply of which this is known (chain of hindsight).
-        praise: the critique of a reply with nothing wrong in it.
+        revise: message after a reply that asks for a better reply; `{critique}` stands for the critique of the reply.
+        criticise: message after a reply that asks for a critique, or for `praise` if the reply has no errors.
+        condition: text added to the prompt; `{critique}` stands for the critique that the next reply will deserve.
+        good, bad: text added to the prompt before a reply that is known to be good or bad (chain of hindsight).
+        praise: the critique of a reply without errors.
         placebo: a critique that fits any reply and says nothing about it, as a control.
 
     Raises:
-        ValueError: `revise` or `condition` has no place {critique}, or another place.
+        ValueError: `revise` or `condition` lacks the placeholder `{critique}`, or a text has an unknown placeholder.
     """
 
     revise: str = "That is not right yet. {critique}\nPlease answer again, and give only the new answer."
@@ -59,14 +59,14 @@ class Wording:
         return self.good if good else self.bad
 
     def texts(self) -> list[str]:
-        """All sentences, for a tokenizer to be made from."""
-        return [getattr(self, each.name) for each in fields(self)]
+        """All texts, to build a tokenizer from."""
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 class ChatWords:
-    """What makes a task `Revisable` in turns of a chat.
+    """Base for tasks that makes them `Revisable`, with critiques as turns of a chat.
 
-    Args: wording: the sentences.
+    Args: wording: the texts around a critique.
     """
 
     def __init__(self, wording: Wording) -> None:

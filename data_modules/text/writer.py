@@ -1,4 +1,4 @@
-"""A language model as a writer: prompts in, texts out, whatever its tokenizer is."""
+"""Text generation by a language model from text prompts, with any tokenizer."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from data_modules.judgements.schema import PromptText
 from data_modules.text.prompts import PromptFormat
 from lightning_nlf.batch import Replier
 
-AT_ONCE = 64  # prompts
+AT_ONCE = 64  # prompts per batch
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A `Replier` on a device of its choice: prompts come from texts, and an expert replies where they are."""
+    """A `Replier` that moves its inputs to a device, because prompts encoded from text are on the CPU."""
 
     replier: Replier
     device: torch.device
 
     def reply(self, ids: Tensor, lengths: Tensor, state: Any = None, **how: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """`Replier.reply`."""
+        """See `Replier.reply`."""
         return self.replier.reply(ids.to(self.device), lengths.to(self.device), state, **how)
 
 
 @dataclass(frozen=True)
 class Written:
-    """A text, and whether it ended by itself."""
+    """A text from a model, and whether the text is finished or was cut off."""
 
     text: str
     finished: bool = True
-    tokens: int = 0  # that the model sampled for it
+    tokens: int = 0  # number of tokens that the model sampled
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A model that replies to prompts, `AT_ONCE` of them at a time.
+    """Write texts for prompts with a language model, in batches of `AT_ONCE`.
 
     Args:
-        format: how prompts become the model's ids.
+        format: format that turns prompts into the model's ids.
         stops: the ids that end a text.
-        context: tokens that the model can read; None without a limit.
+        context: number of tokens that the model can read; None = no limit.
     """
 
     replier: Replier
@@ -61,18 +61,18 @@ class Writer:
         top_p: float = 1.0,
         temperature: float = 1.0,
     ) -> list[Written | None]:
-        """The model's text for each prompt; None where the prompt spells a special token or leaves no room for it.
+        """Write a text for each prompt; None if the prompt spells a special token, or leaves no room for a text.
 
-        Args: seeds: of each prompt's draw; None: the likeliest text.
+        Args: seeds: one seed per prompt; None = greedy decoding.
         """
         ids = [self._encoded(prompt, max_new) for prompt in prompts]
         places = [place for place, row in enumerate(ids) if row is not None]
-        drawn = None if seeds is None else [seeds[place] for place in places]
-        texts = self.replies([row for row in ids if row is not None], max_new, drawn, top_p, temperature)
-        written: list[Written | None] = [None] * len(prompts)
+        row_seeds = None if seeds is None else [seeds[place] for place in places]
+        texts = self.replies([row for row in ids if row is not None], max_new, row_seeds, top_p, temperature)
+        by_prompt: list[Written | None] = [None] * len(prompts)
         for place, text in zip(places, texts, strict=True):
-            written[place] = text
-        return written
+            by_prompt[place] = text
+        return by_prompt
 
     def replies(
         self,
@@ -82,23 +82,23 @@ class Writer:
         top_p: float = 1.0,
         temperature: float = 1.0,
     ) -> list[Written]:
-        """The same to prompts that are ids."""
-        written: list[Written] = []
+        """Write a text for each prompt, as `write` does, for prompts that are already token ids."""
+        texts: list[Written] = []
         for first in range(0, len(ids), AT_ONCE):
-            some = slice(first, first + AT_ONCE)
+            chunk = slice(first, first + AT_ONCE)
             tokens, _, lengths, _ = self.replier.reply(
-                pad_sequence([torch.tensor(row) for row in ids[some]], batch_first=True),
-                torch.tensor([len(row) for row in ids[some]]),
+                pad_sequence([torch.tensor(row) for row in ids[chunk]], batch_first=True),
+                torch.tensor([len(row) for row in ids[chunk]]),
                 stop=self.stops,
                 max_new=max_new,
-                seeds=None if seeds is None else torch.tensor(seeds[some]),
+                seeds=None if seeds is None else torch.tensor(seeds[chunk]),
                 top_p=top_p,
                 temperature=temperature,
                 deterministic=seeds is None,
             )
             rows = zip(tokens.tolist(), lengths.tolist(), strict=True)
-            written += [self._text(row[:length]) for row, length in rows]
-        return written
+            texts += [self._text(row[:length]) for row, length in rows]
+        return texts
 
     def _text(self, tokens: list[int]) -> Written:
         finished = tokens[-1] in self.stops

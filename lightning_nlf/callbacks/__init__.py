@@ -1,4 +1,4 @@
-"""What happens around a training: checkpoints, progress, exhibits, provenance, and when to stop."""
+"""Callbacks of a fit: checkpoints, progress, exhibits, provenance, export, disk check, and early stopping."""
 
 from lightning_nlf.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_nlf.callbacks.disk import DiskSpace

@@ -1,4 +1,4 @@
-"""The moment from which a fit leaves traces: once nothing can refuse it any more, before anything is spent."""
+"""Base class of callbacks that write files after a fit has passed all its checks and before it trains."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import lightning as L
 
 
 class Beginning(L.Callback):
-    """Calls `begin` once a fit, after every `on_train_start`, each of which may refuse the run.
+    """Calls `begin` once per fit, after the `on_train_start` of all callbacks, because any of these may refuse the run.
 
-    What writes to the run folder or the logger starts there, so that a refused run leaves no trace. A resume that goes
-    on with a validation has no start of an epoch, and begins with that validation.
+    Callbacks write to the run folder or the logger only from `begin` on, so that a refused run leaves no files. If a
+    resumed fit continues with a validation, no epoch starts. `begin` is then called before that validation.
     """
 
     _began = False
 
     def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What a run leaves first."""
+        """Write the first files of a run."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

@@ -1,4 +1,4 @@
-"""The weights of best.ckpt in a policy, for as long as something is made of them."""
+"""Load the weights of best.ckpt into a policy temporarily."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightning_nlf.checkpoint_io import SafeCheckpointIO
 
 
 def best_of(trainer: L.Trainer) -> BestCheckpoint | None:
-    """The callback that has saved a best iteration of this run; None where no monitor has picked one."""
-    callbacks = [callback for callback in trainer.callbacks if isinstance(callback, BestCheckpoint)]  # type: ignore[attr-defined]
-    return next((each for each in callbacks if each.best_model_path and each.path.is_file()), None)
+    """The callback that saved best.ckpt in this run; None if no best.ckpt was saved."""
+    candidates = [callback for callback in trainer.callbacks if isinstance(callback, BestCheckpoint)]  # type: ignore[attr-defined]
+    return next((best for best in candidates if best.best_model_path and best.path.is_file()), None)
 
 
 @dataclass(frozen=True)
 class BestIteration:
-    """Which iteration it is, and the metric by which it is the best, in words."""
+    """Number of the best iteration, and its metric as text, such as `val/return 0.5`."""
 
     number: int
     value: str
@@ -32,19 +32,19 @@ class BestIteration:
 
 @contextmanager
 def best_weights(module: L.LightningModule, best: BestCheckpoint) -> Iterator[BestIteration]:
-    """Inside, the module's policy is that of the best iteration; then what it was.
+    """Context manager in which the policy has the weights of best.ckpt. The current weights are restored on exit.
 
     Raises:
-        ValueError, OSError: the file cannot be read.
+        ValueError, OSError: The file cannot be read.
     """
     checkpoint = SafeCheckpointIO().load_checkpoint(best.path)
-    saved = checkpoint["state_dict"]  # of LoRA the additions: their base is the same
-    aside: dict[Tensor, Tensor] = {}  # a tensor may have two names
+    weights = checkpoint["state_dict"]  # with LoRA, only the adapter: the base has not changed
+    aside: dict[Tensor, Tensor] = {}  # keyed by parameter, because tied parameters have two names
     try:
         for name, x in module.state_dict(keep_vars=True).items():
-            if name in saved and name.startswith("policy."):
+            if name in weights and name.startswith("policy."):
                 aside.setdefault(x, x.data)
-                x.data = saved[name].to(x.device, x.dtype)
+                x.data = weights[name].to(x.device, x.dtype)
         yield BestIteration(checkpoint["epoch"] + 1, best.best_value)
     finally:
         for x, data in aside.items():

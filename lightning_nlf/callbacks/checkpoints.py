@@ -1,4 +1,4 @@
-"""`checkpoints/last.ckpt` and `checkpoints/best.ckpt` of a run folder, each one file that is overwritten in place."""
+"""Save `checkpoints/last.ckpt` and `checkpoints/best.ckpt` in the run folder. Each is overwritten in place."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_nlf.callbacks.beginning import Beginning
-from lightning_nlf.callbacks.monitors import RETURN, held_out_loss, refuse_unknown_monitor
+from lightning_nlf.callbacks.monitors import RETURN, best_metric, held_out_loss, refuse_unknown_monitor
 from lightning_nlf.callbacks.protocols import RunLogger, log_artifacts, rehearses, run_folder
 from lightning_nlf.data_source import data_source
 from lightning_nlf.numbers import Size
 from lightning_nlf.private_names import nothing_to_save, save_checkpoint
 
+LOSS = "loss"  # name of a monitor that stands for the loss of held-out rows
+
 
 class _InPlaceCheckpoint(Beginning, ModelCheckpoint):
-    """One file in `<run>/checkpoints`, saved at the end of an iteration; its digest goes to the logger."""
+    """Saves one file in `<run>/checkpoints` at the end of an iteration, and logs its SHA-256 digest."""
 
     def __init__(self, filename: str, **kwargs: Any) -> None:
         super().__init__(
@@ -29,16 +31,16 @@ class _InPlaceCheckpoint(Beginning, ModelCheckpoint):
 
     @property
     def path(self) -> Path:
-        """The file, once a Trainer has called `setup`."""
+        """Path of the file. Valid after `setup`."""
         assert self.dirpath is not None
         return self.path_in(Path(self.dirpath).parent)
 
     def path_in(self, run_dir: Path) -> Path:
-        """The file in a run folder."""
+        """Path of the file in a given run folder."""
         return run_dir / "checkpoints" / f"{self.filename}{self.FILE_EXTENSION}"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # Not super(): that prefers the logger's folder, and warns of a folder with files, as every resumed run has.
+        # super() would prefer the logger's folder, and warn about the files that every resumed run has.
         self.dirpath = trainer.strategy.broadcast(str(self.path_in(run_folder(trainer)).parent))
         self._began = False
 
@@ -46,7 +48,7 @@ class _InPlaceCheckpoint(Beginning, ModelCheckpoint):
         self._announce(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        # A resume that is refused says nothing: the files are those of a run that may have ended well.
+        # If a resume was refused, the files belong to an earlier run, which may have ended without errors.
         if trainer.state.fn == "fit" and self._began:
             self._announce(trainer)
 
@@ -62,13 +64,14 @@ class _InPlaceCheckpoint(Beginning, ModelCheckpoint):
 
 
 class LastCheckpoint(_InPlaceCheckpoint):
-    """`last.ckpt`, after every `every_n_iterations` training epochs and at the end of fit.
+    """Saves `last.ckpt` after every `every_n_iterations` iterations (training epochs) and at the end of a fit.
 
-    Of an iteration with a validation it is written before that too, so that nothing that fails there takes the
-    training with it: a resume goes on with the validation. What fails after the training of an iteration and before
-    its end, in a process of its own, leaves the file as well.
-    Nothing is written in an iteration that raised or was stopped half way (max_steps, max_time): the file is what a
-    whole iteration left, from which a resume is exact. Only where there is no file yet, half an iteration is better.
+    If the iteration has a validation, the file is also saved before the validation, so that no training is lost if the
+    validation fails. A resume then continues with the validation. With a single process, the file is also saved when an
+    error occurs between the training of an iteration and its end.
+
+    An iteration that fails or stops half way (max_steps, max_time) does not overwrite the file, because a resume is
+    exact only from a complete iteration. Such an iteration is saved only if no file exists yet.
 
     Raises:
         ValueError: `every_n_iterations` is below 1.
@@ -79,22 +82,22 @@ class LastCheckpoint(_InPlaceCheckpoint):
             raise ValueError(f"every_n_iterations: got {every_n_iterations}, must be at least 1")
         super().__init__("last", every_n_epochs=every_n_iterations)
         self.every_n_iterations = every_n_iterations
-        self._before_validation = -1  # the optimizer step at which the file was written so
+        self._before_validation = -1  # the optimizer step at which the file was last saved before a validation
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._before_validation = -1
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # This hook comes after the model's `on_validation_start`, which may have something for the checkpoint.
+        # This hook runs after the model's `on_validation_start`, which may change the state to save.
         due = self._is_due(trainer) or not trainer.strategy.broadcast(self.path.exists())
         if due and not nothing_to_save(self, trainer) and _trained(trainer):
             self._before_validation = trainer.global_step
-            trainer.save_checkpoint(str(self.path))  # not as saved at this step: the end of the iteration comes yet
+            trainer.save_checkpoint(str(self.path))  # does not mark the step as saved: the iteration has not ended
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.validating and self._before_validation == trainer.global_step:
-            # Lightning's own layout: as if the first batch of the validation had begun, which a resume then repeats.
+            # In Lightning's layout, the first validation batch has started, so a resume repeats the validation.
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             progress["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress["current"] = dict.fromkeys(progress["current"], 0)
@@ -104,7 +107,7 @@ class LastCheckpoint(_InPlaceCheckpoint):
             self._save(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        # Saving is collective, and nobody knows where the other ranks are. A disk that refused will do so again.
+        # Saving is collective, but the other ranks may be in other code. After an OSError the disk would fail again.
         alone = trainer.world_size == 1 and not isinstance(exception, OSError)
         if alone and self._began and self._before_validation < trainer.global_step and _trained(trainer):
             self._save(trainer)
@@ -119,7 +122,7 @@ class LastCheckpoint(_InPlaceCheckpoint):
     def _save(self, trainer: L.Trainer) -> None:
         if nothing_to_save(self, trainer):
             return
-        # Lightning ends the epoch of a stop half way like any other. One decision for all ranks: saving is collective.
+        # Lightning also calls this after an epoch that stopped half way. As saving is collective, rank 0 decides.
         if trainer.strategy.broadcast(trainer.is_last_batch or not self.path.exists()):
             self.last_model_path = str(self.path)
             save_checkpoint(self, trainer, str(self.path))
@@ -128,30 +131,35 @@ class LastCheckpoint(_InPlaceCheckpoint):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: the file is where the run folder is."""
+        """Restore nothing, because the path follows from the run folder."""
 
 
 def _trained(trainer: L.Trainer) -> bool:
-    """Whether all batches of this iteration are behind us."""
+    """Whether all batches of this iteration are done."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     return progress.is_last_batch and 0 < progress.current.ready == progress.current.completed
 
 
 class BestCheckpoint(_InPlaceCheckpoint):
-    """`best.ckpt`: the iteration with the best `monitor`; where that is equal, the better `tie_break`; then the first.
+    """Saves `best.ckpt`, the iteration with the best `monitor`.
 
-    Judged after a validation, saved at the end of that iteration. It is for use: without the state of the optimizer,
-    which is twice the size of what trains. A fit goes on from last.ckpt.
+    Ties go to the iteration with the better `tie_break`, then to the earlier iteration.
+
+    The choice is made after a validation, and the file is saved at the end of that iteration. The file has no optimizer
+    state, because this state is twice the size of the trained weights. To resume a fit, use last.ckpt.
 
     Args:
-        monitor: a metric of the validation. By default the return of what is played, or where nothing is played the
-            loss of held-out rows, of which the least is the best.
-        mode: "max" or "min", of both metrics; by default "max".
-        tie_break: decides between equal values of `monitor`, which the highest possible return often is.
-        optimizer: whether its state is in the file too, so that a fit can go on from the best.
+        monitor: A validation metric. By default the metric of the objective (`Objective.best`), such as the accuracy on
+            held-out pairs. If the objective has no such metric or no rows are held out, the default is the return of
+            played episodes. If no episodes are played, the default is the loss of held-out rows (lowest is best).
+            `loss` always means this loss.
+        mode: "max" or "min", for both metrics.
+        tie_break: Metric that decides between equal values of `monitor`, such as two perfect returns. Not used if
+            `monitor` is the metric of the objective.
+        optimizer: Whether to save the optimizer state too, so that a fit can resume from best.ckpt.
 
     Raises:
-        ValueError: a validation logs no `monitor` that was named: before training, where that is known.
+        ValueError: The validation does not log the given `monitor`. Raised before training if this is known in advance.
     """
 
     def __init__(
@@ -161,42 +169,49 @@ class BestCheckpoint(_InPlaceCheckpoint):
         tie_break: str | None = f"{RETURN}_sampled",
         optimizer: bool = False,
     ) -> None:
+        if monitor == LOSS:
+            mode, tie_break = "min", None
         super().__init__("best", monitor=monitor or RETURN, mode=mode)
         self.optimizer, self._saving = optimizer, False
         self.tie_break = tie_break
-        self.best_scores: tuple[float, float] | None = None  # monitor, tie break
-        self._named = monitor is not None
-        self._asked: tuple[str, str] = (monitor or RETURN, mode)
-        self._watched: tuple[str, str] = self._asked  # the metric of the scores, and its mode
-        self._due = False  # judged the best, not yet in the file
-        self._without = False  # it was said that there is no best
+        self.best_scores: tuple[float, float] | None = None  # values of monitor and tie break
+        self._explicit, self._by_loss = monitor not in (None, LOSS), monitor == LOSS
+        self._requested: tuple[str, str] = (monitor or RETURN, mode)
+        self._watched: tuple[str, str] = self._requested  # metric of `best_scores`, and its mode
+        self._breaks_ties = True  # whether `tie_break` counts
+        self._due = False  # whether this iteration is the best but not saved yet
+        self._warned = False  # whether it was printed that no best.ckpt will be saved
 
     @property
     def best_value(self) -> str:
-        """The monitor and its best value, such as `val/return 0.5`."""
+        """The monitor and its best value as text, such as `val/return 0.5`."""
         value = "" if self.best_scores is None else f" {float(self._signed(self.best_scores[0])):.4g}"
         return f"{self._watched[0]}{value}"
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Judged here, before any checkpoint of this iteration is written: else `last`, when listed first, would hold
-        # the score of the best before, and a run resumed from it would overwrite `best` with something worse.
+        # Decide here, before any checkpoint of this iteration is saved. Otherwise last.ckpt could hold the previous
+        # best score, and a run resumed from last.ckpt would overwrite best.ckpt with a worse iteration.
         if nothing_to_save(self, trainer):
             return
         self._watch(trainer, pl_module)
         scores = self._scores(trainer)
         better = scores is not None and (self.best_scores is None or scores > self.best_scores)
-        # One decision for all ranks, should their metrics differ: saving is something they do together.
+        # Saving is collective, so all ranks must decide alike, even if their metrics differ.
         if trainer.strategy.reduce_boolean_decision(better):
             self.best_scores, self._due = scores, True
 
     def check_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Raises ValueError: no validation will log the `monitor` that was named."""
-        if self._named:
-            refuse_unknown_monitor("BestCheckpoint", self._asked[0], trainer, pl_module)
+        """Check the monitor before training.
+
+        Raises:
+            ValueError: No validation of this fit will log the given `monitor`.
+        """
+        if self._explicit:
+            refuse_unknown_monitor("BestCheckpoint", self._requested[0], trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.check_fit(trainer, pl_module)
-        # The process ended between `last` and `best` of one iteration: what was loaded is the best.
+        # If the process ended after saving last.ckpt and before saving best.ckpt, the loaded weights are the best.
         if self._due:
             self._save(trainer)
 
@@ -216,33 +231,40 @@ class BestCheckpoint(_InPlaceCheckpoint):
             self._saving = False
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._saving and not self.optimizer:  # else it is another callback's file
+        if self._saving and not self.optimizer:  # `_saving` is False while another callback saves
             del checkpoint["optimizer_states"]
 
     def _watch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what the scores are of."""
-        metrics, watched = trainer.callback_metrics, self._asked
+        """Choose the metric to compare, and forget the scores of any other metric."""
+        metrics, watched = trainer.callback_metrics, self._requested
+        chosen = None if self._explicit else best_metric(pl_module)
+        if self._by_loss:
+            chosen = (held_out_loss(trainer, pl_module) or RETURN, "min")
+        self._breaks_ties = chosen is None or chosen[0] not in metrics
+        if chosen is not None and chosen[0] in metrics:
+            watched = chosen
         if watched[0] not in metrics:
-            text = f"BestCheckpoint: monitor {watched[0]!r} is not among this validation's metrics: {sorted(metrics)}"
-            if self._named:
+            logged = ", ".join(sorted(metrics)) or "nothing"
+            text = f"BestCheckpoint.monitor: the validation does not log {watched[0]}; it logs {logged}"
+            if self._explicit:
                 raise ValueError(text)
             loss = held_out_loss(trainer, pl_module)
-            if loss is None and data_source(trainer).unpaid:  # expected, and said once
-                if not self._without:
-                    rank_zero_info("Nobody scores replies, so no iteration is the best: there is no best.ckpt.")
-                self._without = True
+            if loss is None and data_source(trainer).unpaid:  # expected, so print it only once
+                if not self._warned:
+                    rank_zero_info("No best.ckpt is saved: replies have no score, so no iteration is the best.")
+                self._warned = True
             elif loss is None:
-                rank_zero_warn(f"{text}. Without a `monitor` there is no best.ckpt")
+                rank_zero_warn(f"{text}. No best.ckpt is saved; set `monitor` to one of them")
             else:
                 watched = loss, "min"
-        # Scores of another metric say nothing, and those of a file that somebody deleted as little.
+        # Scores of another metric cannot be compared, and scores of a deleted file no longer matter.
         if watched != self._watched or (self.best_model_path and not self.path.exists()):
             self._watched, self.best_scores = watched, None
 
     def _scores(self, trainer: L.Trainer) -> tuple[float, float] | None:
-        """Higher is better in both. None where `monitor` is NaN or not there."""
-        named = (self._watched[0], self.tie_break or "")
-        first, tie = (float(self._signed(trainer.callback_metrics.get(name, math.nan))) for name in named)
+        """Values of the monitor and the tie break; higher is better. None if the monitor is NaN or missing."""
+        names = (self._watched[0], self.tie_break if self.tie_break and self._breaks_ties else "")
+        first, tie = (float(self._signed(trainer.callback_metrics.get(name, math.nan))) for name in names)
         return None if math.isnan(first) else (first, -math.inf if math.isnan(tie) else tie)
 
     def _signed(self, x: Any) -> Any:
@@ -253,7 +275,7 @@ class BestCheckpoint(_InPlaceCheckpoint):
         return {"scores": scores, "due": self._due, "watched": list(self._watched)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # A run that goes on in another folder has no `best` there: the first validation writes one.
+        # A run that resumes in another folder has no best.ckpt there; its first validation saves one.
         scores, due = state_dict["scores"], state_dict["due"]
         name, mode = state_dict.get("watched", self._watched)
         self._watched = name, mode

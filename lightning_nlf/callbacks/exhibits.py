@@ -1,4 +1,4 @@
-"""What a run shows of itself: its counters beside its metrics, a learning curve, and what data and model exhibit."""
+"""Log counters and statistics of the data, and save exhibits of a run: learning curve, pictures, replies, videos."""
 
 from __future__ import annotations
 
@@ -31,21 +31,24 @@ from lightning_nlf.callbacks.protocols import Exhibiting, ExhibitingText, log_ar
 from lightning_nlf.data_source import data_source
 from lightning_nlf.numbers import NonNegative
 
-LEAST_SHARE = 50  # rendering takes at most one part in so many of the time
+LEAST_SHARE = 50  # rendering takes at most 1/50 of the time of a fit
 
 
 class Exhibits(Beginning):
-    """Logs the DataModule's counters and statistics, and keeps `<run>/exhibits` for people to look at.
+    """Logs the DataModule's counters and statistics, and saves exhibits in `<run>/exhibits`.
 
-    The counters are logged at the step under which Lightning logs that iteration's metrics, so that a validation can
-    be drawn against environment steps. Exhibits are made at the end of a fit, also of one that failed, and at a
-    validation if there are none yet of the last `every_seconds`; those that are text, at every validation. One that
-    fails is a warning. A prediction writes one line an episode to `<run>/predictions/episodes.jsonl`, or what the
-    DataModule records, and the exhibits beside it.
+    Counters are logged at the step at which Lightning logs the metrics of the iteration, so that a validation can be
+    plotted against environment steps.
 
-    Of replies there are `val_replies.png` and `test_replies.png`, what those that were sampled in the last evaluation
-    earned, of `validate` and `test` too; and of a fit, where the objective has a reference, `overoptimization.png`, the
-    rewards of its validations by their KL.
+    Exhibits are saved at the end of a fit, even if it failed, and after a validation if the last exhibits are older
+    than `every_seconds`. Text exhibits are saved after every validation. If an exhibit fails, a warning is printed.
+
+    `predict` writes one line per episode to `<run>/predictions/episodes.jsonl`, or the records of the DataModule, and
+    saves the exhibits in the same folder.
+
+    Language runs have three pictures. `val_replies.png` and `test_replies.png` show the rewards of the replies sampled
+    in the last evaluation. `overoptimization.png` shows the validation rewards of a fit against the KL divergence, if
+    the objective has a reference.
 
     Raises:
         ValueError: `every_seconds` is negative.
@@ -53,13 +56,13 @@ class Exhibits(Beginning):
 
     def __init__(self, every_seconds: NonNegative = 60.0) -> None:
         if every_seconds < 0:
-            raise ValueError(f"every_seconds: got {every_seconds}, must not be negative")
+            raise ValueError(f"every_seconds: got {every_seconds}, must be at least 0")
         self.every_seconds = every_seconds
         self.history = History()
-        self._replies: Numbers = {}  # of the last evaluation, this rank's
+        self._replies: Numbers = {}  # numbers of the replies in the last evaluation, on this rank
         self._logged = -1  # the step at which counters were last logged
-        self._due = 0.0  # when the next exhibits are
-        self._failed: set[str] = set()  # said once each
+        self._due = 0.0  # earliest time of the next exhibits
+        self._failed: set[str] = set()  # exhibits whose failure has been reported
 
     # ---- numbers
 
@@ -71,7 +74,7 @@ class Exhibits(Beginning):
             self._show_replies(trainer, "val")
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        metrics = trainer.callback_metrics  # on every rank: what is not computed yet may be a collective
+        metrics = trainer.callback_metrics  # on every rank, because computing metrics can be collective
         if not trainer.is_global_zero:
             return
         self._log(trainer, {})
@@ -81,7 +84,7 @@ class Exhibits(Beginning):
         if time.monotonic() >= self._due:
             self._exhibit(trainer)
         elif not rehearses(trainer):
-            log_artifacts(trainer, self._shown(trainer, run_folder(trainer) / "exhibits", text_only=True))
+            log_artifacts(trainer, self._make_exhibits(trainer, run_folder(trainer) / "exhibits", text_only=True))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -92,8 +95,8 @@ class Exhibits(Beginning):
             self.history.append("train", self._cost(trainer), statistics["return"])
 
     def _log(self, trainer: L.Trainer, metrics: dict[str, float]) -> None:
-        step = max(trainer.global_step - 1, 0)  # that of Lightning's own metrics, which counts from 0
-        if step != self._logged:  # a validation and the end of its iteration share a step
+        step = max(trainer.global_step - 1, 0)  # Lightning counts the steps of metrics from 0
+        if step != self._logged:  # a validation and the end of its iteration have the same step
             metrics = data_source(trainer).counters | metrics
             self._logged = step
         if metrics:
@@ -101,7 +104,7 @@ class Exhibits(Beginning):
                 logger.log_metrics(metrics, step=step)
 
     def _cost(self, trainer: L.Trainer) -> int:
-        """What the run had cost so far, in the history's unit."""
+        """Cost of the run so far: tokens, environment steps or optimizer steps. Sets the history's unit."""
         steps = data_source(trainer).counters.get("env_steps")
         of_steps = "tokens" if data_source(trainer).speaks else "environment steps"
         self.history.unit = "optimizer steps" if steps is None else of_steps
@@ -111,16 +114,17 @@ class Exhibits(Beginning):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         source, best = data_source(trainer), best_of(trainer)
-        last = any(isinstance(each, HuggingFaceExport) and each.which == "last" for each in trainer.callbacks)  # type: ignore[attr-defined]
+        exports = [callback for callback in trainer.callbacks if isinstance(callback, HuggingFaceExport)]  # type: ignore[attr-defined]
+        exports_last = any(callback.weights == "last" for callback in exports)
         try:
-            if source.speaks and best is not None and not last:  # as people and judges compare what is exported
+            if source.speaks and best is not None and not exports_last:  # measure the weights that will be exported
                 with best_weights(pl_module, best) as iteration:
                     metrics = source.final_metrics(iteration.number)
             else:
                 metrics = source.final_metrics()
-        # Whatever it was, a training that is over is worth more.
+        # An error here must not end a fit that has finished training.
         except Exception as error:
-            self._warn("the last metrics of the fit", error)
+            self._warn("the final metrics of the fit", error)
         else:
             if metrics and trainer.is_global_zero:
                 self._log(trainer, metrics)
@@ -134,7 +138,7 @@ class Exhibits(Beginning):
         if not trainer.is_global_zero or rehearses(trainer):
             return
         began, folder = time.monotonic(), run_folder(trainer) / "exhibits"
-        paths = self._curves(folder) + self._drawn_replies(folder, "val") + self._shown(trainer, folder)
+        paths = self._curves(folder) + self._drawn_replies(folder, "val") + self._make_exhibits(trainer, folder)
         log_artifacts(trainer, paths)
         now = time.monotonic()
         self._due = now + max(self.every_seconds, LEAST_SHARE * (now - began))
@@ -142,26 +146,26 @@ class Exhibits(Beginning):
     def _curves(self, folder: Path) -> list[Path]:
         title, paths, course = folder.parent.name, [], course_of(self.history)
         if self.history.points:
-            paths += self._drawn("the learning curve", draw, self.history, folder / "learning_curve.png", title)
+            paths += self._draw_safely("the learning curve", draw, self.history, folder / "learning_curve.png", title)
         if course["cost"]:
             path, unit = folder / "overoptimization.png", self.history.unit
-            paths += self._drawn("the rewards by KL", draw_course, course, unit, path, title)
+            paths += self._draw_safely("the rewards by KL", draw_course, course, unit, path, title)
         return paths
 
     def _drawn_replies(self, folder: Path, stage: str) -> list[Path]:
         if not self._replies:
             return []
         path, title = folder / f"{stage}_replies.png", f"{folder.parent.name}, {stage}"
-        return self._drawn("the rewards of replies", draw_replies, self._replies, path, title)
+        return self._draw_safely("the rewards of replies", draw_replies, self._replies, path, title)
 
-    def _drawn(self, what: str, drawing: Callable[..., Path], *args: Any) -> list[Path]:
+    def _draw_safely(self, subject: str, drawing: Callable[..., Path], *args: Any) -> list[Path]:
         try:
             return [drawing(*args)]
-        # Whatever goes wrong in drawing, a picture is not worth a run.
+        # A picture that cannot be drawn must not end the run.
         except Exception as error:
-            return self._warn(what, error)
+            return self._warn(subject, error)
 
-    def _shown(self, trainer: L.Trainer, folder: Path, text_only: bool = False) -> list[Path]:
+    def _make_exhibits(self, trainer: L.Trainer, folder: Path, text_only: bool = False) -> list[Path]:
         source, model, paths = data_source(trainer), trainer.lightning_module, []
         exhibitors: dict[str, Exhibiting] = {}
         if source.exhibits_text or not text_only:
@@ -170,31 +174,31 @@ class Exhibits(Beginning):
             not text_only or isinstance(model, ExhibitingText) and model.exhibits_text
         ):
             exhibitors["the model's exhibits"] = model
-        for what, exhibitor in exhibitors.items():
+        for subject, exhibitor in exhibitors.items():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 paths += exhibitor.exhibits(folder)
-            # A renderer may fail in any way its libraries know, and a picture is not worth a run.
+            # A renderer can raise any exception, and must not end the run.
             except Exception as error:
-                self._warn(what, error)
+                self._warn(subject, error)
         with suppress(OSError):
-            folder.rmdir()  # only where nothing was written
+            folder.rmdir()  # succeeds only if it is empty
         return paths
 
-    def _warn(self, what: str, error: Exception) -> list[Path]:
-        if what not in self._failed:
-            self._failed.add(what)
-            rank_zero_warn(f"{what} could not be made: {type(error).__name__}: {error}")
+    def _warn(self, subject: str, error: Exception) -> list[Path]:
+        if subject not in self._failed:
+            self._failed.add(subject)
+            rank_zero_warn(f"could not make {subject}: {type(error).__name__}: {error}")
         return []
 
-    # ---- replies of an evaluation
+    # ---- replies in an evaluation
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: object, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if acting(dataloader_idx) == "sampled" and isinstance(batch, Batch):
             before = self._replies if batch_idx else {}
-            self._replies = {name: before.get(name, []) + own for name, own in numbers_of(batch).items()}
+            self._replies = {name: before.get(name, []) + values for name, values in numbers_of(batch).items()}
 
     on_validation_batch_end = on_test_batch_end
 
@@ -216,15 +220,15 @@ class Exhibits(Beginning):
         self, trainer: L.Trainer, pl_module: object, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if isinstance(outputs, Batch):
-            source, who = data_source(trainer), acting(dataloader_idx)
-            records = episodes(outputs, who) if source.recorded is None else source.records(outputs)
+            source, mode = data_source(trainer), acting(dataloader_idx)
+            records = episodes(outputs, mode) if source.recorded is None else source.records(outputs)
             with open(self._episodes(trainer), "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             path = self._episodes(trainer)
-            log_artifacts(trainer, [path, *self._shown(trainer, path.parent)])
+            log_artifacts(trainer, [path, *self._make_exhibits(trainer, path.parent)])
 
     def _episodes(self, trainer: L.Trainer) -> Path:
         rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""

@@ -1,4 +1,4 @@
-"""The trained policy for everybody else's tools."""
+"""Export the trained policy in Hugging Face format."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from lightning_nlf.networks.bases import Base
 
 @runtime_checkable
 class Exportable(Protocol):
-    """A network that others can load."""
+    """A network that can be exported in the Hugging Face layout."""
 
-    base: Base | None  # that its LoRA stands on, where others can find it
-    start_dtype: torch.dtype  # of the folder that it began with
+    base: Base | None  # base model of the LoRA adapter; None without LoRA, or if the base model has no name
+    start_dtype: torch.dtype  # dtype of the weights that the network started from
 
     def export(self, folder: str | Path, dtype: torch.dtype | None = None) -> None: ...
 
@@ -34,7 +34,7 @@ class Exportable(Protocol):
 
 @runtime_checkable
 class Saveable(Protocol):
-    """A tokenizer that others can load."""
+    """A tokenizer that can be saved in the Hugging Face layout."""
 
     eos: int
     pad: int
@@ -43,49 +43,52 @@ class Saveable(Protocol):
 
 
 class HuggingFaceExport(L.Callback):
-    """At the end of a fit the policy in Hugging Face layout in `<run>/huggingface`, with the DataModule's tokenizer.
+    """Exports the policy and the tokenizer to `<run>/huggingface` at the end of a fit.
 
-    For `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`, and as `weights` of another run;
-    `generate` of transformers stops where a reply stopped in training: eos, `stop` and pad are in the two config files.
-    The additions of LoRA to a folder or a model of the hub are in `<run>/adapter` too, for PEFT and vLLM.
-    Nothing of a policy that has no such layout. What cannot be written is a warning: the checkpoint is there.
+    The folder can be loaded with `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`, or given
+    as `weights` to another run. `generate` of transformers stops at the same tokens as replies in training, because the
+    two config files contain the ids of eos, `stop` and pad. The adapter of a LoRA policy is also exported to
+    `<run>/adapter`, for PEFT and vLLM, if the base model is a folder or a model on the hub.
+
+    Policies without a Hugging Face layout are skipped. If a file cannot be written, the callback only warns, because
+    the checkpoint exists.
 
     Args:
-        which: `best`: the weights of best.ckpt, where a monitor has picked an iteration, otherwise those of the end; or
-            `last`: those of the end.
-        merged: whether LoRA's policy is in `<run>/huggingface` too, with its additions in; otherwise in `<run>/adapter`
-            alone, if it can be.
-        dtype: of the numbers in `<run>/huggingface`; `start` is that of the folder that the run began with, float32
-            where there was none. Those of an adapter are float32.
+        weights: `best` exports best.ckpt if one was saved, and the final weights otherwise. `last` exports the final
+            weights.
+        merged: Whether to export a LoRA policy to `<run>/huggingface` too, with the adapter merged into the base. If
+            False, only the adapter is exported, if an adapter can be exported.
+        dtype: Dtype of the weights in `<run>/huggingface`. `start` is the dtype of the weights that the run started
+            from, or float32 if the run started without weights. Adapters are always float32.
     """
 
     def __init__(
         self,
-        which: Literal["best", "last"] = "best",
+        weights: Literal["best", "last"] = "best",
         merged: bool = True,
         dtype: Literal["start", "float32", "bfloat16", "float16"] = "start",
     ) -> None:
-        self.which, self.merged, self.dtype = which, merged, dtype
+        self.weights, self.merged, self.dtype = weights, merged, dtype
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         policy = getattr(pl_module, "policy", None)
         if not isinstance(policy, Exportable) or not trainer.is_global_zero or rehearses(trainer):
             return
-        best = best_of(trainer) if self.which == "best" else None
+        best = best_of(trainer) if self.weights == "best" else None
         try:
-            with nullcontext("the last weights") if best is None else best_weights(pl_module, best) as weights:
+            with nullcontext("the last weights") if best is None else best_weights(pl_module, best) as source:
                 folders = self._write(trainer, policy)
         except (OSError, ValueError) as error:
-            rank_zero_warn(f"the policy is not exported: {error}")
+            rank_zero_warn(f"the policy was not exported: {error}")
             return
-        rank_zero_info(f"Exported: {weights}, to {' and '.join(folder.name for folder in folders)}.")
+        rank_zero_info(f"Exported {source} to {' and '.join(folder.name for folder in folders)}.")
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
-                logger.set_tags({"export/weights": str(weights)})
+                logger.set_tags({"export/weights": str(source)})
         log_artifacts(trainer, sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()))
 
     def estimate(self, policy: Exportable) -> int:
-        """Bytes of what will be written, about."""
+        """Approximate size of the export in bytes."""
         assert isinstance(policy, nn.Module)
         added = [x for name, x in policy.named_parameters() if ADDITION in name]
         adapter = sum(x.nbytes for x in added) if policy.base is not None else 0
@@ -94,7 +97,7 @@ class HuggingFaceExport(L.Callback):
         return adapter + (whole if self.merged or policy.base is None else 0)
 
     def _write(self, trainer: L.Trainer, policy: Exportable) -> list[Path]:
-        """Raises OSError: it could not be written."""
+        """Write the export and return its folders. Raises OSError if a file cannot be written."""
         adapter, whole = run_folder(trainer) / "adapter", run_folder(trainer) / "huggingface"
         folders = []
         if policy.base is not None:
@@ -105,7 +108,7 @@ class HuggingFaceExport(L.Callback):
             _write_tokenizer(trainer, whole)
             folders.append(whole)
         for weights in (path for folder in folders for path in folder.glob("*.safetensors")):
-            shutil.copymode(next(weights.parent.glob("*config.json")), weights)  # safetensors lets the owner alone read
+            shutil.copymode(next(weights.parent.glob("*config.json")), weights)  # safetensors makes the file private
         return folders
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: the learning curve, and what replies earn, by their length, by the proxy and as the KL grows."""
+"""Plots of a run: learning curve, rewards of replies by length and by proxy reward, and rewards against the KL."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from lightning_nlf.batch import Batch
 from lightning_nlf.maths.steps import followed, on_every_row, row_sums
 
-if TYPE_CHECKING:  # it takes a second, and many a run draws nothing
+if TYPE_CHECKING:  # importing matplotlib takes a second, and many runs draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Numbers = dict[str, list[float]]  # by name, all of one length
-LONGEST = 2000  # points of a series: more are no more to the eye, and each checkpoint carries them
-BINS = 20  # means by length: more would be of a few replies each
+Numbers = dict[str, list[float]]  # lists of equal length, by name
+LONGEST = 2000  # points of a series; more points would not be visible, and checkpoints contain all points
+BINS = 20  # bins for the mean by length; with more bins, each bin would have only a few replies
 COURSE = {"kl": "val/kl_sampled", "reward": "val/return_sampled", "true_reward": "val/true_reward_sampled"}
 
 
 def panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels beside each other."""
+    """Make a figure with `count` panels side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -36,17 +36,19 @@ def panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes the PNG, with a legend of what has a label. Raises OSError where that cannot be written."""
-    named = {label: x for axes in figure.axes for x, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    if named:  # below: never on top of the data
-        figure.legend(list(named.values()), list(named), frameon=False, loc="outside lower center", ncols=len(named))
+    """Save a figure as a PNG, with a legend of all labels. Raises OSError if the file cannot be written."""
+    handles = {label: x for axes in figure.axes for x, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if handles:  # below the plot, so that the legend never hides data
+        figure.legend(
+            list(handles.values()), list(handles), frameon=False, loc="outside lower center", ncols=len(handles)
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
 
 
 class History:
-    """Returns and what else is drawn, by name (`train`, `val/return`, …), against what the run had cost by then."""
+    """Series of returns and other metrics, by name (`train`, `val/return`, …), against the cost of the run so far."""
 
     def __init__(self) -> None:
         self.unit = "optimizer steps"
@@ -55,19 +57,19 @@ class History:
     def append(self, name: str, x: float, y: float) -> None:
         points = self.points.setdefault(name, array("d"))
         points.extend((x, y))
-        if len(points) > 2 * LONGEST:  # every second point goes, but the newest stays
+        if len(points) > 2 * LONGEST:  # drop every second point, but keep the newest
             xs, ys = self.series(name)
             self.points[name] = array(
                 "d", [value for point in zip(xs[::-2], ys[::-2], strict=True) for value in point[::-1]][::-1]
             )
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
-        """x and y of all points, in the order of their coming; empty where there is no such name."""
+        """x and y of all points in the order in which they were added; empty for an unknown name."""
         points = self.points.get(name, array("d"))
         return points[::2].tolist(), points[1::2].tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        # One tensor: thousands of Python numbers would take longer to pickle than an iteration does.
+        # A tensor, because pickling thousands of Python numbers would take longer than an iteration.
         points = torch.tensor([value for points in self.points.values() for value in points], dtype=torch.float64)
         return {"unit": self.unit, "lengths": {name: len(x) for name, x in self.points.items()}, "points": points}
 
@@ -78,7 +80,7 @@ class History:
 
 
 def draw(history: History, path: Path, title: str) -> Path:
-    """Draws the returns of `history` into the PNG at `path`. Raises OSError where that cannot be written."""
+    """Plot the learning curve of `history` to the PNG at `path`. Raises OSError if the file cannot be written."""
     from matplotlib.ticker import EngFormatter
 
     figure, (axes,) = panels(1, f"{title}: learning curve")
@@ -102,43 +104,46 @@ _LINES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def numbers_of(batch: Batch) -> Numbers:
-    """`reward` and `length` in tokens of each episode; and `true_reward`, where another than the rule pays.
+    """`reward` and `length` in tokens of each episode, and `true_reward` if the batch has it.
 
-    Nothing where the batch has no rewards or does not say how long replies are.
+    Returns {} if the batch has no rewards or no lengths.
     """
     if batch.rewards is None or "length" not in batch.metrics:
         return {}
-    found = {"reward": on_every_row(row_sums(batch.rewards, batch.valid), batch)}
-    found |= {name: batch.metrics[name] for name in ("length", "true_reward") if name in batch.metrics}
-    return {name: x[~followed(batch)].tolist() for name, x in found.items()}
+    numbers = {"reward": on_every_row(row_sums(batch.rewards, batch.valid), batch)}
+    numbers |= {name: batch.metrics[name] for name in ("length", "true_reward") if name in batch.metrics}
+    return {name: x[~followed(batch)].tolist() for name, x in numbers.items()}
 
 
 def means_by(x: list[float], y: list[float], bins: int = BINS) -> tuple[list[float], list[float]]:
-    """The mean x and y of the points in each of at most `bins` bins, all the same whole number of x wide."""
+    """Mean x and y of the points in each of at most `bins` bins. All bins have the same integer width in x."""
     first = int(min(x))
     width = -(-(int(max(x)) - first + 1) // bins)
-    found: dict[int, list[tuple[float, float]]] = {}
+    groups: dict[int, list[tuple[float, float]]] = {}
     for place in sorted(zip(x, y, strict=True)):
-        found.setdefault((int(place[0]) - first) // width, []).append(place)
-    xs, ys = ([sum(place[axis] for place in some) / len(some) for some in found.values()] for axis in (0, 1))
+        groups.setdefault((int(place[0]) - first) // width, []).append(place)
+    xs, ys = ([sum(place[axis] for place in group) / len(group) for group in groups.values()] for axis in (0, 1))
     return xs, ys
 
 
 def course_of(history: History) -> Numbers:
-    """`kl`, `reward`, where there is one `true_reward`, and the `cost` so far of each validation that knew them all."""
+    """`kl`, `reward`, `cost` and, if available, `true_reward` of each validation that logged all of these."""
     series = {name: dict(zip(*history.series(long), strict=True)) for name, long in COURSE.items()}
-    drawn = {name: own for name, own in series.items() if own or name in ("kl", "reward")}
-    costs = [cost for cost in drawn["kl"] if all(cost in own for own in drawn.values())]
-    return {"cost": costs} | {name: [own[cost] for cost in costs] for name, own in drawn.items()}
+    curves = {name: points for name, points in series.items() if points or name in ("kl", "reward")}
+    costs = [cost for cost in curves["kl"] if all(cost in points for points in curves.values())]
+    return {"cost": costs} | {name: [points[cost] for cost in costs] for name, points in curves.items()}
 
 
 def draw_replies(numbers: Numbers, path: Path, title: str) -> Path:
-    """A point a reply: each reward by length, and the true one by the proxy. Raises OSError as `save`."""
+    """Scatter plot with one point per reply: each reward against length, and the true reward against the proxy reward.
+
+    Raises OSError if the file cannot be written.
+    """
     from matplotlib.ticker import MaxNLocator
 
     rewards = _labels(numbers)
     pairs = [("length", name) for name in rewards] + [("reward", "true_reward")] * (len(rewards) - 1)
-    figure, axes = panels(len(pairs), f"{title}: what sampled replies earn")
+    figure, axes = panels(len(pairs), f"{title}: rewards of sampled replies")
     for panel, (x, y) in zip(axes, pairs, strict=True):
         panel.scatter(numbers[x], numbers[y], label="a reply", **_POINTS)
         if x == "length":
@@ -151,7 +156,10 @@ def draw_replies(numbers: Numbers, path: Path, title: str) -> Path:
 
 
 def draw_course(course: Numbers, unit: str, path: Path, title: str) -> Path:
-    """A point a validation: each reward by the KL, coloured by the cost in `unit`. Raises OSError as `save`."""
+    """Plot with one point per validation: each reward against the KL, coloured by the cost in `unit`.
+
+    Raises OSError if the file cannot be written.
+    """
     from matplotlib.ticker import EngFormatter
 
     rewards = _labels(course)
@@ -159,7 +167,7 @@ def draw_course(course: Numbers, unit: str, path: Path, title: str) -> Path:
     for panel, (name, label) in zip(axes, rewards.items(), strict=True):
         panel.plot(course["kl"], course[name], color="#94a3b8", linewidth=1, alpha=0.6, zorder=1)
         points = panel.scatter(course["kl"], course[name], c=course["cost"], s=30, cmap="viridis_r", zorder=2)
-        panel.set_xlabel("KL from the start, nats a reply")
+        panel.set_xlabel("KL from the start, nats per reply")
         panel.set_ylabel(label)
     figure.colorbar(points, ax=axes, label=f"{unit} so far", format=EngFormatter(sep=""))
     return save(figure, path)
@@ -169,7 +177,7 @@ _POINTS: dict[str, Any] = {"s": 18, "color": "#2563eb", "alpha": 0.35, "linewidt
 
 
 def _labels(numbers: Numbers) -> dict[str, str]:
-    """Of the rewards that are there."""
+    """Axis label of each reward in `numbers`."""
     if "true_reward" not in numbers:
         return {"reward": "reward"}
     return {"reward": "proxy reward", "true_reward": "true reward"}

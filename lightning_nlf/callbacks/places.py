@@ -1,4 +1,4 @@
-"""Where a run can be looked at."""
+"""Commands and addresses for viewing a run in MLflow."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import lightning as L
 
-from lightning_nlf.tracking.uris import DATA_BASE, sqlite_path, without_credentials
+from lightning_nlf.tracking.uris import DATABASE, sqlite_path, without_credentials
 
 
 def stores(trainer: L.Trainer) -> list[str]:
-    """Where the run can be looked at: a command for a data base, the address of a server."""
+    """How to view a run in MLflow: the command that opens the database, or the address of the server."""
     from lightning_nlf.tracking.logger import MLflowJournalLogger
 
     return [_look_at(logger.tracking_uri) for logger in trainer.loggers if isinstance(logger, MLflowJournalLogger)]
@@ -19,11 +19,11 @@ def stores(trainer: L.Trainer) -> list[str]:
 
 def _look_at(uri: str) -> str:
     store = sqlite_path(uri)
-    if store is None or store.name != DATA_BASE:  # the one name that `ui` looks for
+    if store is None or store.name != DATABASE:  # `ui` opens only this file name
         return without_credentials(uri)
-    return shlex.join(["python", "-m", "lightning_nlf.tracking", "ui", str(from_here(store.parent))])
+    return shlex.join(["python", "-m", "lightning_nlf.tracking", "ui", str(relative_to_cwd(store.parent))])
 
 
-def from_here(path: Path) -> Path:
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+def relative_to_cwd(path: Path) -> Path:
+    cwd = Path.cwd()
+    return path.relative_to(cwd) if path.is_relative_to(cwd) else path

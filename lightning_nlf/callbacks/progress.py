@@ -1,4 +1,4 @@
-"""One progress bar for a whole fit, and a few plain lines where nobody watches."""
+"""Progress of a fit: one bar on a terminal, or a few plain lines in a log."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.callbacks.episode_lines import acting, episodes
-from lightning_nlf.callbacks.places import from_here, stores
+from lightning_nlf.callbacks.monitors import best_metric
+from lightning_nlf.callbacks.places import relative_to_cwd, stores
 from lightning_nlf.callbacks.plan import counted, plan
 from lightning_nlf.callbacks.protocols import rehearses, run_folder
 from lightning_nlf.callbacks.throughput import Throughput
 from lightning_nlf.data_source import data_source
 from lightning_nlf.numbers import NonNegative
+from lightning_nlf.tracking.position import default_run_name
 
 if TYPE_CHECKING:
     from lightning_nlf.callbacks.progress_display import Bar, Lines
 
 
 class FitProgress(ProgressBar):
-    """Iterations done, the returns, the speed and the time left, on rank 0.
+    """Prints finished iterations, returns, speed and remaining time, on rank 0.
 
-    On a terminal it is one bar that is redrawn a few times a second; elsewhere, a line at most every `every_seconds`.
-    A fit ends with a short summary, a validation, test or prediction with a table of what it measured.
+    On a terminal, the progress is one bar, which is redrawn a few times per second. Elsewhere, a line is printed at
+    most every `every_seconds`. A fit ends with a short summary, and `validate`, `test` and `predict` end with a table
+    of metrics.
 
     Raises:
         ValueError: `every_seconds` is negative.
@@ -39,18 +42,19 @@ class FitProgress(ProgressBar):
     def __init__(self, every_seconds: NonNegative = 10.0) -> None:
         super().__init__()
         if every_seconds < 0:
-            raise ValueError(f"every_seconds: got {every_seconds}, must not be negative")
+            raise ValueError(f"every_seconds: got {every_seconds}, must be at least 0")
         self.every_seconds = every_seconds
         self._enabled = True
         self._display: Bar | Lines | None = None
         self._due = self._began = 0.0
-        self._first = 0  # iterations and environment steps at the start: a resumed run has some
-        self._first_steps = 0
+        self._first = 0  # iterations before this process started, if the run was resumed
+        self._first_steps = 0  # environment steps before this process started
         self._ended = ""  # the summary, until it is printed
+        self._failed_at_once = False  # whether an error ended the fit before an iteration was finished
         self._loss: Tensor | None = None
-        self._throughput: Throughput | None = None  # of language
-        self._metrics: dict[str, float] = {}  # of the last validation or test
-        self._returns: dict[str, list[float]] = {}  # of a prediction, by who acted
+        self._throughput: Throughput | None = None  # None except for language
+        self._metrics: dict[str, float] = {}  # metrics of the last validation or test
+        self._returns: dict[str, list[float]] = {}  # returns of a prediction, by policy mode
 
     def disable(self) -> None:
         self._enabled = False
@@ -59,7 +63,7 @@ class FitProgress(ProgressBar):
         self._enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        # While a bar is shown, rich puts whatever is printed above it.
+        # While the bar is visible, rich prints this line above the bar.
         if self._enabled:
             print(*args, **kwargs)
 
@@ -68,12 +72,12 @@ class FitProgress(ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began, self._first = time.monotonic(), trainer.current_epoch
         self._first_steps = data_source(trainer).counters.get("env_steps", 0)
-        self._ended, self._loss, self._metrics = "", None, {}
+        self._ended, self._failed_at_once, self._loss, self._metrics = "", False, None, {}
         self._throughput = Throughput() if data_source(trainer).speaks else None
         if self._enabled:
             from lightning_nlf.callbacks.progress_display import Bar, Lines
 
-            name = run_folder(trainer).name
+            name = default_run_name(run_folder(trainer))
             kind = Bar if sys.stdout.isatty() else Lines
             self._display = kind(name, iterations_in_all(trainer), self._first, self.every_seconds)
             self._due = 0.0
@@ -96,8 +100,7 @@ class FitProgress(ProgressBar):
             self._throughput.batch_ends(batch, trainer.world_size)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Only as often as somebody sees it, and without metrics of this epoch: to compute them costs time, and may be a
-        # collective that the other ranks would have to join.
+        # Metrics of this epoch are left out: computing them takes time, and may be a collective that needs all ranks.
         if self._display is not None and time.monotonic() >= self._due:
             self._display.show(trainer.current_epoch + 1, self._standing(trainer))
             self._due = time.monotonic() + self._display.seconds
@@ -106,6 +109,7 @@ class FitProgress(ProgressBar):
         self._close(trainer, "Finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._failed_at_once = isinstance(exception, Exception) and trainer.current_epoch == self._first
         self._close(trainer, f"Stopped by {type(exception).__name__}")
         self._summary(trainer)
 
@@ -119,13 +123,13 @@ class FitProgress(ProgressBar):
             standing = self._standing(trainer)
             self._display.close(trainer.current_epoch, standing)
             self._display = None
-            done, seconds = trainer.current_epoch - self._first, time.monotonic() - self._began
-            self._ended = f"{how}: {counted(done, 'iteration')} in {clock(seconds)}" + (
+            iterations, seconds = trainer.current_epoch - self._first, time.monotonic() - self._began
+            self._ended = f"{how}: {counted(iterations, 'iteration')} in {clock(seconds)}" + (
                 f"\n  {standing}" if standing else ""
             )
 
     def _standing(self, trainer: L.Trainer) -> str:
-        """Returns, environment steps or tokens, and speed, in one line."""
+        """One line with the latest returns or losses, the number of environment steps or tokens, and the speed."""
         parts = []
         collected = data_source(trainer).statistics.get("return")
         if collected is not None:
@@ -137,30 +141,36 @@ class FitProgress(ProgressBar):
             sampled = f", sampled {validation['val/return_sampled']:,.4g}" if "val/return_sampled" in validation else ""
             parts.append(f"validation {validation['val/return']:,.4g}{sampled}")
         else:
-            played = {name for name in validation if f"{name.removesuffix('_sampled')}_sampled" in validation}
-            held_out = [name for name in validation if name not in played] or list(validation)
-            different = {validation[name]: name for name in reversed(held_out)}  # of equal ones the first
-            parts += [f"{name} {value:.4g}" for value, name in reversed(different.items())][:2]
+            played_metrics = {name for name in validation if f"{name.removesuffix('_sampled')}_sampled" in validation}
+            held_out = [name for name in validation if name not in played_metrics] or list(validation)
+            best, _ = best_metric(trainer.lightning_module) or ("", "")
+            different: dict[float, str] = {}  # one name for equal values: that of best.ckpt, or else the first
+            for name in sorted(held_out, key=lambda name: (math.isnan(validation[name]), name != best)):  # NaN last
+                different.setdefault(validation[name], name)
+            parts += [f"{name} {value:.4g}" for value, name in different.items()][:2]
         steps = data_source(trainer).counters.get("env_steps", data_source(trainer).counters.get("tokens"))
         if self._throughput is not None:
             parts += [f"{steps:,} tokens"] if steps else []
-            parts += [f"{speed:,.0f} tokens/s {what}" for what, speed in self._throughput.speeds().items()]
+            parts += [f"{speed:,.0f} tokens/s {kind}" for kind, speed in self._throughput.speeds().items()]
         elif steps is not None:
             speed = (steps - self._first_steps) / max(time.monotonic() - self._began, 1e-9)
             parts.append(f"{steps:,} env steps, {speed:,.0f}/s")
         return " · ".join(parts)
 
     def _summary(self, trainer: L.Trainer) -> None:
-        """Last of all, so that it stands below what the other callbacks had to say."""
+        """Print the summary of a fit.
+
+        Called in `teardown`, so that the summary comes after the output of other callbacks.
+        """
         if not self._ended:
             return
         lines = [self._ended]
-        if not rehearses(trainer):
-            folder = from_here(run_folder(trainer))
-            lines += [f"run folder: {folder}", *(f"look at it: {where}" for where in stores(trainer))]
+        if not rehearses(trainer) and not self._failed_at_once:
+            folder = relative_to_cwd(run_folder(trainer))
+            lines += [f"run folder: {folder}", *(f"view the metrics: {where}" for where in stores(trainer))]
             if (changed := folder / "exhibits" / "changed.html").is_file():
-                lines.append(f"what changed: {changed}")
-                lines.append(f"talk with it: python -m lightning_nlf chat --run_dir {shlex.quote(str(folder))}")
+                lines.append(f"replies before and after: {changed}")
+                lines.append(f"chat with the policy: python -m lightning_nlf chat --run_dir {shlex.quote(str(folder))}")
         self.print("\n" + "\n  ".join(lines) + "\n")
         self._ended = ""
 
@@ -168,7 +178,7 @@ class FitProgress(ProgressBar):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "validate":
-            trainer.validate_loop.verbose = False  # its table of raw names would come below ours
+            trainer.validate_loop.verbose = False  # replace Lightning's table with ours
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.test_loop.verbose = False
@@ -189,15 +199,15 @@ class FitProgress(ProgressBar):
         self, trainer: L.Trainer, pl_module: object, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if isinstance(outputs, Batch) and outputs.rewards is not None:
-            who = "sampled" if data_source(trainer).recorded is not None else acting(dataloader_idx)
-            self._returns.setdefault(who, []).extend(row["return"] for row in episodes(outputs, who))
+            mode = "sampled" if data_source(trainer).recorded is not None else acting(dataloader_idx)
+            self._returns.setdefault(mode, []).extend(row["return"] for row in episodes(outputs, mode))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        means = {f"return, {who}": sum(x) / len(x) for who, x in self._returns.items()}
-        self._table("Prediction", means | {f"episodes, {who}": len(x) for who, x in self._returns.items()})
-        written = run_folder(trainer) / "predictions"
-        if not rehearses(trainer) and written.is_dir():
-            self.print("\n".join(f"written: {from_here(path)}" for path in sorted(written.glob("*.jsonl"))))
+        means = {f"return, {mode}": sum(x) / len(x) for mode, x in self._returns.items()}
+        self._table("Prediction", means | {f"episodes, {mode}": len(x) for mode, x in self._returns.items()})
+        folder = run_folder(trainer) / "predictions"
+        if not rehearses(trainer) and folder.is_dir():
+            self.print("\n".join(f"predictions: {relative_to_cwd(path)}" for path in sorted(folder.glob("*.jsonl"))))
 
     def _remember(self, trainer: L.Trainer) -> None:
         self._metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -210,7 +220,7 @@ class FitProgress(ProgressBar):
 
 
 def iterations_in_all(trainer: L.Trainer) -> int | None:
-    """How many iterations the fit will have, None where it has no end."""
+    """Number of iterations of the whole fit; None if it has no limit."""
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
         return trainer.max_epochs
     if trainer.max_steps > 0 and math.isfinite(trainer.num_training_batches):

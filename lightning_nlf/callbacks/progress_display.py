@@ -1,4 +1,7 @@
-"""How the progress of a fit is shown: a bar on a terminal, or lines in a log. Imports rich: only where needed."""
+"""Display of the progress of a fit: a bar on a terminal, or lines in a log.
+
+Import this module late, because importing rich is slow.
+"""
 
 from __future__ import annotations
 
@@ -11,40 +14,43 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-REDRAWS = 3  # a second, beside the one for the clock
-PACE_SECONDS = 60.0
+REDRAWS = 3  # redraws per second, in addition to one for the clock
+PACE_SECONDS = 60.0  # the remaining time is estimated from this recent window
 
 
 class Pace(ProgressColumn):
-    """Time gone, and left by the pace of the last minute: iterations get longer as episodes do."""
+    """Elapsed time, and remaining time by the pace of the last minute.
+
+    Iterations can get longer as episodes get longer.
+    """
 
     def __init__(self, total: int | None, first: int) -> None:
         super().__init__()
         self.total, self.began = total, time.monotonic()
         self._recent = deque([(self.began, first)])
 
-    def count(self, done: int) -> None:
-        """`done` iterations are over now."""
+    def count(self, iterations: int) -> None:
+        """Record the number of finished iterations."""
         now = time.monotonic()
-        self._recent.append((now, done))
+        self._recent.append((now, iterations))
         while len(self._recent) > 2 and now - self._recent[1][0] > PACE_SECONDS:
             self._recent.popleft()
 
     def times(self) -> str:
         now = time.monotonic()
         text = f"{clock(now - self.began)} elapsed"
-        (then, before), (last, done) = self._recent[0], self._recent[-1]
-        if self.total is not None and before < done < self.total:
-            left = (last - then) / (done - before) * (self.total - done) - (now - last)
+        (then, before), (last, finished) = self._recent[0], self._recent[-1]
+        if self.total is not None and before < finished < self.total:
+            left = (last - then) / (finished - before) * (self.total - finished) - (now - last)
             text += f", {clock(max(left, 0.0))} left"
         return text
 
     def render(self, task: Task) -> Text:
-        return Text(self.times(), style="cyan")  # at each redraw: the clock goes on within a long iteration
+        return Text(self.times(), style="cyan")  # called at each redraw, even within a long iteration
 
 
 class _TwoLines(Progress):
-    """The bar, and under it a line of its own: both fit into 80 columns."""
+    """A bar with a line of text below the bar. Both fit into 80 columns."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
@@ -53,7 +59,9 @@ class _TwoLines(Progress):
 
 
 class Bar:
-    seconds = 1 / REDRAWS  # between two calls of `show` that are worth it
+    """Progress bar on a terminal."""
+
+    seconds = 1 / REDRAWS  # time between two calls of `show`
 
     def __init__(self, name: str, total: int | None, first: int, every_seconds: float) -> None:
         self._pace = Pace(total, first)
@@ -68,34 +76,36 @@ class Bar:
         self._task = self._progress.add_task(name, total=total, completed=first, standing="")
         self._progress.start()
 
-    def show(self, done: int, standing: str) -> None:
-        self._pace.count(done)
-        self._progress.update(self._task, completed=done, standing=standing, refresh=True)
+    def show(self, iterations: int, standing: str) -> None:
+        self._pace.count(iterations)
+        self._progress.update(self._task, completed=iterations, standing=standing, refresh=True)
 
-    def close(self, done: int, standing: str) -> None:
-        self.show(done, standing)
+    def close(self, iterations: int, standing: str) -> None:
+        self.show(iterations, standing)
         self._progress.stop()
 
 
 class Lines:
+    """Progress lines in a log."""
+
     def __init__(self, name: str, total: int | None, first: int, every_seconds: float) -> None:
         self.seconds = every_seconds
         self._name, self._pace = name, Pace(total, first)
-        self._shown = -1
+        self._last = -1
 
-    def show(self, done: int, standing: str) -> None:
-        self._shown = done
-        self._pace.count(done)
+    def show(self, iterations: int, standing: str) -> None:
+        self._last = iterations
+        self._pace.count(iterations)
         of = "" if self._pace.total is None else f"/{self._pace.total}"
-        print(" · ".join(filter(None, (f"{self._name} {done}{of}", standing, self._pace.times()))), flush=True)
+        print(" · ".join(filter(None, (f"{self._name} {iterations}{of}", standing, self._pace.times()))), flush=True)
 
-    def close(self, done: int, standing: str) -> None:
-        if done != self._shown:
-            self.show(done, standing)
+    def close(self, iterations: int, standing: str) -> None:
+        if iterations != self._last:
+            self.show(iterations, standing)
 
 
 def table(title: str, values: Mapping[str, float]) -> None:
-    """Prints names and numbers, in a frame on a terminal and plain elsewhere."""
+    """Print names and numbers as a table. On a terminal, the table has a frame."""
     grid = Table(title=title, title_justify="left", title_style="bold", show_header=False)
     grid.add_column()
     grid.add_column(justify="right")
@@ -106,6 +116,6 @@ def table(title: str, values: Mapping[str, float]) -> None:
 
 
 def clock(seconds: float) -> str:
-    """0:01:07"""
+    """A duration as text: 67 is `0:01:07`."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

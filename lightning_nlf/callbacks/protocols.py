@@ -1,4 +1,4 @@
-"""What the callbacks ask of a model and of a logger, which may offer none of it, and of the Trainer."""
+"""Optional interfaces of models, callbacks and loggers that the callbacks use, and queries to the Trainer."""
 
 from __future__ import annotations
 
@@ -12,33 +12,37 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 @runtime_checkable
 class Exhibiting(Protocol):
-    """A model that has something to look at."""
+    """A model that writes exhibits to a folder and returns their paths."""
 
     def exhibits(self, folder: Path) -> list[Path]: ...
 
 
 @runtime_checkable
 class ExhibitingText(Exhibiting, Protocol):
-    """One that says whether it is text alone, which costs nothing."""
+    """A model whose exhibits may be text only, which is cheap enough for every validation."""
 
     exhibits_text: bool
 
 
 @runtime_checkable
 class Checking(Protocol):
-    """A callback that may refuse a fit before the weights of its networks are read."""
+    """A callback that can refuse a fit before the weights of the networks are read."""
 
     def check_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Raises ValueError: the fit cannot go well.
+        """Check a fit before its networks have weights.
 
-        Args: pl_module: its networks may be without numbers (`Network.sketch`).
+        Args:
+            pl_module: Module whose networks may have no values yet (`Network.sketch`).
+
+        Raises:
+            ValueError: The fit would fail.
         """
         ...
 
 
 @runtime_checkable
 class RunLogger(Protocol):
-    """A logger that keeps files and tags of a run."""
+    """A logger that stores the files and tags of a run."""
 
     def log_artifact(self, path: str | Path) -> None: ...
 
@@ -46,21 +50,21 @@ class RunLogger(Protocol):
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """Absolute: a logger has its own idea of where a relative path begins."""
+    """The run folder as an absolute path, because a logger may resolve relative paths differently."""
     return Path(trainer.default_root_dir).resolve()
 
 
 def rehearses(trainer: L.Trainer) -> bool:
-    """Whether this is a fast_dev_run, which leaves no files."""
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set without being declared
+    """Whether this is a fast_dev_run, which writes no files."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # Lightning does not declare it
 
 
 def log_artifacts(trainer: L.Trainer, paths: list[Path]) -> None:
-    """Hands files to each logger that keeps files; one that a logger does not take is a warning."""
+    """Pass files to every logger that stores files. Warns if a logger refuses one."""
     for logger in trainer.loggers:
         if isinstance(logger, RunLogger):
             for path in paths:
                 try:
                     logger.log_artifact(path)
                 except (ValueError, OSError) as error:
-                    rank_zero_warn(f"{path} is not logged: {error}")
+                    rank_zero_warn(f"{path} was not logged: {error}")

@@ -1,4 +1,4 @@
-"""What was run, kept beside its results."""
+"""Save the provenance of a run: command line, code, packages and machine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lightning_nlf.tracking.provenance import gather
 
 
 class Provenance(Beginning):
-    """Writes command line, state of the code, packages and machine to `<run>/provenance`, and logs the configuration.
+    """Saves the command line, code state, packages and machine in `<run>/provenance`, and logs the configuration.
 
-    The digests of the data and the tokenizer, where the DataModule has them, are tags too.
+    The digests of the data and of the tokenizer become tags, if the DataModule has these digests.
 
-    A run that is resumed may have another state of the code: each further start gets a folder of its own,
-    `provenance/start-2` and so on. It is gathered in a thread: git and the list of packages take longer than an
-    iteration does. What cannot be written is a warning. A resume that is refused leaves nothing.
+    The code may change before a run is resumed, so each resume gets its own folder, `provenance/start-2` and so on. A
+    thread gathers the information, because git and the list of packages take longer than an iteration. If a file cannot
+    be written, the callback only warns. A resume that is refused writes nothing.
     """
 
     def __init__(self) -> None:
@@ -39,8 +39,8 @@ class Provenance(Beginning):
         self._digests = {name: digest for name, digest in digests.items() if digest is not None}
         self._thread = threading.Thread(target=self._write, args=(folder / "provenance",), daemon=True)
         self._thread.start()
-        written = [*sorted(folder.glob("config*.yaml")), *sorted((folder / "raw").rglob("*"))]
-        log_artifacts(trainer, [path for path in written if path.is_file()])
+        configs = [*sorted(folder.glob("config*.yaml")), *sorted((folder / "raw").rglob("*"))]
+        log_artifacts(trainer, [path for path in configs if path.is_file()])
         for logger in trainer.loggers:
             if self._digests and isinstance(logger, RunLogger):
                 logger.set_tags(self._digests)
@@ -73,13 +73,13 @@ class Provenance(Beginning):
             for name, text in (gather(_code_folder()) | ({"data.txt": data} if data else {})).items():
                 (folder / name).write_text(text, encoding="utf-8")
                 self._paths.append(folder / name)
-        # A record of a run must never end it, and a thread has nobody to raise to: told in `_finish`.
+        # Provenance must never end a run, and a thread cannot raise an error in its caller: `_finish` reports it.
         except Exception as error:
             self._failure = error
 
 
 def _code_folder() -> Path:
-    """Where the command was given, if that is in a git repository; else this package."""
-    here = Path.cwd()
-    known = any((folder / ".git").exists() for folder in (here, *here.parents))
-    return here if known else Path(__file__).parent
+    """The working folder if it is in a git repository, otherwise the folder of this package."""
+    cwd = Path.cwd()
+    in_repository = any((folder / ".git").exists() for folder in (cwd, *cwd.parents))
+    return cwd if in_repository else Path(__file__).parent

@@ -1,4 +1,4 @@
-"""The end of a fit that has reached its goal."""
+"""Stop a fit when it has solved its task."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from lightning_nlf.numbers import Number, Size
 
 
 class StopWhenSolved(L.Callback):
-    """Stops the fit when `monitor` was at least `threshold` in `times` validations in a row.
+    """Stops the fit when `monitor` has reached `threshold` in `times` validations in a row.
 
     Args:
-        threshold: 950 is the one at which the inverted pendulum counts as solved.
-        times: validations in a row; one may be luck.
-        monitor: a metric of the validation; higher is better.
+        threshold: Value of `monitor` to reach. The inverted pendulum counts as solved at 950.
+        times: Number of validations in a row, because one good validation may be luck.
+        monitor: A validation metric; higher is better.
 
     Raises:
-        ValueError: `times` is below 1, or a validation logs no `monitor`: before training, where that is known.
+        ValueError: `times` is below 1, or the validation does not log `monitor`. A missing `monitor` is refused before
+            training if this is known in advance.
     """
 
     def __init__(self, threshold: Number = 950.0, times: Size = 3, monitor: str = "val/return") -> None:
         if times < 1:
             raise ValueError(f"times: got {times}, must be at least 1")
         self.threshold, self.times, self.monitor = threshold, times, monitor
-        self.solved = 0  # validations in a row
+        self.solved = 0  # validations in a row that reached the threshold
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or rehearses(trainer):
@@ -36,31 +37,36 @@ class StopWhenSolved(L.Callback):
         metrics = trainer.callback_metrics
         if self.monitor not in metrics:
             raise ValueError(
-                f"StopWhenSolved: monitor {self.monitor!r} is not among this validation's metrics: {sorted(metrics)}"
+                f"StopWhenSolved.monitor: the validation does not log {self.monitor}; "
+                f"it logs {', '.join(sorted(metrics)) or 'nothing'}"
             )
         reached = float(metrics[self.monitor]) >= self.threshold
-        # One decision for all ranks, should their metrics differ in the last digit.
+        # All ranks must decide alike, even if their metrics differ in the last digit.
         reached = trainer.strategy.reduce_boolean_decision(reached)
         self.solved = self.solved + 1 if reached else 0
         self._stop_if_solved(trainer)
 
     def check_fit(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Raises ValueError: no validation will log `monitor`."""
+        """Check the monitor before training.
+
+        Raises:
+            ValueError: No validation of this fit will log `monitor`.
+        """
         refuse_unknown_monitor("StopWhenSolved", self.monitor, trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.check_fit(trainer, pl_module)
-        self._stop_if_solved(trainer)  # resumed from where it had stopped
+        self._stop_if_solved(trainer)  # a resumed run may have been solved already
 
     def _stop_if_solved(self, trainer: L.Trainer) -> None:
         if self.solved >= self.times:
             trainer.should_stop = True
-            times = "once" if self.times == 1 else f"{self.solved} times in a row"
-            rank_zero_info(f"Solved: {self.monitor} was at least {self.threshold:g}, {times}. The fit stops here.")
+            times = "one validation" if self.times == 1 else f"{self.solved} validations in a row"
+            rank_zero_info(f"Solved: {self.monitor} reached {self.threshold:g} in {times}. The fit stops here.")
 
     def state_dict(self) -> dict[str, Any]:
         return {"solved": self.solved, "threshold": self.threshold}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Another threshold is another question.
+        # With a different threshold, the count starts again.
         self.solved = state_dict["solved"] if state_dict["threshold"] == self.threshold else 0

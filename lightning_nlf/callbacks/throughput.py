@@ -1,4 +1,4 @@
-"""How fast a fit of language goes: tokens collected and learned from, a second of either."""
+"""Throughput of a language fit: tokens per second of collection and of training."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from lightning_nlf.batch import Batch
 
 
 class Throughput:
-    """Collecting is from the start of an iteration to its first batch, learning from there to the end of its last.
+    """Counts tokens and seconds of collection and training.
 
-    What lies between, such as validations and checkpoints, is neither.
+    Collection lasts from the start of an iteration to its first batch, and training from there to the end of its last
+    batch. Validations and checkpoints count as neither collection nor training.
     """
 
     def __init__(self) -> None:
-        self._seconds = {"collected": 0.0, "learned": 0.0}
-        # learned: a tensor () where the batches are: nobody waits for it before it is shown
-        self._tokens: dict[str, int | Tensor] = {"collected": 0, "learned": 0}
+        self._seconds = {"collected": 0.0, "trained": 0.0}
+        # "trained" is a scalar tensor on the device of the batches, so that counting does not wait for the device.
+        self._tokens: dict[str, int | Tensor] = {"collected": 0, "trained": 0}
         self._since = 0.0
-        self._had = 0  # tokens collected when the iteration began
+        self._before = 0  # tokens collected before the iteration
 
     def iteration_begins(self, collected: int) -> None:
-        """`collected` tokens in all, up to now."""
-        self._since, self._had = time.monotonic(), collected
+        """Start the clock of an iteration. `collected` is the total number of tokens collected so far."""
+        self._since, self._before = time.monotonic(), collected
 
     def collection_ends(self, collected: int) -> None:
-        self._tokens["collected"] += collected - self._had
-        self._had = collected
+        self._tokens["collected"] += collected - self._before
+        self._before = collected
         self._pass("collected")
 
     def batch_ends(self, batch: Batch, ranks: int) -> None:
-        """Learned from on each of the `ranks`, about as many tokens on one as on another."""
+        """Count the tokens of a batch. Assumes that all `ranks` train on about as many tokens."""
         steps = batch.mask if batch.expert_mask is None else batch.mask | batch.expert_mask
-        self._tokens["learned"] += steps.sum() * ranks
-        self._pass("learned")
+        self._tokens["trained"] += steps.sum() * ranks
+        self._pass("trained")
 
-    def _pass(self, what: str) -> None:
+    def _pass(self, kind: str) -> None:
         now = time.monotonic()
-        self._seconds[what] += now - self._since
+        self._seconds[kind] += now - self._since
         self._since = now
 
     def speeds(self) -> dict[str, float]:
-        """Tokens a second, of what there was of either."""
-        return {what: int(n) / max(self._seconds[what], 1e-9) for what, n in self._tokens.items() if n}
+        """Tokens per second of collection and of training, by name. A part that never ran is left out."""
+        return {kind: int(n) / max(self._seconds[kind], 1e-9) for kind, n in self._tokens.items() if n}

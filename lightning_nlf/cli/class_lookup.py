@@ -1,4 +1,4 @@
-"""Classes that a yaml names, with the keys that they take."""
+"""Look up the class of a `class_path`, and the arguments that the class accepts."""
 
 from __future__ import annotations
 
@@ -18,35 +18,41 @@ from lightning_nlf.protocols import methods_of
 
 
 class NoSuchClass(Exception):
-    """A class_path that leads nowhere; the message says why, and what it could have meant."""
+    """No class exists at a class_path. The message gives the reason, and suggests a similar name."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    hint: Any  # None if it takes everything
+    """Type hint and default of one argument of a class."""
+
+    hint: Any  # None if any value is accepted
     required: bool
     default: Any = None
 
 
 def look_up(path: Any, bases: Sequence[type]) -> Any:
-    """What a class_path names: a class, or something that cannot stand there, such as a function.
+    """Import the object at a class_path.
 
-    `path` may also be the last name of a subclass of one of `bases`.
+    The object can be a function, for example, so the caller checks that it is a class.
+
+    `path` is a dotted path, or just the name of one of `bases` or of one of their subclasses.
 
     Raises:
-        NoSuchClass: there is none.
-        MemoryError: its module could not be imported for want of memory.
+        NoSuchClass: The module or the name does not exist.
+        MemoryError: The module could not be imported because memory ran out.
     """
     kind = " or ".join(base.__name__ for base in bases)
     if not isinstance(path, str) or not path.strip():
-        raise NoSuchClass(f"expected the path of a class ({kind}), got {'null' if path is None else repr(path)}.")
+        raise NoSuchClass(
+            f"expected the import path of a class ({kind}), got {'null' if path is None else repr(path)}."
+        )
     if "." not in path:
         by_name = {cls.__name__: cls for base in bases for cls in (base, *_below(base))}
         if path not in by_name:
-            raise NoSuchClass(f"there is no {kind} called {path}. {nearest(path, by_name)}".strip())
+            raise NoSuchClass(f"no {kind} is called {path}. {nearest(path, by_name)}".strip())
         return by_name[path]
     if not all(part.isidentifier() for part in path.split(".")):
-        raise NoSuchClass(f"expected the path of a class ({kind}), got {path!r}.")
+        raise NoSuchClass(f"expected the import path of a class ({kind}), got {path!r}.")
     module, _, name = path.rpartition(".")
     try:
         holder = _holder(module)
@@ -61,7 +67,10 @@ def look_up(path: Any, bases: Sequence[type]) -> Any:
 
 
 def _holder(module: str) -> Any:
-    """A module, or a class that has the class inside."""
+    """The module at a dotted path.
+
+    If the requested class is nested in another class, the outer class at this path.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -79,18 +88,23 @@ def _below(base: type) -> list[type]:
     return [*direct, *(deeper for cls in direct for deeper in _below(cls))]
 
 
-def conforms(thing: type, base: type) -> bool:
-    """Whether a class is a subclass of `base` or has the methods of a protocol."""
+def conforms(cls: type, base: type) -> bool:
+    """Whether a class is a subclass of `base` or, if `base` is a protocol, has its methods."""
     if not is_protocol(base):
-        return issubclass(thing, base)
-    return all(hasattr(thing, name) for name in methods_of(base))
+        return issubclass(cls, base)
+    return all(hasattr(cls, name) for name in methods_of(base))
 
 
-def parameters(parser_class: Callable[..., ArgumentParser], thing: type, late: int = 0) -> dict[str, Parameter]:
-    """What can stand below init_args of a class; of its arguments, the first `late` are given later, not by a yaml."""
+def parameters(parser_class: Callable[..., ArgumentParser], cls: type, late: int = 0) -> dict[str, Parameter]:
+    """The keys that `init_args` of a class may have.
+
+    Args:
+        late: Number of leading arguments to leave out, because the code passes them later (such as an optimizer's
+            parameters).
+    """
     parser = parser_class(exit_on_error=False)
-    later = list(inspect.signature(thing).parameters)[:late]
-    parser.add_class_arguments(thing, fail_untyped=False, skip=set(later))
+    later = list(inspect.signature(cls).parameters)[:late]
+    parser.add_class_arguments(cls, fail_untyped=False, skip=set(later))
     return {
         action.dest: Parameter(type_of(action), action.required, action.default)
         for action in arguments_of(parser)
@@ -99,17 +113,19 @@ def parameters(parser_class: Callable[..., ArgumentParser], thing: type, late: i
 
 
 def check_dict_kwargs(places: Sequence[Place]) -> None:
-    """Of what stands below dict_kwargs, jsonargparse checks nothing, and an optimizer is built after all else.
+    """Check the keys below every `dict_kwargs` against the signature of its class.
+
+    jsonargparse does not check these keys, and an optimizer would fail only after everything else is built.
 
     Raises:
-        ConfigurationError: a class takes no such argument, and none that it does not name.
+        ConfigurationError: A class does not accept a key and has no `**kwargs`.
     """
     for place in places:
-        *above, kind, name = place.shown.lstrip("-").split(".") if "." in place.shown else ("", "", "")
+        *above, kind, name = place.name.lstrip("-").split(".") if "." in place.name else ("", "", "")
         owner = find(places, (*above, "class_path")) if kind == "dict_kwargs" else None
         if owner is None or owner.value is None:
             continue
-        taken = inspect.signature(look_up(owner.value, ())).parameters
-        if name not in taken and all(parameter.kind != parameter.VAR_KEYWORD for parameter in taken.values()):
+        accepted = inspect.signature(look_up(owner.value, ())).parameters
+        if name not in accepted and all(parameter.kind != parameter.VAR_KEYWORD for parameter in accepted.values()):
             class_name = owner.value.rpartition(".")[2]
-            raise ConfigurationError(f"{place}: {class_name} has no such key. {nearest(name, taken)}".strip())
+            raise ConfigurationError(f"{place}: {class_name} has no such key. {nearest(name, accepted)}".strip())

@@ -1,6 +1,7 @@
 """The command line: `python -m lightning_nlf fit|validate|test|predict --config conf/….yaml`.
 
-Networks and objectives come from the yaml by `class_path`. A mistake in it is one line and exit code 2.
+The yaml names networks and objectives by `class_path`. A mistake in the yaml ends with a one-line error and exit code
+2.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from rich.text import Text
 
 from lightning_nlf import callbacks
 from lightning_nlf.checkpoint_io import RunCheckpointIO
-from lightning_nlf.cli import chat, describe, messages, noise, preflight, ranks, run_folder, threads, wrong_key
+from lightning_nlf.cli import chat, derived, describe, messages, noise, preflight, ranks, run_folder, threads, wrong_key
 from lightning_nlf.cli.class_lookup import check_dict_kwargs
-from lightning_nlf.cli.endings import told_in_one_sentence
+from lightning_nlf.cli.endings import user_errors
 from lightning_nlf.cli.errors import OUT_OF_MEMORY, ConfigurationError, RunFailure, nearest, traceback_wanted
 from lightning_nlf.cli.parser import Parser, build
 from lightning_nlf.cli.saved_config import SaveRunConfig
-from lightning_nlf.cli.valid_names import of_the_stage
+from lightning_nlf.cli.valid_names import stage_parser
 from lightning_nlf.cli.yaml_places import config_files, find, read_places
-from lightning_nlf.construction import surfacing
+from lightning_nlf.construction import ConstructionFailed, surfacing
+from lightning_nlf.data_source import source_of
 from lightning_nlf.modules import ObjectiveModule
 from lightning_nlf.numbers import Seed
 from lightning_nlf.private_names import SeededCLI, recorded_by
@@ -47,7 +49,7 @@ ALWAYS_ON: tuple[type[L.Callback], ...] = (
     callbacks.LastCheckpoint,
     callbacks.HuggingFaceExport,
 )
-PARTS = ("data", "trainer", "model")  # of a configuration, in the order in which they are built
+PARTS = ("data", "trainer", "model")  # in the order in which they are built
 LOGGER = "lightning_nlf.tracking.logger.MLflowJournalLogger"
 TRAINER_DEFAULTS: dict[str, Any] = {
     "accelerator": "auto",
@@ -55,7 +57,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
     "log_every_n_steps": 10,
-    "logger": {"class_path": LOGGER, "init_args": {"save_dir": "."}},  # the run folder, once it is known
+    "gradient_clip_val": 1.0,
+    "logger": {"class_path": LOGGER, "init_args": {"save_dir": "."}},  # the run folder replaces it
 }
 
 
@@ -65,7 +68,7 @@ def rank_zero_print(line: str) -> None:
 
 
 class NothingLeft(L.Callback):
-    """Says why a fit that was resumed at its end did nothing."""
+    """Prints why a fit did nothing, if it was resumed after its last iteration."""
 
     def __init__(self) -> None:
         self.began = False
@@ -74,20 +77,23 @@ class NothingLeft(L.Callback):
         self.began = True
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        done, asked = trainer.current_epoch, trainer.max_epochs
-        if not self.began and asked is not None and done >= asked > 0:
-            rank_zero_print(f"already at {done} of {asked} iterations; raise trainer.max_epochs to go on")
+        iteration, last = trainer.current_epoch, trainer.max_epochs
+        if not self.began and last is not None and iteration >= last > 0:
+            rank_zero_print(
+                f"nothing to do: the run has finished {iteration} of {last} iterations. "
+                "To train longer, raise trainer.max_epochs"
+            )
 
 
 class CommandLine(SeededCLI):
-    """One stage of one run, in its folder.
+    """Builds one stage of a run from the command line, and runs it.
 
     Args:
-        args: the words of the command line, the stage first.
-        run: False builds everything and stops before the stage.
+        args: Arguments of the command line, beginning with the stage.
+        run: If False, everything is built but the stage is not run.
 
     Raises:
-        ConfigurationError: the configuration cannot be run as it is.
+        ConfigurationError: The configuration cannot be run.
     """
 
     def __init__(self, args: list[str], run: bool = True) -> None:
@@ -95,7 +101,7 @@ class CommandLine(SeededCLI):
         self.files = config_files(args)
         self.places = read_places(args)
         self.words = args[1:]
-        setattr(self, args[0], self.run_stage)  # what LightningCLI calls in the place of `trainer.fit` and so on
+        setattr(self, args[0], self.run_stage)  # LightningCLI calls this method instead of `trainer.fit`
         super().__init__(
             ObjectiveModule,
             L.LightningDataModule,
@@ -107,13 +113,13 @@ class CommandLine(SeededCLI):
             subclass_mode_data=True,
             args=args,
             auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # before_instantiate_classes sees to it
+            load_from_checkpoint_support=False,  # before_instantiate_classes resolves ckpt_path
         )
 
     # ---- the parser
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The stage that was asked for: a parser for each of the others would cost time."""
+        """Only the requested stage, because building the parsers of all stages takes time."""
         return {self.stage: LightningCLI.subcommands()[self.stage]}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -123,20 +129,20 @@ class CommandLine(SeededCLI):
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--seed_everything", type=Seed, default=0, help="Seed of everything that is drawn.")
+        parser.add_argument("--seed_everything", type=Seed, default=0, help="Seed of all random numbers.")
         parser.add_argument(
-            "--run_dir", type=str | None, help="Folder of the run. By default outputs/<yaml>-seed<seed_everything>."
+            "--run_dir", type=str | None, help="Folder of the run (default: outputs/<yaml>-seed<seed_everything>)."
         )
         parser.add_argument(
-            "--trust", type=str, nargs="+", default=[], help="Packages of yours that loaded checkpoints may name."
+            "--trust", type=str, nargs="+", default=[], help="Your packages whose classes a checkpoint may load."
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        of_the_stage(parser).set_defaults({"weights_only": True})  # a checkpoint is never run as code
+        stage_parser(parser).set_defaults({"weights_only": True})  # a checkpoint never runs code
         try:
             try:
                 self.config = parser.parse_args(args)
-            except IndexError as error:  # jsonargparse's, at an error without a message, as of a full memory
+            except IndexError as error:  # raised by jsonargparse for an error without a message, such as MemoryError
                 parser.error(str(error), error)
         except OmegaConfBaseException as error:
             raise ConfigurationError(messages.translate_interpolation(error, self.places)) from error
@@ -145,61 +151,67 @@ class CommandLine(SeededCLI):
         check_dict_kwargs(self.places)
         self.options = self.config[self.stage]
         if not isinstance(self.options.trainer, Namespace):
-            place, value = find(self.places, ("trainer",)) or "trainer", wrong_key.shown(self.options.trainer)
-            raise ConfigurationError(f"{place}: expected keys with values, got {value}. Leave it out for its defaults")
+            place, value = find(self.places, ("trainer",)) or "trainer", wrong_key.as_yaml(self.options.trainer)
+            raise ConfigurationError(f"{place}: expected keys with values, got {value}. Omit it to use the defaults")
         for key in ("model", "data"):
             if self.options.get(key) is None:
-                raise ConfigurationError(f"{key}: missing. Name a yaml with --config, or a class with --{key}")
+                raise ConfigurationError(f"{key}: missing. Give a yaml with --config, or a class with --{key}")
 
-        # LightningCLI would take the model from a checkpoint: here the yaml says what the model is.
+        derived.complete_data(self.options)
+
+        # LightningCLI would build the model from the checkpoint's settings, but here the yaml decides.
         self.ckpt_path, self.options.ckpt_path = self.options.ckpt_path, None
 
     def set_seed(self) -> None:
         L.seed_everything(self.options.seed_everything, workers=True, verbose=False)
 
-    # ---- what is built
+    # ---- building the run
 
     def before_instantiate_classes(self) -> None:
         options = self.options
         if options.trainer.default_root_dir is not None:
-            raise ConfigurationError("trainer.default_root_dir: the folder of a run is run_dir")
+            raise ConfigurationError("trainer.default_root_dir: not supported; set run_dir instead")
         default = run_folder.default_folder(self.files, options.seed_everything)
         if options.trainer.fast_dev_run:
             default = default.with_name(f"{default.name}-fast_dev_run")
         self.run_dir, options.ckpt_path = run_folder.resolve(self.stage, options.run_dir, self.ckpt_path, default)
         if self.stage == "fit" and options.ckpt_path and options.trainer.max_steps != -1:
             run_folder.release(self.run_dir)
-            raise ConfigurationError("trainer.max_steps: a resume is exact by iterations only; use trainer.max_epochs")
+            raise ConfigurationError("trainer.max_steps: not supported when resuming; set trainer.max_epochs instead")
         options.run_dir = str(self.run_dir)
         logger = options.trainer.logger
         if logger is True:
-            logger = options.trainer.logger = of_the_stage(self.parser).get_defaults().trainer.logger
-        for one in logger if isinstance(logger, list) else [logger]:
-            if one and one.class_path == LOGGER:
-                one.init_args.save_dir = options.run_dir
+            logger = options.trainer.logger = stage_parser(self.parser).get_defaults().trainer.logger
+        for logger_options in logger if isinstance(logger, list) else [logger]:
+            if logger_options and logger_options.class_path == LOGGER:
+                logger_options.init_args.save_dir = options.run_dir
         for key, base in (("model", ObjectiveModule), ("data", L.LightningDataModule)):
             self.parser.add_instantiator(surfacing(recorded_by(self, key)), base)
         self.parser.add_instantiator(surfacing(), object)
 
     def instantiate_classes(self) -> None:
-        """The data and the Trainer, and then the model, whose weights may take minutes to read."""
+        """Build the data and the Trainer first, then the model, because reading its weights can take minutes."""
         try:
-            with told_in_one_sentence(self.places, self.run_dir), trusting(self.options.trust):
+            with user_errors(self.places, self.run_dir), trusting(self.options.trust):
                 self.config_init = self._instantiated("data", "trainer")
                 self.datamodule = self.config_init[self.stage].data
+                self._complete_model()
                 self.trainer = self.instantiate_trainer()
                 model = self.options.model.as_dict()
                 ahead = self.runs and preflight.look_ahead(self.trainer, self.stage, self.datamodule, model)
-                self.set_seed()  # a network begins with the same numbers, whatever was built before
+                self.set_seed()  # the initial weights must not depend on what was built before
                 self.model = self._instantiated("model")[self.stage].model
                 self.model.memory_is_checked = ahead
-        # Whatever it was: a run that never began leaves no folder behind.
         except BaseException:
-            run_folder.release(self.run_dir)
+            run_folder.release(self.run_dir)  # a run that never started leaves no folder
             raise
 
+    def _complete_model(self) -> None:
+        derived.complete_model(self.options.model, self.options.data, self.datamodule)
+        vars(self).pop("config_dump", None)  # LightningCLI would record the model's arguments from this old copy
+
     def _instantiated(self, *keys: str) -> Namespace:
-        """The configuration, with the objects of these keys alone."""
+        """The configuration with built objects in place of these `keys`, and without the other PARTS."""
         parts = Namespace({key: value for key, value in vars(self.options).items() if key in keys or key not in PARTS})
         return self.parser.instantiate_classes(Namespace({"subcommand": self.stage, self.stage: parts}))
 
@@ -218,33 +230,37 @@ class CommandLine(SeededCLI):
         ranks.watch(trainer)
         for logger in trainer.loggers:
             if isinstance(logger, MLflowJournalLogger):
-                logger.waits = True  # a run that is refused leaves no trace
+                logger.waits = True  # a refused run must not appear in MLflow
         return trainer
 
     def _callbacks(self, config: Any) -> list[L.Callback]:
-        given = config.callbacks or []
-        found: list[L.Callback] = list(given) if isinstance(given, list) else [given]
+        configured = config.callbacks or []
+        chosen: list[L.Callback] = list(configured) if isinstance(configured, list) else [configured]
         off: list[type] = [Checkpoint] if config.enable_checkpointing is False else []
         off += [ProgressBar] if config.enable_progress_bar is False else []
         for callback in ALWAYS_ON:
-            if not issubclass(callback, tuple(off)) and not any(isinstance(own, callback) for own in found):
-                found.append(callback())
-        found.append(ranks.StopTogether())
+            if not issubclass(callback, tuple(off)) and not any(isinstance(instance, callback) for instance in chosen):
+                chosen.append(callback())
+        solved = source_of(self.datamodule).solved
+        if solved is not None and not any(isinstance(instance, callbacks.StopWhenSolved) for instance in chosen):
+            chosen.append(callbacks.StopWhenSolved(solved))
+        chosen.append(ranks.StopTogether())
         if self.stage == "fit":
-            text = of_the_stage(self.parser).dump(self.options, skip_none=False) + "\n"
-            found.insert(0, SaveRunConfig(self.run_dir, text, self.files))
-            found.append(NothingLeft())
-        return found
+            text = stage_parser(self.parser).dump(self.options, skip_none=False) + "\n"
+            chosen.insert(0, SaveRunConfig(self.run_dir, text, self.files))
+            chosen.append(NothingLeft())
+        return chosen
 
     def run_stage(self, **kwargs: Any) -> None:
         if not self.runs:
             run_folder.release(self.run_dir)
             return
         if self.stage != "fit" and self.options.ckpt_path is None:
-            rank_zero_print(f"no --ckpt_path: {self._initial_weights()}; --ckpt_path best plays the best of a run")
+            hint = "To evaluate a trained run, add --ckpt_path best"
+            rank_zero_print(f"no --ckpt_path: {self._initial_weights()}. {hint}")
         try:
             with (
-                told_in_one_sentence(self.places, self.run_dir),
+                user_errors(self.places, self.run_dir),
                 trusting(self.options.trust),
                 threads.fitting(self.model),
             ):
@@ -254,49 +270,65 @@ class CommandLine(SeededCLI):
                 raise
             raise RunFailure(f"{dead}. {run_folder.describe_last_checkpoint(self.run_dir)}") from error
         finally:
-            run_folder.release(self.run_dir)  # where nothing was left in it: a rehearsal, or bad data
+            run_folder.release(self.run_dir)  # removes an empty folder, as after fast_dev_run or bad data
 
     def _initial_weights(self) -> str:
         policy = (self.options.model.get("init_args") or {}).get("policy") or {}
         weights = (policy.get("init_args") or {}).get("weights")
-        return f"the weights are those of {weights}" if weights else "these are the yaml's initial weights"
+        return f"evaluating the weights of {weights}" if weights else "evaluating the untrained initial weights"
 
 
 class Description(CommandLine):
-    """`describe`: builds the model of a fit alone, and prints what its loss is. Nothing is read or written."""
+    """The `describe` command: builds the model of a fit and prints its loss. It reads no weights and writes no files.
+
+    The DataModule is built too, because it gives the sizes of networks. If it cannot be built, because a file that it
+    reads does not exist yet, small sizes are used instead.
+    """
 
     def before_instantiate_classes(self) -> None:
         self.run_dir = run_folder.default_folder(self.files, self.options.seed_everything)
+        self.parser.add_instantiator(surfacing(), object)
+
+    def _take_sizes(self) -> list[str]:
+        try:
+            self.datamodule, note = self._instantiated("data")[self.stage].data, []
+        except ConstructionFailed as failed:
+            self.datamodule = describe.StandIn(self.options.model.as_dict())
+            note = [f"data: cannot be built, so small sizes replace its own: {failed.__cause__}"]
+        self._complete_model()
+        return note
 
     def instantiate_classes(self) -> None:
-        configuration, self.notes = describe.as_built(self.options.model.as_dict())
-        with told_in_one_sentence(self.places, self.run_dir), trusting(self.options.trust):
+        self.notes = self._take_sizes()
+        configuration, notes = describe.as_built(self.options.model.as_dict())
+        self.notes += notes
+        with user_errors(self.places, self.run_dir), trusting(self.options.trust):
             base, record = {"model": ObjectiveModule}, recorded_by(self, "model")
             self.model = build({"model": configuration}, base, {ObjectiveModule: record})["model"]
-        console = Console(width=None if sys.stdout.isatty() else 1000)  # a file is not wrapped
-        describe.describe(self.model, console)
+            console = Console(width=None if sys.stdout.isatty() else 1000)  # do not wrap lines in a file or pipe
+            describe.describe(self.model, console)
         for note in self.notes:
             console.print(Text(note))
         self.subcommand = None  # LightningCLI has nothing to run
 
 
 def main(args: list[str] | None = None, run: bool = True) -> CommandLine | None:
-    """Run one stage, or with `run=False` only build it. Of a chat nothing is left to return.
+    """Run one command, or only build its objects if `run` is False. Returns None after a chat.
 
     Raises:
-        SystemExit: 2 after a mistake in the configuration, 1 after a loss, reward or gradient that is not finite. The
-            message is on stderr; with LIGHTNING_NLF_TRACEBACK=1 the error itself comes instead. 143 and 130 after a
-            SIGTERM and a Ctrl-C, as a shell counts them.
+        SystemExit: Code 2 after a mistake in the configuration; 1 after a failed run, such as a non-finite loss;
+            143 after SIGTERM; 130 after Ctrl-C. The message is on stderr. With LIGHTNING_NLF_TRACEBACK=1 the error is
+            raised instead.
     """
     args = list(sys.argv[1:] if args is None else args)
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does: a yaml names classes of the working folder
+        sys.path.insert(0, os.getcwd())  # as with `python -m`, a yaml may name classes in the working folder
     noise.silence()
     ranks.end_with_first_process()
     try:
         if not args or args[0] not in COMMANDS:
             hint = nearest(args[0], COMMANDS) if args else ""
-            raise ConfigurationError(f"the first word is one of {', '.join(COMMANDS)}. {hint}".strip())
+            raise ConfigurationError(f"the first argument must be one of {', '.join(COMMANDS)}. {hint}".strip())
         if args[0] == "chat":
             chat.main(args[1:])
             return None
@@ -304,12 +336,12 @@ def main(args: list[str] | None = None, run: bool = True) -> CommandLine | None:
     except (ConfigurationError, RunFailure) as error:
         if traceback_wanted():
             raise
-        print("error:", printable(" ".join(str(error).split())), file=sys.stderr)  # in one line
+        print("error:", printable(" ".join(str(error).split())), file=sys.stderr)
         sys.exit(error.exit_code)
-    except SIGTERMException:  # has no code, which would count as success
-        # Another rank that ended with a code would count as dead, while the first still has to clean up.
+    except SIGTERMException:  # without an exit code, this would count as success
+        # The first process treats a rank that exits with a code as dead, but the first process must still clean up.
         sys.exit(143 if run_folder.is_first_process() else 0)
     except SystemExit as ending:
-        if isinstance(ending.__context__, KeyboardInterrupt):  # Lightning's own answer to a Ctrl-C: 1, as a failure
+        if isinstance(ending.__context__, KeyboardInterrupt):  # Lightning exits with 1 after Ctrl-C
             sys.exit(130 if run_folder.is_first_process() else 0)
         raise

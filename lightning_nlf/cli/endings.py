@@ -1,4 +1,4 @@
-"""Which errors of a run are told in one sentence; every other is a bug and keeps its traceback."""
+"""Turn errors that a user can fix into one-line messages. Any other error is a bug, and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from lightning_nlf.private_names import restores_checkpoint
 
 
 @contextmanager
-def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[None]:
-    """Around what builds and runs: what a user can mend comes out as a sentence.
+def user_errors(places: Sequence[Place], run_dir: Path) -> Iterator[None]:
+    """Context manager that turns errors which a user can fix into one-line errors. Used around building and running.
 
     Raises:
-        ConfigurationError: for a value that a constructor or a check of ours refused, a missing package, a Trainer
-            that cannot be had, a checkpoint of other networks.
-        RunFailure: for something that is not finite, a judge that does not answer, too little memory to build it, or a
-            disk that cannot be written.
+        ConfigurationError: A constructor or one of our checks refused a value, a package is missing, the Trainer
+            cannot be built, or a checkpoint belongs to other networks.
+        RunFailure: A loss, reward or gradient is not finite, a teacher does not answer, memory ran out, or the disk
+            cannot be written.
     """
     try:
         with _restoring():
@@ -37,11 +37,11 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
         error = failed.__cause__
         assert error is not None
         if memory_is_short(error):
-            raise RunFailure(f"{OUT_OF_MEMORY}; {failed.class_name} was being built") from error
+            raise RunFailure(f"{OUT_OF_MEMORY}. It ran out while building {failed.class_name}") from error
         if isinstance(error, (ValueError, ImportError, FileNotFoundError, MisconfigurationException)):
             raise ConfigurationError(translate_construction(failed.class_name, error, places)) from error
         if place := _unwanted(error, places):
-            raise ConfigurationError(f"{place}: {failed.class_name} has no such key") from error
+            raise ConfigurationError(f"{place}: {failed.class_name} has no such argument") from error
         raise error from error.__cause__
     except (NonFiniteError, TeacherStopped) as error:
         raise RunFailure(f"{error}. {describe_last_checkpoint(run_dir)}") from error
@@ -52,7 +52,7 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
             raise
         if not isinstance(error, OSError):
             raise ConfigurationError(import_hint(error)) from error
-        if "is being written by process" in str(error):  # its checkpoint is none of this run
+        if "is being written by process" in str(error):  # so the checkpoint in the folder is not from this run
             raise RunFailure(str(error)) from error
         raise RunFailure(f"{error}. {describe_last_checkpoint(run_dir)}") from error
     except RuntimeError as error:
@@ -61,12 +61,12 @@ def told_in_one_sentence(places: Sequence[Place], run_dir: Path) -> Iterator[Non
         if not str(error).startswith("Error(s) in loading state_dict"):
             raise
         first = str(error).splitlines()[1:2]
-        raise ConfigurationError(f"ckpt_path: the checkpoint is of other networks: {''.join(first)}") from error
+        raise ConfigurationError(f"ckpt_path: the checkpoint is of other networks: {''.join(first).strip()}") from error
 
 
 @contextmanager
 def _restoring() -> Iterator[None]:
-    """Around a stage: what Lightning cannot make of a checkpoint's parts is said of the checkpoint."""
+    """Context manager that blames the checkpoint for an error that Lightning raises while restoring it."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
@@ -74,10 +74,11 @@ def _restoring() -> Iterator[None]:
         if plain or isinstance(error, NonFiniteError) or not restores_checkpoint(error):
             raise
         text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigurationError(f"ckpt_path: the checkpoint is damaged, or of another data module: {text}") from error
+        message = f"ckpt_path: the checkpoint is damaged or belongs to another data module: {text}"
+        raise ConfigurationError(message) from error
 
 
 def _unwanted(error: BaseException, places: Sequence[Place]) -> Place | None:
-    """Where an argument stands below `dict_kwargs`, which nobody checks, that a constructor does not take."""
+    """The place of a `dict_kwargs` key that a constructor does not accept; None for any other error."""
     name = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
-    return next((place for place in places if name and place.shown.endswith(f"dict_kwargs.{name[1]}")), None)
+    return next((place for place in places if name and place.name.endswith(f"dict_kwargs.{name[1]}")), None)

@@ -1,6 +1,6 @@
-"""The configuration as the yamls and flags of a command together give it, before any value is checked.
+"""Merge the yamls and flags of a command without checking any value, for error messages.
 
-Read for error messages only: jsonargparse merges and checks in one go, and has no whole when a check fails.
+jsonargparse merges and checks in one pass, so no merged configuration exists when a check fails.
 """
 
 from __future__ import annotations
@@ -20,19 +20,25 @@ from lightning_nlf.cli.yaml_places import flags
 _OF_A_CLASS = frozenset(("class_path", "init_args", "dict_kwargs"))
 
 
-class OfAnotherClass(dict[str, Any]):
-    """init_args that were given for another class: those that the new one does not know are dropped."""
+class OldClassArguments(dict[str, Any]):
+    """`init_args` of a class that a later yaml or flag replaced.
+
+    The new class ignores arguments that it does not have.
+    """
 
 
 def given_config(words: Sequence[str]) -> dict[str, Any]:
-    """Nested keys and values of a command line, all of whose yamls can be read, with every `${…}` that has a value."""
+    """Nested keys and values of a command line.
+
+    Each `${…}` is replaced by its value, if all of them can be resolved.
+    """
     config: dict[str, Any] = {}
     for flag in flags(words):
-        name, value = flag.shown, flag.value or ""
+        name, value = flag.name, flag.value or ""
         if name in ("--config", "-c"):
             config = _overlaid(config, get_loader("yaml")(read_text(value)))
         elif name.split(".")[-1].lstrip("-") not in ("help", "print_config"):
-            nested = _loaded(value)
+            nested = _parsed(value)
             for key in reversed(name.lstrip("-").split(".")):
                 nested = {key: nested}
             config = _overlaid(config, nested)
@@ -42,7 +48,7 @@ def given_config(words: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def _loaded(value: str) -> Any:
+def _parsed(value: str) -> Any:
     try:
         return get_loader("yaml")(value)
     except (yaml.YAMLError, ValueError):
@@ -50,21 +56,21 @@ def _loaded(value: str) -> Any:
 
 
 def _overlaid(old: Any, new: Any) -> Any:
-    """`new` over `old`, as jsonargparse does it."""
+    """Merge `new` over `old`, by the rules of jsonargparse."""
     if isinstance(old, dict) and "class_path" in old:
         if isinstance(new, str):
             new = {"class_path": new}
         if isinstance(new, dict) and not _OF_A_CLASS & set(new):
             new = {"init_args": new}
         if isinstance(new, dict) and new.get("class_path", old["class_path"]) != old["class_path"]:
-            old = {"init_args": OfAnotherClass(old.get("init_args") or {})}
+            old = {"init_args": OldClassArguments(old.get("init_args") or {})}
     if not isinstance(old, dict) or not isinstance(new, dict):
         return new
     return type(old)(old | {key: _overlaid(old.get(key), value) for key, value in new.items()})
 
 
 def _as_before(resolved: Any, config: Any) -> Any:
-    """`resolved`, with init_args of another class marked as they are in `config`."""
+    """`resolved`, with the same OldClassArguments as in `config`, because OmegaConf returns plain dicts."""
     if isinstance(resolved, dict) and isinstance(config, dict):
         return type(config)({key: _as_before(value, config.get(key)) for key, value in resolved.items()})
     return resolved

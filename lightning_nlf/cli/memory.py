@@ -1,19 +1,20 @@
-"""What happens to memory that is freed."""
+"""Settings of the memory allocator (glibc malloc)."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-LARGEST = 2**25  # bytes of a block that glibc may take from the heap; larger ones are mapped one by one
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+LARGEST = 2**25  # bytes; glibc maps larger blocks separately
 
 
-def keep_freed() -> None:
-    """Large blocks stay with the process when they are freed, until it ends.
+def keep_freed_memory() -> None:
+    """Keep freed memory in the process instead of returning it to the kernel.
 
-    Otherwise glibc gives them back behind every optimizer step and the kernel clears them anew, which takes a tenth of
-    the step of a small language model. Settings of the user (MALLOC_…, GLIBC_TUNABLES) stay; other libraries too.
+    Otherwise, glibc returns large blocks after every optimizer step, and the kernel has to clear these blocks again.
+    With a small language model, this takes a tenth of the step. Does nothing if the user set MALLOC_… or
+    GLIBC_TUNABLES, or if the C library is not glibc.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return

@@ -1,4 +1,4 @@
-"""What Lightning says of every run, and that means nothing here."""
+"""Filters for warnings and log messages that say nothing about the run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from lightning_nlf.terminal import printable
 
-ROOT = Path(__file__).parents[2]  # of `lightning_nlf` and `data_modules`
+ROOT = Path(__file__).parents[2]  # folder that contains `lightning_nlf` and `data_modules`
 _WARNINGS = (
-    r".*does not have many workers.*",  # collection happens in the main process
-    r".*`IterableDataset` has `__len__` defined.*",  # there is one worker at most
-    r".*The number of training batches .* is smaller than the logging interval.*",  # many short epochs: it adds up
-    r".*Checkpoint directory .* exists and is not empty.*",  # the run folder is claimed, or continued on purpose
-    r".*isinstance\(treespec, LeafSpec\).*",  # between Lightning and torch
-    r".*Total length of `list` across ranks is zero.*",  # nothing is held out
-    r".*`is_gradient_checkpointing` is deprecated.*",  # peft asks transformers for it
+    r".*does not have many workers.*",  # the main process collects data
+    r".*`IterableDataset` has `__len__` defined.*",  # at most one worker is used
+    r".*The number of training batches .* is smaller than the logging interval.*",  # epochs are short and many
+    r".*Checkpoint directory .* exists and is not empty.*",  # run folders are new, or are resumed on purpose
+    r".*isinstance\(treespec, LeafSpec\).*",  # a call of Lightning to torch
+    r".*Total length of `list` across ranks is zero.*",  # a run without held-out rows
+    r".*`is_gradient_checkpointing` is deprecated.*",  # a call of peft to transformers
     r".*You are using `torch.load` with `weights_only=False`.*",
 )
 _MESSAGES = (
@@ -28,10 +28,10 @@ _MESSAGES = (
     "HPU available: False",
     "Restoring states from the checkpoint path",
     "Restored all states from the checkpoint",
-    "`Trainer.fit` stopped: `max_epochs",  # the summary says it
+    "`Trainer.fit` stopped: `max_epochs",  # the summary of the run repeats it
     "Loaded model weights from the checkpoint",
     "`weights_only` was not set",
-    "Initializing distributed",  # and the rest of this banner
+    "Initializing distributed",  # this and the next three are one banner
     "distributed_backend=",
     "All distributed processes registered",
     "-" * 100,
@@ -46,30 +46,33 @@ _LOGGERS = (
 
 
 def silence() -> None:
-    """Leave these out; everything else still comes, without what a text of a file could do to a terminal."""
+    """Filter these messages out, and escape control characters in all other messages."""
     _show_control_characters()
     for pattern in _WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
-    # A filter on a logger sees only what is said through that very logger.
+    # A filter on a logger does not apply to its children.
     for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_says_something)
+        logging.getLogger(name).addFilter(_worth_printing)
 
 
 def _show_control_characters() -> None:
-    """In warnings, as some say what stands in a file. One of ours is its text alone: it is for the user."""
+    """Escape control characters in warnings, because a warning can quote a file.
+
+    Print our own warnings without file and line.
+    """
     form = warnings.formatwarning
     if form.__module__ == __name__:
         return
 
-    def printed(message: Any, category: type[Warning], filename: str, *args: Any, **how: Any) -> str:
+    def printable_warning(message: Any, category: type[Warning], filename: str, *args: Any, **options: Any) -> str:
         if category is UserWarning and Path(filename).is_relative_to(ROOT) and Path(filename).parent != ROOT:
             return printable(f"warning: {message}\n")
-        return printable(form(message, category, filename, *args, **how))
+        return printable(form(message, category, filename, *args, **options))
 
-    warnings.formatwarning = printed
+    warnings.formatwarning = printable_warning
 
 
-def _says_something(record: logging.LogRecord) -> bool:
+def _worth_printing(record: logging.LogRecord) -> bool:
     message = printable(record.getMessage())
     record.msg, record.args = message, ()
     return not any(part in message for part in _MESSAGES)

@@ -1,4 +1,4 @@
-"""The parser of a configuration: mistakes are one sentence, and a null is checked as any value is."""
+"""Parser of a configuration, with one-line errors and stricter checks than jsonargparse."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from lightning_nlf.construction import surfacing
 from lightning_nlf.private_names import CheckedParser, arguments_of, lenient, type_of
 from lightning_nlf.trust import FunctionNamed
 
-values.read_as_written()
+values.keep_text_that_looks_like_numbers()
 
 
 class Parser(CheckedParser):
-    """Raises ConfigurationError with one sentence, instead of printing its usage and exiting."""
+    """jsonargparse parser that raises a one-line ConfigurationError instead of printing its usage and exiting."""
 
     places: Sequence[Place] = ()
-    words: Sequence[str] = ()  # of the command line
-    folder: str = "."  # in which the command was given
+    words: Sequence[str] = ()  # arguments of the command line
+    folder: str = "."  # working folder of the command
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # one that jsonargparse made for a class, and whose errors it collects
+        if not self.exit_on_error:  # jsonargparse made this parser for one class, and collects its errors
             super().error(message, ex)
         if ex is not None and memory_is_short(ex):
             raise RunFailure(OUT_OF_MEMORY) from ex
-        with contextlib.chdir(self.folder):  # jsonargparse is in the yaml's own while it reads one
+        with contextlib.chdir(self.folder):  # jsonargparse changes to the folder of the yaml that it reads
             text = messages.translate(message, self, self.places, self.words)
         raise ConfigurationError(text) from ex
 
     def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> NoReturn:
-        """A function by `class_path` would be called while the yaml is read: an optimizer is none before training."""
+        """Refuse a function as `class_path`, because jsonargparse would call the function while it reads the yaml."""
         raise FunctionNamed(function)
 
     def add_class_arguments(
@@ -46,13 +46,13 @@ class Parser(CheckedParser):
         return added
 
     def check_value(self, action: Action, value: Any, check: Callable[[Any], Any]) -> Any:
-        """As jsonargparse, but a null is checked as any value is, and an empty mapping is no class.
+        """Check a value as jsonargparse does, but also check null, and refuse an empty mapping for a class.
 
-        For the arguments of classes: one with a `${…}`, which is resolved only later, is kept when another class takes
-        the place. And the word None is null where null is accepted: as that, jsonargparse hands on the null of
-        `--model.policy.weights null`.
+        The arguments of classes have two exceptions. A value with a `${…}`, which is resolved only later, is kept if
+        another class replaces the first class. The word None counts as null if null is accepted, because jsonargparse
+        turns the null in `--model.policy.weights null` into this word.
         """
-        values.refuse_nothing(action, value)
+        values.refuse_empty_class(action, value)
         # Without a default, null means that the argument was not given.
         if value is None and action.default is not None and type_of(action) is not None:
             with lenient(False):
@@ -63,18 +63,18 @@ class Parser(CheckedParser):
             value = None
         if "${" not in str(value):
             return check(value)
-        with lenient(True):  # it is checked in full once it is resolved
+        with lenient(True):  # fully checked when the `${…}` is resolved
             return check(value)
 
 
 def build(
     config: Mapping[str, Any], bases: Mapping[str, type], instantiators: Mapping[type, Callable[..., Any]] | None = None
 ) -> dict[str, Any]:
-    """Parts of a configuration, built as those of a run are, in the order of `bases`.
+    """Build parts of a configuration as a run would, in the order of `bases`.
 
     Args:
-        bases: what the class of each part inherits from.
-        instantiators: what makes the objects of these classes and their children, where it is not the class itself.
+        bases: Base class of each part, by the part's key.
+        instantiators: Functions that create the objects of a class and its subclasses, instead of the class itself.
     """
     parser = Parser(exit_on_error=False)
     for key, base in bases.items():

@@ -1,4 +1,4 @@
-"""Checks that can refuse a run before the weights of its model are read: data, context, monitors, disk and memory."""
+"""Preflight checks of data, context length, monitors, disk and memory, before the weights of a model are read."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ from lightning_nlf.private_names import recorded_as
 
 STAGES = {"fit": TrainerFn.FITTING, "validate": TrainerFn.VALIDATING, "test": TrainerFn.TESTING}
 STAGES |= {"predict": TrainerFn.PREDICTING}
-REFUSALS = (ValueError, ImportError, OSError, MemoryError)  # of a constructor: the model's own would raise them too
+REFUSALS = (ValueError, ImportError, OSError, MemoryError)  # building the real model would raise these errors too
 
 
 def look_ahead(trainer: L.Trainer, stage: str, data: L.LightningDataModule, model: Mapping[str, Any]) -> bool:
-    """Set up the data and do the checks that a stage begins with, on a module whose networks have no numbers yet.
+    """Run the initial checks of a stage on a module whose networks have no values yet.
 
-    The stage does the same again. Nothing is written. It is only for models whose weights are in Hugging Face layout,
-    and for DataModules of ours, whose `setup` does nothing the second time.
+    The stage repeats these checks. No files are written. Only models with weights in the Hugging Face layout are
+    checked, and only with our DataModules, because their second `setup` does nothing.
 
-    Args: model: the configuration of the module.
-    Returns: whether it was done.
+    Args:
+        model: Configuration of the module.
+
+    Returns:
+        Whether the checks were run.
 
     Raises:
-        ValueError: the run would be refused.
+        ValueError: A check refused the run.
     """
     trainer.state.fn = STAGES[stage]
-    trainer.datamodule = data  # type: ignore[attr-defined]  # as the stage does it
+    trainer.datamodule = data  # type: ignore[attr-defined]  # the stage sets this too
     data.trainer = trainer
     if is_overridden("prepare_data", data) or isinstance(data_source(trainer), PartialSource):
         return False
@@ -50,9 +53,9 @@ def look_ahead(trainer: L.Trainer, stage: str, data: L.LightningDataModule, mode
     trainer.strategy.connect(module)
     with torch.random.fork_rng(devices=[]):
         data.setup(stage)
-        ObjectiveModule.setup(module, stage)  # a child's own may want numbers
+        ObjectiveModule.setup(module, stage)  # the `setup` of a subclass may read weights
         if stage == "fit":
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set without being declared
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning does not declare it
                 if isinstance(callback, Checking):
                     callback.check_fit(trainer, module)
                 elif isinstance(callback, EarlyStopping):
@@ -61,31 +64,33 @@ def look_ahead(trainer: L.Trainer, stage: str, data: L.LightningDataModule, mode
 
 
 def _reads_folders(model: Mapping[str, Any]) -> bool:
-    """Whether all weights that networks start from are folders in Hugging Face layout, and there are any."""
+    """Whether the model has at least one `weights` path, and all such paths are in the Hugging Face layout."""
     specs = [spec for spec in (model.get("init_args") or {}).values() if isinstance(spec, Mapping)]
     weights = [(spec.get("init_args") or {}).get("weights") for spec in specs]
     try:
         folders = [hf_layout.folder_of(path) for path in weights if isinstance(path, str)]
-    except ValueError:  # of a name that nobody knows; the network says where it stands
+    except ValueError:  # an unknown path; the constructor of the network reports it with its key
         return True
     return bool(folders) and None not in folders
 
 
 def sketch(model: Mapping[str, Any]) -> ObjectiveModule | None:
-    """The module of a configuration, with networks of `Network.sketch`; None where a class needs more than that.
+    """Build a module with networks that have shapes but no values (`Network.sketch`).
+
+    Returns None if a class needs the values.
 
     Raises:
-        ConstructionFailed: a constructor refused what it was given.
+        ConstructionFailed: A constructor refused a value.
     """
     try:
-        with recorded_as({}):  # it is never saved
+        with recorded_as({}):  # records are only for checkpoints, and a sketch is never saved
             return build({"model": model}, {"model": ObjectiveModule}, {Network: _sketched})["model"]
     except ConstructionFailed as failed:
         if isinstance(failed.__cause__, REFUSALS):
             raise
-        return None  # such as a class of the user's that looks at its numbers
+        return None  # for example a user's class that reads its weights
 
 
 def _sketched(network: type[Network], *, applied_instantiation_links: object, **arguments: Any) -> Network:
-    """Instantiator of jsonargparse."""
+    """Instantiator for jsonargparse that builds a network by `Network.sketch`."""
     return network.sketch(**arguments)

@@ -1,8 +1,8 @@
-"""Several processes of one run end together: a signal to any of them, and the death of one of them.
+"""Stop all ranks of a distributed run together, after a signal to one rank or the death of one rank.
 
-Lightning's handler of SIGTERM calls a collective within the signal handler, where the other ranks do not answer; its
-observer kills all processes when one dies, before the run is marked; and a rank whose first process dies waits for
-ever. These parts are replaced here.
+This module replaces three parts of Lightning. Lightning's SIGTERM handler calls a collective, which the other ranks do
+not answer. Its observer kills all processes when one dies, before the run is marked as failed. Its ranks wait for ever
+if the first process dies.
 """
 
 from __future__ import annotations
@@ -24,20 +24,19 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_nlf.cli.run_folder import describe_last_checkpoint, is_first_process
 from lightning_nlf.private_names import RankLauncher, on_sigterm, rank_launcher, set_launcher, stop_as_terminated
 
-_MAIN_PROCESS = "LIGHTNING_NLF_MAIN_PROCESS"  # its number, for the ranks that it starts
+_MAIN_PROCESS = "LIGHTNING_NLF_MAIN_PROCESS"  # passes the process id of the first rank to the other ranks
 POLL_SECONDS = 0.5
-# A rank whose first process is gone, or the first process when another is gone, mostly ends by itself: a collective
-# fails. After this long it waits where nothing will come.
+# When another process dies, a collective fails and most ranks end by themselves. After this long, a rank is stuck.
 PATIENCE_SECONDS = 15.0
 
 _NONE, _TERMINATE, _INTERRUPT = range(3)
 
 
 class StopTogether(L.Callback):
-    """Ends all ranks at one place after a SIGTERM or a Ctrl-C of any of them: behind a batch.
+    """Stops all ranks after the same batch when one of them receives SIGTERM or Ctrl-C.
 
-    Of a single process Lightning takes care: nothing is done then. Every batch costs an all-reduce of one number more.
-    A second Ctrl-C does not wait for the place.
+    Does nothing for a single process, because Lightning stops it. With several ranks, it costs an all-reduce of one
+    number after each batch. A second Ctrl-C stops the process at once.
     """
 
     def __init__(self) -> None:
@@ -56,7 +55,7 @@ class StopTogether(L.Callback):
         self._restore()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, KeyboardInterrupt | SystemExit):  # which end the process: nothing disturbs that
+        if not isinstance(exception, KeyboardInterrupt | SystemExit):  # these two errors end the process anyway
             self._restore()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
@@ -68,7 +67,7 @@ class StopTogether(L.Callback):
             raise KeyboardInterrupt
         if agreed == _TERMINATE and trainer.state.fn != "fit":
             raise SIGTERMException
-        if agreed == _TERMINATE:  # all ranks have it now, and stop where Lightning next looks at it
+        if agreed == _TERMINATE:  # all ranks stop when Lightning next checks the flag
             stop_as_terminated(trainer)
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end
@@ -88,9 +87,9 @@ class StopTogether(L.Callback):
 
 
 class Launcher(RankLauncher):
-    """Starts the other ranks as Lightning does, and watches over them.
+    """Starts the other ranks as Lightning does, and watches them.
 
-    When one dies, the loggers end the run as failed before the others are ended.
+    When a rank dies, the loggers first mark the run as failed. Then the other ranks are killed.
     """
 
     def launch(self, function: Callable, *args: Any, trainer: L.Trainer | None = None, **kwargs: Any) -> Any:
@@ -107,12 +106,12 @@ class Launcher(RankLauncher):
         return function(*args, **kwargs)
 
     def dead_rank(self, patience: float = 0.0) -> str | None:
-        """Which rank has died, and of what; None where all live or have ended well. Waits up to `patience` s for it."""
+        """Describe the rank that died, or return None if no rank dies within `patience` seconds."""
         deadline = time.monotonic() + patience
         while True:
             for rank, process in enumerate(self.procs, start=1):
                 if code := process.poll():
-                    ending = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+                    ending = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
                     return f"rank {rank} (process {process.pid}) {ending}"
             if time.monotonic() >= deadline:
                 return None
@@ -123,23 +122,23 @@ class Launcher(RankLauncher):
             if all(process.returncode == 0 for process in self.procs):
                 return
             time.sleep(POLL_SECONDS)
-        time.sleep(PATIENCE_SECONDS)  # the thread of a process that ends meanwhile ends with it
+        time.sleep(PATIENCE_SECONDS)  # if the process ends in the meantime, this thread ends too
         for logger in trainer.loggers if trainer is not None else ():
             logger.finalize("failed")
         where = "" if trainer is None else f" {describe_last_checkpoint(Path(trainer.default_root_dir))}"
-        print(f"error: {dead}: the run ends.{where}", file=sys.stderr, flush=True)
+        print(f"error: {dead}; the run stops.{where}", file=sys.stderr, flush=True)
         self.kill(signal.SIGKILL)
         os._exit(1)
 
 
 def watch(trainer: L.Trainer) -> None:
-    """Give a Trainer that starts its ranks itself the launcher above."""
+    """Replace the launcher of a Trainer with `Launcher`, if the Trainer starts its own ranks."""
     if (launcher := rank_launcher(trainer)) is not None:
         set_launcher(trainer, Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes))
 
 
 def dead_rank(trainer: L.Trainer, error: RuntimeError) -> str | None:
-    """Which other rank has died, if `error` is that of a collective that failed because of it."""
+    """Describe the rank whose death made a collective fail with `error`; None for any other error."""
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, Launcher) or not re.search("gloo|nccl|connection", str(error), re.IGNORECASE):
         return None
@@ -147,7 +146,7 @@ def dead_rank(trainer: L.Trainer, error: RuntimeError) -> str | None:
 
 
 def end_with_first_process() -> None:
-    """In a rank that the first process started: end soon after it does, wherever this one waits."""
+    """Make this rank exit soon after the first process ends, even from a blocking call."""
     main = os.environ.pop(_MAIN_PROCESS, None)
     if main is None or is_first_process():
         return

@@ -1,4 +1,4 @@
-"""The configuration of a run, kept in its folder: resolved as `config.yaml`, as given under `raw/`."""
+"""Save the configuration of a run in its folder: resolved in `config.yaml`, and the original yamls in `raw/`."""
 
 from __future__ import annotations
 
@@ -15,40 +15,41 @@ from lightning_nlf.cli.errors import ConfigurationError
 
 
 class SaveRunConfig(Beginning):
-    """Writes the resolved configuration, `text`, and the yamls that it came from before a fit begins.
+    """Saves the resolved configuration (`text`) and the original yamls (`files`) before a fit begins.
 
-    A run that goes on with another configuration keeps both: `config-resumed-1.yaml` and `raw/resumed-1/`, and so on.
+    A run that resumes with a changed configuration keeps both configurations. The new configuration is saved as
+    `config-resumed-1.yaml`, with the yamls in `raw/resumed-1/`, and so on.
     """
 
     def __init__(self, folder: Path, text: str, files: Sequence[str]) -> None:
         self.folder, self.text = folder, text
         names = [Path(file).name for file in files]
-        if len(set(names)) < len(names):  # one name in two folders
+        if len(set(names)) < len(names):  # yamls of the same name in two folders
             names = [f"{number}-{name}" for number, name in enumerate(names)]
         self.raw = {name: Path(file).read_text(encoding="utf-8") for name, file in zip(names, files, strict=True)}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Somebody deleted the run folder, of which the other files are written anew.
+        # If the run folder was deleted, its other files are written again too.
         if trainer.is_global_zero and not rehearses(trainer) and not (self.folder / "config.yaml").is_file():
             self.save()
 
     def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Nothing collective may be asked of rank 0 alone, such as trainer.log_dir: the others would wait for ever.
+        # Rank 0 alone must not call anything collective, such as trainer.log_dir, or it would wait for ever.
         if trainer.is_global_zero and not rehearses(trainer):
             self.save()
 
     def save(self) -> None:
-        """Write what is not there yet.
+        """Save the configuration, unless the latest saved configuration trains in the same way.
 
         Raises:
-            ConfigurationError: the folder cannot be written.
+            ConfigurationError: The folder cannot be written.
         """
         configs = configurations(self.folder)
         number = len(configs)
         try:
             if not configs:
                 self._write(self.folder / "config.yaml", self.folder / "raw")
-            elif not _same(self.text, configs[-1]):
+            elif not _trains_the_same(self.text, configs[-1]):
                 self._write(self.folder / f"config-resumed-{number}.yaml", self.folder / "raw" / f"resumed-{number}")
         except OSError as error:
             raise ConfigurationError(f"run_dir: {self.folder} cannot be written: {error.strerror}") from error
@@ -61,15 +62,15 @@ class SaveRunConfig(Beginning):
 
 
 def configurations(folder: Path) -> list[Path]:
-    """`config.yaml`, then `config-resumed-1.yaml` and so on, as far as they are there."""
+    """The saved configurations of a run, oldest first: `config.yaml`, `config-resumed-1.yaml` and so on."""
     paths = [folder / "config.yaml"]
     while paths[-1].is_file():
         paths.append(folder / f"config-resumed-{len(paths)}.yaml")
     return paths[:-1]
 
 
-def _same(text: str, path: Path) -> bool:
-    """Whether the same would be trained: where it goes on from is no difference."""
+def _trains_the_same(text: str, path: Path) -> bool:
+    """Whether two configurations are equal apart from the checkpoint that they resume from."""
     now, before = yaml.safe_load(text), yaml.safe_load(path.read_text(encoding="utf-8"))
     return {**now, "ckpt_path": None} == {**before, "ckpt_path": None}
 

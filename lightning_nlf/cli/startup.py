@@ -1,4 +1,4 @@
-"""A quick start: what every command would wait for, and none of them needs."""
+"""Faster imports at the start of every command."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from types import ModuleType
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Imports inside are about 1.5 s quicker: no garbage is looked for, and scipy.signal stays out.
+    """Context manager that saves about 1.5 s of imports: pauses garbage collection and skips scipy.signal.
 
-    torchmetrics imports all of scipy.signal to see whether it has `hamming`. A stand-in has it; it is gone afterwards,
-    and who imports scipy.signal then gets the real one.
+    torchmetrics imports all of scipy.signal only to check that it has `hamming`. A stand-in module answers that check.
+    The stand-in is removed afterwards, so that later imports get the real scipy.signal.
     """
     stand_in = ModuleType("scipy.signal")
     stand_in.hamming = None  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The loop of `chat`: lines of a person, and replies of one or two policies to each."""
+"""The chat loop: one or two policies reply to each line that a person types."""
 
 from __future__ import annotations
 
@@ -15,45 +15,53 @@ import torch
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.terminal import printable
 
-HELP = "/reset forgets what was said, /quit or Ctrl-D ends"
+HELP = "/reset starts a new chat, /quit or Ctrl-D ends"
 
 
 @runtime_checkable
 class Speech(Protocol):
-    """How a model is talked to."""
+    """Converts between chat messages and token ids."""
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """The ids that end a reply."""
+        """The token ids that end a reply."""
 
     @property
     def turns(self) -> bool:
         """Whether a reply sees the messages before it."""
 
     def ids(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """The chat, role and text of each message, up to where the next reply begins. Raises ValueError: it cannot."""
+        """Encode a chat up to the place at which the next reply begins. Each message is (role, text).
+
+        Raises:
+            ValueError: A message cannot be encoded.
+        """
 
     def text(self, ids: Sequence[int]) -> str:
-        """What a reply says."""
+        """Decode a reply."""
 
 
 @runtime_checkable
 class Speaking(Protocol):
-    """A DataModule of language."""
+    """A DataModule of a language task, which can encode a chat."""
 
     def speech(self, system: str | None = None) -> Speech:
-        """Raises ValueError: there is no template that a system message could go through."""
+        """The `Speech` of a chat with this system message.
+
+        Raises:
+            ValueError: The data has no chat template, so it cannot have a system message.
+        """
 
 
 @dataclass
 class Talk:
-    """Chats with policies, side by side: each reads what the user said and what it replied itself.
+    """Chats with several policies in parallel. Each policy sees the user's messages and its own replies.
 
     Args:
-        speakers: by the name that stands before their replies.
-        max_new: tokens a reply may have, if the context has room.
-        temperature: what scores are divided by; 0 is the likeliest token each time, in place of a draw.
-        seed: of what is drawn.
+        speakers: Policies by name. The name is printed before the replies of a policy.
+        max_new: Maximum number of tokens of a reply, if the context has room.
+        temperature: The logits are divided by it. At 0, the likeliest token is always chosen.
+        seed: Seed of the sampling.
     """
 
     speech: Speech
@@ -68,10 +76,10 @@ class Talk:
         self.reset()
 
     def replies(self, text: str) -> dict[str, str]:
-        """What each policy says to the user's next message.
+        """The reply of each policy to the user's next message.
 
         Raises:
-            ValueError: the message cannot be encoded, or the context has no room; then it is forgotten.
+            ValueError: The message cannot be encoded, or the context has no room. In both cases, the chat is unchanged.
         """
         chats = {name: [*chat, ("user", text)] for name, chat in self.chats.items()}
         seed = self._random.getrandbits(62)
@@ -87,8 +95,8 @@ class Talk:
         ids, context = self.speech.ids(chat), module.policy.context
         room = self.max_new if context is None else min(self.max_new, context - len(ids))
         if room < 1:
-            again = "type /reset, or say less" if len(chat) > 1 else "say less"
-            raise ValueError(f"the chat has {len(ids)} tokens, and the policy reads {context}: {again}")
+            advice = "type /reset or write less" if len(chat) > 1 else "write less"
+            raise ValueError(f"the chat has {len(ids)} tokens, but the policy reads at most {context}: {advice}")
         tokens, _, counts, _ = module.reply(
             torch.tensor([ids]),
             torch.tensor([len(ids)]),
@@ -102,15 +110,15 @@ class Talk:
 
 
 def talk(chat: Talk) -> None:
-    """Reply to each line of standard input, of a person at a terminal or of a pipe, until it ends."""
-    for line in _typed():
+    """Reply to each line of standard input, which is a terminal or a pipe, until the input ends."""
+    for line in _input_lines():
         text = line.strip()
         if text == "/quit":
             return
         if text == "/reset":
             chat.reset()
         elif text.startswith("/"):
-            print(f"no such command; {HELP}", file=sys.stderr)
+            print(f"unknown command {printable(text)}: {HELP}", file=sys.stderr)
         elif text:
             try:
                 replies = chat.replies(text)
@@ -121,14 +129,14 @@ def talk(chat: Talk) -> None:
                 print(printable(f"{name}> {reply.strip()}"), flush=True)
 
 
-def _typed() -> Iterator[str]:
+def _input_lines() -> Iterator[str]:
     if not sys.stdin.isatty():
         if isinstance(sys.stdin, TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
         yield from sys.stdin
         return
     with suppress(ImportError):
-        import readline  # noqa: F401  `input` edits lines and remembers them
+        import readline  # noqa: F401  gives `input` line editing and a history
     while True:
         try:
             yield input("you> ")

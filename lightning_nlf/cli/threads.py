@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""Number of threads that torch uses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-SMALL = 100_000  # parameters; those of two hidden layers of 256 are 70,000
+SMALL = 100_000  # parameters; a network with two hidden layers of 256 has 70,000
 
 
 @contextmanager
 def fitting(network: nn.Module) -> Iterator[None]:
-    """One thread for a small network: what a second brings to it is less than what calling it costs. The simulator has
-    threads of its own. OMP_NUM_THREADS decides where it is set.
+    """Context manager that limits torch to one thread for a network of at most SMALL parameters.
+
+    For such a network, a second thread costs more than it saves. The simulator's threads are not affected. Does nothing
+    if OMP_NUM_THREADS is set.
     """
     before = torch.get_num_threads()
     if "OMP_NUM_THREADS" not in os.environ and sum(x.numel() for x in network.parameters()) <= SMALL:

@@ -1,4 +1,4 @@
-"""Type hints in the words of a message, and which classes they ask for."""
+"""Describe type hints in error messages, and list the classes in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LISTS = (list, tuple, set, frozenset)
 
 
 def alternatives(hint: Any) -> list[Any]:
-    """The members of a union, or the type itself. Tensors are left out, because a yaml cannot hold one."""
+    """The members of a union, or the type itself. Tensor is left out, because a yaml cannot contain a tensor."""
     if get_origin(hint) is Annotated:
         return alternatives(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
@@ -26,28 +26,31 @@ def alternatives(hint: Any) -> list[Any]:
 
 
 def is_class(kind: Any) -> bool:
-    """Whether its values are written with `class_path`."""
+    """Whether a yaml gives values of this type by `class_path`."""
     return inspect.isclass(kind) and get_origin(kind) is None and not issubclass(kind, (*_SCALARS, *_LISTS, dict))
 
 
 def classes(kinds: Sequence[Any]) -> list[tuple[type, int]]:
-    """The classes among types; each with how many arguments it gets later, as an optimizer gets the parameters."""
-    wanted = [(kind, 0) for kind in kinds if is_class(kind)]
+    """The classes among types, each with its number of late arguments, which the code passes later.
+
+    For example, an optimizer has one late argument, the parameters.
+    """
+    expected = [(kind, 0) for kind in kinds if is_class(kind)]
     for kind in kinds:
         if callable_of(kind):
-            given, result = get_args(kind)
-            late = len(given) if isinstance(given, list) else 0
-            wanted += [(inner, late) for inner in alternatives(result) if is_class(inner)]
-    return wanted
+            parameters, result = get_args(kind)
+            late = len(parameters) if isinstance(parameters, list) else 0
+            expected += [(inner, late) for inner in alternatives(result) if is_class(inner)]
+    return expected
 
 
 def callable_of(kind: Any) -> bool:
-    """Whether it is `Callable[[…], result]`."""
+    """Whether a type is `Callable[[…], result]`."""
     return get_origin(kind) is Callable and len(get_args(kind)) == 2
 
 
 def element_types(kinds: Sequence[Any], length: int) -> list[Any] | None:
-    """The type of each entry of a list; None if no list is wanted, or one of another length."""
+    """The types of the entries in a list of this length; None if none of the types is such a list."""
     for kind in kinds:
         origin, inner = get_origin(kind), get_args(kind)
         if origin is tuple and inner[-1:] != (...,):
@@ -59,19 +62,19 @@ def element_types(kinds: Sequence[Any], length: int) -> list[Any] | None:
 
 
 def value_type(kinds: Sequence[Any]) -> Any:
-    """The type of each value of a mapping; None if no mapping is wanted."""
+    """The type of the values in a mapping; None if none of the types is a mapping."""
     mappings = [kind for kind in kinds if _holds(dict, get_origin(kind)) and not _holds(list, get_origin(kind))]
     return next((get_args(kind)[1] for kind in mappings if len(get_args(kind)) == 2), None)
 
 
 def _holds(container: type, origin: Any) -> bool:
-    """Whether a list (or dict) is one of the values, `origin` being what stands before the brackets of a type."""
+    """Whether a list (or dict) is a valid value of a generic type. `origin` is `typing.get_origin` of the type."""
     standard = inspect.isclass(origin) and origin.__module__ in ("builtins", "collections.abc", "collections")
     return standard and (issubclass(container, origin) or (container is list and issubclass(origin, _LISTS)))
 
 
 def in_words(kinds: Sequence[Any]) -> str:
-    """`int or null`."""
+    """Describe types in words: `int or null`."""
     return " or ".join(dict.fromkeys(map(_in_words, kinds)))
 
 
@@ -98,7 +101,7 @@ def _in_words(kind: Any) -> str:
 
 
 def article(name: str) -> str:
-    """`an Optimizer`."""
+    """A name with its article: `an Optimizer`."""
     return ("an " if name[0] in "AEIOU" else "a ") + name
 
 

@@ -1,4 +1,4 @@
-"""Values that jsonargparse would let through: numbers of torch and Lightning, null for a number, `{}` for a class."""
+"""Refuse values that jsonargparse accepts: numbers out of range for torch and Lightning, and `{}` for a class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_nlf.numbers import BelowOne, Count, NonNegative, Positive, Positi
 from lightning_nlf.private_names import set_type, type_of, wants_class, yaml_resolvers
 
 _Limit: Any = number_type("Limit", int, "a whole number from -1 (no limit)", -1)
-# What classes that are not ours take, where they check it late or not at all.
+# Ranges of arguments that Lightning and torch check late or not at all.
 RANGES: dict[type, dict[str, Any]] = {
     L.Trainer: {
         "num_nodes": Size,
@@ -51,32 +51,36 @@ _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
 def narrow(cls: type, prefix: str, actions: list[Action]) -> None:
-    """Gives the arguments of a class that is not ours the ranges they have."""
+    """Restrict the arguments of a class of Lightning or torch to their valid ranges."""
     ranges = next((ranges for base, ranges in RANGES.items() if issubclass(cls, base)), {})
     for action in actions:
         if action.dest.startswith(prefix) and action.dest.removeprefix(prefix) in ranges:
             set_type(action, ranges[action.dest.removeprefix(prefix)])
 
 
-def refuse_nothing(action: Action, value: Any) -> None:
-    """Raises TypeError: an empty mapping where a class is asked for."""
+def refuse_empty_class(action: Action, value: Any) -> None:
+    """Refuse an empty mapping if the type is a class.
+
+    Raises:
+        TypeError: The value, or an entry of the value, is an empty mapping.
+    """
     values = value if isinstance(value, list) else [value]
     if any(map(_is_empty, values)) and wants_class(type_of(action)):
         raise TypeError(f'Parser key "{action.dest}":\n  Expected a class_path. Got value: {{}}')
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether it is `{}`, or has nothing but an `init_args` that is so."""
+    """Whether a value is `{}`, or has only an `init_args` that is empty."""
     if not isinstance(value, (Mapping, Namespace)):
         return False
     items = value.items() if isinstance(value, Mapping) else vars(value).items()
     return all(key == "init_args" and _is_empty(inside) for key, inside in items)
 
 
-def read_as_written() -> None:
-    """`1:30` is text, not 90 as YAML 1.1 has it; and `010` is, not 8."""
+def keep_text_that_looks_like_numbers() -> None:
+    """Read `1:30` and `010` in a yaml as text. In YAML 1.1 they would be the numbers 90 and 8."""
     for resolvers in yaml_resolvers().values():
         resolvers[:] = [
-            (tag, re.compile(r"(?!.*:)(?![-+]?0\d+$)" + known.pattern, known.flags) if tag in (_INT, _FLOAT) else known)
-            for tag, known in resolvers
+            (tag, re.compile(r"(?!.*:)(?![-+]?0\d+$)" + regex.pattern, regex.flags) if tag in (_INT, _FLOAT) else regex)
+            for tag, regex in resolvers
         ]

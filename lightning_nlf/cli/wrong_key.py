@@ -1,7 +1,7 @@
-"""Which key of a configuration is wrong: every value is checked by itself, from the top down.
+"""Find the wrong key of a configuration, by checking every value separately, from the top down.
 
-jsonargparse tells all the reasons why each type of a union was not met, in prose. Here each key is asked in turn
-whether jsonargparse takes its value alone, and the deepest that it does not take is the wrong one.
+The message of jsonargparse lists why each type of a union failed, and does not name one key. In this module,
+jsonargparse checks the value of one key at a time. The wrong key is the deepest key whose value is refused.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from lightning_nlf.cli.class_lookup import NoSuchClass, Parameter, conforms, look_up, parameters
 from lightning_nlf.cli.errors import nearest
-from lightning_nlf.cli.given_config import OfAnotherClass
-from lightning_nlf.cli.type_words import alternatives, choices, classes, element_types, in_words, value_type
+from lightning_nlf.cli.given_config import OldClassArguments
+from lightning_nlf.cli.type_words import alternatives, article, choices, classes, element_types, in_words, value_type
 from lightning_nlf.cli.valid_names import options
 from lightning_nlf.private_names import arguments_of, is_protocol, type_of
 from lightning_nlf.protocols import deviation
 
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
-FEW = 6  # keys that a message lists
-_LONGEST = 60  # characters of a value
+FEW = 6  # a message lists at most this many keys
+_LONGEST = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A key and what is wrong with it."""
+    """A wrong key, the message about it, and a hint."""
 
     keys: tuple[str, ...]
     text: str
@@ -38,17 +38,18 @@ class Fault:
 
 
 class Examiner:
-    """Looks for the wrong key of what a parser has refused.
+    """Finds the wrong key of a configuration that a parser refused.
 
     Args:
-        parser: of a stage; it has the keys of the top level, and inner parsers are of its class.
+        parser: Parser of a stage, which has the top-level keys. Parsers for nested classes are of the same class as
+            this parser.
     """
 
     def __init__(self, parser: ArgumentParser) -> None:
         self.parser = parser
 
     def examine(self, config: Mapping[str, Any], above: tuple[str, ...] = ()) -> Fault | None:
-        """The first fault, unknown keys before wrong values."""
+        """Find the first fault. Unknown keys come before wrong values."""
         names = options(self.parser, above)
         for key in config:
             if str(key) not in names:
@@ -62,7 +63,7 @@ class Examiner:
                 if isinstance(value, dict):
                     fault = self.examine(value, keys)
                 elif value is not None:
-                    fault = Fault(keys, f"expected keys with values, got {shown(value)}.")
+                    fault = Fault(keys, f"expected keys with values, got {as_yaml(value)}.")
             elif action is not None:
                 fault = self.argument(value, Parameter(type_of(action), False, action.default), keys)
             if fault:
@@ -70,23 +71,23 @@ class Examiner:
         return None
 
     def argument(self, value: Any, parameter: Parameter, keys: tuple[str, ...]) -> Fault | None:
-        """As `value`; null stands for what was not given where that is the default, whatever the type."""
+        """Like `value`, but accepts null for an argument whose default is null, whatever its type."""
         if value is None and not parameter.required and parameter.default is None:
             return None
         return self.value(value, parameter.hint, keys)
 
     def value(self, value: Any, hint: Any, keys: tuple[str, ...]) -> Fault | None:
-        """The deepest fault of a value that should be of a type."""
+        """Find the deepest fault in a value with this type hint."""
         if hint is None or (isinstance(value, str) and "${" in value):
             return None
         kinds = alternatives(hint)
         refusal = self.refusal(value, hint)
         if NoneType in kinds or object in kinds or Any in kinds if value is None else refusal is None:
             return None
-        wanted = classes(kinds)
+        expected = classes(kinds)
         as_class = isinstance(value, dict) or (isinstance(value, str) and (str not in kinds) and _names_class(value))
-        if wanted and as_class:
-            return self.instance(value, wanted, keys) or Fault(keys, _reason(refusal))
+        if expected and as_class:
+            return self.instance(value, expected, keys) or Fault(keys, _reason(refusal))
         if isinstance(value, list) and (inner := element_types(kinds, len(value))):
             for index, (entry, kind) in enumerate(zip(value, inner, strict=True)):
                 if fault := self.value(entry, kind, (*keys, str(index))):
@@ -97,43 +98,43 @@ class Examiner:
                 if fault := self.value(entry, kind, (*keys, str(key))):
                     return fault
         hint_at = nearest(str(value), choices(kinds)) if isinstance(value, str) else ""
-        return Fault(keys, f"expected {in_words(kinds)}, got {shown(value)}.", hint_at)
+        return Fault(keys, f"expected {in_words(kinds)}, got {as_yaml(value)}.", hint_at)
 
-    def instance(self, value: Any, wanted: Sequence[tuple[type, int]], keys: tuple[str, ...]) -> Fault | None:
-        """The fault of an object's class_path or of one of its arguments."""
-        bases = [base for base, _ in wanted]
+    def instance(self, value: Any, expected: Sequence[tuple[type, int]], keys: tuple[str, ...]) -> Fault | None:
+        """Find the fault in an object's class_path or in one of its arguments."""
+        bases = [base for base, _ in expected]
         spec = value if isinstance(value, dict) else {"class_path": value}
-        named = (*keys, "class_path") if isinstance(value, dict) else keys
+        class_keys = (*keys, "class_path") if isinstance(value, dict) else keys
         if "class_path" not in spec:
             return self._without_class_path(spec, bases, keys)
         for key in spec:
             if key not in _OF_A_CLASS:
-                hint = nearest(key, _OF_A_CLASS) or "Arguments of the class belong below init_args."
+                hint = nearest(key, _OF_A_CLASS) or "Put arguments of the class below init_args."
                 return Fault((*keys, key), "no such key beside class_path.", hint)
         try:
-            thing = look_up(spec["class_path"], bases)
+            cls = look_up(spec["class_path"], bases)
         except NoSuchClass as error:
-            return Fault(named, str(error))
-        if not inspect.isclass(thing):
-            return Fault(named, f"{spec['class_path']} is a function; a class must stand there")
-        late = next((late for base, late in wanted if conforms(thing, base)), None)
-        name = thing.__name__
+            return Fault(class_keys, str(error))
+        if not inspect.isclass(cls):
+            return Fault(class_keys, f"{spec['class_path']} is a function; give a class")
+        late = next((late for base, late in expected if conforms(cls, base)), None)
+        name = cls.__name__
         if late is None:
-            return Fault(named, _unlike(spec["class_path"], thing, bases))
-        if inspect.isabstract(thing):
-            return Fault(named, f"{name} is abstract; name a class below it")
+            return Fault(class_keys, _unlike(spec["class_path"], cls, bases))
+        if inspect.isabstract(cls):
+            return Fault(class_keys, f"{name} is abstract; give a subclass of it")
         if not isinstance(spec.get("dict_kwargs", {}), dict):
-            return Fault((*keys, "dict_kwargs"), f"expected keys with values, got {shown(spec['dict_kwargs'])}.")
-        fault = self._arguments(thing, late, spec.get("init_args", {}), (*keys, "init_args"), named)
-        methods_alike = [base for base in bases if conforms(thing, base)]
-        if fault is None and all(is_protocol(base) and deviation(thing, base) for base in methods_alike):
-            return Fault(named, _unlike(spec["class_path"], thing, methods_alike))
+            return Fault((*keys, "dict_kwargs"), f"expected keys with values, got {as_yaml(spec['dict_kwargs'])}.")
+        fault = self._arguments(cls, late, spec.get("init_args", {}), (*keys, "init_args"), class_keys)
+        methods_alike = [base for base in bases if conforms(cls, base)]
+        if fault is None and all(is_protocol(base) and deviation(cls, base) for base in methods_alike):
+            return Fault(class_keys, _unlike(spec["class_path"], cls, methods_alike))
         return fault
 
     def _without_class_path(self, spec: dict[str, Any], bases: Sequence[type], keys: tuple[str, ...]) -> Fault | None:
-        wanted = " or ".join(base.__name__ for base in bases)
+        expected = " or ".join(base.__name__ for base in bases)
         if not any(spec.values()):
-            return Fault(keys, f"expected class_path, the path of a class ({wanted}).")
+            return Fault(keys, f"expected class_path, the import path of a class ({expected}).")
         plain = [base for base in bases if not inspect.isabstract(base) and not is_protocol(base)]
         right = {*_OF_A_CLASS, *(name for base in plain for name in parameters(type(self.parser), base))}
         for key in spec:
@@ -143,31 +144,34 @@ class Examiner:
             candidates = [base for base in plain if set(spec) <= set(parameters(type(self.parser), base))] or plain
             fault = self._arguments(candidates[0], 0, spec, keys, keys)
             if fault and fault.text.endswith("no such key.") and not fault.hint:
-                return Fault(fault.keys, fault.text, "Is a class_path missing above?")
+                return Fault(fault.keys, fault.text, "Is the class_path above it missing?")
             return fault
         if spec and "init_args" not in spec:
-            return Fault((*keys, next(iter(spec))), f"no such key: a {wanted} has class_path and init_args.")
-        return Fault(keys, f"expected class_path, the path of a class ({wanted}).")
+            return Fault((*keys, next(iter(spec))), f"no such key: a {expected} has class_path and init_args.")
+        return Fault(keys, f"expected class_path, the import path of a class ({expected}).")
 
     def _arguments(
-        self, thing: type, late: int, given: Any, keys: tuple[str, ...], named: tuple[str, ...]
+        self, cls: type, late: int, arguments: Any, keys: tuple[str, ...], class_keys: tuple[str, ...]
     ) -> Fault | None:
-        """The fault of one of the arguments, at `keys`, or at `named` that some are missing."""
-        if not isinstance(given, dict):
-            return Fault(keys, f"expected keys with values, got {shown(given)}.")
-        taken = parameters(type(self.parser), thing, late)
-        for key in given:
-            if key not in taken and not isinstance(given, OfAnotherClass):
-                hint = nearest(str(key), taken) or _all_of_few(taken)
-                return Fault((*keys, str(key)), f"{thing.__name__} has no such key.", hint)
-        for key, value in given.items():
-            if key in taken and (fault := self.argument(value, taken[key], (*keys, key))):
+        """Find the fault in one argument, reported at `keys`.
+
+        Missing required arguments are reported at `class_keys`.
+        """
+        if not isinstance(arguments, dict):
+            return Fault(keys, f"expected keys with values, got {as_yaml(arguments)}.")
+        accepted = parameters(type(self.parser), cls, late)
+        for key in arguments:
+            if key not in accepted and not isinstance(arguments, OldClassArguments):
+                hint = nearest(str(key), accepted) or _all_of_few(accepted)
+                return Fault((*keys, str(key)), f"{cls.__name__} has no such key.", hint)
+        for key, value in arguments.items():
+            if key in accepted and (fault := self.argument(value, accepted[key], (*keys, key))):
                 return fault
-        missing = [name for name, parameter in taken.items() if parameter.required and name not in given]
-        return Fault(named, f"{thing.__name__} needs {' and '.join(missing)}") if missing else None
+        missing = [name for name, parameter in accepted.items() if parameter.required and name not in arguments]
+        return Fault(class_keys, f"{cls.__name__} needs {' and '.join(missing)}") if missing else None
 
     def refusal(self, value: Any, hint: Any) -> str | None:
-        """What jsonargparse says to a value by itself; None if it takes it."""
+        """The message with which jsonargparse refuses a single value; None if it accepts it."""
         parser = type(self.parser)(exit_on_error=False, parser_mode=self.parser.parser_mode)
         parser.add_argument("--value", type=hint)
         try:
@@ -178,19 +182,19 @@ class Examiner:
 
 
 def _all_of_few(names: Iterable[str]) -> str:
-    """The names, where they are few enough to be read."""
+    """A hint with all valid names, if there are at most FEW."""
     listed = sorted(names)
-    return f"There are {', '.join(listed)}." if 0 < len(listed) <= FEW else ""
+    return f"Valid keys: {', '.join(listed)}." if 0 < len(listed) <= FEW else ""
 
 
 def _names_class(word: str) -> bool:
     return all(part.isidentifier() for part in word.split(".")) and ("." in word or word[0].isupper())
 
 
-def _unlike(path: str, thing: type, bases: Sequence[type]) -> str:
-    """Why a class is none of what is wanted."""
-    text = f"{path} is no {' or '.join(base.__name__ for base in bases)}"
-    reasons = [deviation(thing, base) for base in bases if is_protocol(base)]
+def _unlike(path: str, cls: type, bases: Sequence[type]) -> str:
+    """Message for a class that is not one of the expected bases, with the reason for a protocol."""
+    text = f"{path} is not {' or '.join(article(base.__name__) for base in bases)}"
+    reasons = [deviation(cls, base) for base in bases if is_protocol(base)]
     return f"{text}: {reasons[0]}" if len(bases) == 1 and reasons and reasons[0] else text
 
 
@@ -199,8 +203,8 @@ def _reason(refusal: str | None) -> str:
     return lines[-1][:300] if lines else "is not accepted"
 
 
-def shown(value: Any) -> str:
-    """As a yaml has it, cut short."""
+def as_yaml(value: Any) -> str:
+    """A value as it would be written in a yaml, shortened for a message."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     return repr(str(value)[:_LONGEST])

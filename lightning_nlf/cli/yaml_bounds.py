@@ -1,4 +1,7 @@
-"""How large, deep and self-repeating a yaml may be: a reader without bounds can be kept busy for ever by one line."""
+"""Limits on the size, depth and aliases of a yaml.
+
+Without limits, a single line could keep the reader busy for ever.
+"""
 
 from __future__ import annotations
 
@@ -11,36 +14,39 @@ import yaml
 from lightning_nlf.cli.errors import ConfigurationError
 
 LARGEST = 1_000_000  # bytes of a file
-DEEPEST = 64  # levels
-MOST = 50_000  # keys and values, with every alias counted as what it stands for
+DEEPEST = 64  # levels of nesting
+MOST = 50_000  # keys and values; an alias counts as much as the content of its anchor
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_text(file: str) -> str:
-    """The text of a yaml file.
+    """Read a yaml file.
 
     Raises:
-        ConfigurationError: it is larger than 1 MB, or cannot be read.
-        UnicodeDecodeError: it is no UTF-8.
+        ConfigurationError: The file is larger than 1 MB or cannot be read.
+        UnicodeDecodeError: The file is not UTF-8.
     """
     try:
         size = os.path.getsize(file)
         if size > LARGEST:
-            raise ConfigurationError(f"{file}: has {size:,} bytes; the yaml of a run has at most {LARGEST:,}")
+            raise ConfigurationError(f"{file}: the file has {size:,} bytes; a yaml may have at most {LARGEST:,}")
         return Path(file).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def check_bounds(text: str, source: str) -> None:
-    """Read the events of a yaml one by one, without building anything; messages name its `source`, a file or flag.
+    """Check the limits of a yaml from its stream of events, without building any object.
+
+    Args:
+        source: Name of the file or flag, for error messages.
 
     Raises:
-        ConfigurationError: it is too deep, an alias stands inside of what it means, or aliases make it too large.
-        yaml.YAMLError: it is no yaml.
+        ConfigurationError: The yaml is nested too deeply, an alias is inside its own anchor, or it has too many values.
+        yaml.YAMLError: The text is not valid yaml.
     """
-    sizes: dict[str, int] = {}  # of what an anchor stands for
-    levels: list[tuple[str | None, int]] = [(None, 0)]  # anchor, and keys and values so far
+    sizes: dict[str, int] = {}  # number of keys and values below each anchor
+    levels: list[tuple[str | None, int]] = [(None, 0)]  # for each open level, its anchor and its size so far
     for event in yaml.parse(text, Loader=LOADER):
         size, line = 0, event.start_mark.line + 1
         if isinstance(event, yaml.CollectionStartEvent):
@@ -57,6 +63,6 @@ def check_bounds(text: str, source: str) -> None:
             sizes[event.anchor or ""] = size
         levels[-1] = (levels[-1][0], levels[-1][1] + size)
         if len(levels) - 1 > DEEPEST:
-            raise ConfigurationError(f"{source}, line {line}: is nested deeper than {DEEPEST} levels")
+            raise ConfigurationError(f"{source}, line {line}: nested deeper than {DEEPEST} levels")
         if levels[-1][1] > MOST:
-            raise ConfigurationError(f"{source}, line {line}: has more than {MOST:,} values, aliases counted in full")
+            raise ConfigurationError(f"{source}, line {line}: more than {MOST:,} values, with aliases expanded")

@@ -1,4 +1,4 @@
-"""Where a key stands, in the yaml files or as a flag: read for error messages only."""
+"""File and line of every key of the yamls, and the flags of a command line. Used only for error messages."""
 
 from __future__ import annotations
 
@@ -15,87 +15,89 @@ from jsonargparse import get_loader
 
 from lightning_nlf.cli.errors import ConfigurationError, nearest
 from lightning_nlf.cli.yaml_bounds import LOADER, check_bounds, read_text
+from lightning_nlf.moved_yamls import new_place
 
-_NOT_SHOWN = ("init_args", "dict_kwargs")
+_OMITTED = ("init_args", "dict_kwargs")
 _LONGEST = 80  # characters of a path in a message
-_BESIDE_CLASS_PATH = ("class_path", *_NOT_SHOWN)
+_BESIDE_CLASS_PATH = ("class_path", *_OMITTED)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A key of a yaml file, or a flag."""
+    """A place that sets a value: a key of a yaml file with its line, or a flag."""
 
-    keys: tuple[str, ...]  # without `init_args` and positions in lists
-    shown: str  # as the user wrote it, dotted
-    file: str = ""  # none for a flag
+    keys: tuple[str, ...]  # without `init_args`, `dict_kwargs` and list positions
+    name: str  # dotted keys, as the user wrote them
+    file: str = ""  # empty for a flag
     line: int = 0
-    value: str | None = None  # of a scalar
+    value: str | None = None  # None unless the value is a scalar
 
     def __str__(self) -> str:
-        return f"{self.shown} ({self.file}, line {self.line})" if self.file else self.shown
+        return f"{self.name} ({self.file}, line {self.line})" if self.file else self.name
 
 
 def config_files(args: Sequence[str]) -> list[str]:
-    """The yamls that the words of a command line name, in their order."""
-    return [flag.value or "" for flag in flags(args) if flag.shown in ("--config", "-c")]
+    """The yamls that a command line gives by `--config`, in order."""
+    return [flag.value or "" for flag in flags(args) if flag.name in ("--config", "-c")]
 
 
 def read_places(args: Sequence[str]) -> list[Place]:
-    """Every key of the yamls that the words of a command line name, in their order; then the flags.
+    """Every key in the yamls of a command line, in order, followed by the flags.
 
     Raises:
-        ConfigurationError: a file is missing, empty or no mapping, its yaml is broken, a key stands twice, or a key
-            stands beside `class_path` that does not belong there.
+        ConfigurationError: A file is missing, empty or not a mapping; its yaml is invalid; a key appears twice; or an
+            unknown key is beside `class_path`.
     """
     for flag in flags(args):
-        with contextlib.suppress(yaml.YAMLError):  # then it is text
-            check_bounds(flag.value or "", flag.shown)
+        with contextlib.suppress(yaml.YAMLError):  # if this is not yaml, the value is plain text
+            check_bounds(flag.value or "", flag.name)
     return [place for file in config_files(args) for place in _places_of(file)] + flags(args)
 
 
 def flags(args: Sequence[str]) -> list[Place]:
-    """The flags of a command line, each with its value, or the word that follows."""
+    """The flags of a command line. The value of a flag without `=` is the next word."""
     places = []
     for word, following in zip(args, [*args[1:], ""], strict=True):
         name, sign, value = word.partition("=")
-        if re.match(r"--?[^\W\d]", name):  # a number below 0 is a value
+        if re.match(r"--?[^\W\d]", name):  # a negative number is a value, not a flag
             places.append(Place(short(name.lstrip("-").split(".")), name, value=value if sign else following))
     return places
 
 
 def find(places: Sequence[Place], keys: Sequence[str]) -> Place | None:
-    """The last place of a key, as the last file wins; of several entries of a list, that of the right one."""
-    wanted, exact = short(keys), ".".join(keys)
-    same = [place for place in places if place.keys == wanted]
-    last = [place for place in reversed(same) if place.file == same[-1].file]
-    above_all = min(last, key=lambda place: place.shown.count("."), default=None)  # its init_args have the same keys
-    return next((place for place in last if place.shown == exact), above_all)
+    """Find the place that sets a key: in the last file that has the key, at the right entry of a list."""
+    short_keys, exact = short(keys), ".".join(keys)
+    matches = [place for place in places if place.keys == short_keys]
+    last = [place for place in reversed(matches) if place.file == matches[-1].file]
+    above_all = min(last, key=lambda place: place.name.count("."), default=None)  # keys inside init_args match too
+    return next((place for place in last if place.name == exact), above_all)
 
 
 def short(keys: Sequence[str]) -> tuple[str, ...]:
-    """Keys without `init_args`, `dict_kwargs` and positions in lists."""
-    return tuple(key for key in keys if key not in _NOT_SHOWN and not key.isdigit())
+    """Keys without `init_args`, `dict_kwargs` and list positions."""
+    return tuple(key for key in keys if key not in _OMITTED and not key.isdigit())
 
 
 def _places_of(file: str) -> list[Place]:
     if not file:
-        raise ConfigurationError("--config: names no file")
-    if not os.path.isfile(file):  # False too for what can be no path at all
-        raise ConfigurationError(f"--config {file[:_LONGEST]}: no such file{_sibling(file)}")
+        raise ConfigurationError("--config: the file name is missing; write --config FILE")
+    if not os.path.isfile(file):  # also False for a path that no file system allows
+        new = new_place(file)
+        hint = f"; it is now {new}" if new else _sibling(file)
+        raise ConfigurationError(f"--config {file[:_LONGEST]}: the file does not exist{hint}")
     try:
         text = read_text(file)
         check_bounds(text, file)
         node = yaml.compose(text, Loader=LOADER)
-        get_loader("yaml")(text)  # of tags and values that mean nothing
+        get_loader("yaml")(text)  # refuses unknown tags and values
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigurationError(f"{file}, line {line}: not valid yaml: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:  # the latter: bytes that are no text, an int of 5,000 digits
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an int of 5,000 digits
         raise ConfigurationError(f"{file}: not valid yaml: {str(error).splitlines()[0]}") from None
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigurationError(
-            f"{file}: expected keys with values, found " + ("nothing" if node is None else node.id)
-        )
+        content = "an empty file" if node is None else f"a {node.id}"
+        raise ConfigurationError(f"{file}: expected keys with values, got {content}")
     return list(_walk(node, (), file))
 
 
@@ -128,8 +130,8 @@ def _check_keys(node: yaml.MappingNode, path: tuple[str, ...], file: str) -> Non
     for key, _ in node.value:
         place = f"{'.'.join((*path, key.value))} ({file}, line {key.start_mark.line + 1})"
         if key.value in before:
-            raise ConfigurationError(f"{place}: the key stands there twice")
+            raise ConfigurationError(f"{place}: this key appears twice; delete one")
         before.add(key.value)
         if "class_path" in names and key.value not in _BESIDE_CLASS_PATH:
-            hint = nearest(key.value, _BESIDE_CLASS_PATH) or "Arguments of the class belong below init_args."
+            hint = nearest(key.value, _BESIDE_CLASS_PATH) or "Put arguments of the class below init_args."
             raise ConfigurationError(f"{place}: no such key beside class_path. {hint}")

@@ -1,8 +1,8 @@
-"""Inference engine for language models: what a text policy computes with, and no network that a yaml names.
+"""Inference engine for language models: decoder, key-value cache, token loop and kernels. No yaml names its classes.
 
 Decoder: `shape`, `decoder`, `attention`, `packing` for training, `cache` and `reader` for sampling, `limits`.
-Next token: `token_distribution`; `generation` is the token loop, `decode_graph` the same on a GPU.
-Speed on a CPU: `kernels`, in C++.
-Hugging Face: `hf_folder` checks a folder, `hf_config`, `hf_layout` and `hf_generation` read and write one for our own
-decoder; `hf_model`, `hf_cache`, `hf_scores` and `hf_probe` serve models of transformers.
+Next token: `token_distribution`. `generation` is the token loop, and `decode_graph` the token loop on a GPU.
+Kernels for CPUs: `kernels`, in C++.
+Hugging Face: `hf_folder` checks a model folder. `hf_config`, `hf_layout` and `hf_generation` read and write a folder
+for our own decoder. `hf_model`, `hf_cache`, `hf_scores` and `hf_probe` are for models of transformers.
 """

@@ -1,7 +1,7 @@
-"""Low-rank additions (LoRA) to the linear layers of our decoder: trained beside frozen weights, merged for sampling.
+"""LoRA for our decoder: low-rank additions to linear layers, trained with frozen weights and merged for sampling.
 
-https://arxiv.org/abs/2106.09685. Layers have the names of Hugging Face's layout, of which some are one product here:
-`q_proj`, `k_proj` and `v_proj` are rows of `qkv`, and each may have an addition or none.
+Source: https://arxiv.org/abs/2106.09685. Layers have the names of the Hugging Face layout. Our decoder joins some of
+these layers: `q_proj`, `k_proj` and `v_proj` are rows of `qkv`. Each joined layer may have its own addition, or none.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch.nn import functional as F
 from lightning_nlf.language import hf_layout
 from lightning_nlf.language.decoder import Decoder
 
-ADDITION = "lora_"  # in the names of all that LoRA adds, here and in peft
-DEFAULTS = {"gpt2": ["c_attn"]}  # those of peft; of the other families:
+ADDITION = "lora_"  # part of the names of all LoRA parameters, here and in peft
+DEFAULTS = {"gpt2": ["c_attn"]}  # peft's default targets; all other families:
 DEFAULT = ["q_proj", "v_proj"]
 
 
 class LinearWithAdditions(nn.Linear):
-    """y = x Wᵀ + b, and (alpha / r) x Aᵀ Bᵀ more in the rows of each part that has an addition; 0 at first.
+    """Linear layer with LoRA: y = x Wᵀ + b, plus (alpha / r) x Aᵀ Bᵀ in the rows of each target. Additions start at 0.
 
     Args:
-        linear: whose weight and bias it takes over, frozen.
-        rows: how many of W's rows each part has, by name, from above.
-        targets: the parts with an addition.
+        linear: the layer whose weight and bias are used and frozen.
+        rows: number of rows of W for each part, by the part's name, from top to bottom.
+        targets: names of the parts with an addition.
     """
 
     def __init__(self, linear: nn.Linear, rows: dict[str, int], targets: Sequence[str], r: int, alpha: int) -> None:
@@ -40,7 +40,7 @@ class LinearWithAdditions(nn.Linear):
         self.lora_A = nn.ParameterDict({name: like.new_empty(r, linear.in_features) for name in targets})
         self.lora_B = nn.ParameterDict({name: like.new_zeros(rows[name], r) for name in targets})
         for matrix in self.lora_A.values():
-            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))  # as peft
+            nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))  # as in peft
         self._merged: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,27 +53,30 @@ class LinearWithAdditions(nn.Linear):
         return torch.cat(list(parts.values()), -1)
 
     def merged_weight(self) -> Tensor:
-        """W with the additions in it; on a GPU always at the same address, where graphs look for it."""
-        kept = self._merged
-        if kept is None or kept.device != self.weight.device:
-            kept = torch.empty_like(self.weight)
-        kept.copy_(self.weight)
-        for name, part in zip(self.rows, kept.split(list(self.rows.values())), strict=True):
+        """W with its additions.
+
+        On a GPU, the address of the result is constant, because CUDA graphs read from this address.
+        """
+        merged = self._merged
+        if merged is None or merged.device != self.weight.device:
+            merged = torch.empty_like(self.weight)
+        merged.copy_(self.weight)
+        for name, part in zip(self.rows, merged.split(list(self.rows.values())), strict=True):
             if name in self.lora_A:
                 part.addmm_(self.lora_B[name], self.lora_A[name], alpha=self.scale)
-        self._merged = kept if kept.is_cuda else None
-        return kept
+        self._merged = merged if merged.is_cuda else None
+        return merged
 
 
 def add_lora(decoder: Decoder, r: int, alpha: int, targets: Sequence[str] | None) -> list[str]:
-    """Give layers of the decoder additions, and freeze all else in it. Returns the targets.
+    """Add LoRA to layers of the decoder, and freeze all other parameters. Returns the targets.
 
     Args:
-        targets: names of layers as in Hugging Face's layout, such as `q_proj`; each is the end of a layer's name. By
-            default those that peft has for the architecture.
+        targets: names of layers in the Hugging Face layout, such as `q_proj`. A layer matches if its name ends with a
+            target. By default peft's choice for the architecture.
 
     Raises:
-        ValueError: a target that is the name of no layer.
+        ValueError: a target matches no layer.
     """
     chosen = list(DEFAULTS.get(decoder.shape.family, DEFAULT) if targets is None else targets)
     decoder.requires_grad_(False)
@@ -82,18 +85,18 @@ def add_lora(decoder: Decoder, r: int, alpha: int, targets: Sequence[str] | None
     for target in chosen:
         if not any(_ends_with(name, target) for name in names):
             choices = ", ".join(sorted({name.split(".")[-1] for name in names}))
-            raise ValueError(f"lora: target_modules: {target} is not a layer of this decoder: choose from {choices}")
+            raise ValueError(f"lora: target_modules: {target} is not a layer of this decoder; choose from {choices}")
     for block, part, rows in layers:
-        own = [name for name in rows if any(_ends_with(name, target) for target in chosen)]
-        if own:
+        adapted = [name for name in rows if any(_ends_with(name, target) for target in chosen)]
+        if adapted:
             short = {name.split(".")[-1]: height for name, height in rows.items()}
-            wide = LinearWithAdditions(getattr(block, part), short, [name.split(".")[-1] for name in own], r, alpha)
+            wide = LinearWithAdditions(getattr(block, part), short, [name.split(".")[-1] for name in adapted], r, alpha)
             setattr(block, part, wide)
     return chosen
 
 
 def _linear_layers(decoder: Decoder) -> Iterator[tuple[nn.Module, str, dict[str, int]]]:
-    """Each block, the name of a linear layer in it, and its rows by their names in Hugging Face's layout."""
+    """Each linear layer: its block, its name in the block, and its numbers of rows by Hugging Face name."""
     for layer, block in enumerate(decoder.blocks):
         for part, linear in block.named_children():
             if isinstance(linear, nn.Linear):
@@ -112,7 +115,7 @@ def layers_with_additions(decoder: nn.Module) -> list[LinearWithAdditions]:
 
 @contextmanager
 def without_additions(decoder: nn.Module) -> Iterator[None]:
-    """Inside, the decoder is what it was before anything was added."""
+    """Context manager without additions: the decoder computes only with its frozen weights."""
     layers = [layer for layer in layers_with_additions(decoder) if layer.adds]
     for layer in layers:
         layer.adds = False
@@ -125,15 +128,15 @@ def without_additions(decoder: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def merged_additions(decoder: nn.Module) -> Iterator[None]:
-    """Inside, the additions are in the weights, so that a token costs no more than without; then W is what it was.
+    """Context manager with merged additions: sampling costs no more than without LoRA. W is restored on exit.
 
-    W stands aside meanwhile, in memory of its own: what is added and subtracted again is not the same to the bit.
+    A copy of W is kept, because adding and then subtracting the additions would change W by rounding.
     """
     layers = [layer for layer in layers_with_additions(decoder) if layer.adds]
     aside = [layer.weight.data for layer in layers]
     try:
         for layer in layers:
-            # a tensor that validation and collection may both write to
+            # a normal tensor, because both validation and collection write to it
             with torch.inference_mode(False), torch.no_grad():
                 layer.weight.data = layer.merged_weight()
             layer.adds = False
@@ -144,7 +147,7 @@ def merged_additions(decoder: nn.Module) -> Iterator[None]:
 
 
 def adapter_of(decoder: Decoder) -> dict[str, Tensor]:
-    """The additions by their names in a file of peft, float32."""
+    """The LoRA parameters in float32, by the names that they have in a peft file."""
     tensors = {}
     for block, part, rows in _linear_layers(decoder):
         layer = getattr(block, part)

@@ -1,4 +1,4 @@
-"""Causal attention over right-padded rows, some of which may begin with what another row has computed."""
+"""Causal attention over right-padded rows, which may share a prefix."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √e + bias) v; without a bias causal, with as many keys as queries.  → (R, S, heads · e)
+    """Attention softmax(q kᵀ / √e + bias) v.
+
+    Causal without a bias; keys are then as many as queries.  → (R, S, heads · e)
 
     Args: queries (R, heads, S, e); keys, values (R, kv_heads, T, e); bias (R, 1, S, T): 0 or −∞.
     """
     if queries.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # In bfloat16 a CPU takes several times as long, on the way back eight times.
+        # On a CPU, bfloat16 takes several times as long as float32, and eight times as long in the backward pass.
         with torch.autocast("cpu", enabled=False):
             return attention(queries.float(), keys.float(), values.float(), bias)
     rows, heads, steps, width = queries.shape
@@ -30,7 +32,7 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
             keys, values = (x.repeat_interleave(shared, 1) for x in (keys, values))
         out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
     else:
-        # heads that share their keys stand below each other: the keys are not copied
+        # heads that share keys are stacked along the steps, to avoid copies of the keys
         folded = queries.reshape(rows, -1, shared * steps, width)
         bias = bias if shared == 1 else bias.repeat(1, 1, shared, 1)
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=bias).reshape(queries.shape)

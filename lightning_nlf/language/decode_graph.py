@@ -1,7 +1,8 @@
-"""Token loop on a GPU by CUDA graph: every token but the first is one replay.
+"""Token loop on a GPU with a CUDA graph: every token after the first one is one replay.
 
-A small model's step is hundreds of kernels, and starting them from Python takes longer than they run. In a graph they
-are started at once; in turn nothing may move: shapes, addresses and the order of work are those of the capture.
+One step of a small model consists of hundreds of kernels, and launching them from Python takes longer than running
+them. A graph launches all kernels at once. In return, shapes, addresses and the order of work must not change after the
+capture.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from lightning_nlf.language.cache import Cache
 from lightning_nlf.language.reader import DecoderReader
 
 Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # scores (B, V), uniform (B,) → tokens, log-probabilities
-COLUMNS = 64  # caches are a multiple of it wide, so that replies of other lengths find their graph
-CHECK = 16  # steps between two looks whether all rows are finished: looking waits for the GPU
-KEPT = 4  # graphs of a policy; each holds a cache
+COLUMNS = 64  # the width of a cache is a multiple of this number, so that replies of similar length share a graph
+CHECK = 16  # steps between two checks that all rows have finished; each check waits for the GPU
+KEPT = 4  # graphs per policy; each one holds a cache
 
 _graphs: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
@@ -31,14 +32,15 @@ def fits(policy: Any, logits: Tensor) -> TypeGuard[DecoderReader]:
 
 
 class DecodeStep:
-    """The next token of every row, in tensors that stay where they are; nothing that a number says is asked for.
+    """One step of decoding: the next token of every row. Uses tensors at fixed addresses, and never waits for the GPU.
 
-    Rows stay in the batch when they are finished: their numbers are written where nobody looks.
+    Finished rows stay in the batch. Their results are written, but never used.
 
     Args:
-        columns, steps: of the cache, and tokens of a reply, at most.
-        dtype: of the cache; another than that of the weights is what autocast rounds to.
-        stop: as of `generation.reply`; draw: a token a row, and its log-probability.
+        columns, steps: width of the cache, and the maximum number of tokens in a reply.
+        dtype: dtype of the cache. If the weights have a different dtype, autocast rounds to the dtype of the cache.
+        stop: see `generation.reply`.
+        draw: function that samples one token per row, and also returns the log-probabilities.
     """
 
     def __init__(
@@ -55,15 +57,15 @@ class DecodeStep:
         device = weight.device
         self.context, self.heads, self.draw = shape.context, shape.heads, draw
         self.half = None if dtype == weight.dtype else dtype
-        self.policy = ref(policy)  # whoever keeps a step does not keep its policy alive
+        self.policy = ref(policy)  # a weak reference, so that the step does not keep its policy in memory
         linear = {id(x) for module in policy.modules() if isinstance(module, nn.Linear) for x in module.parameters()}
-        # Under autocast a graph would round all weights for every token; these are rounded once for every reply.
+        # In a graph, autocast would round all weights for every token. These copies are rounded once per reply.
         rounded = {name: x for name, x in _DecoderWithHead(policy).named_parameters() if id(x) in linear and self.half}
         self.originals = [x.detach() for x in rounded.values()]
         self.rounded = {name: x.detach().to(dtype) for name, x in rounded.items()}
         long: dict[str, Any] = {"dtype": torch.long, "device": device}
-        kept = (shape.layers, rows, 2 * shape.kv_heads, columns, shape.head_width)
-        self.store = torch.zeros(kept, dtype=dtype, device=device)  # 0 · NaN would be NaN
+        store_shape = (shape.layers, rows, 2 * shape.kv_heads, columns, shape.head_width)
+        self.store = torch.zeros(store_shape, dtype=dtype, device=device)  # zeros, because 0 · NaN would be NaN
         self.bias = torch.full((rows, columns), -torch.inf, device=device)
         self.lengths, self.column, self.at = torch.zeros(rows, **long), torch.zeros(1, **long), torch.zeros(1, **long)
         self.stops = torch.tensor(stop, **long)
@@ -74,7 +76,7 @@ class DecodeStep:
         self.replay: Callable[[], None] = self.step
 
     def load(self, state: Cache, uniform: Tensor, limits: Tensor) -> None:
-        """Begin replies behind what `state` has read."""
+        """Start new replies, which continue the tokens that `state` has read."""
         if self.rounded:
             torch._foreach_copy_(list(self.rounded.values()), self.originals)
         self.store[:, :, :, : state.used] = state.store[:, :, :, : state.used]
@@ -90,7 +92,7 @@ class DecodeStep:
         self.log_probs.zero_()
 
     def step(self) -> None:
-        """Read the last token, and choose the next."""
+        """Read the last token, and sample the next one."""
         policy = self.policy()
         assert policy is not None
         self.bias.index_copy_(1, self.column, torch.where(self.running, 0.0, -torch.inf)[:, None])
@@ -103,7 +105,10 @@ class DecodeStep:
         self.choose(scores)
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
-        """(B, heads + 2 · kv_heads, e) → (B, heads · e), over all columns: the bias says which are a row's own."""
+        """(B, heads + 2 · kv_heads, e) → (B, heads · e), over all columns.
+
+        The bias masks columns that hold no token of the row.
+        """
         queries, new = qkv[:, :, None].split([self.heads, qkv.shape[1] - self.heads], 1)
         columns = self.store[layer]
         columns.index_copy_(2, self.column, new)
@@ -120,14 +125,17 @@ class DecodeStep:
         self.token.copy_(token)
 
     def capture(self) -> None:
-        """Have `replay` be a CUDA graph of `step`, https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs"""
+        """Capture `step` as a CUDA graph for `replay`.
+
+        Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+        """
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries choose and allocate before
+        with torch.cuda.stream(aside):  # warm-up: libraries choose algorithms and allocate memory
             for _ in range(3):
                 self.column.zero_()
                 self.at.zero_()
-                self.running.fill_(True)  # who sees no column computes what is no number
+                self.running.fill_(True)  # a row without any columns would give NaN
                 self.step()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
@@ -137,7 +145,7 @@ class DecodeStep:
 
 
 class _DecoderWithHead(nn.Module):
-    """A decoder and its head in one call, whose weights `functional_call` can exchange."""
+    """A decoder and its head as one module, whose weights `functional_call` can replace."""
 
     def __init__(self, policy: DecoderReader) -> None:
         super().__init__()
@@ -156,35 +164,38 @@ def decode(
     stop: tuple[int, ...],
     draw: Draw,
 ) -> tuple[Tensor, Tensor, Tensor, Cache]:
-    """Replies from the first token's logits (B, V) on: tokens and log_probs (B, steps), lengths (B,), and the state.
+    """Sample replies from the first token's logits (B, V).
 
-    Args: uniform (B, steps), limits (B,): what each row draws by, and its tokens at most; draw: compares by value.
+    Returns tokens and log_probs (B, steps), lengths (B,), and the state.
+
+    Args: uniform (B, steps): random numbers of each row; limits (B,): maximum number of tokens of each row; draw: must
+        compare by value, because it is a part of a graph's key.
     """
     rows, steps = uniform.shape
     used = state.used
-    # tensors that both validation and collection write to, on a device that need not be the current one
+    # Normal tensors, because both validation and collection write to them. The device need not be the current one.
     with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(logits):
-        own = _step_of(policy, rows, -(-(used + steps) // COLUMNS) * COLUMNS, steps, state.store.dtype, stop, draw)
-        own.load(state, uniform, limits)
-        own.choose(logits)
+        decoding = _step_of(policy, rows, -(-(used + steps) // COLUMNS) * COLUMNS, steps, state.store.dtype, stop, draw)
+        decoding.load(state, uniform, limits)
+        decoding.choose(logits)
         for step in range(1, steps):
-            if step % CHECK == 1 and not own.running.any():
+            if step % CHECK == 1 and not decoding.running.any():
                 break
-            own.replay()
+            decoding.replay()
             used += 1
-        read = own.store[:, :, :, :used].clone(), own.bias[:, :used].clone(), own.lengths.clone()
+        read = decoding.store[:, :, :, :used].clone(), decoding.bias[:, :used].clone(), decoding.lengths.clone()
         after = Cache(*read, used, state.longest + used - state.used)
-        return own.tokens.clone(), own.log_probs.clone(), own.ends.clone(), after
+        return decoding.tokens.clone(), decoding.log_probs.clone(), decoding.ends.clone(), after
 
 
 def _step_of(policy: DecoderReader, *how: Any) -> DecodeStep:
-    """The one made before for the same, if the weights are still where they were."""
+    """The `DecodeStep` for these arguments. An earlier step is used again if the weights have the same addresses."""
     key = (*how, *(x.data_ptr() for x in policy.parameters()))
-    own = _graphs.setdefault(policy, {})
-    if key not in own:
-        if len(own) == KEPT:
-            del own[next(iter(own))]
-        own[key] = DecodeStep(policy, *how)
-        if own[key].token.is_cuda:
-            own[key].capture()
-    return own[key]
+    steps = _graphs.setdefault(policy, {})
+    if key not in steps:
+        if len(steps) == KEPT:
+            del steps[next(iter(steps))]
+        steps[key] = DecodeStep(policy, *how)
+        if steps[key].token.is_cuda:
+            steps[key].capture()
+    return steps[key]

@@ -1,4 +1,4 @@
-"""Transformer decoder in the shapes of GPT-2, Llama, Qwen2 and Qwen3."""
+"""Transformer decoder for the architectures of GPT-2, Llama, Qwen2 and Qwen3."""
 
 from __future__ import annotations
 
@@ -15,46 +15,51 @@ from lightning_nlf.language import kernels
 from lightning_nlf.language.shape import DecoderShape, kept_per_layer
 
 Norm = nn.LayerNorm | nn.RMSNorm
-Rotation = tuple[Tensor, Tensor] | None  # cos and sin of each position's angles, (N, 1, e)
-# What the tokens attend to: the layer, and its queries, keys and values (N, heads + 2 · kv_heads, e) → (N, heads · e).
+Rotation = tuple[Tensor, Tensor] | None  # cos and sin of the angles of each position, (N, 1, e)
+# Attention of one layer: (its index, queries with keys and values (N, heads + 2 · kv_heads, e)) → (N, heads · e).
 Attend = Callable[[int, Tensor], Tensor]
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind its norm and beside the residual stream."""
+    """Transformer block: attention and MLP, each after a norm and added to the residual stream."""
 
     def __init__(self, shape: DecoderShape, dropout: float) -> None:
         super().__init__()
         gpt2, qwen3 = shape.family == "gpt2", shape.family == "qwen3"
         self.heads, self.kv_heads, self.head_width = shape.heads, shape.kv_heads, shape.head_width
-        queried, kept = shape.heads * shape.head_width, 2 * shape.kv_heads * shape.head_width
+        query_width, key_value_width = shape.heads * shape.head_width, 2 * shape.kv_heads * shape.head_width
         self.attention_norm = norm(shape)
-        self.qkv = nn.Linear(shape.width, queried + kept, bias=shape.family in ("gpt2", "qwen2"))
+        self.qkv = nn.Linear(shape.width, query_width + key_value_width, bias=shape.family in ("gpt2", "qwen2"))
         self.query_norm = nn.RMSNorm(shape.head_width, shape.eps) if qwen3 else None
         self.key_norm = nn.RMSNorm(shape.head_width, shape.eps) if qwen3 else None
-        self.out = nn.Linear(queried, shape.width, bias=gpt2)
+        self.out = nn.Linear(query_width, shape.width, bias=gpt2)
         self.mlp_norm = norm(shape)
-        self.gated = not gpt2  # gate and up in one product
+        self.gated = not gpt2  # gate and up are one product
         self.up = nn.Linear(shape.width, shape.hidden * (1 + self.gated), bias=gpt2)
         self.down = nn.Linear(shape.hidden, shape.width, bias=gpt2)
         self.dropout = dropout
 
     def forward(
-        self, x: Tensor, normed: Tensor, rotation: Rotation, attend: Callable[[Tensor], Tensor], wanted: Tensor | None
+        self, x: Tensor, normed: Tensor, rotation: Rotation, attend: Callable[[Tensor], Tensor], outputs: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream (N, d), also behind `attention_norm` → it and what is added to it, both (N, d).
+        """Compute one block.
 
-        Args: wanted: (n,) tokens to go on with; both are (n, d) then.
+        The residual stream x and `normed`, x after `attention_norm` (N, d) → x and the MLP's output (N, d).
+
+        Args: outputs: (n,) tokens to compute after the attention. Both results are then (n, d).
         """
         qkv = self.qkv(normed).unflatten(-1, (-1, self.head_width))
         attended = attend(self.positioned(qkv, rotation))
-        if wanted is not None:
-            x, attended = x.index_select(0, wanted), attended.index_select(0, wanted)
+        if outputs is not None:
+            x, attended = x.index_select(0, outputs), attended.index_select(0, outputs)
         x, normed = added(x, self.dropped(self.out(attended)), self.mlp_norm)
         return x, self.dropped(self.mlp(normed))
 
     def positioned(self, qkv: Tensor, rotation: Rotation) -> Tensor:
-        """Queries and keys (N, …, e) turned by their positions, https://arxiv.org/abs/2104.09864; values stay."""
+        """Rotary position embedding of queries and keys (N, …, e), https://arxiv.org/abs/2104.09864.
+
+        Values are unchanged.
+        """
         if rotation is None:
             return qkv
         queries, keys, values = qkv.split([self.heads, self.kv_heads, self.kv_heads], 1)
@@ -81,20 +86,27 @@ def norm(shape: DecoderShape) -> Norm:
     return (nn.LayerNorm if shape.family == "gpt2" else nn.RMSNorm)(shape.width, shape.eps)
 
 
-def added(x: Tensor, y: Tensor, behind: Norm) -> tuple[Tensor, Tensor]:
-    """x + y, and that behind the norm, all (N, d). By a kernel, the latter has y's dtype, otherwise x's."""
-    if x.dtype == behind.weight.dtype == torch.float32 and kernels.fit(y):
-        bias = behind.bias if isinstance(behind, nn.LayerNorm) else None
-        assert behind.eps is not None
-        return kernels.add_norm(x, y, behind.weight, bias, behind.eps, centred=isinstance(behind, nn.LayerNorm))
+def added(x: Tensor, y: Tensor, next_norm: Norm) -> tuple[Tensor, Tensor]:
+    """x + y, and the norm of this sum, both (N, d).
+
+    With a kernel, the norm has the dtype of y. Otherwise, the norm has the dtype of x.
+    """
+    if x.dtype == next_norm.weight.dtype == torch.float32 and kernels.fit(y):
+        bias = next_norm.bias if isinstance(next_norm, nn.LayerNorm) else None
+        assert next_norm.eps is not None
+        return kernels.add_norm(
+            x, y, next_norm.weight, bias, next_norm.eps, centred=isinstance(next_norm, nn.LayerNorm)
+        )
     x = x + y
-    return x, behind(x)
+    return x, next_norm(x)
 
 
 class Decoder(nn.Module):
-    """Tokens → hidden states behind the last norm. Which tokens see which is the caller's business (`attend`).
+    """Decoder: tokens → hidden states after the last norm.
 
-    Args: checkpoint_activations: keep of each block its input alone, and compute it again on the way back.
+    The caller's `attend` decides which tokens a token attends to.
+
+    Args: checkpoint_activations: keep only the input of each block, and recompute the block in the backward pass.
     """
 
     inverse_frequencies: Tensor
@@ -115,13 +127,16 @@ class Decoder(nn.Module):
 
     @property
     def kept_per_token(self) -> int:
-        """Numbers that a forward pass keeps of a token for the way back, about."""
+        """Approximate count of numbers per token that a forward pass keeps for the backward pass."""
         shape = self.shape
         attended = 2 * (shape.heads + shape.kv_heads) * shape.head_width
         return shape.layers * kept_per_layer(shape.width, shape.hidden, attended, self._recomputes)
 
     def initialise(self) -> None:
-        """Normal; what adds to the residual stream by 1/√(2 · layers) less (Radford et al. 2019, §2.3)."""
+        """Normal initialisation.
+
+        Weights that add to the residual stream are scaled by 1/√(2 · layers) (GPT-2, §2.3).
+        """
         std = self.shape.init_std
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -131,11 +146,11 @@ class Decoder(nn.Module):
                 nn.init.normal_(parameter, std=std / math.sqrt(2 * self.shape.layers) if adds else std)
 
     def forward(
-        self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None, exact: bool = True
+        self, ids: Tensor, positions: Tensor, attend: Attend, outputs: Tensor | None = None, exact: bool = True
     ) -> Tensor:
-        """ids, positions (N,) → hidden states (N, d), or (n, d) of the tokens `wanted` (n,).
+        """ids, positions (N,) → hidden states (N, d), or (n, d) at the tokens `outputs` (n,).
 
-        Args: exact: float32 in bf16 too; otherwise rounded, where that saves time.
+        Args: exact: return float32 under autocast too; otherwise the result may be rounded to save time.
         """
         x = F.embedding(ids, self.embed.weight)
         if self.places is not None:
@@ -147,15 +162,15 @@ class Decoder(nn.Module):
         normed, last = blocks[0].attention_norm(x), len(blocks) - 1
         again = self._recomputes and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(blocks):
-            # behind the last attention only the wanted tokens go on
-            given = (x, normed, rotation, lambda qkv, at=layer: attend(at, qkv), wanted if layer == last else None)
-            x, y = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
+            # After the last attention, only the requested tokens are computed.
+            arguments = (x, normed, rotation, lambda qkv, at=layer: attend(at, qkv), outputs if layer == last else None)
+            x, y = checkpoint(block, *arguments, use_reentrant=False) if again else block(*arguments)
             if layer < last:
                 x, normed = added(x, y, blocks[layer + 1].attention_norm)
         return added(x, y.to(x.dtype) if exact else y, self.norm)[1]
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of each position's angles, (N, 1, e)."""
+        """cos and sin of the angles of each position, (N, 1, e)."""
         angles = positions[:, None].float() * self.inverse_frequencies
         angles = torch.cat([angles, angles], -1)[:, None]
         return angles.cos(), angles.sin()

@@ -1,4 +1,4 @@
-"""Text generation, the token loop: one turn from a policy that reads what is new and keeps its state."""
+"""Text generation: the token loop for one turn, with a policy that reads new tokens and keeps a state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_nlf.language import decode_graph, kernels
 from lightning_nlf.language.reader import Reader
 
-COMPACT_AT = 0.75  # finished rows leave the batch when this share of it, or less, still runs
+COMPACT_AT = 0.75  # finished rows leave the batch when at most this share of it is still running
 
 
 def reply(
@@ -33,22 +33,24 @@ def reply(
     keep: Tensor | None = None,
     limits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """Sample until a stop token, which is kept, or for `max_new` tokens.
+    """Sample replies until a stop token, which is included, or for `max_new` tokens.
 
     Args:
-        ids: (B, L) what is new since `state`, right-padded; lengths: (B,), each ≥ 1.
-        stop: token ids, each of which ends a reply.
-        copies: replies to each row, next to each other; what they share is read once. At the first turn only.
-        seeds: (B·copies,) int64: what row i draws depends on seeds[i] alone, not on its neighbours. By default drawn.
-        top_k, top_p: only the k likeliest tokens, 0 is all; only the likeliest that have the probability p together.
-        temperature: what logits are divided by before that, of sampling alone; > 0.
-        deterministic: the likeliest token instead of a draw.
-        resume: another turn follows, from the state that is returned.
-        keep: (B,) the rows of `state` that this turn is about, where other dialogues are over. By default all.
-        limits: (B·copies,) tokens of each reply at most, 0 for none at all. By default, and never above, `max_new`.
+        ids: (B, L), the tokens that follow those in `state`, right-padded; lengths: (B,), each ≥ 1.
+        stop: token ids; each of these ends a reply.
+        copies: number of replies to each row; these replies are adjacent. Their prompt is read once. Only at the first
+            turn.
+        seeds: (B·copies,) int64; the samples of row i depend on seeds[i] only, not on other rows. Random by default.
+        top_k: sample from the k most likely tokens; 0 means all tokens.
+        top_p: sample from the most likely tokens that together have the probability p.
+        temperature: > 0. The logits are divided by it before top_k and top_p, in sampling only.
+        deterministic: take the most likely token instead of sampling.
+        resume: another turn follows, so return the state.
+        keep: (B,), the rows of `state` that take part in this turn, if some dialogues have ended. By default all rows.
+        limits: (B·copies,), maximum number of tokens of each reply, from 0 to `max_new`. By default `max_new`.
     Returns: tokens (B·copies, N ≤ max_new), right-padded with the first stop token; log_probs (B·copies, N) under the
-        distribution that was sampled from (at the temperature, and of what top_k and top_p leave, scaled to 1), 0 on
-        padding; lengths (B·copies,); the state, which has not read the last token, or None.
+        distribution that was sampled from (with temperature, top_k and top_p, normalised), 0 at padding; lengths
+        (B·copies,); the state, which has not read the last token, or None.
     """
     if keep is not None:
         state = policy.rows_of(state, keep.to(ids.device))
@@ -81,14 +83,14 @@ def _decode(
     draw: Draw,
     resume: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
-    """Replies from the first token's logits (B, V) on; finished rows leave the batch."""
+    """Sample replies from the first token's logits (B, V). Finished rows leave the batch."""
     count, steps = uniform.shape
     stops = torch.as_tensor(stop, device=logits.device)
     tokens = stops[0].expand(count, steps).clone()
     log_probs = torch.zeros(count, steps, device=logits.device)
     ends = torch.zeros(count, dtype=torch.long, device=logits.device)
-    rows = torch.arange(count, device=logits.device)  # of the whole, that are in the working batch
-    running = limits > 0  # of those
+    rows = torch.arange(count, device=logits.device)  # row numbers of the working batch
+    running = limits > 0  # whether each row of the working batch is running
     whole = state
     for step in range(steps):
         token, log_prob = draw(logits, uniform[rows, step])
@@ -102,8 +104,8 @@ def _decode(
         if left <= COMPACT_AT * len(rows):
             if resume and len(rows) < count:
                 whole = policy.with_rows(whole, rows, state)
-            kept = running.nonzero()[:, 0]
-            state, rows, token = policy.rows_of(state, kept), rows[kept], token[kept]
+            remaining = running.nonzero()[:, 0]
+            state, rows, token = policy.rows_of(state, remaining), rows[remaining], token[remaining]
             running = torch.ones_like(rows, dtype=torch.bool)
         logits, state = policy.read(token[:, None], running.long(), state)
         if len(rows) == count:
@@ -115,7 +117,7 @@ def _decode(
 
 @dataclass(frozen=True)
 class Draw:
-    """How the next token is chosen; the knobs are those of `reply`."""
+    """Rule for sampling the next token. See `reply` for the parameters."""
 
     top_k: int = 0
     top_p: float = 1.0
@@ -123,7 +125,9 @@ class Draw:
     deterministic: bool = False
 
     def __call__(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """A token a row by the inverse of the cumulative distribution, and its log-probability; both (B,).
+        """Sample one token per row by inverting the cumulative distribution.
+
+        Returns tokens and log-probabilities, (B,).
 
         Args: logits (B, V); uniform (B,) in [0, 1).
         """
@@ -136,7 +140,7 @@ class Draw:
         highest, token = logits.max(-1, keepdim=True)
         cumulative = (logits - highest).exp().cumsum(-1)
         if not self.deterministic:
-            # Below the last whatever is rounded, and `right`: a token without probability is never hit.
+            # The clamp keeps the target below the last entry after rounding. `right` skips tokens of probability 0.
             target = uniform[:, None].to(cumulative.dtype).clamp(max=1 - 2.0**-24) * cumulative[:, -1:]
             token = torch.searchsorted(cumulative, target, right=True)
         log_prob = logits.gather(-1, token) - highest - cumulative[:, -1:].log()
@@ -144,19 +148,19 @@ class Draw:
 
 
 def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """−∞ for all but the `top_k` likeliest (0: all), and of those all but the likeliest that reach `top_p`.  (B, V)"""
+    """Top-k and then top-p truncation: removed tokens get −∞. A `top_k` of 0 keeps all tokens.  (B, V)"""
     values, order = logits.sort(-1, descending=True)
     if top_k:
         beyond = torch.arange(values.shape[-1], device=values.device) >= top_k
         values = values.masked_fill(beyond, -torch.inf)
     if top_p < 1:
-        before = values.softmax(-1).cumsum(-1) - values.softmax(-1)  # the probability of those that come first
+        before = values.softmax(-1).cumsum(-1) - values.softmax(-1)  # probability of all tokens that are more likely
         values = values.masked_fill(before >= top_p, -torch.inf)
     return torch.empty_like(logits).scatter(-1, order, values)
 
 
 def uniforms(seeds: Tensor, steps: int) -> Tensor:
-    """Numbers in [0, 1), float64, of (seed, step) alone: SplitMix64 (Steele, Lea & Flood 2014).  (B,) → (B, steps)"""
+    """Uniform float64 in [0, 1) for each (seed, step): SplitMix64 (Steele, Lea & Flood 2014).  (B,) → (B, steps)"""
     increments = [_signed((step + 1) * 0x9E3779B97F4A7C15) for step in range(steps)]
     x = seeds[:, None] + torch.tensor(increments, device=seeds.device)
     x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
@@ -166,10 +170,10 @@ def uniforms(seeds: Tensor, steps: int) -> Tensor:
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """x >> bits of the unsigned number that the int64 stands for."""
+    """Logical shift x >> bits, which treats the int64 as an unsigned number."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _signed(x: int) -> int:
-    """The int64 with the lowest 64 bits of x."""
+    """Convert x to the int64 that has the lowest 64 bits of x."""
     return (x + 2**63) % 2**64 - 2**63

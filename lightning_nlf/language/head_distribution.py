@@ -1,4 +1,4 @@
-"""Next-token distribution over a large vocabulary: chunked log-softmax, without the (tokens × vocabulary) matrix."""
+"""Next-token distribution for a large vocabulary: chunked log-softmax, without the (tokens × vocabulary) matrix."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_nlf.language.token_distribution import TokenDistribution
 
-CHUNK = 2**22  # scores (tokens × vocabulary) that stand at a time: 16 MiB in float32
-LARGE, WHOLE = 2**14, 2**24  # below a large vocabulary (tokens) scores are made at once up to so many
+CHUNK = 2**22  # scores (tokens × vocabulary) in memory at a time: 16 MiB in float32
+LARGE, WHOLE = 2**14, 2**24  # vocabularies below LARGE tokens are only chunked above WHOLE scores
 Scores = Callable[[Tensor], Tensor]  # features (…, d) → (…, V), not normalised
-Rule = Callable[[TokenDistribution, Tensor | None], Tensor]  # a number of each token, (n,), and of its value (n,)
+Rule = Callable[[TokenDistribution, Tensor | None], Tensor]  # (distribution, values (n,)) → numbers (n,)
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Scores as one product, W x + b, over a temperature.
+    """Linear output layer with a temperature: scores (W x + b) / temperature.
 
-    Args: weight (V, d); bias (V,); wide: scores in float32 at every temperature, else in the product's precision at 1.
+    Args: weight (V, d); bias (V,); wide: whether scores are always float32. If not, scores at temperature 1 have the
+        precision of the product.
     """
 
     weight: Tensor
@@ -39,25 +40,25 @@ class LinearHead:
         return self.finished(F.linear(features, self.weight, self.bias))
 
     def finished(self, product: Tensor) -> Tensor:
-        """The scores of W x + b, both (…, V)."""
+        """Scores from the product W x + b, both (…, V)."""
         scores = product.float() if self.wide or self.temperature != 1 else product
         return scores if self.temperature == 1 else scores / self.temperature
 
 
 def token_distribution(features: Tensor, head: Scores, outcomes: int) -> TokenDistribution:
-    """features (…, d) → a distribution over `outcomes` tokens, of batch shape (…); large ones are made in chunks."""
+    """Distribution over `outcomes` tokens, of batch shape (…), from features (…, d). Large distributions use chunks."""
     if features.shape[:-1].numel() * outcomes <= (WHOLE if outcomes < LARGE else CHUNK):
         return TokenDistribution(head(features))
     return HeadDistribution(features, head, outcomes)
 
 
 class HeadDistribution(TokenDistribution):
-    """A categorical by hidden states and the head that scores them.
+    """Categorical distribution over tokens, given by hidden states and the head that scores them.
 
-    Log-probabilities, entropy and mode are made in chunks of tokens, and again on the way back: no more than `CHUNK`
-    scores stand at a time. Whatever needs the whole distribution (`logits`, a divergence, a sample) makes them whole.
+    Log-probabilities, entropy and mode are computed in chunks of tokens and recomputed in the backward pass. At most
+    `CHUNK` scores are thus in memory. Everything else (`logits`, a divergence, a sample) computes all scores.
 
-    Args: features (…, d); head: their scores; outcomes: V.
+    Args: features (…, d); head: function from features to scores; outcomes: V.
     """
 
     def __init__(self, features: Tensor, head: Scores, outcomes: int) -> None:
@@ -84,41 +85,44 @@ class HeadDistribution(TokenDistribution):
     @property
     def mode(self) -> Tensor:
         with torch.no_grad():
-            return self._each(lambda part, _: part.mode, None)
+            return self._numbers(lambda part, _: part.mode, None)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if value.shape != self.batch_shape:
             return super().log_prob(value)
         learns = torch.is_grad_enabled()
         if self._last is None or self._last[1] != learns or not torch.equal(self._last[0], value):
-            # imitation asks twice for the same actions: as the row's and as the expert's
-            self._last = value, learns, self._each(_log_prob, value.long())
+            # kept, because imitation scores the same actions twice: as the row's and as the expert's
+            self._last = value, learns, self._numbers(_log_prob, value.long())
         return self._last[2]
 
     def entropy(self) -> Tensor:
-        return self._each(lambda part, _: part.entropy(), None)
+        return self._numbers(lambda part, _: part.entropy(), None)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> TokenDistribution:
         return TokenDistribution(self.scores.expand(*batch_shape, self._num_events))
 
     @contextmanager
     def _as_made(self) -> Iterator[None]:
-        """In the precision of the context where it was made, and without gradients if that had none."""
+        """Context manager with the precision in which the distribution was created.
+
+        Gradients are computed only if they were computed at the creation.
+        """
         device, learns = self.features.device.type, self._learns and torch.is_grad_enabled()
         half = torch.autocast(device, enabled=False) if self._half is None else torch.autocast(device, self._half)
         with half, torch.set_grad_enabled(learns):
             yield
 
-    def _each(self, rule: Rule, values: Tensor | None) -> Tensor:
-        """The rule's number of every token, in the batch shape."""
+    def _numbers(self, rule: Rule, values: Tensor | None) -> Tensor:
+        """The numbers that `rule` computes from all tokens, in the batch shape."""
         rows = self.features.flatten(0, -2)
         parts = _parts(len(rows), self._num_events, None if values is None else values.flatten())
         with self._as_made():
             if isinstance(self.head, LinearHead):
-                given = (self.head, rule, parts, self._half, torch.is_grad_enabled())
-                numbers = _OfProduct.apply(rows, self.head.weight, self.head.bias, *given)
+                arguments = (self.head, rule, parts, self._half, torch.is_grad_enabled())
+                numbers = _OfProduct.apply(rows, self.head.weight, self.head.bias, *arguments)
             else:
-                numbers = torch.cat([_again(rows[part], self.head, rule, own) for part, own in parts])
+                numbers = torch.cat([_again(rows[part], self.head, rule, part_values) for part, part_values in parts])
         return numbers.view(self.batch_shape)
 
 
@@ -128,7 +132,7 @@ def _log_prob(part: TokenDistribution, values: Tensor | None) -> Tensor:
 
 
 def _half(x: Tensor) -> torch.dtype | None:
-    """Autocast's precision of products, None without autocast."""
+    """The precision of matrix products under autocast; None without autocast."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
@@ -137,14 +141,14 @@ Part = tuple[slice, Tensor | None]
 
 
 def _parts(rows: int, outcomes: int, values: Tensor | None) -> list[Part]:
-    """Slices of the rows whose scores may stand at a time, and the values (n,) of each."""
+    """Slices of rows whose scores fit in memory together, and the values (n,) of each slice."""
     size = max(1, CHUNK // outcomes)
     slices = [slice(first, first + size) for first in range(0, rows, size)]
     return [(part, None if values is None else values[part]) for part in slices]
 
 
 def _again(rows: Tensor, head: Scores, rule: Rule, values: Tensor | None) -> Tensor:
-    """A rule's number of each row by any head, which is asked again on the way back."""
+    """Numbers of a rule for each row, with any head. The backward pass calls the head again."""
 
     def numbers(chunk: Tensor) -> Tensor:
         return rule(TokenDistribution(head(chunk)), values)
@@ -153,10 +157,11 @@ def _again(rows: Tensor, head: Scores, rule: Rule, values: Tensor | None) -> Ten
 
 
 class _OfProduct(torch.autograd.Function):
-    """A rule's number of each row of W x + b.
+    """Numbers of a rule for each row of W x + b, with chunked gradients.
 
-    A frozen head gets the gradient of the features on the way forth, where the scores stand anyway; one that learns
-    has them made again on the way back, and adds up its own gradient chunk by chunk.
+    With a frozen head, the gradient of the features is computed in the forward pass, where the scores are in memory
+    anyway. With a trained head, scores are recomputed in the backward pass, and the gradient of the head is summed over
+    chunks.
     """
 
     @staticmethod
@@ -177,15 +182,15 @@ class _OfProduct(torch.autograd.Function):
         with _exact(rows):
             x, w, b = (y if y is None or half is None else y.to(half) for y in (rows, weight, bias))
             assert x is not None and w is not None
-            for part, own in parts:
+            for part, part_values in parts:
                 product = F.linear(x[part], w, b)
                 if ctx.jacobian is not None:
-                    number, of_product = _differentiated(product, head, rule, own)
+                    number, of_product = _differentiated(product, head, rule, part_values)
                     numbers.append(number)
                     ctx.jacobian[part] = of_product @ w
                     continue
                 distribution = TokenDistribution(head.finished(product))
-                numbers.append(rule(distribution, own))
+                numbers.append(rule(distribution, part_values))
                 if learns:
                     normalisers.append(distribution.normaliser)
         ctx.head, ctx.rule, ctx.parts, ctx.half = head, rule, parts, half
@@ -206,9 +211,9 @@ class _OfProduct(torch.autograd.Function):
         )
         with _exact(rows):
             x, w, b = (y if y is None or ctx.half is None else y.to(ctx.half) for y in (rows, weight, bias))
-            for part, own in ctx.parts:
+            for part, values in ctx.parts:
                 product = F.linear(x[part], w, b)
-                _, of_product = _differentiated(product, ctx.head, ctx.rule, own, gradient[part], normaliser[part])
+                _, of_product = _differentiated(product, ctx.head, ctx.rule, values, gradient[part], normaliser[part])
                 if of_rows is not None:
                     of_rows[part] = of_product @ w
                 if of_weight is not None:
@@ -226,9 +231,9 @@ def _differentiated(
     gradient: Tensor | None = None,
     normaliser: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The rule's numbers (n,), and the gradient of their sum, weighted by `gradient` (n,), of the product (n, V).
+    """The rule's numbers (n,), and the gradient of the product (n, V) for their sum, weighted by `gradient`.
 
-    Args: normaliser (n,): that of the scores, if it was computed before.
+    Args: gradient (n,): weights; normaliser (n,): log-sum-exp of the scores, if it has been computed.
     """
     with torch.enable_grad():
         leaf = product.detach().requires_grad_()
@@ -242,7 +247,7 @@ def _differentiated(
 
 
 def _add_product(total: Tensor, of_product: Tensor, x: Tensor) -> None:
-    """total (V, d) += of_productᵀ (V, n) x (n, d), in place where that can be."""
+    """total (V, d) += of_productᵀ (V, n) x (n, d), in place if the dtypes are equal."""
     if total.dtype == of_product.dtype:
         total.addmm_(of_product.T, x)
     else:
@@ -250,5 +255,5 @@ def _add_product(total: Tensor, of_product: Tensor, x: Tensor) -> None:
 
 
 def _exact(x: Tensor) -> torch.autocast:
-    """Without autocast: precisions are chosen here."""
+    """Context manager without autocast, because precisions are set explicitly in this module."""
     return torch.autocast(x.device.type, enabled=False)

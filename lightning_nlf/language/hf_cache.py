@@ -13,22 +13,22 @@ from torch.nn import functional as F
 
 @dataclass
 class Memory:
-    """What rows have read: columns of keys and values that all rows share."""
+    """Key-value cache with columns that all rows share. It stores which columns each row uses."""
 
-    cache: Any  # of transformers; each layer has keys and values (B, heads, C, e)
-    used: Tensor  # (B, C) 1 in the columns of a row's own tokens, else 0
-    lengths: Tensor  # (B,) tokens each row has read: the next one's position
+    cache: Any  # cache of transformers; each layer has keys and values, each (B, heads, C, e)
+    used: Tensor  # (B, C) 1 in the columns of a row's tokens, else 0
+    lengths: Tensor  # (B,) number of tokens that each row has read: the position of its next token
 
     @classmethod
     def empty(cls, cache: Any, lengths: Tensor) -> Memory:
-        """Nothing read, by an empty cache, for as many rows as `lengths` (B,) has."""
+        """An empty cache for as many rows as `lengths` (B,) has."""
         return cls(cache, lengths.new_zeros(len(lengths), 0), torch.zeros_like(lengths))
 
     def closed(self, lengths: Tensor) -> Memory:
-        """Without gaps before the next read, of `lengths` (B,) tokens: each row's tokens are its last columns.
+        """Remove gaps before the next read of `lengths` (B,) tokens, so that each row's tokens are in the last columns.
 
-        Windows, local attention and ALiBi count columns, and so count tokens then. A row that reads nothing may keep a
-        gap. Columns that no row uses are dropped.
+        Sliding windows, local attention and ALiBi count columns, so a row must not have gaps between its tokens. A row
+        that reads nothing may keep a gap. Columns that no row uses are dropped.
         """
         if not self.used.shape[1] or not bool(((self.used[:, -1] == 0) & (lengths > 0)).any()):
             return self
@@ -46,22 +46,22 @@ class Memory:
         return Memory(cache, self.used[index], self.lengths[index])
 
     def with_rows(self, index: Tensor, part: Memory) -> Memory:
-        """This with `part` as its rows `index` (N,)."""
+        """Return the cache with `part` in the rows `index` (N,)."""
         columns, cache = max(self.used.shape[1], part.used.shape[1]), twin(self.cache)
-        for layer, other in zip(cache.layers, part.cache.layers, strict=True):
-            layer.keys = widened(layer.keys, columns).index_copy(0, index, widened(other.keys, columns))
-            layer.values = widened(layer.values, columns).index_copy(0, index, widened(other.values, columns))
+        for layer, part_layer in zip(cache.layers, part.cache.layers, strict=True):
+            layer.keys = widened(layer.keys, columns).index_copy(0, index, widened(part_layer.keys, columns))
+            layer.values = widened(layer.values, columns).index_copy(0, index, widened(part_layer.values, columns))
         used = widened(self.used[..., None], columns).index_copy(0, index, widened(part.used[..., None], columns))
         return Memory(cache, used[..., 0], self.lengths.index_copy(0, index, part.lengths))
 
 
 def twin(cache: Any) -> Any:
-    """Another cache with the same tensors: to take another's place, not to be written into."""
-    made = copy.copy(cache)
-    made.layers = [copy.copy(layer) for layer in cache.layers]
-    return made
+    """A copy of the cache that shares its tensors. The tensors may be replaced, but must not be written to."""
+    clone = copy.copy(cache)
+    clone.layers = [copy.copy(layer) for layer in cache.layers]
+    return clone
 
 
 def widened(x: Tensor, columns: int) -> Tensor:
-    """(…, C, e) → (…, columns, e): zeros come first."""
+    """Pad with zeros on the left: (…, C, e) → (…, columns, e)."""
     return F.pad(x, (0, 0, columns - x.shape[-2], 0))

@@ -1,4 +1,4 @@
-"""config.json of GPT-2, Llama, Qwen2 and Qwen3, from and to the shape of our decoder."""
+"""Convert between config.json of GPT-2, Llama, Qwen2 or Qwen3 and the shape of our decoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-# Our name of a size and theirs.
+# Our names of the sizes → the names in config.json.
 ALL = {"vocabulary": "vocab_size", "tied": "tie_word_embeddings"}
 GPT2 = ALL | {
     "layers": "n_layer",
@@ -34,9 +34,9 @@ LLAMA = ALL | {
     "hidden": "intermediate_size",
     "context": "max_position_embeddings",
     "eps": "rms_norm_eps",
-    "rope_theta": "rope_theta",  # of transformers 4; later ones have it among the rope_parameters
+    "rope_theta": "rope_theta",  # in transformers 4; later versions use rope_parameters
 }
-# What a config may say, and this decoder does not do; any other value of these is refused.
+# The decoder supports these options only with these values. Other values are refused.
 PLAIN = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "scale_attn_weights": (True,),
@@ -50,26 +50,29 @@ PLAIN = {
 
 
 def shape_in(folder: Path) -> DecoderShape:
-    """The shape that config.json tells of.
+    """Read the shape of a decoder from config.json.
 
     Raises:
-        ValueError: there is none, or an architecture that this decoder is not.
+        ValueError: the file is missing, or the decoder does not support the architecture or an option.
     """
     config, where = hf_folder.read_json(folder / hf_folder.CONFIG), f"weights: {folder / hf_folder.CONFIG}"
     family = config.get("model_type")
     if family not in ARCHITECTURES:
         raise ValueError(
-            f"weights: {folder} is a {family}, and this decoder is one of {', '.join(ARCHITECTURES)}: "
+            f"weights: {folder} is a {family}, but this decoder supports {', '.join(ARCHITECTURES)}; "
             "use lightning_nlf.networks.HuggingFacePolicy"
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, dict):
-        raise ValueError(f"{where}: rope_parameters: must be an object")
-    strange = {name: config[name] for name, known in PLAIN.items() if name in config and config[name] not in known}
+        raise ValueError(f"{where}: rope_parameters: must be a JSON object")
+    strange = {name: config[name] for name, values in PLAIN.items() if name in config and config[name] not in values}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         strange["rope_parameters"] = rope
     if strange:
-        raise ValueError(f"weights: {folder} has {strange}: use lightning_nlf.networks.HuggingFacePolicy")
+        raise ValueError(
+            f"weights: {folder} has {strange}, which this decoder does not support; use "
+            "lightning_nlf.networks.HuggingFacePolicy"
+        )
     _refuse_types(config, rope, where)
     try:
         return _shape(config, rope, family)
@@ -92,21 +95,21 @@ def _shape(config: dict[str, Any], rope: dict[str, Any], family: Any) -> Decoder
 
 
 def _refuse_types(config: dict[str, Any], rope: dict[str, Any], where: str) -> None:
-    """Raises ValueError: a knob that is no positive number, or is no bool."""
+    """Check the types of options. Raises ValueError: an option is not a positive number, or not a bool."""
     for name in ("rope_theta", "rms_norm_eps", "layer_norm_epsilon"):
         value = config.get(name, rope.get(name, 1.0))
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{where}: {name}: got {value!r}, must be a number above 0")
     for name in hf_folder.PER_LAYER:
         if isinstance(config.get(name), list):
-            raise ValueError(f"{where}: {name}: must be the same in all layers: one number")
+            raise ValueError(f"{where}: {name}: must be one number, the same for all layers")
     tied = config.get("tie_word_embeddings", True)
     if not isinstance(tied, bool):
         raise ValueError(f"{where}: tie_word_embeddings: got {tied!r}, must be true or false")
 
 
 def config_of(shape: DecoderShape) -> dict[str, Any]:
-    """config.json."""
+    """The content of config.json for a shape."""
     gpt2 = shape.family == "gpt2"
     names = GPT2 if gpt2 else LLAMA
     config = {

@@ -1,4 +1,4 @@
-"""Load and save GPT-2, Llama, Qwen2 and Qwen3 in Hugging Face layout: config.json and model.safetensors."""
+"""Load and save GPT-2, Llama, Qwen2 and Qwen3 in the Hugging Face layout: config.json and model.safetensors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from lightning_nlf.language import hf_folder
 from lightning_nlf.language.decoder import Decoder
 from lightning_nlf.language.hf_config import config_of
-from lightning_nlf.language.hf_folder import Stored
+from lightning_nlf.language.hf_folder import StoredTensor
 from lightning_nlf.language.shape import DecoderShape
 
-# Our name and theirs; several of theirs stand below each other in ours.
+# Our names → the Hugging Face names. One of our parameters can stack several of theirs, from top to bottom.
 GPT2 = {
     "attention_norm": ["ln_1"],
     "qkv": ["attn.c_attn"],
@@ -38,37 +38,37 @@ LLAMA = {
 }
 
 
-FILES, OTHER_FILES = ["*.json", "*.safetensors"], ["*/*", "consolidated*"]  # of a model on the hub
+FILES, OTHER_FILES = ["*.json", "*.safetensors"], ["*/*", "consolidated*"]  # files of a model on the hub
 
 
 def folder_of(weights: str | None) -> Path | None:
-    """Where `weights` are in Hugging Face layout: a folder, or what the hub has under that id; None if they are not.
+    """The folder of `weights` in the Hugging Face layout, possibly a download from the hub. None for other weights.
 
     Raises:
-        ValueError: an id, and no huggingface_hub to ask for it, or none that it knows.
+        ValueError: the hub has no such id, or huggingface_hub is not installed.
     """
     if weights is None or Path(weights).is_file() or weights.endswith(".ckpt"):
         return None
     if Path(weights).is_dir():
         return Path(weights)
-    if weights.count("/") > 1 or weights.startswith((".", "/", "~")):  # no id
+    if weights.count("/") > 1 or weights.startswith((".", "/", "~")):  # not an id on the hub
         return None
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise ValueError(
-            f"weights: there is no {weights} here; from the hub: pip install lightning_nlf[text]"
+            f"weights: there is no {weights} here; to load it from the hub, pip install lightning_nlf[text]"
         ) from None
     try:
         return Path(snapshot_download(weights, allow_patterns=FILES, ignore_patterns=OTHER_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0].split(". ")[0]
-        raise ValueError(f"weights: there is no file or folder {weights}, nor has the hub a model: {reason}") from None
+        raise ValueError(f"weights: {weights} is not a file or folder, and not on the hub: {reason}") from None
 
 
 def names(shape: DecoderShape, parameters: Iterable[str]) -> Iterator[tuple[str, list[str], bool]]:
-    """Our parameters, theirs (without what all of them begin with), and whether theirs are transposed."""
+    """Our parameters, their Hugging Face names without the common prefix, and whether those tensors are transposed."""
     gpt2 = shape.family == "gpt2"
     whole = {"embed": "wte", "places": "wpe", "norm": "ln_f"} if gpt2 else {"embed": "embed_tokens", "norm": "norm"}
     for name in parameters:
@@ -82,13 +82,13 @@ def names(shape: DecoderShape, parameters: Iterable[str]) -> Iterator[tuple[str,
 
 
 def layer_names(shape: DecoderShape, layer: int, part: str) -> list[str]:
-    """Their names (without what all of them begin with) of what is `part` in a block of ours, from above."""
+    """Hugging Face names, without the common prefix, of the tensors in a `part` of a block, from top to bottom."""
     gpt2 = shape.family == "gpt2"
     return [f"{'h' if gpt2 else 'layers'}.{layer}.{x}" for x in (GPT2 if gpt2 else LLAMA)[part]]
 
 
 def heights(shape: DecoderShape, part: str, rows: int) -> list[int]:
-    """How many of the `rows` of a `part` of ours each of theirs has."""
+    """Number of rows of each Hugging Face tensor that is stacked in our `part`, which has `rows` rows."""
     theirs = len(layer_names(shape, 0, part))
     if part == "qkv" and theirs == 3:
         return [shape.heads * shape.head_width] + [shape.kv_heads * shape.head_width] * 2
@@ -96,27 +96,27 @@ def heights(shape: DecoderShape, part: str, rows: int) -> list[int]:
 
 
 def body(shape: DecoderShape) -> str:
-    """What their names in a model with a head begin with."""
+    """The common prefix of the Hugging Face names in a model with a head."""
     return "transformer." if shape.family == "gpt2" else "model."
 
 
 def base_parameters(decoder: Decoder) -> list[str]:
-    """Names of the parameters that are no additions (LoRA)."""
+    """Names of the parameters without LoRA additions."""
     return [name for name, _ in decoder.named_parameters() if "lora_" not in name]
 
 
 @torch.no_grad()
 def load(folder: Path, decoder: Decoder, head: nn.Linear | None) -> None:
-    """Fill the decoder, and the head if it has one of its own.
+    """Load the weights of the decoder, and of the head if the head is not tied to the embedding.
 
     Raises:
-        ValueError: no safetensors, or a tensor that is missing or has another shape.
+        ValueError: there are no safetensors files, or a tensor is missing or has a different shape.
     """
     shape = decoder.shape
     tensors = hf_folder.tensors_in(folder)
-    stored = {key.removeprefix("transformer.").removeprefix("model."): {key: x} for key, x in tensors.items()}
+    headers = {key.removeprefix("transformer.").removeprefix("model."): {key: x} for key, x in tensors.items()}
     for name, theirs, transposed in names(shape, base_parameters(decoder)):
-        parts = [_found(stored, key, folder) for key in theirs]
+        parts = [_read_tensor(headers, key, folder) for key in theirs]
         parameter = decoder.get_parameter(name)
         parts = [part.T if transposed and part.ndim == 2 else part for part in parts]
         for key, part in zip(theirs, parts, strict=True):
@@ -125,26 +125,26 @@ def load(folder: Path, decoder: Decoder, head: nn.Linear | None) -> None:
         value = torch.cat(parts)
         _fill(parameter, value, f"{folder}: {', '.join(theirs)}")
     if head is not None:
-        _fill(head.weight, _found(stored, "lm_head.weight", folder), f"{folder}: lm_head.weight")
+        _fill(head.weight, _read_tensor(headers, "lm_head.weight", folder), f"{folder}: lm_head.weight")
 
 
-def _found(stored: Mapping[str, Mapping[str, Stored]], key: str, folder: Path) -> Tensor:
-    """One tensor at a time: what was read of a file counts as memory until the file is closed."""
-    if key not in stored:
-        raise ValueError(f"weights: {folder} has no tensor {key}")
-    (tensor,) = hf_folder.read_tensors(stored[key]).values()
+def _read_tensor(headers: Mapping[str, Mapping[str, StoredTensor]], key: str, folder: Path) -> Tensor:
+    """Read one tensor at a time, because all tensors of a file stay in memory until the file is closed."""
+    if key not in headers:
+        raise ValueError(f"weights: {folder} has no tensor {key}; download or save the model again")
+    (tensor,) = hf_folder.read_tensors(headers[key]).values()
     return tensor
 
 
-def _refuse(what: str, value: Tensor, parameter: Tensor) -> NoReturn:
-    raise ValueError(f"weights: {what} is {tuple(value.shape)}, config.json says {tuple(parameter.shape)}")
+def _refuse(place: str, value: Tensor, parameter: Tensor) -> NoReturn:
+    raise ValueError(f"weights: {place} has shape {tuple(value.shape)}, but config.json gives {tuple(parameter.shape)}")
 
 
-def _fill(parameter: Tensor, value: Tensor, what: str) -> None:
+def _fill(parameter: Tensor, value: Tensor, place: str) -> None:
     if parameter.shape != value.shape:
-        _refuse(what, value, parameter)
+        _refuse(place, value, parameter)
     if not bool(value.isfinite().all()):
-        raise ValueError(f"weights: {what} holds numbers that are not finite: fetch or save the model again")
+        raise ValueError(f"weights: {place} has infinite or NaN weights; download or save the model again")
     parameter.copy_(value)
 
 
@@ -152,17 +152,17 @@ def _fill(parameter: Tensor, value: Tensor, what: str) -> None:
 def save(folder: Path, decoder: Decoder, head: nn.Linear | None, dtype: torch.dtype = torch.float32) -> None:
     """Write config.json and model.safetensors in `dtype`, for `AutoModelForCausalLM.from_pretrained`."""
     shape = decoder.shape
-    stored = {}
+    tensors = {}
     for name, theirs, transposed in names(shape, base_parameters(decoder)):
         value = decoder.get_parameter(name).to(dtype).cpu()
         parts = [value]
         if len(theirs) > 1:
             parts = list(value.split(heights(shape, name.split(".")[-2], len(value))))
         for key, part in zip(theirs, parts, strict=True):
-            stored[body(shape) + key] = (part.T if transposed else part).contiguous().clone()
+            tensors[body(shape) + key] = (part.T if transposed else part).contiguous().clone()
     if head is not None:
-        stored["lm_head.weight"] = head.weight.to(dtype).cpu().contiguous().clone()
+        tensors["lm_head.weight"] = head.weight.to(dtype).cpu().contiguous().clone()
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(shape) | {"dtype": str(dtype).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

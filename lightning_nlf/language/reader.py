@@ -1,4 +1,7 @@
-"""Read tokens turn by turn and keep the state: what the token loop asks of a policy, and that on our own decoder."""
+"""Interface of a text policy that reads tokens turn by turn, for the token loop.
+
+This file also has the implementation for our decoder.
+"""
 
 from __future__ import annotations
 
@@ -17,46 +20,49 @@ from lightning_nlf.language.limits import refuse_length, refuse_strangers
 
 
 class Reader(nn.Module):
-    """What the token loop asks of a policy of text, whose state may be a cache or a hidden state."""
+    """Interface of a text policy for the token loop. The state may be a cache or a hidden state."""
 
     def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Any]:
-        """Text: new ids (B, L), right-padded with lengths (B,) → the next token's logits (B, V), float, and the state.
+        """Read new ids (B, L), right-padded with lengths (B,) → the next token's logits (B, V), float, and the state.
 
-        A row of length 0 has nothing new: its state stays, and its logits mean nothing. Without a state each length
-        is ≥ 1. A state is used up by `read`: only what it returns goes on.
-        Args: room: tokens that will be read one by one after these; a cache makes room for them.
+        A row of length 0 keeps its state, and its logits have no meaning. Without a state, each length is ≥ 1. `read`
+        consumes the state, so only the returned state can be used again.
+        Args: room: number of tokens that will be read one by one after `ids`. A cache reserves space for these tokens.
         """
         raise NotImplementedError
 
     def merged(self) -> AbstractContextManager[None]:
-        """Inside, tokens are sampled: what stands beside the weights (LoRA) may be added to them meanwhile."""
+        """Context manager for sampling, in which LoRA additions may be merged into the weights."""
         return nullcontext()
 
     def rows_of(self, state: Any, index: Tensor) -> Any:
-        """The state of the rows `index` (N,), which may leave some out and repeat others."""
+        """The state of the rows `index` (N,), which may leave out or repeat rows."""
         return state.rows_of(index)
 
     def with_rows(self, state: Any, index: Tensor, part: Any) -> Any:
-        """`state` with `part` as the state of its rows `index` (N,), all different; `part` has read further."""
+        """`state` with `part` as the state of the rows `index` (N,), which are distinct.
+
+        `part` has read more tokens.
+        """
         return state.with_rows(index, part)
 
 
 class DecoderReader(Reader):
-    """The next token's scores by a `Decoder` and its head, with keys and values in a `Cache`."""
+    """Text policy on a `Decoder` and its head, with keys and values in a `Cache`."""
 
-    CHUNK = 1024  # tokens of prompts that a CPU reads at a time: more take more memory, and no less time
+    CHUNK = 1024  # prompt tokens that a CPU reads at a time; a larger number needs more memory, and is not faster
     decoder: Decoder
-    lm_head: nn.Linear | None  # that predicts tokens, where it is not the embedding
-    temperature: float  # what scores are divided by
+    lm_head: nn.Linear | None  # output layer; None if tied to the embedding
+    temperature: float  # the scores are divided by it
     role: str
 
     def scores(self, features: Tensor) -> Tensor:
-        """(…, d) → (…, V), float32, not normalised."""
+        """Scores (logits): (…, d) → (…, V), float32."""
         return self.head(features).float()
 
     @property
     def head(self) -> LinearHead:
-        """Scores in the precision of the product where nothing more is done to it."""
+        """The linear head. At temperature 1, its scores have the precision of the product."""
         return LinearHead((self.lm_head or self.decoder.embed).weight, temperature=self.temperature)
 
     def merged(self) -> AbstractContextManager[None]:
@@ -66,22 +72,22 @@ class DecoderReader(Reader):
     def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Cache]:
         shape, (rows, width), device = self.decoder.shape, ids.shape, ids.device
         cache = self._empty_cache(rows) if state is None else state
-        if cache.longest + width + max(room - 1, 0) > shape.context:  # perhaps: `longest` is a bound
+        if cache.longest + width + max(room - 1, 0) > shape.context:  # `longest` is only an upper bound
             cache.longest = int(cache.lengths.max())
             refuse_length(int((cache.lengths + lengths).max()), shape.context, self.role, max(room - 1, 0))
-        if room or width > 1:  # not of every token that was sampled
+        if room or width > 1:  # a single sampled token is not checked again
             refuse_strangers(ids, shape.vocabulary)
         cache.reserve(cache.used + width + max(room - 1, 0))
-        positions, seen = cache.add(lengths, width)
+        positions, bias = cache.add(lengths, width)
         last = torch.arange(0, rows * width, width, device=device) + (lengths - 1).clamp(min=0)
-        positions = positions.clamp(max=shape.context - 1)  # of padding
-        some = max(1, self.CHUNK // width) if width > 1 and device.type == "cpu" else max(1, rows)
+        positions = positions.clamp(max=shape.context - 1)  # positions of padding may exceed the context
+        rows_at_a_time = max(1, self.CHUNK // width) if width > 1 and device.type == "cpu" else max(1, rows)
         scores = []
-        for first in range(0, rows, some):
-            own = slice(first, first + some)
-            wanted = None if width == 1 else last[own] - first * width
-            attend = partial(cache.attend, heads=shape.heads, seen=seen[own], first=first)
-            hidden = self.decoder(ids[own].flatten(), positions[own].flatten(), attend, wanted, exact=False)
+        for first in range(0, rows, rows_at_a_time):
+            chunk = slice(first, first + rows_at_a_time)
+            outputs = None if width == 1 else last[chunk] - first * width
+            attend = partial(cache.attend, heads=shape.heads, bias=bias[chunk], first=first)
+            hidden = self.decoder(ids[chunk].flatten(), positions[chunk].flatten(), attend, outputs, exact=False)
             scores.append(self.scores(hidden))
         return scores[0] if len(scores) == 1 else torch.cat(scores), cache
 

@@ -1,4 +1,4 @@
-"""Categorical distribution of the next token, of which only what is asked for is computed."""
+"""Categorical distribution of the next token. It computes only the quantities that are requested."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lightning_nlf.language import kernels
 
 
 class TokenDistribution(Categorical):
-    """A categorical by its unnormalised `scores` (…, V): log-probabilities and entropy need no copy of them.
+    """Categorical distribution given by unnormalised `scores` (…, V). No normalised copy of the scores is kept.
 
-    Scores may be in half precision; what is made of them is in float32 then.
+    Scores may be in half precision. Log-probabilities and entropy are in float32 even then.
     """
 
     def __init__(self, scores: Tensor) -> None:
@@ -25,12 +25,12 @@ class TokenDistribution(Categorical):
 
     @cached_property
     def logits(self) -> Tensor:
-        """Normalised, (…, V)."""
+        """Normalised logits, (…, V)."""
         return _wide(self.scores).log_softmax(-1)
 
     @cached_property
     def normaliser(self) -> Tensor:
-        """log Σ eˣ, (…), without gradient: it is computed once, whoever asks."""
+        """log Σ eˣ, (…), without gradient, computed once."""
         scores = self.scores.detach()
         return kernels.log_sums(scores) if kernels.fit(scores) else _wide(scores).logsumexp(-1)
 
@@ -40,7 +40,7 @@ class TokenDistribution(Categorical):
 
     def log_prob(self, value: Tensor) -> Tensor:
         scores, normaliser = self.scores, self.normaliser
-        if value.shape != self.batch_shape:  # several values for each, as torch's own allows
+        if value.shape != self.batch_shape:  # several values per distribution, as torch allows
             shape = torch.broadcast_shapes(value.shape, self.batch_shape)
             value, scores, normaliser = value.expand(shape), scores.expand(*shape, -1), normaliser.expand(shape)
         return _LogProb.apply(scores, normaliser, value.long())
@@ -57,7 +57,7 @@ def _wide(scores: Tensor) -> Tensor:
 
 
 class _LogProb(torch.autograd.Function):
-    """x_a − log Σ eˣ. Of (…, V), it keeps the scores alone, and makes one tensor on the way back."""
+    """log p(a) = x_a − log Σ eˣ. Saves only the scores. The backward pass allocates one tensor (…, V)."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, normaliser: Tensor, value: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class _LogProb(torch.autograd.Function):
 
 
 class _Entropy(torch.autograd.Function):
-    """H = −Σ p log p. Of (…, V), it keeps the scores alone, too."""
+    """Entropy H = −Σ p log p. Saves only the scores."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, normaliser: Tensor) -> Tensor:

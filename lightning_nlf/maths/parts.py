@@ -1,4 +1,4 @@
-"""Cut rows into micro-batches by a number of rows or tokens, groups whole, rows of like length together."""
+"""Split rows into micro-batches by number of rows or tokens. Groups stay whole, and rows of similar length together."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lightning_nlf.batch import Batch
 def parts_of(
     lengths: Tensor, rows: int | None = None, tokens: int | None = None, group: Tensor | None = None
 ) -> list[Tensor]:
-    """Row numbers of each part, in all every row once; at least one part.
+    """Row numbers of each part. Each row is in exactly one part, and there is at least one part.
 
-    A part has at most `rows` rows, and at most `tokens` places: its rows times the longest of them. What cannot be cut
-    further, a row or with `group` a group, is a part of its own where it is larger. With `tokens` the parts are packed
-    by length; else the order stays.
+    A part has at most `rows` rows and at most `tokens` places (number of rows × longest row). A row, or a group if
+    `group` is given, is never split. If a single row or group exceeds the limit, this row or group becomes a part of
+    its own. With `tokens`, the parts are packed by length. Otherwise, rows keep their order.
     Args: lengths (B,) int, tokens of each row; group (B,) int: its rows stay together.
     """
     count = len(lengths)
@@ -30,22 +30,22 @@ def parts_of(
     order = (first if tokens is None else longest).argsort(stable=True)
     part = torch.zeros(units, dtype=torch.long)
     number, height, width = 0, 0, 0
-    for each in order.tolist():
-        size, length = int(sizes[each]), int(longest[each])
+    for index in order.tolist():
+        size, length = int(sizes[index]), int(longest[index])
         over_rows = rows is not None and height + size > rows
         over_tokens = tokens is not None and (height + size) * max(width, length) > tokens
         if height and (over_rows or over_tokens):
             number, height, width = number + 1, 0, 0
-        part[each] = number
+        part[index] = number
         height, width = height + size, max(width, length)
-    return [(part[unit] == each).nonzero()[:, 0] for each in range(number + 1)]
+    return [(part[unit] == index).nonzero()[:, 0] for index in range(number + 1)]
 
 
 def untrimmed(batch: Batch, rows: Tensor) -> Batch:
-    """The chosen rows (n,) with all their columns, unlike `batch[rows]`."""
+    """Select rows (n,) with all their columns, unlike `batch[rows]`."""
     return batch.map(lambda x: x[rows])
 
 
 def row_lengths(steps: Tensor) -> Tensor:
-    """(B,) places of each row up to its last True step; `steps` (B, T) bool."""
+    """Length of each row up to its last True step, (B,); `steps` (B, T) bool."""
     return (steps * torch.arange(1, steps.shape[1] + 1, device=steps.device)).amax(1)

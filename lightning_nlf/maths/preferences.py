@@ -1,4 +1,4 @@
-"""What rankings say of numbers: pairs and whole rankings, with ties, of rewards or of β times log-ratios."""
+"""Losses for preference pairs and for rankings with ties. They apply to rewards, or to β times log-ratios."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lightning_nlf.maths.means import check_shapes
 
 
 class Pairs(NamedTuple):
-    """All pairs of rows that were ranked for the same prompt; P of them."""
+    """All P pairs of rows that were ranked for the same prompt."""
 
-    better: Tensor  # (P,) row; of a tie the one that comes first
-    worse: Tensor  # (P,) row
+    better: Tensor  # (P,) row numbers; in a tie, the row that comes first
+    worse: Tensor  # (P,) row numbers
     tie: Tensor  # (P,) bool
 
     def difference(self, x: Tensor) -> Tensor:
-        """x of the better minus x of the worse.  x (B,) → (P,)"""
+        """x of the better row minus x of the worse row.  x (B,) → (P,)"""
         return x[self.better] - x[self.worse]
 
 
 def rankings(group: Tensor, rank: Tensor) -> Tensor:
-    """The rows of each group, best first, (G, K ≥ 1); −1 is padding. Rows of rank −1 are left out.
+    """The row numbers of each group, best first, (G, K ≥ 1); −1 is padding. Rows of rank −1 are left out.
 
     Args: group, rank (B,) int.
     """
@@ -41,19 +41,21 @@ def rankings(group: Tensor, rank: Tensor) -> Tensor:
 
 
 def pairs(group: Tensor, rank: Tensor) -> Pairs:
-    """All C(K, 2) pairs of each group's K ranked rows, from one number a row.  group, rank (B,) int."""
+    """All C(K, 2) pairs of the K ranked rows of each group.  group, rank (B,) int."""
     table = rankings(group, rank)
     first, second = torch.triu_indices(table.shape[1], table.shape[1], 1, device=table.device)
-    better, worse = table[:, first], table[:, second]  # (G, C(K, 2)); padding stands last, so it is never the first
-    both = worse >= 0
-    better, worse = better[both], worse[both]
+    better, worse = table[:, first], table[:, second]  # (G, C(K, 2)); padding comes last, so it is never in `better`
+    present = worse >= 0
+    better, worse = better[present], worse[present]
     return Pairs(better, worse, rank[better] == rank[worse])
 
 
 def bradley_terry_loss(difference: Tensor, tie: Tensor, margin: Tensor | float = 0.0) -> Tensor:
-    """−log σ(d − m) of the strict pairs, 0 of a tie: Bradley & Terry 1952; the margin m as in arXiv 2307.09288, eq. 2.
+    """Bradley-Terry loss −log σ(d − m) of each pair, 0 for ties.
 
-    Args: difference (P,) d of the better and the worse; tie (P,) bool; margin (P,) or one number.  Returns (P,).
+    Sources: Bradley & Terry 1952; for the margin m, eq. 2 of https://arxiv.org/abs/2307.09288.
+
+    Args: difference (P,): d, better minus worse row; tie (P,) bool; margin (P,) or a number: m.  Returns (P,).
     """
     check_shapes(1, difference=difference, tie=tie)
     if isinstance(margin, Tensor):
@@ -62,7 +64,7 @@ def bradley_terry_loss(difference: Tensor, tie: Tensor, margin: Tensor | float =
 
 
 def rao_kupper_log_probs(difference: Tensor, log_theta: Tensor | float) -> Tensor:
-    """log P of (win, tie, lose): Rao & Kupper 1967, with θ = e^a ≥ 1.  difference (P,) → (P, 3)
+    """Rao-Kupper log-probabilities of (win, tie, lose), 1967, with θ = e^a ≥ 1.  difference (P,) → (P, 3)
 
     P(win) = σ(d − a), P(lose) = σ(−d − a), P(tie) = (θ² − 1) σ(d − a) σ(−d − a).  θ = 1 is Bradley-Terry.
     """
@@ -72,7 +74,7 @@ def rao_kupper_log_probs(difference: Tensor, log_theta: Tensor | float) -> Tenso
 
 
 def davidson_log_probs(difference: Tensor, log_nu: Tensor | float) -> Tensor:
-    """log P of (win, tie, lose): Davidson 1970, with ν ≥ 0.  difference (P,) → (P, 3)
+    """Davidson log-probabilities of (win, tie, lose), 1970, with ν ≥ 0.  difference (P,) → (P, 3)
 
     P(win) = e^{d/2} / Z, P(tie) = 2ν / Z, P(lose) = e^{−d/2} / Z.  ν = 0 (log ν = −∞) is Bradley-Terry.
     """
@@ -82,7 +84,7 @@ def davidson_log_probs(difference: Tensor, log_nu: Tensor | float) -> Tensor:
 
 
 def outcome_loss(log_probs: Tensor, tie: Tensor) -> Tensor:
-    """−log P of what was said of each pair: the better won, or it was a tie.
+    """Negative log-likelihood of each pair's outcome, which is a win of `better` or a tie.
 
     Args: log_probs (P, 3) of (win, tie, lose); tie (P,) bool.  Returns (P,).
     """
@@ -91,26 +93,28 @@ def outcome_loss(log_probs: Tensor, tie: Tensor) -> Tensor:
 
 
 def plackett_luce_loss(scores: Tensor, group: Tensor, rank: Tensor) -> Tensor:
-    """−log P of each group's ranking: Plackett 1975, Luce 1959.
+    """Plackett-Luce loss: −log P of each group's ranking (Plackett 1975, Luce 1959), with ties.
 
-    P = Π over blocks, best first, of the probability that exactly these rows come next: the sum over the orders that
-    they may come in, see `block_log_probs`. Without ties Π_i e^{s_i} / Σ_{j not before i} e^{s_j}.
+    Tied rows form a block. P is a product over the blocks, best first. Each factor is the probability that exactly the
+    rows of this block come next, summed over their possible orders (see `block_log_probs`). Without ties, P = Π_i
+    e^{s_i} / Σ_{j not before i} e^{s_j}.
 
-    Args: scores (B,); group, rank (B,) int, rank −1 takes no part.  Returns (G,), 0 where all are tied.
+    Args: scores (B,); group, rank (B,) int, rows of rank −1 are left out.  Returns (G,), 0 for a group in which all
+        rows are tied.
     """
     check_shapes(1, scores=scores, group=group, rank=rank)
     table = rankings(group, rank)
     present, rows = table >= 0, table.clamp(min=0)
     s, ranks = scores[rows], torch.where(present, rank[rows], torch.iinfo(rank.dtype).max)  # (G, K)
-    same = (ranks[:, :, None] == ranks[:, None, :]) & present[:, None, :]  # (G, K, K)
+    tied = (ranks[:, :, None] == ranks[:, None, :]) & present[:, None, :]  # (G, K, K)
     later = (ranks[:, :, None] < ranks[:, None, :]) & present[:, None, :]
     place = torch.arange(table.shape[1], device=table.device)
-    starts = present & ~(same & (place < place[:, None])).any(2)  # the first row of each block
+    starts = present & ~(tied & (place < place[:, None])).any(2)  # the first row of each block
     followed = later.any(2)
-    # log Σ over those that come after; −∞ behind the last, by a path without 0 · ∞ in its gradient
+    # log Σ over later rows; −∞ after the last block, computed so that the gradient has no 0 · ∞
     after = torch.where(later | ~followed[..., None], s[:, None, :], -torch.inf).logsumexp(2)
     after = torch.where(followed, after, -torch.inf)
-    sizes = torch.where(starts, same.sum(2), 0)
+    sizes = torch.where(starts, tied.sum(2), 0)
     log_prob = scores.new_zeros(len(table)) + scores.sum() * 0
     for size in sizes.unique().tolist():
         if size:
@@ -121,13 +125,13 @@ def plackett_luce_loss(scores: Tensor, group: Tensor, rank: Tensor) -> Tensor:
 
 
 def block_log_probs(block: Tensor, after: Tensor) -> Tensor:
-    """log P(the m tied rows come next, in whatever order).  block (N, m), after (N,) → (N,)
+    """Log-probability that the m tied rows of a block come next, in any order.  block (N, m), after (N,) → (N,)
 
-    Σ over permutations π of Π_l e^{s_π(l)} / (Σ_{k ≥ l} e^{s_π(k)} + e^{after}). That is the probability that m
-    exponential times of rates e^s all end before one of rate A = e^{after}, ∫ A e^{−At} Π_l (1 − e^{−t e^{s_l}}) dt
-    (DeLong, Guirguis & So 1994), by the trapezoid rule over log t: its integrand is log-concave with a width of about
-    1/√(m + 1), so the error is that of the floats.
-    Args: after: log Σ e^s over the rows that come later, −∞ without any: then P = 1.
+    The probability is Σ over permutations π of Π_l e^{s_π(l)} / (Σ_{k ≥ l} e^{s_π(k)} + e^{after}). This is the
+    probability that m exponential times of rates e^s all end before one of rate A = e^{after}, ∫ A e^{−At} Π_l (1 −
+    e^{−t e^{s_l}}) dt (DeLong, Guirguis & So 1994). The integral uses the trapezoid rule over log t. Its integrand is
+    log-concave with a width of about 1/√(m + 1), so that the error is at the level of float precision.
+    Args: after: log Σ e^s over the rows that come later. It is −∞ if no row comes later, and then P = 1.
     """
     m = block.shape[1]
     if m == 1:
@@ -135,7 +139,7 @@ def block_log_probs(block: Tensor, after: Tensor) -> Tensor:
     last = after == -torch.inf
     after = torch.where(last, 0, after)
     step = min(0.2, 0.5 / math.sqrt(m + 1))
-    # log(A t): the mode is between 0 and log(m + 1); below it falls by 1 at least, above it doubly exponentially
+    # x = log(A t). The mode is in [0, log(m + 1)]; the slope below is at least 1, the decay above doubly exponential.
     x = torch.arange(-25.0, math.log(m + 1) + 4, step, device=block.device, dtype=block.dtype)
     log_prob = x - x.exp()
     for s in (block - after[:, None]).unbind(1):
@@ -144,7 +148,7 @@ def block_log_probs(block: Tensor, after: Tensor) -> Tensor:
 
 
 def _log_ended(y: Tensor) -> Tensor:
-    """log(1 − e^{−e^y}), without overflow and with a gradient that is finite."""
+    """log(1 − e^{−e^y}), without overflow and with a finite gradient."""
     small = y.clamp(max=-7)
     z = y.clamp(-7, 5).exp()
     return torch.where(y < -7, small - small.exp() / 2, torch.log(-torch.expm1(-z)))

@@ -1,4 +1,4 @@
-"""Returns and generalised advantages, for all steps at once."""
+"""Discounted returns and generalised advantage estimation (GAE), computed for all steps in parallel."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lightning_nlf.maths.steps import next_valid
 
 
 def reverse_recurrence(add: Tensor, factor: Tensor) -> Tensor:
-    """y_t = add_t + factor_t · y_{t+1} with y_T = 0, for all t at once.
+    """Solve y_t = add_t + factor_t · y_{t+1} with y_T = 0, for all t in parallel.
 
-    Recursive doubling (Hillis & Steele 1986): log₂ T rounds instead of T; exact for any factors.
+    Recursive doubling (Hillis & Steele 1986) takes log₂ T rounds instead of T, and is exact for any factors.
     Args: add, factor (B, T).  Returns (B, T).
     """
     y, reach, step = add, factor, 1
@@ -32,14 +32,14 @@ def gae(
     lam: float,
     cut: Tensor | None = None,
 ) -> Tensor:
-    """Generalised advantages, eq. 16 of https://arxiv.org/abs/1506.02438, over valid steps only.
+    """Generalised advantage estimation (GAE), eq. 16 of https://arxiv.org/abs/1506.02438, over valid steps only.
 
     A_t = δ_t + γλ A_{t+1},  δ_t = r_t + γ V_{t+1} − V_t,  V_T = bootstrap
 
     Args:
-        rewards, values, valid: (B, T); bootstrap: (B,), 0 where the episode terminated.
-        cut: (B, T) bool, steps whose return ends with the next V instead of running on.
-    Returns: (B, T), 0 where `valid` is False. With values = 0 and lam = 1 it is the discounted reward-to-go.
+        rewards, values, valid: (B, T); bootstrap: (B,), 0 for terminated episodes.
+        cut: (B, T) bool, steps at which the return ends: V of the next step stands for all later rewards.
+    Returns: (B, T), 0 where `valid` is False. With values = 0 and lam = 1, the result is the discounted reward-to-go.
     """
     delta = torch.where(valid, rewards + gamma * next_valid(values, valid, bootstrap) - values, 0)
     factor = torch.where(valid, gamma * lam, 1.0).to(delta.dtype)
@@ -51,11 +51,13 @@ def gae(
 def episode_gae(
     batch: Batch, values: Tensor, bootstrap: Tensor, gamma: float, lam: float, cut: Tensor | None = None
 ) -> Tensor:
-    """`gae` of the batch's rewards; where a row is a part of an episode, it runs on into the next part.
+    """GAE for episodes that may be split into several rows.
 
-    The rows of one `extra["episode"]` are laid behind each other in the order of `extra["part"]`, valid steps only:
-    V of a part's first decision is what the last step of the part before is followed by.
-    Args: values, cut (B, T); bootstrap (B,), of which each episode's last row counts.  Returns (B, T).
+    The recurrence of `gae` continues from one row into the next.
+
+    The valid steps of rows with the same `extra["episode"]` are joined in the order of `extra["part"]`. The last step
+    of a row is followed by V of the first step of the next row.
+    Args: values, cut (B, T); bootstrap (B,): only the value of each episode's last row is used.  Returns (B, T).
     """
     assert batch.rewards is not None
     if "episode" not in batch.extra:
@@ -65,14 +67,14 @@ def episode_gae(
     _, of, rows = batch.extra["episode"][order].unique(return_inverse=True, return_counts=True)
     valid = batch.valid[order]
     steps = valid.sum(1)
-    behind = steps.cumsum(0) - steps  # of all rows before
+    offsets = steps.cumsum(0) - steps  # number of steps in all earlier rows
     first = rows.cumsum(0) - rows  # row of each episode
-    column = (behind - behind[first][of])[:, None] + valid.cumsum(1) - 1
+    column = (offsets - offsets[first][of])[:, None] + valid.cumsum(1) - 1
     width = int(torch.zeros_like(rows).index_add(0, of, steps).max())
-    place = (of[:, None] * width + column)[valid]  # (N,) of each valid step in the long rows
+    place = (of[:, None] * width + column)[valid]  # (N,) index of each valid step in the joined rows
 
     def laid(x: Tensor) -> Tensor:
-        """x (B, T) → (episodes, width)"""
+        """Join the rows of each episode: x (B, T) → (episodes, width)"""
         return x.new_zeros(len(rows) * width).scatter(0, place, x[order][valid]).view(-1, width)
 
     long = gae(

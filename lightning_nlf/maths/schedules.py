@@ -1,4 +1,4 @@
-"""Numbers that move with experience."""
+"""Schedules of weights that depend on the number of steps decided so far."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from lightning_nlf.numbers import NonNegative, Steps
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number that moves with experience: c(t) for t steps decided so far (environment steps, or tokens)."""
+    """A weight c(t), where t is the number of steps decided so far (environment steps, or tokens).
 
-    start: NonNegative
+    Constant by default.
+    """
+
+    start: NonNegative = 1.0
 
     def __call__(self, steps: float) -> float:
         return self.start
@@ -19,19 +22,19 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """From `start` to `end` in a straight line over the first `over` steps, then `end`."""
+    """Linear schedule: from `start` to `end` over the first `over` steps, then constant."""
 
     end: NonNegative = 0.0
     over: Steps = 10_000
 
     def __post_init__(self) -> None:
         if self.over <= 0:
-            raise ValueError(f"over is {self.over}: give the number of steps, above 0")
+            raise ValueError(f"over: got {self.over}, must be a number of steps above 0")
 
     def __call__(self, steps: float) -> float:
         return self.start + (self.end - self.start) * min(steps / self.over, 1.0)
 
 
 def scheduled(weight: float | Schedule, steps: float) -> float:
-    """The weight after `steps`: a plain number stays."""
+    """The value of a weight after `steps`. A plain number is constant."""
     return weight(steps) if isinstance(weight, Schedule) else weight

@@ -1,4 +1,4 @@
-"""Steps of rows: the next valid one, the last one, sums over a row, rows of one episode."""
+"""Operations on the steps of rows: next and last valid step, sums over a row, and sums over the rows of an episode."""
 
 from __future__ import annotations
 
@@ -9,36 +9,39 @@ from lightning_nlf.batch import Batch
 
 
 def next_valid(x: Tensor, valid: Tensor, last: Tensor) -> Tensor:
-    """x at the next valid step; `last` where none follows.  x, valid (B, T), last (B,) → (B, T)."""
+    """x at the next valid step, or `last` if there is none.  x, valid (B, T), last (B,) → (B, T)."""
     width = x.shape[1]
     steps = torch.arange(width, device=x.device).expand_as(valid)
-    own = torch.where(valid, steps, width)
-    following = own.flip(1).cummin(1).values.flip(1)  # this or the next valid step
+    columns = torch.where(valid, steps, width)
+    following = columns.flip(1).cummin(1).values.flip(1)  # this or the next valid step
     after = torch.cat([following[:, 1:], torch.full_like(following[:, :1], width)], 1)
     return torch.cat([x, last[:, None].to(x.dtype)], 1).gather(1, after)
 
 
 def with_final_obs(batch: Batch) -> tuple[Tensor, Tensor]:
-    """obs with `final_obs` right behind each row's last valid step, (B, T + 1, *obs), and where, (B, T + 1) bool.
+    """Append `final_obs` after each row's last valid step.
 
-    So a recurrent network reads what led there.
+    Returns obs (B, T + 1, *obs), and the place of `final_obs`, (B, T + 1) bool.
+
+    A recurrent network thus reads the whole row before `final_obs`.
     """
     assert batch.final_obs is not None
     width = batch.valid.shape[1]
     steps = torch.arange(1, width + 1, device=batch.valid.device)
-    behind = (batch.valid * steps).max(1).values  # (B,)
-    rows = torch.arange(len(behind), device=behind.device)
+    ends = (batch.valid * steps).max(1).values  # (B,)
+    rows = torch.arange(len(ends), device=ends.device)
     obs = torch.cat([batch.obs, torch.zeros_like(batch.obs[:, :1])], 1)
-    obs[rows, behind] = batch.final_obs
-    where = torch.zeros(len(behind), width + 1, dtype=torch.bool, device=behind.device)
-    where[rows, behind] = True
+    obs[rows, ends] = batch.final_obs
+    where = torch.zeros(len(ends), width + 1, dtype=torch.bool, device=ends.device)
+    where[rows, ends] = True
     return obs, where
 
 
 def after_actions(batch: Batch, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """obs with `final_obs` behind them, (B, T + 1, *obs), and where the outcome of each of `steps` is seen, (B, T + 1).
+    """obs with `final_obs` appended, (B, T + 1, *obs), and the places after the actions at `steps`, (B, T + 1) bool.
 
-    What is said of an action is read behind it: a reply's reward at its last token, a step's at the step's end.
+    A reward model reads the reward of an action after that action: after the last token of a reply, or the end of a
+        step.
     Args: steps (B, T) bool, a subset of `valid`.
     """
     obs, _ = with_final_obs(batch)
@@ -46,18 +49,18 @@ def after_actions(batch: Batch, steps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def last_valid(valid: Tensor) -> Tensor:
-    """(B, T) bool: each row's last valid step; none in a row without one."""
+    """(B, T) bool: the last valid step of each row; all False in a row without a valid step."""
     later = valid.flip(1).cumsum(1).flip(1)
     return valid & (later == 1)
 
 
 def row_sums(x: Tensor, mask: Tensor) -> Tensor:
-    """Σ x over the True steps of each row: a reply's log-probability from its tokens'.  x, mask (B, T) → (B,)"""
+    """Σ x over the True steps of each row, such as a reply's log-probability.  x, mask (B, T) → (B,)"""
     return torch.where(mask, x, 0).sum(1)
 
 
 def best_rows(score: Tensor, group: Tensor) -> Tensor:
-    """The row of each group with the highest score, the first of equals, in the order of the groups' numbers.
+    """Row number of the highest score in each group, in the order of group numbers. The first row wins a tie.
 
     Args: score (B,); group (B,) int.  Returns (G,) int.
     """
@@ -68,7 +71,7 @@ def best_rows(score: Tensor, group: Tensor) -> Tensor:
 
 
 def followed(batch: Batch) -> Tensor:
-    """(B,) bool: rows behind which another of the same episode comes, by `extra` `episode` and `part`, each (B,)."""
+    """(B,) bool: rows with a later row of the same episode, by `extra["episode"]` and `extra["part"]` (B,)."""
     if "episode" not in batch.extra:
         return torch.zeros_like(batch.valid[:, 0])
     part = batch.extra["part"]
@@ -77,7 +80,7 @@ def followed(batch: Batch) -> Tensor:
 
 
 def episode_sums(x: Tensor, batch: Batch) -> Tensor:
-    """x (B,) summed over the rows of each episode, (E,); without `extra["episode"]` each row is one."""
+    """x (B,) summed over the rows of each episode, (E,). Without `extra["episode"]` each row is an episode."""
     if "episode" not in batch.extra:
         return x
     names, of = batch.extra["episode"].unique(return_inverse=True)
@@ -85,13 +88,13 @@ def episode_sums(x: Tensor, batch: Batch) -> Tensor:
 
 
 def on_every_row(x: Tensor, batch: Batch) -> Tensor:
-    """x (B,) summed over the rows of each episode, the sum on each of them; as `episode_sums`.  (B,)"""
+    """x (B,) summed over the rows of each episode, with the sum repeated on every row of the episode, (B,)."""
     if "episode" not in batch.extra:
         return x
     return episode_sums(x, batch)[batch.extra["episode"].unique(return_inverse=True)[1]]
 
 
 def takeover_cuts(mask: Tensor, valid: Tensor) -> Tensor:
-    """(B, T) bool: learner's steps that are followed by somebody else's."""
-    last = torch.ones_like(mask[:, 0])  # the end of a row is no take-over
+    """(B, T) bool: the learner's steps that are followed by an expert's step."""
+    last = torch.ones_like(mask[:, 0])  # the end of a row is not a take-over
     return mask & ~next_valid(mask, valid, last)

@@ -1,4 +1,4 @@
-"""Checkpoints of a module: the networks and the tokenizer whose ids they mean."""
+"""Checkpoints of a module: save and load its networks, and the digest of their tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_nlf.private_names import trainer_of
 
 
 class Checkpointed(L.LightningModule if TYPE_CHECKING else object):  # type: ignore[misc]
-    """A module that is rebuilt from its checkpoint alone, and refuses ids of another tokenizer."""
+    """Saves a module so that its checkpoint is enough to rebuild it, and refuses data from a different tokenizer."""
 
     @property
     def _networks(self) -> dict[str, Network]:
@@ -24,14 +24,18 @@ class Checkpointed(L.LightningModule if TYPE_CHECKING else object):  # type: ign
 
     @property
     def context(self) -> int | None:
-        """Tokens of a row that all networks can read; None without a limit."""
-        return min((each.longest for each in self._networks.values() if each.longest is not None), default=None)
+        """Maximum row length in tokens that all networks can read. None without a limit."""
+        lengths = (network.longest for network in self._networks.values())
+        return min((length for length in lengths if length is not None), default=None)
 
     def _check_tokenizer(self) -> str | None:
-        """The tokenizer whose ids the data and all networks mean, where any of them says. Raises ValueError."""
+        """The common tokenizer digest of the data and all networks, or None.
+
+        Raises ValueError: their digests differ.
+        """
         source = data_source(self.trainer)
         digests = [source.tokenizer_digest, *(network.tokenizer_digest for network in self._networks.values())]
-        digest = next((each for each in digests if each is not None), None)
+        digest = next((x for x in digests if x is not None), None)
         for network in self._networks.values():
             network.check_tokenizer(digest, source.vocabulary)
         return digest
@@ -41,7 +45,10 @@ class Checkpointed(L.LightningModule if TYPE_CHECKING else object):  # type: ign
             network.tokenizer_digest = digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError: its ids are those of another tokenizer than the data's; training cannot go on from it."""
+        """Check a checkpoint and load it.
+
+        Raises ValueError: the data has a different tokenizer, or training cannot be resumed from this checkpoint.
+        """
         trainer = trainer_of(self)
         if trainer is not None and trainer.state.fn == "fit":
             check_training(checkpoint, trainer.datamodule)  # type: ignore[attr-defined]
@@ -55,12 +62,15 @@ class Checkpointed(L.LightningModule if TYPE_CHECKING else object):  # type: ign
 
     @property
     def _on_bases(self) -> dict[str, Network]:
-        """Networks with LoRA on a base that can be read again, also below others (a teacher's average), by name."""
+        """Networks with LoRA whose base model can be read again, by name.
+
+        Includes nested networks, such as a teacher's average.
+        """
         networks = {name: network for name, network in self.named_modules() if isinstance(network, Network)}
         return {name: network for name, network in networks.items() if network.base is not None}
 
     def _complete(self, checkpoint: dict[str, Any]) -> None:
-        """Put the weights of the bases that the checkpoint names into it. Raises ValueError: they are others here."""
+        """Add the weights of the base models that the checkpoint names. Raises ValueError: a base model has changed."""
         networks = self._on_bases
         for name, base in bases_in(checkpoint).items():
             network = networks.get(name)
@@ -70,7 +80,7 @@ class Checkpointed(L.LightningModule if TYPE_CHECKING else object):  # type: ign
             checkpoint["state_dict"] = weights | dict(checkpoint["state_dict"])
 
     def _leave_out_bases(self, checkpoint: dict[str, Any]) -> None:
-        """Name the bases in the place of their weights."""
+        """Replace the weights of base models by the names of these models."""
         for name, network in self._on_bases.items():
             assert network.base is not None
             checkpoint.setdefault(KEY, {})[name] = asdict(network.base)
@@ -84,12 +94,13 @@ class Checkpointed(L.LightningModule if TYPE_CHECKING else object):  # type: ign
         for network in self._networks.values():
             if network.tokenizer_digest is not None:
                 checkpoint["tokenizer_digest"] = network.tokenizer_digest
-        # Built by hand, the hyperparameters are live networks: pickled code that no safe loader would read.
+        # The hyperparameters of a module that was built manually are live networks, which a safe loader cannot read.
         if "_instantiator" not in checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}):
             checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, None)
             return
-        saved = checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = dict(checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY])
-        for name, network in self._networks.items():  # what came with `weights` must outlast them
+        hyper_parameters = dict(checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY])
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = hyper_parameters
+        for name, network in self._networks.items():  # sizes that were read from `weights` must not depend on that file
             if network.arguments():
-                spec = saved[name]
-                saved[name] = spec | {"init_args": spec.get("init_args", {}) | network.arguments()}
+                spec = hyper_parameters[name]
+                hyper_parameters[name] = spec | {"init_args": spec.get("init_args", {}) | network.arguments()}

@@ -1,4 +1,4 @@
-"""Memory that a training needs at least: weights, gradients, Adam's moments, and activations of one micro-batch."""
+"""Estimate of the memory for training: weights, gradients, Adam's moments, and activations of one micro-batch."""
 
 from __future__ import annotations
 
@@ -12,44 +12,47 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_nlf.data_source import DataSource
 from lightning_nlf.networks import Network
 
-BYTES = 4  # of a number in float32
+BYTES = 4  # bytes of a float32 number
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes that a training needs beside what is in memory already. An estimate, and rather too low.
+    """Bytes that training needs in addition to the memory in use. The estimate tends to be too low.
 
     Args:
-        weights: of networks whose numbers are not read yet.
-        learned: a gradient and two moments of each parameter that learns.
-        activations: of the rows that are read at a time.
+        weights: bytes of weights that are not loaded yet.
+        trained: bytes of the gradient and two moments of each trained parameter.
+        activations: bytes of the activations of the rows that are read at a time.
     """
 
     weights: int
-    learned: int
+    trained: int
     activations: int
 
     @classmethod
     def of(cls, networks: Iterable[Network], rows: int, tokens: int) -> TrainingMemory:
-        """Args: rows: that are read at a time; tokens: of each of them."""
+        """Estimate for these networks.
+
+        Args: rows: number of rows that are read at a time; tokens: number of tokens in each row.
+        """
         parameters = [p for network in networks for p in network.parameters()]
         unread = sum(p.numel() for p in parameters if p.is_meta)
-        learned = sum(p.numel() for p in parameters if p.requires_grad)
-        kept = sum(network.kept_per_token for network in networks)
-        return cls(BYTES * unread, BYTES * 3 * learned, BYTES * kept * rows * tokens)
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        kept_per_token = sum(network.kept_per_token for network in networks)
+        return cls(BYTES * unread, BYTES * 3 * trained, BYTES * kept_per_token * rows * tokens)
 
     @property
     def total(self) -> int:
-        return self.weights + self.learned + self.activations
+        return self.weights + self.trained + self.activations
 
 
 def check_memory(networks: Iterable[Network], source: DataSource, device: torch.device) -> None:
-    """Warns, before the first step, that a training on a CPU needs more memory than is left, and which knobs help.
+    """Warn, before the first step, if training on a CPU needs more memory than is available, and name knobs that help.
 
-    Where neither `rows_per_batch` nor `tokens_per_batch` is set, one row at a time is assumed.
+    Assumes one row at a time if neither `rows_per_batch` nor `tokens_per_batch` is set.
 
     Raises:
-        ValueError: it needs more than the machine has.
+        ValueError: training needs more memory than the machine has.
     """
     tokens = source.longest_row
     if device.type != "cpu" or tokens is None:
@@ -62,10 +65,10 @@ def check_memory(networks: Iterable[Network], source: DataSource, device: torch.
     read = f"{rows} row{'s' if rows > 1 else ''} of up to {tokens} tokens"
     weights = f"{gibibytes(needed.weights)} for weights, " if needed.weights else ""
     text = (
-        f"memory: training needs about {gibibytes(needed.total)} GiB more, {weights}{gibibytes(needed.learned)} for "
-        f"gradients and Adam and {gibibytes(needed.activations)} for {read}, and this machine has "
-        f"{gibibytes(memory.available)} left of {gibibytes(memory.total)}. Less takes: data.rows_per_batch (fewer rows "
-        "at a time), policy.checkpoint_activations: true, or policy.lora"
+        f"memory: training needs about {gibibytes(needed.total)} GiB more ({weights}{gibibytes(needed.trained)} for "
+        f"gradients and Adam, {gibibytes(needed.activations)} for {read}), but this machine has "
+        f"{gibibytes(memory.available)} GiB available of {gibibytes(memory.total)}. To use less, set "
+        "data.rows_per_batch (fewer rows at a time), policy.checkpoint_activations: true, or policy.lora"
     )
     if needed.total > memory.total + swap.total:
         raise ValueError(text)

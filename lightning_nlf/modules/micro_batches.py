@@ -1,4 +1,4 @@
-"""Micro-batches of one optimizer step: as many rows as fit, forward and backward, with the gradient of the whole."""
+"""Micro-batches for gradient accumulation: as many rows as fit in memory, with the gradient of the whole batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from lightning_nlf.maths.parts import parts_of, row_lengths
 
 
 def micro_batches(batch: Batch, trainer: L.Trainer) -> list[Batch]:
-    """The batch in parts of the DataModule's `rows_per_batch` or `tokens_per_batch`, as many on every rank.
+    """Split a batch by the DataModule's `rows_per_batch` or `tokens_per_batch`.
 
-    Ranked groups stay whole: they are compared. Totals are dropped.
+    Every rank gets the same number of parts.
+
+    Ranked groups are not split, because their rows are compared. `totals` are dropped.
     """
     source = data_source(trainer)
     limits = source.rows_per_batch, source.tokens_per_batch
@@ -26,8 +28,8 @@ def micro_batches(batch: Batch, trainer: L.Trainer) -> list[Batch]:
     parts = parts_of(row_lengths(used), *limits, None if batch.rank is None else batch.group)
     count = len(parts)
     if trainer.world_size > 1:
-        here = torch.tensor(count, device=batch.mask.device)
-        count = int(trainer.strategy.reduce(here, reduce_op="max"))
+        local = torch.tensor(count, device=batch.mask.device)
+        count = int(trainer.strategy.reduce(local, reduce_op="max"))
     if count == 1:
         return [batch]
     cut = [batch[rows.to(batch.mask.device)] for rows in parts]
@@ -35,7 +37,7 @@ def micro_batches(batch: Batch, trainer: L.Trainer) -> list[Batch]:
 
 
 def stamped(parts: list[Batch], batch: Batch) -> list[Batch]:
-    """The parts, each with the totals of the whole batch: the sum of their means is the mean of the whole."""
+    """Add the totals of the whole batch to each part, so that the means of all parts sum to the mean of the whole."""
     if len(parts) == 1:
         return parts
     totals = batch.totals or {name: counts.sum() for name, counts in row_counts(batch).items()}
@@ -43,7 +45,7 @@ def stamped(parts: list[Batch], batch: Batch) -> list[Batch]:
 
 
 def silent(batch: Batch) -> Batch:
-    """The batch with nothing to learn from: of a rank that has fewer parts, and takes part in every all-reduce."""
+    """A copy with nothing to learn from, for a rank with fewer parts, because each rank must join every all-reduce."""
     return replace(
         batch,
         mask=torch.zeros_like(batch.mask),

@@ -1,8 +1,9 @@
-"""One training step and one optimizer: the sum of terms, their logging, and what is not finite."""
+"""Base LightningModule: sums and logs the terms of the objectives, and takes the optimizer steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
@@ -17,43 +18,59 @@ from lightning_nlf.maths.means import count_of
 from lightning_nlf.modules.checkpointing import Checkpointed
 from lightning_nlf.modules.memory_estimate import check_memory
 from lightning_nlf.modules.micro_batches import micro_batches, stamped
+from lightning_nlf.modules.optimization import adam, refuse_both, straight_line
 from lightning_nlf.modules.phases import PhasedObjective
-from lightning_nlf.numbers import Positive
+from lightning_nlf.numbers import NonNegative, Positive, Share
 from lightning_nlf.objective import hooks_of
 
 
 class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
-    """Sums the terms of its objectives, logs each by its own name, steps one optimizer.
+    """Base LightningModule of policies and reward models: one loss, the sum of all terms, and one optimizer.
 
     Args:
-        optimizer, lr_scheduler: as in any LightningCLI yaml, by `class_path`.
-        network_lr: learning rates of single networks by their name (`value: 0.001`), where they differ.
-        reduce: `mean` of each term over its steps, or their `sum`: then a long row counts for more than a short one,
-            and an update of many steps for more than one of few, as in the textbook's REINFORCE.
+        lr: learning rate of Adam, or of AdamW with a `weight_decay`; 0.001 by default.
+        lr_end: final learning rate as a share of `lr`. The learning rate changes linearly over `trainer.max_epochs`.
+            None: constant.
+        eps, weight_decay: epsilon and weight decay of Adam. The command line's defaults are Adam's, 1e-8 and 0. A
+            language model that trains all weights has different defaults: a weight decay of 0.01 if its training rows
+            are given, such as the rows of a file; an epsilon of 1e-5, as in PPO's reference code, if it samples the
+            replies.
+        optimizer, lr_scheduler: classes that replace the settings above, by `class_path`.
+        network_lr: learning rates of single networks, by name (`value: 0.001`). All other networks have the
+            optimizer's.
+        reduce: `mean` or `sum` of each term over its steps. With `sum`, long rows count for more than short rows, and
+            updates with many steps for more than updates with few steps, as in textbook REINFORCE.
     """
 
     def __init__(
         self,
-        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr: Positive | None = None,
+        lr_end: Share | None = None,
+        eps: Positive | None = None,
+        weight_decay: NonNegative | None = None,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         network_lr: dict[str, Positive] | None = None,
         reduce: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.optimizer, self.lr_scheduler, self.network_lr = optimizer, lr_scheduler, network_lr or {}
+        refuse_both({"lr": lr, "eps": eps, "weight_decay": weight_decay}, "optimizer", optimizer)
+        refuse_both({"lr_end": lr_end}, "lr_scheduler", lr_scheduler)
+        self.optimizer = adam(lr, eps, weight_decay) if optimizer is None else optimizer
+        self.lr_end, self.lr_scheduler, self.network_lr = lr_end, lr_scheduler, network_lr or {}
         self.reduce = reduce
-        self.memory_is_checked = False  # whether somebody has called `check_memory` for this run
+        self.memory_is_checked = False  # set when `check_memory` has run
         self.register_buffer("experience", torch.zeros((), dtype=torch.float64))
-        self.held_out = nn.ModuleDict()  # a metric for each name that was logged
-        self._unlogged: dict[str, list[Tensor]] = {}  # those of the steps that count
+        self.held_out = nn.ModuleDict()  # one metric per logged name
+        self._unlogged: dict[str, list[Tensor]] = {}  # values since the last logging, from steps that count
         self._suspect = ""
 
     # ---- training
 
     def setup(self, stage: str) -> None:
         if self.trainer.precision in ("16-true", "bf16-true", "64-true"):
-            raise ValueError(f"trainer.precision: {self.trainer.precision} is not what states come in; use bf16-mixed")
+            raise ValueError(f"trainer.precision: {self.trainer.precision} would round observations; use bf16-mixed")
         digest = self._check_tokenizer()
         for network in self._networks.values():
             network.check_length(data_source(self.trainer).longest_row)
@@ -63,13 +80,13 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
                 check_memory(self._networks.values(), data_source(self.trainer), self.trainer.strategy.root_device)
 
     def on_train_start(self) -> None:
-        """Refuses another learning rate than the checkpoint's: it would be recorded, and not used."""
+        """Refuse a learning rate that differs from the checkpoint's, because it would be logged but not used."""
         lrs = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
-        if self.lr_scheduler is None and lrs != self._configured_lrs:
-            raise ValueError(f"optimizer.lr: the checkpoint goes on with {lrs}, not {self._configured_lrs}")
+        if self.lr_scheduler is None and self.lr_end is None and lrs != self._configured_lrs:
+            raise ValueError(f"lr: got {self._configured_lrs}, but the checkpoint has {lrs}; set that to resume")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if not self.training:  # acting switched to eval mode
+        if not self.training:  # collecting switched to eval mode
             self.train()
         parts = stamped(micro_batches(batch, self.trainer), batch)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
@@ -88,10 +105,13 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
         return loss if len(parts) == 1 else loss + (noted["loss"] - loss.detach())
 
     def _loss_of(self, batch: Batch, parts: int, noted: dict[str, Tensor], counts: dict[str, bool]) -> Tensor:
-        """The loss of one of so many parts, (); adds its terms to `noted`, and whether each counts to `counts`."""
+        """Loss () of one of `parts` micro-batches.
+
+        Adds the value of each term to `noted`, and whether the term has any values to `counts`.
+        """
         terms = self.gather(batch, self.evaluate(batch))
         means = {term.name: self.weighted(term, batch) for term in terms}
-        if parts > 1:  # a number of its own is no sum over rows
+        if parts > 1:  # a scalar term is not a sum over rows
             means |= {term.name: means[term.name] / parts for term in terms if term.over is None}
         losses = {term.name: means[term.name] for term in terms if not term.logged_only}
         loss = torch.stack([x.float() for x in losses.values()]).sum()
@@ -104,45 +124,48 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
         return loss
 
     def _add_gradient(self, loss: Tensor) -> None:
-        """Backward of a part that is not the last, which is Lightning's: as Lightning does it, but within the step."""
+        """Backward pass of a micro-batch before the last one. Lightning runs the last one, in the same way."""
         with torch.autocast(self.device.type, enabled=False):
             self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, self.trainer.optimizers[0])
         torch.clear_autocast_cache()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing: `training_step` does it. Lightning would between forward and backward, which is too late for parts
-        that have gone backward already, and the old gradients would stand beside all activations."""
+        """Does nothing, because `training_step` sets the gradients to zero.
+
+        Lightning would call it between the forward and the backward pass. This would erase the gradients of earlier
+        micro-batches. Old gradients would also take memory while all activations are in memory.
+        """
 
     def on_train_epoch_end(self) -> None:
         self._log_terms(self.global_step - 1)
 
     def note(self, name: str, x: Tensor, counts: bool = True) -> None:
-        """Keep a scalar for the mean that is logged next; the same names on every rank."""
+        """Keep a scalar for the mean that is logged next. All ranks must call this with the same names."""
         values = self._unlogged.setdefault(name, [])
         if counts:
             values.append(x.detach().clone())
 
     def _log_terms(self, step: int) -> None:
-        """Each term's mean since the last time, over the optimizer steps that had something for it."""
+        """Log the mean of each term since the last logging, over the optimizer steps in which the term had values."""
         if not self._unlogged:
             return
         if twice := self._unlogged.keys() & data_source(self.trainer).statistics.keys():
-            raise ValueError(f"train/{min(twice)}: the DataModule logs this name too; give the term another")
-        kept = self._unlogged.values()
-        zero = torch.zeros((), device=self.device)  # of a term that no step counted for on this rank
-        local = [torch.stack(values).float().sum() if values else zero for values in kept]
-        lengths = torch.tensor([float(len(values)) for values in kept], device=self.device)
+            raise ValueError(f"train/{min(twice)}: the DataModule logs this name too; rename the term")
+        noted = self._unlogged.values()
+        zero = torch.zeros((), device=self.device)  # for terms without values on this rank
+        local = [torch.stack(values).float().sum() if values else zero for values in noted]
+        lengths = torch.tensor([float(len(values)) for values in noted], device=self.device)
         sums, counts = self.sum_over_ranks(torch.stack([torch.stack(local), lengths])).cpu()  # (terms,) each
         names = [f"train/{name}" for name in self._unlogged]
         self._unlogged.clear()
         metrics = {name: sums[i] / counts[i] for i, name in enumerate(names) if counts[i]}
         self.log_dict(metrics, logger=False)
-        for logger in self.loggers:  # `log_dict` would repeat old values of terms that had no step this time
+        for logger in self.loggers:  # `log_dict` would repeat the old value of a term without new ones
             logger.log_metrics({name: float(x) for name, x in metrics.items()}, step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            return  # a gradient scaler expects infinities, and skips the step itself
+            return  # a gradient scaler expects infinite gradients and skips the step
         for name, network in self.named_children():
             gradients = {f"{name}.{key}": p.grad for key, p in network.named_parameters() if p.grad is not None}
             if not gradients:
@@ -151,7 +174,7 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
             if not torch.isfinite(norm):
                 bad = [key for key, gradient in gradients.items() if not torch.isfinite(gradient).all()]
                 self._refuse(", ".join(bad or gradients) + self._suspect, "gradient")
-            if not norm:  # nothing was learned about this network: momentum must not move it
+            if not norm:  # without a gradient, momentum must not move this network
                 network.zero_grad(set_to_none=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -159,7 +182,7 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
         self.advance_all()
 
     def advance_all(self) -> None:
-        """What follows an optimizer step: each mixin's `advance`."""
+        """Call `advance` of each mixin, after an optimizer step."""
         for _, advance in hooks_of(type(self), "advance"):
             advance(self)
 
@@ -167,7 +190,7 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
         names = [name for name, network in self.named_children() if any(p.requires_grad for p in network.parameters())]
         unknown = set(self.network_lr) - set(names)
         if unknown:
-            raise ValueError(f"network_lr names {sorted(unknown)}: the networks are {names}")
+            raise ValueError(f"network_lr: there are no networks {sorted(unknown)}; the networks are {names}")
         groups: list[dict[str, Any]] = []
         for name, network in self.named_children():
             parameters = [p for p in network.parameters() if p.requires_grad]
@@ -176,7 +199,10 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
                 groups.append({"params": parameters, "name": name} | rate)
         optimizer = self.optimizer(groups)
         self._configured_lrs = [group["lr"] for group in optimizer.param_groups]
-        return optimizer if self.lr_scheduler is None else ([optimizer], [self.lr_scheduler(optimizer)])
+        scheduler = self.lr_scheduler
+        if scheduler is None and self.lr_end is not None:
+            scheduler = partial(straight_line, end=self.lr_end, epochs=self.trainer.max_epochs)
+        return optimizer if scheduler is None else ([optimizer], [scheduler(optimizer)])
 
     # ---- evaluation
 
@@ -190,10 +216,13 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
         return batch
 
     def assess(self, stage: str, batch: Batch, loader: int = 0) -> None:
-        """Log what an evaluation batch says of the networks, as `stage/…`; `loader` says of which loader."""
+        """Log the metrics of an evaluation batch as `stage/…`.
+
+        `loader` is the index of the dataloader that gave the batch.
+        """
         raise NotImplementedError
 
-    # ---- what is not finite
+    # ---- loading, and losses that are not finite
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -205,16 +234,16 @@ class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
         trust: Sequence[str] | None = None,
         **changes: Any,
     ) -> Any:
-        """The module with its networks and weights, from the checkpoint alone: see `construction.rebuild`.
+        """Rebuild the module, with its networks and weights, from the checkpoint; see `construction.rebuild`.
 
-        Lightning's own would build this class, whatever the checkpoint is of, and without networks.
+        Lightning's method would build this class for any checkpoint, and without networks.
         """
         if not weights_only:
-            raise ValueError("weights_only=False: a checkpoint is never run as code")
+            raise ValueError("weights_only=False: checkpoints are never run as code; remove this argument")
         return rebuild(cls, checkpoint_path, map_location, strict, trust, **changes)
 
-    def _refuse_loss(self, what: str) -> None:
+    def _refuse_loss(self, losses: str) -> None:
         if self.trainer.world_size == 1:
-            self._refuse(what, "loss")
-        # One rank that stopped here would leave the others waiting: its gradient brings the news to all of them.
-        self._suspect = f" (on rank {self.global_rank}: {what})"
+            self._refuse(losses, "loss")
+        # If one rank stopped here, the other ranks would wait for ever. The infinite gradient stops all ranks.
+        self._suspect = f" (on rank {self.global_rank}: {losses})"

@@ -1,4 +1,4 @@
-"""A policy that acts, replies, and is read where a term needs it."""
+"""Base module of policies: acts, samples replies, and evaluates the policy at the steps that terms need."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from lightning_nlf.objective import Evaluation, hooks_of, scattered
 
 
 class PolicyModule(ObjectiveModule):
-    """A policy that acts, and is evaluated where somebody learns from a step.
+    """Base module of policies: acts in environments, samples replies, and evaluates the steps that its terms need.
 
-    Args: policy: the network.
+    Args: policy: the policy network.
     """
 
     def __init__(self, policy: Policy, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.policy = policy
-        self.played = nn.ModuleList([MeanMetric(), MeanMetric()])  # returns of the two evaluation loaders
+        self.return_metrics = nn.ModuleList([MeanMetric(), MeanMetric()])  # returns of the two evaluation loaders
 
     # ---- evaluation
 
     def assess(self, stage: str, batch: Batch, loader: int = 0) -> None:
-        """Returns and metrics of episodes that were played, or the terms of held-out rows, which have neither."""
+        """Log returns and metrics of played episodes, or the loss terms of held-out rows."""
         if batch.rewards is None and not batch.metrics:
             self.assess_held_out(stage, batch)
         else:
             self.assess_played(stage, batch, loader)
 
     def assess_played(self, stage: str, batch: Batch, loader: int) -> None:
-        """The first loader plays the mode of the policy, the second samples from it.
+        """Log the return of played episodes. The first loader plays the mode of the policy, the second samples from it.
 
-        Beside the return: the mean of `Batch.metrics` and of each mixin's `episode_metrics`, by their names; over the
-        episodes of which a number is known, where others are NaN. No return where nobody pays.
+        Also logs the means of `Batch.metrics` and of each mixin's `episode_metrics`, by name. Each mean is over the
+        episodes whose value is not NaN. The return is left out if episodes have no rewards.
         """
-        metric, how = self.played[loader], ("", "_sampled")[loader]
+        metric, how = self.return_metrics[loader], ("", "_sampled")[loader]
         assert isinstance(metric, MeanMetric)
         if batch.rewards is not None:
             metric.update(
@@ -54,15 +54,15 @@ class PolicyModule(ObjectiveModule):
         for _, hook in hooks_of(type(self), "episode_metrics"):
             metrics |= hook(self, batch, loader == 1)
         for name, x in metrics.items():
-            one_row = x[~followed(batch) & ~x.isnan()]  # of each episode
+            one_row = x[~followed(batch) & ~x.isnan()]  # one row per episode
             total, count = self.sum_over_ranks(torch.stack([one_row.sum(), x.new_tensor(len(one_row))]))
             if count > 0:
                 self.log(f"{stage}/{name}{how}", total / count, batch_size=len(batch), add_dataloader_idx=False)
 
-    # ---- reading
+    # ---- evaluating steps
 
     def read_steps(self, batch: Batch) -> Tensor:
-        """(B, T) bool: the learner's steps, the expert's, and those of each mask of steps."""
+        """(B, T) bool: the steps of the learner, of the expert, and of each mask of steps."""
         where = batch.mask if batch.expert_mask is None else batch.mask | batch.expert_mask
         for mask in batch.masks.values():
             where = where | mask if mask.ndim == 2 else where
@@ -70,7 +70,7 @@ class PolicyModule(ObjectiveModule):
 
     def evaluate(self, batch: Batch) -> Evaluation:
         where = self.read_steps(batch)
-        if not where.any():  # a rank with nothing to learn from still takes part in every all-reduce
+        if not where.any():  # a rank without such steps must still take part in every all-reduce
             where = torch.zeros_like(where).index_fill(1, torch.zeros(1, dtype=torch.long, device=where.device), True)
         features = self.policy.features(batch.obs, where)
         distribution = self.policy.distribution(features)
@@ -86,7 +86,7 @@ class PolicyModule(ObjectiveModule):
     def act(
         self, obs: Tensor, state: Any = None, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
-        """`Actor.act`. Values are left to `prepare`, which computes them in one pass."""
+        """`Actor.act`. Returns no values: `prepare` computes them in one pass."""
         with self.acting():
             distribution, state = self.policy.step(obs.to(self.device), state)
             actions = distribution.mode if deterministic else distribution.sample()
@@ -97,7 +97,7 @@ class PolicyModule(ObjectiveModule):
         """`Actor.values`."""
         value = getattr(self, "value", None)
         if value is None:
-            raise ValueError("takeover: it asks what states are worth, and the model has no value network")
+            raise ValueError("takeover: it depends on the value of states, but the model has no value network")
         with self.acting():
             return value(obs.to(self.device)[:, None])[:, 0]
 
@@ -111,7 +111,7 @@ class PolicyModule(ObjectiveModule):
                 part = untrimmed(batch, rows)
                 values = self.critic(part, part.valid)
                 if values is None:
-                    raise ValueError("takeover: it asks what tokens are worth, and the model has no value network")
+                    raise ValueError("takeover: it depends on the value of tokens, but the model has no value network")
                 read.append(scattered(values.float(), part.valid))
         return torch.cat(read)[torch.cat(parts).argsort()]
 

@@ -21,4 +21,4 @@ from lightning_nlf.networks.mlp import MLPQValue as MLPQValue
 from lightning_nlf.networks.mlp import MLPValue as MLPValue
 from lightning_nlf.networks.transformer import TransformerPolicy as TransformerPolicy
 
-DecoderShape.__module__ = __name__  # yamls, config.yaml of runs and MLflow name it by this package
+DecoderShape.__module__ = __name__  # yamls, the config.yaml of runs and MLflow use this path

@@ -1,4 +1,4 @@
-"""The base of LoRA's additions, which a checkpoint names by path and digest in the place of its weights."""
+"""Base models of LoRA adapters. A checkpoint records their path and digest instead of their weights."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from lightning_nlf.language import hf_layout
 from lightning_nlf.language.hf_folder import files_in
 
-KEY = "bases"  # of a checkpoint: {name of a network: Base}
+KEY = "bases"  # key of the base models in a checkpoint: {name of a network: Base}
 
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen model in Hugging Face layout.
+    """A frozen base model in the Hugging Face layout.
 
     Args:
-        weights: its folder, or its id on the hub, as the yaml has it.
-        folder: the folder's absolute path; empty for one on the hub.
-        sha256: of its weights, as `weights_digest`; empty while they are not read.
+        weights: folder of the model or its id on the hub, as in the yaml.
+        folder: absolute path of the model folder; empty for a model on the hub.
+        sha256: digest of the weights by `weights_digest`; empty if the weights have not been read.
     """
 
     weights: str
@@ -31,67 +31,70 @@ class Base:
 
     @classmethod
     def of(cls, weights: str, folder: Path) -> Base:
-        """Args: folder: where `weights` are."""
+        """The base model in `folder`, with its digest."""
         return replace(cls.unread(weights, folder), sha256=weights_digest(folder))
 
     @classmethod
     def unread(cls, weights: str, folder: Path) -> Base:
-        """The same without its digest, which takes a reading of all weights."""
+        """The base model without its digest, because computing it reads all weights."""
         return cls(weights, str(folder.resolve()) if Path(weights).is_dir() else "", "")
 
     @property
     def name(self) -> str:
-        """What others find it by: the absolute path, or the id."""
+        """The absolute path of the model folder, or the id on the hub."""
         return self.folder or self.weights
 
     def locate(self) -> Path:
-        """A folder with these weights.
+        """The folder of the base model.
 
         Raises:
-            ValueError: they are not there, or others are.
+            ValueError: the folder is missing, or its weights have changed.
         """
         folders = [self.folder, self.weights] if self.folder else [str(hf_layout.folder_of(self.weights))]
-        there = [Path(path) for path in folders if Path(path).is_dir()]
-        for path in there:
+        existing = [Path(path) for path in folders if Path(path).is_dir()]
+        for path in existing:
             if weights_digest(path) == self.sha256:
                 return path
-        state = "holds other weights" if there else "is not there"
+        state = "now holds other weights" if existing else "does not exist"
         raise ValueError(
-            f"base: this is LoRA, which was trained on {self.name} (SHA-256 {self.sha256[:12]}…), and that {state}: "
-            "put that model back there, or a link to it"
+            f"base: the LoRA adapter was trained on {self.name} (SHA-256 {self.sha256[:12]}…), which {state}; restore "
+            "that model there, or link to it"
         )
 
     def refuse_other(self, base: Base | None) -> None:
-        """Raises ValueError: a network stands on another `base`."""
+        """Refuse a different base model.
+
+        Raises ValueError: `base`, of another network, differs from this one or is None.
+        """
         if base is None or base.sha256 != self.sha256:
-            here = "it has no such base here" if base is None else f"here it is {base.name} ({base.sha256[:12]}…)"
+            actual = "no base" if base is None else f"the base {base.name} ({base.sha256[:12]}…)"
             raise ValueError(
-                f"weights: the checkpoint's LoRA was trained on {self.name} (SHA-256 {self.sha256[:12]}…), and {here}: "
-                "give that model as `weights`"
+                f"weights: the checkpoint's LoRA adapter was trained on {self.name} (SHA-256 {self.sha256[:12]}…), but "
+                f"this network has {actual}; set `weights` to the former"
             )
 
 
 def bases_in(checkpoint: Mapping[str, Any]) -> dict[str, Base]:
-    """The bases that a checkpoint names, by their networks; none where it holds all weights itself.
+    """The base models that a checkpoint names, by network; empty if the checkpoint has all weights.
 
     Raises:
-        ValueError: what stands there is none.
+        ValueError: the entry is malformed.
     """
-    named = checkpoint.get(KEY, {})
+    entries = checkpoint.get(KEY, {})
     try:
-        bases = {name: Base(**fields) for name, fields in named.items()}
+        bases = {name: Base(**fields) for name, fields in entries.items()}
     except (AttributeError, TypeError):
-        raise ValueError(f"{KEY}: not what a checkpoint says of the base of LoRA: it is damaged") from None
+        raise ValueError(f"{KEY}: the checkpoint is damaged: its entry for the base of LoRA is malformed") from None
     if not all(isinstance(x, str) for base in bases.values() for x in asdict(base).values()):
-        raise ValueError(f"{KEY}: not what a checkpoint says of the base of LoRA: it is damaged")
+        raise ValueError(f"{KEY}: the checkpoint is damaged: its entry for the base of LoRA is malformed")
     return bases
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 of the safetensors of a model folder, and of their names.
+    """SHA-256 of the names and contents of the safetensors files in a model folder.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the folder has no safetensors files.
     """
     total = hashlib.sha256()
     for file in files_in(folder):

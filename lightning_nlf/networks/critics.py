@@ -1,17 +1,18 @@
-"""Values and rewards of token sequences: on a decoder of their own, or a head on the policy's."""
+"""Value, Q and reward networks for token sequences, with a decoder of their own or as a head on the policy's trunk."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_nlf.language.shape import DecoderShape
-from lightning_nlf.networks.base import QValue, Reward, Value
+from lightning_nlf.networks.base import Policy, QValue, Reward, Value
 from lightning_nlf.networks.transformer import Transformer
-from lightning_nlf.numbers import BelowOne
+from lightning_nlf.numbers import BelowOne, Count
 
 
 def zero_head(width: int, outputs: int = 1) -> nn.Linear:
@@ -22,25 +23,25 @@ def zero_head(width: int, outputs: int = 1) -> nn.Linear:
 
 
 def reward_head(width: int) -> nn.Linear:
-    """Normal with std 1/√(d + 1) and without bias at first: appendix A of https://arxiv.org/abs/1909.08593's code."""
+    """Linear head with weights N(0, 1/(d + 1)) and bias 0, as in the code for https://arxiv.org/abs/1909.08593."""
     head = zero_head(width)
     nn.init.normal_(head.weight, std=1 / math.sqrt(width + 1))
     return head
 
 
 def number(head: nn.Linear, features: Tensor) -> Tensor:
-    """(…, d) → (…), in float32: a thousandth of a reward counts."""
+    """Apply a head with one output: (…, d) → (…). Uses float32, because small differences between rewards matter."""
     with torch.autocast(features.device.type, enabled=False):
         return head(features.float())[..., 0]
 
 
 def of_tokens(head: nn.Linear, features: Tensor, tokens: Tensor) -> Tensor:
-    """features (…, d), tokens (…) → (…), float32: what the head says of each of these tokens."""
+    """Outputs of a head at the given tokens: features (…, d), tokens (…) → (…), float32."""
     return head(features).float().gather(-1, tokens[..., None].long())[..., 0]
 
 
 class TransformerNumber(Transformer):
-    """A number of the tokens so far, on a decoder of its own."""
+    """Base of networks that have a decoder of their own and give a scalar for each prefix of tokens."""
 
     new_head: Callable[[int], nn.Linear] = staticmethod(zero_head)
 
@@ -60,18 +61,33 @@ class TransformerNumber(Transformer):
 
 
 class TransformerValue(TransformerNumber, Value):
-    """V of the tokens so far, on a decoder of its own; 0 at first."""
+    """Value network with a decoder of its own: V of each prefix of tokens. V is initially 0."""
 
 
 class ValueHead(Value):
-    """V on the policy's own trunk, from its features (…, width); 0 at first."""
+    """Value head on the policy's trunk, for features (…, width). V is initially 0.
+
+    Args: width: number of features; 0 means the policy's number.
+    """
 
     on_policy = True
 
-    def __init__(self, width: int, weights: str | None = None) -> None:
+    def __init__(self, width: Count = 0, weights: str | None = None) -> None:
         super().__init__()
+        self.weights = weights
+        if width:
+            self._make(width)
+
+    def join(self, policy: Policy) -> None:
+        if not hasattr(self, "head"):
+            self._make(policy.width)
+
+    def _make(self, width: int) -> None:
         self.head = zero_head(width)
-        self.load_weights(weights)
+        self.load_weights(self.weights)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"width": self.head.in_features}
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
         """obs: the policy's features (…, width) → (…)"""
@@ -79,7 +95,7 @@ class ValueHead(Value):
 
 
 class TransformerQValue(Transformer, QValue):
-    """Q of every token behind the tokens so far, on a decoder of its own; 0 at first."""
+    """Q network with a decoder of its own: Q of every next token. Q is initially 0."""
 
     def __init__(
         self,
@@ -97,7 +113,7 @@ class TransformerQValue(Transformer, QValue):
 
 
 class QHead(QValue):
-    """Q of every token on the policy's own trunk, from its features (…, width); 0 at first."""
+    """Q head on the policy's trunk, for features (…, width): Q of every next token. Q is initially 0."""
 
     on_policy = True
 
@@ -107,11 +123,11 @@ class QHead(QValue):
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, actions: Tensor, where: Tensor | None = None) -> Tensor:
-        """obs: the policy's features (…, width); actions (…): the tokens behind them → (…)"""
+        """obs: the policy's features (…, width); actions (…): the next tokens → (…)"""
         return of_tokens(self.head, obs, actions)
 
 
 class TransformerReward(TransformerNumber, Reward):
-    """What a reply is worth, on a decoder of its own."""
+    """Reward network for replies, with a decoder of its own."""
 
     new_head = staticmethod(reward_head)

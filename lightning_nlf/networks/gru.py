@@ -1,4 +1,4 @@
-"""Networks over token ids: small recurrent ones, for tasks with a small vocabulary."""
+"""GRU networks over token ids, for tasks with a small vocabulary."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
 from lightning_nlf.networks.base import Policy, Reward, Value
-from lightning_nlf.numbers import Size
+from lightning_nlf.numbers import Count, Size
 
 
 class GRUPolicy(Policy):
-    """The next token's distribution over `vocabulary` ids."""
+    """GRU policy over `vocabulary` token ids. A `vocabulary` of 0 is set to the size in the run's data."""
 
-    def __init__(self, vocabulary: Size, width: Size = 64, weights: str | None = None) -> None:
+    def __init__(self, vocabulary: Count = 0, width: Size = 64, weights: str | None = None) -> None:
         super().__init__()
+        self.sized(vocabulary=vocabulary)
         self.vocabulary = vocabulary
         self.embed = nn.Embedding(vocabulary, width)
         self.rnn = nn.GRU(width, width, batch_first=True)
@@ -32,7 +33,7 @@ class GRUPolicy(Policy):
 
     def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Any]:
         outputs, _ = self.rnn(self.embed(ids), state)
-        # padding on the right is never read
+        # `lengths` exclude the padding on the right.
         last = outputs[torch.arange(len(ids), device=ids.device), (lengths - 1).clamp(min=0)][None]
         if state is not None:
             last = torch.where((lengths > 0)[None, :, None], last, state)
@@ -46,10 +47,11 @@ class GRUPolicy(Policy):
 
 
 class GRUValue(Value):
-    """V of the tokens so far."""
+    """GRU value network: V of each prefix of tokens."""
 
-    def __init__(self, vocabulary: Size, width: Size = 64, weights: str | None = None) -> None:
+    def __init__(self, vocabulary: Count = 0, width: Size = 64, weights: str | None = None) -> None:
         super().__init__()
+        self.sized(vocabulary=vocabulary)
         self.vocabulary = vocabulary
         self.embed = nn.Embedding(vocabulary, width)
         self.rnn = nn.GRU(width, width, batch_first=True)
@@ -62,10 +64,11 @@ class GRUValue(Value):
 
 
 class GRUReward(Reward):
-    """What the tokens so far are worth. Its head starts small: normal, of standard deviation 1/√(width + 1)."""
+    """GRU reward network for each prefix of tokens. The initial weights of the head have std 1/√(width + 1)."""
 
-    def __init__(self, vocabulary: Size, width: Size = 64, weights: str | None = None) -> None:
+    def __init__(self, vocabulary: Count = 0, width: Size = 64, weights: str | None = None) -> None:
         super().__init__()
+        self.sized(vocabulary=vocabulary)
         self.vocabulary = vocabulary
         self.embed = nn.Embedding(vocabulary, width)
         self.rnn = nn.GRU(width, width, batch_first=True)

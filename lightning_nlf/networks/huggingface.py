@@ -1,6 +1,6 @@
-"""Language models of transformers, with LoRA if wanted: what they have in common, and the policy.
+"""Language models of the transformers library, optionally with LoRA: the base class, and the policy.
 
-Slower than our own decoder, and more general.
+These networks are slower than our own decoder, but support more architectures.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ from lightning_nlf.numbers import BelowOne, Positive
 
 
 class HuggingFace(Network):
-    """A network with a model of transformers, which is given by its config or comes with its weights.
+    """Base of networks that use a model of transformers, built from a config or loaded with weights.
 
     Args:
-        weights: a folder in Hugging Face layout or an id on the hub; or a checkpoint of ours.
-        lora: train additions of low rank, and of the model nothing else.
-        config: of the model, where no weights bring it: the content of config.json. Begins at random.
-        dropout: in training, wherever the model has any; what its config says of it is not followed, as with dropout
-            the policy that learns is not the one that acted.
-        checkpoint_activations: for less memory in training: of each layer its input alone is kept, and the layer is
-            computed again on the way back, https://arxiv.org/abs/1604.06174. About a third more time.
+        weights: a folder in the Hugging Face layout, an id on the hub, or one of our checkpoints.
+        lora: train only a LoRA adapter.
+        config: content of config.json, for a model that starts from random weights instead of `weights`.
+        dropout: dropout rate in training, at every place where the model has dropout. The rate in the model's config is
+            ignored, because with dropout the learner differs from the policy that acted.
+        checkpoint_activations: save memory in training by activation checkpointing (https://arxiv.org/abs/1604.06174).
+            Only the input of each layer is kept, and the backward pass recomputes the layer. Training takes about a
+            third longer.
 
     Raises:
-        ValueError: transformers, or with `lora` peft, is not installed; neither weights nor config; no such model;
-            a knob out of its range.
+        ValueError: transformers is not installed (or peft, with `lora`); neither weights nor config are given; the
+            model does not exist; a knob is out of its range.
     """
 
-    auto = "AutoModel"  # what of transformers builds it
+    auto = "AutoModel"  # class of transformers that builds the model
     model: Any
     vocabulary: int
 
@@ -73,7 +74,7 @@ class HuggingFace(Network):
         elif folder is not None and self.adapted:
             self.base = Base.of(str(weights), folder)
         if weights is not None and folder is None and not is_checkpoint(weights):
-            raise ValueError(f"weights: there is no folder {weights}")
+            raise ValueError(f"weights: there is no folder {weights}; check the path")
         self.generation = {} if folder is None else generation_in(folder)
         model = built(self.auto, config, folder, dropout)
         self.start_dtype = torch.float32 if folder is None else hf_folder.dtype_in(folder)
@@ -81,7 +82,7 @@ class HuggingFace(Network):
         self.checkpoint_activations = checkpoint_activations
         if checkpoint_activations:
             recompute_layers(model)
-        text = model.config.get_text_config()  # of a model that sees, too
+        text = model.config.get_text_config()  # also works for multimodal models
         self.vocabulary = text.vocab_size
         self.context = getattr(text, "max_position_embeddings", None)
         self.model = model if lora is None else with_lora(model, lora)
@@ -100,7 +101,7 @@ class HuggingFace(Network):
         return network
 
     def load_weights(self, weights: str | None) -> None:
-        """As of `Network`; what is in Hugging Face layout came with the model."""
+        """See `Network`. Weights in the Hugging Face layout are already in the model."""
         super().load_weights(weights if is_checkpoint(weights) else None)
 
     def stand_on(self, base: Base, weights: str) -> None:
@@ -109,10 +110,10 @@ class HuggingFace(Network):
         self.base = base
 
     def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint without this role gives the body of its policy, below a fresh head; without LoRA both."""
-        own, body = super().own_weights(state), under(f"policy.model.{self.bare.base_model_prefix}", state)
-        if own or not body:
-            return own
+        """The weights of this network's role. If the checkpoint has none, the body of its policy with a new head."""
+        weights, body = super().own_weights(state), under(f"policy.model.{self.bare.base_model_prefix}", state)
+        if weights or not body:
+            return weights
         fresh = {name: x for name, x in self.state_dict().items() if not name.startswith("model.")}
         return fresh | {f"model.{name}": x for name, x in body.items()}
 
@@ -127,65 +128,75 @@ class HuggingFace(Network):
         return {"config": self.config}
 
     def _config_in(self, checkpoint: Mapping[str, Any], weights: str) -> dict[str, Any]:
-        """Of the network of this role, or of the policy that it would start from."""
+        """Config of this network's role in the checkpoint or, if missing, of the checkpoint's policy."""
         networks = checkpoint.get("hyper_parameters") or {}
         config = (networks.get(self.role) or networks.get("policy") or {}).get("init_args", {}).get("config")
         if config is None:
-            raise ValueError(f"config: {weights} is of no model of transformers, or does not say its config; give one")
+            raise ValueError(f"config: {weights} has no model of transformers, or no config of it; set `config`")
         return config
 
     @property
     def bare(self) -> Any:
-        """The transformers model, LoRA's additions inside of it."""
+        """The model of transformers, including the LoRA adapter, if any."""
         return self.model.get_base_model() if self.adapted else self.model
 
     def states(self, obs: Tensor, where: Tensor | None) -> Tensor:
-        """obs (B, T) → (B, T, d), or (N, d) over the True steps of `where`. Nothing behind a row's last one is read.
+        """Hidden states: obs (B, T) → (B, T, d), or (N, d) at the True steps of `where`.
+
+        Tokens after the last True step are not read.
 
         Raises:
-            ValueError: a row longer than the context, or a token outside of the vocabulary.
+            ValueError: a row is longer than the context, or a token id is outside the vocabulary.
         """
-        asked = torch.ones_like(obs, dtype=torch.bool) if where is None else where
+        outputs = torch.ones_like(obs, dtype=torch.bool) if where is None else where
         steps = torch.arange(1, obs.shape[1] + 1, device=obs.device)
-        lengths = (asked * steps).amax(1)  # what is behind the last one wanted is padding
+        lengths = (outputs * steps).amax(1)  # tokens after the last requested step count as padding
         width = max(int(lengths.max()), 1)
         self.refuse_length(width)
         refuse_strangers(obs[:, :width], self.vocabulary)
-        seen = (steps[:width] <= lengths[:, None]).long()
-        states = self.run(obs[:, :width], seen, (steps[:width] - 1).expand(len(obs), -1))
+        attention_mask = (steps[:width] <= lengths[:, None]).long()
+        states = self.run(obs[:, :width], attention_mask, (steps[:width] - 1).expand(len(obs), -1))
         return states if where is None else states[where[:, :width]]
 
-    def run(self, ids: Tensor, seen: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
-        """States (B, L, d) of new ids (B, L); seen (B, C) and positions (B, L), `cache` for `read`, which grows."""
+    def run(self, ids: Tensor, attention_mask: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
+        """Hidden states (B, L, d) of new ids (B, L), given the attention mask (B, C) and positions (B, L).
+
+        `cache` is the key-value cache of `read`; new tokens are appended to it.
+        """
         body = self.bare.base_model
         takes = inspect.signature(body.forward).parameters
-        placed = {"position_ids": positions} if "position_ids" in takes else {}
+        inputs = {"input_ids": ids, "attention_mask": attention_mask}
+        if "position_ids" in takes:
+            inputs["position_ids"] = positions
         if cache is not None:
-            placed["cache" if "cache" in takes else "past_key_values"] = cache  # the later name, or the earlier
-        return body(input_ids=ids, attention_mask=seen, use_cache=cache is not None, **placed).last_hidden_state
+            inputs["cache" if "cache" in takes else "past_key_values"] = cache  # newer or older name
+        return body(**inputs, use_cache=cache is not None).last_hidden_state
 
     def refuse_length(self, tokens: int) -> None:
         if self.context is not None and tokens > self.context:
-            raise ValueError(f"weights: a row of {tokens} tokens is longer than the model's context of {self.context}")
+            raise ValueError(
+                f"weights: a row of {tokens} tokens is longer than the model's context of {self.context}; shorten it"
+            )
 
 
 def is_checkpoint(weights: str | None) -> bool:
-    """Whether `weights` are a checkpoint of ours, and nothing in Hugging Face layout."""
+    """Whether `weights` is one of our checkpoints, not a model in the Hugging Face layout."""
     return weights is not None and (weights.endswith(".ckpt") or Path(weights).is_file())
 
 
 class HuggingFacePolicy(HuggingFace, Policy):
-    """The next token's distribution by `AutoModelForCausalLM`.
+    """Language model policy on any `AutoModelForCausalLM`.
 
-    A model is tried when it is built: a few tokens read in turns must get the scores of the whole row. What lies beyond
-    a sliding window of more than 64 tokens is not tried. Recurrent models (mamba, lfm2, qwen3_next, …) are refused.
+    A new model is tested: reading a few tokens one part after another must give the same scores as reading them at
+    once. Sliding windows of more than 64 tokens are not tested. Recurrent models (mamba, lfm2, qwen3_next, …) are
+    refused.
 
     Args:
-        temperature: what scores are divided by, in sampling and in learning alike.
+        temperature: the scores are divided by it, both in sampling and in learning.
 
     Raises:
-        ValueError: scores that are made of more than the last hidden states, or that differ where rows are read in
-            turns; a model that keeps no keys and values.
+        ValueError: the scores depend on more than the last hidden states, or change if a row is read in parts; the
+            model has no key-value cache.
     """
 
     auto = "AutoModelForCausalLM"
@@ -200,7 +211,7 @@ class HuggingFacePolicy(HuggingFace, Policy):
         checkpoint_activations: bool = False,
     ) -> None:
         if not temperature > 0:
-            raise ValueError(f"temperature: got {temperature}, must be above 0; for the likeliest token: deterministic")
+            raise ValueError(f"temperature: got {temperature}, must be above 0; for greedy replies, set deterministic")
         super().__init__(weights, lora, config, dropout, checkpoint_activations)
         self.temperature = temperature
         with refused_if_it_fails(self.bare.config):
@@ -212,6 +223,10 @@ class HuggingFacePolicy(HuggingFace, Policy):
         if folder is not None and lora is None:
             self.origin = folder.resolve()
 
+    @property
+    def width(self) -> int:
+        return self.bare.config.get_text_config().hidden_size
+
     def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
         return self.states(obs, where)
 
@@ -220,21 +235,24 @@ class HuggingFacePolicy(HuggingFace, Policy):
 
     @property
     def head(self) -> Scores:
-        """What makes the scores; one product, where nothing else is done to them."""
+        """The function from features to scores.
+
+        This is a linear layer if the model applies nothing else to the features.
+        """
         layer = self.bare.get_output_embeddings() if self.direct else None
-        if type(layer) is not nn.Linear:  # such as one with an addition
+        if type(layer) is not nn.Linear:  # for example with a LoRA adapter
             return self.scores
         return LinearHead(layer.weight, layer.bias, self.temperature, wide=True)
 
     def scores(self, features: Tensor) -> Tensor:
-        """(…, d) → (…, V), float32, not normalised."""
+        """Scores (logits): (…, d) → (…, V), float32."""
         scores = scores_of(self.bare, features, self.direct).float()
         return scores if self.temperature == 1 else scores / self.temperature
 
     def read(self, ids: Tensor, lengths: Tensor, state: Any = None, room: int = 0) -> tuple[Tensor, Memory]:
         rows, width = ids.shape
         state = Memory.empty(empty_cache(), lengths) if state is None else state
-        if room or width > 1:  # not of every token that was sampled
+        if room or width > 1:  # a single sampled token is not checked again
             self.refuse_length(int((state.lengths + lengths).max()) + max(room - 1, 0))
             refuse_strangers(ids, self.vocabulary)
         state = state.closed(lengths)
@@ -249,15 +267,15 @@ class HuggingFacePolicy(HuggingFace, Policy):
         return WithoutAdapter(self, self.model.disable_adapter) if self.adapted else super().frozen()
 
     def read_again(self, folder: Path) -> None:
-        with torch.random.fork_rng(devices=[]):  # what is drawn for a new model is not missed later
+        with torch.random.fork_rng(devices=[]):  # building a model must not change the random state
             model = built(self.auto, None, folder, 0.0)
         for x, read in zip(self.model.parameters(), model.parameters(), strict=True):
             x.data = read.data
 
     def export(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the model, LoRA's additions added in, for `AutoModelForCausalLM.from_pretrained`.
+        """Write the model, with its LoRA adapter merged, for `AutoModelForCausalLM.from_pretrained`.
 
-        Args: dtype: by default that of the folder that the weights came from.
+        Args: dtype: dtype of the written weights; by default the dtype in the folder that the weights came from.
         """
         dtype = dtype or self.start_dtype
         model = copy.deepcopy(self.model) if self.adapted or dtype != torch.float32 else self.model
@@ -267,6 +285,6 @@ class HuggingFacePolicy(HuggingFace, Policy):
         write_generation(Path(folder), self.generation)
 
     def export_adapter(self, folder: str | Path) -> None:
-        """Write LoRA's additions, where there is a `base` that others can find, for PEFT and vLLM."""
+        """Write the LoRA adapter for PEFT and vLLM. The network needs a `base`."""
         assert self.base is not None
         save_adapter(Path(folder), self.model, self.base.name)

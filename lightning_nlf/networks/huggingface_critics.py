@@ -1,4 +1,4 @@
-"""Values and rewards of token sequences on any model of transformers that reads from left to right."""
+"""Value and reward networks for token sequences, on any causal model of transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_nlf.numbers import BelowOne
 
 
 class HuggingFaceNumber(HuggingFace):
-    """A number of the tokens so far, on an `AutoModel` of its own."""
+    """Base of networks that have an `AutoModel` of their own and give a scalar for each prefix of tokens."""
 
     new_head: Callable[[int], nn.Linear] = staticmethod(zero_head)
 
@@ -39,10 +39,13 @@ class HuggingFaceNumber(HuggingFace):
 
 
 class HuggingFaceValue(HuggingFaceNumber, Value):
-    """V of the tokens so far, on an `AutoModel` of its own; 0 at first."""
+    """Value network with an `AutoModel` of its own: V of each prefix of tokens. V is initially 0."""
 
 
 class HuggingFaceReward(HuggingFaceNumber, Reward):
-    """What a reply is worth, on an `AutoModel` of its own; with `lora` the additions and the head are trained."""
+    """Reward network for replies, with an `AutoModel` of its own.
+
+    With `lora`, only the adapter and the head are trained.
+    """
 
     new_head = staticmethod(reward_head)

@@ -1,4 +1,4 @@
-"""Networks over state vectors."""
+"""MLP networks over state vectors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from lightning_nlf.networks.base import Policy, QValue, Value
-from lightning_nlf.numbers import Number, Positive, Size
+from lightning_nlf.numbers import Count, Number, Positive, Size
 
 
 class Standardised(nn.Module):
-    """(x − mean) / std, by numbers that are known beforehand.
+    """Standardise a state by a fixed mean and std: (x − mean) / std.
 
     Raises:
-        ValueError: not `size` numbers each, or a std that is not above 0.
+        ValueError: mean or std does not have `size` entries, or a std is not above 0.
     """
 
     mean: Tensor
@@ -22,11 +22,11 @@ class Standardised(nn.Module):
 
     def __init__(self, size: int, mean: list[float] | None, std: list[float] | None) -> None:
         super().__init__()
-        for name, given in (("obs_mean", mean), ("obs_std", std)):
-            if given is not None and len(given) != size:
-                raise ValueError(f"{name}: got {len(given)} numbers, a state has {size}")
+        for name, numbers in (("obs_mean", mean), ("obs_std", std)):
+            if numbers is not None and len(numbers) != size:
+                raise ValueError(f"{name}: got {len(numbers)} numbers, but a state has {size}")
         if std is not None and not min(std) > 0:
-            raise ValueError(f"obs_std: got {std}, each must be above 0")
+            raise ValueError(f"obs_std: got {std}, all must be above 0")
         self.register_buffer("mean", torch.zeros(size) if mean is None else torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.ones(size) if std is None else torch.tensor(std, dtype=torch.float32))
 
@@ -35,7 +35,7 @@ class Standardised(nn.Module):
 
 
 def mlp(sizes: list[int], mean: list[float] | None = None, std: list[float] | None = None) -> nn.Sequential:
-    """Linear layers with tanh between them, behind `Standardised` where a mean or std is given."""
+    """Linear layers with tanh between them, after `Standardised` if a mean or std is given."""
     layers: list[nn.Module] = [] if mean is None and std is None else [Standardised(sizes[0], mean, std)]
     for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
         layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
@@ -43,32 +43,33 @@ def mlp(sizes: list[int], mean: list[float] | None = None, std: list[float] | No
 
 
 def states(obs: Tensor, where: Tensor | None, obs_dim: int) -> Tensor:
-    """The states to look at: obs (B, T, obs_dim), or (N, obs_dim) of the True steps of `where`.
+    """Select states: obs (B, T, obs_dim), or (N, obs_dim) at the True steps of `where`.
 
     Raises:
-        ValueError: a state has another number of entries.
+        ValueError: the states do not have the size `obs_dim`.
     """
     if obs.shape[-1] != obs_dim:
-        raise ValueError(f"obs_dim: the network is made for {obs_dim} numbers a state, a state has {obs.shape[-1]}")
+        raise ValueError(f"obs_dim: the network takes {obs_dim} numbers per state, but a state has {obs.shape[-1]}")
     return obs if where is None else obs[where]
 
 
 class GaussianPolicy(Policy):
-    """N(mean(s), std): std a parameter of its own, or an output of the network.
+    """Gaussian policy N(mean(s), std). The std is a parameter, or an output of the network.
 
     Args:
+        obs_dim, action_dim: sizes of a state and of an action; 0 means the size in the run's data.
         hidden: widths of the hidden layers.
         log_std: initial log standard deviation.
-        min_log_std: floor below which it cannot fall.
-        state_dependent_std: the network gives the log-std too; it starts near `log_std` everywhere.
-        weights: path of a checkpoint whose policy this one starts from.
-        obs_mean, obs_std: of each number of a state, roughly: what comes in is brought to mean 0 and std 1 by them.
+        min_log_std: lower limit of the log standard deviation.
+        state_dependent_std: the network also outputs the log-std, which is initially near `log_std` for all states.
+        weights: path of a checkpoint; this network starts from the checkpoint's policy.
+        obs_mean, obs_std: approximate mean and std of each entry of a state, to standardise the inputs.
     """
 
     def __init__(
         self,
-        obs_dim: Size,
-        action_dim: Size,
+        obs_dim: Count = 0,
+        action_dim: Count = 0,
         hidden: list[Size] | None = None,
         log_std: Number = 0.0,
         min_log_std: Number = -3.0,
@@ -78,6 +79,7 @@ class GaussianPolicy(Policy):
         obs_std: list[Positive] | None = None,
     ) -> None:
         super().__init__()
+        self.sized(obs_dim=obs_dim, action_dim=action_dim)
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.min_log_std, self.state_dependent_std = min_log_std, state_dependent_std
         outputs = 2 * action_dim if state_dependent_std else action_dim
@@ -89,28 +91,29 @@ class GaussianPolicy(Policy):
         return states(obs, where, self.obs_dim)
 
     def distribution(self, features: Tensor) -> Distribution:
-        mean = self.net(features).float()  # a density in bf16 is off by 1 %
+        mean = self.net(features).float()  # in bf16, densities would have errors of 1 %
         log_std: Tensor = self.log_std
         if self.state_dependent_std:
             mean, offset = mean.split(self.action_dim, -1)
             log_std = log_std + offset
-        log_std = log_std + (self.min_log_std - log_std).clamp(min=0).detach()  # the floor, and a way back up from it
+        log_std = log_std + (self.min_log_std - log_std).clamp(min=0).detach()  # detached: std can leave the limit
         std = log_std.exp().expand_as(mean)
         return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
 
 
 class MLPValue(Value):
-    """V(s). Args: as of `GaussianPolicy`."""
+    """MLP value network V(s). Args: see `GaussianPolicy`."""
 
     def __init__(
         self,
-        obs_dim: Size,
+        obs_dim: Count = 0,
         hidden: list[Size] | None = None,
         weights: str | None = None,
         obs_mean: list[Number] | None = None,
         obs_std: list[Positive] | None = None,
     ) -> None:
         super().__init__()
+        self.sized(obs_dim=obs_dim)
         self.obs_dim = obs_dim
         self.net = mlp([obs_dim, *([32, 32] if hidden is None else hidden), 1], obs_mean, obs_std)
         self.load_weights(weights)
@@ -120,16 +123,17 @@ class MLPValue(Value):
 
 
 class MLPQValue(QValue):
-    """Q(s, a) over state and action vectors, concatenated."""
+    """MLP Q network Q(s, a), for concatenated state and action vectors."""
 
     def __init__(
-        self, obs_dim: Size, action_dim: Size, hidden: list[Size] | None = None, weights: str | None = None
+        self, obs_dim: Count = 0, action_dim: Count = 0, hidden: list[Size] | None = None, weights: str | None = None
     ) -> None:
         super().__init__()
+        self.sized(obs_dim=obs_dim, action_dim=action_dim)
         self.obs_dim = obs_dim
         self.net = mlp([obs_dim + action_dim, *([32, 32] if hidden is None else hidden), 1])
         self.load_weights(weights)
 
     def forward(self, obs: Tensor, actions: Tensor, where: Tensor | None = None) -> Tensor:
-        taken = actions if where is None else actions[where]
-        return self.net(torch.cat([states(obs, where, self.obs_dim), taken], -1)).squeeze(-1)
+        chosen = actions if where is None else actions[where]
+        return self.net(torch.cat([states(obs, where, self.obs_dim), chosen], -1)).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Language models on our own decoder: what they have in common, and the policy."""
+"""Language models on our own decoder: the base class, and the policy."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ from lightning_nlf.numbers import BelowOne, Positive
 
 
 class Transformer(Network):
-    """A network with a decoder, whose shape is given or comes with its weights.
+    """Base of networks with our own decoder. Its shape is given, or comes from the weights.
 
     Args:
-        shape: of the decoder; left out, it is that of `weights`.
-        weights: a checkpoint of ours, or a model in Hugging Face layout: its folder, or its id on the hub.
-        dropout: in training, on the embedding and on what attention and MLP add.
-        checkpoint_activations: for less memory in training: of each layer its input alone is kept, and the layer is
-            computed again on the way back, https://arxiv.org/abs/1604.06174. About a third more time.
+        shape: shape of the decoder; by default the shape of `weights`.
+        weights: one of our checkpoints, or a model in the Hugging Face layout (its folder, or its id on the hub).
+        dropout: dropout rate in training, for the embedding and for the outputs of attention and MLP.
+        checkpoint_activations: save memory in training by activation checkpointing (https://arxiv.org/abs/1604.06174).
+            Only the input of each layer is kept, and the backward pass recomputes the layer. Training takes about a
+            third longer.
 
     Raises:
-        ValueError: neither shape nor weights, weights of another shape or architecture, or none at all.
+        ValueError: neither shape nor weights are given; the weights do not exist, or have a different shape or
+            architecture.
     """
 
     decoder: Decoder
@@ -55,17 +57,17 @@ class Transformer(Network):
         folder = hf_layout.folder_of(weights)
         if folder is not None:
             hf_folder.checked(folder)
-        found = shape_in(folder) if folder else shape or self._shape_in_checkpoint(weights)
-        if shape is not None and found != shape:
-            raise ValueError(f"shape: that of {weights} is another, {found}; leave it out")
-        if found.layers > hf_folder.MOST_LAYERS:
-            raise ValueError(f"shape.layers: got {found.layers}, must be at most {hf_folder.MOST_LAYERS}")
-        hf_folder.refuse_memory(lambda: Decoder(found, dropout), "shape")
-        self.decoder = Decoder(found, dropout, checkpoint_activations)
+        decoder_shape = shape_in(folder) if folder else shape or self._shape_in_checkpoint(weights)
+        if shape is not None and decoder_shape != shape:
+            raise ValueError(f"shape: {weights} has another shape, {decoder_shape}; remove `shape`")
+        if decoder_shape.layers > hf_folder.MOST_LAYERS:
+            raise ValueError(f"shape.layers: got {decoder_shape.layers}, must be at most {hf_folder.MOST_LAYERS}")
+        hf_folder.refuse_memory(lambda: Decoder(decoder_shape, dropout), "shape")
+        self.decoder = Decoder(decoder_shape, dropout, checkpoint_activations)
         self.generation = {} if folder is None else generation_in(folder)
         self.start_dtype = torch.float32 if folder is None else hf_folder.dtype_in(folder)
-        self.vocabulary, self.context = found.vocabulary, found.context
-        self.lm_head: nn.Linear | None = None  # that predicts tokens, where it is not the embedding
+        self.vocabulary, self.context = decoder_shape.vocabulary, decoder_shape.context
+        self.lm_head: nn.Linear | None = None  # output layer; None if it is tied to the embedding
 
     @classmethod
     def sketch(cls, weights: str | None = None, **arguments: Any) -> Self:
@@ -81,7 +83,7 @@ class Transformer(Network):
         return network
 
     def load_weights(self, weights: str | None) -> None:
-        """As of `Network`, or from Hugging Face layout."""
+        """See `Network`. Also loads weights in the Hugging Face layout."""
         folder = hf_layout.folder_of(weights)
         if folder is None:
             super().load_weights(weights)
@@ -96,34 +98,33 @@ class Transformer(Network):
         self.base, self.start_dtype, self.generation = base, hf_folder.dtype_in(folder), generation_in(folder)
 
     def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint without this role gives the policy's decoder, below a fresh head."""
-        own = super().own_weights(state)
-        if own:
-            return own
+        """The weights of this network's role. If the checkpoint has none, the decoder of its policy with a new head."""
+        weights = super().own_weights(state)
+        if weights:
+            return weights
         fresh = {name: x for name, x in self.state_dict().items() if not name.startswith("decoder.")}
         return fresh | {f"decoder.{name}": x for name, x in under("policy.decoder", state).items()}
 
     def check_origin(self, networks: Mapping[str, Any], weights: str) -> None:
-        """Heads, norms and frequencies are not seen in tensors. More context is no other shape, where none is learned;
-        nor is what the weights started from.
+        """Compare the recorded shape with this network's, because tensors do not show heads, norms and frequencies.
+
+        `init_std` may differ, and so may `context` if positions are not learned.
 
         Raises:
-            ValueError: the checkpoint says another shape.
+            ValueError: the checkpoint records a different shape.
         """
-        saved = self._saved_shape(networks)
-        if saved is None:
+        recorded = self._saved_shape(networks)
+        if recorded is None:
             return
-        there, here = asdict(DecoderShape(**saved)), asdict(self.decoder.shape)
+        theirs, ours = asdict(DecoderShape(**recorded)), asdict(self.decoder.shape)
         free = ("init_std", "context") if self.decoder.places is None else ("init_std",)
-        differs = [name for name, x in here.items() if there[name] != x and name not in free]
+        differs = [name for name, x in ours.items() if theirs[name] != x and name not in free]
         if differs:
             name = differs[0]
-            raise ValueError(
-                f"shape.{name}: got {here[name]}, and {weights} has another shape, with {there[name]}; leave shape out"
-            )
+            raise ValueError(f"shape.{name}: got {ours[name]}, but {weights} has {theirs[name]}; remove `shape`")
 
     def _saved_shape(self, networks: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Of the network of this role, or of the policy that it would start from."""
+        """Shape of this network's role in the checkpoint or, if missing, of the checkpoint's policy."""
         spec = networks.get(self.role) or networks.get("policy") or {}
         return spec.get("init_args", {}).get("shape")
 
@@ -136,43 +137,45 @@ class Transformer(Network):
 
     def _shape_in_checkpoint(self, weights: str | None) -> DecoderShape:
         if weights is None:
-            raise ValueError("shape: give one (vocabulary, layers, heads, width, context), or `weights` that bring it")
+            raise ValueError("shape: set it (vocabulary, layers, heads, width, context), or set `weights`")
         shape = self._saved_shape(checkpoint_at(weights).get("hyper_parameters") or {})
         if shape is None:
-            raise ValueError(f"shape: {weights} does not say it; give it (vocabulary, layers, heads, width, context)")
+            raise ValueError(f"shape: {weights} does not record it; set it (vocabulary, layers, heads, width, context)")
         return DecoderShape(**shape)
 
     def states(self, obs: Tensor, where: Tensor | None, exact: bool = True) -> Tensor:
-        """obs (B, T) → (B, T, d), or (N, d) over the True steps of `where`. Nothing behind a row's last one is read.
+        """Hidden states: obs (B, T) → (B, T, d), or (N, d) at the True steps of `where`.
 
-        Args: exact: as of `Decoder.forward`.
+        Tokens after the last True step are not read.
+
+        Args: exact: see `Decoder.forward`.
 
         Raises:
-            ValueError: a row longer than the context, or a token outside of the vocabulary.
+            ValueError: a row is longer than the context, or a token id is outside the vocabulary.
         """
         decoder, shape = self.decoder, self.decoder.shape
-        asked = torch.ones(obs.shape, dtype=torch.bool) if where is None else where.cpu()
-        if not asked.any():
+        outputs = torch.ones(obs.shape, dtype=torch.bool) if where is None else where.cpu()
+        if not outputs.any():
             return decoder.embed.weight.new_zeros(0, shape.width)
-        packed = pack(obs.cpu(), asked, share=not (decoder.dropout and decoder.training))
+        packed = pack(obs.cpu(), outputs, share=not (decoder.dropout and decoder.training))
         refuse_length(int(packed.positions.max()) + 1, shape.context, self.role)
         refuse_strangers(packed.ids, shape.vocabulary)
         packed = packed.to(obs.device)
         attend = partial(packed.attend, heads=shape.heads)
-        hidden = decoder(packed.ids, packed.positions, attend, packed.wanted, exact)
+        hidden = decoder(packed.ids, packed.positions, attend, packed.outputs, exact)
         return hidden.unflatten(0, obs.shape) if where is None else hidden
 
 
 class TransformerPolicy(Transformer, DecoderReader, Policy):
-    """The next token's distribution.
+    """Language model policy on our own decoder.
 
     Args:
-        temperature: what scores are divided by, in sampling and in learning alike.
-        lora: train additions of low rank to layers of the decoder, and nothing else; `target_modules` are names as in
-            Hugging Face's layout (q_proj, …, down_proj), neither the embedding nor the head.
+        temperature: the scores are divided by it, both in sampling and in learning.
+        lora: train only a LoRA adapter of layers of the decoder. `target_modules` are names in the Hugging Face layout
+            (q_proj, …, down_proj). The embedding and the head cannot be targets.
 
     Raises:
-        ValueError: a knob out of range; a target that is not a layer of the decoder.
+        ValueError: a knob is out of its range; a target is not a layer of the decoder.
     """
 
     def __init__(
@@ -185,13 +188,13 @@ class TransformerPolicy(Transformer, DecoderReader, Policy):
         checkpoint_activations: bool = False,
     ) -> None:
         if not temperature > 0:
-            raise ValueError(f"temperature: got {temperature}, must be above 0; for the likeliest token: deterministic")
+            raise ValueError(f"temperature: got {temperature}, must be above 0; for greedy replies, set deterministic")
         super().__init__(shape, weights, dropout, checkpoint_activations)
         self.temperature = temperature
-        own = self.decoder.shape
-        if not own.tied:
-            self.lm_head = nn.Linear(own.width, own.vocabulary, bias=False)
-            nn.init.normal_(self.lm_head.weight, std=own.init_std)
+        sizes = self.decoder.shape
+        if not sizes.tied:
+            self.lm_head = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
+            nn.init.normal_(self.lm_head.weight, std=sizes.init_std)
         self.lora = lora
         if lora is not None:
             self.requires_grad_(False)
@@ -204,33 +207,37 @@ class TransformerPolicy(Transformer, DecoderReader, Policy):
             self.base = Base.of(str(weights), folder)
 
     def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As of `Transformer`; below additions that begin anew, where the checkpoint has none."""
-        saved = super().own_weights(state)
-        begun = saved and self.lora is not None and not any(ADDITION in name for name in saved)
-        return {name: x for name, x in self.state_dict().items() if begun and ADDITION in name} | saved
+        """See `Transformer`. If the checkpoint has no LoRA adapter, the new adapter is kept."""
+        weights = super().own_weights(state)
+        is_new = weights and self.lora is not None and not any(ADDITION in name for name in weights)
+        return {name: x for name, x in self.state_dict().items() if is_new and ADDITION in name} | weights
+
+    @property
+    def width(self) -> int:
+        return self.decoder.shape.width
 
     def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
-        return self.states(obs, where, exact=self.shared)  # scores round them anyway, values must not
+        return self.states(obs, where, exact=self.shared)  # scores may be rounded, but values must not be
 
     def distribution(self, features: Tensor) -> TokenDistribution:
         return token_distribution(features, self.head, self.decoder.shape.vocabulary)
 
     def frozen(self) -> Policy:
-        """As of `Policy`; with `lora` the decoder without its additions, in the same memory."""
+        """See `Policy`. With `lora`, the copy is the decoder without its adapter, and shares the policy's memory."""
         return super().frozen() if self.lora is None else WithoutAdapter(self, partial(without_additions, self.decoder))
 
     def export(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors, for `AutoModelForCausalLM.from_pretrained`.
 
-        Also generation_config.json, if the weights came with an end. LoRA's additions are in.
+        The LoRA adapter is merged. If the weights came with a generation_config.json, it is written too.
 
-        Args: dtype: by default that of the folder that the weights came from.
+        Args: dtype: dtype of the written weights; by default the dtype in the folder that the weights came from.
         """
         with self.merged():
             hf_layout.save(Path(folder), self.decoder, self.lm_head, dtype or self.start_dtype)
         write_generation(Path(folder), self.generation)
 
     def export_adapter(self, folder: str | Path) -> None:
-        """Write LoRA's additions, where there is a `base` that others can find, for PEFT and vLLM."""
+        """Write the LoRA adapter for PEFT and vLLM. The network needs a `base`."""
         assert self.base is not None and self.lora is not None
         write_adapter(Path(folder), self.decoder, self.lora, self.targets, self.base.name)

@@ -1,4 +1,4 @@
-"""Critics: advantages from V by GAE, or the policy gradient weighted by Q."""
+"""Actor-critic objectives: advantages from V by GAE, or a policy gradient weighted by Q."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 
 
 def value_loss(values: Tensor, returns: Tensor, old_values: Tensor | None = None, clip: float | None = None) -> Tensor:
-    """½(V − G)²; with `clip` the larger of that and of V kept within ±clip of the old value (PPO's reference code).
+    """Value loss ½(V − G)².
+
+    With `clip`, the larger of this loss and the loss of V clipped to the old value ± clip (PPO).
+
+    The clipped form follows PPO's reference code.
 
     Args: values, returns, old_values (B, T).  Returns (B, T).
     """
@@ -37,9 +41,9 @@ def value_loss(values: Tensor, returns: Tensor, old_values: Tensor | None = None
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, over_ranks: Sum = one_process) -> Tensor:
-    """1 − Var[G − V] / Var[G] over `mask`; 1 is a perfect critic, 0 no better than a constant.  ()
+    """Explained variance 1 − Var[G − V] / Var[G] over `mask`: 1 for a perfect critic, 0 for a constant.  ()
 
-    Args: values, returns, mask (B, T).  Returns 0 where G does not vary.
+    Args: values, returns, mask (B, T).  The result is 0 if G does not vary.
     """
     _, of_returns = moments(returns, mask, over_ranks)
     _, left = moments(returns - values, mask, over_ranks)
@@ -47,16 +51,18 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, over_ranks
 
 
 class CriticObjective(Objective):
-    """A critic, regressed on λ-returns; what it says of states or actions, the two kinds below define.
+    """Base of the actor-critic objectives: a critic of states (V) or actions (Q), trained by regression on λ-returns.
 
-    Joined with a policy gradient to its right, whose estimate of advantages it replaces.
+    Combine with a policy gradient to its right. The advantages then come from the critic instead of the policy
+    gradient's own baseline.
 
     Args:
-        lam: λ of GAE and of the returns; 1 is Monte-Carlo, 0 one-step.
-        value_weight, value_clip: weight of the critic's loss, and how far a value may move in its favour.
+        lam: λ of GAE and of the returns; 1 is Monte-Carlo, 0 is one-step.
+        value_weight: weight of the critic's loss.
+        value_clip: maximum change of a value from its old value, as in PPO; None: no limit.
 
     Raises:
-        ValueError: a baseline or a scale of advantages, beside a critic.
+        ValueError: a `baseline` or an `advantage_scale` is set.
     """
 
     needs: tuple[type, ...] = (PolicyGradientObjective,)
@@ -72,17 +78,17 @@ class CriticObjective(Objective):
         super().__init__(**kwargs)
         for name, value in (("baseline", self.baseline), ("advantage_scale", self.advantage_scale)):
             if value != "none":
-                raise ValueError(f"{name}: {value} beside a critic, which is the baseline; leave it out")
+                raise ValueError(f"{name}: got {value}, but the critic is the baseline already; remove {name}")
         self.lam, self.value_weight, self.value_clip = lam, value_weight, value_clip
 
     def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
-        returns = required(batch.returns, "the batch has no returns: `prepare` comes first")
+        returns = required(batch.returns, "the batch has no returns; call `prepare` first")
         assert now.values is not None
         loss = value_loss(now.values, returns, batch.values, self.value_clip)
         yield Term("value", loss, self.decided_over, weight=self.value_weight)
 
     def _read(self, batch: Batch, ended: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (B, T) at valid steps, and of what follows each row that is not `ended` (B,); 0 elsewhere."""
+        """Values (B, T) at valid steps, and (B,) after the last step of rows that are not `ended`; 0 elsewhere."""
         assert batch.rewards is not None
         estimates = self.critic(batch, batch.valid)
         assert estimates is not None
@@ -92,15 +98,15 @@ class CriticObjective(Objective):
         return scattered(estimates.float(), batch.valid), bootstrap
 
     def final_values(self, batch: Batch) -> Tensor:
-        """V or Q of what follows each row, (B,)."""
+        """V or Q after the last step of each row, (B,)."""
         raise NotImplementedError
 
     def gradient_weights(self, advantages: Tensor, values: Tensor) -> Tensor:
-        """What ∇log π is weighted with, (B, T)."""
+        """The weights that multiply ∇log π, (B, T)."""
         return advantages
 
     def estimate(self, batch: Batch) -> Batch:
-        """With values, λ-returns and advantages by GAE."""
+        """Add values, λ-returns and GAE advantages."""
         assert batch.rewards is not None and batch.final_obs is not None and batch.terminated is not None
         parts, ended = self.reading_parts(batch.valid), batch.terminated | followed(batch)
         with self.acting():
@@ -116,15 +122,16 @@ class CriticObjective(Objective):
 
 
 class ValueObjective(CriticObjective):
-    """Advantage actor-critic: A by GAE from V, and V(s_T) where a row was truncated.
+    """Advantage actor-critic: advantages by GAE from V, with V(s_T) at the end of truncated rows.
 
-    Args: value: the network of V.
+    Args: value: the network for V.
     """
 
     policy: Policy
 
     def __init__(self, value: Value, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        value.join(self.policy)
         self.value = value
         self.policy.shared |= value.on_policy
 
@@ -141,9 +148,9 @@ class ValueObjective(CriticObjective):
 
 
 class QObjective(CriticObjective):
-    """Q actor-critic: ∇log π(a|s) weighted by Q(s, a), Q learned by SARSA(λ).
+    """Q actor-critic: ∇log π(a|s) weighted by Q(s, a), which is learned by SARSA(λ).
 
-    Args: q: the network of Q.
+    Args: q: the network for Q.
     """
 
     policy: Policy
@@ -177,4 +184,4 @@ class ActorCriticAgent(ValueObjective, PolicyGradientObjective, PolicyModule):
 
 
 class QActorCriticAgent(QObjective, PolicyGradientObjective, PolicyModule):
-    """A policy whose gradient is weighted by a learned Q(s, a)."""
+    """Policy whose gradient is weighted by a learned Q(s, a)."""

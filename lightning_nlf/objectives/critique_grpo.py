@@ -1,4 +1,7 @@
-"""Attempts and their revisions in one group: the revisions are learned as injected, behind the prompt alone."""
+"""Critique-GRPO: policy gradient on attempts and on their revisions.
+
+The critique is left out when revisions are learned.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +22,23 @@ from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 
 
 def shared_advantages(earned: Tensor, batch: Batch) -> Tensor:
-    """R − mean R of the group, attempts and revisions alike: §4 of https://arxiv.org/abs/2506.03106.
+    """Advantages R − mean R over attempts and revisions of the group (§4 of https://arxiv.org/abs/2506.03106).
 
-    Not divided by the deviation, as there.
-    Args: earned (B,): R.  Returns (B,).
+    As in the paper, the advantages are not divided by the standard deviation.
+    Args: earned (B,): the return R of each row.  Returns (B,).
     """
     return earned - shared_group_mean(earned[:, None].expand(batch.mask.shape), batch)[:, 0]
 
 
 class CritiqueGRPOObjective(Objective):
-    """Policy gradient on the attempts; on the revisions −E[f(π)A], f(π) = π/(π + g), π without the critique.
+    """Critique-GRPO: policy gradient on attempts, and −E[f(π)A] on revisions, with f(π) = π/(π + g).
 
-    Critique-GRPO, https://arxiv.org/abs/2506.03106. Both terms are parts of one mean, over the steps of all. The
-    baseline is `shared_advantages`, which takes the place of the policy gradient's own.
+    Source: https://arxiv.org/abs/2506.03106. π is the probability of the revision without the critique. Both terms are
+    divided by the number of steps of all rows. `shared_advantages` replaces the policy gradient's own baseline.
 
     Raises:
-        ValueError: a baseline or a scale of advantages; at `prepare` no revisions, no rewards, or rows of another kind.
+        ValueError: a `baseline` or an `advantage_scale` is set; in `prepare`, the batch has no revisions, has no
+            rewards, or has a row that is neither an attempt nor a revision.
     """
 
     needs: tuple[type, ...] = (ShapedInjectionObjective,)
@@ -47,27 +51,26 @@ class CritiqueGRPOObjective(Objective):
         super().__init__(**kwargs)
         for name, value in (("baseline", self.baseline), ("advantage_scale", self.advantage_scale)):
             if value != "none":
-                raise ValueError(f"{name}: got {value}, and the mean of attempts and revisions is there")
+                raise ValueError(f"{name}: got {value}, but the baseline is the mean of the group; remove {name}")
         self.policy_per = self.injected_per = "valid"
 
     def select(self, batch: Batch) -> Batch:
-        """Refuse rows that are neither attempts nor revisions; every row stays."""
+        """Refuse rows that are neither attempts nor revisions. All rows are kept."""
         if (batch.valid & ~batch.mask & ~revision_steps(batch)).any():
-            raise ValueError("the batch has rows that are neither attempts nor revisions, which nothing here learns")
+            raise ValueError("the batch has rows that are neither attempts nor revisions; remove them")
         return batch
 
     def estimate(self, batch: Batch) -> Batch:
         if batch.rewards is None:
             raise ValueError(
-                "the batch has no rewards, and neither attempts nor revisions are better than others: "
-                "nobody pays, so give the data a reward"
+                "the batch has no rewards, so attempts and revisions cannot be compared; give the data a reward"
             )
         advantages = shared_advantages(row_sums(batch.rewards, batch.valid), batch)
         return replace(batch, advantages=torch.where(batch.valid, advantages[:, None], 0))
 
 
 class CritiqueGRPOPolicy(CritiqueGRPOObjective, ShapedInjectionObjective, PolicyGradientObjective, PolicyModule):
-    """Critique-GRPO; with the clipped surrogate on the attempts by `clip`, and `shape` for g."""
+    """Critique-GRPO policy. `clip` sets the clipped surrogate on the attempts, `shape` is g."""
 
     def __init__(self, relative: bool = False, normalize_advantages: bool = False, **kwargs: Any) -> None:
         super().__init__(relative=relative, normalize_advantages=normalize_advantages, **kwargs)

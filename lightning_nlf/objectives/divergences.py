@@ -11,22 +11,22 @@ from torch.distributions import Categorical, Distribution, kl_divergence
 
 
 def forward_kl(expert: Distribution, policy: Distribution) -> Tensor:
-    """KL(expert ‖ policy): covers all that the expert may do.  Batch shape (N,) → (N,)"""
+    """Forward KL(expert ‖ policy): covers all modes of the expert.  Batch shape (N,) → (N,)"""
     return kl_divergence(expert, policy)
 
 
 def reverse_kl(expert: Distribution, policy: Distribution) -> Tensor:
-    """KL(policy ‖ expert): stays within what the expert may do.  (N,)"""
+    """Reverse KL(policy ‖ expert): stays within the support of the expert.  (N,)"""
     return kl_divergence(policy, expert)
 
 
 def jensen_shannon(expert: Distribution, policy: Distribution, mix: float = 0.5) -> Tensor:
-    """a·KL(T ‖ M) + (1 − a)·KL(S ‖ M), M = (1 − a)S + aT: eq. 1 of https://arxiv.org/abs/2306.13649.  (N,)
+    """Jensen-Shannon divergence a·KL(T ‖ M) + (1 − a)·KL(S ‖ M), M = (1 − a)S + aT.  (N,)
 
-    = H(a) + ∫ aT log(aT/M) + (1 − a)S log((1 − a)S/M), whose integrand vanishes wherever one of T, S does.
-    Exact for categoricals; for Gaussians by quadrature, in one action dimension.
-    Args: expert T, policy S; mix: a.
-    Raises: ValueError: Gaussians of several dimensions, where there is no closed form.
+    T is the expert, S the policy, and a is `mix`: eq. 1 of https://arxiv.org/abs/2306.13649. The divergence equals H(a)
+    + ∫ aT log(aT/M) + (1 − a)S log((1 − a)S/M), whose integrand is zero wherever T or S is zero. Exact for
+    categoricals, by quadrature for Gaussians with one action dimension.
+    Raises: ValueError: Gaussians with several dimensions, which have no closed form.
     """
     log_expert, log_policy, widths = _log_densities(expert, policy)
     log_expert, log_policy = log_expert + math.log(mix), log_policy + math.log(1 - mix)
@@ -36,7 +36,10 @@ def jensen_shannon(expert: Distribution, policy: Distribution, mix: float = 0.5)
 
 
 def _log_densities(expert: Distribution, policy: Distribution) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Both (K, N) at K points, and the width that each stands for: all tokens, or ±8σ of the narrower Gaussian."""
+    """Both log-densities (K, N) at K points, and the width of each point.
+
+    The points are all tokens, or cover ±8σ of the narrower Gaussian.
+    """
     if isinstance(expert, Categorical) and isinstance(policy, Categorical):
         return expert.logits.movedim(-1, 0), policy.logits.movedim(-1, 0), 1.0
     if policy.event_shape != (1,):

@@ -1,4 +1,4 @@
-"""Direct preference optimisation: β times its log-ratio to the reference is the policy's own reward model."""
+"""DPO and its variants: the implicit reward is β log π/π_ref of the reply."""
 
 from __future__ import annotations
 
@@ -19,48 +19,49 @@ from lightning_nlf.objectives.reference import ReferenceObjective
 
 
 def dpo_loss(difference: Tensor, beta: float) -> Tensor:
-    """−log σ(βh): eq. 7 of https://arxiv.org/abs/2305.18290.
+    """DPO loss −log σ(βh): eq. 7 of https://arxiv.org/abs/2305.18290.
 
-    Args: difference (P,): h = log π/π_ref of the chosen minus that of the rejected.  Returns (P,).
+    Args: difference (P,): h = log π/π_ref of the chosen reply minus log π/π_ref of the rejected reply.  Returns (P,).
     """
     check_shapes(1, difference=difference)
     return -F.logsigmoid(beta * difference)
 
 
 def conservative_dpo_loss(difference: Tensor, beta: float, smoothing: float) -> Tensor:
-    """−(1 − ε) log σ(βh) − ε log σ(−βh), for labels that are wrong with probability ε: https://ericmitchell.ai/cdpo.pdf.
+    """Conservative DPO loss −(1 − ε) log σ(βh) − ε log σ(−βh), for labels that are wrong with probability ε.
 
-    difference h (P,) → (P,)
+    Source: https://ericmitchell.ai/cdpo.pdf.  difference h (P,) → (P,)
     """
     return (1 - smoothing) * dpo_loss(difference, beta) + smoothing * dpo_loss(-difference, beta)
 
 
 def robust_dpo_loss(difference: Tensor, beta: float, smoothing: float) -> Tensor:
-    """(−(1 − ε) log σ(βh) + ε log σ(−βh)) / (1 − 2ε), in the mean over wrong labels the loss of the right ones.
+    """Robust DPO loss (−(1 − ε) log σ(βh) + ε log σ(−βh)) / (1 − 2ε).
 
-    https://arxiv.org/abs/2403.00409.  difference h (P,) → (P,)
+    Its expectation over label noise equals the loss with correct labels: https://arxiv.org/abs/2403.00409. difference h
+    (P,) → (P,)
     """
     noisy = (1 - smoothing) * dpo_loss(difference, beta) - smoothing * dpo_loss(-difference, beta)
     return noisy / (1 - 2 * smoothing)
 
 
 def hinge_loss(difference: Tensor, beta: float) -> Tensor:
-    """max(0, 1 − βh): hinge-norm in https://arxiv.org/abs/2309.06657.  difference h (P,) → (P,)"""
+    """Hinge loss max(0, 1 − βh), called hinge-norm in https://arxiv.org/abs/2309.06657.  difference h (P,) → (P,)"""
     check_shapes(1, difference=difference)
     return (1 - beta * difference).clamp(min=0)
 
 
 def ipo_loss(difference: Tensor, beta: float) -> Tensor:
-    """(h − 1/(2β))²: eq. 17 of https://arxiv.org/abs/2310.12036, their τ is β.  difference h (P,) → (P,)"""
+    """IPO loss (h − 1/(2β))²: eq. 17 of https://arxiv.org/abs/2310.12036, where β is τ.  difference h (P,) → (P,)"""
     check_shapes(1, difference=difference)
     return (difference - 1 / (2 * beta)) ** 2
 
 
 class DPOObjective(DirectPreferenceObjective):
-    """DPO, `dpo_loss`; the kinds below change the loss only. Joined with a `ReferenceObjective`.
+    """Direct preference optimisation (`dpo_loss`). Subclasses change only the loss. Needs a `ReferenceObjective`.
 
     Args:
-        beta: β, how closely the policy is held to the reference.
+        beta: β; a larger β keeps the policy closer to the reference.
     """
 
     needs: tuple[type, ...] = (ReferenceObjective,)
@@ -79,19 +80,22 @@ class DPOObjective(DirectPreferenceObjective):
         return dpo_loss(difference, self.beta)
 
     def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
-        """Adds KL(reference ‖ policy) a token: right for replies that the reference wrote."""
+        """Yield KL(reference ‖ policy) per token as a figure.
+
+        This KL is only valid for replies sampled from the reference.
+        """
         yield Term("reference_kl", -log_ratios(batch, now).detach(), "mask", logged_only=True)
 
 
 def log_ratios(batch: Batch, now: Evaluation) -> Tensor:
     """log π/π_ref of each step, (B, T)."""
-    return now.log_probs - required(batch.ref_log_probs, "the batch has no ref_log_probs: `prepare` comes first")
+    return now.log_probs - required(batch.ref_log_probs, "the batch has no ref_log_probs; call `prepare` first")
 
 
 class SmoothedObjective(DPOObjective):
-    """Labels may be wrong.
+    """Base of the DPO variants for noisy labels.
 
-    Args: label_smoothing: ε, how likely one is.
+    Args: label_smoothing: ε, the probability that a label is wrong.
     """
 
     def __init__(self, label_smoothing: Share = 0.1, **kwargs: Any) -> None:
@@ -102,48 +106,48 @@ class SmoothedObjective(DPOObjective):
 
 
 class ConservativeDPOObjective(SmoothedObjective):
-    """`conservative_dpo_loss`: stops pulling where a pair is as certain as labels are."""
+    """`conservative_dpo_loss`: the gradient vanishes when the policy is as certain as the labels are."""
 
     def pair_losses(self, difference: Tensor) -> Tensor:
         return conservative_dpo_loss(difference, self.beta, self.label_smoothing)
 
 
 class RobustDPOObjective(SmoothedObjective):
-    """`robust_dpo_loss`: unbiased under wrong labels."""
+    """`robust_dpo_loss`: noisy labels do not bias the loss."""
 
     def pair_losses(self, difference: Tensor) -> Tensor:
         return robust_dpo_loss(difference, self.beta, self.label_smoothing)
 
 
 class HingeDPOObjective(DPOObjective):
-    """`hinge_loss`: no gradient from pairs that are right by a margin."""
+    """`hinge_loss`: pairs that are ranked correctly by a margin have no gradient."""
 
     def pair_losses(self, difference: Tensor) -> Tensor:
         return hinge_loss(difference, self.beta)
 
 
 class IPOObjective(DPOObjective):
-    """`ipo_loss`: towards a finite margin, so that certain labels do not drive the policy off."""
+    """`ipo_loss`: regression to a finite margin, so that labels without noise do not drive the policy to extremes."""
 
     def pair_losses(self, difference: Tensor) -> Tensor:
         return ipo_loss(difference, self.beta)
 
 
 class DPOPolicy(DPOObjective, ReferenceObjective, PolicyModule):
-    """A policy that learned from comparisons."""
+    """DPO policy, trained on comparisons."""
 
 
 class ConservativeDPOPolicy(ConservativeDPOObjective, ReferenceObjective, PolicyModule):
-    """The same, with smoothed labels."""
+    """Conservative DPO policy, with smoothed labels."""
 
 
 class RobustDPOPolicy(RobustDPOObjective, ReferenceObjective, PolicyModule):
-    """The same, corrected for wrong labels."""
+    """Robust DPO policy, corrected for wrong labels."""
 
 
 class HingeDPOPolicy(HingeDPOObjective, ReferenceObjective, PolicyModule):
-    """The same, by a hinge."""
+    """DPO policy with a hinge loss."""
 
 
 class IPOPolicy(IPOObjective, ReferenceObjective, PolicyModule):
-    """The same, by a square."""
+    """IPO policy, with a squared loss."""

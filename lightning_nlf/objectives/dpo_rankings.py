@@ -1,4 +1,4 @@
-"""DPO for whole rankings, and for pairs that may tie."""
+"""DPO for rankings (Plackett-Luce), and for pairs with ties (Rao-Kupper, Davidson)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from lightning_nlf.objectives.reference import ReferenceObjective
 
 
 class RankedDPOObjective(DPOObjective):
-    """The likelihood of each group's whole ranking: appendix A.3 of https://arxiv.org/abs/2305.18290.
+    """DPO on the whole ranking of each group (Plackett-Luce): appendix A.3 of https://arxiv.org/abs/2305.18290.
 
-    Ties are blocks whose order nobody said, see `plackett_luce_loss`.
+    The loss sums over all orders of tied replies (see `plackett_luce_loss`).
     """
 
     compared_over = "rankings"
@@ -39,11 +39,11 @@ class RankedDPOObjective(DPOObjective):
 
 
 class TiedDPOObjective(DPOObjective):
-    """Ties are learned from, as pairs whose replies are about as good: https://arxiv.org/abs/2409.17431.
+    """DPO that also learns from ties, which are pairs of about equally good replies: https://arxiv.org/abs/2409.17431.
 
-    The tie parameter is the network `tie` of the module, so `network_lr: {tie: 0.01}` gives it a pace of its own.
+    The tie parameter is the network `tie` of the module, so that `network_lr: {tie: 0.01}` sets its learning rate.
 
-    Args: learn_tie: else the parameter stays as it is given.
+    Args: start: initial raw value of the tie parameter; learn_tie: whether the tie parameter is trained.
     """
 
     compared_over = "pairs"
@@ -53,7 +53,7 @@ class TiedDPOObjective(DPOObjective):
         self.tie = nn.ParameterDict({"raw": nn.Parameter(torch.tensor(start), requires_grad=learn_tie)})
 
     def outcome_log_probs(self, difference: Tensor) -> Tensor:
-        """log P of (win, tie, lose) at the difference of two implicit rewards.  (P,) → (P, 3)"""
+        """Log-probabilities of (win, tie, lose) for the difference of two implicit rewards.  (P,) → (P, 3)"""
         raise NotImplementedError
 
     def preference_losses(self, fitness: Tensor, ranked: Pairs, batch: Batch) -> Tensor:
@@ -61,14 +61,14 @@ class TiedDPOObjective(DPOObjective):
 
 
 class RaoKupperDPOObjective(TiedDPOObjective):
-    """Ties by Rao-Kupper: whoever is not better by more than log θ has not won.
+    """DPO with ties by Rao-Kupper: a reply wins only if it is better by more than log θ.
 
-    Args: theta: θ, above 1, or where it starts.
+    Args: theta: θ, above 1. With `learn_tie`, this is the initial value of θ.
     """
 
     def __init__(self, theta: Positive = 2.0, learn_tie: bool = True, **kwargs: Any) -> None:
         if not theta > 1:
-            raise ValueError(f"theta: got {theta}, must be above 1; at 1 there are no ties: use DPOPolicy")
+            raise ValueError(f"theta: got {theta}, must be above 1; for a model without ties, use DPOPolicy")
         super().__init__(start=math.log(theta - 1), learn_tie=learn_tie, **kwargs)  # log θ = softplus(raw) > 0
 
     def outcome_log_probs(self, difference: Tensor) -> Tensor:
@@ -79,14 +79,14 @@ class RaoKupperDPOObjective(TiedDPOObjective):
 
 
 class DavidsonDPOObjective(TiedDPOObjective):
-    """Ties by Davidson: as likely as ν times twice the geometric mean of a win and a loss.
+    """DPO with ties by Davidson: P(tie) is 2ν times the geometric mean of P(win) and P(lose).
 
-    Args: nu: ν, above 0, or where it starts.
+    Args: nu: ν, above 0. With `learn_tie`, this is the initial value of ν.
     """
 
     def __init__(self, nu: Positive = 0.5, learn_tie: bool = True, **kwargs: Any) -> None:
         if not nu > 0:
-            raise ValueError(f"nu: got {nu}, must be above 0; at 0 there are no ties: use DPOPolicy")
+            raise ValueError(f"nu: got {nu}, must be above 0; for a model without ties, use DPOPolicy")
         super().__init__(start=math.log(nu), learn_tie=learn_tie, **kwargs)
 
     def outcome_log_probs(self, difference: Tensor) -> Tensor:
@@ -97,12 +97,12 @@ class DavidsonDPOObjective(TiedDPOObjective):
 
 
 class RankedDPOPolicy(RankedDPOObjective, ReferenceObjective, PolicyModule):
-    """A policy that learned from whole rankings."""
+    """DPO policy, trained on whole rankings."""
 
 
 class RaoKupperDPOPolicy(RaoKupperDPOObjective, ReferenceObjective, PolicyModule):
-    """A policy that learned from comparisons with ties."""
+    """DPO policy for comparisons with ties, by Rao-Kupper."""
 
 
 class DavidsonDPOPolicy(DavidsonDPOObjective, ReferenceObjective, PolicyModule):
-    """A policy that learned from comparisons with ties."""
+    """DPO policy for comparisons with ties, by Davidson."""

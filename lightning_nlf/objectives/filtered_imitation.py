@@ -1,4 +1,4 @@
-"""Imitation of an expert where it did better than the learner does by itself."""
+"""Filtered imitation: imitate an expert's reply only if it is better than the learner's own replies."""
 
 from __future__ import annotations
 
@@ -16,48 +16,49 @@ from lightning_nlf.objectives.imitation import ImitationObjective
 from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 
 
-def better_than_own(score: Tensor, group: Tensor, own: Tensor) -> Tensor:
-    """(B,) bool: the row scores more than the mean of the learner's own rows of its group; True where there are none.
+def better_than_learner(score: Tensor, group: Tensor, learner_rows: Tensor) -> Tensor:
+    """(B,) bool: the row scores more than the mean of the learner's rows in its group, or the group has no such rows.
 
-    Args: score (B,); group (B,) int; own (B,) bool, rows in which only the learner decided.
+    Args: score (B,); group (B,) int; learner_rows (B,) bool, rows in which only the learner decided.
     """
-    same = ((group[:, None] == group[None, :]) & own[None, :]).double()
-    count = same.sum(1)
-    mean = same @ torch.where(own, score, 0).double() / count.clamp(min=1)  # of equals, it is that number
+    members = ((group[:, None] == group[None, :]) & learner_rows[None, :]).double()
+    count = members.sum(1)
+    mean = members @ torch.where(learner_rows, score, 0).double() / count.clamp(min=1)  # exact for equal scores
     return (count == 0) | (score.double() > mean)
 
 
 class FilteredImitationObjective(Objective):
-    """Takes rows in which an expert spoke out of `expert_mask` unless they are better than the learner's own.
+    """Filtered imitation: removes an expert's row from `expert_mask` unless it beats the learner's rows in its group.
 
-    A row's worth is its `score`, else its undiscounted return. Labels on rows of the learner's own, and rows alone in
-    their group, stay.
+    Rows are compared by `score`, or by undiscounted return if there is no score. Labels on the learner's rows and
+    rows that are alone in their group are kept.
 
     Raises:
-        ValueError: at `prepare` a batch without `group`, or without score and rewards, or a score that is not known.
+        ValueError: in `prepare`, the batch has no `group`, has neither scores nor rewards, or has an unknown (NaN)
+            score.
     """
 
     needs: tuple[type, ...] = (ImitationObjective,)
 
     def select(self, batch: Batch) -> Batch:
-        """Imitate an expert's row only where it is better than the learner's own."""
+        """Keep an expert's row only if the row is better than the learner's rows in its group."""
         if batch.expert_mask is None:
             return batch
         if batch.group is None:
-            raise ValueError("the batch has no `group`, so an expert's row is not to be compared with the learner's")
+            raise ValueError("the batch has no `group`, so expert and learner rows cannot be compared")
         if batch.score is not None:
             refuse_unscored(batch, batch.valid.any(1))
             score = batch.score
         elif batch.rewards is not None:
             score = row_sums(batch.rewards, batch.valid)
         else:
-            raise ValueError("the batch has neither `score` nor `rewards`, so no row is better than another")
+            raise ValueError("the batch has neither `score` nor `rewards`, so rows cannot be compared; add one")
         experts = (batch.valid & ~batch.mask).any(1)
-        kept = ~experts | better_than_own(score, batch.group, batch.mask.any(1) & ~experts)
-        share, of = self.sum_over_ranks(torch.stack([(experts & kept).sum(), experts.sum()]).float())
+        selected = ~experts | better_than_learner(score, batch.group, batch.mask.any(1) & ~experts)
+        share, of = self.sum_over_ranks(torch.stack([(experts & selected).sum(), experts.sum()]).float())
         self.note("kept", share / of.clamp(min=1), bool(of > 0))
-        return replace(batch, expert_mask=batch.expert_mask & kept[:, None])
+        return replace(batch, expert_mask=batch.expert_mask & selected[:, None])
 
 
 class FilteredJointPolicy(FilteredImitationObjective, ImitationObjective, PolicyGradientObjective, PolicyModule):
-    """The joint objective, or injection, with imitation of what the expert did better."""
+    """Joint policy gradient, or injection, with imitation of expert rows that are better than the learner's."""

@@ -1,4 +1,4 @@
-"""Self-distillation by the first turn: revisions are learned as replies to the prompt alone, by what they gained."""
+"""First-turn self-distillation (RLTF-SD): learn revisions as replies to the prompt alone, weighted by their gain."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 
 
 def first_turn_loss(log_probs: Tensor, advantages: Tensor, floor: float) -> Tensor:
-    """−1(log π ≥ floor) A log π(y₁|x): RLTF-SD, §3 of https://arxiv.org/abs/2602.02482, without importance weights.
+    """First-turn loss −1(log π ≥ floor) A log π(y₁|x): RLTF-SD, §3 of https://arxiv.org/abs/2602.02482.
 
-    A token that the policy would hardly say gives no gradient, as log π falls without bound there. It still counts in
-    the mean: what it is a mean over is a matter of the rows, and not of how the policy stands.
+    There are no importance weights. Tokens below the floor have no gradient, because log π is unbounded below. These
+    tokens still count in the mean, so that the divisor depends on the rows and not on the policy.
     Args: log_probs (B, T); advantages (B,).  Returns (B, T).
     """
     check_shapes(1, advantages=advantages, rows=log_probs[:, 0])
@@ -30,34 +30,37 @@ def first_turn_loss(log_probs: Tensor, advantages: Tensor, floor: float) -> Tens
 
 
 def first_turn_advantages(earned: Tensor, batch: Batch) -> Tensor:
-    """A = R(y₁) − mean R(y₀) over the group's attempts: https://arxiv.org/abs/2602.02482.
+    """Advantages A = R(y₁) − mean R(y₀) over the group's attempts: https://arxiv.org/abs/2602.02482.
 
-    Against the mean of the revisions themselves nothing would be learned as soon as all of them are right. A group
-    without attempts of the learner has the baseline 0.
-    Args: earned (B,): R.  Returns (B,).
+    If the baseline were the mean of the revisions, nothing would be learned once all revisions are right. The baseline
+    is 0 in a group without attempts of the learner.
+    Args: earned (B,): the return R of each row.  Returns (B,).
     """
     return earned - group_mean(earned[:, None].expand(batch.mask.shape), batch)[:, 0]
 
 
 def revision_steps(batch: Batch) -> Tensor:
-    """(B, T) bool: what was said in the rows that are revisions, by `extra["revision"]` (B,).
+    """(B, T) bool: the steps of revisions, which are the rows marked in `extra["revision"]` (B,).
 
     Raises:
-        ValueError: nobody says which rows are.
+        ValueError: the batch has no `extra["revision"]`.
     """
     if "revision" not in batch.extra:
-        raise ValueError("the batch does not say which of its rows are revisions (`extra.revision`)")
+        raise ValueError("the batch has no `extra.revision` (B,), which marks the rows that are revisions")
     return batch.valid & batch.extra["revision"][:, None]
 
 
 class FirstTurnObjective(Objective):
-    """Revisions, behind the prompt alone: more likely where they earn more than the attempts did, else less.
+    """First-turn self-distillation: learn revisions without the critique.
 
-    Whose they are does not matter. Joined with a policy gradient on the attempts.
+    A revision becomes more likely, given the prompt alone, if it earns more than the attempts did. Otherwise it becomes
+    less likely.
+
+    The revisions may come from any reviser. Combine with a policy gradient on the attempts.
 
     Args:
-        distillation_weight: of the term.
-        floor: tokens of less than this log-probability are left out.
+        distillation_weight: weight of the first-turn loss.
+        floor: tokens with a lower log-probability have no gradient.
     """
 
     needs: tuple[type, ...] = (PolicyModule,)
@@ -67,25 +70,22 @@ class FirstTurnObjective(Objective):
         self.distillation_weight, self.floor = distillation_weight, floor
 
     def annotate(self, batch: Batch) -> Batch:
-        """What the revisions gained, before any penalty of the rewards.
+        """Compute the advantages of the revisions, before any penalty is subtracted from the rewards.
 
-        Raises ValueError: no revisions, or no rewards of them.
+        Raises ValueError: the batch has no revisions or no rewards.
         """
         if batch.rewards is None:
-            raise ValueError(
-                "the batch has no rewards, and what a revision gained is not known without: "
-                "nobody pays, so give the data a reward"
-            )
+            raise ValueError("the batch has no rewards, so the gain of a revision is unknown; give the data a reward")
         revision_steps(batch)
         advantages = first_turn_advantages(row_sums(batch.rewards, batch.valid), batch)
         return batch.with_extra(first_turn_advantages=advantages)
 
     def masks(self, batch: Batch) -> Batch:
-        """`revised`: the steps of revisions."""
+        """Add the mask `revised`: the steps of revisions."""
         return batch.with_masks(revised=revision_steps(batch))
 
     def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
-        """Beside the loss the share of the tokens that are left out."""
+        """The loss, and the share of tokens below the floor."""
         loss = first_turn_loss(now.log_probs, batch.extra["first_turn_advantages"], self.floor)
         below = (now.log_probs.detach() < self.floor).to(loss.dtype)
         yield Term("below_floor", below, "revised", logged_only=True)
@@ -93,4 +93,4 @@ class FirstTurnObjective(Objective):
 
 
 class FirstTurnPolicy(FirstTurnObjective, PolicyGradientObjective, PolicyModule):
-    """RLTF-SD: policy gradient on the attempts, self-distillation from the revisions."""
+    """RLTF-SD policy: policy gradient on attempts, self-distillation from revisions."""

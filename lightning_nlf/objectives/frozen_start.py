@@ -1,4 +1,4 @@
-"""The frozen start of a policy; its numbers are in memory only while they are read, where a folder has them too."""
+"""Frozen copy of the start policy. If a model folder holds the weights, they are read from there when needed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lightning_nlf.objectives.reference_cache import digest
 
 
 class StartIsGone(ValueError):
-    """The folder that a policy started from is not there any more, or holds other weights."""
+    """The folder that a policy started from is missing or holds other weights."""
 
 
 class FrozenStart:
-    """The policy as it is now, for comparison.
+    """A frozen copy of the policy at the time of construction, for later comparison.
 
-    Where the policy is what a folder in Hugging Face layout holds (`Policy.origin`), no copy is kept: `reading` reads
-    the folder, and the digest says whether the weights are still those of the start. Any other policy is copied, as by
-    `Policy.frozen`.
+    No copy is kept if a folder in the Hugging Face layout holds the same weights (`Policy.origin`). In that case,
+    `reading` reads the folder, and compares a digest to check that the weights have not changed. Any other policy is
+    copied by `Policy.frozen`.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -33,7 +33,7 @@ class FrozenStart:
             self.network = policy.frozen()
 
     def _is_in(self, policy: Policy, folder: Path) -> bool:
-        """Whether the folder has all numbers of the policy; then the network is without its own."""
+        """Whether the folder holds all weights of the policy. If so, the network is kept without weights."""
         self._folder, self._digest = folder, digest(policy)
         self._shapes = [x.shape for x in policy.parameters()]
         empty = {id(x): nn.Parameter(x.new_empty(0), requires_grad=False) for x in policy.parameters()}
@@ -47,7 +47,7 @@ class FrozenStart:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its numbers (`reference_cache.digest`); empty where the policy was built without any."""
+        """SHA-256 of the weights (`reference_cache.digest`). Empty if the policy was only a sketch without weights."""
         if self._digest is None:
             numbers = self.network.state_dict().values()
             self._digest = "" if any(x.is_meta for x in numbers) else digest(self.network)
@@ -55,10 +55,12 @@ class FrozenStart:
 
     @contextmanager
     def reading(self, device: torch.device | None = None, keep: bool = False) -> Iterator[Policy]:
-        """The network with its numbers, on `device`. Afterwards they are gone, unless it is to `keep` them.
+        """Context manager that gives the network with its weights, on `device`.
+
+        Drops the weights on exit, unless `keep` is set.
 
         Raises:
-            StartIsGone: the folder is not there any more, or holds other weights.
+            StartIsGone: the folder is missing or holds other weights.
         """
         if self._folder is not None and not self._is_read:
             self._read(self._folder)
@@ -77,7 +79,7 @@ class FrozenStart:
             x.data = torch.empty(0)
 
     def _read(self, folder: Path) -> None:
-        # One block: as large as this it is mapped, and goes back to the system when it is freed (`cli.memory`).
+        # One large block is memory-mapped, and returns to the system when it is freed (`cli.memory`).
         sizes = [shape.numel() for shape in self._shapes]
         parts = torch.empty(sum(sizes)).split(sizes)
         try:
@@ -85,14 +87,13 @@ class FrozenStart:
                 x.data = part.view(shape)
             try:
                 self.network.read_again(folder)
-                state = "" if digest(self.network) == self._digest else "holds other weights now"
+                state = "" if digest(self.network) == self._digest else "now holds other weights"
             except (ValueError, OSError):
-                state = "holds other weights now" if folder.is_dir() else "is not there any more"
+                state = "now holds other weights" if folder.is_dir() else "no longer exists"
             if state:
                 raise StartIsGone(
-                    f"reference: it is the model that the run began with, {folder}, and that {state}: put that model "
-                    "back there"
+                    f"reference: the run began with the model in {folder}, which {state}; restore that model there"
                 )
-        except BaseException:  # half of it would count as read
+        except BaseException:  # otherwise partly read weights would count as complete
             self._empty()
             raise

@@ -1,4 +1,4 @@
-"""Imitation of an expert wherever it acted or said what it would have done, alone or jointly with policy gradient."""
+"""Imitation of an expert's actions or labels (behaviour cloning, DAgger), alone or joint with a policy gradient."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_nlf.maths.means import check_shapes, mask_named, masked_mean
 from lightning_nlf.maths.schedules import Schedule, scheduled
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.numbers import NonNegative, Number, Positive
-from lightning_nlf.objective import Evaluation, Objective, Term
+from lightning_nlf.objective import Best, Evaluation, Objective, Term
 from lightning_nlf.objectives.actor_critic import ValueObjective
 from lightning_nlf.objectives.baselines import Sum, one_process
 from lightning_nlf.objectives.divergences import DIVERGENCES
@@ -27,10 +27,10 @@ from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective, re
 def suffix_weights(
     advantages: Tensor, mask: Tensor, temperature: float, over_ranks: Sum = one_process, clip: float = 20.0
 ) -> Tensor:
-    """min(e^{z/τ}, clip), brought to mean 1: the weights of https://arxiv.org/abs/1910.00177, algorithm 1.
+    """Advantage weights min(e^{z/τ}, clip), scaled to mean 1: AWR, algorithm 1 of https://arxiv.org/abs/1910.00177.
 
-    z are the advantages with mean 0 and (biased) variance 1 over the steps themselves, here as in the mean over all
-    ranks: τ means the same whatever the rewards are.
+    z is the advantage, normalised to mean 0 and (biased) variance 1 over the steps of `mask` on all ranks. The meaning
+    of τ thus does not depend on the scale of the rewards.
     Args: advantages (B, T); mask (B, T) bool, the injected steps; temperature: τ.  Returns (B, T), 1 outside `mask`.
     """
     count = over_ranks(mask.sum()).clamp(min=1)
@@ -42,54 +42,58 @@ def suffix_weights(
 
 
 def own_returns(batch: Batch, over_ranks: Sum = one_process) -> tuple[Tensor, Tensor]:
-    """Mean undiscounted return of the rows in which only the learner acted, and how many those are; both ().
+    """Mean undiscounted return of the rows in which only the learner acted, and the number of such rows; both ().
 
-    Raises: ValueError: no rewards.
+    Raises: ValueError: the batch has no rewards.
     """
     if batch.rewards is None:
         raise ValueError("until_return: the batch has no rewards, so there is no return to compare")
-    own = batch.mask.any(1) & (batch.mask == batch.valid).all(1)
-    returns = torch.where(batch.mask & own[:, None], batch.rewards, 0).sum()
-    count = over_ranks(own.sum())
+    learner_rows = batch.mask.any(1) & (batch.mask == batch.valid).all(1)
+    returns = torch.where(batch.mask & learner_rows[:, None], batch.rewards, 0).sum()
+    count = over_ranks(learner_rows.sum())
     return over_ranks(returns) / count.clamp(min=1), count
 
 
 class Perplexity(MeanMetric):
-    """e to the mean of the negative log-likelihoods that it is updated with."""
+    """Perplexity: the exponential of the mean negative log-likelihood."""
 
     def compute(self) -> Tensor:
         return super().compute().exp()
 
 
 class ImitationObjective(Objective):
-    """Imitation of the expert on the states where its choice is known (`expert_mask`), also where the learner acted.
+    """Imitation of the expert at every step where `expert_mask` is True, even if the learner acted at this step.
 
-    Logs of held-out rows: where actions are discrete also `accuracy`, how often the policy's likeliest is the
-    expert's, and with `nll` the `perplexity`.
+    On held-out rows with discrete actions, it also logs `accuracy` and, with `nll`, `perplexity`. `accuracy` is the
+    share of steps at which the policy's most likely action is the expert's action.
 
     Args:
-        divergence: between the distributions, analytic; or `nll` of the expert's action, when only that is known.
-        imitation_weight: c, or a schedule c(t) over the steps decided so far, such as `Linear`.
-        until_return: no imitation while the learner's own rows earn so much, such as what the expert earns: their
-            mean return, undiscounted, in a moving average over collections. A row counts as an episode, so cut none.
-        suffix_temperature: τ of `suffix_weights`: injected steps that went well count for more, the lower τ the more.
-            Labels, and whatever a label buffer brings back, count 1.
+        divergence: analytic divergence between the expert's and the policy's distribution. `nll` is the negative
+            log-likelihood of the expert's action, which needs only that action.
+        imitation_weight: weight c of the imitation loss, or a schedule c(t) over the steps decided so far, such as
+            `Linear`.
+        until_return: stop imitation while the learner's own rows earn at least this return, such as the expert's
+            return. The threshold is compared with a moving average, over collections, of the mean undiscounted return
+            of these rows. Each row counts as an episode, so do not split episodes into rows.
+        suffix_temperature: τ of `suffix_weights`, which weight each injected step by its advantage. A lower τ gives
+            good steps more weight. Labels, and steps from a label buffer, have weight 1.
 
     Raises:
-        ValueError: suffix_temperature is not above 0, or beside `decision: reply`.
+        ValueError: suffix_temperature is not above 0, or is combined with `decision: reply`.
     """
 
     needs: tuple[type, ...] = (PolicyModule,)
     reports: tuple[str, ...] = ("imitation", "divergence")
     measures: tuple[str, ...] = ("accuracy", "perplexity")
-    imitation_over = "expert_mask"  # what the term is a mean over
-    imitation_accuracy = "accuracy"  # the name under which held-out rows have it; another mixin may have a term of it
-    memory = 0.9  # of the average return, per collection
-    average_return: Tensor  # (); NaN until a row was the learner's own
+    feedback: tuple[str, ...] = ("expected",)
+    imitation_over = "expert_mask"  # what the term is averaged over
+    imitation_accuracy = "accuracy"  # logged name of the accuracy; change it if another mixin logs `accuracy`
+    memory = 0.9  # decay of the average return, per collection
+    average_return: Tensor  # (); NaN before the first row in which only the learner acted
 
     def __init__(
         self,
-        divergence: Literal["forward", "reverse", "jsd", "nll"] = "forward",
+        divergence: Literal["forward", "reverse", "jsd", "nll"] | None = None,
         imitation_weight: NonNegative | Schedule = 1.0,
         until_return: Number | None = None,
         suffix_temperature: Positive | None = None,
@@ -100,13 +104,14 @@ class ImitationObjective(Objective):
             raise ValueError(f"suffix_temperature: got {suffix_temperature}, must be above 0")
         if suffix_temperature is not None:
             refuse_replies(self, "suffix_temperature")
-        self.divergence, self.imitation_weight = divergence, imitation_weight
+        self.divergence: str = divergence or ("forward" if self.policy.vocabulary is None else "nll")
+        self.imitation_weight = imitation_weight
         self.until_return, self.suffix_temperature = until_return, suffix_temperature
         if until_return is not None:
             self.register_buffer("average_return", torch.tensor(math.nan))
 
     def select(self, batch: Batch) -> Batch:
-        """Follow the learner's return, for `until_return`; every row stays."""
+        """Update the average return of the learner, for `until_return`. All rows are kept."""
         if self.until_return is not None:
             mean, count = own_returns(batch, self.sum_over_ranks)
             if count > 0:
@@ -115,11 +120,11 @@ class ImitationObjective(Objective):
         return batch
 
     def reweigh(self, batch: Batch) -> Batch:
-        """Weights of injected steps by their advantages, with `suffix_temperature`."""
+        """With `suffix_temperature`, compute weights of the injected steps from their advantages."""
         if self.suffix_temperature is None:
             return batch
         if batch.advantages is None:
-            raise ValueError("suffix_temperature: there are no advantages; join the imitation with a policy gradient")
+            raise ValueError("suffix_temperature: the batch has no advantages; add a policy gradient to the class")
         injected = batch.valid & ~batch.mask
         weights = suffix_weights(batch.advantages, injected, self.suffix_temperature, self.sum_over_ranks)
         return batch.with_extra(imitation_weights=weights)
@@ -146,9 +151,10 @@ class ImitationObjective(Objective):
 
 
 def imitation_loss(batch: Batch, now: Evaluation, divergence: str) -> Tensor:
-    """D(expert, policy) where the expert is known, or −log π of its action (`nll`); 0 without an expert.  (B, T)
+    """Imitation loss D(expert, policy), or −log π of the expert's action (`nll`); 0 without an expert.  (B, T)
 
-    Raises: ValueError: a divergence, and no distribution of the expert; or one over other tokens.
+    Raises: ValueError: a divergence is set, but the expert's distribution is unknown, or is over a vocabulary of a
+        different size.
     """
     if batch.expert_mask is None:
         return now.log_probs * 0
@@ -158,9 +164,9 @@ def imitation_loss(batch: Batch, now: Evaluation, divergence: str) -> Tensor:
         distance = -now.distribution.log_prob(batch.expert_actions[now.where])
     else:
         if batch.expert_params is None:
-            raise ValueError("divergence: the expert gives no distribution, only actions: use nll")
-        known = batch.expert_mask[now.where]
-        params = {name: _filled(x[now.where], known) for name, x in batch.expert_params.items()}
+            raise ValueError("divergence: the expert gives actions without a distribution; use divergence: nll")
+        labelled = batch.expert_mask[now.where]
+        params = {name: _filled(x[now.where], labelled) for name, x in batch.expert_params.items()}
         expert = distribution_of(params)
         _refuse_other_outcomes(expert, now.distribution)
         distance = DIVERGENCES[divergence](expert, now.distribution)
@@ -172,35 +178,40 @@ def imitation_loss(batch: Batch, now: Evaluation, divergence: str) -> Tensor:
 
 
 def _refuse_other_outcomes(expert: Distribution, policy: Distribution) -> None:
-    """Raises ValueError: both choose among tokens, and not among as many."""
+    """Refuse different vocabularies.
+
+    Raises ValueError: both distributions are over tokens, but of different numbers.
+    """
     if isinstance(expert, Categorical) and isinstance(policy, Categorical):
-        theirs, own = expert.param_shape[-1], policy.param_shape[-1]
-        if theirs != own:
+        expert_ids, policy_ids = expert.param_shape[-1], policy.param_shape[-1]
+        if expert_ids != policy_ids:
             raise ValueError(
-                f"vocabulary: the expert knows {theirs} token ids and the policy {own}: a divergence needs the same; "
-                "give both the same vocabulary, or use nll"
+                f"vocabulary: the expert has {expert_ids} token ids, but the policy has {policy_ids}; give both the "
+                "same vocabulary, or use divergence: nll"
             )
 
 
-def _filled(x: Tensor, known: Tensor) -> Tensor:
-    """Parameters (N, …) with 1 where the expert is not known, so that no step of padding can give NaN."""
-    return torch.where(known.view(-1, *[1] * (x.ndim - 1)), x, 1.0)
+def _filled(x: Tensor, labelled: Tensor) -> Tensor:
+    """Replace the parameters (N, …) by 1 at steps without an expert, so that padding cannot give NaN."""
+    return torch.where(labelled.view(-1, *[1] * (x.ndim - 1)), x, 1.0)
 
 
 class ImitationPolicy(ImitationObjective, PolicyModule):
-    """Behaviour cloning where the expert acts, DAgger where the learner acts and the expert labels."""
+    """Imitation policy: behaviour cloning if the expert acts, DAgger if the learner acts and the expert labels."""
+
+    best: Best = ("imitation", "min")
 
 
 class JointPolicy(ImitationObjective, PolicyGradientObjective, PolicyModule):
-    """The joint objective: REINFORCE plus imitation of the expert on the learner's own states."""
+    """Joint policy: REINFORCE plus imitation of the expert on the learner's own states."""
 
 
 class SummedJointPolicy(ImitationObjective, PolicyGradientObjective, PolicyModule):
-    """The same, summed over steps: the joint loss of TanayGahlot/LearnFromNaturalLanguageFeedback at α = ½."""
+    """Joint policy with losses summed over steps, as in TanayGahlot/LearnFromNaturalLanguageFeedback at α = ½."""
 
     def __init__(self, reduce: Literal["mean", "sum"] = "sum", **kwargs: Any) -> None:
         super().__init__(reduce=reduce, **kwargs)
 
 
 class JointAgent(ImitationObjective, ValueObjective, PolicyGradientObjective, PolicyModule):
-    """The joint objective with a critic."""
+    """Joint policy with a critic."""

@@ -1,8 +1,9 @@
-"""One file of feedback, whatever its lines have: each kind has a term of its own, over what it is known of."""
+"""Mixed feedback in one file: scores, rankings, expected responses and critiques, with a loss term for each kind."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from lightning_nlf.batch import Batch
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.numbers import NonNegative
-from lightning_nlf.objective import Evaluation, Objective, Term
+from lightning_nlf.objective import Best, Evaluation, Objective, Term
 from lightning_nlf.objectives.dpo import DPOObjective
 from lightning_nlf.objectives.imitation import ImitationObjective
 from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective, refuse_replies
@@ -18,15 +19,17 @@ from lightning_nlf.objectives.reference import ReferenceObjective
 
 
 class CritiqueObjective(Objective):
-    """Predicts the critique of a reply: feedback modelling, log π(c|x, y), https://arxiv.org/abs/2501.17703.
+    """Feedback modelling: predict the critique of a reply, log π(c|x, y), https://arxiv.org/abs/2501.17703.
 
-    The expert's steps in rows of `extra["critique"]` (B,) have this term; an imitation has the others.
+    Applies to the expert's steps in rows marked in `extra["critique"]` (B,). An imitation objective covers the expert's
+    other steps.
 
     Args:
-        critique_weight: of the term.
+        critique_weight: weight of the feedback-modelling loss.
     """
 
     needs: tuple[type, ...] = (PolicyModule,)
+    feedback: tuple[str, ...] = ("critique",)
     reports: tuple[str, ...] = ("critique",)
 
     def __init__(self, critique_weight: NonNegative = 1.0, **kwargs: Any) -> None:
@@ -35,7 +38,7 @@ class CritiqueObjective(Objective):
         self.imitation_over = "imitated_steps"
 
     def masks(self, batch: Batch) -> Batch:
-        """`critique_steps` of the expert, and `imitated_steps`, the others of the expert."""
+        """Add the masks `critique_steps` and `imitated_steps`: the expert's steps inside and outside critiques."""
         expert = torch.zeros_like(batch.mask) if batch.expert_mask is None else batch.expert_mask
         critiques = batch.extra.get("critique", torch.zeros_like(batch.mask[:, 0]))[:, None]
         return batch.with_masks(critique_steps=expert & critiques, imitated_steps=expert & ~critiques)
@@ -45,10 +48,12 @@ class CritiqueObjective(Objective):
 
 
 class ScoredObjective(Objective):
-    """Policy gradient on the replies that have a score, by `extra["scored"]` (B,): to have none is no score of 0.
+    """Policy gradient only on replies with a score, marked in `extra["scored"]` (B,).
+
+    A missing score is not a score of 0.
 
     Raises:
-        ValueError: at `prepare` rows that do not say which of them have a score.
+        ValueError: in `prepare`, the batch has no `extra["scored"]`.
     """
 
     needs: tuple[type, ...] = (PolicyGradientObjective,)
@@ -59,13 +64,18 @@ class ScoredObjective(Objective):
         self.policy_over = "scored_steps"
 
     def select(self, batch: Batch) -> Batch:
-        """Refuse rows that do not say which of them have a score; every row stays."""
+        """Refuse a batch that does not mark which rows have a score. All rows are kept.
+
+        If no row has a score, all rewards are 0.
+        """
         if "scored" not in batch.extra:
-            raise ValueError("the batch does not say which of its rows have a score (`extra.scored`)")
+            raise ValueError("the batch has no `extra.scored` (B,), which marks the rows with a score")
+        if batch.rewards is None and not batch.extra["scored"].any():  # no step is averaged over
+            return replace(batch, rewards=torch.zeros_like(batch.mask, dtype=torch.float32))
         return batch
 
     def masks(self, batch: Batch) -> Batch:
-        """`scored_steps`: the learner's in rows with a score."""
+        """Add the mask `scored_steps`: the learner's steps in rows with a score."""
         scored = batch.extra.get("scored", torch.zeros_like(batch.mask[:, 0]))
         return batch.with_masks(scored_steps=batch.mask & scored[:, None])
 
@@ -79,10 +89,13 @@ class MixedFeedbackPolicy(
     PolicyGradientObjective,
     PolicyModule,
 ):
-    """Scores by policy gradient, expected responses by imitation, critiques by predicting them, rankings by DPO.
+    """Mixed feedback policy: policy gradient on scores, imitation, feedback modelling of critiques, DPO on rankings.
 
-    Each term is a mean over its own steps or pairs, so it is what it would be if the other lines were not there.
+    Each term is a mean over its own steps or pairs, so that the other kinds of feedback do not change it. A kind of
+    feedback may be missing from all rows; its term is then 0.
     """
 
-    imitation_accuracy = "imitation_accuracy"  # `accuracy` is that of preferences
+    best: Best = ("imitation", "min")
+    needs_pairs = False  # a file may have no ranking
+    imitation_accuracy = "imitation_accuracy"  # `accuracy` already names the accuracy of preferences
     measures: tuple[str, ...] = ("imitation_accuracy",)

@@ -1,4 +1,4 @@
-"""Policy gradient: REINFORCE with its baselines, and the clipped surrogate of PPO; of tokens or of whole replies."""
+"""Policy gradient: REINFORCE with baselines, and PPO's clipped surrogate. A decision is a token or a whole reply."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lightning_nlf.numbers import Discount, NonNegative, Positive
 from lightning_nlf.objective import Evaluation, Objective, Term
 from lightning_nlf.objectives.baselines import BASELINES, group_scale, moments
 
-NO_REWARDS = (
-    "the batch has no rewards, and policy gradient learns from nothing else: nobody pays, so give the data a reward"
-)
+NO_REWARDS = "the batch has no rewards, which a policy gradient needs; give the data a reward"
 
 
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
-    """−log π(a|s) A, Williams 1992; the gradient of its mean is that of the return.
+    """Policy gradient loss −log π(a|s) A (Williams 1992).
+
+    The gradient of its mean estimates the negative gradient of the expected return.
 
     Args: log_probs, advantages (B, T) of steps, or (B,) of whole replies.  Returns the same shape.
     """
@@ -34,8 +34,9 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
 
 
 def clipped_policy_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
-    """−min(ρA, clip(ρ, 1−ε, 1+ε)A), ρ = π(a|s) / π_old(a|s): eq. 7 of https://arxiv.org/abs/1707.06347.
+    """PPO's clipped surrogate −min(ρA, clip(ρ, 1−ε, 1+ε)A), ρ = π(a|s) / π_old(a|s).
 
+    Source: eq. 7 of https://arxiv.org/abs/1707.06347.
     Args: ratio ρ, advantages (B, T) or (B,); clip: ε.  Returns the same shape.
     """
     check_shapes(ratio.ndim, ratio=ratio, advantages=advantages)
@@ -43,15 +44,19 @@ def clipped_policy_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tenso
 
 
 def importance_ratio(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> Tensor:
-    """π / b where `mask`, 1 elsewhere: masked before exp, so that padding cannot overflow.  (B, T) or (B,)"""
+    """Importance ratio π / b at `mask`, 1 elsewhere, (B, T) or (B,).
+
+    Masked before exp, so that padding cannot overflow.
+    """
     check_shapes(mask.ndim, log_probs=log_probs, old_log_probs=old_log_probs, mask=mask)
     return torch.where(mask, log_probs - old_log_probs, 0).exp()
 
 
 def ratio_figures(ratio: Tensor, clip: float) -> dict[str, Tensor]:
-    """Whether a ratio ρ is clipped, KL(old ‖ new) by k3 = ρ − 1 − log ρ, ρ itself and (ρ − 1)²; all of its shape.
+    """PPO's diagnostics, each in the shape of the ratio ρ: whether ρ is clipped, KL(old ‖ new) by k3, ρ, and (ρ − 1)².
 
-    Their means are the share that is clipped, the KL, the mean ratio and its variance.
+    k3 = ρ − 1 − log ρ. The means of the four are the clip fraction, the KL, the mean ratio and the variance of the
+    ratio.
     """
     return {
         "clip_fraction": ((ratio - 1).abs() > clip).to(ratio.dtype),
@@ -62,54 +67,58 @@ def ratio_figures(ratio: Tensor, clip: float) -> dict[str, Tensor]:
 
 
 def first_step(mask: Tensor) -> Tensor:
-    """(B, T) bool: each row's first True step; none in a row without one."""
+    """(B, T) bool: the first True step of each row; all False in a row without a True step."""
     return mask & (mask.cumsum(1) == 1)
 
 
 def at_first(x: Tensor, mask: Tensor, where: Tensor) -> Tensor:
-    """Σ x over `where` at the first True step of `mask`, 0 elsewhere.  All (B, T)"""
+    """Σ x over `where`, placed at the first True step of `mask`; 0 elsewhere.  All (B, T)"""
     return torch.where(first_step(mask), row_sums(x, where)[:, None], 0)
 
 
 def refuse_replies(objective: Objective, name: str) -> None:
-    """Raises ValueError: its `decision` is `reply`, and what goes by `name` is about the tokens of a reply."""
+    """Refuse `decision: reply`. Raises ValueError: the feature `name` needs the single tokens of a reply."""
     if getattr(objective, "decision", "token") == "reply":
-        raise ValueError(f"decision: reply makes one decision of each reply, and {name} is about its single tokens")
+        raise ValueError(f"decision: reply does not work with {name}, which needs single tokens; use decision: token")
 
 
 class PolicyGradientObjective(Objective):
     """Policy gradient on the learner's own steps: REINFORCE, RLOO, GRPO, or PPO's clipped surrogate.
 
-    Without a critic a truncated row counts as ended, a bias against whatever would have come after.
+    Without a critic, a truncated row counts as terminated. This biases the gradient, because later rewards are ignored.
 
     Args:
-        gamma: discount, over valid steps.
-        baseline: subtracted from the reward-to-go. Of a group the learner's rows, or with `shared_group_mean` those
-            of experts too. The whitening below takes `batch_mean` off as well.
-        clip: PPO's ε, for several passes over one collection; without it the plain gradient.
-        advantage_scale: `group_std` divides by the deviation of the group's returns, as GRPO does; the whitening below
-            would come on top.
-        normalize_advantages: to mean 0 and variance 1 over the steps learned from, of the collection, on all ranks.
-        entropy_weight: bonus for entropy.
-        cut_at_takeover: the learner's return ends where the expert takes over, with V there if there is one.
-        decision: `reply` makes one decision of each row, language as a bandit (RLOO, https://arxiv.org/abs/2402.14740):
-            its log-probability is the sum over the learner's tokens, its reward that of the row, its baseline V of the
-            prompt if there is a critic; γ and λ do not matter. Terms are means over replies, and a reply is one step to
-            schedules. At γ = 1 the gradient is that of `token` where the reward comes at the end, and equal in the
-            mean otherwise.
+        gamma: discount factor per valid step; by default 1 for a policy over tokens, and 0.99 for any other policy.
+        baseline: name of the baseline that is subtracted from the reward-to-go. A group baseline averages over the
+            learner's rows; `shared_group_mean` averages over all rows. `normalize_advantages` also subtracts the mean
+            of the batch.
+        clip: ε of PPO's clipped surrogate, for several passes over one collection. None: the plain policy gradient.
+        advantage_scale: `group_std` divides by the standard deviation of the group's returns, as in GRPO. This scale is
+            applied before `normalize_advantages`.
+        normalize_advantages: scale advantages to mean 0 and variance 1 over the learned steps of the collection, on all
+            ranks.
+        entropy_weight: weight of the entropy bonus.
+        cut_at_takeover: end the learner's return when the expert takes over. With a critic, the return then includes V
+            at the take-over.
+        decision: `reply` treats each row as one decision of a bandit (RLOO, https://arxiv.org/abs/2402.14740). The
+            log-probability of this decision is the sum over the learner's tokens. Its reward is the sum of the row's
+            rewards. With a critic, its baseline is V of the prompt. γ and λ have no effect. Terms are averaged over
+            replies, and schedules count a reply as one step. At γ = 1, `reply` and `token` have the same gradient if
+            the reward comes at the end of the reply. Otherwise their gradients are equal in expectation.
 
     Raises:
-        ValueError: `cut_at_takeover` with `shared_group_mean`, or one of them with `decision: reply`; at `prepare` a
-            batch without rewards.
+        ValueError: `cut_at_takeover` is combined with `shared_group_mean`, or one of the two is combined with
+            `decision: reply`; in `prepare`, the batch has no rewards.
     """
 
     needs: tuple[type, ...] = (PolicyModule,)
-    policy_over = "mask"  # what the policy term is a mean over
-    policy_per: str | None = None  # what its sum is divided by, where that is another count
+    feedback: tuple[str, ...] = ("score",)
+    policy_over = "mask"  # what the policy term is averaged over
+    policy_per: str | None = None  # the count to divide by; None: the count of `policy_over`
 
     def __init__(
         self,
-        gamma: Discount = 0.99,
+        gamma: Discount | None = None,
         baseline: Literal["none", "batch_mean", "group_mean", "leave_one_out", "shared_group_mean"] = "none",
         clip: Positive | None = None,
         advantage_scale: Literal["none", "group_std"] = "none",
@@ -122,8 +131,10 @@ class PolicyGradientObjective(Objective):
         super().__init__(**kwargs)
         if cut_at_takeover and baseline == "shared_group_mean":
             raise ValueError(
-                "cut_at_takeover: a return that is cut is none of a whole row's, which shared_group_mean needs"
+                "cut_at_takeover: shared_group_mean needs the return of whole rows, which are not cut; use one of them"
             )
+        if gamma is None:
+            gamma = 0.99 if self.policy.vocabulary is None else 1.0
         self.gamma, self.clip = gamma, clip
         self.baseline: str = baseline
         self.advantage_scale: str = advantage_scale
@@ -136,7 +147,7 @@ class PolicyGradientObjective(Objective):
         return batch.mask.any(1).sum() if self.decision == "reply" else batch.valid.sum()
 
     def masks(self, batch: Batch) -> Batch:
-        """With `decision: reply`: `replies` (B,), and `prompts`, the first step of each (B, T)."""
+        """With `decision: reply`, add the masks `replies` (B,), and `prompts` (B, T) at each reply's first step."""
         if self.decision == "token":
             return batch
         return batch.with_masks(replies=batch.mask.any(1), prompts=first_step(batch.mask))
@@ -147,16 +158,19 @@ class PolicyGradientObjective(Objective):
         return "prompts" if self.decision == "reply" else self.policy_over
 
     def decided(self, batch: Batch) -> Tensor:
-        """(B, T) bool: the learner's decisions."""
+        """(B, T) bool: the steps of the learner's decisions."""
         return mask_named(batch, self.decided_over)
 
     @replaceable
-    def learned(self, batch: Batch) -> Tensor:
+    def learned_steps(self, batch: Batch) -> Tensor:
         """(B, T) bool: the steps whose advantages are whitened together."""
         return self.decided(batch)
 
     def credit(self, batch: Batch) -> Batch:
-        """Returns and advantages of the learner's decisions, whitened if `normalize_advantages`."""
+        """Compute returns and advantages of the learner's decisions.
+
+        Whiten the advantages if `normalize_advantages` is set.
+        """
         mask = self.decided(batch)
         decisions = batch if mask is batch.mask else replace(batch, mask=mask)
         if self.decision == "reply":
@@ -173,7 +187,7 @@ class PolicyGradientObjective(Objective):
 
     @replaceable
     def estimate(self, batch: Batch) -> Batch:
-        """With returns and advantages: the reward-to-go minus its baseline, unless the batch has advantages."""
+        """Add returns, and advantages if the batch has none. An advantage is the reward-to-go minus its baseline."""
         if batch.advantages is not None:
             return batch
         rewards = required(batch.rewards, NO_REWARDS)
@@ -185,18 +199,21 @@ class PolicyGradientObjective(Objective):
         return replace(batch, returns=returns, advantages=advantages)
 
     def cuts(self, batch: Batch) -> Tensor | None:
-        """(B, T) bool: the steps whose return ends with the next V."""
+        """(B, T) bool: the steps whose return ends with the next value."""
         return takeover_cuts(batch.mask, batch.valid) if self.cut_at_takeover else None
 
     def whiten(self, batch: Batch) -> Tensor:
-        """Advantages with mean 0 and (biased) variance 1 over the learned steps of all ranks.  (B, T)"""
+        """Whiten advantages to mean 0 and (biased) variance 1 over the learned steps of all ranks.  (B, T)"""
         assert batch.advantages is not None
-        mean, variance = moments(batch.advantages, self.learned(batch), self.sum_over_ranks)
+        mean, variance = moments(batch.advantages, self.learned_steps(batch), self.sum_over_ranks)
         return torch.where(batch.valid, (batch.advantages - mean) * torch.rsqrt(variance + 1e-8), 0)
 
     def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
-        """Raises MissingField: no advantages; with `clip` no log_probs of the policy that acted."""
-        advantages = required(batch.advantages, "the batch has no advantages: `prepare` comes first")
+        """Yield the policy gradient loss and its figures.
+
+        Raises MissingField: the batch has no advantages, or, with `clip`, no log_probs of the policy that acted.
+        """
+        advantages = required(batch.advantages, "the batch has no advantages; call `prepare` first")
         over, reply = self.policy_over, self.decision == "reply"
 
         def of_decision(x: Tensor) -> Tensor:
@@ -208,7 +225,7 @@ class PolicyGradientObjective(Objective):
         if self.clip is None:
             loss = policy_gradient_loss(log_probs, advantages)
         else:
-            old = required(batch.log_probs, "clip: the batch has no log_probs of the policy that acted, so no ratio")
+            old = required(batch.log_probs, "clip: the batch has no log_probs of the policy that acted")
             ratio = importance_ratio(log_probs, of_decision(old), mask_named(batch, over))
             loss = clipped_policy_loss(ratio, advantages, self.clip)
             for name, x in ratio_figures(ratio.detach(), self.clip).items():

@@ -1,4 +1,4 @@
-"""The frozen policy that others are compared with: where the run started from."""
+"""Frozen reference policy for DPO, KTO and KL penalties: the policy at the start of the run."""
 
 from __future__ import annotations
 
@@ -20,38 +20,40 @@ from lightning_nlf.objectives.frozen_start import FrozenStart, StartIsGone
 from lightning_nlf.objectives.reference_cache import LogProbCache, row_keys, settings
 from lightning_nlf.private_names import trainer_of
 
-CHUNK = 64  # rows at a time: the logits of a whole collection would not fit
+CHUNK = 64  # rows at a time, because the logits of a whole collection would not fit in memory
 
 
 class ReferenceObjective(Objective):
-    """The frozen reference policy: adds `ref_log_probs` at the steps that are read, if they are not there.
+    """Frozen reference policy: adds `ref_log_probs` at the evaluated steps, unless the batch has them.
 
-    The reference is the policy as it was built: from `weights`, or at random from the seed. It is not saved; its
-    digest is, and a run that would resume with another is refused. A row that comes again, as those of a file do in
-    every epoch, is not read again; and where it is the model of a folder, it is in memory only while rows are read.
+    The reference is the policy as it was built: from `weights`, or at random from the seed. A checkpoint contains only
+    its digest, and a run cannot be resumed with a different reference. Rows that repeat in every epoch, such as the
+    rows of a file, are evaluated once. If the reference comes from a model folder, its weights are in memory only while
+    rows are evaluated.
 
-    Samples of an evaluation are measured by it, as `kl`: log π(y|x) − log π_ref(y|x), whose mean is KL(π ‖ π_ref).
+    An evaluation logs `kl`, the log-ratio log π(y|x) − log π_ref(y|x) of sampled replies. Its mean estimates KL(π ‖
+    π_ref).
 
     Args:
-        reference_cache: folder for what the reference said of each row, one file per reference: for rows that come
-            again in another run. Without it that is known within the run only.
+        reference_cache: folder that caches the reference's log-probabilities, one file per reference, for rows that
+            repeat in another run. By default the log-probabilities are only cached within the run.
     """
 
     needs: tuple[type, ...] = (PolicyModule,)
     policy: Policy
-    rows_come_again = True  # else they are remembered in a `reference_cache` only
+    rows_come_again = True  # whether rows repeat; if False, rows are cached only with `reference_cache`
 
     def __init__(self, reference_cache: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._start = FrozenStart(self.policy)  # no child of the module: neither saved nor trained, nor given to DDP
+        self._start = FrozenStart(self.policy)  # not a child module, so that it is not saved, trained, or given to DDP
         self._reference_settings = settings(self.reference)
         self.reference_cache = reference_cache
         self._cache: LogProbCache | None = None
-        self._trained_against: str | None = None  # the digest that a checkpoint has
+        self._trained_against: str | None = None  # digest of the reference in a loaded checkpoint
 
     @property
     def reference(self) -> Policy:
-        """Its numbers are there while somebody reads them (`FrozenStart`)."""
+        """The reference policy. Its weights are only available inside `FrozenStart.reading`."""
         return self._start.network
 
     @property
@@ -63,7 +65,7 @@ class ReferenceObjective(Objective):
         return self.rows_come_again or self.reference_cache is not None
 
     def refer(self, batch: Batch) -> Batch:
-        """`ref_log_probs` at the steps that are read."""
+        """Add `ref_log_probs` at the evaluated steps."""
         if batch.ref_log_probs is not None:
             return batch
         return replace(batch, ref_log_probs=self.reference_log_probs(batch, self.read_steps(batch)))
@@ -83,7 +85,7 @@ class ReferenceObjective(Objective):
         parts = [unread[part.cpu()] for part in self.reading_parts(where[unread], CHUNK)] if len(unread) else []
         for rows, log_probs in zip(parts, self._read_reference(batch, parts, where), strict=True):
             for row, x in zip(rows.tolist(), log_probs.cpu().split(where[rows].sum(1).tolist()), strict=True):
-                self._cache[keys[row]] = x.clone()  # a view would keep the whole chunk
+                self._cache[keys[row]] = x.clone()  # a view would keep the whole chunk in memory
         log_probs = torch.cat([self._cache[key] for key in keys])
         self._cache.settle()
         return scattered(log_probs.to(batch.obs.device), where)
@@ -95,7 +97,7 @@ class ReferenceObjective(Objective):
         return torch.cat(log_probs)[torch.cat(parts).argsort()]
 
     def _read_reference(self, batch: Batch, parts: Sequence[Tensor], where: Tensor) -> Iterator[Tensor]:
-        """log π_ref (N,) at the True steps of `where`, of each of the `parts` of the rows."""
+        """For each of the `parts` of the rows, log π_ref (N,) at the True steps of `where`."""
         if not any(map(len, parts)):
             yield from (torch.empty(0) for _ in parts)
             return
@@ -107,25 +109,25 @@ class ReferenceObjective(Objective):
                 yield log_probs
 
     def episode_metrics(self, batch: Batch, sampled: bool) -> dict[str, Tensor]:
-        """`kl` of sampled replies; none of greedy ones, which are no samples of the policy.
+        """The `kl` of sampled replies. Greedy replies have no `kl`, because they are not samples from the policy.
 
-        Not a number where the reference cannot be read any more: a training need not end for that.
+        `kl` is NaN if the reference can no longer be read, so that training can go on.
         """
         if not sampled or batch.log_probs is None or not self._is_the_start():
             return {}
         try:
             log_ratio = batch.log_probs - self._read_anew(batch, self.read_steps(batch))
         except StartIsGone as error:
-            rank_zero_warn(f"no kl: {error}")
+            rank_zero_warn(f"kl is not logged: {error}")
             return {"kl": torch.full((len(batch),), torch.nan, device=batch.obs.device)}
         return {"kl": on_every_row(row_sums(log_ratio, batch.mask), batch)}
 
     def _is_the_start(self) -> bool:
-        """Whether the reference is that of the checkpoint, if one was loaded."""
+        """Whether the reference is the same as in the loaded checkpoint, if any. Warns if it differs."""
         if self._trained_against is None or self._trained_against == self._reference_digest:
             return True
         rank_zero_warn(
-            "no kl: the checkpoint was trained against another reference; keep `policy.weights` (and the seed)"
+            "kl is not logged: the checkpoint was trained with another reference; use its `policy.weights` and seed"
         )
         return False
 
@@ -133,12 +135,12 @@ class ReferenceObjective(Objective):
         checkpoint["reference_digest"] = self._reference_digest
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError: training would go on against another reference."""
+        """Read the digest of the reference. Raises ValueError: training would resume with a different reference."""
         self._trained_against = checkpoint.get("reference_digest")
         trainer = trainer_of(self)
         if trainer is None or trainer.state.fn != "fit":
             return
         if self._trained_against != self._reference_digest:
             raise ValueError(
-                "the reference is another one than when the run began: keep `policy.weights` (and the seed)"
+                "the reference differs from that of the checkpoint; set the same `policy.weights` and seed as before"
             )

@@ -1,4 +1,4 @@
-"""Log-probabilities of rows, remembered by what the rows are made of."""
+"""Cache of log-probabilities, keyed by a hash of each row."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torch import Tensor, nn
 
 from lightning_nlf.batch import Batch
 
-TENSORS = ("keys", "lengths", "log_probs")  # of a file: (rows, 32) uint8, (rows,), (all steps of all rows,)
+TENSORS = ("keys", "lengths", "log_probs")  # tensors in a file: (rows, 32) uint8, (rows,), (steps,)
 
 
 class LogProbCache:
-    """Log-probabilities by the key of their row: in memory, and in a file if there is one.
+    """Cache of log-probabilities by row key: in memory, and also in a file if a path is given.
 
-    Without a file the rows that were not asked for longest are forgotten, when there are more than `LIMIT` numbers.
-    A file is read at once and written whole, beside the old one. A damaged one is ignored with a warning. Files of
-    earlier versions, `*.pt`, are not read.
+    Without a file, the least recently used rows are dropped when the cache has more than `LIMIT` numbers. A file is
+    read once and replaced as a whole. A damaged file is ignored with a warning. Files of earlier versions (`*.pt`) are
+    not read.
 
-    Args: path: of the safetensors file, which need not be there.
+    Args: path: the safetensors file, which need not exist yet.
     """
 
-    LIMIT = 2**25  # log-probabilities in memory: 128 MiB
+    LIMIT = 2**25  # number of log-probabilities in memory: 128 MiB
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.rows: dict[bytes, Tensor] = {}  # each (n,) on the CPU; the order is that of their last use
+        self.rows: dict[bytes, Tensor] = {}  # each (n,) on the CPU, in the order of their last use
         self._unsaved = False
         if path is not None:
             self.rows = read_rows(path)
@@ -49,7 +49,10 @@ class LogProbCache:
         self._unsaved = True
 
     def settle(self) -> None:
-        """Write what is new to the file, beside what others wrote meanwhile; or forget what is too much."""
+        """Add new rows to the file and keep rows that other processes wrote.
+
+        Without a file, drop rows beyond the limit.
+        """
         if self.path is not None:
             if self._unsaved:
                 self.rows = read_rows(self.path) | self.rows
@@ -64,27 +67,27 @@ class LogProbCache:
 
 
 def read_rows(path: Path) -> dict[bytes, Tensor]:
-    """What `write_rows` wrote; nothing, and a warning, where that cannot be read."""
+    """Read the rows that `write_rows` wrote. If the file cannot be read, warn and return no rows."""
     if not path.is_file():
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            # copies: the file is mapped into memory, and another process may damage it later
+            # copy: the file is memory-mapped, and another process may change it later
             content = {name: file.get_tensor(name).clone() for name in TENSORS}
             metadata = file.metadata()
         if metadata != _metadata(content):
-            raise ValueError("not what was written, or of another version")
+            raise ValueError("the file is damaged or of another version")
         keys = [bytes(key) for key in content["keys"].numpy()]
         return dict(zip(keys, content["log_probs"].split(content["lengths"].tolist()), strict=True))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        warnings.warn(f"reference_cache: {path}: {error}; it is ignored, and written anew", stacklevel=2)
+        warnings.warn(f"reference_cache: {path}: {error}; the file is ignored and will be replaced", stacklevel=2)
         return {}
 
 
 def write_rows(rows: dict[bytes, Tensor], path: Path) -> None:
-    """Replaces `path` in one step, whoever else does the same.
+    """Replace `path` atomically, even if other processes do the same.
 
-    Raises: OSError: it could not be written.
+    Raises: OSError: the file could not be written.
     """
     keys = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(len(rows), -1)
     lengths = torch.tensor([len(row) for row in rows.values()])
@@ -100,15 +103,15 @@ def write_rows(rows: dict[bytes, Tensor], path: Path) -> None:
 
 
 def _metadata(content: dict[str, Tensor]) -> dict[str, str]:
-    """The version of the format, and a checksum: safetensors have none."""
+    """Format version and checksum of a cache file. The checksum is added because safetensors files have none."""
     return {"reference_cache": "1", "sha256": _digest(content)}
 
 
 def row_keys(batch: Batch, steps: Tensor, setting: str) -> list[bytes]:
-    """SHA-256 of each row's obs and actions up to the last of its `steps`, and of which these are.
+    """SHA-256 of each row: its obs and actions up to the last of its `steps`, and the positions of these steps.
 
-    So padding does not matter, nor what a row stands beside.
-    Args: steps (B, T) bool; setting: whatever else the numbers depend on.
+    The key does not depend on padding or on the other rows.
+    Args: steps (B, T) bool; setting: text that identifies everything else that the log-probabilities depend on.
     """
     parts = [batch.obs, batch.actions, steps]
     setting = " ".join([setting, *(f"{x.dtype}{tuple(x.shape[2:])}" for x in parts)])
@@ -125,13 +128,13 @@ def row_keys(batch: Batch, steps: Tensor, setting: str) -> list[bytes]:
 
 
 def settings(network: nn.Module) -> str:
-    """The kinds of its parts and their plain attributes: heads, temperature, all that weights do not show."""
-    found = []
+    """Types and plain attributes of all submodules, such as the number of heads, which weights do not show."""
+    parts = []
     for name, part in network.named_modules():
         plain = {key: x for key, x in vars(part).items() if isinstance(x, int | float | str) and key[0] != "_"}
         plain.pop("training")
-        found.append(f"{name}:{type(part).__qualname__}{sorted(plain.items())}")
-    return ";".join(found)
+        parts.append(f"{name}:{type(part).__qualname__}{sorted(plain.items())}")
+    return ";".join(parts)
 
 
 def digest(network: nn.Module) -> str:
@@ -148,7 +151,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def as_bytes(x: Tensor) -> bytes:
-    """The bytes of its values, whatever the dtype."""
+    """The bytes of a tensor's values, for any dtype."""
     return _as_uint8(x).numpy().tobytes()
 
 

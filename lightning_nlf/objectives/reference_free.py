@@ -1,4 +1,4 @@
-"""Preferences without a reference: SLiC, SimPO, CPO, ORPO."""
+"""Reference-free preference losses: SLiC, SimPO, CPO and ORPO."""
 
 from __future__ import annotations
 
@@ -21,28 +21,31 @@ from lightning_nlf.objectives.dpo import dpo_loss
 
 
 def slic_loss(difference: Tensor, margin: float) -> Tensor:
-    """max(0, δ − h), h = log π of the chosen minus that of the rejected: https://arxiv.org/abs/2305.10425.  (P,)"""
+    """SLiC loss max(0, δ − h), h = log π(chosen reply) − log π(rejected reply).  difference h (P,) → (P,)
+
+    Source: https://arxiv.org/abs/2305.10425.
+    """
     check_shapes(1, difference=difference)
     return (margin - difference).clamp(min=0)
 
 
 def simpo_loss(difference: Tensor, beta: float, margin: float) -> Tensor:
-    """−log σ(βh − γ), h the difference of mean log-probabilities a token: eq. 6 of https://arxiv.org/abs/2405.14734.
+    """SimPO loss −log σ(βh − γ), where h is the difference of log-probabilities per token.  difference h (P,) → (P,)
 
-    difference h (P,) → (P,)
+    Source: eq. 6 of https://arxiv.org/abs/2405.14734.
     """
     check_shapes(1, difference=difference)
     return -F.logsigmoid(beta * difference - margin)
 
 
 def log_odds(log_probs: Tensor) -> Tensor:
-    """log p/(1 − p) from log p < 0; p is kept 1e-6 below 1, where the odds are infinite."""
+    """Log-odds log p/(1 − p) from log p < 0. p is clamped to 1 − 1e-6, because the odds of p = 1 are infinite."""
     log_probs = log_probs.clamp(max=-1e-6)
     return log_probs - torch.log(-torch.expm1(log_probs))
 
 
 def best_replies(batch: Batch) -> Tensor:
-    """(B, T) bool: the steps of the replies that nothing beats, in groups where something is beaten."""
+    """(B, T) bool: the steps of the best replies, in groups that also have a reply of lower rank."""
     assert batch.group is not None and batch.rank is not None
     table = rankings(batch.group, batch.rank)  # (G, K), best first
     ranks = torch.where(table >= 0, batch.rank[table.clamp(min=0)], -1)
@@ -53,21 +56,22 @@ def best_replies(batch: Batch) -> Tensor:
 
 
 def reply_log_probs(batch: Batch, now: Evaluation, per_token: bool) -> Tensor:
-    """log π of each reply, (B,); its mean a token with `per_token`."""
+    """log π of each reply, (B,). With `per_token`, the mean of log π over the tokens of each reply."""
     steps = reply_steps(batch)
     log_probs = row_sums(now.log_probs, steps)
     return log_probs / steps.sum(1).clamp(min=1) if per_token else log_probs
 
 
 class ReferenceFreeObjective(DirectPreferenceObjective):
-    """Held in place by the likelihood of the chosen replies, if by anything: the reference costs nothing.
+    """Preference learning without a reference model. The likelihood of the chosen replies can serve as a regulariser.
 
-    Args: chosen_weight: of the chosen replies' negative log-likelihood, in the mean over their tokens.
+    Args: chosen_weight: weight of the negative log-likelihood of chosen replies, averaged over the tokens of these
+        replies.
     """
 
     needs: tuple[type, ...] = (PolicyModule,)
     reports: tuple[str, ...] = ("chosen",)
-    per_token = False  # compares mean log-probabilities a token instead of a reply's
+    per_token = False  # compare log-probabilities per token instead of per reply
 
     def __init__(self, chosen_weight: NonNegative = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -77,7 +81,7 @@ class ReferenceFreeObjective(DirectPreferenceObjective):
         return reply_log_probs(batch, now, self.per_token)
 
     def masks(self, batch: Batch) -> Batch:
-        """`chosen`: the replies that nothing beats, in groups where something is beaten."""
+        """Add the mask `chosen`: the steps of `best_replies`."""
         return batch.with_masks(chosen=best_replies(batch))
 
     def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
@@ -86,9 +90,9 @@ class ReferenceFreeObjective(DirectPreferenceObjective):
 
 
 class SLiCObjective(ReferenceFreeObjective):
-    """`slic_loss`, and the likelihood of the chosen replies.
+    """SLiC: `slic_loss`, regularised by the likelihood of the chosen replies.
 
-    Args: margin: δ, by which the chosen reply's log-probability shall be higher.
+    Args: margin: δ, by which the log-probability of the chosen reply should exceed that of the rejected reply.
     """
 
     def __init__(self, margin: NonNegative = 1.0, chosen_weight: NonNegative = 0.1, **kwargs: Any) -> None:
@@ -100,9 +104,12 @@ class SLiCObjective(ReferenceFreeObjective):
 
 
 class SimPOObjective(ReferenceFreeObjective):
-    """`simpo_loss`: the reward is the mean log-probability a token, which is what decoding goes by.
+    """SimPO (`simpo_loss`).
 
-    Args: beta: β of the implicit reward; margin: γ, by which the chosen reply's shall be higher.
+    The implicit reward is β times the log-probability per token, which decoding also maximises.
+
+    Args: beta: β of the implicit reward; margin: γ, by which the implicit reward of the chosen reply should exceed that
+        of the rejected reply.
     """
 
     per_token = True
@@ -116,7 +123,7 @@ class SimPOObjective(ReferenceFreeObjective):
 
 
 class CPOObjective(ReferenceFreeObjective):
-    """DPO with a uniform reference, and the likelihood of the chosen replies: https://arxiv.org/abs/2401.08417.
+    """CPO: DPO with a uniform reference, plus the likelihood of the chosen replies: https://arxiv.org/abs/2401.08417.
 
     Args: beta: β of the implicit reward.
     """
@@ -130,10 +137,10 @@ class CPOObjective(ReferenceFreeObjective):
 
 
 class ORPOObjective(ReferenceFreeObjective):
-    """The odds of the chosen reply against those of the rejected, and the likelihood of the chosen.
+    """ORPO: the likelihood of the chosen replies, and the odds ratio of chosen and rejected replies.
 
-    Eq. 6 and 7 of https://arxiv.org/abs/2403.07691, p being the geometric mean of the tokens' probabilities.
-    Args: odds_weight: λ.
+    Eq. 6 and 7 of https://arxiv.org/abs/2403.07691, where p is the geometric mean of the token probabilities.
+    Args: odds_weight: λ, the weight of the odds ratio loss.
     """
 
     per_token = True
@@ -150,16 +157,16 @@ class ORPOObjective(ReferenceFreeObjective):
 
 
 class SLiCPolicy(SLiCObjective, PolicyModule):
-    """A policy calibrated to comparisons by a hinge."""
+    """SLiC policy, calibrated to comparisons with a hinge loss."""
 
 
 class SimPOPolicy(SimPOObjective, PolicyModule):
-    """A policy whose mean log-probabilities follow comparisons."""
+    """SimPO policy, trained on comparisons of log-probabilities per token."""
 
 
 class CPOPolicy(CPOObjective, PolicyModule):
-    """A policy that learned from comparisons and imitates the chosen."""
+    """CPO policy: learns from comparisons and imitates the chosen replies."""
 
 
 class ORPOPolicy(ORPOObjective, PolicyModule):
-    """A policy that imitates the chosen and avoids the rejected, from the start and in one stage."""
+    """ORPO policy: supervised fine-tuning and preference learning in one stage."""

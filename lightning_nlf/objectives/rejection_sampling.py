@@ -1,4 +1,4 @@
-"""Rejection sampling: imitate the best of what the policy itself said; on rollouts this is expert iteration."""
+"""Rejection sampling: imitate the best replies of the policy itself. On rollouts, this is expert iteration."""
 
 from __future__ import annotations
 
@@ -24,26 +24,29 @@ from lightning_nlf.objectives.unlikelihood import UnlikelihoodObjective
 
 
 def best_of_group(score: Tensor, group: Tensor, top: float) -> Tensor:
-    """(B,) bool: fewer than ⌈top · K⌉ rows of the row's group of K score higher. So ties at the edge all stay.
+    """(B,) bool: the row is among the best ⌈top · K⌉ of the K rows in its group.
 
-    Args: score, group (B,); top in (0, 1]. A score of NaN is never among the best, and counts for no K.
+    All rows tied with the last of these are included.
+
+    Args: score, group (B,); top in (0, 1]. Rows with a NaN score are never selected, and K does not count them.
     """
     scored = ~score.isnan()
-    same = (group[:, None] == group[None, :]) & scored[None, :]
-    higher = (same & (score[None, :] > score[:, None])).sum(1)
-    # .3 · 10 is a hair above 3 as a float
-    return scored & (higher < (top * same.sum(1) - 1e-6).ceil())
+    peers = (group[:, None] == group[None, :]) & scored[None, :]
+    higher = (peers & (score[None, :] > score[:, None])).sum(1)
+    # In floating point, .3 · 10 can be slightly above 3.
+    return scored & (higher < (top * peers.sum(1) - 1e-6).ceil())
 
 
 class BestOfGroupObjective(Objective):
-    """Keeps the best of the learner's rows as if an expert had written them, and drops the others from `mask`.
+    """Best-of-group selection: turns the learner's best rows into expert rows, and removes its other rows from `mask`.
 
-    What it goes by is `score`, else the undiscounted return. Expected responses stay. Joined with an imitation whose
-    divergence is `nll`. No objective that learns from the learner's other rows can be combined with it: they are gone.
+    Rows are compared by `score`, or by undiscounted return if there is no score. Expected responses are kept. Combine
+    with an imitation with `divergence: nll`. Objectives that learn from the learner's other rows are excluded, because
+    these rows are removed.
 
     Args:
-        top: share of each group that is kept, at least one row.
-        above: only rows that score more than this, such as the successes.
+        top: share of each group to keep, at least one row.
+        above: keep only rows whose score is higher than this value, such as successes.
     """
 
     needs: tuple[type, ...] = (ImitationObjective,)
@@ -63,26 +66,27 @@ class BestOfGroupObjective(Objective):
         self.top, self.above = top, above
 
     def select(self, batch: Batch) -> Batch:
-        """Keep the best of each group as expert's rows; nothing else is learned from."""
-        kept = self.kept(batch)[:, None] & batch.mask
-        rows = torch.stack([kept.any(1).sum(), batch.mask.any(1).sum()])
+        """Turn the best rows of each group into expert rows. The learner's other rows are removed from `mask`."""
+        selected = self.best_rows(batch)[:, None] & batch.mask
+        rows = torch.stack([selected.any(1).sum(), batch.mask.any(1).sum()])
         share, of = self.sum_over_ranks(rows.float())
         self.note("kept", share / of.clamp(min=1))
+        batch = replace(batch, mask=torch.zeros_like(selected))
         if batch.expert_mask is None:
-            return replace(batch, expert_actions=batch.actions, expert_mask=kept, mask=torch.zeros_like(kept))
+            return replace(batch, expert_actions=batch.actions, expert_mask=selected)
         assert batch.expert_actions is not None
-        more = kept.view(*kept.shape, *[1] * (batch.actions.ndim - 2))
-        actions = torch.where(more, batch.actions, batch.expert_actions)
-        return replace(batch, expert_actions=actions, expert_mask=batch.expert_mask | kept, mask=torch.zeros_like(kept))
+        expanded = selected.view(*selected.shape, *[1] * (batch.actions.ndim - 2))
+        actions = torch.where(expanded, batch.actions, batch.expert_actions)
+        return replace(batch, expert_actions=actions, expert_mask=batch.expert_mask | selected)
 
-    def kept(self, batch: Batch) -> Tensor:
-        """(B,) bool.  Raises ValueError: neither scores nor rewards."""
+    def best_rows(self, batch: Batch) -> Tensor:
+        """(B,) bool: the best rows of each group.  Raises ValueError: the batch has neither scores nor rewards."""
         if batch.score is not None:
             score = batch.score
         elif batch.rewards is not None:
             score = row_sums(batch.rewards, batch.valid)
         else:
-            raise ValueError("the batch has neither `score` nor `rewards`, so no row is better than another")
+            raise ValueError("the batch has neither `score` nor `rewards`, so rows cannot be compared; add one")
         score = torch.where(batch.mask.any(1), score, math.nan)
         group = torch.zeros_like(score) if batch.group is None else batch.group
         best = best_of_group(score, group, self.top)
@@ -90,4 +94,4 @@ class BestOfGroupObjective(Objective):
 
 
 class RejectionSamplingPolicy(BestOfGroupObjective, ImitationObjective, PolicyModule):
-    """Expert iteration, on rollouts; best-of-n fine-tuning, on rows of a file. Needs `divergence: nll`."""
+    """Expert iteration on rollouts, best-of-n fine-tuning on the rows of a file. Needs `divergence: nll`."""

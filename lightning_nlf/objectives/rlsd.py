@@ -1,4 +1,4 @@
-"""The reward says whether a reply gets likelier, the teacher who knows the feedback by which of its tokens."""
+"""RLSD: the reward sets the sign of each reply's advantage, and the teacher distributes it over the tokens."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from lightning_nlf.objectives.self_distillation import TeacherObjective
 def evidence_advantages(
     advantages: Tensor, teacher_log_probs: Tensor, log_probs: Tensor, mask: Tensor, clip: float, weight: float
 ) -> Tensor:
-    """A · ((1 − λ) + λ clip(w, 1 ± ε)), w = (P_T/P_S)^{sign A}: eq. 13–15 of https://arxiv.org/abs/2604.03128.
+    """Token advantages A · ((1 − λ) + λ clip(w, 1 ± ε)), w = (P_T/P_S)^{sign A}.
 
-    What the feedback speaks for counts for more where A > 0, and what it speaks against where A < 0; no advantage
-    changes its sign, as ε < 1.
-    Args: all but the numbers (B, T); clip: ε; weight: λ.  Returns (B, T), A outside of `mask`.
+    Source: eq. 13–15 of https://arxiv.org/abs/2604.03128. If A > 0, tokens that the feedback makes more likely get more
+    weight. If A < 0, tokens that the feedback makes less likely get more weight. The sign of an advantage never
+    changes, because ε < 1.
+    Args: all tensors (B, T); clip: ε; weight: λ.  Returns (B, T), equal to A outside `mask`.
     """
     gain = torch.where(mask, advantages.sign() * (teacher_log_probs - log_probs), 0)
     return advantages * (1 + weight * (gain.exp().clamp(1 - clip, 1 + clip) - 1))
 
 
 class RLSDObjective(Objective):
-    """Advantages of the learner's steps, spread by what the teacher says of each.
+    """RLSD: weights the learner's advantages by the teacher's log-probabilities (`evidence_advantages`).
 
-    Joined with a `TeacherObjective` and a policy gradient.
-
-    P_S is the policy that acted, and P_T the teacher as it is when the replies come in: no step of the optimizer asks.
+    Combine with a `TeacherObjective` and a policy gradient. P_S is the policy that acted. P_T is the teacher at the
+    time of the collection. P_T is evaluated once per collection, not in each optimizer step.
 
     Args:
         evidence_clip: ε, in [0, 1).
-        evidence_weight: λ from 0 to 1, or a schedule of it over the steps decided so far, such as `Linear` to 0.
+        evidence_weight: λ in [0, 1], or a schedule over the steps decided so far, such as `Linear` to 0.
 
     Raises:
-        ValueError: a clip or a weight out of its range.
+        ValueError: a clip or weight is out of its range.
     """
 
     needs: tuple[type, ...] = (TeacherObjective, PolicyGradientObjective)
-    asked: Callable[..., Tensor]
+    teacher_numbers: Callable[..., Tensor]
 
     def __init__(
         self,
@@ -58,30 +58,30 @@ class RLSDObjective(Objective):
         super().__init__(**kwargs)
         refuse_replies(self, "evidence_weight")
         if not 0 <= evidence_clip < 1:
-            raise ValueError(f"evidence_clip: got {evidence_clip}, must be from 0 to below 1")
+            raise ValueError(f"evidence_clip: got {evidence_clip}, must be at least 0 and below 1")
         if not isinstance(evidence_weight, Schedule) and not 0 <= evidence_weight <= 1:
             raise ValueError(f"evidence_weight: got {evidence_weight}, must be from 0 to 1")
         self.evidence_clip, self.evidence_weight = evidence_clip, evidence_weight
 
     def reweigh(self, batch: Batch) -> Batch:
-        """Spread each advantage over the steps by what the teacher says of them.
+        """Weight each step's advantage by the teacher's log-probability of the action.
 
-        Raises ValueError: no log_probs.
+        Raises ValueError: the batch has no log_probs.
         """
         if batch.log_probs is None:
-            raise ValueError("evidence_clip: the batch has no log_probs of the policy that acted to compare with")
-        assert batch.advantages is not None, "a policy gradient stands to the right"
+            raise ValueError("evidence_clip: the batch has no log_probs of the policy that acted")
+        assert batch.advantages is not None, "needs a policy gradient to the right"
         taught = batch.masks["taught"]
-        teacher = self.asked(batch, taught, lambda distribution, actions: distribution.log_prob(actions))
+        teacher = self.teacher_numbers(batch, taught, lambda distribution, actions: distribution.log_prob(actions))
         weight = scheduled(self.evidence_weight, float(self.experience))
         advantages = evidence_advantages(batch.advantages, teacher, batch.log_probs, taught, self.evidence_clip, weight)
         return replace(batch, advantages=advantages)
 
 
 class RLSDPolicy(RLSDObjective, TeacherObjective, PolicyGradientObjective, PolicyModule):
-    """Policy gradient, by `baseline`, `advantage_scale` and `clip`, with the teacher's credit for each token.
+    """RLSD policy: policy gradient (`baseline`, `advantage_scale`, `clip`) with token-level credit from the teacher.
 
-    Args: teacher_rate: of `TeacherObjective`; as published, the policy itself.
+    Args: teacher_rate: see `TeacherObjective`; 1 is the published method, with the policy itself as the teacher.
     """
 
     def __init__(self, teacher_rate: Share = 1.0, **kwargs: Any) -> None:

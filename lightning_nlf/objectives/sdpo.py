@@ -1,4 +1,4 @@
-"""Self-distillation policy optimisation: on its own replies the policy comes closer to itself with the feedback."""
+"""Self-distillation policy optimisation (SDPO): distil the policy with feedback into itself without feedback."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ from lightning_nlf.objectives.divergences import DIVERGENCES, forward_kl
 from lightning_nlf.objectives.policy_gradient import importance_ratio
 from lightning_nlf.objectives.self_distillation import TeacherObjective
 
-RATIO_LIMIT = 2.0  # c, up to which a ratio to the policy that acted counts: of https://arxiv.org/abs/2601.20802
+RATIO_LIMIT = 2.0  # c, the limit of the ratio to the policy that acted: https://arxiv.org/abs/2601.20802
 
 
 def coarsened(distribution: Categorical, ids: Tensor) -> Categorical:
-    """Over the outcomes `ids` (N, k), and one more in which all others are thrown together.  Batch shape (N,)
+    """Distribution over the outcomes `ids` (N, k), and one outcome that joins all other outcomes.  Batch shape (N,)
 
-    No divergence of two distributions grows by it.
+    Joining outcomes never increases a divergence between two distributions.
     """
-    kept = distribution.logits.gather(-1, ids)
-    rest = torch.log(-torch.expm1(kept.logsumexp(-1, keepdim=True).clamp(max=-1e-7)))  # log(1 − Σp), never log 0
-    return Categorical(logits=torch.cat([kept, rest], -1), validate_args=False)
+    top = distribution.logits.gather(-1, ids)
+    rest = torch.log(-torch.expm1(top.logsumexp(-1, keepdim=True).clamp(max=-1e-7)))  # log(1 − Σp), never log 0
+    return Categorical(logits=torch.cat([top, rest], -1), validate_args=False)
 
 
 def both_coarsened(teacher: Categorical, student: Categorical, top_k: int) -> tuple[Categorical, Categorical]:
-    """Over what is likeliest to the teacher and a tail; as they are, where there is no more than that."""
+    """Reduce both distributions to the teacher's `top_k` most likely outcomes and one outcome for all others.
+
+    Both are unchanged if there are at most `top_k` outcomes.
+    """
     if top_k >= teacher.logits.shape[-1]:
         return teacher, student
     ids = teacher.logits.topk(top_k, -1).indices
@@ -42,33 +45,33 @@ def both_coarsened(teacher: Categorical, student: Categorical, top_k: int) -> tu
 
 
 def distillation_loss(divergence: Tensor, ratio: Tensor) -> Tensor:
-    """sg(ρ) D(π ‖ π_T), ρ = min(π/b, c) of the token that was sampled: https://arxiv.org/abs/2601.20802.
+    """SDPO loss sg(ρ) D(π ‖ π_T), where ρ = min(π/b, c) for the sampled token: https://arxiv.org/abs/2601.20802.
 
-    The replies are not sampled anew for each step of the optimizer, and this is what stands for it.
-    Args: divergence, ratio (B, T).  Returns (B, T).
+    ρ corrects for replies that were not sampled by the current policy.
     """
     check_shapes(2, divergence=divergence, ratio=ratio)
     return ratio.detach() * divergence
 
 
 class SDPOObjective(Objective):
-    """Towards the teacher's distribution, on the learner's own replies. Joined with a `TeacherObjective`.
+    """SDPO: distillation from the teacher's distribution on the learner's own replies. Needs a `TeacherObjective`.
 
-    SDPO, https://arxiv.org/abs/2601.20802; its code takes the tokens likeliest to the student where here it is those
-    likeliest to the teacher, so that what only the feedback suggests is among them.
+    Source: https://arxiv.org/abs/2601.20802. The paper's code keeps the tokens that the student finds most likely. This
+    class keeps the tokens that the teacher finds most likely, which include tokens that only the feedback suggests.
 
     Args:
-        divergence: KL(teacher ‖ policy), `forward`, or the other way, `reverse`; or `jsd` between them.
-        top_k: tokens that are told apart, the others are one; no limit where it is as large as the vocabulary.
-        distillation_weight: of the term.
+        divergence: `forward` KL(teacher ‖ policy), `reverse` KL(policy ‖ teacher), or `jsd`.
+        top_k: number of tokens to distinguish; all other tokens count as one. At the vocabulary size or above, there is
+            no limit.
+        distillation_weight: weight of the distillation loss.
 
     Raises:
-        ValueError: `top_k` is below 1; a batch without log_probs.
+        ValueError: `top_k` is below 1; the batch has no log_probs.
     """
 
     needs: tuple[type, ...] = (TeacherObjective,)
     reports: tuple[str, ...] = ("distillation", "teacher_kl")
-    distillation_over = "taught"  # what the loss is a mean over; it is 0 where nothing is taught
+    distillation_over = "taught"  # mask that the loss is averaged over; the loss is 0 at steps without a teacher
     teach: Callable[[Batch, Tensor], Distribution]
 
     def __init__(
@@ -84,7 +87,7 @@ class SDPOObjective(Objective):
         self.divergence, self.top_k, self.distillation_weight = divergence, top_k, distillation_weight
 
     def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
-        """Beside the loss KL(teacher ‖ policy), over the same outcomes."""
+        """Yield the distillation loss and, as a figure, KL(teacher ‖ policy) over the same outcomes."""
         taught = batch.masks["taught"]
         distance, kl = self._distances(batch, now) if taught.any() else (now.log_probs * 0, now.log_probs.detach() * 0)
         if "distillation_weights" in batch.extra:
@@ -94,7 +97,7 @@ class SDPOObjective(Objective):
         yield Term("distillation", loss, self.distillation_over, weight=self.distillation_weight)
 
     def _distances(self, batch: Batch, now: Evaluation) -> tuple[Tensor, Tensor]:
-        """The divergence, and KL(teacher ‖ policy) without gradient, at the steps with a teacher; both (B, T)."""
+        """Divergence, and KL(teacher ‖ policy) without gradient, at the steps with a teacher; both (B, T)."""
         taught = batch.masks["taught"]
         rows = taught[now.where]
         student: Distribution = distribution_of({name: x[rows] for name, x in params_of(now.distribution).items()})
@@ -113,8 +116,8 @@ class SDPOObjective(Objective):
 
 
 class SDPOPolicy(SDPOObjective, TeacherObjective, PolicyModule):
-    """A policy that learned from what was said of its replies, without any score."""
+    """SDPO policy: learns from verbal feedback on its replies, without scores."""
 
     def masks(self, batch: Batch) -> Batch:
-        """Take steps without a teacher out of `mask`: no other term reads them."""
+        """Remove steps without a teacher from `mask`, because no other term needs them."""
         return replace(batch, mask=batch.masks["taught"])

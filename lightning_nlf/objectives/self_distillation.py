@@ -1,4 +1,4 @@
-"""The policy as its own teacher: what it was, on average, and with the feedback before its eyes."""
+"""Self-distillation teacher: a moving average of the policy that reads the learner's replies after the feedback."""
 
 from __future__ import annotations
 
@@ -17,60 +17,61 @@ from lightning_nlf.networks import Policy
 from lightning_nlf.numbers import Share
 from lightning_nlf.objective import Objective
 
-CHUNK = 64  # rows at a time, in `prepare`: the logits of a whole collection would not fit
+CHUNK = 64  # rows at a time in `prepare`, because the logits of a whole collection would not fit in memory
 
 
 def follow(teacher: nn.Module, policy: nn.Module, rate: float) -> None:
-    """θ_T ← (1 − rate) θ_T + rate θ, in place; buffers are those of the policy."""
+    """Moving average θ_T ← (1 − rate) θ_T + rate θ, in place. Buffers are copied from the policy."""
     with torch.no_grad():
-        for weight, other in zip(teacher.parameters(), policy.parameters(), strict=True):
-            weight.lerp_(other, rate)
+        for weight, target in zip(teacher.parameters(), policy.parameters(), strict=True):
+            weight.lerp_(target, rate)
         for buffer, theirs in zip(teacher.buffers(), policy.buffers(), strict=True):
             buffer.copy_(theirs)
 
 
 def view_steps(batch: Batch, steps: Tensor) -> Tensor:
-    """The `steps` (B, T) of the batch where they stand in its view, (B, T_view) bool, in the same order.
+    """Map `steps` (B, T) of the batch to the same steps in the batch's view, (B, T_view) bool.
 
-    The k-th valid step of a row is the k-th of its view; rows whose view has none have no `steps`.
+    The k-th valid step of a row is the k-th valid step of its view. Rows without a view have no steps.
     """
     assert batch.view is not None
-    seen = batch.view.valid.any(1, keepdim=True)
-    return torch.zeros_like(batch.view.valid).masked_scatter(batch.view.valid, steps[batch.valid & seen])
+    with_view = batch.view.valid.any(1, keepdim=True)
+    return torch.zeros_like(batch.view.valid).masked_scatter(batch.view.valid, steps[batch.valid & with_view])
 
 
 def check_view(batch: Batch) -> None:
-    """Raises ValueError: the batch has no view, or one of other actions than its own."""
+    """Refuse an unusable view. Raises ValueError: the batch has no view, or the view has different actions."""
     if batch.view is None:
-        raise ValueError("the batch has no `view`, its replies behind their feedback, so there is no teacher")
-    there, here = batch.view.valid.sum(1), batch.valid.sum(1)
-    seen = there > 0
-    other = (seen & (there != here)).nonzero()
-    if len(other):
-        row = int(other[0])
-        raise ValueError(f"view: row {row} has {int(there[row])} valid steps there, and {int(here[row])} here")
-    if not torch.equal(batch.view.actions[batch.view.valid], batch.actions[batch.valid & seen[:, None]]):
-        raise ValueError("view: its actions are not those of the batch, in the same order")
+        raise ValueError("the batch has no `view` with its replies after the feedback, which the teacher needs")
+    view_counts, counts = batch.view.valid.sum(1), batch.valid.sum(1)
+    with_view = view_counts > 0
+    mismatches = (with_view & (view_counts != counts)).nonzero()
+    if len(mismatches):
+        row = int(mismatches[0])
+        count, view_count = int(counts[row]), int(view_counts[row])
+        raise ValueError(f"view: row {row} has {view_count} valid steps, but {count} in the batch")
+    if not torch.equal(batch.view.actions[batch.view.valid], batch.actions[batch.valid & with_view[:, None]]):
+        raise ValueError("view: its actions must be those of the batch, in the same order")
 
 
 def steps_with_view(batch: Batch) -> Tensor:
-    """(B, T) bool: the learner's steps in rows that the view has."""
+    """(B, T) bool: the learner's steps in rows that have a view."""
     assert batch.view is not None
     return batch.mask & batch.view.valid.any(1, keepdim=True)
 
 
 class TeacherObjective(Objective):
-    """A teacher, which reads the learner's rows as the batch's `view` has them: its replies behind the feedback.
+    """Self-distillation teacher: reads the learner's replies in the batch's `view`, after the feedback.
 
-    It never speaks: it says of each action of the learner how likely it is to one who knows the feedback
+    The teacher does not sample. The teacher gives the probability of the learner's actions when the feedback is known
     (https://arxiv.org/abs/2601.20802). Rows without feedback have no teacher.
 
     Args:
-        teacher_rate: how far the teacher follows the policy after each optimizer step: 0 is the start of the run for
-            good, 1 the policy itself.
+        teacher_rate: rate of the moving average of the policy after each optimizer step: 0 keeps the policy of the
+            start of the run, 1 uses the current policy.
 
     Raises:
-        ValueError: a rate out of [0, 1].
+        ValueError: the rate is not in [0, 1].
     """
 
     needs: tuple[type, ...] = (PolicyModule,)
@@ -82,7 +83,7 @@ class TeacherObjective(Objective):
             raise ValueError(f"teacher_rate: got {teacher_rate}, must be from 0 to 1")
         self.teacher_rate = teacher_rate
         if teacher_rate < 1:
-            # In a dict: no network of the module's own, but with its weights in the checkpoint.
+            # In a dict, the teacher is not one of the module's networks, but checkpoints contain its weights.
             average = copy.deepcopy(self.policy).requires_grad_(False)
             self.averages = nn.ModuleDict({"policy": average})
 
@@ -93,52 +94,52 @@ class TeacherObjective(Objective):
         return teacher
 
     def advance(self) -> None:
-        """Move the teacher towards the policy."""
+        """Move the teacher's weights towards the policy's."""
         if self.teacher_rate < 1:
             follow(self.teacher, self.policy, self.teacher_rate)
 
     @replaceable
     def taught(self, batch: Batch) -> Tensor:
-        """(B, T) bool: the learner's steps of which the teacher is asked."""
+        """(B, T) bool: the learner's steps that the teacher evaluates."""
         return steps_with_view(batch)
 
     def annotate(self, batch: Batch) -> Batch:
-        """Refuse a view that is not of the same actions.
+        """Refuse a view whose actions differ from the batch's.
 
-        Raises ValueError: as `check_view`.
+        Raises ValueError: see `check_view`.
         """
         check_view(batch)
         return batch
 
     def select(self, batch: Batch) -> Batch:
-        """Log the share of the learner's rows that have a teacher; every row stays."""
+        """Log the share of the learner's rows that have a teacher. All rows are kept."""
         rows = torch.stack([self.taught(batch).any(1).sum(), batch.mask.any(1).sum()])
         share, of = self.sum_over_ranks(rows.float())
         self.note("taught", share / of.clamp(min=1), counts=bool(of > 0))
         return batch
 
     def masks(self, batch: Batch) -> Batch:
-        """`taught`: the learner's steps with a teacher."""
+        """Add the mask `taught`: the learner's steps with a teacher."""
         return batch.with_masks(taught=self.taught(batch))
 
     @torch.no_grad()
     def teach(self, batch: Batch, steps: Tensor) -> Distribution:
-        """What the teacher would do at the N True `steps` (B, T), of batch shape (N,); there must be one."""
+        """The teacher's distribution at the N True `steps` (B, T), of batch shape (N,). N must be above 0."""
         assert batch.view is not None
         rows = steps.any(1)
         with self.acting():
             return self.teacher(batch.view.obs[rows], view_steps(batch, steps)[rows])
 
-    def asked(self, batch: Batch, steps: Tensor, of: Callable[[Distribution, Tensor], Tensor]) -> Tensor:
-        """A number of each of `steps` (B, T), from what the teacher says there and what was done; 0 elsewhere.  (B, T)
+    def teacher_numbers(self, batch: Batch, steps: Tensor, of: Callable[[Distribution, Tensor], Tensor]) -> Tensor:
+        """Apply `of` to the teacher's distribution and the actions at `steps` (B, T); 0 elsewhere.  (B, T)
 
-        Args: of: a distribution of batch shape (n,), actions (n, *act) → (n,).
+        Args: of: a function of a distribution of batch shape (n,) and actions (n, *act), which returns (n,).
         """
         numbers = torch.zeros(steps.shape, device=steps.device)
-        asked = steps.any(1).nonzero()[:, 0]
-        for rows in self.reading_parts(steps[asked], CHUNK) if len(asked) else ():
+        taught = steps.any(1).nonzero()[:, 0]
+        for rows in self.reading_parts(steps[taught], CHUNK) if len(taught) else ():
             part = torch.zeros_like(steps)
-            part[asked[rows]] = steps[asked[rows]]
+            part[taught[rows]] = steps[taught[rows]]
             values = of(self.teach(batch, part), batch.actions[part])
             numbers = numbers.to(values.dtype).masked_scatter(part, values)
         return numbers

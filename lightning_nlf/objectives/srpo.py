@@ -1,4 +1,4 @@
-"""Replies that succeeded are learned by policy gradient, those that failed from the teacher who knows the feedback."""
+"""SRPO: policy gradient on successful replies, self-distillation (SDPO) on failed replies."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lightning_nlf.objectives.self_distillation import TeacherObjective, steps_w
 
 
 def confidence_weights(entropy: Tensor, mask: Tensor, beta: float, over_ranks: Sum = one_process) -> Tensor:
-    """e^{−βH} of the teacher, brought to mean 1 over the True steps of `mask` on all ranks: what it is sure of counts.
+    """Confidence weights e^{−βH} of the teacher's entropy, scaled to mean 1 over `mask` on all ranks.
 
-    https://arxiv.org/abs/2604.02288.  entropy, mask (B, T) → (B, T), 1 outside of `mask`
+    Source: https://arxiv.org/abs/2604.02288.  entropy, mask (B, T) → (B, T), 1 outside `mask`
     """
     weights = torch.where(mask, -beta * entropy, 0).exp()
     mean = over_ranks(torch.where(mask, weights, 0).sum()) / over_ranks(mask.sum()).clamp(min=1)
@@ -31,26 +31,27 @@ def confidence_weights(entropy: Tensor, mask: Tensor, beta: float, over_ranks: S
 
 
 class SRPOObjective(Objective):
-    """SDPO on the replies that failed and have a teacher, policy gradient on all the others.
+    """SRPO: SDPO on failed replies with a teacher, policy gradient on all other replies.
 
-    https://arxiv.org/abs/2604.02288. Both terms are means over the same steps, all of the learner's, so each reply
-    counts as it would without the other kind. A group's baseline is of all of its replies. Joined with
-    `SDPOObjective`, `TeacherObjective` and a policy gradient.
+    Source: https://arxiv.org/abs/2604.02288. Both terms are averaged over all of the learner's steps, so that the
+    weight of a reply does not depend on how many replies failed. The baseline of a group averages over all its replies.
+    Combine with `SDPOObjective`, `TeacherObjective` and a policy gradient.
 
     Args:
-        success: what a reply must earn more than, to have succeeded.
-        entropy_beta: β of `confidence_weights`, by the teacher as it is when the replies come in; 0 is without.
+        success: a reply is successful if its return is higher than this value.
+        entropy_beta: β of `confidence_weights`, which use the teacher at the time of the collection. At 0, all weights
+            are 1.
 
     Raises:
-        ValueError: a negative entropy_beta; at `prepare` a batch without rewards.
+        ValueError: entropy_beta is negative; in `prepare`, the batch has no rewards.
     """
 
     needs: tuple[type, ...] = (SDPOObjective, PolicyGradientObjective)
-    asked: Callable[..., Tensor]
+    teacher_numbers: Callable[..., Tensor]
 
     def __init__(self, success: Number = 0.5, entropy_beta: NonNegative = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        refuse_replies(self, "the share that is distilled")
+        refuse_replies(self, "success")
         if entropy_beta < 0:
             raise ValueError(f"entropy_beta: got {entropy_beta}, must not be negative")
         self.success, self.entropy_beta = success, entropy_beta
@@ -58,24 +59,21 @@ class SRPOObjective(Objective):
 
     def taught(self, batch: Batch) -> Tensor:
         if batch.rewards is None:
-            raise ValueError(
-                "success: the batch has no rewards, so nobody knows which replies failed: "
-                "nobody pays, so give the data a reward"
-            )
+            raise ValueError("success: the batch has no rewards, so failed replies are unknown; give the data a reward")
         failed = row_sums(batch.rewards, batch.valid) <= self.success
         return steps_with_view(batch) & failed[:, None]
 
     def reweigh(self, batch: Batch) -> Batch:
-        """No advantage where the teacher teaches; weights of its steps by its confidence."""
+        """Set advantages to 0 at steps with a teacher, and weight these steps by the teacher's confidence."""
         taught = batch.masks["taught"]
-        assert batch.advantages is not None, "a policy gradient stands to the right"
+        assert batch.advantages is not None, "needs a policy gradient to the right"
         batch = replace(batch, advantages=torch.where(taught, 0, batch.advantages))
         if not self.entropy_beta:
             return batch
-        entropy = self.asked(batch, taught, lambda distribution, _: distribution.entropy())
+        entropy = self.teacher_numbers(batch, taught, lambda distribution, _: distribution.entropy())
         weights = confidence_weights(entropy, taught, self.entropy_beta, self.sum_over_ranks)
         return batch.with_extra(distillation_weights=weights)
 
 
 class SRPOPolicy(SRPOObjective, SDPOObjective, TeacherObjective, PolicyGradientObjective, PolicyModule):
-    """GRPO on what succeeded, by `baseline`, `advantage_scale` and `clip`; SDPO on what failed."""
+    """SRPO policy: GRPO (`baseline`, `advantage_scale`, `clip`) on successful replies, SDPO on failed ones."""

@@ -1,4 +1,4 @@
-"""Rewards of whole replies from labels of their outcome: a number behind the last token, and no word on the steps."""
+"""Outcome reward model (ORM): one reward per reply, at its last token, trained on labels of the whole reply."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from lightning_nlf.rewards.reward_module import RewardModule
 
 
 def outcome_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The teacher's scores, and the last step of each reply that has one, both (B, T).
+    """The teacher's scores, placed at the last step of each scored reply, and a mask of these steps, both (B, T).
 
     Raises:
-        ValueError: there are none.
+        ValueError: the batch has no scores.
     """
     if batch.score is None or "scored" not in batch.extra:
-        raise ValueError('an outcome reward needs scores of replies: `score` where `extra["scored"]` is True')
+        raise ValueError('an outcome reward needs scores: set `score`, and `extra["scored"]` for replies with a score')
     ends = last_valid(batch.valid) & batch.extra["scored"][:, None]
     return torch.where(ends, batch.score[:, None], 0), ends  # an unknown score is NaN
 
 
 class OutcomeObjective(StepCorrectnessObjective):
-    """The log-odds that a reply is right, from its score, 0 or 1: eq. 1 of https://arxiv.org/abs/2312.08935.
+    """Outcome reward: the log-odds that a reply is right, learned from scores in [0, 1].
 
-    As the log-odds of steps, with one label a reply.
+    The loss is the cross-entropy of step labels, with one label per reply: eq. 1 of https://arxiv.org/abs/2312.08935.
 
     Raises:
-        ValueError: a score outside [0, 1]; no scores.
+        ValueError: a score is outside [0, 1], or the batch has no scores.
     """
 
     by_step = False
@@ -41,4 +41,6 @@ class OutcomeObjective(StepCorrectnessObjective):
 
 
 class OutcomeReward(OutcomeObjective, RewardModule):
-    """How likely a whole reply is right."""
+    """Outcome reward model: the probability that a whole reply is right."""
+
+    feedback: tuple[str, ...] = ("score",)

@@ -1,4 +1,4 @@
-"""A reward model of whole replies from rankings of them, and the scale of what it pays."""
+"""Base of reward models for whole replies that are trained on rankings, with normalised rewards."""
 
 from __future__ import annotations
 
@@ -13,37 +13,40 @@ from lightning_nlf.maths.preferences import pairs
 from lightning_nlf.maths.steps import last_valid, row_sums
 from lightning_nlf.networks import Reward
 from lightning_nlf.numbers import Count
-from lightning_nlf.objective import Evaluation
+from lightning_nlf.objective import Best, Evaluation
 from lightning_nlf.private_names import trainer_of
 from lightning_nlf.rewards.reliability import Reliability
 from lightning_nlf.rewards.reward_module import RewardModule
 
 
 class PreferenceModule(RewardModule):
-    """A reward of whole replies from rankings of them: read behind the last token, compared within a `group`.
+    """Reward model for whole replies, trained on rankings within a `group`. The network is read at the last token.
 
-    When an epoch ends, the rewards are brought to mean 0 and variance 1 over rows that were trained on, by a gain and
-    a bias for what is paid (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593). Differences of rewards stay the
-    log-odds that the loss and the calibration are about.
+    At the end of each epoch, a gain and a bias are set so that the rewards have mean 0 and variance 1 on training rows
+    (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593). Gain and bias apply only to the rewards that a policy gets.
+    The loss and the calibration use differences of unscaled rewards, because these are log-odds.
 
     Args:
-        normalize: rows for that, over all ranks; 0 leaves the rewards as they are.
+        normalize: number of rows for the normalisation, over all ranks; 0 disables the normalisation.
 
-    Logs of an evaluation: `accuracy` on the strict pairs (equal rewards count half); `calibration_error` of the
-    probability that the better one wins, given that one wins. `reliability.md` is an exhibit.
+    An evaluation logs `accuracy` on pairs without a tie; a pair with equal rewards counts as half right. It also logs
+    `calibration_error`, for the probability that the better reply wins if there is no tie. `reliability.md` is an
+    exhibit.
 
     Raises:
-        ValueError: `normalize` is negative; a batch without `group` and `rank`.
+        ValueError: `normalize` is negative; a batch has no `group` and `rank`.
     """
 
+    best: Best = ("accuracy", "max")
+    feedback: tuple[str, ...] = ("ranking", "preference")
     measures: tuple[str, ...] = ("accuracy", "calibration_error")
-    gain: Tensor  # () 1/s
-    bias: Tensor  # () −m/s
+    gain: Tensor  # () 1/s, where s is the std of the rewards
+    bias: Tensor  # () −m/s, where m is the mean of the rewards
 
     def __init__(self, reward: Reward, normalize: Count = 256, **kwargs: Any) -> None:
         super().__init__(reward, **kwargs)
         if normalize < 0:
-            raise ValueError(f"normalize: got {normalize} rows, must not be negative; 0 leaves the rewards as they are")
+            raise ValueError(f"normalize: got {normalize} rows, must not be negative; 0 disables normalisation")
         self.normalize = normalize
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("bias", torch.zeros(()))
@@ -51,24 +54,24 @@ class PreferenceModule(RewardModule):
         self._sample: Batch | None = None
 
     def win_log_probs(self, difference: Tensor) -> Tensor:
-        """log P of (win, tie, lose) at the difference of two rewards.  (P,) → (P, 3)"""
+        """Log-probabilities of (win, tie, lose) for the difference of two rewards.  (P,) → (P, 3)"""
         raise NotImplementedError
 
     def masks(self, batch: Batch) -> Batch:
-        """`ranked`: the last step of each ranked reply."""
+        """Add the mask `ranked`: the last step of each ranked reply."""
         if batch.group is None or batch.rank is None:
             raise ValueError(
-                "a reward from rankings needs batches with `group` and `rank`: several replies to a prompt"
+                "a reward from rankings needs `group` and `rank` in the batch, with several replies to each prompt"
             )
         return batch.with_masks(ranked=last_valid(batch.valid) & (batch.rank >= 0)[:, None])
 
-    # ---- the scale
+    # ---- normalisation
 
-    def paid(self, rewards: Tensor) -> Tensor:
+    def policy_reward(self, rewards: Tensor) -> Tensor:
         return self.gain * rewards + self.bias
 
     def reweigh(self, batch: Batch) -> Batch:
-        """Keep rows for the scale; nothing is changed."""
+        """Remember rows for the normalisation. The batch is not changed."""
         if self.normalize:
             rows = batch.masks["ranked"].any(1).nonzero()[:, 0]
             trainer = trainer_of(self)
@@ -87,7 +90,7 @@ class PreferenceModule(RewardModule):
 
     @torch.no_grad()
     def _scale(self) -> None:
-        """Once an epoch, before a checkpoint is written, which may be before the validation."""
+        """Set gain and bias once per epoch. This is before any checkpoint, which may be saved before the validation."""
         if self._sample is None:
             return
         steps = self._sample.masks["ranked"]
@@ -109,7 +112,7 @@ class PreferenceModule(RewardModule):
         self.log_mean(stage, "accuracy", mean_or_zero(better), strict.new_tensor(len(strict)))
         win, _, lose = self.win_log_probs(strict).unbind(-1)
         probability = (win - lose).sigmoid()
-        # Each pair from both sides: the better one always comes first.
+        # Each pair counts in both orders, because `better` always comes first.
         certain = torch.ones_like(probability)
         self.calibration.update(torch.cat([probability, 1 - probability]), torch.cat([certain, 1 - certain]))
         self.log(f"{stage}/calibration_error", self.calibration, batch_size=len(ranked.tie))

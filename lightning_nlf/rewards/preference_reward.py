@@ -1,4 +1,4 @@
-"""Rewards of replies from rankings of them: Bradley-Terry, ties by Rao-Kupper or Davidson, whole rankings."""
+"""Preference reward models: Bradley-Terry, ties by Rao-Kupper or Davidson, and Plackett-Luce for whole rankings."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from lightning_nlf.rewards.preference_module import PreferenceModule
 
 
 def win_or_lose(difference: Tensor) -> Tensor:
-    """log P of (win, tie, lose) where there are no ties: log σ(d), −∞, log σ(−d).  (P,) → (P, 3)"""
+    """Log-probabilities of (win, tie, lose) without ties: log σ(d), −∞, log σ(−d).  (P,) → (P, 3)"""
     win, lose = F.logsigmoid(difference), F.logsigmoid(-difference)
     return torch.stack([win, torch.full_like(win, -torch.inf), lose], -1)
 
 
 def rewards_of(now: Evaluation) -> Tensor:
-    """The reward of each reply, (B,); 0 of one that was not judged."""
+    """The reward of each reply, (B,); 0 for replies that were not scored."""
     assert now.values is not None
     return row_sums(now.values, now.where)
 
 
 def ranked_pairs(batch: Batch) -> Pairs:
-    """All pairs of replies that were ranked for one prompt."""
+    """All pairs of ranked replies to the same prompt."""
     assert batch.group is not None and batch.rank is not None
     return pairs(batch.group, batch.rank)
 
 
 class BradleyTerryObjective(Objective):
-    """Every strict pair of replies to one prompt, from one reward a reply; ties say nothing.
+    """Bradley-Terry loss on every pair of replies to one prompt without a tie. Ties are ignored.
 
     Args:
-        margin: by how much, for each unit that the teacher's scores (`score`) differ, the rewards are to differ more.
+        margin: required difference between two rewards, per unit of difference between the teacher's scores (`score`).
 
     Raises:
-        ValueError: a margin, and a ranked row without a score.
+        ValueError: a margin is set, and a ranked row has no score.
     """
 
     needs: tuple[type, ...] = (PreferenceModule,)
@@ -66,9 +66,9 @@ class BradleyTerryObjective(Objective):
         return win_or_lose(difference)
 
     def select(self, batch: Batch) -> Batch:
-        """With a `margin`, refuse ranked rows without a score; every row stays."""
+        """With a `margin`, refuse ranked rows without a score. All rows are kept."""
         if self.margin and (batch.score is None or batch.rank is None or batch.score[batch.rank >= 0].isnan().any()):
-            raise ValueError("margin: it is taken from scores, and not every ranked reply has one (`score`)")
+            raise ValueError("margin: it needs a `score` for every ranked reply; add scores, or set margin to 0")
         return batch
 
     def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
@@ -79,13 +79,14 @@ class BradleyTerryObjective(Objective):
 
 
 class TieObjective(Objective):
-    """Every pair of replies to one prompt, ties too: −log P of what the teacher said of it.
+    """Loss on every pair of replies to one prompt, including ties: −log P of the teacher's judgement.
 
-    The tie parameter is the network `tie` of the module, so `network_lr: {tie: 0.01}` gives it a pace of its own.
-    Logs of an evaluation: `tie_likelihood`, the mean probability of a tie where there is one.
+    The tie parameter is the network `tie` of the module, so that `network_lr: {tie: 0.01}` sets its learning rate.
+    An evaluation logs `tie_likelihood`, the mean probability of a tie over the pairs that are ties.
 
     Args:
-        learn_tie: else the parameter stays as it is given.
+        start: initial raw value of the tie parameter.
+        learn_tie: whether the tie parameter is trained.
     """
 
     needs: tuple[type, ...] = (PreferenceModule,)
@@ -111,11 +112,12 @@ class TieObjective(Objective):
 
 
 class RaoKupperObjective(TieObjective):
-    """Ties by Rao-Kupper: whoever is not better by more than log θ has not won.
+    """Ties by Rao-Kupper: a reply wins only if it is better by more than log θ.
 
     Args:
-        theta: θ, above 1, or where it starts. Equal replies are a tie with probability (θ − 1)/(θ + 1).
-        learn_tie: else θ stays.
+        theta: θ, above 1. With `learn_tie`, this is the initial value of θ. Equal replies tie with probability (θ −
+            1)/(θ + 1).
+        learn_tie: whether θ is trained.
 
     Raises:
         ValueError: θ is not above 1.
@@ -126,13 +128,13 @@ class RaoKupperObjective(TieObjective):
 
     def __init__(self, theta: Positive = 2.0, learn_tie: bool = True, **kwargs: Any) -> None:
         if not theta > 1:
-            raise ValueError(f"theta: got {theta}, must be above 1; at 1 there are no ties: use BradleyTerryReward")
+            raise ValueError(f"theta: got {theta}, must be above 1; for no ties, use BradleyTerryReward")
         start = math.log(math.expm1(math.log(theta)))
         super().__init__(start=start, learn_tie=learn_tie, **kwargs)
 
     @property
     def log_theta(self) -> Tensor:
-        """(), above 0."""
+        """log θ, (), above 0."""
         return F.softplus(self.tie["raw"])
 
     def win_log_probs(self, difference: Tensor) -> Tensor:
@@ -143,11 +145,11 @@ class RaoKupperObjective(TieObjective):
 
 
 class DavidsonObjective(TieObjective):
-    """Ties by Davidson: as likely as ν times twice the geometric mean of a win and a loss.
+    """Ties by Davidson: P(tie) is 2ν times the geometric mean of P(win) and P(lose).
 
     Args:
-        nu: ν, above 0, or where it starts. Equal replies are a tie with probability ν/(1 + ν).
-        learn_tie: else ν stays.
+        nu: ν, above 0. With `learn_tie`, this is the initial value of ν. Equal replies tie with probability ν/(1 + ν).
+        learn_tie: whether ν is trained.
 
     Raises:
         ValueError: ν is not above 0.
@@ -158,7 +160,7 @@ class DavidsonObjective(TieObjective):
 
     def __init__(self, nu: Positive = 0.5, learn_tie: bool = True, **kwargs: Any) -> None:
         if not nu > 0:
-            raise ValueError(f"nu: got {nu}, must be above 0; at 0 there are no ties: use BradleyTerryReward")
+            raise ValueError(f"nu: got {nu}, must be above 0; for no ties, use BradleyTerryReward")
         super().__init__(start=math.log(nu), learn_tie=learn_tie, **kwargs)
 
     def win_log_probs(self, difference: Tensor) -> Tensor:
@@ -169,7 +171,10 @@ class DavidsonObjective(TieObjective):
 
 
 class PlackettLuceObjective(Objective):
-    """Whole rankings, the best chosen first, then the best of the rest; tied replies come in any order."""
+    """Plackett-Luce: a whole ranking as repeated choices of the best remaining reply.
+
+    Tied replies may come in any order.
+    """
 
     needs: tuple[type, ...] = (PreferenceModule,)
     reports: tuple[str, ...] = ("plackett_luce",)
@@ -183,16 +188,16 @@ class PlackettLuceObjective(Objective):
 
 
 class BradleyTerryReward(BradleyTerryObjective, PreferenceModule):
-    """The log-odds that one reply is better than another are the difference of their rewards."""
+    """Pairwise preference reward model, Bradley-Terry: the log-odds of a win are the difference of the rewards."""
 
 
 class RaoKupperReward(RaoKupperObjective, PreferenceModule):
-    """The same with ties, by a threshold on the difference."""
+    """Pairwise preference reward model with ties, Rao-Kupper: a threshold on the difference of the rewards."""
 
 
 class DavidsonReward(DavidsonObjective, PreferenceModule):
-    """The same with ties, by a weight of their own."""
+    """Pairwise preference reward model with ties, Davidson: the parameter ν sets the probability of ties."""
 
 
 class PlackettLuceReward(PlackettLuceObjective, PreferenceModule):
-    """A ranking is a series of choices, each with the odds e^reward."""
+    """Reward model for whole rankings, Plackett-Luce: repeated choices with odds e^reward."""

@@ -1,4 +1,4 @@
-"""Rewards of the steps of a reply: a number behind the end of each, from labels that a teacher gave them."""
+"""Process reward models (PRM): one reward at the end of each step of a reply, trained on step labels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch
 from lightning_nlf.maths.means import check_shapes, mean_or_zero
-from lightning_nlf.objective import Evaluation, Objective, Term
+from lightning_nlf.objective import Best, Evaluation, Objective, Term
 from lightning_nlf.rewards.reliability import Reliability
 from lightning_nlf.rewards.reward_module import RewardModule
 
 
 def step_correctness_loss(rewards: Tensor, labels: Tensor) -> Tensor:
-    """−y log σ(r) − (1 − y) log σ(−r): eq. 2 of https://arxiv.org/abs/2312.08935.
+    """Cross-entropy −y log σ(r) − (1 − y) log σ(−r) of a step label: eq. 2 of https://arxiv.org/abs/2312.08935.
 
     Args: rewards r, labels y in [0, 1], (B, T).  Returns (B, T).
     """
@@ -25,48 +25,49 @@ def step_correctness_loss(rewards: Tensor, labels: Tensor) -> Tensor:
 
 
 def step_value_loss(rewards: Tensor, labels: Tensor) -> Tensor:
-    """(r − y)².  rewards r, labels y (B, T) → (B, T)"""
+    """Squared error (r − y)² of a step label.  rewards r, labels y (B, T) → (B, T)"""
     check_shapes(2, rewards=rewards, labels=labels)
     return (rewards - labels) ** 2
 
 
 def step_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The teacher's labels, and the ends of steps where they are, both (B, T).
+    """The teacher's labels, and a mask of the step ends that have a label, both (B, T).
 
     Raises:
-        ValueError: there are none.
+        ValueError: the batch has no step labels.
     """
     if batch.rewards is None or "step_ends" not in batch.extra:
-        raise ValueError('a process reward needs labels of steps: `rewards` where `extra["step_ends"]` is True')
+        raise ValueError('a process reward needs labels: set `rewards` at the steps marked in `extra["step_ends"]`')
     return batch.rewards, batch.extra["step_ends"]
 
 
 class StepLabelObjective(Objective):
-    """Reads the reward behind the end of each step that has a label."""
+    """Base of process rewards: reads the reward at the end of each labelled step."""
 
     needs: tuple[type, ...] = (RewardModule,)
     by_step = True
 
     def labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The teacher's labels, and where they are, both (B, T)."""
+        """The teacher's labels, and a mask of their places, both (B, T)."""
         return step_labels(batch)
 
     def masks(self, batch: Batch) -> Batch:
-        """`labelled`: the steps of which the teacher gave a label."""
+        """Add the mask `labelled`: the step ends with a label."""
         return batch.with_masks(labelled=self.labels(batch)[1])
 
 
 class StepCorrectnessObjective(StepLabelObjective):
-    """The log-odds that a step is right, from labels 0 and 1, or the share of right answers that it led to.
+    """The log-odds that a step is right, learned from labels of 0 or 1, or from the share of right continuations.
 
-    Logs of an evaluation: `accuracy` at even odds, and `calibration_error`. `reliability.md` is an exhibit.
+    An evaluation logs `accuracy` at a threshold of 0.5, and `calibration_error`. `reliability.md` is an exhibit.
 
     Raises:
-        ValueError: a label outside [0, 1].
+        ValueError: a label is outside [0, 1].
     """
 
     term = "step_correctness"
     reports: tuple[str, ...] = ("step_correctness",)
+    best: Best = ("accuracy", "max")
     measures: tuple[str, ...] = ("accuracy", "calibration_error")
 
     def __init__(self, **kwargs: Any) -> None:
@@ -74,19 +75,19 @@ class StepCorrectnessObjective(StepLabelObjective):
         self.calibration = Reliability()
 
     def select(self, batch: Batch) -> Batch:
-        """Refuse labels that are no probability; every row stays."""
+        """Refuse labels that are not probabilities. All rows are kept."""
         labels, ends = self.labels(batch)
-        known = labels[ends]
-        if ((known < 0) | (known > 1)).any():
+        values = labels[ends]
+        if ((values < 0) | (values > 1)).any():
             field = "steps" if self.by_step else "score"
             raise ValueError(
-                f"{field}: labels from {float(known.min()):g} to {float(known.max()):g}, must be in [0, 1]; "
-                f"other numbers are for {'StepValueReward' if self.by_step else 'rewards from rankings'}"
+                f"{field}: labels are from {float(values.min()):g} to {float(values.max()):g}, must be in [0, 1]; for "
+                f"other numbers, use {'StepValueReward' if self.by_step else 'a reward from rankings'}"
             )
         return batch
 
-    def paid(self, rewards: Tensor) -> Tensor:
-        """The probability that the step is right."""
+    def policy_reward(self, rewards: Tensor) -> Tensor:
+        """The probability that a step is right, from its log-odds."""
         return rewards.sigmoid()
 
     def terms(self, batch: Batch, now: Evaluation) -> Iterator[Term]:
@@ -104,7 +105,10 @@ class StepCorrectnessObjective(StepLabelObjective):
 
 
 class StepValueObjective(StepLabelObjective):
-    """The label itself, a number of any size, by least squares. One step a reply makes it a reward of whole replies."""
+    """Least-squares regression on step labels of any size.
+
+    With one step per reply, this is a reward for whole replies.
+    """
 
     reports: tuple[str, ...] = ("step_value",)
 
@@ -114,8 +118,12 @@ class StepValueObjective(StepLabelObjective):
 
 
 class ProcessReward(StepCorrectnessObjective, RewardModule):
-    """How likely each step is right."""
+    """Process reward model: the probability that each step is right."""
+
+    feedback: tuple[str, ...] = ("steps",)
 
 
 class StepValueReward(StepValueObjective, RewardModule):
-    """What each step is worth."""
+    """Process reward model: the value of each step."""
+
+    feedback: tuple[str, ...] = ("steps",)

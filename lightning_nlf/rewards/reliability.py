@@ -1,4 +1,4 @@
-"""Whether what is said to be likely happens so often."""
+"""Calibration of probabilities: expected calibration error and the reliability table."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from torchmetrics import Metric
 class Reliability(Metric):
     """Expected calibration error, Σ_b n_b/N |mean probability − rate of events| over bins of equal width.
 
-    That of torchmetrics, in constant memory: Guo et al. 2017, https://arxiv.org/abs/1706.04599, eq. 3. NaN of nothing.
+    Source: eq. 3 of Guo et al. 2017, https://arxiv.org/abs/1706.04599. The value equals that of torchmetrics, but needs
+    only constant memory. It is NaN without samples.
 
-    Args: bins: of the probabilities from 0 to 1.
+    Args: bins: number of bins between 0 and 1.
     """
 
     full_state_update = False
-    probabilities: Tensor  # (bins,) sums
-    events: Tensor  # (bins,)
-    counts: Tensor  # (bins,)
+    probabilities: Tensor  # (bins,) sum of the probabilities in each bin
+    events: Tensor  # (bins,) number of events in each bin
+    counts: Tensor  # (bins,) number of samples in each bin
 
     def __init__(self, bins: int = 10, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name in ("probabilities", "events", "counts"):
             self.add_state(name, torch.zeros(bins), dist_reduce_fx="sum")
-        self.table = torch.zeros(0, 3)  # (used bins, 3): mean probability, rate, number; as it was last computed
+        self.table = torch.zeros(0, 3)  # (used bins, 3): mean probability, rate, count; from the last `compute`
 
     def update(self, probability: Tensor, event: Tensor) -> None:
-        """probability (N,) in [0, 1]; event (N,) 0 or 1."""
+        """Add samples: probability (N,) in [0, 1]; event (N,) 0 or 1."""
         bins = len(self.counts)
         place = (probability * bins).long().clamp(max=bins - 1)
         self.probabilities.index_add_(0, place, probability)
@@ -39,12 +40,12 @@ class Reliability(Metric):
     def compute(self) -> Tensor:
         used = self.counts > 0
         counts = self.counts[used]
-        said, happened = self.probabilities[used] / counts, self.events[used] / counts
-        self.table = torch.stack([said, happened, counts], 1).cpu()
-        return (counts * (said - happened).abs()).sum() / counts.sum()
+        predicted, observed = self.probabilities[used] / counts, self.events[used] / counts
+        self.table = torch.stack([predicted, observed, counts], 1).cpu()
+        return (counts * (predicted - observed).abs()).sum() / counts.sum()
 
     def markdown(self) -> str:
-        """The table as it was last computed, a line a bin."""
-        lines = ["| said to be likely | happened | how often said |", "| ---: | ---: | ---: |"]
-        lines += [f"| {said:.3f} | {happened:.3f} | {count:.0f} |" for said, happened, count in self.table.tolist()]
+        """The reliability table of the last `compute` in Markdown, one line per bin."""
+        lines = ["| predicted probability | observed rate | count |", "| ---: | ---: | ---: |"]
+        lines += [f"| {mean:.3f} | {rate:.3f} | {count:.0f} |" for mean, rate, count in self.table.tolist()]
         return "\n".join(lines) + "\n"

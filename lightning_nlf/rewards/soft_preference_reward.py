@@ -1,4 +1,4 @@
-"""Rewards of replies from how sure a teacher is that one is better than another."""
+"""Preference reward model with soft labels: the teacher's probability that one reply is better than another reply."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from lightning_nlf.rewards.preference_reward import ranked_pairs, rewards_of, wi
 
 
 def soft_preference_loss(difference: Tensor, probability: Tensor) -> Tensor:
-    """−[p log σ(d) + (1 − p) log σ(−d)]: the cross-entropy to soft labels, § 2.2 of https://arxiv.org/abs/2309.00267.
+    """Cross-entropy to soft labels, −[p log σ(d) + (1 − p) log σ(−d)]: § 2.2 of https://arxiv.org/abs/2309.00267.
 
-    It is least where σ(d) = p; at p = 1 it is the loss of Bradley-Terry.
-    Args: difference (P,) d of two rewards; probability (P,) p that the first is the better.  Returns (P,).
+    The loss is minimal at σ(d) = p. At p = 1, the loss is the Bradley-Terry loss.
+    Args: difference (P,): d of two rewards; probability (P,): p that the first reply is better.  Returns (P,).
     """
     check_shapes(1, difference=difference, probability=probability)
     return -(probability * F.logsigmoid(difference) + (1 - probability) * F.logsigmoid(-difference))
 
 
 def soft_labels(ranked: Pairs, preference: Tensor | None) -> Tensor:
-    """The probability that `better` is better, (P,): what the teacher said, else 1, or .5 of a tie.
+    """Probability that the row `better` of each pair is better, (P,). If the teacher gives none, 1, or .5 for a tie.
 
-    Args: preference (B,): of each row that it is better than the other one of its group; NaN where nobody said.
+    Args: preference (B,): probability that a row is better than the other row of its group; NaN if unknown.
     """
     hard = torch.where(ranked.tie, 0.5, 1.0)
     if preference is None:
         return hard
-    said = preference[ranked.better]
-    return torch.where(said.isnan(), hard, said)
+    labels = preference[ranked.better]
+    return torch.where(labels.isnan(), hard, labels)
 
 
 class SoftPreferenceObjective(Objective):
-    """Every ranked pair of replies to one prompt, by `extra["preference"]` (B,) where that is known."""
+    """Soft preference loss on every ranked pair of replies, with the labels `extra["preference"]` (B,) if available."""
 
     needs: tuple[type, ...] = (PreferenceModule,)
     reports: tuple[str, ...] = ("soft_preference",)
@@ -54,4 +54,4 @@ class SoftPreferenceObjective(Objective):
 
 
 class SoftPreferenceReward(SoftPreferenceObjective, PreferenceModule):
-    """Bradley-Terry that is no surer than its teacher: a distilled AI labeller's reward model."""
+    """Preference reward model with soft labels: Bradley-Terry, distilled from the probabilities of an AI labeller."""

@@ -1,6 +1,7 @@
-"""Experiment tracking: every record goes to a journal in the run folder first, and from there to MLflow.
+"""Experiment tracking: every record is written to a journal in the run folder first, and then sent to MLflow.
 
-`logger.MLflowJournalLogger` is what a yaml names; `registry` keeps finished checkpoints by name; `provenance` says what
-was run. `python -m lightning_nlf.tracking` replays runs made without a server. Nothing is imported here: the command
-line must not pay for Lightning, nor a training for MLflow.
+A yaml uses `logger.MLflowJournalLogger`. `registry` stores finished checkpoints by name, and `provenance` describes the
+code and the machine. `python -m lightning_nlf.tracking` sends the records of runs that had no server.
+
+This file imports nothing, so that commands do not wait for Lightning, and training does not wait for MLflow.
 """

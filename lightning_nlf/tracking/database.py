@@ -1,8 +1,9 @@
-"""The SQLite data base of a folder of runs, made whole or not at all.
+"""Create the SQLite database of a folder of runs atomically.
 
-MLflow makes its tables in some seventy steps, and refuses a data base in which they stopped half-way. So the steps run
-on a file in a temporary folder beside the place, and the file gets its name when it is whole. Several processes may do
-so at once: the first to finish gives the name, and whatever a killed one leaves is in nobody's way.
+MLflow creates its tables in about seventy steps, and refuses a database in which these steps stopped half-way. In this
+module, the steps run on a file in a temporary folder next to the target. The complete file then takes the name of the
+target. Several processes may do this at once. The file of the first process to finish is kept, and the leftovers of a
+killed process do no harm.
 """
 
 from __future__ import annotations
@@ -28,30 +29,30 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-LOCK_SECONDS = 60.0  # the longest wait for another process that makes the data base
-QUIET_SECONDS = 10.0  # a half-made data base that did not change for so long is nobody's work
-_ANNOUNCED_SECONDS = 2.0  # a longer wait is worth a line
-_INTERVAL = 0.1  # seconds between two looks
+LOCK_SECONDS = 60.0  # longest wait for another process that is creating the database
+QUIET_SECONDS = 10.0  # an incomplete database that has not changed for this long is abandoned
+_ANNOUNCED_SECONDS = 2.0  # a longer wait is announced
+_INTERVAL = 0.1  # seconds between two checks
 _SIDE_FILES = ("", "-journal", "-wal", "-shm")
-# What a data base without a single run holds.
-_MADE_WITH_THE_TABLES = {"experiments": "experiment_id != 0", "workspaces": "name != 'default'"}
+# Conditions that exclude rows which MLflow itself creates in new tables.
+_INITIAL_ROWS = {"experiments": "experiment_id != 0", "workspaces": "name != 'default'"}
 
 
-def make_whole(path: Path) -> None:
-    """Make MLflow's data base at `path`, unless there is one.
+def create_database(path: Path) -> None:
+    """Create MLflow's database at `path` unless it exists. Imports MLflow.
 
-    A half-made one without any run, experiment or model is moved to `<name>.broken-<n>`. One that holds something is
-    left as it is, whatever its state. Importing MLflow happens here.
+    An incomplete database without any run, experiment or model is renamed to `<name>.broken-<n>`. A database that
+    contains any data is not changed.
 
     Raises:
-        RuntimeError: the file is no data base, or cannot be opened.
-        OSError: the folder cannot be written.
+        RuntimeError: The file is not a database, or cannot be opened.
+        OSError: The folder cannot be written.
     """
     if _usable(path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path) as locked:
-        files = _side_files(path)  # before the look: nothing that comes later is moved
+        files = _side_files(path)  # list them before the check, so that no later file is moved
         if _usable(path) or _becomes_usable(path):
             return
         if locked:
@@ -60,17 +61,17 @@ def make_whole(path: Path) -> None:
         _make(path)
 
 
-def of_other_version(path: Path) -> bool:
-    """Whether the tables at `path` are not those of the MLflow that is installed."""
+def has_other_version(path: Path) -> bool:
+    """Whether the tables at `path` are from a different version of MLflow than the installed version."""
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=5.0)) as connection:
         return _revision(connection) != _last_revision()
     return False
 
 
 def _usable(path: Path) -> bool:
-    """Whether the data base is whole, or holds something."""
+    """Whether the database is complete, or contains any data besides MLflow's initial rows."""
     try:
-        # An empty file is what a process leaves that was killed at its first table.
+        # A process that was killed at its first table leaves an empty file.
         if path.stat().st_size == 0 and not _side_files(path)[1:]:
             return False
         with contextlib.closing(sqlite3.connect(path, timeout=5.0)) as connection:
@@ -78,13 +79,13 @@ def _usable(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except sqlite3.Error as error:
-        raise RuntimeError(f"{path} is no MLflow data base that can be opened: {error}") from error
+        raise RuntimeError(f"cannot open {path} as an MLflow database: {error}") from error
 
 
 def _holds_rows(connection: sqlite3.Connection) -> bool:
     tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     for table in sorted(set(tables) - {"alembic_version", "sqlite_sequence"}, key=lambda name: name != "runs"):
-        where = _MADE_WITH_THE_TABLES.get(table, "1")
+        where = _INITIAL_ROWS.get(table, "1")
         quoted = table.replace('"', '""')
         if connection.execute(f'SELECT EXISTS(SELECT 1 FROM "{quoted}" WHERE {where})').fetchone()[0]:
             return True
@@ -92,7 +93,7 @@ def _holds_rows(connection: sqlite3.Connection) -> bool:
 
 
 def _revision(connection: sqlite3.Connection) -> str | None:
-    with contextlib.suppress(sqlite3.OperationalError):  # no such table: it is made with the first step
+    with contextlib.suppress(sqlite3.OperationalError):  # the version table does not exist before the first step
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         return row[0] if row else None
     return None
@@ -106,7 +107,7 @@ def _last_revision() -> str | None:
 
 
 def _becomes_usable(path: Path) -> bool:
-    """Wait while a tool of MLflow's own, which knows no lock, makes the tables at `path`."""
+    """Wait while a tool of MLflow, which does not use our lock, creates the tables at `path`."""
     changed, since = _last_change(path), time.monotonic()
     if time.time() - changed > QUIET_SECONDS:
         return False
@@ -120,27 +121,27 @@ def _becomes_usable(path: Path) -> bool:
 
 
 def _last_change(path: Path) -> float:
-    """Seconds since 1970; 0 where there is nothing."""
+    """Time of the last change of the database in seconds since 1970; 0 if no file exists."""
     return max((file.stat().st_mtime for file in _side_files(path)), default=0.0)
 
 
 def _side_files(path: Path) -> list[Path]:
-    """The data base and what SQLite keeps beside it, as far as they are there."""
+    """The existing files of a database: the file itself, and the files that SQLite adds."""
     return [file for suffix in _SIDE_FILES if (file := path.with_name(path.name + suffix)).exists()]
 
 
 def _move_aside(path: Path, files: list[Path]) -> None:
-    # A journal that stays would be rolled back into the new data base.
-    taken = {name for name in os.listdir(path.parent) if name.startswith(f"{path.name}.broken-")}
+    # SQLite would apply an old journal to the new database.
+    existing = {name for name in os.listdir(path.parent) if name.startswith(f"{path.name}.broken-")}
     places = (f"{path.name}.broken-{number}" for number in itertools.count(1))
-    place = next(place for place in places if not taken & {place + suffix for suffix in _SIDE_FILES})
+    place = next(place for place in places if not existing & {place + suffix for suffix in _SIDE_FILES})
     for file in files:
         if file.stat().st_size:
             file.rename(path.with_name(place + file.name.removeprefix(path.name)))
         else:
             file.unlink()
     if any(path.parent.glob(f"{glob.escape(place)}*")):
-        log.warning("%s was left half-made, without any run: it is now %s, and is made anew", path, place)
+        log.warning("%s was incomplete and had no run: renamed it to %s and created a new one", path, place)
 
 
 def _make(path: Path) -> None:
@@ -151,15 +152,15 @@ def _make(path: Path) -> None:
         store = SqlAlchemyStore(sqlite_uri(fresh), artifact_location(sqlite_uri(path)))
         store.engine.dispose()
         try:
-            os.link(fresh, path)  # which replaces nothing, unlike a rename
+            os.link(fresh, path)  # unlike a rename, a link does not replace an existing file
         except FileExistsError:
             pass  # another process was faster
-        except OSError:  # a disk without links
+        except OSError:  # a file system without hard links
             fresh.rename(path)
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Temporary folders of processes that were killed."""
+    """Delete temporary folders of killed processes."""
     for folder in path.parent.iterdir():
         if folder.name.startswith(f".{path.name}-") and folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder, ignore_errors=True)
@@ -167,9 +168,11 @@ def _remove_leftovers(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of the folder of `path`, or go on without it after `LOCK_SECONDS`: it only saves work.
+    """Hold a lock on the folder of `path`, or continue without a lock after `LOCK_SECONDS`.
 
-    The folder is locked, not a file that would have to lie there for ever. The system unlocks it for a killed process.
+    The lock only saves work: without it, several processes may create the same database.
+
+    The folder itself is locked, so that no lock file remains. The system releases the lock of a killed process.
     """
     if fcntl is None:
         yield False
@@ -181,7 +184,7 @@ def _locked(path: Path) -> Iterator[bool]:
         yield locked
     finally:
         if locked:
-            fcntl.flock(folder, fcntl.LOCK_UN)  # a forked process may have the folder open, too
+            fcntl.flock(folder, fcntl.LOCK_UN)  # closing is not enough if a forked process also has the folder open
         os.close(folder)
 
 
@@ -194,8 +197,8 @@ def _lock(folder: int, path: Path) -> bool:
         except BlockingIOError:
             if not announced and time.monotonic() - since > _ANNOUNCED_SECONDS:
                 announced = True
-                log.warning("waiting up to %.0f s for another process that makes %s …", LOCK_SECONDS, path)
+                log.warning("waiting up to %.0f s for another process that creates %s …", LOCK_SECONDS, path)
             time.sleep(_INTERVAL)
-        except OSError:  # some network folders know no locks
+        except OSError:  # some network folders do not support locks
             return False
     return False

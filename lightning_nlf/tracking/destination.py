@@ -1,8 +1,9 @@
-"""The MLflow side of a journal: one run on one server, brought up to date a batch at a time.
+"""Send a journal to one MLflow run on one server, in batches.
 
-Sending a record twice changes nothing: a metric row is its own primary key (run, name, step, time, value), tags and
-artifacts are overwritten, a parameter is sent only where the run has none of that name. So whatever is in doubt is sent
-again, and nothing is lost. Artifacts come after the records that wait: a store for files that fails holds up no metric.
+Sending a record twice changes nothing. The primary key of a metric is the whole row (run, name, step, time, value),
+tags and artifacts are overwritten, and a parameter is sent only if the run does not have it. Records that may not have
+arrived are therefore sent again, and nothing is lost. Artifacts are sent after all waiting records, so that a failing
+file store does not delay metrics.
 """
 
 from __future__ import annotations
@@ -27,37 +28,41 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-METRICS_PER_BATCH = 1000  # what a server takes in one request
-IDENTITY_TAG = "mlflow.journal"  # the pages do not show tags that begin with mlflow
+METRICS_PER_BATCH = 1000  # a server's limit per request
+IDENTITY_TAG = "mlflow.journal"  # MLflow's pages hide tags that begin with mlflow
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
 class RunDeletedError(RuntimeError):
-    """Somebody deleted the MLflow run while it was being written."""
+    """The MLflow run was deleted while records were being sent to it."""
 
 
 class Destination:
-    """The MLflow run that mirrors the journal of `run_dir` at `tracking_uri`.
+    """The MLflow run at `tracking_uri` that mirrors the journal of `run_dir`.
 
-    It is found by `mlflow.json`, else by the journal's identity, else created. Not for use by two threads at once.
+    The run is found by `mlflow.json`, or else by the identity of the journal. If there is no such run, it is created.
+    Not thread-safe.
     """
 
     def __init__(self, run_dir: str | Path, tracking_uri: str) -> None:
         self.run_dir = Path(run_dir)
         self.tracking_uri = tracking_uri
         self._journal = self.run_dir / JOURNAL
-        self.opening = True  # MLflow has yet to be imported, or a data base to be made
-        self.unreadable = 0  # lines left out of what was sent
+        self.opening = True  # True until MLflow is imported and the database exists
+        self.unreadable = 0  # number of unreadable lines that were skipped
         self._client: MlflowClient | None = None
         self._position: Position | None = None
-        self._left_out: set[str] = set()  # artifacts that were told
+        self._left_out: set[str] = set()  # skipped artifacts that have been reported
 
     def ship_next(self) -> int:
-        """Send the next batch of records, or the next artifact when there is none; 0 means that all has arrived.
+        """Send the next batch of records, or the next artifact if no record is waiting.
+
+        Returns:
+            The number of records and artifacts sent; 0 if everything has arrived.
 
         Raises:
-            RunDeletedError: the run was deleted meanwhile.
-            Exception: whatever MLflow and its transport raise; the same is then sent again by a later call.
+            RunDeletedError: The run was deleted.
+            Exception: Any error of MLflow and its transport. A later call then sends the same batch again.
         """
         client, position = self.open()
         batch, end = self._next_batch(position.offset)
@@ -67,7 +72,7 @@ class Destination:
             position.artifacts = list(dict.fromkeys(position.artifacts + paths))
             position.offset = end
         elif position.artifacts:
-            # To the end first: one that fails must not keep back the others.
+            # Move this artifact to the end first, so that it does not block the other artifacts if it fails.
             path = position.artifacts.pop(0)
             position.artifacts.append(path)
             self._upload(client, position.run_id, path)
@@ -78,18 +83,18 @@ class Destination:
         return len(batch) or 1
 
     def left(self) -> int:
-        """How many complete records of the journal and artifacts have not arrived, by `mlflow.json`."""
+        """Number of records and artifacts that have not arrived, according to `mlflow.json`."""
         position = read_position(self.run_dir, self.tracking_uri)
         if position is None or position.journal != first_start(self._journal).get("journal"):
             return count_records(self._journal)
         return count_records(self._journal, position.offset) + len(position.artifacts)
 
     def open(self) -> tuple[MlflowClient, Position]:
-        """Connect, find or create the run, and return the client and the position.
+        """Connect to the server, find or create the run, and return the client and the position.
 
         Raises:
-            ValueError: the folder has no journal.
-            Exception: whatever MLflow and its transport raise.
+            ValueError: The folder has no journal, or the journal has no experiment.
+            Exception: Any error of MLflow and its transport.
         """
         if self._client is None:
             try:
@@ -101,13 +106,13 @@ class Destination:
             if not start:
                 raise ValueError(f"{self.run_dir} has no journal")
             if "experiment" not in start:
-                raise ValueError(f"{self._journal}: the start record names no experiment")
-            self._position = self._known(self._client, start) or self._found_or_created(self._client, start)
+                raise ValueError(f"{self._journal}: the start record has no experiment")
+            self._position = self._stored_run(self._client, start) or self._find_or_create(self._client, start)
             write_position(self.run_dir, self.tracking_uri, self._position)
         return self._client, self._position
 
-    def _known(self, client: MlflowClient, start: Mapping[str, Any]) -> Position | None:
-        """The run named by `mlflow.json`, unless it is another journal's or no longer there."""
+    def _stored_run(self, client: MlflowClient, start: Mapping[str, Any]) -> Position | None:
+        """The position that `mlflow.json` stores; None if its run belongs to another journal or does not exist."""
         from mlflow.exceptions import MlflowException
 
         position = read_position(self.run_dir, self.tracking_uri)
@@ -119,13 +124,16 @@ class Destination:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        # Both files may come from elsewhere and name somebody else's run.
+        # A folder from an untrusted source may name a run that belongs to somebody else.
         if run.info.lifecycle_stage != "active" or run.data.tags.get(IDENTITY_TAG) != start["journal"]:
             return None
         return position if starts_a_record(self._journal, position.offset) else replace(position, offset=0)
 
-    def _found_or_created(self, client: MlflowClient, start: Mapping[str, Any]) -> Position:
-        """The run tagged with the journal's identity (created, but killed before it was noted), else a new one."""
+    def _find_or_create(self, client: MlflowClient, start: Mapping[str, Any]) -> Position:
+        """The run with the identity tag of this journal, or a new run.
+
+        The tag is needed if an earlier process was killed before it saved `mlflow.json`.
+        """
         experiment = experiment_id(client, start["experiment"], self.tracking_uri)
         runs = client.search_runs([experiment], f"tags.`{IDENTITY_TAG}` = '{start['journal']}'", max_results=1)
         if runs:
@@ -154,18 +162,18 @@ class Destination:
             self._log(client, run_id, batch)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                self._position = None  # a new server at the old address: begin again from the first record
+                self._position = None  # a new server has the old address: start again from the first record
                 raise
             if error.error_code not in _REFUSED:
                 raise
             if client.get_run(run_id).info.lifecycle_stage != "active":
                 raise RunDeletedError(f"run {run_id} was deleted") from error
-            # Something in the batch is refused for good: send the records one by one and leave that one out.
+            # One record of the batch is invalid: send the records one by one, and skip the invalid record.
             if len(batch) > 1:
                 for record in batch:
                     self._send(client, run_id, [record])
             else:
-                log.warning("MLflow refuses a %s record, it is left out: %s", batch[0]["kind"], reason(error))
+                log.warning("MLflow refused a %s record, which is skipped: %s", batch[0]["kind"], reason(error))
 
     def _log(self, client: MlflowClient, run_id: str, batch: Sequence[Mapping[str, Any]]) -> None:
         from mlflow.entities import Metric
@@ -177,12 +185,12 @@ class Destination:
         for record in batch:
             match record["kind"]:
                 case "metrics":
-                    values, place = _named(record), (record["time"], record["step"])
+                    values, place = _clean_values(record), (record["time"], record["step"])
                     metrics += [Metric(name, float(value), *place) for name, value in values.items()]
                 case "params":
-                    params |= _named(record)
+                    params |= _clean_values(record)
                 case "tags":
-                    tags |= _named(record)
+                    tags |= _clean_values(record)
                 case "start" | "end":
                     last = record
         self._log_batch(client, run_id, metrics, params, tags)
@@ -197,16 +205,19 @@ class Destination:
         from mlflow.entities import Param, RunTag
 
         if params:
-            # MLflow never changes a parameter. What a resumed run does differently is kept as a tag.
-            known = client.get_run(run_id).data.params
-            changed = {f"resumed/{key}": value for key, value in params.items() if known.get(key, value) != value}
-            tags |= _named({"values": changed})
-            params = {key: value for key, value in params.items() if key not in known}
+            # MLflow never changes a parameter, so if a resumed run has a different value, this value becomes a tag.
+            existing = client.get_run(run_id).data.params
+            changed = {f"resumed/{key}": value for key, value in params.items() if existing.get(key, value) != value}
+            tags |= _clean_values({"values": changed})
+            params = {key: value for key, value in params.items() if key not in existing}
         rows = [Param(key, value) for key, value in params.items()]
         client.log_batch(run_id, metrics, rows, [RunTag(key, value) for key, value in tags.items()])
 
     def _upload(self, client: MlflowClient, run_id: str, path: str) -> None:
-        """Send the file or folder as it is now. What may not or cannot be sent is told once and left out."""
+        """Send a file or folder in its current state.
+
+        Files that may not or cannot be sent are skipped, with one warning.
+        """
         from mlflow.exceptions import MlflowException
 
         names, left_out = artifact_files(self.run_dir, path)
@@ -217,7 +228,7 @@ class Destination:
             except OSError:
                 if os.access(file, os.R_OK):
                     raise
-                left_out[name] = "cannot be read"
+                left_out[name] = "it cannot be read"
             except MlflowException as error:
                 if error.error_code not in _REFUSED:
                     raise
@@ -226,9 +237,9 @@ class Destination:
             if name not in self._left_out:
                 self._left_out.add(name)
                 escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-                log.warning("artifact %s is left out: %s", self.run_dir / escaped, why)
+                log.warning("skipped artifact %s: %s", self.run_dir / escaped, why)
 
 
-def _named(record: Mapping[str, Any]) -> dict[str, Any]:
+def _clean_values(record: Mapping[str, Any]) -> dict[str, Any]:
     names = clean_names(record["values"])
     return {names[key]: value for key, value in record["values"].items()}

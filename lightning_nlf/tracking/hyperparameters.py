@@ -1,4 +1,4 @@
-"""Hyperparameters of any nesting as the flat names and short texts that MLflow keeps."""
+"""Flatten nested hyperparameters to the names and short texts that MLflow accepts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 from lightning_nlf.tracking.names import distinct
 
-LONGEST_PARAM = 6000  # characters
+LONGEST_PARAM = 6000  # maximum characters of a value
 LONGEST_TAG = 8000
 
 
 def flatten(params: Any) -> dict[str, str]:
-    """Nested mappings, namespaces, dataclasses and lists of them as one level of `a/b/0/c` names and text values.
+    """Flatten nested mappings, namespaces, dataclasses and lists of them to names like `a/b/0/c` and text values.
 
-    Where two would get one name, such as `{"a": {"b": 1}, "a/b": 2}`, the odder one gets a digest of its keys.
+    If two keys would get the same name, as in `{"a": {"b": 1}, "a/b": 2}`, one of the names ends in a digest (here the
+    name of "a/b", because a key with a slash is less usual).
     """
     leaves = dict(_leaves(params, ()))
     names = {path: "/".join(map(str, path)) for path in leaves}
@@ -41,5 +42,5 @@ def _leaves(params: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...
 
 
 def cut(text: str, longest: int) -> str:
-    """`text`, or its beginning and an ellipsis, in at most `longest` characters."""
+    """Shorten `text` to at most `longest` characters, with an ellipsis at the end."""
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,9 +1,9 @@
-"""The journal of a run: `<run folder>/journal.jsonl`, one JSON object a line, appended and never rewritten.
+"""The journal of a run: `<run folder>/journal.jsonl`, an append-only file with one JSON object per line.
 
-Every record has `kind` ("start", "params", "tags", "metrics", "artifact", "end") and `time` (milliseconds since 1970).
-A line reaches the operating system in one `write`, so that a killed process loses at most the line it was writing;
-there is no fsync, a power cut may cost the last seconds. NaN and infinities are written as strings: JSON has no such
-numbers.
+Every record has a `kind` ("start", "params", "tags", "metrics", "artifact" or "end") and a `time` (milliseconds since
+1970). Each line is one `write`, so a killed process loses at most its last line. The file is not synced to the disk, so
+a power cut can lose the records of the last seconds. NaN and infinities are written as strings, because JSON cannot
+represent them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lightning_nlf.tracking.records import RecordError, parse
 log = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
-# A writer on another machine cannot be asked whether it lives: it counts as alive this long after its last record
-# (a living one samples the machine every ten seconds).
+# A process on another machine cannot be checked. It counts as alive until this long after its last record.
+# (A live process writes a sample of the machine every ten seconds.)
 SILENCE_SECONDS = 120.0
 
 _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
@@ -36,16 +36,17 @@ _LIFECYCLE = (b'"start"', b'"end"')
 
 
 class JournalError(OSError):
-    """The journal cannot be written (disk full, folder read-only), or another process is writing it."""
+    """The journal cannot be written: the disk is full, the folder is read-only, or another process is writing it."""
 
 
 class Journal:
-    """Appends records to the journal of `run_dir`, creating the folder where it is missing.
+    """Appends records to the journal of `run_dir`. Creates this folder if necessary.
 
-    A last line torn by a kill is cut off first. `identity` is the same for every process that continued this journal.
+    An incomplete last line, which a killed process can leave, is removed first. All processes that continue a journal
+    have the same `identity`.
 
     Raises:
-        JournalError: the folder cannot be written, or another living process of this machine is writing there.
+        JournalError: The folder cannot be written, or another running process is writing the journal.
     """
 
     def __init__(self, run_dir: str | Path) -> None:
@@ -54,7 +55,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._refuse_other_writer()
             repair(self.path)
-            # Unbuffered: a buffer would keep what a full disk refused and fail again when it is closed.
+            # Unbuffered: a buffer would keep data that a full disk refused, and `close` would fail again.
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         except JournalError:
             raise
@@ -65,10 +66,10 @@ class Journal:
         self._reported = False
 
     def start(self, **fields: Any) -> None:
-        """Append a "start" record that names this process; `fields` are JSON values.
+        """Append a "start" record with the id of this process. `fields` are JSON values.
 
         Raises:
-            JournalError: another process has begun to write since this one opened the journal.
+            JournalError: Another process has begun to write since this process opened the journal.
         """
         import psutil
 
@@ -77,8 +78,8 @@ class Journal:
         self.append("start", journal=self.identity, **fields, **process)
 
     def metrics(self, values: Mapping[str, float], step: int, *, optional: bool = False) -> None:
-        """Append the metrics of one step. Raises JournalError as `append` does."""
-        # A finite sum means that all are finite; an infinite one may be an overflow, so then each is looked at.
+        """Append the metrics of one step. Raises JournalError like `append`."""
+        # If the sum is finite, all values are finite. An infinite sum may be an overflow, so each value is checked.
         if not math.isfinite(sum(values.values())):
             values = {key: value if math.isfinite(value) else str(value) for key, value in values.items()}  # type: ignore[misc]
         self.append("metrics", optional=optional, step=step, values=values)
@@ -87,8 +88,8 @@ class Journal:
         """Append one record.
 
         Raises:
-            JournalError: it could not be written. Only the first time and not for an `optional` record: later ones are
-                tried and dropped in silence, so that a full disk is told once and does not hide what happened after.
+            JournalError: The record could not be written. The error is raised only once, and never for an `optional`
+                record. Later records that fail are dropped silently, so that a full disk does not hide later errors.
         """
         time_ms = fields.pop("time", None) or time.time_ns() // 1_000_000
         line = _encode({"kind": kind, "time": time_ms, **fields}).encode("utf-8", "replace") + b"\n"
@@ -101,25 +102,25 @@ class Journal:
                 raise JournalError(f"cannot write {self.path}: {error.strerror}") from error
 
     def discard(self) -> None:
-        """Close the file, and remove it where nobody has written anything."""
+        """Close the file, and delete it if it is empty."""
         self.close()
-        with contextlib.suppress(OSError):  # gone already, or not to be written: what is left is empty
+        with contextlib.suppress(OSError):  # already deleted, or read-only
             if not self.path.stat().st_size:
                 self.path.unlink()
 
     def close(self) -> None:
-        """Close the file. What was appended is already with the operating system."""
+        """Close the file. No record is lost, because the operating system already has all records."""
         self._file.close()
 
     def _refuse_other_writer(self) -> None:
         writer = last_lifecycle(self.path)
-        # The parent is let through: a launcher may open the logger before it forks or spawns rank 0.
+        # The parent process may be the writer, because a launcher can open the logger before it starts rank 0.
         if writer_alive(self.path) and writer.get("pid") not in (os.getpid(), os.getppid()):
-            raise JournalError(f"{self.path.parent} is being written by process {writer['pid']}: use another folder")
+            raise JournalError(f"{self.path.parent} is being written by process {writer['pid']}; use another folder")
 
-    def _write_anew(self) -> None:
-        """The whole journal at its place, where somebody deleted it: the open file still has it."""
-        log.warning("%s was deleted while the run writes there: it is written anew", self.path.parent)
+    def _restore(self) -> None:
+        """Restore a deleted journal from the file that is still open."""
+        log.warning("%s was deleted during the run; writing its files again", self.path.parent)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file.seek(0)
         part = self.path.with_name(f".{JOURNAL}.part")
@@ -130,24 +131,24 @@ class Journal:
         os.replace(part, self.path)
 
     def _write(self, line: bytes) -> None:
-        written = 0
+        count = 0
         if not self.path.exists():
-            self._write_anew()
+            self._restore()
         try:
-            while written < len(line):
-                written += self._file.write(line[written:]) or 0
+            while count < len(line):
+                count += self._file.write(line[count:]) or 0
         except OSError:
-            # A full disk may take half a line: take it back, so that the next record starts a line of its own.
-            if written:
+            # A full disk may store half a line. Remove this half, so that the next record starts on a new line.
+            if count:
                 with contextlib.suppress(OSError):
-                    self._file.truncate(os.fstat(self._file.fileno()).st_size - written)
+                    self._file.truncate(os.fstat(self._file.fileno()).st_size - count)
             raise
 
 
 def repair(path: Path) -> int:
-    """Cut an unfinished last line off the journal at `path` and return how many bytes that took (0 where all is well).
+    """Remove an incomplete last line from the journal at `path`, and return the number of bytes removed.
 
-    Only the writer may do this: a reader that meets half a line just waits for the rest.
+    Only the writer may call this. A reader ignores an incomplete line, because the rest of the line may follow.
     """
     if not path.exists():
         return 0
@@ -160,9 +161,10 @@ def repair(path: Path) -> int:
 
 
 def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield each complete record after byte `offset`, with the offset at which the next one starts.
+    """Yield each complete record after byte `offset`, with the offset of the next record.
 
-    A line that is no record (a power cut leaves zeros) comes as `{"kind": "unreadable"}`. A missing file is empty.
+    An invalid line, such as the zeros that a power cut leaves, gives `{"kind": "unreadable"}`. A missing file gives no
+    records.
     """
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         file.seek(offset)
@@ -178,7 +180,7 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], 
 
 
 def faults(path: Path) -> Iterator[tuple[int, str]]:
-    """Number, from 1, of each complete line of the journal at `path` that is no record, and what is wrong with it."""
+    """Yield the number (from 1) of each invalid line of the journal at `path`, and why the line is invalid."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -189,7 +191,7 @@ def faults(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def count_records(path: Path, offset: int = 0) -> int:
-    """How many complete lines follow byte `offset`."""
+    """Number of complete lines of the journal at `path` after byte `offset`."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         file.seek(offset)
         return sum(line.endswith(b"\n") for line in file)
@@ -197,7 +199,7 @@ def count_records(path: Path, offset: int = 0) -> int:
 
 
 def starts_a_record(path: Path, offset: int) -> bool:
-    """Whether byte `offset` is the first of a line, or the end of the last one."""
+    """Whether byte `offset` of a journal is the start of a line or the end of the file."""
     with open(path, "rb") as file:
         if not 0 < offset <= file.seek(0, os.SEEK_END):
             return offset == 0
@@ -215,20 +217,20 @@ def _lifecycle(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def first_start(path: Path) -> dict[str, Any]:
-    """The first "start" record of the journal at `path`, or an empty dict."""
+    """The first "start" record of the journal at `path`; {} if there is none."""
     return next((record for record in _lifecycle(path) if record["kind"] == "start"), {})
 
 
 def last_lifecycle(path: Path) -> dict[str, Any]:
-    """The last "start" or "end" record of the journal at `path`, or an empty dict."""
+    """The last "start" or "end" record of the journal at `path`; {} if there is none."""
     return [{}, *_lifecycle(path)][-1]
 
 
 def writer_alive(path: Path) -> bool:
-    """Whether the process that opened the journal last has neither ended it nor died.
+    """Whether the last process that started the journal is still running and has not written an "end" record.
 
-    On this machine the process itself is looked at (number, start time, no zombie). A writer on another machine counts
-    as alive for `SILENCE_SECONDS` after its last record.
+    A process on this machine is checked by its id, start time and status. A process on another machine counts as alive
+    for `SILENCE_SECONDS` after its last record.
     """
     import psutil
 
@@ -239,7 +241,7 @@ def writer_alive(path: Path) -> bool:
         return record.get("pid") is not None and time.time() - path.stat().st_mtime < SILENCE_SECONDS
     try:
         process = psutil.Process(record["pid"])
-        same = abs(process.create_time() - record["process_started"]) < 2.0
-        return same and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        is_same = abs(process.create_time() - record["process_started"]) < 2.0
+        return is_same and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except (psutil.NoSuchProcess, KeyError):
         return False

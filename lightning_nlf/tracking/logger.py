@@ -1,7 +1,7 @@
-"""The Lightning logger of this library: a journal in the run folder, mirrored to MLflow by a thread.
+"""Lightning logger that writes a journal in the run folder. A thread copies the journal to MLflow.
 
-A training never waits for MLflow and never fails because of it. What a server has not got yet is in the journal, and
-`python -m lightning_nlf.tracking sync RUN_DIR` sends it later.
+Training never waits for MLflow, and an error of MLflow never ends it. Records that have not reached the server remain
+in the journal. `python -m lightning_nlf.tracking sync RUN_DIR` sends them later.
 """
 
 from __future__ import annotations
@@ -26,37 +26,39 @@ from lightning_nlf.numbers import Positive
 from lightning_nlf.tracking.destination import Destination
 from lightning_nlf.tracking.hyperparameters import LONGEST_TAG, cut, flatten
 from lightning_nlf.tracking.journal import Journal, first_start, last_lifecycle
-from lightning_nlf.tracking.position import default_tracking_uri, resolve_tracking_uri
+from lightning_nlf.tracking.position import default_run_name, default_tracking_uri, resolve_tracking_uri
 from lightning_nlf.tracking.shipper import Shipper
 from lightning_nlf.tracking.uris import without_credentials
 
 log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 15.0  # the longest that the end of a stage waits for MLflow
-# The longest that it waits before that for MLflow to be imported and a data base to be made: first runs that begin
-# together wait for each other.
+FLUSH_SECONDS = 15.0  # longest wait for MLflow at the end of a stage
+# Longest wait, before FLUSH_SECONDS begin, for importing MLflow and creating the database. New runs that start at the
+# same time wait for each other.
 OPENING_SECONDS = 120.0
-INTERRUPTED_SECONDS = 3.0  # the same for somebody who pressed Ctrl-C, which Lightning does not hear a second time
-LARGEST_MB = 100.0  # of a file that is copied
+INTERRUPTED_SECONDS = 3.0  # longest wait after Ctrl-C, because Lightning ignores a second Ctrl-C
+LARGEST_MB = 100.0  # larger files are not copied
 _STATUS = {"success": "FINISHED", "finished": "FINISHED", "aborted": "KILLED"}
 
 
 class MLflowJournalLogger(Logger):
     """Logs to `<save_dir>/journal.jsonl` first, and from there to MLflow.
 
-    The run folder is the run: `name` and `version` are empty, `log_dir` is `save_dir`. A folder that already has a
-    journal continues the same MLflow run, from the first record that training makes: a resume that is refused before
-    leaves no trace. With `waits` a fresh folder has none either. Only rank 0 writes; nothing is opened before the first
-    record.
+    One run folder is one run: `name` and `version` are empty, and `log_dir` is `save_dir`. If the folder already has a
+    journal, the logger continues the same MLflow run. It writes nothing before the first record of the training, so
+    that a refused resume leaves no trace. If `waits` is True, a new run also writes nothing before this record. Only
+    rank 0 writes, and it opens no file before the first record.
 
     Args:
-        save_dir: the run folder.
-        experiment: the MLflow experiment, created where it is missing.
-        run_name: shown by MLflow; by default the name of the run folder.
-        tracking_uri: of the MLflow store. By default the variable MLFLOW_TRACKING_URI, else
-            `sqlite:///<folder above the run folder>/mlflow.db` with `mlartifacts` beside it.
-        largest_mb: a file of more megabytes (10⁶ bytes), such as the checkpoint of a large model, is not copied: a tag
-            `not_copied/<path>` says its path, size and SHA-256.
+        save_dir: Path of the run folder.
+        experiment: Name of the MLflow experiment, which is created if necessary.
+        run_name: Name of the run in MLflow. By default the path of the run folder below `outputs`.
+        tracking_uri: URI of the MLflow store. By default the environment variable MLFLOW_TRACKING_URI. If this is not
+            set, the database `mlflow.db` in `outputs`, or in the parent of a run folder that is not below `outputs`.
+            Artifacts are in the folder `mlartifacts` next to the database.
+        largest_mb: Size limit in megabytes (10⁶ bytes) of files that are copied to MLflow. For a larger file, such as
+            the checkpoint of a large model, only a tag `not_copied/<path>` is set, with the path, size and SHA-256 of
+            the file.
     """
 
     def __init__(
@@ -71,20 +73,20 @@ class MLflowJournalLogger(Logger):
         self._largest = int(largest_mb * 1e6)
         self._run_dir = Path(save_dir)
         self._experiment = experiment
-        self._run_name = run_name or self._run_dir.resolve().name
+        self._run_name = run_name or default_run_name(self._run_dir)
         self._given_uri = tracking_uri
         self._journal: Journal | None = None
         self._shipper: Shipper | None = None
         self._process: int | None = None
-        self._started = False  # this process stands in the journal
-        self._params: dict[str, str] = {}  # come before training does
+        self._started = False  # whether this process has written its start record
+        self._params: dict[str, str] = {}  # parameters that were logged before the start record
         self._step = 0
         self._status: str | None = None
         self.waits = False
 
     @property
     def name(self) -> str:
-        """Empty: the run folder has no folders for names and versions."""
+        """Empty, because the run folder has no subfolders for names and versions."""
         return ""
 
     version = name
@@ -98,17 +100,17 @@ class MLflowJournalLogger(Logger):
 
     @property
     def tracking_uri(self) -> str:
-        """The MLflow store in use."""
+        """URI of the MLflow store."""
         return resolve_tracking_uri(self._run_dir, self._given_uri)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Journal:
-        """The journal, opened on first use. Raises JournalError where the run folder cannot be written.
+        """The journal, which is opened on first use. Raises JournalError if the run folder cannot be written.
 
-        Lightning asks for it before it loads a checkpoint.
+        Lightning reads this property before it loads a checkpoint.
         """
-        # A forked process has the object but not its thread: it opens the journal anew.
+        # A forked process has a copy of the logger without its thread, so it opens the journal again.
         if self._journal is None or self._process != os.getpid():
             self._open()
         assert self._journal is not None
@@ -116,36 +118,38 @@ class MLflowJournalLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append numbers (or tensors of one element) at `step`, by default the last step seen.
+        """Log metrics (numbers or one-element tensors) at `step`, by default the last step.
 
         Raises:
-            JournalError: the disk is full or the folder read-only; raised once.
+            JournalError: The disk is full or the folder is read-only. Raised only once.
         """
         self._step = self._step if step is None else int(step)
-        self._writing().metrics({key: float(value) for key, value in metrics.items()}, self._step)
+        self._started_journal().metrics({key: float(value) for key, value in metrics.items()}, self._step)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Append parameters; nested ones get names like `optimizer/init_args/lr`, long values are cut."""
+        """Log parameters. Nested parameters get names like `optimizer/init_args/lr`, and long values are cut."""
         if values := flatten(params):
-            _ = self.experiment  # so that a folder that cannot be written is told now
+            _ = self.experiment  # open the journal now, so that an unwritable folder raises its error now
             if self._started:
-                self._writing().append("params", values=values)
+                self._started_journal().append("params", values=values)
             else:
                 self._params |= values
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Append tags of the run; a tag set again is replaced."""
+        """Set tags of the run. A new value replaces the old one."""
         if tags:
-            self._writing().append("tags", values={key: cut(str(value), LONGEST_TAG) for key, value in tags.items()})
+            self._started_journal().append(
+                "tags", values={key: cut(str(value), LONGEST_TAG) for key, value in tags.items()}
+            )
 
     @rank_zero_only
     def log_artifact(self, path: str | Path) -> None:
-        """Have a file or folder of the run folder sent, as it is when the thread comes to it; of a large file a tag.
+        """Send a file or folder of the run folder to MLflow, or set a tag for a file above the size limit.
 
-        A file may be logged again after each rewrite; MLflow keeps the newest.
-        A relative path begins at the run folder.
+        The thread sends the file later, with its content at that time. A file may be logged again after each change,
+        and MLflow keeps the newest version. A relative path starts at the run folder.
 
         Raises:
             ValueError: `path` is not inside the run folder.
@@ -160,25 +164,25 @@ class MLflowJournalLogger(Logger):
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
             self.set_tags({f"not_copied/{name}": f"{file} ({size / 1e6:,.4g} MB, SHA-256 {digest})"})
         else:
-            self._writing().append("artifact", path=name)
+            self._started_journal().append("artifact", path=name)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """End the run as FINISHED, KILLED (interrupted or terminated) or FAILED, and wait a while for MLflow.
 
-        A record that comes later (a `test` after a `fit`) opens the same run again.
+        A later record, such as a metric of `test` after `fit`, opens the same run again.
         """
         interrupted = isinstance(sys.exc_info()[1], (KeyboardInterrupt, SystemExit))
         ending = _STATUS.get(status) or ("KILLED" if interrupted else "FAILED")
-        # Never opened, or ended in the same way already: nothing to say.
+        # The run was never opened, or has already ended with this status.
         if self._journal is None and self._status in (None, ending):
             return
-        # A run that was refused: the folder is what it was.
+        # The run was refused before it started, so leave the folder unchanged.
         if self._journal is not None and not self._started:
             self._journal.discard()
             self._journal = None
             return
-        journal = self._writing()
+        journal = self._started_journal()
         journal.append("end", status=ending)
         self._status = ending
         atexit.unregister(self._at_exit)
@@ -190,11 +194,11 @@ class MLflowJournalLogger(Logger):
         if left != 0:
             command = ["python", "-m", "lightning_nlf.tracking", "sync", self.save_dir]
             command += ["--tracking_uri", uri] if (uri := self._chosen_uri()) else []
-            which = "some records may" if left is None else f"{left} records"
-            log.warning("%s have not reached MLflow. When it answers: %s", which, shlex.join(command))
+            records = "some records may" if left is None else f"{left} records"
+            log.warning("%s have not reached MLflow. To send them later: %s", records, shlex.join(command))
 
     def _chosen_uri(self) -> str | None:
-        """As it may be written down; None for the default, which moves with the run folder."""
+        """The tracking URI without credentials. None for the default, which depends on the place of the run folder."""
         uri = self.tracking_uri
         return None if uri == default_tracking_uri(self._run_dir) else without_credentials(uri)
 
@@ -207,7 +211,7 @@ class MLflowJournalLogger(Logger):
             self._start(self._journal)
 
     def _start(self, journal: Journal) -> None:
-        """Write down that this process writes, and begin to send."""
+        """Write the start record of this process, and start the thread that sends records."""
         self._started = True
         uri = self._chosen_uri()
         journal.start(experiment=self._experiment, run_name=self._run_name, tracking_uri=uri, **_origin())
@@ -217,23 +221,23 @@ class MLflowJournalLogger(Logger):
         self._shipper.start()
         atexit.register(self._at_exit)
 
-    def _writing(self) -> Journal:
-        """The journal, in which this process stands."""
+    def _started_journal(self) -> Journal:
+        """The journal, after the start record of this process has been written."""
         journal = self.experiment
         if not self._started:
             self._start(journal)
         return journal
 
     def _at_exit(self) -> None:
-        """End what nobody ended: an error outside the Trainer, or a record after the last stage."""
+        """End a run that is still open at exit, after an error outside the Trainer or a record after the last stage."""
         if self._journal is None or self._process != os.getpid():
             return
         try:
             last = last_lifecycle(self._journal.path)
         except OSError as error:
-            log.warning("the end of the run is not written down: %s", error.strerror)
+            log.warning("could not write the end of the run: %s", error.strerror)
             return
-        # A launcher that spawned rank 0 leaves the last word to it.
+        # If this process only started rank 0, rank 0 ends the run.
         if last.get("pid") != self._process:
             return
         crashed = getattr(sys, "last_value", None) is not None
@@ -241,15 +245,15 @@ class MLflowJournalLogger(Logger):
         self.finalize("failed" if crashed else endings.get(self._status or "", "failed"))
 
     def __getstate__(self) -> dict[str, Any]:
-        # A spawned rank gets the settings; the file and the thread stay where they are.
+        # A spawned rank gets the settings, but neither the open file nor the thread.
         return self.__dict__ | {"_journal": None, "_shipper": None, "_process": None, "_started": False}
 
 
 def _origin() -> dict[str, str]:
-    """Who started the run and with which program, as MLflow's list of runs shows it."""
+    """User and program that started the run, for MLflow's list of runs."""
     program = Path(sys.argv[0])
-    # `python -m package` has the path of the package's __main__.py here.
+    # After `python -m package`, this is the path of the package's __main__.py.
     origin = {"source.name": (program.parent if program.name == "__main__.py" else program).name or "python"}
-    with contextlib.suppress(KeyError, OSError):  # a container without an entry for this user number
+    with contextlib.suppress(KeyError, OSError):  # in a container, the user id may have no entry
         origin["user"] = getpass.getuser()
     return origin

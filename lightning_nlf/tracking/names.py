@@ -1,4 +1,4 @@
-"""Names that MLflow takes, and that keep apart what was apart."""
+"""Convert names of metrics, parameters and tags to names that MLflow accepts, without collisions."""
 
 from __future__ import annotations
 
@@ -9,25 +9,33 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
 
-LONGEST = 250  # characters
+LONGEST = 250  # maximum characters of a name
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 def clean_name(key: str) -> str:
-    """`key` as MLflow takes it: letters, digits and `_-./: `, a clean relative path, at most 250 characters."""
+    """Convert a name to one that MLflow accepts: letters, digits and `_-./: `, normalised, at most 250 characters."""
     return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", key)).lstrip("/.")[:LONGEST] or "_"
 
 
 def clean_names(keys: Iterable[str]) -> dict[str, str]:
-    """The `clean_name` of each key. Of keys that would share one, those that it changed get a digest of the key."""
+    """The `clean_name` of each key.
+
+    If several keys get the same name, the names that differ from their keys end in a digest.
+    """
     return distinct({key: clean_name(key) for key in keys}, {key: key for key in keys})
 
 
 def distinct(names: Mapping[Key, str], ordinary: Mapping[Key, str]) -> dict[Key, str]:
-    """`names`, of which those that are shared end in a digest of their key, unless they are what is `ordinary` for it.
+    """Make names distinct. If several keys share a name, a digest of the key is added to each of these names.
 
-    The digest depends on the key alone: a resumed run finds the same names.
+    A key whose name is its `ordinary` name gets no digest. A digest depends only on the key, so a resumed run gets the
+    same names.
+
+    Args:
+        names: Name of each key.
+        ordinary: The name that each key keeps without a digest, even if other keys share it.
     """
     shared = {name for name, count in Counter(names.values()).items() if count > 1}
     return {

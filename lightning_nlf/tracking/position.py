@@ -1,10 +1,10 @@
-"""Where a run's records go, and how far they have come: `<run folder>/mlflow.json`.
+"""Where the records of a run are sent, and how many have arrived: `<run folder>/mlflow.json`.
 
     {"http://127.0.0.1:5000": {"journal": "…", "experiment_id": "1", "run_id": "…", "offset": 8192, "artifacts": []}}
 
-One entry for each tracking URI, so that a run made offline can be replayed to one server and then to another. The file
-is replaced atomically: a kill leaves the old entry or the new one, and the old one only means that records are sent
-twice, which MLflow's primary key makes harmless.
+The file has one entry per tracking URI, so that a run can be sent to several servers. The file is replaced atomically.
+If the process is killed, the old entry can remain. Records are then sent twice, which is harmless because of MLflow's
+primary key.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from lightning_nlf.tracking.artifacts import is_inside
-from lightning_nlf.tracking.uris import DATA_BASE, sqlite_uri, without_credentials
+from lightning_nlf.tracking.uris import DATABASE, sqlite_uri, without_credentials
 
 STATE = "mlflow.json"
+OUTPUTS = "outputs"  # name of the folder of all runs
 
 
 @dataclass
 class Position:
-    """The MLflow run of one journal on one server.
+    """The MLflow run of a journal on one server, and how far it has been sent.
 
-    With the byte of the journal up to which it has arrived, and the artifacts named before that byte that have not.
+    Attributes:
+        journal: Identity of the journal.
+        offset: Byte of the journal up to which all records have arrived.
+        artifacts: Artifacts that the journal names before this byte, and that have not arrived.
     """
 
     journal: str
@@ -36,17 +40,28 @@ class Position:
 
 
 def resolve_tracking_uri(run_dir: Path, tracking_uri: str | None = None) -> str:
-    """`tracking_uri`, else the variable MLFLOW_TRACKING_URI, else `mlflow.db` in the folder above the run folder."""
+    """The tracking URI: the argument, else `MLFLOW_TRACKING_URI`, else that of `mlflow.db` in the folder of runs."""
     return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(run_dir)
 
 
 def default_tracking_uri(run_dir: Path) -> str:
-    """`mlflow.db` in the folder above the run folder."""
-    return sqlite_uri(run_dir.resolve().parent / DATA_BASE)
+    """Tracking URI of `mlflow.db` in the folder of runs."""
+    return sqlite_uri(folder_of_runs(run_dir) / DATABASE)
+
+
+def folder_of_runs(run_dir: Path) -> Path:
+    """The nearest folder above the run folder with the name `outputs`, otherwise the parent of the run folder."""
+    above = run_dir.resolve().parents
+    return next((folder for folder in above if folder.name == OUTPUTS), above[0])
+
+
+def default_run_name(run_dir: Path) -> str:
+    """Name of a run: the path of its folder below the folder of runs, such as `chat/sft-seed0`."""
+    return run_dir.resolve().relative_to(folder_of_runs(run_dir)).as_posix()
 
 
 def read_position(run_dir: Path, tracking_uri: str) -> Position | None:
-    """The position stored for `tracking_uri`, or None where there is none or the file is not what this wrote."""
+    """The stored position for `tracking_uri`; None if no position is stored or the file is damaged."""
     entry = _read(run_dir).get(without_credentials(tracking_uri))
     if not isinstance(entry, dict):
         return None
@@ -60,20 +75,20 @@ def read_position(run_dir: Path, tracking_uri: str) -> Position | None:
 
 
 def write_position(run_dir: Path, tracking_uri: str, position: Position) -> None:
-    """Store `position` for `tracking_uri`, leaving the other entries. Raises OSError where that cannot be written."""
+    """Store `position` for `tracking_uri`, and keep the other entries. Raises OSError if the file cannot be written."""
     entries = _read(run_dir) | {without_credentials(tracking_uri): asdict(position)}
     path = run_dir / STATE
     _remove_leftovers(run_dir)
-    # The number keeps a running training and a `sync` beside it from writing the same temporary file.
+    # With the process id, a running fit and a simultaneous `sync` do not write the same temporary file.
     temporary = path.with_name(f".{STATE}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)  # through a link in its place another file would be written
+    temporary.unlink(missing_ok=True)  # a link with this name would redirect the write to another file
     with open(temporary, "x", encoding="utf-8") as file:
         file.write(json.dumps(entries, indent=2) + "\n")
     os.replace(temporary, path)
 
 
 def _remove_leftovers(run_dir: Path) -> None:
-    """The temporary files of processes that were killed."""
+    """Delete temporary files of killed processes."""
     import psutil
 
     for leftover in run_dir.glob(f".{STATE}.*"):
@@ -83,9 +98,9 @@ def _remove_leftovers(run_dir: Path) -> None:
 
 
 def _read(run_dir: Path) -> dict[str, Any]:
-    # A damaged file is as good as none: the run is found again by the identity of its journal.
+    # A damaged file counts as missing, because the run can be found by the identity of its journal.
     path = run_dir / STATE
-    if not is_inside(run_dir, path):  # a pipe would be waited for
+    if not is_inside(run_dir, path):  # reading a pipe would block
         return {}
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""What was run: command line, state of the code, packages and machine, each as the text of a small file.
+"""Gather the provenance of a run: command line, state of the code, packages and machine, each as a short text.
 
-Pure reading. The caller writes the files into the run folder and logs them. Paths of the machine are left out, but for
-those that the user typed.
+This module only reads. The caller writes the texts to files in the run folder. The texts contain no paths of the
+machine, except paths that the user typed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-LONGEST_PATCH = 1_000_000  # characters
+LONGEST_PATCH = 1_000_000  # maximum characters of git.patch
 
 
 def gather(folder: str | Path = ".") -> dict[str, str]:
-    """File name → text: `command.txt`, `git.txt`, `packages.txt`, `host.txt`; `git.patch` where the code is changed.
+    """Texts by file name: `command.txt`, `git.txt`, `packages.txt`, `host.txt`, and `git.patch` if code was changed.
 
-    `folder` is one in the git repository of the code.
+    Args:
+        folder: Any folder in the git repository of the code.
     """
     return {
         "command.txt": command_line() + "\n",
@@ -33,9 +34,10 @@ def gather(folder: str | Path = ".") -> dict[str, str]:
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
-    """The command as typed, quoted for a shell; interpreter and installed script without their folders.
+    """The command as typed, quoted for a shell. The folders of the interpreter and of an installed script are left out.
 
-    `arguments` are by default those of this process.
+    Args:
+        arguments: Words of the command; by default the command of this process.
     """
     words = list(sys.orig_argv if arguments is None else arguments)
     if words:
@@ -47,9 +49,10 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
 
 
 def git_state(folder: str | Path = ".") -> dict[str, str]:
-    """`git.txt` (commit, branch, changed and untracked files) and, where tracked files are changed, `git.patch`.
+    """`git.txt` (commit, branch, changed and untracked files), and `git.patch` if tracked files are changed.
 
-    Without git, or outside a repository, `git.txt` says so. A patch above a million characters is cut and says so.
+    If git is not installed or the folder is in no repository, `git.txt` says so. A patch is cut after a million
+    characters.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
@@ -65,17 +68,17 @@ def git_state(folder: str | Path = ".") -> dict[str, str]:
 
 
 def installed_packages() -> str:
-    """One `name==version` a line, sorted by name."""
-    found = {
+    """Installed packages, sorted by name, as lines of `name==version`."""
+    versions = {
         re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower(): distribution.version
         for distribution in importlib.metadata.distributions()
         if distribution.metadata["Name"]
     }
-    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
+    return "".join(f"{name}=={version}\n" for name, version in sorted(versions.items()))
 
 
 def host() -> str:
-    """Name of the machine, system, processor, memory, accelerators, and the versions of Python and torch."""
+    """Text with machine name, system, processor, memory, accelerators, and the versions of Python and torch."""
     import psutil
 
     lines = {
@@ -86,7 +89,7 @@ def host() -> str:
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
     }
-    # Only where it is loaded anyway: asking for accelerators would import it and start the driver.
+    # Do not import torch only for this, because the import is slow and starts the driver.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -96,10 +99,10 @@ def host() -> str:
 
 def _processor() -> str:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
-        found = None
-    return found.group(1) if found else platform.processor() or platform.machine()
+        match = None
+    return match.group(1) if match else platform.processor() or platform.machine()
 
 
 def _git(folder: str | Path, *arguments: str) -> str | None:

@@ -1,4 +1,4 @@
-"""One line of a journal, read as what it may be: journals come from other machines, versions and people."""
+"""Parse and check one line of a journal. Journals can come from other machines, versions and people."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-LAST_TIME = 253_402_300_799_999  # milliseconds: the end of the year 9999
-_LARGEST = 2**63  # above what a data base keeps
+LAST_TIME = 253_402_300_799_999  # milliseconds; the end of the year 9999
+_LARGEST = 2**63  # databases store only integers smaller than this
 
 Check = tuple[Callable[[Any], bool], str]
 
 
 class RecordError(ValueError):
-    """A line is no record that a journal of this version has."""
+    """A line is not a valid record of this version."""
 
 
 def parse(line: bytes) -> dict[str, Any]:
-    """The record of one line.
+    """Parse one line of a journal.
 
     Raises:
-        RecordError: it is none; says what is wrong.
+        RecordError: The line is not a valid record. The message gives the reason.
     """
     try:
         record = json.loads(line)
-        if b"\\u" in line:  # half a pair of UTF-16, which no store takes
+        if b"\\u" in line:  # no MLflow store accepts half of a surrogate pair
             json.dumps(record, ensure_ascii=False).encode()
     except RecursionError:
-        raise RecordError("nested too deep") from None
+        raise RecordError("nested too deeply") from None
     except UnicodeEncodeError:
-        raise RecordError("half of a surrogate pair is no text") from None
-    except ValueError:  # an integer of more than 4,300 digits, too
-        raise RecordError("no JSON") from None
+        raise RecordError("a text has half of a surrogate pair") from None
+    except ValueError:  # also raised for an integer of more than 4,300 digits
+        raise RecordError("not valid JSON") from None
     if not isinstance(record, dict):
-        raise RecordError("no JSON object")
+        raise RecordError("not a JSON object")
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in _FIELDS:
-        raise RecordError(f"kind {_shown(kind)} is none of {', '.join(_FIELDS)}")
+        raise RecordError(f"kind is {_abbreviated(kind)}, not one of {', '.join(_FIELDS)}")
     needed = {"time": _TIME} | _FIELDS[kind]
     optional = _OPTIONAL if kind == "start" else {}
     for name, (is_right, expected) in (needed | optional).items():
         if name in needed and name not in record:
             raise RecordError(f"{kind}: {name} is missing")
         if (name in needed or record.get(name) is not None) and not is_right(record[name]):
-            raise RecordError(f"{kind}: {name} is {_shown(record[name])}, not {expected}")
+            raise RecordError(f"{kind}: {name} is {_abbreviated(record[name])}, not {expected}")
     return record
 
 
-def _shown(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:39]}…"
 
@@ -89,9 +89,9 @@ _FIELDS: dict[str, dict[str, Check]] = {
     "artifact": {"path": (_text(r"[^\0]{1,4096}"), "a path")},
     "end": {"status": (lambda value: value in ("FINISHED", "FAILED", "KILLED"), "FINISHED, FAILED or KILLED")},
 }
-# Of a "start".
+# Optional fields of a "start" record.
 _OPTIONAL: dict[str, Check] = {
     **dict.fromkeys(("experiment", "run_name", "tracking_uri", "user", "source.name", "host"), (_text(".+"), "a text")),
-    "pid": (_whole(1, 2**31 - 1), "the number of a process"),
+    "pid": (_whole(1, 2**31 - 1), "a process id"),
     "process_started": (lambda value: _is_number(value) and math.isfinite(value), "seconds since 1970"),
 }

@@ -1,7 +1,7 @@
-"""Finished checkpoints under a name: MLflow's model registry with a checkpoint and a config as plain files.
+"""Store finished checkpoints by name in MLflow's model registry, and download them.
 
-A version is the checkpoint and the `config.yaml` that rebuilds the module around it, both with their SHA-256 as a tag.
-Nothing is traced or pickled anew.
+A version consists of two plain files: the checkpoint, and the `config.yaml` that rebuilds its module. The SHA-256 of
+    both files are tags. Nothing is traced or pickled again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONFIG = "config.yaml"
 
 
 class ChecksumError(ValueError):
-    """A registered file is not the one that was registered."""
+    """A downloaded file differs from the registered file."""
 
 
 def register(
@@ -35,25 +35,27 @@ def register(
 ) -> int:
     """Register `<run_dir>/checkpoints/<checkpoint>.ckpt` with `config.yaml` as a new version of `name`.
 
-    Records of the run that have not reached MLflow are sent first. `alias` then points to the new version. Returns the
-    number of the version.
+    Records of the run that have not reached MLflow are sent first. Afterwards, `alias` points to the new version.
+
+    Returns:
+        The number of the version.
 
     Raises:
-        FileNotFoundError: the checkpoint or the config is not there.
-        ValueError: `run_dir` has no journal, or one of the files is a link out of it.
-        Exception: whatever MLflow and its transport raise.
+        FileNotFoundError: The checkpoint or the configuration does not exist.
+        ValueError: `run_dir` has no journal, or one of the files is a link to a place outside `run_dir`.
+        Exception: Any error of MLflow and its transport.
     """
     run_dir = Path(run_dir)
     weights = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
     for file in (weights, run_dir / CONFIG):
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: nothing to register")
+            raise FileNotFoundError(f"{file} is missing, so nothing was registered")
         if not is_inside(run_dir, file):
-            raise ValueError(f"{file} is a link out of the run folder: nothing is registered")
+            raise ValueError(f"{file} is a link out of the run folder, so nothing was registered")
     run_id = sync(run_dir, tracking_uri)[0].run_id
     client = connect(run_tracking_uri(run_dir, tracking_uri))
     tags = {"checkpoint": weights.name, "sha256": sha256(weights), "config_sha256": sha256(run_dir / CONFIG)}
-    # A folder for each content: a second version of the same run must not overwrite the first.
+    # The folder's name depends on the content, so that a second version of a run does not overwrite the first version.
     folder = f"registered/{tags['sha256'][:12]}-{tags['config_sha256'][:12]}"
     for file in (weights, run_dir / CONFIG):
         client.log_artifact(run_id, str(file), folder)
@@ -65,23 +67,27 @@ def register(
 
 
 def fetch_registered(uri: str, tracking_uri: str | None = None) -> Path:
-    """Download `models:/name@alias` or `models:/name/3` and return the path of the checkpoint, its config beside it.
+    """Download `models:/name@alias` or `models:/name/3`, and return the path of the checkpoint.
 
-    Files lie under `$XDG_CACHE_HOME/lightning_nlf` (by default `~/.cache/lightning_nlf`), in a folder named by their
-    checksums, and are not downloaded twice. `tracking_uri` is by default the variable MLFLOW_TRACKING_URI, else
-    `outputs/mlflow.db`.
+    The configuration is in the same folder. Files are cached in `$XDG_CACHE_HOME/lightning_nlf` (by default
+    `~/.cache/lightning_nlf`), in a folder named by their checksums.
+
+    Args:
+        tracking_uri: URI of the MLflow store. By default the environment variable MLFLOW_TRACKING_URI, otherwise
+            `outputs/mlflow.db`.
 
     Raises:
-        ValueError: `uri` has another form, there is no such version or no store, or `register` did not make it.
-        ChecksumError: a file is not the one that was registered; it is not kept.
-        Exception: whatever else MLflow and its transport raise.
+        ValueError: `uri` is malformed, the version or the store does not exist, or `register` did not create the
+            version.
+        ChecksumError: A file differs from the registered file. The downloaded file is not kept.
+        Exception: Any other error of MLflow and its transport.
     """
     if not re.fullmatch(r"models:/[^/@]+(@[^/@]+|/\d+)", uri):
-        raise ValueError(f"a registered model is models:/NAME@ALIAS or models:/NAME/VERSION, not {uri!r}")
+        raise ValueError(f"expected models:/NAME@ALIAS or models:/NAME/VERSION, got {uri!r}")
     store = resolve_tracking_uri(Path("outputs/run"), tracking_uri)
-    # To look for it would create it.
+    # Connecting to a missing database would create this database.
     if store == default_tracking_uri(Path("outputs/run")) and not Path("outputs/mlflow.db").is_file():
-        raise ValueError(f"{uri}: there is no outputs/mlflow.db here; set MLFLOW_TRACKING_URI")
+        raise ValueError(f"{uri}: this folder has no outputs/mlflow.db; set MLFLOW_TRACKING_URI")
     client = connect(store)
     version = _version(client, uri)
     expected, checkpoint = _expected(version)
@@ -93,7 +99,7 @@ def fetch_registered(uri: str, tracking_uri: str | None = None) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -107,26 +113,26 @@ def _version(client: MlflowClient, uri: str) -> ModelVersion:
             return client.get_model_version_by_alias(name, alias)
         return client.get_model_version(*name.split("/"))
     except MlflowException as error:
-        # An unknown alias is an invalid value, an unknown name or version does not exist.
+        # MLflow reports an unknown name or version by the first code, and an unknown alias by the second code.
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise ValueError(f"{uri}: {str(error).splitlines()[0]}") from error
 
 
 def _expected(version: ModelVersion) -> tuple[dict[str, str], str]:
-    """File name → SHA-256 by the tags of `version`, and which of them is the checkpoint."""
+    """Expected SHA-256 by file name, from the tags of `version`, and the file name of the checkpoint."""
     tags = version.tags
     checkpoint, digest, config_digest = (tags.get(key, "") for key in ("checkpoint", "sha256", "config_sha256"))
-    # The tags name files and a folder here, and others can write tags.
+    # Check the tags, because they become names of files and folders, and anybody can write tags.
     if not all(re.fullmatch("[0-9a-f]{64}", text) for text in (digest, config_digest)):
-        raise ValueError(f"version {version.version} of {version.name} has no checksums: register() did not make it")
+        raise ValueError(f"version {version.version} of {version.name} has no checksums; register it with this library")
     if not re.fullmatch(r"[^/\\]+\.ckpt", checkpoint):
-        raise ValueError(f"version {version.version} of {version.name} names no checkpoint: register() did not make it")
+        raise ValueError(f"version {version.version} of {version.name} names no checkpoint; register it again")
     return {checkpoint: digest, CONFIG: config_digest}, checkpoint
 
 
 def _download(client: MlflowClient, version: ModelVersion, expected: dict[str, str], folder: Path) -> None:
-    """Fetch and check the files in a temporary folder beside `folder`, then put them in its place."""
+    """Download and check the files in a temporary folder, and then replace `folder` with the temporary folder."""
     run_id = version.run_id or ""
     source = (version.source or "").removeprefix(f"runs:/{run_id}/")
     folder.parent.mkdir(parents=True, exist_ok=True)

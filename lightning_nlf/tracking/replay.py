@@ -1,4 +1,4 @@
-"""Replaying a journal: for runs made without a server, and for runs whose process died."""
+"""Send the journal of a run that had no server or whose process died."""
 
 from __future__ import annotations
 
@@ -20,38 +20,40 @@ from lightning_nlf.tracking.position import Position, resolve_tracking_uri
 
 
 def run_tracking_uri(run_dir: Path, tracking_uri: str | None = None) -> str:
-    """`tracking_uri`, else what the run was given, else what `resolve_tracking_uri` finds."""
+    """The tracking URI: the argument, else the URI in the journal, else the result of `resolve_tracking_uri`."""
     return resolve_tracking_uri(run_dir, tracking_uri or first_start(run_dir / JOURNAL).get("tracking_uri"))
 
 
 def sync(run_dir: str | Path, tracking_uri: str | None = None) -> tuple[Position, int]:
-    """Send what has not arrived yet, and return the position reached and the number of records and artifacts sent.
+    """Send the records and artifacts of a run that have not arrived yet.
 
-    Sending again what has arrived changes nothing. A run whose process died without a word is ended as FAILED, at the
-    time of its last record; one that is still being written stays RUNNING.
+    Sending a record again changes nothing. A run whose process died is ended as FAILED at the time of its last record.
+    A run that is still being written stays RUNNING. Invalid lines of the journal are skipped. `journal.faults` lists
+    these lines.
 
-    Lines of the journal that are no records are left out; `journal.faults` tells them.
+    Returns:
+        The new position, and the number of records and artifacts sent.
 
     Raises:
-        ValueError: `run_dir` has no journal, or its journal is outside the folder or does not describe a run.
-        Exception: whatever MLflow and its transport raise; what has been sent is noted.
+        ValueError: `run_dir` has no journal, or its journal is outside the folder or has no start record.
+        Exception: Any error of MLflow and its transport. The position is saved, so sent records are not sent again.
     """
     run_dir = Path(run_dir)
     path = run_dir / JOURNAL
     if not os.path.lexists(path):
         raise ValueError(f"{run_dir} has no journal")
     if not is_inside(run_dir, path):
-        raise ValueError(f"{path} is no file in this folder that can be read: nothing is sent")
+        raise ValueError(f"{path} is not a readable file in this folder, so nothing was sent")
     if not first_start(path):
-        number, fault = next(faults(path), (1, "nothing begins a run"))
-        raise ValueError(f"{path}:{number}: {fault}; the journal has no start record, nothing is sent")
+        number, fault = next(faults(path), (1, "not a start record"))
+        raise ValueError(f"{path}:{number}: {fault}; the journal has no start record, so nothing was sent")
     if last_lifecycle(path)["kind"] == "start" and not writer_alive(path):
         _end_as_failed(run_dir)
     destination = Destination(run_dir, run_tracking_uri(run_dir, tracking_uri))
-    sent = 0
+    count = 0
     while number := destination.ship_next():
-        sent += number
-    return destination.open()[1], sent
+        count += number
+    return destination.open()[1], count
 
 
 def _end_as_failed(run_dir: Path) -> None:

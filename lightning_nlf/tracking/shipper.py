@@ -1,7 +1,8 @@
-"""The thread that carries a journal to MLflow while the training goes on.
+"""Background thread that sends a journal to MLflow during training.
 
-The training only ever appends to the journal. Importing MLflow, creating a data base, a slow, dead or restarted server
-all happen to this thread, which says so once, waits longer after each failure and begins where the last batch arrived.
+Training only appends to the journal. This thread imports MLflow, creates the database, and handles a slow, dead or
+restarted server. If the server fails, the thread warns once, waits longer after each failure, and then continues after
+the last batch that arrived.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from lightning_nlf.tracking.uris import without_credentials
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 1.0  # seconds between two looks at the journal
-LONGEST_WAIT = 30.0  # seconds between two attempts at a server that does not answer
+INTERVAL = 1.0  # seconds between two checks of the journal
+LONGEST_WAIT = 30.0  # longest time in seconds between two attempts to reach a server that does not answer
 SAMPLE_INTERVAL = 10.0  # seconds between two samples of the machine
-QUIET_SECONDS = 2.0  # a closing thread that takes longer is worth a line
-LAST_ATTEMPTS = 3  # failures in a row after which a closing thread stops trying
+QUIET_SECONDS = 2.0  # a wait longer than this at the end of a stage is announced
+LAST_ATTEMPTS = 3  # number of failures in a row after which a closing thread gives up
 
 
 class Shipper:
-    """Ships `journal` to `destination` from a daemon thread, and samples CPU and memory of this process into it.
+    """Daemon thread that sends `journal` to `destination`, and logs CPU and memory of this process to the journal.
 
-    `system/cpu_percent` (of this process, 100 = one core) and `system/memory_mb` (resident, 10^6 bytes) have the
-    seconds since the run began as their step.
+    The metrics are `system/cpu_percent` (of this process; 100 is one core) and `system/memory_mb` (resident memory, in
+    10⁶ bytes). The step of these metrics is the number of seconds since the start of the run.
     """
 
     def __init__(self, journal: Journal, destination: Destination) -> None:
@@ -48,13 +49,17 @@ class Shipper:
         self._thread.start()
 
     def close(self, timeout: float, opening: float = 0.0) -> int | None:
-        """Send what is left, for at most `timeout` seconds, and return how many records have not arrived.
+        """Send the remaining records and end the thread.
 
-        None where that cannot be read, in a process without file descriptors left.
+        The thread gives up early if the server fails `LAST_ATTEMPTS` times in a row. A long wait is announced.
 
-        A server that fails `LAST_ATTEMPTS` times in a row is given up earlier. Where MLflow is still being imported or
-        its data base made, that is waited for first, for at most `opening` seconds. A long wait is announced. The
-        thread is not used again.
+        Args:
+            timeout: Longest time for sending, in seconds.
+            opening: Longest time for importing MLflow and creating its database, before `timeout` begins, in seconds.
+
+        Returns:
+            The number of records that have not arrived; None if this number cannot be read because no file descriptor
+            is free.
         """
         self._closing.set()
         self._wait_while_opening(opening)
@@ -74,7 +79,7 @@ class Shipper:
             self._thread.join(0.1)
             if not announced and time.monotonic() - began > QUIET_SECONDS:
                 announced = True
-                log.warning("MLflow is still starting; the run is then recorded in %s …", self._uri)
+                log.warning("waiting for MLflow to start, to send the run to %s …", self._uri)
 
     def _run(self) -> None:
         sample = self._sampler()
@@ -82,7 +87,7 @@ class Shipper:
         while not self._closing.is_set():
             if time.monotonic() >= next_attempt:
                 next_attempt = time.monotonic() + self._attempt()
-            if not self._closing.is_set():  # else the journal may be closed: an attempt can outlast the patience
+            if not self._closing.is_set():  # an attempt can last longer than `close`, and then the journal is closed
                 sample()
             self._closing.wait(min(INTERVAL, max(0.0, next_attempt - time.monotonic())))
         self._failures = 0
@@ -94,24 +99,24 @@ class Shipper:
                 return
 
     def _attempt(self) -> float:
-        """Ship one batch, and return the seconds to wait before the next: none after a batch, more after failures."""
+        """Send one batch, and return the seconds until the next batch: 0 after a success, more after failures."""
         try:
             shipped = 0 if self._deleted else self._destination.ship_next()
             self._failures = 0
             if self._destination.unreadable and not self._warned_of_lines:
                 self._warned_of_lines = True
-                log.warning("%s has lines that are no records; they are left out", self._journal.path)
+                log.warning("%s has invalid lines, which are skipped", self._journal.path)
             return 0.0 if shipped else INTERVAL
         except RunDeletedError as error:
-            log.warning("%s on the MLflow server: nothing more is sent, the journal goes on", error)
+            log.warning("%s on the MLflow server. No more records are sent; the journal keeps them", error)
             self._deleted = True
         except Exception as error:  # noqa: BLE001
-            # The outermost boundary of the thread: MLflow, urllib3, SQLAlchemy and the operating system each have
-            # errors of their own for "not now", and no error of a bookkeeper may end a training.
+            # MLflow, urllib3, SQLAlchemy and the operating system raise different errors if the server does not
+            # answer, and an error of tracking must never end a fit.
             self._failures += 1
             if not self._warned:
                 self._warned = True
-                text = "MLflow at %s: %s. Training goes on; records are kept in %s and sent when it answers."
+                text = "MLflow at %s: %s. Training continues; records are saved in %s and sent when MLflow answers."
                 log.warning(text, self._uri, reason(error), self._journal.path)
         return min(LONGEST_WAIT, 2.0**self._failures)
 
@@ -120,9 +125,9 @@ class Shipper:
 
         try:
             process = psutil.Process()
-            process.cpu_percent()  # the first call only sets the mark
+            process.cpu_percent()  # the first call only starts the measurement
             began = first_start(self._journal.path)["time"] / 1000
-        except OSError:  # no descriptor left: nothing is sampled
+        except OSError:  # no file descriptor is free, so log no samples
             return lambda: None
         due = time.monotonic() + SAMPLE_INTERVAL
 
@@ -135,7 +140,7 @@ class Shipper:
                         "system/cpu_percent": process.cpu_percent(),
                         "system/memory_mb": process.memory_info().rss / 1e6,
                     }
-                except OSError:  # no descriptor left: this sample is missing, the records are not
+                except OSError:  # no file descriptor is free, so skip this sample
                     return
                 self._journal.metrics(values, int(time.time() - began), optional=True)
 

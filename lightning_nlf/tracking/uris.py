@@ -1,7 +1,7 @@
-"""Tracking URIs of SQLite data bases, and the file and artifact folder that one means.
+"""Convert between paths and tracking URIs of SQLite databases and their artifact folders.
 
-A path is no URI: SQLAlchemy ends the file name at `?` and decodes `%41`, in the URI of a data base, and MLflow decodes
-the place of artifacts. Here alone is one made of the other.
+In the URI of a database, SQLAlchemy ends the file name at `?` and decodes `%41`. MLflow decodes the location of
+artifacts. A path must therefore be quoted. Only this module converts between paths and URIs.
 """
 
 from __future__ import annotations
@@ -10,32 +10,35 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-DATA_BASE = "mlflow.db"
-_SPECIAL = re.compile(r"[%?#\x00-\x1f\x7f]")  # what a path is read otherwise with; all else stays legible
+DATABASE = "mlflow.db"
+_SPECIAL = re.compile(r"[%?#\x00-\x1f\x7f]")  # characters with a meaning in a URI; all other characters are not quoted
 
 
 def without_credentials(tracking_uri: str) -> str:
-    """`tracking_uri` as it may be shown and stored: without `user:password@`."""
+    """Remove `user:password@` from a tracking URI, so that it can be printed and stored."""
     return re.sub(r"//[^/@]+@", "//", tracking_uri)
 
 
 def sqlite_uri(path: Path) -> str:
-    """The tracking URI of the data base file at `path`."""
+    """The tracking URI of the database file at `path`."""
     text = _quoted(path)
-    # For "sqlite:///" MLflow makes the folder of the path that it has not decoded.
+    # For "sqlite:///", MLflow would create a folder with the undecoded name.
     driver = "sqlite" if text == str(path) else "sqlite+pysqlite"
     return f"{driver}:///{text}"
 
 
 def sqlite_path(tracking_uri: str) -> Path | None:
-    """The data base file that `tracking_uri` means, resolved; None for a server and for a data base in memory."""
+    """The resolved database file of a tracking URI; None for a server and for a database in memory."""
     match = re.match(r"sqlite(?:\+pysqlite)?:///([^?]*)", tracking_uri)
     name = unquote(match.group(1)) if match else ""
     return None if name in ("", ":memory:") else Path(name).resolve()
 
 
 def artifact_location(tracking_uri: str) -> str | None:
-    """`mlartifacts` beside an SQLite data base, as MLflow is to be told; None for a server, which has its own place."""
+    """Artifact location for MLflow: `mlartifacts` next to an SQLite database.
+
+    None for a server, which chooses its own.
+    """
     path = sqlite_path(tracking_uri)
     return None if path is None else _quoted(path.parent / "mlartifacts")
 

@@ -1,4 +1,4 @@
-"""How a curve becomes a figure: thresholds that must hold, runs that never get there, and ratios that are bounds."""
+"""Figures of the bodies benchmark: confirmed thresholds, failed runs, and ratios as lower bounds."""
 
 import math
 import sys
@@ -14,21 +14,21 @@ CURVE = [(10, 1, 5.0), (20, 2, 9.0), (30, 3, 4.0), (40, 4, 9.0), (50, 5, 8.0), (
 
 
 def test_a_threshold_is_reached_at_the_first_of_three_in_a_row():
-    """One good evaluation, at 20, may be luck; from 40 on there are three."""
+    """The evaluation at 20 is not confirmed; from 40 on three in a row reach the threshold."""
     assert bodies.reached(CURVE, 8.0) == {"steps": 40, "labels": 4}
     assert bodies.reached(CURVE, 4.0) == {"steps": 10, "labels": 1}
     assert bodies.reached(CURVE, 9.0) == {"steps": math.inf, "labels": 7}
-    assert bodies.reached(CURVE[:5], 8.0)["steps"] == math.inf  # the third has not come
+    assert bodies.reached(CURVE[:5], 8.0)["steps"] == math.inf  # the third evaluation is missing
 
 
 def test_a_ratio_by_hand():
-    """All seeds alike, so the interval is a point; then geometric means of √(20·80) = 40 and √(5·20) = 10."""
+    """Equal seeds give a point interval; then the geometric means are √(20·80) = 40 and √(5·20) = 10."""
     assert bodies.ratio([10, 10, 10], [30, 30, 30], budget=100) == pytest.approx((3, 3, 3))
     assert bodies.ratio([5, 20], [20, 80], budget=100)[0] == pytest.approx(4)
 
 
 def test_a_ratio_is_a_lower_bound():
-    """PPO that never got there took at least its budget, an arm that never did is infinitely slow."""
+    """A failed run of PPO counts as the budget; an arm with a failed run is infinitely slow."""
     assert bodies.ratio([10, 10, 10], [math.inf] * 3, budget=100) == pytest.approx((10, 10, 10))
     assert bodies.ratio([10, 10, math.inf], [50, 50, 50], budget=100) == (0, 0, math.inf)
     assert bodies.ratio([10, 40], [16, math.inf], budget=100)[0] == pytest.approx(40 / 20)

@@ -1,4 +1,4 @@
-"""Fine-tuning beside TRL: a cell is a whole fit that is measured, and ours is compared with TRL's better mode."""
+"""Fine-tuning compared with TRL: a cell is a measured fit, and ours is compared with TRL's best mode."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "nu
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """The folder of a Llama with random weights."""
+    """Folder of a Llama with random weights."""
     path = folder(tmp_path_factory.mktemp("tiny"), SHAPES["chatml"], "bytes")
     config = transformers.LlamaConfig(vocab_size=512, max_position_embeddings=4096, **SIZES)
     transformers.LlamaForCausalLM(config).save_pretrained(path)
@@ -32,7 +32,7 @@ def tiny(tmp_path_factory):
 def test_a_cell_of_ours_is_a_fit_whose_steps_are_measured(cell, tiny):
     figures = own_model.measured(cell, tiny)
     first, second = figures["losses"]
-    # of a model that knows nothing: about every token as likely; and exactly, either reply
+    # an untrained model gives about equal probability to all tokens, and exactly equal preference to both replies
     expected = (
         pytest.approx(math.log(512), rel=0.1) if cell.objective == "sft" else pytest.approx(math.log(2), abs=1e-6)
     )
@@ -76,11 +76,11 @@ def cell(peak_gb: float, *cpu: float, loss: float = 1.0) -> dict:
 
 def test_ours_is_compared_with_the_better_of_trls_two_in_memory_and_in_time():
     cells = {
-        "sft-full/trl": cell(2.0, 5, 15, 25),  # 10 s a step after the first
+        "sft-full/trl": cell(2.0, 5, 15, 25),  # 10 s per step after the first
         "sft-full/trl-open": cell(4.0, 5, 13, 21),  # 8
         "sft-full/decoder": cell(2.5, 9, 13, 17),  # 4
     }
-    text = own_model_report.written(cells)
+    text = own_model_report.report_text(cells)
     assert "| SFT, all weights, TransformerPolicy | 1.25 | no | 0.50 |" in text
     assert "| TRL, without gradient checkpointing | 4.00 | 4.00 | 8.00 | 8.00 |" in text
     assert "DPO" not in text

@@ -1,4 +1,4 @@
-"""The speed of language models: what is timed is the same work on both sides."""
+"""Text speed benchmark: both sides do the same work."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from lightning_nlf.objectives.reference_cache import row_keys
 
 
 def test_where_the_reference_is_live_no_row_comes_again():
-    """It would be remembered, and the peer's is not. The first rows are the peer's own."""
+    """Repeated rows would come from the cache, unlike the peer's. The first rows equal the peer's."""
     data = text_ours.OtherPairs("nano", pairs=4)
     keys = []
     for _ in range(11):

@@ -1,4 +1,4 @@
-"""Texts on a page of Markdown, as another program renders it."""
+"""Escaped text on a page of Markdown, rendered by another program."""
 
 import re
 from html import unescape
@@ -26,7 +26,7 @@ SAID = [
 
 @pytest.mark.parametrize("text", SAID)
 def test_a_page_shows_what_was_said_and_nothing_that_it_means(text):
-    """No picture is fetched, no letter is forged: there are paragraphs and line breaks, and all else is text."""
+    """No image is loaded and no character changes: there are paragraphs and line breaks, and all else is text."""
     html = render(word_for_word(text))
     assert set(re.findall(r"</?(\w+)", html)) <= {"p", "br"}
     page = re.sub(r"<br />\n", "\n", html).removesuffix("</p>\n").replace("</p>\n<p>", "\n\n").removeprefix("<p>")
@@ -48,24 +48,24 @@ def test_plain_words_are_left_alone():
 
 @pytest.mark.parametrize("end", ["\r", "\r\n"])
 def test_a_carriage_return_ends_a_line_and_what_stands_after_it_means_nothing(end, tmp_path):
-    """To Markdown it is a new line: a heading could begin there, and a row of a table end."""
+    """Markdown reads it as a new line, so a heading could begin there, or a table row end."""
     text = f"so{end}# big{end}| a | b |{end}<img src=x>"
     html = render(word_for_word(text))
     assert set(re.findall(r"</?(\w+)", html)) == {"p", "br"} and html.count("<br") == 3
     assert word_for_word(text) == word_for_word(text.replace(end, "\n"))
     for path in write_tables([{"reply": text, "score": "1"}], tmp_path):
-        written = path.read_bytes()
-        assert b"\r" not in written and written.count(b"img") == 1
+        output = path.read_bytes()
+        assert b"\r" not in output and output.count(b"img") == 1
         if path.suffix == ".md":
-            assert len(written.splitlines()) == 3  # head, rule and the one row
-            assert render(written.decode()).count("<tr>") == 2
+            assert len(output.splitlines()) == 3  # head, rule and one row
+            assert render(output.decode()).count("<tr>") == 2
 
 
 CONTROLS = [*map(chr, [*range(9), *range(11, 13), *range(14, 32), *range(127, 160), 0x2028, 0x202E, 0x2066, 0xD800])]
 
 
 def test_control_characters_are_shown_as_text(tmp_path):
-    """ESC [ 2 J would clear the screen, and U+202E turn the line around; a tab and a new line stay what they are."""
+    """ESC [ 2 J would clear the screen, and U+202E reverse the line; tab and new line are not changed."""
     assert printable("\x1b[2J\ta\nb\r\nc\rd\x9b\u202e") == "\\x1b[2J\ta\nb\nc\nd\\x9b\\u202e"
     assert on_one_line("a\nerror: b\t\x07") == r"a\nerror: b\t\x07"
     for control in CONTROLS:
@@ -74,5 +74,5 @@ def test_control_characters_are_shown_as_text(tmp_path):
         assert unescape(render(word_for_word(f"a{control}b"))) == f"<p>a{spelled}b</p>\n"
         for path in write_tables([{"reply": control}], tmp_path):
             assert control.encode(errors="surrogatepass") not in path.read_bytes()
-    plain = "naïve 日本 🙂 \u200f\u200d é"  # marks that Arabic, Hebrew and emoji need
+    plain = "naïve 日本 🙂 \u200f\u200d é"  # with marks that Arabic, Hebrew and emoji need
     assert printable(plain) == on_one_line(plain) == plain

@@ -1,4 +1,4 @@
-"""Saved rows: what goes in comes out, what is wrong with a file is said, and a Trainer learns from it."""
+"""Saved rows: loading inverts saving, errors in a file, and training on it with a Trainer."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -14,8 +14,8 @@ from lightning_nlf.networks import GaussianPolicy, MLPValue
 from lightning_nlf.objectives import ActorCriticAgent, ImitationPolicy
 
 
-def rows(lengths=(3, 1, 4, 2, 5, 2), **more):
-    """Rows with every kind of field; the first observation is the row's number."""
+def rows(lengths=(3, 1, 4, 2, 5, 2), **changes):
+    """Rows with every kind of field; the first observation of a row is its number."""
     generator = torch.Generator().manual_seed(0)
     count, width = len(lengths), max(lengths)
     valid = torch.arange(width) < torch.tensor(lengths)[:, None]
@@ -36,7 +36,7 @@ def rows(lengths=(3, 1, 4, 2, 5, 2), **more):
         expert_params={"mean": random(1), "std": random(1).exp()},
         extra={"weight": torch.rand(count, generator=generator)},
     )
-    return replace(batch, **more)
+    return replace(batch, **changes)
 
 
 def numbers(batch):
@@ -66,14 +66,14 @@ def attached(data, epoch=0, rank=0, world_size=1, accumulate=1):
         current_epoch=epoch,
         accumulate_grad_batches=accumulate,
         lightning_module=SimpleNamespace(prepare=lambda batch: batch),
-        # every rank is told the same here: twice its own count
+        # both ranks have the same counts here, so the sum is twice its own
         strategy=SimpleNamespace(reduce=lambda x, reduce_op: x * world_size, root_device=torch.device("cpu")),
     )
     data.setup("fit")
     return data
 
 
-# ---- the file
+# ---- files
 
 
 def test_what_is_saved_is_loaded(path):
@@ -84,14 +84,14 @@ def test_what_is_saved_is_loaded(path):
 
 def test_the_file_is_a_plain_dict_of_tensors(path):
     save_batch(rows(), path)
-    saved = torch.load(path, weights_only=True)
-    assert type(saved) is dict and isinstance(saved["obs"], torch.Tensor)
-    assert set(saved["expert_params"]) == {"mean", "std"}
-    assert "totals" not in saved and "values" not in saved
+    file_content = torch.load(path, weights_only=True)
+    assert type(file_content) is dict and isinstance(file_content["obs"], torch.Tensor)
+    assert set(file_content["expert_params"]) == {"mean", "std"}
+    assert "totals" not in file_content and "values" not in file_content
 
 
 def test_a_few_rows_are_not_saved_with_all_the_others(path, tmp_path):
-    """A slice shares the storage of the whole, which a plain torch.save would write."""
+    """A slice shares the storage of the whole batch, which a plain torch.save would write."""
     many = rows(lengths=(5,) * 5000)
     save_batch(many, tmp_path / "many.pt")
     save_batch(many[:50], path)
@@ -116,18 +116,39 @@ def saved_as(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda saved: saved | {"extra": Code()}, "no file of plain tensors"),
-        (lambda saved: [saved["obs"]], "holds a list instead of a dict"),
-        (lambda saved: saved | {"reward": saved["rewards"]}, "unknown field reward; a batch has actions, advantages"),
-        (lambda saved: saved | {"totals": {}}, "unknown field totals"),
-        (lambda saved: {k: v for k, v in saved.items() if k not in ("mask", "obs")}, "obs, mask is missing"),
-        (lambda saved: saved | {"rewards": saved["rewards"][:4]}, "rewards has 4 rows, mask has 6"),
-        (lambda saved: saved | {"terminated": saved["terminated"][:1]}, "terminated has 1 rows, mask has 6"),
-        (lambda saved: saved | {"extra": {"k": torch.zeros(7)}}, "extra.k has 7 rows, mask has 6"),
-        (lambda saved: saved | {"expert_params": {"mean": torch.zeros(2, 5, 1)}}, "expert_params.mean has 2 rows"),
-        (lambda saved: saved | {"rewards": [1.0, 2.0]}, "rewards is a list, must be a tensor"),
-        (lambda saved: saved | {"score": torch.tensor(1.0)}, "score is a Tensor, must be a tensor with rows"),
-        (lambda saved: saved | {"view": {"obs": saved["obs"]}}, "view: actions, valid, mask is missing"),
+        (lambda file_content: file_content | {"extra": Code()}, "not a file of plain tensors"),
+        (lambda file_content: [file_content["obs"]], "has a list instead of a dict"),
+        (
+            lambda file_content: file_content | {"reward": file_content["rewards"]},
+            "unknown field reward; a batch has actions, advantages",
+        ),
+        (lambda file_content: file_content | {"totals": {}}, "unknown field totals"),
+        (
+            lambda file_content: {k: v for k, v in file_content.items() if k not in ("mask", "obs")},
+            "obs, mask is missing",
+        ),
+        (
+            lambda file_content: file_content | {"rewards": file_content["rewards"][:4]},
+            "rewards has 4 rows, mask has 6",
+        ),
+        (
+            lambda file_content: file_content | {"terminated": file_content["terminated"][:1]},
+            "terminated has 1 rows, mask has 6",
+        ),
+        (lambda file_content: file_content | {"extra": {"k": torch.zeros(7)}}, "extra.k has 7 rows, mask has 6"),
+        (
+            lambda file_content: file_content | {"expert_params": {"mean": torch.zeros(2, 5, 1)}},
+            "expert_params.mean has 2 rows",
+        ),
+        (lambda file_content: file_content | {"rewards": [1.0, 2.0]}, "rewards is a list, must be a tensor"),
+        (
+            lambda file_content: file_content | {"score": torch.tensor(1.0)},
+            "score is a Tensor, must be a tensor with rows",
+        ),
+        (
+            lambda file_content: file_content | {"view": {"obs": file_content["obs"]}},
+            "view: actions, valid, mask is missing",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(path, change, message, capsys):
@@ -146,7 +167,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not a file of torch at all", b"PK\x03\x04 cut off"])
 def test_another_kind_of_file_is_refused(tmp_path, content):
     (tmp_path / "rows.pt").write_bytes(content)
-    with pytest.raises(ValueError, match="no file of plain tensors"):
+    with pytest.raises(ValueError, match="not a file of plain tensors"):
         load_batch(tmp_path / "rows.pt")
 
 
@@ -198,16 +219,16 @@ def test_ranks_share_the_rows_by_group(path, world_size):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_too_few_rows_are_refused_on_every_rank(path, rank):
-    """5 rows for 2 ranks × 3 minibatches: rank 0 would have 3 of them and go on, and wait for rank 1 for ever."""
+    """5 rows for 2 ranks × 3 minibatches: rank 0 would have 3 of them and continue, and wait for rank 1 for ever."""
     save_batch(rows(lengths=(1, 2, 3, 4, 5)), path)
     data = attached(OfflineDataModule(path, minibatches=3), rank=rank, world_size=2)
-    with pytest.raises(ValueError, match="5 rows for 6 parts"):
+    with pytest.raises(ValueError, match="got 5 rows, must be at least 6"):
         next(data.iteration())
 
 
 def test_too_few_rows_for_the_micro_batches_are_refused(path):
     save_batch(rows(), path)
-    with pytest.raises(ValueError, match="8 parts"):
+    with pytest.raises(ValueError, match="must be at least 8"):
         next(attached(OfflineDataModule(path, minibatches=2), accumulate=4).iteration())
 
 
@@ -229,7 +250,7 @@ def fitted(module, data, epochs):
 
 
 def test_cloning_from_a_file(path):
-    """The forward KL to the file's Gaussians falls; there is nothing to validate on, and no reward."""
+    """The forward KL to the file's Gaussians falls; there is no validation and no reward."""
     save_batch(rows(rewards=None, log_probs=None, terminated=None, final_obs=None), path)
     torch.manual_seed(0)
     module = ImitationPolicy(policy=GaussianPolicy(4, 1), optimizer=lambda p: torch.optim.Adam(p, lr=0.02))
@@ -247,16 +268,16 @@ def test_cloning_from_a_file(path):
 
 
 def test_a_critics_advantages_are_prepared_every_epoch(path):
-    """The module's experience grows by the file's 17 steps an epoch, and V learns the returns."""
+    """The module's experience grows by the file's 17 steps per epoch, and V learns the returns."""
     save_batch(rows(), path)
     torch.manual_seed(0)
     module = ActorCriticAgent(
         policy=GaussianPolicy(4, 1), value=MLPValue(4), optimizer=lambda p: torch.optim.Adam(p, lr=0.02), clip=0.2
     )
-    seen = []
+    prepared = []
     prepare = module.prepare
-    module.prepare = lambda batch: seen.append(prepare(batch)) or seen[-1]
+    module.prepare = lambda batch: prepared.append(prepare(batch)) or prepared[-1]
     fitted(module, OfflineDataModule(path, minibatches=2), epochs=3)
-    assert module.experience == 3 * 17 and len(seen) == 3
-    assert not any(batch.advantages.requires_grad for batch in seen)
-    assert not torch.equal(seen[0].values, seen[2].values)  # of the networks as they were then
+    assert module.experience == 3 * 17 and len(prepared) == 3
+    assert not any(batch.advantages.requires_grad for batch in prepared)
+    assert not torch.equal(prepared[0].values, prepared[2].values)  # of the networks at that time

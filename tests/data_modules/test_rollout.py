@@ -1,4 +1,4 @@
-"""Cutting rows into optimizer steps, the label buffer, chance, counters: with rows that cost nothing."""
+"""Optimizer steps from rows, label buffer, random numbers and counters, with rows that cost nothing."""
 
 from collections import Counter
 from dataclasses import replace
@@ -16,14 +16,14 @@ from lightning_nlf.maths.means import count_of
 
 
 def rows_of(lengths, **fields):
-    """Rows of so many steps, all of the learner; the observation is the row's number."""
+    """Rows with the given numbers of steps, all of the learner; the observation is the row's number."""
     valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     obs = torch.arange(len(lengths))[:, None, None].expand(*valid.shape, 1).float()
     return replace(Batch(obs=obs, actions=obs, valid=valid, mask=valid), **fields)
 
 
 def mean_of(batch, name):
-    """The mean observation over a mask, as a part of the mean over all micro-batches."""
+    """The mean observation over a mask, scaled as a part of the mean over all micro-batches."""
     total = torch.where(getattr(batch, name), batch.obs[..., 0], 0).sum()
     return total / count_of(batch, name) if total else total
 
@@ -31,12 +31,14 @@ def mean_of(batch, name):
 def labels(*numbers):
     """Rows of one labelled step each."""
     obs = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
-    known = torch.ones(len(numbers), 1, dtype=torch.bool)
-    return labelled_steps(Batch(obs=obs, actions=obs, valid=known, mask=known, expert_mask=known, expert_actions=obs))
+    everywhere = torch.ones(len(numbers), 1, dtype=torch.bool)
+    return labelled_steps(
+        Batch(obs=obs, actions=obs, valid=everywhere, mask=everywhere, expert_mask=everywhere, expert_actions=obs)
+    )
 
 
 class Invented(LabelledRollouts):
-    """Rows from nowhere: obs are random numbers, each row costs its steps, the first step of each is labelled."""
+    """Random rows: obs are random numbers, each row costs its steps, and the first step of each is labelled."""
 
     def __init__(self, lengths=(3, 1, 4, 1, 5, 9, 2, 6), **knobs):
         super().__init__(**knobs)
@@ -45,8 +47,8 @@ class Invented(LabelledRollouts):
     def collect(self, actor, rng):
         batch = rows_of(self.lengths)
         first = torch.zeros_like(batch.mask).index_fill(1, torch.tensor([0]), True)
-        drawn = torch.from_numpy(rng.random(batch.obs.shape)).float()
-        batch = replace(batch, extra={"drawn": drawn, "torch": torch.rand(len(batch))})
+        numbers = torch.from_numpy(rng.random(batch.obs.shape)).float()
+        batch = replace(batch, extra={"drawn": numbers, "torch": torch.rand(len(batch))})
         batch = replace(batch, expert_mask=first, expert_actions=batch.actions)
         self.count(env_steps=int(batch.valid.sum()), labels=len(batch))
         if self.label_buffer is not None:
@@ -55,14 +57,14 @@ class Invented(LabelledRollouts):
 
 
 class Passive:
-    """An actor that prepares nothing."""
+    """An actor whose `prepare` does nothing."""
 
     def prepare(self, batch):
         return batch
 
 
 def attached(data, epoch=0, rank=0, accumulate=1):
-    """The data module as a Trainer would see it in one process."""
+    """The data module as in a Trainer with one process."""
     data.trainer = SimpleNamespace(
         state=SimpleNamespace(fn="fit"),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
@@ -89,7 +91,7 @@ def test_shuffled_parts_hold_every_row_once_and_are_nearly_equal():
 
 
 def test_shuffled_keeps_groups_together():
-    """Seven groups of 1 to 7 rows, interleaved, in three parts: 2 or 3 groups each."""
+    """Seven groups of 1 to 7 rows, interleaved, in three parts: each has 2 or 3 groups."""
     group = torch.tensor([g for size in range(7) for g in range(size, 7)])
     batch = rows_of([1] * len(group), group=group * 10 - 30)
     parts = [batch.group[part].tolist() for part in shuffled(batch, 3, np.random.default_rng(1))]
@@ -100,12 +102,13 @@ def test_shuffled_keeps_groups_together():
 
 def test_shuffled_follows_the_generator():
     batch = rows_of([1] * 20)
-    first, again, other = (torch.cat(shuffled(batch, 4, np.random.default_rng(s))).tolist() for s in (0, 0, 1))
-    assert first == again != other
+    first, again, second = (torch.cat(shuffled(batch, 4, np.random.default_rng(s))).tolist() for s in (0, 0, 1))
+    assert first == again != second
 
 
 @pytest.mark.parametrize(
-    ("group", "message"), [(None, "3 parts asked of a collection of 2 rows"), (torch.tensor([5, 5]), "1 groups")]
+    ("group", "message"),
+    [(None, "a collection of 2 rows cannot be split into 3 parts"), (torch.tensor([5, 5]), "1 groups")],
 )
 def test_more_parts_than_groups_are_refused(group, message):
     with pytest.raises(ValueError, match=message):
@@ -118,7 +121,7 @@ def test_less_than_one_is_refused(knob):
         Invented(**{knob: 0})
 
 
-# ---- an iteration
+# ---- iterations
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -152,7 +155,7 @@ def test_a_mean_over_tokens_does_not_depend_on_the_cut(accumulate):
         assert float(sum(means)) / accumulate == pytest.approx(expected, abs=1e-5)
 
 
-# ---- the label buffer
+# ---- label buffer
 
 
 def test_a_drawn_row_is_one_that_was_added_and_none_comes_twice():
@@ -160,9 +163,9 @@ def test_a_drawn_row_is_one_that_was_added_and_none_comes_twice():
     buffer.add(labels(1, 2, 3))
     buffer.add(labels(4, 5, 6))
     for seed in range(20):
-        drawn = numbers(buffer.draw(rows_of([1]), np.random.default_rng(seed)))
-        assert len(drawn) == len(set(drawn)) == 4
-        assert set(drawn) <= {1, 2, 3, 4, 5, 6}
+        rows = numbers(buffer.draw(rows_of([1]), np.random.default_rng(seed)))
+        assert len(rows) == len(set(rows)) == 4
+        assert set(rows) <= {1, 2, 3, 4, 5, 6}
     assert len(buffer.draw(rows_of([1]), np.random.default_rng(0)).mask) == 4
 
 
@@ -177,9 +180,9 @@ def test_the_oldest_labels_are_forgotten():
     buffer.add(labels(1, 2, 3))
     buffer.add(labels(4, 5))
     buffer.add(labels())
-    assert numbers(buffer.kept) == [2, 3, 4, 5]
+    assert numbers(buffer.labels) == [2, 3, 4, 5]
     buffer.add(labels(6, 7, 8, 9, 10))
-    assert numbers(buffer.kept) == [7, 8, 9, 10]
+    assert numbers(buffer.labels) == [7, 8, 9, 10]
 
 
 def test_labelled_rows_teach_by_their_label_alone():
@@ -188,44 +191,48 @@ def test_labelled_rows_teach_by_their_label_alone():
 
 
 def test_before_there_is_a_label_nothing_is_learned():
-    """A row of the collection stands in, so that every rank has something to evaluate: no mask of it is True."""
+    """A row of the collection is used instead, so that every rank has something to evaluate; its masks are False."""
     batch = attached(Invented()).collect(None, np.random.default_rng(0))
-    drawn = LabelBuffer().draw(batch, np.random.default_rng(0))
-    assert len(drawn) == 1
-    assert not drawn.valid.any() and not drawn.mask.any() and not drawn.expert_mask.any()
-    assert batch.mask[0].any()  # the collection itself is left as it was
+    drawn_batch = LabelBuffer().draw(batch, np.random.default_rng(0))
+    assert len(drawn_batch) == 1
+    assert not drawn_batch.valid.any() and not drawn_batch.mask.any() and not drawn_batch.expert_mask.any()
+    assert batch.mask[0].any()  # the collection itself does not change
 
 
-@pytest.mark.parametrize("known", [[], [6], [6, 7, 8]])
-def test_the_masks_of_a_collection_are_there_and_true_nowhere(known):
-    """A term that is a mean over one of them finds no step in rows of labels, nor in what stands in for them."""
+@pytest.mark.parametrize("numbers_of_labels", [[], [6], [6, 7, 8]])
+def test_the_masks_of_a_collection_are_there_and_true_nowhere(numbers_of_labels):
+    """A term that is a mean over one of these masks has no step in rows of labels, nor in rows that fill up."""
     like = rows_of([2, 3]).with_masks(steps=torch.ones(2, 3, dtype=torch.bool), rows=torch.ones(2, dtype=torch.bool))
     buffer = LabelBuffer(rows=3)
     like = replace(like, expert_mask=torch.zeros_like(like.mask), expert_actions=like.actions)
-    buffer.add(labels(*known))
-    drawn = buffer.draw(like, np.random.default_rng(0), least=2)
-    assert len(drawn) == max(2, len(known))
-    assert drawn.masks["steps"].shape == drawn.mask.shape and drawn.masks["rows"].shape == (len(drawn),)
-    assert not drawn.masks["steps"].any() and not drawn.masks["rows"].any()
+    buffer.add(labels(*numbers_of_labels))
+    drawn_batch = buffer.draw(like, np.random.default_rng(0), least=2)
+    assert len(drawn_batch) == max(2, len(numbers_of_labels))
+    assert drawn_batch.masks["steps"].shape == drawn_batch.mask.shape and drawn_batch.masks["rows"].shape == (
+        len(drawn_batch),
+    )
+    assert not drawn_batch.masks["steps"].any() and not drawn_batch.masks["rows"].any()
 
 
 def test_labels_are_drawn_anew_for_every_update_and_stamped():
     data = attached(Invented(label_buffer=LabelBuffer(updates=6, rows=3)))
-    drawn = list(data.iteration())[1:]
-    assert len({tuple(numbers(batch)) for batch in drawn}) > 1
-    assert all(batch.totals["expert_mask"] == 3 and batch.totals["mask"] == 0 for batch in drawn)
+    batches = list(data.iteration())[1:]
+    assert len({tuple(numbers(batch)) for batch in batches}) > 1
+    assert all(batch.totals["expert_mask"] == 3 and batch.totals["mask"] == 0 for batch in batches)
 
 
 def test_an_update_of_fewer_labels_than_micro_batches():
-    """One label, or none, with four micro-batches an optimizer step: some learn nothing, their mean is the label's."""
-    for known in ([6], []):
+    """One label or none, with four micro-batches per optimizer step: some are empty, and their mean is the label's."""
+    for numbers_of_labels in ([6], []):
         data = attached(Invented(label_buffer=LabelBuffer(updates=1, rows=2)), accumulate=4)
         batch = rows_of([1] * 4, expert_mask=torch.zeros(4, 1, dtype=torch.bool))
-        data.label_buffer.add(replace(labels(*known), log_probs=None, values=None, returns=None, advantages=None))
+        data.label_buffer.add(
+            replace(labels(*numbers_of_labels), log_probs=None, values=None, returns=None, advantages=None)
+        )
         parts = list(data.cut(batch, np.random.default_rng(0)))[4:]
         assert len(parts) == 4
         means = [mean_of(part, "expert_mask") for part in parts]
-        assert float(sum(means)) / 4 == sum(known)
+        assert float(sum(means)) / 4 == sum(numbers_of_labels)
 
 
 @pytest.mark.parametrize("knob", ["updates", "rows", "capacity"])
@@ -239,7 +246,7 @@ def test_labels_need_an_expert():
         labelled_steps(rows_of([1]))
 
 
-# ---- chance
+# ---- random numbers
 
 
 def drawn_at(epoch, seed=0, rank=0, before=()):
@@ -252,12 +259,12 @@ def drawn_at(epoch, seed=0, rank=0, before=()):
 
 
 def test_a_collection_depends_on_seed_epoch_and_rank_alone():
-    """Not on the collections before it, nor on what else was drawn from torch: a resumed run goes on as it was."""
+    """They do not depend on earlier collections, nor on other uses of torch's generator: resuming changes nothing."""
     reference = drawn_at(3, before=(0, 1, 2))
     torch.rand(7)
     assert drawn_at(3) == reference
-    for other in (drawn_at(2), drawn_at(3, seed=1), drawn_at(3, rank=1)):
-        assert other[1] != reference[1] and other[2] != reference[2]
+    for changed in (drawn_at(2), drawn_at(3, seed=1), drawn_at(3, rank=1)):
+        assert changed[1] != reference[1] and changed[2] != reference[2]
 
 
 # ---- counters and checkpoint
@@ -276,13 +283,13 @@ def test_the_checkpoint_has_counters_and_labels():
     resumed = attached(Invented(label_buffer=LabelBuffer(2, 4)))
     resumed.load_state_dict(data.state_dict())
     assert resumed.counters == data.counters
-    assert numbers(resumed.label_buffer.kept) == numbers(data.label_buffer.kept) == list(range(8))
+    assert numbers(resumed.label_buffer.labels) == numbers(data.label_buffer.labels) == list(range(8))
     resumed.count(env_steps=1)
-    assert data.counters["env_steps"] == 31  # a copy, not the same dict
+    assert data.counters["env_steps"] == 31  # the checkpoint has a copy
 
 
 def test_a_checkpoint_of_another_number_of_processes_is_refused():
     data = attached(Invented())
     state = data.state_dict()
-    with pytest.raises(ValueError, match="of 2 processes, this run has 1"):
+    with pytest.raises(ValueError, match="the state of 2 processes, this run has 1"):
         data.load_state_dict(state | {"ranks": state["ranks"] * 2})

@@ -1,4 +1,4 @@
-"""Plans of who acts: their shape, their statistics, their reproducibility."""
+"""Plans of take-overs: shapes, statistics, reproducibility."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from lightning_nlf.maths.schedules import Linear
 
 
 class Nobody(Takeover):
-    """What a kind does that overrides nothing."""
+    """A kind of take-over that overrides nothing."""
 
 
 RANDOM = [Geometric(), Uniform(), Uniform(0.5), Window(), ReverseCurriculum(3, 9, 100, probability=0.5)]
 EVERY = [*RANDOM, ReverseCurriculum(3, 9, 100, 2), Always(), Nobody()]
 
 
-def plan(takeover: Takeover, episodes: int, horizon: int, typical_length: float = 50.0, seed: int = 0, **more):
-    return takeover.plan(episodes, horizon, typical_length, np.random.default_rng(seed), **more)
+def plan(takeover: Takeover, episodes: int, horizon: int, typical_length: float = 50.0, seed: int = 0, **options):
+    return takeover.plan(episodes, horizon, typical_length, np.random.default_rng(seed), **options)
 
 
 def own_steps(expert_acts: torch.Tensor) -> torch.Tensor:
-    """Steps before the expert first acts; the horizon where it never does."""
+    """Steps before the expert first acts; the horizon if it never does."""
     return torch.where(expert_acts.any(1), expert_acts.float().argmax(1), expert_acts.shape[1])
 
 
@@ -59,8 +59,8 @@ def test_once_taken_over_the_expert_acts_to_the_end(takeover):
 
 
 def test_geometric_counts_the_learners_own_steps():
-    """p = .4: P(0) = .4, P(1) = .24, mean .6/.4 = 1.5, std √.6/.4 = 1.94. Of 20,000 rows the mean has standard error
-    .0137 and a share at most √(.24)/141 = .0035; four of each are allowed."""
+    """p = .4: P(0) = .4, P(1) = .24, mean .6/.4 = 1.5, std √.6/.4 = 1.94. For 20,000 rows the standard error of the
+    mean is .0137, of a share at most √(.24)/141 = .0035; the test allows four of each."""
     n = own_steps(plan(Geometric(0.4), 20_000, 200)).float()
     assert n.mean().item() == pytest.approx(1.5, abs=4 * 0.0137)
     assert (n == 0).float().mean().item() == pytest.approx(0.4, abs=4 * 0.0035)
@@ -73,21 +73,21 @@ def test_geometric_with_p_one_is_always_and_a_tiny_p_is_never():
 
 
 def test_geometric_leaves_rows_between_alone():
-    """Every second row, beginning with the learner's own; those taken over are taken over as ever."""
+    """Every second row, the first one being the learner's; the distribution in injected rows is the same as ever."""
     forked = plan(Geometric(0.4, every=2), 7, 200)
     assert forked.any(1).tolist() == [False, True] * 3 + [False]
     assert torch.equal(forked[1::2], plan(Geometric(0.4), 7, 200)[1::2])
 
 
 def test_uniform_starts_anywhere_in_the_typical_length():
-    """40 equally likely points: mean 19.5, variance (40² − 1)/12, std 11.54; 20,000 rows leave .0816 of error."""
+    """40 equally likely points: mean 19.5, variance (40² − 1)/12, std 11.54; 20,000 rows have standard error .0816."""
     n = own_steps(plan(Uniform(), 20_000, 100, typical_length=40.0)).float()
     assert n.min() == 0 and n.max() == 39
     assert n.mean().item() == pytest.approx(19.5, abs=4 * 0.0816)
 
 
 def test_uniform_leaves_the_rest_of_the_episodes_alone():
-    """Of 20,000 rows a share of .25 has standard error √(.25 · .75)/141 = .0031."""
+    """A share of .25 in 20,000 rows has standard error √(.25 · .75)/141 = .0031."""
     taken_over = plan(Uniform(0.25), 20_000, 100).any(1).float().mean().item()
     assert taken_over == pytest.approx(0.25, abs=4 * 0.0031)
 
@@ -99,7 +99,7 @@ def test_a_start_may_lie_past_the_horizon_but_not_past_the_typical_length(typica
 
 
 def test_window_is_one_run_of_its_length_and_the_learner_again():
-    """Starts below 40 and 7 steps long: it ends before 60, so each row taken over has 7 True in a run."""
+    """Starts below 40 and length 7: it ends before 60, so each injected row has a run of 7 True."""
     expert_acts = plan(Window(length=7, probability=0.25), 20_000, 60, typical_length=40.0)
     steps = expert_acts.sum(1)
     assert set(steps.tolist()) == {0, 7}
@@ -115,7 +115,7 @@ def test_window_is_cut_by_the_horizon():
 
 @pytest.mark.parametrize("kind", [Uniform, Window, partial(ReverseCurriculum, 3, 9, 100)])
 def test_a_scheduled_probability_is_that_of_the_moment(kind):
-    """From .8 to .2 over 100 steps: .5 after 50, and .2 from then on. The same draws, so the same plan."""
+    """From .8 to .2 over 100 steps: .5 after 50, and .2 from then on. The same random numbers give the same plan."""
     annealed = kind(probability=Linear(0.8, 0.2, 100))
     for experience, probability in [(0, 0.8), (50, 0.5), (100, 0.2), (10**9, 0.2)]:
         expected = plan(kind(probability=probability), 200, 30, experience=experience)
@@ -177,7 +177,7 @@ def test_a_plan_looks_at_nothing_and_keeps_nothing():
         (lambda: Uniform(Linear(0.5, -0.5, 10)), "probability: got -0.5"),
         (lambda: ReverseCurriculum(-1, 5, 10), "start: got -1"),
         (lambda: ReverseCurriculum(1, -5, 10), "end: got -5"),
-        (lambda: ReverseCurriculum(1, 5, 0), "over is 0"),
+        (lambda: ReverseCurriculum(1, 5, 0), "over: got 0"),
         (lambda: ReverseCurriculum(1, 5, 10, length=0), "length: got 0"),
         (lambda: ReverseCurriculum(1, 5, 10, probability=2), "probability: got 2"),
         (lambda: plan(Always(), -1, 5), "episodes: got -1"),

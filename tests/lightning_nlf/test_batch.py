@@ -1,4 +1,4 @@
-"""Rows are chosen, padded, stacked and moved without changing what they say."""
+"""Rows are selected, padded, stacked and moved without changing their content."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_chosen_rows_are_cut_to_the_longest():
 
 
 def test_fields_of_a_row_keep_their_shape():
-    """`extra` of one number a row is not cut as if it had steps; what has steps is."""
+    """`extra` with one number per row is not cut; `extra` with steps is."""
     b = batch([1, 4], group=torch.tensor([7, 8]), extra={"row": torch.arange(2.0), "step": torch.ones(2, 4)})
     chosen = b[torch.tensor([True, False])]
     assert chosen.group.tolist() == [7]
@@ -33,9 +33,9 @@ def test_masks_of_rows_and_of_steps_are_chosen_cut_and_stacked_along():
     assert b.masks.keys() == {"rows", "steps"} and batch([4, 2]).masks == {}
     chosen = b[torch.tensor([1])]
     assert chosen.masks["rows"].tolist() == [False] and chosen.masks["steps"].tolist() == [[True, True]]
-    both = stack_rows([chosen, b[:1]])
-    assert both.masks["rows"].tolist() == [False, True]
-    assert both.masks["steps"].tolist() == [[True, True, False, False], [True, False, True, True]]
+    joined = stack_rows([chosen, b[:1]])
+    assert joined.masks["rows"].tolist() == [False, True]
+    assert joined.masks["steps"].tolist() == [[True, True, False, False], [True, False, True, True]]
 
 
 def test_metrics_are_of_rows():
@@ -64,10 +64,10 @@ def test_stacking_pads_and_choosing_undoes_it():
         batch([2], expert_params={"std": torch.ones(1, 2, 1)}),
         batch([4], expert_params={"std": torch.ones(1, 4, 1)}),
     )
-    both = stack_rows([a, b])
-    assert both.rewards.tolist() == [[1, 2, 0, 0], [1, 2, 3, 4]]
-    assert both.expert_params["std"].shape == (2, 4, 1)
-    torch.testing.assert_close(both[:1].obs, a.obs)
+    joined = stack_rows([a, b])
+    assert joined.rewards.tolist() == [[1, 2, 0, 0], [1, 2, 3, 4]]
+    assert joined.expert_params["std"].shape == (2, 4, 1)
+    torch.testing.assert_close(joined[:1].obs, a.obs)
 
 
 def test_stacking_refuses_a_field_that_one_lacks():

@@ -20,7 +20,7 @@ from lightning_nlf.checkpoint_io import SafeCheckpointIO
 
 
 class Hostile:
-    """Writes a file when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -32,9 +32,9 @@ class Hostile:
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     checkpoint = {"epoch": 3, "state_dict": {"w": torch.arange(4.0)}, "callbacks": {"a": [1.5, None, "x", True]}}
     SafeCheckpointIO().save_checkpoint(checkpoint, tmp_path / "new/a.ckpt")
-    loaded = SafeCheckpointIO().load_checkpoint(tmp_path / "new/a.ckpt")
-    assert torch.equal(loaded["state_dict"].pop("w"), torch.arange(4.0))
-    assert loaded == {"epoch": 3, "state_dict": {}, "callbacks": {"a": [1.5, None, "x", True]}}
+    checkpoint_again = SafeCheckpointIO().load_checkpoint(tmp_path / "new/a.ckpt")
+    assert torch.equal(checkpoint_again["state_dict"].pop("w"), torch.arange(4.0))
+    assert checkpoint_again == {"epoch": 3, "state_dict": {}, "callbacks": {"a": [1.5, None, "x", True]}}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.ckpt"]
 
 
@@ -47,19 +47,19 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path: Path, form: 
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content, protocol=2 if form == "old pickle" else 5))
-    # torch's safe reader gives up on a newer pickle before it comes to the name.
-    said = "cut short, damaged, or no checkpoint" if form == "new pickle" else "refused: it holds `posix.mkdir`"
-    with pytest.raises(ValueError, match=rf"hostile\.ckpt is {said}"):
+    # torch's safe reader gives up on a newer pickle before it reads the name.
+    message = "is damaged, incomplete" if form == "new pickle" else "was refused: it contains `posix.mkdir`"
+    with pytest.raises(ValueError, match=rf"hostile\.ckpt {message}"):
         SafeCheckpointIO().load_checkpoint(path)
     with pytest.raises(ValueError, match="weights_only=False"):
         SafeCheckpointIO().load_checkpoint(path, weights_only=False)
     trainer = L.Trainer(
         plugins=[SafeCheckpointIO()], accelerator="cpu", logger=False, default_root_dir=tmp_path, fast_dev_run=True
     )
-    with pytest.raises(ValueError, match=rf"hostile\.ckpt is {said}"):
+    with pytest.raises(ValueError, match=rf"hostile\.ckpt {message}"):
         trainer.fit(BoringModel(), ckpt_path=path)
     assert not marker.exists()
-    pickle.loads(pickle.dumps(content))  # the payload works, where it is let
+    pickle.loads(pickle.dumps(content))  # the payload works if it is loaded
     assert marker.exists()
 
 
@@ -76,10 +76,10 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     }
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name} is cut short, damaged, or no checkpoint"):
+        with pytest.raises(ValueError, match=f"{name} is damaged, incomplete or not a checkpoint"):
             SafeCheckpointIO().load_checkpoint(tmp_path / name)
     torch.save(torch.ones(3), tmp_path / "tensor")
-    with pytest.raises(ValueError, match="it holds a Tensor"):
+    with pytest.raises(ValueError, match="it contains a Tensor"):
         SafeCheckpointIO().load_checkpoint(tmp_path / "tensor")
     with pytest.raises(FileNotFoundError, match="missing"):
         SafeCheckpointIO().load_checkpoint(tmp_path / "missing")
@@ -88,7 +88,7 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     SafeCheckpointIO().save_checkpoint({"epoch": 1}, path)
-    with pytest.raises(ValueError, match=r"last\.ckpt would hold `pathlib"):
+    with pytest.raises(ValueError, match=r"last\.ckpt: the checkpoint contains `pathlib"):
         SafeCheckpointIO().save_checkpoint({"epoch": 2, "folder": tmp_path}, path)
     assert SafeCheckpointIO().load_checkpoint(path) == {"epoch": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
@@ -100,27 +100,29 @@ def test_a_file_is_synced_now_and_then_and_at_the_end(tmp_path: Path, monkeypatc
     clock = iter([0.0, 4.9, 5.0, 6.0])
     monkeypatch.setattr(checkpoint_io.time, "monotonic", lambda: next(clock))
     plugin, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
-    written, folder = str(tmp_path / ".last.ckpt.part"), str(tmp_path)
+    part, folder = str(tmp_path / ".last.ckpt.part"), str(tmp_path)
     plugin.save_checkpoint({}, path)
-    assert synced == [written, folder]
+    assert synced == [part, folder]
     plugin.save_checkpoint({}, path)
-    assert synced == [written, folder]
+    assert synced == [part, folder]
     plugin.save_checkpoint({}, path)
-    assert synced == [written, folder] * 2
+    assert synced == [part, folder] * 2
     plugin.save_checkpoint({}, path)
     plugin.teardown()
-    assert synced == [written, folder] * 2 + [str(path)]
+    assert synced == [part, folder] * 2 + [str(path)]
     plugin.teardown()
     assert len(synced) == 5
 
 
 def test_a_full_disk_leaves_the_old_file_and_one_error(tmp_path: Path) -> None:
-    """Linux has a device that is always full; the file beside the old one leads there."""
+    """The temporary file is a link to /dev/full, which is always full."""
     path = tmp_path / "last.ckpt"
     plugin = SafeCheckpointIO()
     plugin.save_checkpoint({"epoch": 1}, path)
     (tmp_path / ".last.ckpt.part").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="cannot save the checkpoint, the one before is kept: No space left") as caught:
+    with pytest.raises(
+        OSError, match="cannot save the checkpoint; the previous one is unchanged: No space left"
+    ) as caught:
         plugin.save_checkpoint({"epoch": 2, "x": torch.ones(100_000)}, path)
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
     assert plugin.load_checkpoint(path) == {"epoch": 1}
@@ -128,14 +130,14 @@ def test_a_full_disk_leaves_the_old_file_and_one_error(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_on_the_way_leaves_the_old_file(tmp_path: Path) -> None:
-    """Files may have 100 kB, the second checkpoint has 400 kB."""
+    """The limit for files is 100 kB, and the second checkpoint has 400 kB."""
     path = tmp_path / "last.ckpt"
     plugin = SafeCheckpointIO()
     plugin.save_checkpoint({"epoch": 1}, path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(OSError, match="cannot save the checkpoint, the one before is kept: File too large"):
+        with pytest.raises(OSError, match="cannot save the checkpoint; the previous one is unchanged: File too large"):
             plugin.save_checkpoint({"epoch": 2, "x": torch.ones(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -145,9 +147,9 @@ def test_a_disk_that_fills_up_on_the_way_leaves_the_old_file(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_kill_leaves_a_whole_file(tmp_path: Path) -> None:
-    """A child saves 1, then 2, and is killed within the second: at its 1st, 4th, 7th … write, then around the rename.
+    """A child saves 1 and then 2, and is killed during the second: at write 1, 4, 7 …, and before and after the rename.
 
-    Only after the rename the file is the new one.
+    The file is the new one only after the rename.
     """
     script = """
         import os, signal, sys
@@ -194,5 +196,5 @@ def test_a_kill_leaves_a_whole_file(tmp_path: Path) -> None:
         print(set(within), max(sizes) > 400_000, killed(before_rename), killed(after_rename))
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "last.ckpt")]
-    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True).stdout
-    assert said == "{1} True 1 2\n"
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, check=True).stdout
+    assert output == "{1} True 1 2\n"

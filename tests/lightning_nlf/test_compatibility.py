@@ -1,4 +1,4 @@
-"""Which mixins go together: every pair of them is refused by name, or composes and trains one step."""
+"""Combinations of mixins: every pair is refused with both names, or trains one step."""
 
 import inspect
 
@@ -23,7 +23,7 @@ def is_mixin(cls):
 
 
 def exported_mixins():
-    """Those that exported classes are made of, but of actions that are no tokens."""
+    """The mixins of exported classes, except those for actions that are not tokens."""
     exported = [cls for cls in vars(objectives).values() if inspect.isclass(cls) and issubclass(cls, ObjectiveModule)]
     mixins = {base for cls in exported for base in cls.__bases__ if is_mixin(base)}
     return sorted((cls for cls in mixins if cls.__name__ != "QObjective"), key=lambda cls: cls.__name__)
@@ -33,25 +33,25 @@ MIXINS = exported_mixins()
 
 
 def with_needed(*mixins):
-    """The mixins with all that they need, each before what it needs; the module last."""
+    """The mixins with everything that they need, each before what it needs; the module is last."""
     needed = list(mixins)
     for mixin in needed:
         needed += [cls for base in mixin.__mro__ for cls in vars(base).get("needs", ()) if cls not in needed]
     order = sorted(
-        (cls for cls in needed if not any(cls is not other and issubclass(other, cls) for other in needed)),
+        (cls for cls in needed if not any(cls is not rest and issubclass(rest, cls) for rest in needed)),
         key=lambda cls: (issubclass(cls, ObjectiveModule), -depth(cls)),
     )
     return tuple(order)
 
 
 def depth(mixin):
-    """Length of the longest chain of needs that begins here."""
+    """Length of the longest chain of needs that starts here."""
     below = [cls for base in mixin.__mro__ for cls in vars(base).get("needs", ())]
     return 1 + max(map(depth, below), default=0)
 
 
 def knobs(mixin):
-    """The names in the signatures of its `__init__`s."""
+    """Names of the parameters of all its `__init__` methods."""
     inits = [vars(cls)["__init__"] for cls in mixin.__mro__ if is_mixin(cls) and "__init__" in vars(cls)]
     return {
         p.name for init in inits for p in inspect.signature(init).parameters.values() if p.kind is not p.VAR_KEYWORD
@@ -59,13 +59,13 @@ def knobs(mixin):
 
 
 def defined(mixin):
-    """What its classes define, but hooks."""
+    """Names that its classes define, without hooks."""
     names = {name for cls in mixin.__mro__ if is_mixin(cls) and cls is not Objective for name in vars(cls)}
-    return {name for name in names - set(HOOKS) - {"needs", "reports"} if not name.startswith("__")}
+    return {name for name in names - set(HOOKS) - {"needs", "reports", "best", "feedback"} if not name.startswith("__")}
 
 
-def common(a, b):
-    """Names that two mixins have by themselves, and not by a base of both."""
+def shared_names(a, b):
+    """Names that both mixins define themselves, not through a common base."""
     bases = [cls for cls in a.__mro__ if cls in b.__mro__ and is_mixin(cls) and cls is not Objective]
     shared = {name for base in bases for name in defined(base) | knobs(base)}
     if issubclass(a, b) or issubclass(b, a):
@@ -76,10 +76,10 @@ def common(a, b):
 
 def composed(*mixins):
     cls = type("Composed", with_needed(*mixins), {})
-    wanted = set().union(*(knobs(base) for base in cls.__mro__ if is_mixin(base)))
-    roles = {name: NETWORKS[name](16, 8) for name in ("value",) if name in wanted}
+    expected = set().union(*(knobs(base) for base in cls.__mro__ if is_mixin(base)))
+    roles = {name: NETWORKS[name](16, 8) for name in ("value",) if name in expected}
     roles |= {"policy": GRUPolicy(16, 8)} if issubclass(cls, PolicyModule) else {"reward": GRUReward(16, 8)}
-    return cls(**roles, **{name: x for name, x in KNOBS.items() if name in wanted})
+    return cls(**roles, **{name: x for name, x in KNOBS.items() if name in expected})
 
 
 def refusal(*mixins):
@@ -118,7 +118,7 @@ def trains_one_step(*mixins):
     prepared = module.prepare(batch)
     module.train()
     losses = module.losses(prepared)
-    if not losses:  # nobody has a loss: what others need
+    if not losses:  # without a loss: needed by other mixins
         assert {mixin.__name__ for mixin in mixins} <= {"ReferenceObjective", "TeacherObjective"}
         return
     loss = sum(losses.values())
@@ -128,24 +128,24 @@ def trains_one_step(*mixins):
     module.advance_all()
 
 
-@pytest.mark.parametrize("one", MIXINS, ids=lambda cls: cls.__name__)
-def test_every_pair_is_refused_by_name_or_trains_one_step(one):
-    for other in MIXINS[MIXINS.index(one) + 1 :]:
-        message = refusal(one, other)
+@pytest.mark.parametrize("left", MIXINS, ids=lambda cls: cls.__name__)
+def test_every_pair_is_refused_by_name_or_trains_one_step(left):
+    for partner in MIXINS[MIXINS.index(left) + 1 :]:
+        message = refusal(left, partner)
         if message:
             assert message.startswith("Composed: ")
-            names = [cls.__name__ for cls in (*with_needed(one, other), *one.__mro__, *other.__mro__)]
+            names = [cls.__name__ for cls in (*with_needed(left, partner), *left.__mro__, *partner.__mro__)]
             assert sum(name in message for name in set(names)) >= 2, message
         else:
-            assert not common(one, other) - REPLACED, (one, other)
-            trains_one_step(one, other)
+            assert not shared_names(left, partner) - REPLACED, (left, partner)
+            trains_one_step(left, partner)
 
 
-REPLACED = {"estimate", "learned", "taught"}  # what a mixin to the left may replace
+REPLACED = {"estimate", "learned_steps", "taught"}  # a mixin to the left may replace these
 
 
 def test_one_knob_with_two_meanings_is_refused():
-    """β of DPO and of the KL penalty; the divergence of an imitation and of a distillation."""
+    """β of DPO and of the KL penalty; `divergence` of imitation and of distillation."""
     for a, b, name in [
         ("DPOObjective", "KLPenaltyObjective", "beta"),
         ("ImitationObjective", "SDPOObjective", "divergence"),
@@ -158,7 +158,7 @@ def test_one_knob_with_two_meanings_is_refused():
 
 
 def test_what_the_documentation_combines_is_not_refused():
-    """What the README and the exported classes put together, and what anybody might."""
+    """Combinations in the README and in the exported classes, and other plausible ones."""
     mixins = {cls.__name__: cls for cls in MIXINS}
     for names in (
         "ImitationObjective PolicyGradientObjective",
@@ -182,7 +182,7 @@ def test_what_is_missing_is_named():
 
     with pytest.raises(TypeError, match="DPOObjective needs ReferenceObjective"):
         type("Composed", (DPOObjective, PolicyModule), {})
-    with pytest.raises(TypeError, match="ReferenceObjective must stand to the right of DPOObjective"):
+    with pytest.raises(TypeError, match="put ReferenceObjective to the right of DPOObjective"):
         type("Composed", (ReferenceObjective, DPOObjective, PolicyModule), {})
     with pytest.raises(TypeError, match="ImitationObjective needs PolicyModule"):
         type("Composed", (ImitationObjective, RewardModule), {})
@@ -208,17 +208,17 @@ class Weighted(Objective):
 
 
 def test_a_default_may_be_replaced_by_one_mixin_to_its_left():
-    both = type("Both", (Replaced, First), {})
-    assert both().formula() == "other"
+    joined = type("Both", (Replaced, First), {})
+    assert joined().formula() == "other"
     with pytest.raises(TypeError, match="`formula`"):
         type("Both", (First, Replaced), {})
-    with pytest.raises(TypeError, match="Weighted and First both have `weight`"):
+    with pytest.raises(TypeError, match="cannot combine Weighted and First: both define `weight`"):
         type("Both", (Weighted, First), {})
     assert issubclass(PreferenceModule, RewardModule)
 
 
 def test_a_hook_that_is_misspelt_is_refused():
-    with pytest.raises(TypeError, match=r"Wrong\.shape_reward is no hook; did you mean `shape_rewards`"):
+    with pytest.raises(TypeError, match=r"Wrong\.shape_reward is not a hook; did you mean `shape_rewards`"):
         type("Wrong", (Objective,), {"shape_reward": lambda self, batch: batch})
 
 
@@ -226,9 +226,9 @@ def test_one_mask_that_two_mixins_name_is_refused():
     def naming(name, mask):
         return type(name, (Objective,), {"masks": lambda self, batch: batch.with_masks(rare=mask(batch))})
 
-    one, other = naming("One", lambda batch: batch.mask), naming("Other", lambda batch: batch.valid)
-    module = type("Made", (one, other, PolicyModule), {})(policy=GRUPolicy(16, 8))
-    with pytest.raises(ValueError, match="Other and One both name `rare`"):
+    first, second = naming("One", lambda batch: batch.mask), naming("Other", lambda batch: batch.valid)
+    module = type("Made", (first, second, PolicyModule), {})(policy=GRUPolicy(16, 8))
+    with pytest.raises(ValueError, match="Other and One both add `rare`"):
         module.prepare(example_batch(module.policy, module.policy))
 
 
@@ -236,21 +236,21 @@ def test_one_mask_that_two_mixins_name_is_refused():
 def test_a_mask_that_every_batch_has_is_not_named_again(name):
     shadow = type("Shadow", (Objective,), {"masks": lambda self, batch: batch.with_masks(**{name: batch.valid})})
     module = type("Made", (shadow, PolicyModule), {})(policy=GRUPolicy(16, 8))
-    with pytest.raises(ValueError, match=f"Shadow names `{name}`"):
+    with pytest.raises(ValueError, match=f"Shadow adds `{name}`"):
         module.prepare(example_batch(module.policy, module.policy))
 
 
 def test_what_a_hook_must_return_and_a_term_may_name():
-    def made(**hooks):
+    def build(**hooks):
         module = type("Made", (type("Mixin", (Objective,), hooks), PolicyModule), {})(policy=GRUPolicy(16, 8))
         return module, example_batch(module.policy, module.policy)
 
-    module, batch = made(credit=lambda self, batch: None)
+    module, batch = build(credit=lambda self, batch: None)
     with pytest.raises(TypeError, match=r"Mixin\.credit returned None"):
         module.prepare(batch)
-    module, batch = made(terms=lambda self, batch, now: [Term("x", now.log_probs, "nowhere")])
-    with pytest.raises(ValueError, match="term x: nobody named the mask `nowhere`; there are mask, expert_mask, valid"):
+    module, batch = build(terms=lambda self, batch, now: [Term("x", now.log_probs, "nowhere")])
+    with pytest.raises(ValueError, match="term x: there is no mask `nowhere`; the masks are mask, expert_mask, valid"):
         module.losses(batch)
-    module, batch = made(terms=lambda self, batch, now: [Term("loss", now.log_probs, "mask")])
-    with pytest.raises(ValueError, match="two terms have the name loss"):
+    module, batch = build(terms=lambda self, batch, now: [Term("loss", now.log_probs, "mask")])
+    with pytest.raises(ValueError, match="two terms are called loss"):
         module.losses(batch)

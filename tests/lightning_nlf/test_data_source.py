@@ -1,4 +1,4 @@
-"""What may be asked of a DataModule: ours answers all, somebody else's a part or nothing."""
+"""DataSource: our DataModules offer all of it, others a part of it or nothing."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from lightning_nlf.batch import Batch
 from lightning_nlf.data_source import DataSource, PartialSource, data_source
 from tests.data_modules.text.conftest import Echo
 
-ASKED = [name for name in {**DataSource.__annotations__, **vars(DataSource)} if name[0] != "_"]
+ATTRIBUTES = [name for name in {**DataSource.__annotations__, **vars(DataSource)} if name[0] != "_"]
 
 
 def of(data_module):
@@ -20,8 +20,8 @@ def of(data_module):
 
 
 def batch():
-    here = torch.ones(1, 1, dtype=torch.bool)
-    return Batch(obs=torch.zeros(1, 1), actions=torch.zeros(1, 1), valid=here, mask=here)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    return Batch(obs=torch.zeros(1, 1), actions=torch.zeros(1, 1), valid=mask, mask=mask)
 
 
 def test_ours_answers_for_itself():
@@ -32,9 +32,9 @@ def test_ours_answers_for_itself():
 
 
 def test_all_is_asked_of_both():
-    """A question that is added to the protocol needs an answer of a DataModule that offers nothing."""
-    assert len(ASKED) == 18
-    for name in ASKED:
+    """Every attribute of the protocol needs a default for a DataModule that does not offer it."""
+    assert len(ATTRIBUTES) == 22
+    for name in ATTRIBUTES:
         getattr(MinibatchDataModule(), name)
         getattr(PartialSource(None), name)
 
@@ -60,7 +60,7 @@ def test_a_part_is_completed():
 
     source = of(Counted())
     assert source.counters == {"env_steps": 7} and source.longest_row == 12 and source.statistics == {}
-    assert source.speaks  # it has a vocabulary, which nobody computed
+    assert source.speaks  # it has a vocabulary, which was not computed
     with pytest.raises(ValueError, match="not before setup"):
         _ = source.vocabulary
 

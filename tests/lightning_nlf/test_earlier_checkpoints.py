@@ -1,7 +1,7 @@
-"""Checkpoints that commit 1c5b0d2 wrote load today, and say what they said then.
+"""Checkpoints of commit 1c5b0d2 still load, and give the same outputs as then.
 
-Each is the end of one epoch of a tiny `fit` of the command line, so its hyperparameters are those of a real run.
-`outputs.json` has what that commit's own code made of a few states or tokens, by the checkpoint's name.
+Each was saved after one epoch of a tiny `fit`, so its hyperparameters are those of a real run. `outputs.json` has the
+outputs of that commit's code for a few states or tokens, by name of the checkpoint.
 """
 
 import json
@@ -23,9 +23,9 @@ OUTPUTS = json.loads((CHECKPOINTS / "outputs.json").read_text())
 
 
 def outputs_of(module, obs, actions):
-    """Log-probabilities and values, or what is paid behind each token; each (B, T)."""
+    """Log-probabilities and values, or the rewards after each token; each of shape (B, T)."""
     if "reward" in dict(module.named_children()):
-        return {"rewards": module.paid(module.reward(obs))}
+        return {"rewards": module.policy_reward(module.reward(obs))}
     features = module.policy.features(obs)
     outputs = {"log_probs": module.policy.distribution(features).log_prob(actions)}
     for name, network in module.named_children():
@@ -43,31 +43,31 @@ def compare(outputs, expected):
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_it_says_what_it_said(name):
+def test_outputs_have_not_changed(name):
     module = ObjectiveModule.load_from_checkpoint(CHECKPOINTS / f"{name}.ckpt").eval()
     obs, actions = (torch.tensor(OUTPUTS[name][field]) for field in ("obs", "actions"))
     compare(outputs_of(module, obs, actions), OUTPUTS[name])
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_whatever_moves_is_where_it_was(name):
-    """Tie parameters, an adapted β, the average return, a teacher's average, the scale of a reward."""
+def test_all_buffers_are_restored(name):
+    """Tie parameters, an adapted β, the average return, a teacher's average, and the scale of a reward."""
     path = CHECKPOINTS / f"{name}.ckpt"
-    saved = torch.load(path, weights_only=True)["state_dict"]
-    loaded = ObjectiveModule.load_from_checkpoint(path).state_dict()
-    assert loaded.keys() == saved.keys()
-    for key, x in saved.items():
-        assert torch.equal(loaded[key], x), key
+    expected = torch.load(path, weights_only=True)["state_dict"]
+    state = ObjectiveModule.load_from_checkpoint(path).state_dict()
+    assert state.keys() == expected.keys()
+    for key, x in expected.items():
+        assert torch.equal(state[key], x), key
 
 
 def test_every_checkpoint_has_its_outputs():
-    names = {path.stem for path in CHECKPOINTS.glob("*.ckpt")} - {"injection"}  # that one has a test of its own
+    names = {path.stem for path in CHECKPOINTS.glob("*.ckpt")} - {"injection"}  # another test covers that one
     assert names == OUTPUTS.keys()
 
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
-    """The URI of a store in which two of them are registered, each as its run's best."""
+    """URI of a store in which two of the checkpoints are registered, each as the best of its run."""
     root = tmp_path_factory.mktemp("registry")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
@@ -93,11 +93,11 @@ def test_registered_policy_comes_back(registry):
 
 @pytest.mark.slow
 def test_registered_reward_pays_what_it_paid(registry):
-    """Behind the last token of a reply of five, in rows whose tokens are those of `outputs.json`."""
+    """The reward is paid after the last token of a reply of five, with the tokens of `outputs.json`."""
     expected = OUTPUTS["reward_rao_kupper"]
     ids = torch.tensor(expected["obs"])
     valid = torch.ones(len(ids), 5, dtype=torch.bool)
     rows = Batch(obs=ids[:, :5], actions=ids[:, 1:], valid=valid, mask=valid, final_obs=ids[:, 5])
-    paid = CheckpointReward("models:/reward_rao_kupper@champion", tracking_uri=registry).score(rows)
-    compare({"rewards": paid[:, -1]}, {"rewards": [row[5] for row in expected["rewards"]]})
-    assert not paid[:, :-1].any()
+    rewards = CheckpointReward("models:/reward_rao_kupper@champion", tracking_uri=registry).score(rows)
+    compare({"rewards": rewards[:, -1]}, {"rewards": [row[5] for row in expected["rewards"]]})
+    assert not rewards[:, :-1].any()

@@ -1,4 +1,4 @@
-"""A run's checkpoint as the next run's expert."""
+"""The checkpoint of a run as the expert of the next run."""
 
 import lightning as L
 import pytest
@@ -50,8 +50,8 @@ def test_a_checkpoint_that_is_not_there_is_refused():
 # ---- text
 
 
-def written(**init):
-    """Settings of a reply to two prompts of which the first is longer."""
+def save(**init):
+    """Arguments for a reply to two prompts, the first of them longer."""
     return {
         "ids": torch.tensor([[2, 3, 4], [5, 0, 0]]),
         "lengths": torch.tensor([3, 1]),
@@ -64,14 +64,14 @@ def test_a_text_expert_replies_as_its_policy_does_and_is_not_trained():
     torch.manual_seed(0)
     policy = GRUPolicy(vocabulary=6, width=8)
     expert = PolicyTextExpert(policy)
-    how = written(seeds=torch.arange(4), copies=2)
-    for own, wanted in zip(expert.reply(**how)[:3], generation.reply(policy, **how)[:3], strict=True):
-        assert torch.equal(own, wanted)
+    how = save(seeds=torch.arange(4), copies=2)
+    for actual, expected in zip(expert.reply(**how)[:3], generation.reply(policy, **how)[:3], strict=True):
+        assert torch.equal(actual, expected)
     assert not any(p.requires_grad for p in expert.policy.parameters()) and not expert.policy.training
 
 
 def test_labels_are_the_distribution_and_a_draw_from_it():
-    """10,000 draws behind one prefix follow the logits: 4 standard deviations of a share are at most .02."""
+    """10,000 samples after one prefix follow the logits: 4 standard deviations of a share are at most .02."""
     torch.manual_seed(0)
     expert = PolicyTextExpert(GRUPolicy(vocabulary=6, width=8))
     obs = torch.tensor([[2, 3, 4, 5], [5, 2, 0, 0]])
@@ -79,8 +79,8 @@ def test_labels_are_the_distribution_and_a_draw_from_it():
     actions, params = expert.label(obs, where)
     torch.testing.assert_close(params["logits"], expert.policy(obs, where).logits)
     assert actions.shape == (3,)
-    drawn, params = expert.label(obs[:1].expand(10_000, -1), where[1:].expand(10_000, -1))
-    shares = drawn.bincount(minlength=6) / 10_000
+    samples, params = expert.label(obs[:1].expand(10_000, -1), where[1:].expand(10_000, -1))
+    shares = samples.bincount(minlength=6) / 10_000
     torch.testing.assert_close(shares, params["logits"][0].exp(), rtol=0, atol=0.02)
 
 
@@ -88,7 +88,7 @@ def test_labels_are_the_distribution_and_a_draw_from_it():
 def test_a_checkpoint_says_what_policy_it_holds_and_whose_ids_it_means(tmp_path):
     run = tmp_path / "outputs" / "sft"
     flags = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
-    main(["fit", "--config", "conf/rlhf/sft.yaml", "--run_dir", str(run), *flags])
+    main(["fit", "--config", "conf/reviews/sft.yaml", "--run_dir", str(run), *flags])
     checkpoint = run / "checkpoints" / "last.ckpt"
     expert, policy = CheckpointTextExpert(str(checkpoint)), ObjectiveModule.load_from_checkpoint(checkpoint).policy
     obs = torch.randint(3, 200, (2, 7))
@@ -104,10 +104,10 @@ def test_any_model_of_transformers_is_an_expert():
         "bos_token_id": 1, "eos_token_id": 1,
     }  # fmt: skip
     expert = PolicyTextExpert(HuggingFacePolicy(config=config))
-    tokens, log_probs, counts, _ = expert.reply(**written())
+    tokens, log_probs, counts, _ = expert.reply(**save())
     count = int(counts[0])
-    said = torch.cat([torch.tensor([2, 3, 4]), tokens[0, :count]])
-    where = torch.arange(len(said) - 1)[None] >= 2
-    _, params = expert.label(said[None, :-1], where)
-    own = params["logits"].gather(1, said[3:, None])[:, 0]
-    torch.testing.assert_close(own, log_probs[0, :count], rtol=0, atol=1e-4)
+    text = torch.cat([torch.tensor([2, 3, 4]), tokens[0, :count]])
+    where = torch.arange(len(text) - 1)[None] >= 2
+    _, params = expert.label(text[None, :-1], where)
+    logits = params["logits"].gather(1, text[3:, None])[:, 0]
+    torch.testing.assert_close(logits, log_probs[0, :count], rtol=0, atol=1e-4)

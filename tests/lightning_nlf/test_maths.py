@@ -1,4 +1,4 @@
-"""Hand-worked values of the shared maths, and the properties every objective leans on."""
+"""Hand-worked values of the shared maths, and properties that every objective relies on."""
 
 import math
 
@@ -43,9 +43,9 @@ def test_gae_by_hand():
 
 
 def in_parts(lengths, order):
-    """Episodes of 4 and 3 steps, whole; and the same cut into parts of `lengths`, the rows in another `order`."""
+    """Episodes of 4 and 3 steps, whole, or cut into parts of `lengths`, with rows in another `order`."""
     torch.manual_seed(0)
-    valid = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 1, 1, 0]]).bool()  # a token of the environment is inside of each
+    valid = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 1, 1, 0]]).bool()  # with a token of the environment inside each
     rewards, values = torch.randn(2, 5), torch.randn(2, 5)
     whole = Batch(obs=rewards, actions=rewards, valid=valid, mask=valid, rewards=rewards)
     places = []  # (episode, part, first, last)
@@ -69,7 +69,7 @@ def in_parts(lengths, order):
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5), (4, 2, 0, 5, 3, 1)])
 def test_gae_of_an_episode_in_parts_is_that_of_one_long_row(order):
-    """Parts of 2, 2 and 1 steps; only the bootstrap of the last counts; a take-over is cut within a part."""
+    """Parts of 2, 2 and 1 steps; only the bootstrap of the last part counts; a take-over is cut within a part."""
     whole, values, parts, parts_of = in_parts((2, 2, 1), order)
     cut = torch.tensor([[0, 1, 0, 0, 0], [1, 0, 0, 0, 0]]).bool()
     bootstrap = torch.tensor([3.0, -2.0])
@@ -86,7 +86,7 @@ def test_gae_of_an_episode_in_parts_is_that_of_one_long_row(order):
 
 
 def test_gae_by_hand_over_two_rows():
-    """The same as in one row: r=[0 | 0, 1], V=[.1 | .2, .3], γ=1, λ=.95 → A=[.82675 | .765, .7]; a row of nobody's
+    """The same as in one row: r=[0 | 0, 1], V=[.1 | .2, .3], γ=1, λ=.95 → A=[.82675 | .765, .7]. A row without valid
     steps between them changes nothing."""
     valid = torch.tensor([[1, 0], [0, 0], [1, 1]]).bool()
     rewards = torch.tensor([[0.0, 9], [9, 9], [0, 1]])
@@ -105,7 +105,7 @@ def test_gae_bootstraps_a_truncated_row():
 
 
 def test_lambda_one_is_monte_carlo():
-    """γ=.5, r=[1,2,4], V(s_T)=8: G₂=4+4=8, G₁=2+4=6, G₀=1+3=4; A = G − V whatever V is."""
+    """γ=.5, r=[1,2,4], V(s_T)=8: G₂=4+4=8, G₁=2+4=6, G₀=1+3=4; A = G − V for any V."""
     values = row(0.3, -1, 7)
     advantages = gae(row(1, 2, 4), values, torch.tensor([8.0]), flags(1, 1, 1), 0.5, 1.0)
     torch.testing.assert_close(advantages + values, row(4, 6, 8))
@@ -118,7 +118,7 @@ def test_lambda_zero_is_one_step():
 
 
 def test_environment_tokens_and_padding_do_not_count():
-    """The same episode with a token of the environment inside and padding behind gives the same advantages."""
+    """An episode with a token of the environment inside and padding at the end has the same advantages."""
     plain = gae(row(1, 2, 3), row(0.1, 0.2, 0.3), torch.tensor([2.0]), flags(1, 1, 1), 0.9, 0.8)
     spread = gae(
         row(99, 1, math.nan, 2, 3, 99),
@@ -132,13 +132,13 @@ def test_environment_tokens_and_padding_do_not_count():
 
 
 def test_a_cut_ends_the_return_with_the_next_value():
-    """γ=1, λ=1, r=1 each, V=[0,10,20], cut after step 0: A₀ = 1 + 10 − 0 = 11; steps 1, 2 run on as ever."""
+    """γ=1, λ=1, r=1 each, V=[0,10,20], cut after step 0: A₀ = 1 + 10 − 0 = 11; steps 1, 2 do not change."""
     advantages = gae(row(1, 1, 1), row(0, 10, 20), torch.zeros(1), flags(1, 1, 1), 1.0, 1.0, flags(1, 0, 0))
     torch.testing.assert_close(advantages, row(11, 2 - 10, 1 - 20))
 
 
 def test_takeover_cuts_where_somebody_else_goes_on():
-    """Learner, learner, expert, (environment), learner, end: the cut is at the second step only."""
+    """Learner, learner, expert, (environment), learner, end: the only cut is at the second step."""
     mask, valid = flags(1, 1, 0, 0, 1), flags(1, 1, 1, 0, 1)
     assert takeover_cuts(mask, valid).tolist() == [[False, True, False, False, False]]
 
@@ -153,7 +153,7 @@ def test_recurrence_equals_a_loop():
 
 
 def test_the_final_observation_stands_behind_the_last_valid_step():
-    """Rows of 2 and 1 valid steps, the second with a token of the environment behind it."""
+    """Rows of 2 and 1 valid steps, the second followed by a token of the environment."""
     valid = flags(1, 1, 0).repeat(2, 1) & torch.tensor([[True], [False]]) | torch.tensor(
         [[False] * 3, [True, False, False]]
     )
@@ -187,14 +187,14 @@ def test_a_mean_with_a_count_below_one():
 
 
 def labelled():
-    """Two rows of 3 and 2 steps; the learner's are 2 and 0 of them, an expert labels 1; the first row is good."""
+    """Two rows of 3 and 2 steps: the learner has 2 and 0 of them, an expert labels 1; the first row is good."""
     valid, mask = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool(), torch.tensor([[1, 1, 0], [0, 0, 0]]).bool()
     rows = Batch(torch.zeros(2, 3), torch.zeros(2, 3), valid, mask, expert_mask=valid & ~mask & flags(1, 0, 0))
     return rows.with_masks(good=torch.tensor([True, False]))
 
 
 def test_counts_of_rows_by_hand():
-    """Without ranks nothing is compared."""
+    """Without ranks there are no comparisons."""
     counts = {name: count.tolist() for name, count in row_counts(labelled()).items()}
     steps = {"valid": [3, 2], "mask": [2, 0], "expert_mask": [0, 1], "good": [1, 0]}
     assert counts == steps | dict.fromkeys(("pairs", "strict_pairs", "rankings"), [0, 0])
@@ -210,15 +210,15 @@ def test_a_mask_by_its_name():
         mask_named(rows, "bad")
 
 
-@pytest.mark.parametrize("other", [(2, 1), (1, 3), (2,), (3,), (2, 3, 1), ()])
-def test_shapes_that_would_broadcast_are_refused(other):
+@pytest.mark.parametrize("shape", [(2, 1), (1, 3), (2,), (3,), (2, 3, 1), ()])
+def test_shapes_that_would_broadcast_are_refused(shape):
     check_shapes(2, a=torch.zeros(2, 3), b=torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"a \(2, 3\), b \("):
-        check_shapes(2, a=torch.zeros(2, 3), b=torch.zeros(other))
+        check_shapes(2, a=torch.zeros(2, 3), b=torch.zeros(shape))
 
 
 def test_tensors_of_other_dimensions_are_refused():
-    with pytest.raises(ValueError, match="of 1 dimensions"):
+    with pytest.raises(ValueError, match="with 1 dimensions"):
         check_shapes(1, a=torch.zeros(2, 3), b=torch.zeros(2, 3))
 
 

@@ -1,4 +1,4 @@
-"""Pairs, ties and whole rankings: the values of the models' own formulas, worked by hand."""
+"""Pairs, ties and rankings: hand-worked values of the published formulas."""
 
 import itertools
 import math
@@ -32,8 +32,8 @@ def test_rankings_hold_each_group_best_first():
 
 def test_pairs_are_those_of_a_group_and_the_better_is_first():
     """Rows 0, 1, 2 of one group, 3 and 5 of another; row 4 is unranked: C(3, 2) + C(2, 2) = 4 pairs, one tie."""
-    found = pairs(long(1, 1, 1, 0, 0, 0), long(3, 0, 0, 1, -1, 0))
-    assert set(zip(found.better.tolist(), found.worse.tolist(), found.tie.tolist(), strict=True)) == {
+    result = pairs(long(1, 1, 1, 0, 0, 0), long(3, 0, 0, 1, -1, 0))
+    assert set(zip(result.better.tolist(), result.worse.tolist(), result.tie.tolist(), strict=True)) == {
         (1, 2, True),
         (1, 0, False),
         (2, 0, False),
@@ -52,7 +52,7 @@ def test_nothing_ranked_is_no_pair_and_no_loss():
 
 
 def test_bradley_terry_over_the_strict_pairs_of_a_ranking():
-    """−log σ(d) of d = 1, 1.5, 3, 2, 1.5: .3132617 + .2014133 + .0485874 + .1269280 + .2014133; 0 of the tie."""
+    """−log σ(d) for d = 1, 1.5, 3, 2, 1.5: .3132617 + .2014133 + .0485874 + .1269280 + .2014133; 0 for the tie."""
     ranked = pairs(GROUP, RANK)
     loss = bradley_terry_loss(ranked.difference(SCORES), ranked.tie)
     assert loss[ranked.tie].tolist() == [0]
@@ -68,8 +68,8 @@ def test_the_margin_is_taken_off_the_difference():
 
 def test_swapping_a_pair_negates_the_logit_and_swaps_win_and_lose():
     d = torch.linspace(-4, 4, 9)
-    found, swapped = pairs(GROUP[:2], long(0, 1)), pairs(GROUP[:2], long(1, 0))
-    assert torch.equal(found.difference(SCORES[:2]), -swapped.difference(SCORES[:2]))
+    result, swapped = pairs(GROUP[:2], long(0, 1)), pairs(GROUP[:2], long(1, 0))
+    assert torch.equal(result.difference(SCORES[:2]), -swapped.difference(SCORES[:2]))
     for log_probs in (rao_kupper_log_probs(d, 0.7), davidson_log_probs(d, 0.3)):
         torch.testing.assert_close(log_probs, log_probs.flip(0).flip(1))
 
@@ -94,7 +94,7 @@ def test_win_tie_and_lose_have_probability_one(log_probs, parameter):
 
 
 def test_the_outcome_that_was_said_is_scored():
-    """P = (.5, .3, .2) of (win, tie, lose): −ln .5 = .6931472 of a win, −ln .3 = 1.2039728 of a tie."""
+    """P = (.5, .3, .2) of (win, tie, lose): −ln .5 = .6931472 for a win, −ln .3 = 1.2039728 for a tie."""
     log_probs = torch.tensor([[0.5, 0.3, 0.2]] * 2).log()
     loss = outcome_loss(log_probs, torch.tensor([False, True]))
     assert loss.tolist() == pytest.approx([0.6931472, 1.2039728], abs=1e-6)
@@ -114,7 +114,7 @@ def test_without_ties_in_the_model_it_is_bradley_terry(log_probs, none):
     [(rao_kupper_log_probs, math.log(1.25 / 0.75)), (davidson_log_probs, math.log(0.25 / 0.75))],
 )
 def test_the_tie_parameter_is_best_at_the_rate_of_ties(log_probs, best):
-    """Of four equal pairs one is a tie, p = 1/4. At d = 0: Rao-Kupper P(tie) = (θ − 1)/(θ + 1), so θ = (1 + p)/(1 − p);
+    """One of four equal pairs is a tie, p = 1/4. At d = 0: Rao-Kupper P(tie) = (θ − 1)/(θ + 1), so θ = (1 + p)/(1 − p);
 
     Davidson P(tie) = ν/(1 + ν), so ν = p/(1 − p).
     """
@@ -141,8 +141,8 @@ def by_permutations(scores, rank):
 
 def test_plackett_luce_of_two_is_bradley_terry():
     scores, rank = torch.tensor([0.3, -0.4]), long(1, 0)
-    found = pairs(GROUP[:2], rank)
-    expected = bradley_terry_loss(found.difference(scores), found.tie)
+    result = pairs(GROUP[:2], rank)
+    expected = bradley_terry_loss(result.difference(scores), result.tie)
     torch.testing.assert_close(plackett_luce_loss(scores, GROUP[:2], rank), expected)
 
 
@@ -158,17 +158,17 @@ def test_tied_blocks_are_summed_over_their_orders(rank):
 
 
 def test_rankings_that_say_nothing_cost_nothing():
-    """Two strict groups, one that is all a tie, one alone; an unranked row changes nothing."""
+    """Two groups without ties, one that is a single tie, one with a single row; an unranked row changes nothing."""
     scores = torch.tensor([0.3, -0.4, 2.0, 1.0, 7.0, 1.0, 1.0, 3.0])
     group, rank = long(0, 0, 4, 4, 4, 2, 2, 9), long(0, 1, 1, 0, -1, 0, 0, 0)
     first, second = math.log1p(math.exp(-0.7)), math.log1p(math.exp(1.0))
-    loss = plackett_luce_loss(scores, group, rank)  # of the groups 0, 2, 4, 9
+    loss = plackett_luce_loss(scores, group, rank)  # for the groups 0, 2, 4, 9
     torch.testing.assert_close(loss, torch.tensor([first, 0, second, 0]))
 
 
 @pytest.mark.parametrize("scores", [[0.5] * 6 + [0.1], [0.0, 1, 2, 3, 4, 5, 0], [3.0, -3, 0, 1, -1, 2, -2]])
 def test_a_tie_of_six_is_the_sum_over_its_720_orders(scores):
-    """Also where scores are far apart."""
+    """Also if scores differ widely."""
     rank, group = long(*[0] * 6, 1), torch.zeros(7, dtype=torch.long)
     loss = plackett_luce_loss(torch.tensor(scores), group, rank)
     assert float(loss) == pytest.approx(-math.log(by_permutations(scores, rank.tolist())), abs=1e-5)
@@ -176,11 +176,11 @@ def test_a_tie_of_six_is_the_sum_over_its_720_orders(scores):
 
 @pytest.mark.parametrize("size", [7, 50, 400])
 def test_a_large_tie_of_equal_scores_by_hand(size):
-    """m equal rows before one as good: each of the m + 1 is last as likely, so P = 1 / (m + 1)."""
+    """m equal rows before another equal row: each of the m + 1 is last with the same probability, P = 1 / (m + 1)."""
     scores = torch.full((size + 1,), 0.7, requires_grad=True)
     loss = plackett_luce_loss(scores, torch.zeros(size + 1, dtype=torch.long), long(*[0] * size, 1))
     assert loss.item() == pytest.approx(math.log(size + 1), abs=1e-4)
-    loss.sum().backward()  # by symmetry the rows pull alike, and nothing changes if all scores rise
+    loss.sum().backward()  # by symmetry, and a constant added to all scores changes nothing
     assert scores.grad[:-1].std() < 1e-5 and abs(float(scores.grad.sum())) < 1e-4
 
 

@@ -1,4 +1,4 @@
-"""What a training needs, before it starts: counted by hand for one layer, and said where it is not there."""
+"""Estimate of the memory for training: hand-worked for one layer, with a warning if memory is short."""
 
 import warnings
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def test_gradients_moments_and_activations_are_counted():
     checkpointed = TrainingMemory.of([network(checkpoint_activations=True)], 2, 12)
     assert checkpointed == TrainingMemory(0, 4 * 3 * 1128, 4 * 16 * 24)
     frozen = network().requires_grad_(False)
-    assert TrainingMemory.of([frozen], 1, 12).learned == 0
+    assert TrainingMemory.of([frozen], 1, 12).trained == 0
 
 
 def test_weights_that_are_not_read_yet_are_counted():
@@ -38,39 +38,39 @@ def test_weights_that_are_not_read_yet_are_counted():
     assert TrainingMemory.of([sketch], 1, 12).total == 4 * 4 * 1128 + 4 * 192 * 12
 
 
-def said(monkeypatch, available, total=2**40, swap=0, **knobs):
-    made = network()
+def warnings_of(monkeypatch, available, total=2**40, swap=0, **knobs):
+    module = network()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=total))
     monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=swap))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        check_memory([made], source(**knobs), CPU)
-    return [str(each.message) for each in caught]
+        check_memory([module], source(**knobs), CPU)
+    return [str(warning.message) for warning in caught]
 
 
 def test_too_little_memory_is_said_with_the_knobs_that_help(monkeypatch):
     needed = 4 * 3 * 1128 + 4 * 192 * 12
-    assert said(monkeypatch, needed) == []
-    (message,) = said(monkeypatch, needed - 1)
+    assert warnings_of(monkeypatch, needed) == []
+    (message,) = warnings_of(monkeypatch, needed - 1)
     for knob in ("rows_per_batch", "checkpoint_activations", "lora"):
         assert knob in message
     assert "1 row of up to 12 tokens" in message
-    assert said(monkeypatch, needed, rows_per_batch=2) != []
-    assert said(monkeypatch, needed, tokens_per_batch=36) != []
+    assert warnings_of(monkeypatch, needed, rows_per_batch=2) != []
+    assert warnings_of(monkeypatch, needed, tokens_per_batch=36) != []
 
 
 def test_more_than_the_machine_has_is_refused(monkeypatch):
     needed = 4 * 3 * 1128 + 4 * 192 * 12
     with pytest.raises(ValueError, match="^memory: training needs about"):
-        said(monkeypatch, 0, total=needed - 1)
-    assert said(monkeypatch, 0, total=needed - 1, swap=1) != []  # slow, but it goes
+        warnings_of(monkeypatch, 0, total=needed - 1)
+    assert warnings_of(monkeypatch, 0, total=needed - 1, swap=1) != []  # slow because of swap, but possible
 
 
 def test_without_rows_of_a_length_nothing_is_said(monkeypatch):
-    assert said(monkeypatch, 0, longest_row=None) == []
+    assert warnings_of(monkeypatch, 0, longest_row=None) == []
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_more_rows_need_more(rows):
-    one = TrainingMemory.of([network()], 1, 12).activations
-    assert TrainingMemory.of([network()], rows, 12).activations == rows * one
+    single = TrainingMemory.of([network()], 1, 12).activations
+    assert TrainingMemory.of([network()], rows, 12).activations == rows * single

@@ -1,4 +1,4 @@
-"""What every objective gets from the module: one evaluation a step, guards, parameter groups, the ways of acting."""
+"""The module: one evaluation per step, checks, parameter groups, and acting."""
 
 import lightning as L
 import pytest
@@ -32,10 +32,10 @@ def batch(rewards=1.0, steps=4):
 class CountingPolicy(GaussianPolicy):
     def __init__(self):
         super().__init__(4, 1)
-        self.seen = []
+        self.records = []
 
     def features(self, obs, where=None):
-        self.seen.append(int(where.sum()) if where is not None else obs.shape[:-1].numel())
+        self.records.append(int(where.sum()) if where is not None else obs.shape[:-1].numel())
         return super().features(obs, where)
 
 
@@ -49,7 +49,7 @@ def fit(module, batches):
 
 
 def test_what_is_not_known_of_an_episode_is_not_averaged(monkeypatch):
-    """(1 + 4) / 2 without the one that is NaN; what is known of none is not logged."""
+    """(1 + 4) / 2 without the NaN; a metric that is NaN for all episodes is not logged."""
     module, logged = ReinforcePolicy(policy=GaussianPolicy(4, 1)), {}
     monkeypatch.setattr(module, "log", lambda name, x, **how: logged.update({name: x}))
     metrics = {"known": torch.tensor([1.0, torch.nan, 4.0]), "unknown": torch.full((3,), torch.nan)}
@@ -58,20 +58,20 @@ def test_what_is_not_known_of_an_episode_is_not_averaged(monkeypatch):
 
 
 def test_only_steps_that_somebody_learns_from_are_evaluated():
-    """5 of 12 steps have `mask`, 2 others `expert_mask`: the policy sees 7, once."""
+    """5 of 12 steps have `mask`, 2 others have `expert_mask`: the policy evaluates 7 steps, once."""
     module = ReinforcePolicy(policy=CountingPolicy())
     rows = batch()
     mask, expert = torch.zeros(12, dtype=torch.bool), torch.zeros(12, dtype=torch.bool)
     mask[:5], expert[9:11] = True, True
     rows = Batch(**(vars(rows) | {"mask": mask.view(3, 4), "expert_mask": expert.view(3, 4)}))
     now = module.evaluate(rows)
-    assert module.policy.seen == [7]
+    assert module.policy.records == [7]
     assert now.log_probs.shape == now.entropy.shape == (3, 4)
     assert (now.log_probs[~now.where] == 0).all() and (now.log_probs[now.where] != 0).all()
 
 
 def test_a_batch_that_nobody_learns_from_still_gives_every_parameter_a_gradient():
-    """A DDP rank without labels must join each all-reduce; what it adds is 0."""
+    """A DDP rank without labels must join each all-reduce; its contribution is 0."""
     nothing = torch.zeros(3, 4, dtype=torch.bool)
     module = ReinforcePolicy(policy=GaussianPolicy(4, 1))
     rows = Batch(**(vars(batch()) | {"mask": nothing, "valid": nothing}))
@@ -89,7 +89,7 @@ def test_a_bad_reward_is_named_by_row_and_step(bad):
 
 
 def test_a_bad_loss_names_its_term_and_its_step_and_changes_nothing():
-    """The second optimizer step has an infinite advantage: parameters stay those of the first."""
+    """The second optimizer step has an infinite advantage: parameters stay as after the first."""
     good, bad = batch(), batch()
     bad.advantages[0, 0] = float("inf")
     module, reference = (ReinforcePolicy(policy=GaussianPolicy(4, 1)) for _ in range(2))
@@ -97,12 +97,12 @@ def test_a_bad_loss_names_its_term_and_its_step_and_changes_nothing():
     with pytest.raises(NonFiniteError, match=r"loss at optimizer step 1: policy = "):
         fit(module, [good, bad])
     fit(reference, [good])
-    for own, expected in zip(module.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(own, expected)
+    for parameter, expected in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected)
 
 
 class SquareRootPolicy(GaussianPolicy):
-    """√0 has an infinite slope: a finite loss with a gradient that is not."""
+    """√0 has an infinite slope: the loss is finite, but the gradient is not."""
 
     def __init__(self):
         super().__init__(4, 1)
@@ -134,7 +134,7 @@ def test_a_learning_rate_for_a_network_that_is_not_there_is_refused():
 
 
 def test_a_term_is_logged_by_its_mean_over_the_batches_that_had_a_step_for_it():
-    """One batch with advantage 1, then two from which nobody learns: the policy term is that of the first."""
+    """One batch with advantage 1, then two without learner steps: the policy term is that of the first."""
     nothing = torch.zeros(3, 4, dtype=torch.bool)
     rows = Batch(**(vars(batch()) | {"totals": {"mask": torch.tensor(12.0)}}))
     labels = Batch(**(vars(batch()) | {"mask": nothing, "totals": {"mask": torch.tensor(0.0)}}))
@@ -155,7 +155,7 @@ def test_advance_is_called_once_an_optimizer_step():
 
 
 def test_the_learning_rate_follows_its_scheduler():
-    """StepLR halves it every epoch: .5 after one."""
+    """StepLR halves it every epoch: .5 after one epoch."""
     module = ReinforcePolicy(
         policy=GaussianPolicy(4, 1),
         optimizer=lambda groups: torch.optim.SGD(groups, lr=1.0),
@@ -166,7 +166,7 @@ def test_the_learning_rate_follows_its_scheduler():
 
 
 def test_momentum_does_not_move_a_network_that_nothing_was_learned_about():
-    """A step with a gradient, then one without: Adam alone would go on along its mean."""
+    """A step with a gradient, then one without: Adam alone would continue with its momentum."""
     nothing = torch.zeros(3, 4, dtype=torch.bool)
     labels = Batch(**(vars(batch()) | {"mask": nothing, "valid": nothing}))
     modules = [ReinforcePolicy(policy=GaussianPolicy(4, 1)) for _ in range(2)]
@@ -190,7 +190,7 @@ class DropoutPolicy(GaussianPolicy):
 
 
 def test_acting_is_in_eval_mode_and_training_is_not():
-    """Dropout while acting would make the stored log-probabilities another policy's."""
+    """Dropout in acting would store log-probabilities of another policy."""
     module = ReinforcePolicy(policy=DropoutPolicy(4, 1))
     module.train()
     obs = torch.ones(64, 4)

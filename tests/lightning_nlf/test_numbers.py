@@ -1,4 +1,4 @@
-"""Every number that a yaml can give has a range."""
+"""Every number that a yaml can set has a range."""
 
 import importlib
 import inspect
@@ -15,24 +15,24 @@ from lightning_nlf import numbers
 
 PACKAGES = ["lightning_nlf.callbacks", "lightning_nlf.networks", "lightning_nlf.objectives", "lightning_nlf.tracking"]
 NAMES = ["functional", "modules", "reward_module", "scorers", "experts"]
-# Bare on purpose: their children give them, with a range in their own signatures.
+# Without a range on purpose: subclasses pass them, and have the range in their signatures.
 BARE = {"TieObjective.start", "TiedDPOObjective.start", "ValueHead.width", "QHead.width", "QHead.vocabulary"}
 BARE |= {"HuggingFace.dropout"}
 
 
 def public_classes():
-    """Classes of both packages that are built from a signature, and are no records of ours."""
+    """The public classes of both packages."""
     for package in (lightning_nlf, data_modules):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            wanted = info.name.startswith((*PACKAGES, "data_modules.")) or info.name.split(".")[-1] in NAMES
-            if wanted and not info.name.endswith("__main__"):
+            is_public = info.name.startswith((*PACKAGES, "data_modules.")) or info.name.split(".")[-1] in NAMES
+            if is_public and not info.name.endswith("__main__"):
                 module = importlib.import_module(info.name)
                 for name, cls in vars(module).items():
                     if inspect.isclass(cls) and cls.__module__ == info.name and not name.startswith("_"):
                         yield cls
 
 
-RECORDS = {"Position"}  # of the tracking, which no yaml makes
+RECORDS = {"Position"}  # a record of tracking, which no yaml names
 
 
 def import_of(part: str):
@@ -47,16 +47,16 @@ def named_in_conf() -> set[str]:
 def test_every_number_of_a_class_that_a_yaml_names_has_a_range():
     bare = []
     exporting = ("networks", "objectives", "callbacks", "tracking")
-    wanted = named_in_conf() | {name for part in exporting for name in vars(import_of(part))} - RECORDS
+    class_names = named_in_conf() | {name for part in exporting for name in vars(import_of(part))} - RECORDS
     for cls in public_classes():
-        if cls.__name__ not in wanted:
+        if cls.__name__ not in class_names:
             continue
         for base in cls.__mro__:
             if base.__module__.split(".")[0] in ("lightning_nlf", "data_modules") and "__init__" in vars(base):
                 for parameter in inspect.signature(base.__init__).parameters.values():
                     if re.search(r"\b(int|float)\b", str(parameter.annotation)):
                         bare.append(f"{base.__name__}.{parameter.name}")
-    assert set(bare) <= BARE and len(wanted) > 50
+    assert set(bare) <= BARE and len(class_names) > 50
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,6 @@ def test_a_range_takes_what_is_in_it_as_a_plain_number(kind, good, bad):
         read = parser.parse_object({"x": value}).x
         assert type(read) in (int, float) and read == float(value)
     for value in bad:
-        if value is not None:  # which stands for what was not given, here
+        if value is not None:  # here None means that the argument is missing
             with pytest.raises(Exception, match="Expected a"):
                 parser.parse_object({"x": value})

@@ -1,4 +1,4 @@
-"""Micro-batches: how rows are cut, that the gradient is the same, and that the knobs bound what a network reads."""
+"""Micro-batches: the split of rows, equal gradients, and knobs that limit what a network reads at a time."""
 
 from dataclasses import replace
 from unittest import mock
@@ -35,7 +35,7 @@ def test_rows_are_cut_in_their_order():
 
 
 def test_tokens_are_packed_by_length():
-    """2, 3 and 4 tokens in three rows of 4; 8 and 9 in two of 9; a row of 9 alone is what cannot be cut."""
+    """2, 3 and 4 tokens in three rows of 4; 8 and 9 in two rows of 9; a single row of 9 cannot be split."""
     assert lists(parts_of(LENGTHS, tokens=18)) == [[0, 2, 4], [1, 3]]
     assert lists(parts_of(LENGTHS, tokens=12)) == [[0, 2, 4], [3], [1]]
     assert lists(parts_of(LENGTHS, tokens=5)) == [[4], [0], [2], [3], [1]]
@@ -58,7 +58,7 @@ def test_a_row_is_as_long_as_its_last_step():
 
 
 def rows() -> Batch:
-    """Four prompts with two or three replies, of 1 to 6 tokens; with ranks, rewards, a view and expert's words."""
+    """Four prompts with two or three replies of 1 to 6 tokens, with ranks, rewards, a view and expert labels."""
     generator = torch.Generator().manual_seed(0)
     group = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3, 3, 3])
     length = torch.tensor([3, 6, 1, 2, 5, 4, 4, 1, 2, 6])
@@ -93,7 +93,7 @@ KINDS = {
 
 
 def trained(kind, folder, accumulate=1, **knobs):
-    """The module after three epochs of two steps, what it logged, and the rows of each call of its network."""
+    """The module after three epochs of two steps, its logs, and the number of rows in each call of its network."""
     make, fields = KINDS[kind]
     batch = replace(rows(), **fields)
     if kind == "imitation":
@@ -132,22 +132,22 @@ CUTS = [{"rows_per_batch": 1}, {"rows_per_batch": 2}, {"tokens_per_batch": 17}, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_update_does_not_depend_on_the_cut(kind, tmp_path):
-    """What is logged does not either; with accumulation a part of the steps is logged in other means."""
+    """Logged values do not change either. With accumulation, some steps are logged in other means."""
     whole, logged, _ = trained(kind, tmp_path)
     start = KINDS[kind][0](policy=GRUPolicy(VOCABULARY, width=8))
     expected = torch.cat([p.detach().flatten() for p in whole.parameters()])
     assert len(expected) == sum(p.numel() for p in start.parameters())
     for knobs in CUTS:
-        module, there, _ = trained(kind, tmp_path, **knobs)
+        module, run, _ = trained(kind, tmp_path, **knobs)
         after = torch.cat([p.detach().flatten() for p in module.parameters()])
         torch.testing.assert_close(after, expected, atol=1e-5, rtol=0)
         if "accumulate" not in knobs:
-            assert there == pytest.approx(logged, abs=1e-4)
+            assert run == pytest.approx(logged, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_network_never_reads_more_rows_than_the_knob_says(kind, tmp_path):
-    """Ranked groups have two or three rows, and stay whole; other rows are read one by one."""
+    """Ranked groups have two or three rows and are not split; other rows are read one at a time."""
     sizes = trained(kind, tmp_path, rows_per_batch=1)[2]
     largest = 3 if kind in ("dpo", "rankings", "reward") else 1
     assert max(size[0] for size in sizes) == largest

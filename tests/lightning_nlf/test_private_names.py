@@ -1,6 +1,7 @@
-"""After an upgrade of jsonargparse or Lightning: which private name is gone, or behaves in another way.
+"""Find out after an upgrade of jsonargparse or Lightning which private name is missing or behaves differently.
 
-`private_names` is imported inside the tests: where a name is gone, it cannot be, and the first test has to say which.
+`private_names` is imported inside the tests, because the import fails if a name is missing, and the first test must
+then report which one.
 """
 
 import ast
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 CONNECTOR = "lightning.pytorch.trainer.connectors"
 LAUNCHER = "lightning.pytorch.strategies.launchers.subprocess_script._SubprocessScriptLauncher"
 CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
-NAMES = [  # where it is, how it is called, what for
+NAMES = [  # path, call, purpose
     ("jsonargparse._common.parser_context", call(lenient_check=True), "checking null and `${…}` in a yaml"),
     ("jsonargparse._common.parsing_settings", None, "what a checkpoint may import"),
     ("jsonargparse._loaders_dumpers.get_yaml_default_loader", call(), "reading `1:30` and `010` in a yaml as text"),
@@ -56,7 +57,7 @@ NAMES = [  # where it is, how it is called, what for
     ),
     (f"{CONNECTOR}.signal_connector._SignalConnector._sigterm_notifier_fn", None, "a SIGTERM of several processes"),
 ]
-MADE = [  # on objects only
+MADE = [  # attributes that only objects have
     ("jsonargparse", lambda: parser(), "_actions", "finding the wrong key of a yaml"),
     ("jsonargparse", lambda: parser()._actions[-1], "_typehint", "finding the wrong value of a yaml"),
     ("lightning", lambda: L.Trainer(logger=False, accelerator="cpu"), "_signal_connector", "a SIGTERM"),
@@ -65,12 +66,12 @@ MADE = [  # on objects only
 
 
 def parser(parser_class: type = LightningArgumentParser) -> LightningArgumentParser:
-    made = parser_class(exit_on_error=False)
-    made.add_argument("--rate", type=int, default=1)
-    return made
+    instance = parser_class(exit_on_error=False)
+    instance.add_argument("--rate", type=int, default=1)
+    return instance
 
 
-def gone(library: str, name: str, purpose: str) -> str:
+def missing_message(library: str, name: str, purpose: str) -> str:
     number = f" {version(library)}" if library != "typing" else ""
     return f"{library}{number} has no {name}; it is used for {purpose} (lightning_nlf/private_names.py)"
 
@@ -78,19 +79,19 @@ def gone(library: str, name: str, purpose: str) -> str:
 @pytest.mark.parametrize("path, how, purpose", NAMES, ids=[path for path, *_ in NAMES])
 def test_the_library_has_the_name(path, how, purpose):
     try:
-        thing = resolve_name(path)
+        attribute = resolve_name(path)
     except (ImportError, AttributeError):
-        pytest.fail(gone(path.split(".")[0], path, purpose))
+        pytest.fail(missing_message(path.split(".")[0], path, purpose))
     if how is not None:
         try:
-            inspect.signature(thing).bind(*how.args, **how.kwargs)
+            inspect.signature(attribute).bind(*how.args, **how.kwargs)
         except TypeError as error:
             pytest.fail(f"{path} is called in another way: {error}; it is used for {purpose}")
 
 
 @pytest.mark.parametrize("library, make, name, purpose", MADE, ids=[name for _, _, name, _ in MADE])
 def test_an_object_of_the_library_has_the_name(library, make, name, purpose):
-    assert hasattr(make(), name), gone(library, name, purpose)
+    assert hasattr(make(), name), missing_message(library, name, purpose)
 
 
 def test_every_private_name_is_listed():
@@ -105,7 +106,7 @@ def test_every_private_name_is_listed():
     }
 
 
-# ---- overridden without a word
+# ---- overriding by accident
 
 
 @cache
@@ -113,21 +114,21 @@ def classes_of_ours() -> list[type]:
     packages = [importlib.import_module(name) for name in ("lightning_nlf", "data_modules")]
     names = [info.name for package in packages for info in walk_packages(package.__path__, f"{package.__name__}.")]
     modules = [importlib.import_module(name) for name in names if not name.endswith("__main__")]
-    return [thing for module in modules for thing in vars(module).values() if inspect.isclass(thing)]
+    return [member for module in modules for member in vars(module).values() if inspect.isclass(member)]
 
 
-def is_ours(thing: type) -> bool:
-    return thing.__module__.split(".")[0] in ("lightning_nlf", "data_modules")
+def is_ours(cls: type) -> bool:
+    return cls.__module__.split(".")[0] in ("lightning_nlf", "data_modules")
 
 
 def test_no_class_overrides_a_private_name_of_a_library():
-    """On purpose or by chance; `_abc_impl` is Python's own."""
+    """On purpose or by accident. `_abc_impl` belongs to Python."""
     overridden = set()
-    for thing in filter(is_ours, classes_of_ours()):
-        libraries = {base for base in thing.__mro__ if base.__module__.split(".")[0] in ("jsonargparse", "lightning")}
-        taken = {name for base in libraries for name in vars(base) if name[0] == "_" and name[:2] != "__"}
-        ours = {base for base in thing.__mro__ if is_ours(base)}
-        overridden |= {(base.__module__, name) for base in ours for name in taken & vars(base).keys() - {"_abc_impl"}}
+    for cls in filter(is_ours, classes_of_ours()):
+        libraries = {base for base in cls.__mro__ if base.__module__.split(".")[0] in ("jsonargparse", "lightning")}
+        private = {name for base in libraries for name in vars(base) if name[0] == "_" and name[:2] != "__"}
+        ours = {base for base in cls.__mro__ if is_ours(base)}
+        overridden |= {(base.__module__, name) for base in ours for name in private & vars(base).keys() - {"_abc_impl"}}
     assert overridden == {("lightning_nlf.private_names", name) for name in ("_check_value_key", "_set_seed")}
 
 
@@ -137,11 +138,11 @@ def test_no_class_overrides_a_private_name_of_a_library():
 def test_arguments_and_their_types():
     from lightning_nlf.private_names import arguments_of, set_type, type_of
 
-    made = parser()
-    rate = arguments_of(made)[-1]
+    instance = parser()
+    rate = arguments_of(instance)[-1]
     assert rate.dest == "rate" and type_of(rate) is int and type_of(Action([], "x")) is None
     set_type(rate, float)
-    assert made.parse_object({"rate": 0.5}).rate == 0.5
+    assert instance.parse_object({"rate": 0.5}).rate == 0.5
 
 
 def test_a_parser_sees_every_value_before_it_is_checked():
@@ -157,8 +158,8 @@ def test_a_parser_sees_every_value_before_it_is_checked():
 def test_a_lenient_check_lets_null_pass():
     from lightning_nlf.private_names import arguments_of, lenient
 
-    made = parser()
-    checked = partial(made._check_value_key, arguments_of(made)[-1], None, "rate", Namespace())
+    instance = parser()
+    checked = partial(instance._check_value_key, arguments_of(instance)[-1], None, "rate", Namespace())
     with lenient(True):
         assert checked() is None
     with lenient(False), pytest.raises(TypeError, match="rate"):
@@ -166,7 +167,7 @@ def test_a_lenient_check_lets_null_pass():
 
 
 @pytest.mark.parametrize(
-    "kind, wanted",
+    "kind, expected",
     [
         (nn.Module, True),
         (nn.Module | None, True),
@@ -177,10 +178,10 @@ def test_a_lenient_check_lets_null_pass():
         (list[int] | None, False),
     ],
 )
-def test_which_types_want_a_class(kind, wanted):
+def test_which_types_want_a_class(kind, expected):
     from lightning_nlf.private_names import wants_class
 
-    assert wants_class(kind) is wanted
+    assert wants_class(kind) is expected
 
 
 def test_yaml_scalars_without_a_pattern_are_text():
@@ -196,17 +197,17 @@ def test_yaml_scalars_without_a_pattern_are_text():
         patterns[:] = before
 
 
-def test_imports_are_open_again_behind_the_policy():
+def test_imports_are_allowed_again_after_the_policy():
     from lightning_nlf.private_names import imports_only
 
-    made = LightningArgumentParser(exit_on_error=False)
-    made.add_argument("--network", type=nn.Module)
+    instance = LightningArgumentParser(exit_on_error=False)
+    instance.add_argument("--network", type=nn.Module)
     outside = {"network": {"class_path": "lightning.LightningModule"}}
     with imports_only(["torch"]):
-        assert made.parse_object({"network": {"class_path": "torch.nn.Identity"}}).network.class_path
+        assert instance.parse_object({"network": {"class_path": "torch.nn.Identity"}}).network.class_path
         with pytest.raises(Exception, match="not allowed"):
-            made.parse_object(outside)
-    assert made.parse_object(outside).network.class_path
+            instance.parse_object(outside)
+    assert instance.parse_object(outside).network.class_path
 
 
 # ---- Lightning

@@ -1,4 +1,4 @@
-"""A run's reward model as the next run's scorer: it pays what the module itself says, where the rules say."""
+"""The reward model of a run as the scorer of the next run: it gives the rewards of the module itself."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ END = 1  # the token that ends a step
 
 
 def rows(count=6, seed=0):
-    """A prompt token, then a reply of three to six tokens; `END` and the rest at random; rows in twos."""
+    """A prompt token, then a reply of three to six tokens: `END` and random tokens; rows come in pairs."""
     ids = torch.randint(1, 5, (count, 7), generator=torch.Generator().manual_seed(seed))
     lengths = 3 + torch.arange(count) % 4
     valid = torch.arange(6) < lengths[:, None]
@@ -37,10 +37,10 @@ def rows(count=6, seed=0):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Of an outcome model and of a process model, as the command line leaves them."""
+    """Checkpoints of an outcome model and of a process model, as the command line writes them."""
     folder = tmp_path_factory.mktemp("outputs")
     save_batch(rows(16), folder / "rows.pt")
-    found = {}
+    losses = {}
     for family in ("BradleyTerryReward", "ProcessReward"):
         yaml = folder / f"{family}.yaml"
         yaml.write_text(
@@ -55,8 +55,8 @@ data: {{class_path: data_modules.offline.OfflineDataModule, init_args: {{path: {
 """
         )
         main(["fit", "--config", str(yaml), "--run_dir", str(folder / family)])
-        found[family] = str(folder / family / "checkpoints" / "last.ckpt")
-    return found
+        losses[family] = str(folder / family / "checkpoints" / "last.ckpt")
+    return losses
 
 
 @pytest.fixture
@@ -68,10 +68,10 @@ def test_an_outcome_is_paid_on_the_last_step_as_the_module_says_it(checkpoints, 
     batch = rows()
     module = RewardModule.load_from_checkpoint(checkpoints["BradleyTerryReward"]).eval()
     final = last_valid(batch.valid)
-    said = module.evaluate(module.prepare(batch)).values
-    assert module.gain != 1  # it was normalised
+    values = module.evaluate(module.prepare(batch)).values
+    assert module.gain != 1  # with normalisation
     rewards = outcome.score(batch)
-    torch.testing.assert_close(rewards, torch.where(final, module.gain * said + module.bias, 0))
+    torch.testing.assert_close(rewards, torch.where(final, module.gain * values + module.bias, 0))
     assert rewards[final].unique().numel() > 1 and not rewards[~final].any()
     assert not rewards.requires_grad and not any(p.requires_grad for p in outcome.module.parameters())
 
@@ -92,7 +92,7 @@ def test_a_row_that_nobody_decided_in_is_paid_nothing(outcome):
 
 
 def test_steps_are_paid_where_they_end(checkpoints):
-    """By the token, or by what the batch says: the same ends; a reply without one is a step as a whole."""
+    """Step ends from the token or from the batch are the same; a reply without a step end is one step."""
     batch = rows()
     no_end = ~batch.extra["step_ends"].any(1)
     assert no_end.any() and not no_end.all()
@@ -109,21 +109,21 @@ def test_steps_are_paid_where_they_end(checkpoints):
 def test_steps_become_one_number_on_the_last_step(checkpoints, aggregate):
     batch = rows()
     dense = CheckpointReward(checkpoints["ProcessReward"]).score(batch)
-    paid = CheckpointReward(checkpoints["ProcessReward"], aggregate).score(batch)
+    step_rewards = CheckpointReward(checkpoints["ProcessReward"], aggregate).score(batch)
     final = last_valid(batch.valid)
-    assert not paid[~final].any()
+    assert not step_rewards[~final].any()
     for row in range(len(batch)):
         steps = dense[row][dense[row] > 0].tolist()
         expected = {"min": min(steps), "product": torch.tensor(steps).prod().item(), "last": steps[-1]}[aggregate]
-        assert paid[row][final[row]].item() == pytest.approx(expected)
+        assert step_rewards[row][final[row]].item() == pytest.approx(expected)
 
 
 def test_aggregates_by_hand():
-    """Steps of .5, .25 and .8 with others between: the least .25, the product .1, the last .8."""
+    """Steps of .5, .25 and .8 with other tokens between: minimum .25, product .1, last .8."""
     rewards = torch.tensor([[0.5, 9.0, 0.25, 0.8, -1.0]])
     ends = torch.tensor([[True, False, True, True, False]])
-    found = {name: of(rewards, ends).item() for name, of in scorers.AGGREGATES.items()}
-    assert found == pytest.approx({"min": 0.25, "product": 0.1, "last": 0.8})
+    losses = {name: of(rewards, ends).item() for name, of in scorers.AGGREGATES.items()}
+    assert losses == pytest.approx({"min": 0.25, "product": 0.1, "last": 0.8})
 
 
 @pytest.mark.parametrize(("knob", "value"), [("aggregate", "min"), ("step_end_token", 1)])

@@ -1,4 +1,4 @@
-"""Loading weights runs nothing that the file names: by every road, at every place, in every form."""
+"""Loading weights never runs code that the file names, whichever function loads it and wherever the name is."""
 
 import contextlib
 import itertools
@@ -33,11 +33,14 @@ TRAINING = ("optimizer", "lr_scheduler")
 PLACES = (*TRAINING, "network", "schedule", "_class_path")
 
 
-def saved(folder, module, class_path, **arguments):
-    """A checkpoint as a run leaves it, as far as loading the module reads it."""
+def save_checkpoint(folder, module, class_path, **arguments):
+    """Save a checkpoint with the parts that loading a module reads."""
     path = folder / "last.ckpt"
-    written = {"_class_path": class_path, "_instantiator": "lightning.pytorch.cli.instantiate_module"} | arguments
-    torch.save({"state_dict": module.state_dict(), "hyper_parameters": written}, path)
+    hyperparameters = {
+        "_class_path": class_path,
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+    } | arguments
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": hyperparameters}, path)
     return path
 
 
@@ -46,8 +49,8 @@ def gaussian(class_path="lightning_nlf.networks.GaussianPolicy"):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A working folder with packages of the user's and of a stranger's."""
+def folder(tmp_path, monkeypatch):
+    """A working folder with a package of the user and one of a stranger."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mypkg.py").write_text("from collections.abc import Callable\n" + MINE)
@@ -59,7 +62,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def policy(here):
+def policy(folder):
     arguments = {
         "policy": gaussian(),
         "imitation_weight": {"class_path": "lightning_nlf.maths.Linear", "init_args": {"start": 1.0, "over": 9}},
@@ -67,18 +70,20 @@ def policy(here):
         "lr_scheduler": None,
     }
     module = InjectionPolicy(policy=GaussianPolicy(4, 1, [2]), imitation_weight=Linear(1.0, over=9))
-    return saved(here, module, "lightning_nlf.objectives.InjectionPolicy", **arguments)
+    return save_checkpoint(folder, module, "lightning_nlf.objectives.InjectionPolicy", **arguments)
 
 
 @pytest.fixture
-def reward(here):
+def reward(folder):
     network = {"class_path": "lightning_nlf.networks.GRUReward", "init_args": {"vocabulary": 5, "width": 2}}
     module = BradleyTerryReward(reward=GRUReward(vocabulary=5, width=2))
-    return saved(here, module, "lightning_nlf.objectives.BradleyTerryReward", reward=network, optimizer=None)
+    return save_checkpoint(
+        folder, module, "lightning_nlf.objectives.BradleyTerryReward", reward=network, optimizer=None
+    )
 
 
 def poison(path, place, form):
-    """Puts what would leave the file `ran` at a place of a checkpoint."""
+    """Insert an object into a checkpoint that would create the file `ran`."""
     class_path, arguments = {
         "function": ("os.system", {"command": "touch ran"}),
         "class": ("subprocess.Popen", {"args": ["touch", "ran"]}),
@@ -89,10 +94,12 @@ def poison(path, place, form):
         "function of torch": ("torch.nn.init.torch.hub.load", {"repo_or_dir": "nobody/nothing"}),
     }[form]
     checkpoint = torch.load(path, weights_only=True)
-    written = checkpoint["hyper_parameters"]
+    hyperparameters = checkpoint["hyper_parameters"]
     spec = class_path if place == "_class_path" or arguments is None else spec_of(class_path, arguments)
-    name = {"network": "policy" if "policy" in written else "reward", "schedule": "imitation_weight"}.get(place, place)
-    written[name] = spec
+    name = {"network": "policy" if "policy" in hyperparameters else "reward", "schedule": "imitation_weight"}.get(
+        place, place
+    )
+    hyperparameters[name] = spec
     torch.save(checkpoint, path)
     return str(path)
 
@@ -115,62 +122,62 @@ FORMS = ("function", "class", "module", "name", "through us", "function of ours"
 @pytest.mark.parametrize(
     "road, form", [*itertools.product(ROADS, FORMS[:4]), *(("load_from_checkpoint", form) for form in FORMS[4:])]
 )
-def test_nothing_that_a_checkpoint_names_is_run_or_imported(request, monkeypatch, here, road, place, form):
+def test_nothing_that_a_checkpoint_names_is_run_or_imported(request, monkeypatch, folder, road, place, form):
     path = poison(request.getfixturevalue("reward" if road == "reward" else "policy"), place, form)
     monkeypatch.setattr("lightning_nlf.tracking.registry.fetch_registered", lambda name, uri: path)
-    acts = place in TRAINING and form in ("function", "class", "module", "name")  # who acts needs no optimizer
+    acts = place in TRAINING and form in ("function", "class", "module", "name")  # acting needs no optimizer
     if acts:
         ROADS[road](path)
     else:
         with pytest.raises(ValueError, match=r"^[^\n]+$") as refused:
             ROADS[road](path)
         assert "last.ckpt" in str(refused.value)
-    assert not (here / "ran").exists() and "stranger" not in sys.modules
+    assert not (folder / "ran").exists() and "stranger" not in sys.modules
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("argument", ["inner", "head", "activation", "extra"])
-def test_nor_at_any_depth_of_a_network_that_is_trusted(here, argument, form):
+def test_nor_at_any_depth_of_a_network_that_is_trusted(folder, argument, form):
     from mypkg import Net, Objective, Wrapped
 
     wrapped = {"class_path": "mypkg.Wrapped", "init_args": {"inner": gaussian("mypkg.Net")}}
-    path = saved(here, Objective(policy=Wrapped(Net(4, 1, [2]))), "mypkg.Objective", policy=wrapped)
+    path = save_checkpoint(folder, Objective(policy=Wrapped(Net(4, 1, [2]))), "mypkg.Objective", policy=wrapped)
     assert isinstance(ObjectiveModule.load_from_checkpoint(path, trust=["mypkg"]), Objective)
     inside = torch.load(path, weights_only=True)
     network = inside["hyper_parameters"]["policy"]["init_args"]
-    torch.save({"hyper_parameters": {}}, here / "part.ckpt")
-    poison(here / "part.ckpt", "network", form)
-    network[argument] = torch.load(here / "part.ckpt", weights_only=True)["hyper_parameters"]["reward"]
+    torch.save({"hyper_parameters": {}}, folder / "part.ckpt")
+    poison(folder / "part.ckpt", "network", form)
+    network[argument] = torch.load(folder / "part.ckpt", weights_only=True)["hyper_parameters"]["reward"]
     torch.save(inside, path)
-    if argument == "extra":  # may be anything, what the file says too
+    if argument == "extra":  # this argument accepts any value
         with contextlib.suppress(ValueError):
             ObjectiveModule.load_from_checkpoint(path, trust=["mypkg"])
     else:
         with pytest.raises(ValueError, match=r"last\.ckpt: [^\n]+$"):
             ObjectiveModule.load_from_checkpoint(path, trust=["mypkg"])
-    assert not (here / "ran").exists() and "stranger" not in sys.modules
+    assert not (folder / "ran").exists() and "stranger" not in sys.modules
 
 
-def test_what_the_caller_trusts_loads_and_nothing_else_does(here):
+def test_what_the_caller_trusts_loads_and_nothing_else_does(folder):
     from mypkg import Net, Objective
 
-    path = saved(here, Objective(policy=Net(4, 1, [2])), "mypkg.Objective", policy=gaussian("mypkg.Net"))
+    path = save_checkpoint(folder, Objective(policy=Net(4, 1, [2])), "mypkg.Objective", policy=gaussian("mypkg.Net"))
     sys.modules.pop("mypkg")
     for load in (ObjectiveModule.load_from_checkpoint, CheckpointExpert, CheckpointTextExpert):
-        with pytest.raises(ValueError, match=r"names mypkg\.Objective, .* trust=\['mypkg'\], or --trust mypkg$"):
+        with pytest.raises(ValueError, match=r"names mypkg\.Objective, .* trust=\['mypkg'\] or --trust mypkg$"):
             load(str(path))
         with pytest.raises(ValueError, match=r"names mypkg\.Objective"):
             load(str(path), trust=["mypk", "mypkg.networks"])
         assert "mypkg" not in sys.modules
     assert type(CheckpointExpert(str(path), trust=["mypkg"]).policy).__module__ == "mypkg"
-    with pytest.raises(ValueError, match="trust: a list of packages"):
+    with pytest.raises(ValueError, match="trust: expected a list of packages"):
         ObjectiveModule.load_from_checkpoint(path, trust="mypkg")
 
 
 def test_an_optimizer_of_a_stranger_is_missed_in_training_only_and_saved_again(policy):
     poison(policy, "optimizer", "module")
     module = ObjectiveModule.load_from_checkpoint(policy)
-    with pytest.raises(ValueError, match=r"last\.ckpt names the optimizer stranger\.Thing.*load it with `trust`"):
+    with pytest.raises(ValueError, match=r"last\.ckpt needs optimizer stranger\.Thing.*add the package to `trust`"):
         module.configure_optimizers()
     again = {"hyper_parameters": dict(module.hparams)}
     module.on_save_checkpoint(again)
@@ -187,9 +194,9 @@ def test_an_optimizer_of_torch_goes_on_as_it_was(policy):
 
 @pytest.mark.parametrize("key", ["optimizer", "lr_scheduler"])
 @pytest.mark.parametrize("name", ["stranger.run", "os.system"])
-def test_a_function_in_a_yaml_is_refused_before_it_is_called(here, capsys, key, name):
-    (here / "stranger.py").write_text("def run(command=''): open('ran', 'w')\n")
-    (here / "run.yaml").write_text(
+def test_a_function_in_a_yaml_is_refused_before_it_is_called(folder, capsys, key, name):
+    (folder / "stranger.py").write_text("def run(command=''): open('ran', 'w')\n")
+    (folder / "run.yaml").write_text(
         f"""
 model:
   class_path: lightning_nlf.objectives.ReinforcePolicy
@@ -202,16 +209,16 @@ data: {{class_path: data_modules.pendulum.PendulumDataModule}}
     with pytest.raises(SystemExit) as ending:
         main(["fit", "--config", "run.yaml"], run=False)
     message = capsys.readouterr().err
-    assert ending.value.code == 2 and not (here / "ran").exists()
-    assert f"{key}.class_path (run.yaml, line 6): " in message and "is a function; a class must stand there" in message
+    assert ending.value.code == 2 and not (folder / "ran").exists()
+    assert f"{key}.class_path (run.yaml, line 6): " in message and "is a function; give a class" in message
     assert message.count("\n") == 1
 
 
-def test_the_command_line_trusts_what_its_flag_names(here, capsys):
+def test_the_command_line_trusts_what_its_flag_names(folder, capsys):
     from mypkg import Net, Objective
 
-    saved(here, Objective(policy=Net(4, 1, [2])), "mypkg.Objective", policy=gaussian("mypkg.Net"))
-    (here / "run.yaml").write_text(
+    save_checkpoint(folder, Objective(policy=Net(4, 1, [2])), "mypkg.Objective", policy=gaussian("mypkg.Net"))
+    (folder / "run.yaml").write_text(
         """
 trainer: {accelerator: cpu, logger: false}
 model:

@@ -1,10 +1,10 @@
-"""Spoils inputs of every kind and counts how the product answers.
+"""Damage inputs of every kind at random, and count how the program answers.
 
     python tests/mutants                                     1,000 mutants of seed 0
     python tests/mutants --kinds yaml --seeds 1 2 3 --count 100
     python tests/mutants --show traceback hang               with their messages
 
-The exit code is 1 where one ended in a traceback, hung or was accepted although it must not be.
+The exit code is 1 if an input caused a traceback or a hang, or was accepted by mistake.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> int:
                     answer = judge(mutant)
                     counts.setdefault(mutant.mutation, Counter())[answer.verdict] += 1
                     if answer.verdict in options.show:
-                        print(f"--- {answer.verdict}: {mutant.what}\n{answer.message}")
+                        print(f"--- {answer.verdict}: {mutant.description}\n{answer.message}")
         total: Counter[str] = Counter()
         for mutation, count in [*sorted(counts.items()), ("all", total)]:
             total.update(count if mutation != "all" else {})

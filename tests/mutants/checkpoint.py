@@ -1,4 +1,4 @@
-"""Spoilt checkpoints: flipped bytes, cuts, missing and wrong parts, foreign names, and what is no checkpoint at all."""
+"""Damaged checkpoints: flipped bytes, cuts, missing and wrong parts, foreign names, and other files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from lightning_nlf.modules import ObjectiveModule
 
 ROOT = Path(__file__).parents[2]
 WHOLE = ROOT / "tests" / "lightning_nlf" / "checkpoints" / "injection.ckpt"
-COMMAND = [*("--config", str(ROOT / "conf" / "injection.yaml")), *("--config", str(ROOT / "conf" / "debug.yaml"))]
+COMMAND = [
+    *("--config", str(ROOT / "conf" / "injection.yaml")),
+    *("--config", str(ROOT / "conf" / "overlays" / "debug.yaml")),
+]
 COMMAND += ["--model.policy.hidden", "[2]", "--data.label_buffer.rows", "4", "--trainer.max_epochs", "1"]
 COMMAND += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--data.evaluation_episodes", "1"]
 NONSENSE: tuple[Any, ...] = (None, 3, -1.5, "x", [], [1, "a"], {}, {"a": 1}, True)
@@ -30,22 +33,22 @@ TRAINING = ("callbacks", "optimizer_states", "lr_schedulers", "PendulumDataModul
 
 
 def mutants(seed: int, count: int, folder: Path) -> Iterator[Mutant]:
-    """`count` of them, all sorts in turn; files are written below `folder`."""
+    """`count` damaged checkpoints of all sorts in turn. Writes files to `folder`."""
     draw = random.Random(seed)
     content = torch.load(WHOLE, weights_only=True)
     for number, (sort, spoil) in zip(range(count), itertools.cycle(SORTS.items()), strict=False):
         path = folder / f"{number}.ckpt"
-        what, names, stage = spoil(draw, path, copy.deepcopy(content))
-        # Padding and dates are no content; some values are as good as those that were there.
-        same = sort in ("flipped bytes", "bytes after the end", "argument of another type")
+        description, names, stage = spoil(draw, path, copy.deepcopy(content))
+        # Padding and dates are not content, and some other values are valid too.
+        may_be_accepted = sort in ("flipped bytes", "bytes after the end", "argument of another type")
         yield Mutant(
             "checkpoint",
             sort,
-            f"{path.name}: {what}",
+            f"{path.name}: {description}",
             names,
             _attempt(path, stage, folder),
             (ValueError, OSError),
-            same,
+            may_be_accepted,
         )
 
 
@@ -57,7 +60,7 @@ def _attempt(path: Path, stage: str | None, folder: Path) -> Callable[[], int]:
         module = ObjectiveModule.load_from_checkpoint(path)
         whole = ObjectiveModule.load_from_checkpoint(WHOLE)
         if any(not torch.equal(x, whole.state_dict()[name]) for name, x in module.state_dict().items()):
-            raise OtherContent("weights are others than were written")
+            raise OtherContent("the weights differ from the saved ones")
         return 0
 
     def run() -> int:
@@ -73,7 +76,7 @@ def _attempt(path: Path, stage: str | None, folder: Path) -> Callable[[], int]:
 
 
 def _seldom(draw: random.Random, stage: str, cheap: str | None) -> str | None:
-    """One in six goes through the command line, which takes a second or two."""
+    """Choose the command line in one of six cases only, because it takes a second or two."""
     return stage if draw.randrange(6) == 0 else cheap
 
 
@@ -125,13 +128,13 @@ def _weight(draw: random.Random, path: Path, content: dict[str, Any]) -> tuple[s
 
 def _shape(draw: random.Random, path: Path, content: dict[str, Any]) -> tuple[str, tuple[str, ...], str | None]:
     state = content["state_dict"]
-    one, other = draw.choice([(a, b) for a in state for b in state if state[a].shape != state[b].shape])
-    state[one], state[other] = state[other], state[one]
+    first, second = draw.choice([(a, b) for a in state for b in state if state[a].shape != state[b].shape])
+    state[first], state[second] = state[second], state[first]
     torch.save(content, path)
-    return f"{one} and {other} swapped", (one, other), _seldom(draw, "validate", None)
+    return f"{first} and {second} swapped", (first, second), _seldom(draw, "validate", None)
 
 
-def _lost(draw: random.Random, path: Path, content: dict[str, Any]) -> tuple[str, tuple[str, ...], None]:
+def _missing_weight(draw: random.Random, path: Path, content: dict[str, Any]) -> tuple[str, tuple[str, ...], None]:
     name = draw.choice(sorted(content["state_dict"]))
     x = content["state_dict"].pop(name)
     changed = draw.choice((name, name + "x"))
@@ -176,9 +179,9 @@ SORTS: dict[str, Spoil] = {
     "bytes after the end": _longer,
     "part missing": _missing,
     "part of another type": _part,
-    "weight that is no tensor": _weight,
+    "weight that is not a tensor": _weight,
     "shapes swapped": _shape,
-    "weight missing or renamed": _lost,
+    "weight missing or renamed": _missing_weight,
     "argument of another type": _argument,
     "foreign name": _foreign,
     "no checkpoint": _plain,

@@ -1,4 +1,4 @@
-"""Files of feedback, spoilt: one line of all kinds of judgement damaged, for `check`, and every fourth for training."""
+"""Damaged feedback files: one line of any kind of judgement is damaged. Given to `check`, every fourth to a fit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ WRONG: dict[str, tuple[Any, ...]] = {  # values that no field of this name may h
     "meta": (5, "x", [], [1], True, {"said_by": 5}, {"said_by": ["ana"]}, {"finished": "no"}, {"finished": 1},
              {"finished": None}, {"finished": [True] * 9}, {"finished": []}),
 }  # fmt: skip
-Spoilt = tuple[str, bytes, tuple[str, ...]]  # what was done, the line, and words that name it
+Spoilt = tuple[str, bytes, tuple[str, ...]]  # description, damaged line, and words of which the message must have one
 Damage = Callable[[random.Random, dict[str, Any]], Spoilt]
 
 
@@ -59,20 +59,22 @@ def mutants(seed: int, count: int, folder: Path) -> Iterator[Mutant]:
     for number in range(count):
         name, damage = damages[number % len(damages)]
         fits = number // len(damages) % 4 == 3
-        whole = [line for line in LINES if not (fits and isinstance(line["prompt"], list))]  # words know no chat
+        whole = [
+            line for line in LINES if not (fits and isinstance(line["prompt"], list))
+        ]  # WordTokenizer has no chat template
         place = chance.randrange(len(whole))
-        what, spoilt, words = damage(chance, json.loads(json.dumps(whole[place])))
+        description, spoilt, words = damage(chance, json.loads(json.dumps(whole[place])))
         sound = [json.dumps(line).encode() for line in whole]
         lines = [*sound[:place], spoilt, *sound[place + 1 :]]
         path = folder / f"{number}.jsonl"
         content = b"\n".join(lines) + b"\n"
         if name in WHOLE:
-            what, content, words = WHOLE[name](sound)
+            description, content, words = WHOLE[name](sound)
             place = int(words[0]) - 1
         path.write_bytes(content)
         names = tuple(f"{path}:{place + 1}: {word}" for word in words[name in WHOLE :]) or (f"{path}:{place + 1}: ",)
         yield Mutant(
-            "feedback", name, f"line {place + 1} of {path.name}, {what}", names, partial(_attempt, path, fits),
+            "feedback", name, f"line {place + 1} of {path.name}, {description}", names, partial(_attempt, path, fits),
             refusals=(ValueError,) if fits else (), may_be_accepted=name in HARMLESS,
         )  # fmt: skip
 
@@ -86,8 +88,8 @@ def _attempt(path: Path, fits: bool) -> int:
     return 0
 
 
-def _line(what: str, line: Any, *words: str) -> Spoilt:
-    return what, json.dumps(line).encode(), words
+def _line(description: str, line: Any, *words: str) -> Spoilt:
+    return description, json.dumps(line).encode(), words
 
 
 def _wrong(chance: random.Random, line: dict[str, Any]) -> Spoilt:
@@ -97,7 +99,7 @@ def _wrong(chance: random.Random, line: dict[str, Any]) -> Spoilt:
 
 
 def _own_wrong(chance: random.Random, line: dict[str, Any]) -> Spoilt:
-    """Of a field that the line has."""
+    """Give a wrong value to a field that the line has."""
     field = chance.choice([*line])
     value = chance.choice(WRONG[field])
     return _line(f"{field}: {value!r}", line | {field: value}, field)
@@ -161,7 +163,7 @@ def _cut_line(chance: random.Random, line: dict[str, Any]) -> Spoilt:
 def _bytes(chance: random.Random, line: dict[str, Any]) -> Spoilt:
     text = bytearray(json.dumps(line).encode())
     text.insert(chance.randrange(1, len(text)), chance.choice((0xFF, 0xC0, 0x80, 0xFE)))
-    return "a byte that is no UTF-8", bytes(text), ("byte ",)
+    return "a byte that is not UTF-8", bytes(text), ("byte ",)
 
 
 def _binary(chance: random.Random, line: dict[str, Any]) -> Spoilt:
@@ -170,7 +172,7 @@ def _binary(chance: random.Random, line: dict[str, Any]) -> Spoilt:
 
 def _no_object(chance: random.Random, line: dict[str, Any]) -> Spoilt:
     text = chance.choice((b"5", b"null", b'"x"', b"[1, 2]", b"true", b"prompt: a", b"a,b,c", b"{'prompt': 'a'}", b"#"))
-    return text.decode(), text, ("a line is an object", "not JSON")
+    return text.decode(), text, ("a line must be an object", "not JSON")
 
 
 def _other_format(chance: random.Random, line: dict[str, Any]) -> Spoilt:
@@ -185,7 +187,7 @@ def _other_format(chance: random.Random, line: dict[str, Any]) -> Spoilt:
             ("instruction", {"instruction": "a", "input": "", "output": "x"}),
         )
     )
-    return _line(f"a line with {field}", line, f"{field}: this line is of")
+    return _line(f"a line with {field}", line, f"{field}: this line is in")
 
 
 def _emoji_span(chance: random.Random, line: dict[str, Any]) -> Spoilt:
@@ -230,7 +232,7 @@ DAMAGES: dict[str, Damage] = {
     "nested": _nested,
     "key twice": _duplicate_key,
     "truncated line": _cut_line,
-    "byte that is no UTF-8": _bytes,
+    "byte that is not UTF-8": _bytes,
     "binary": _binary,
     "no object": _no_object,
     "another format": _other_format,

@@ -1,4 +1,4 @@
-"""Folders in Hugging Face layout, spoilt: a tiny model and its tokenizer, as policy and tokenizer of a yaml."""
+"""Damaged folders in Hugging Face layout: a tiny model and its tokenizer, as policy and tokenizer of a yaml."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ SIZES = {
     "llama": ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     "gpt2": ("vocab_size", "n_embd", "n_layer", "n_positions"),
 }
-Damage = Callable[[Path, random.Random], tuple[str, tuple[str, ...]]]  # what was done, and words that name it
+Damage = Callable[[Path, random.Random], tuple[str, tuple[str, ...]]]  # returns a description, and words of the message
 
 
 class Poison:
-    """A pickle that makes a file where it is read as code."""
+    """A pickle that creates a file if it is loaded as code."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -51,9 +51,9 @@ def mutants(seed: int, count: int, folder: Path) -> Iterator[Mutant]:
         place, family = folder / f"{number:04}", rng.choice(FAMILIES)
         policy = POLICIES[number // len(damages) % 2]
         shutil.copytree(folder / family, place)
-        what, names = damage(place, rng)
+        description, names = damage(place, rng)
         yield Mutant(
-            "folder", name, f"{family} as {policy}, {what}", names, partial(_attempt, place, policy),
+            "folder", name, f"{family} as {policy}, {description}", names, partial(_attempt, place, policy),
             may_be_accepted=name in HARMLESS,
         )  # fmt: skip
         shutil.rmtree(place)
@@ -67,7 +67,7 @@ def _write_base(folder: Path, family: str) -> None:
 
 
 def _attempt(folder: Path, policy: str) -> int | None:
-    """The yaml of a user, built by the command line, and the check of ids that comes first in a fit."""
+    """Build a user's yaml through the command line, and check the token ids as a fit does first."""
     network = {"class_path": f"lightning_nlf.networks.{policy}", "init_args": {"weights": str(folder)}}
     tokenizer = {"class_path": "data_modules.text.FolderTokenizer", "init_args": {"path": str(folder)}}
     data = {"task": {"class_path": "data_modules.text.PositiveReviews"}, "tokenizer": tokenizer}

@@ -1,7 +1,7 @@
-"""Spoilt journals of run folders, on the road of `python -m lightning_nlf.tracking sync`.
+"""Damaged journals of run folders, given to `python -m lightning_nlf.tracking sync`.
 
-Beside each lies a sound run, named after it: that one must arrive. What was sent must be there once, also after a
-second `sync`. Both raise AssertionError, which counts as a traceback.
+Each is sent together with a valid run, which must arrive. All records must be in the store exactly once, even after a
+second `sync`. A violation raises AssertionError, which counts as a traceback.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WRONG = [None, True, -1, 1.5, 10**30, float("nan"), float("inf"), "", "x", [], {
 
 
 def mutants(seed: int, count: int, folder: Path) -> Iterator[Mutant]:
-    """`count` spoilt journals; the data base is made once."""
+    """`count` damaged journals, with one database for all."""
     rng = random.Random(seed)
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     event.listen(Engine, "connect", _hurried)
@@ -46,15 +46,15 @@ def mutants(seed: int, count: int, folder: Path) -> Iterator[Mutant]:
         name, spoil = MUTATIONS[number % len(MUTATIONS)]
         bad = folder / f"bad{number}"
         _sound(bad)
-        what, names, may_be_accepted = spoil(rng, bad)
-        # The identity is new for each: a run of the data base is found by it.
+        description, names, may_be_accepted = spoil(rng, bad)
+        # Each journal needs a new identity, because runs in the database are found by it.
         attempt = functools.partial(_attempt, bad, folder / f"good{number}", uri, folder / "mlflow.db")
-        yield Mutant("journal", name, f"{bad.name}: {what}", names, attempt, (), may_be_accepted)
+        yield Mutant("journal", name, f"{bad.name}: {description}", names, attempt, (), may_be_accepted)
 
 
 def _hurried(connection: Any, record: object) -> None:
     if isinstance(connection, sqlite3.Connection):
-        connection.execute("PRAGMA synchronous = OFF")  # the data base is thrown away
+        connection.execute("PRAGMA synchronous = OFF")  # the database is temporary
 
 
 def _sound(run_dir: Path, lines: list[dict[str, Any]] = LINES) -> None:
@@ -64,8 +64,8 @@ def _sound(run_dir: Path, lines: list[dict[str, Any]] = LINES) -> None:
 
 
 def _texts(run_dir: Path, lines: list[dict[str, Any]] = LINES) -> list[bytes]:
-    own = [line | ({"journal": f"j-{run_dir.name}"} if line["kind"] == "start" else {}) for line in lines]
-    return [json.dumps(line, separators=(",", ":")).encode() for line in own]
+    records = [line | ({"journal": f"j-{run_dir.name}"} if line["kind"] == "start" else {}) for line in lines]
+    return [json.dumps(line, separators=(",", ":")).encode() for line in records]
 
 
 def _write(run_dir: Path, texts: list[bytes], end: bytes = b"\n") -> None:
@@ -77,8 +77,8 @@ def _attempt(bad: Path, good: Path, uri: str, store: Path) -> int:
     code = main(["sync", str(bad), str(good), "--tracking_uri", uri])
     once = _rows(store)
     assert ("j-" + good.name, "FINISHED") in once[0], f"{good.name} waited for {bad.name}"
-    assert main(["sync", str(bad), "--tracking_uri", uri]) == code, "a second sync answers otherwise"
-    assert _rows(store) == once, "something is there twice"
+    assert main(["sync", str(bad), "--tracking_uri", uri]) == code, "a second sync gives another exit code"
+    assert _rows(store) == once, "a record is in the store twice"
     return code
 
 
@@ -89,16 +89,16 @@ def _rows(store: Path) -> tuple[list[Any], int]:
         return sorted(connection.execute(query).fetchall()), metrics
 
 
-# Each spoils the journal and says what it did, what the message must name, and whether exit code 0 is right.
+# Description of the damage, words of which the message must have one, and whether exit code 0 is right.
 Spoilt = tuple[str, tuple[str, ...], bool]
 
 
-def _line(rng: random.Random, run_dir: Path, text: Callable[[bytes], bytes], what: str) -> Spoilt:
+def _line(rng: random.Random, run_dir: Path, text: Callable[[bytes], bytes], description: str) -> Spoilt:
     texts = _texts(run_dir)
     number = rng.randrange(len(texts))
     texts[number] = text(texts[number])
     _write(run_dir, texts)
-    return f"line {number + 1} {what}", (f"{JOURNAL}:{number + 1}:",), False
+    return f"line {number + 1} {description}", (f"{JOURNAL}:{number + 1}:",), False
 
 
 def _truncated(rng: random.Random, run_dir: Path) -> Spoilt:
@@ -139,11 +139,11 @@ def _wrong_value(rng: random.Random, run_dir: Path) -> Spoilt:
     key = rng.choice(keys)
     fitting = {"time": (), "step": (-1,), "path": ("x", "'; --"), "values": ({},), "experiment": ("x", "'; --")}
     value = rng.choice([value for value in WRONG if value not in fitting.get(key, ("x",) if key == "journal" else ())])
-    own = _texts(run_dir)
-    line = json.loads(own[number]) | {key: value}
-    own[number] = json.dumps(line).encode()
-    _write(run_dir, own)
-    # An experiment of null is none: the start stands, and the run is refused.
+    texts = _texts(run_dir)
+    line = json.loads(texts[number]) | {key: value}
+    texts[number] = json.dumps(line).encode()
+    _write(run_dir, texts)
+    # The start record is valid even if its experiment is null, but then the run is refused.
     names = (JOURNAL,) if number == 0 else (f"{JOURNAL}:{number + 1}:",)
     return f"line {number + 1}: {key} is {value!r}", names, False
 
@@ -191,23 +191,23 @@ def _no_start(rng: random.Random, run_dir: Path) -> Spoilt:
 
 def _harmless(rng: random.Random, run_dir: Path) -> Spoilt:
     texts = _texts(run_dir)
-    what = rng.choice(["BOM", "CRLF", "spaces", "a field more", "no artifact file", "names", "order of keys"])
-    if what == "BOM":
+    change = rng.choice(["BOM", "CRLF", "spaces", "a field more", "no artifact file", "names", "order of keys"])
+    if change == "BOM":
         texts[0] = b"\xef\xbb\xbf" + texts[0]
-    elif what == "spaces":
+    elif change == "spaces":
         texts = [json.dumps(json.loads(text), indent=None, separators=(" , ", " : ")).encode() for text in texts]
-    elif what == "a field more":
+    elif change == "a field more":
         texts[3] = texts[3][:-1] + b',"new":{"a":[1]}}'
-    elif what == "no artifact file":
+    elif change == "no artifact file":
         (run_dir / "note.txt").unlink()
-    elif what == "names":
+    elif change == "names":
         texts[1] = json.dumps({"kind": "params", "time": 2, "values": {"../a": "1", "a[1]": "2", "": "3"}}).encode()
-    elif what == "order of keys":
+    elif change == "order of keys":
         texts = [json.dumps(dict(reversed(json.loads(text).items()))).encode() for text in texts]
     _write(run_dir, texts)
-    if what == "CRLF":
+    if change == "CRLF":
         (run_dir / JOURNAL).write_bytes((run_dir / JOURNAL).read_bytes().replace(b"\n", b"\r\n"))
-    return what, (), True
+    return change, (), True
 
 
 def _artifact_path(rng: random.Random, run_dir: Path) -> Spoilt:
@@ -216,14 +216,14 @@ def _artifact_path(rng: random.Random, run_dir: Path) -> Spoilt:
     texts = _texts(run_dir)
     texts[4] = json.dumps({"kind": "artifact", "time": 5, "path": path}).encode()
     _write(run_dir, texts)
-    return f"an artifact is {path[:40]!r}", (), True  # left out with a line; all else is sent
+    return f"an artifact is {path[:40]!r}", (), True  # skipped with a warning; the rest is sent
 
 
 def _no_file(rng: random.Random, run_dir: Path) -> Spoilt:
     journal = run_dir / JOURNAL
     journal.unlink()
-    what = rng.choice(["missing", "a folder", "a pipe", "a device", "a link out", "a loop", "empty", "a torn line"])
-    match what:
+    kind = rng.choice(["missing", "a folder", "a pipe", "a device", "a link out", "a loop", "empty", "a torn line"])
+    match kind:
         case "a folder":
             journal.mkdir()
         case "a pipe":
@@ -238,7 +238,7 @@ def _no_file(rng: random.Random, run_dir: Path) -> Spoilt:
             journal.touch()
         case "a torn line":
             journal.write_bytes(_texts(run_dir)[0])
-    return f"is {what}", (run_dir.name,), False
+    return f"is {kind}", (run_dir.name,), False
 
 
 def _position(rng: random.Random, run_dir: Path) -> Spoilt:

@@ -1,6 +1,6 @@
-"""Spoilt inputs and how the product answers them: a clear message, a wrong key, a traceback, a hang, silence.
+"""Damaged inputs, and the verdict on how the program answers them.
 
-Each kind of input has a module here with `mutants(seed, count, folder)`. `python tests/mutants --help` runs them all.
+Each kind of input has a module here with `mutants(seed, count, folder)`. `python tests/mutants` runs them all.
 """
 
 from __future__ import annotations
@@ -16,31 +16,33 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    CLEAR = "clear"  # exit code 2 (or the error that is documented) and one line that names what is wrong
-    WRONG_KEY = "wrong key"  # one line, and it names something else
+    """How the program answered a damaged input."""
+
+    CLEAR = "clear"  # exit code 2 (or a documented error) and one line that names the fault
+    WRONG_KEY = "wrong key"  # one line that blames something else
     TRACEBACK = "traceback"
     HANG = "hang"
-    SILENT = "silent"  # accepted although it must not be
-    HARMLESS = "harmless"  # accepted, and rightly: the mutation left a valid input, read with its meaning intact
+    SILENT = "silent"  # accepted by mistake
+    HARMLESS = "harmless"  # accepted rightly: the input is still valid, and its meaning is unchanged
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One spoilt input.
+    """One damaged input.
 
     Attributes:
         kind: yaml, feedback, folder, journal or checkpoint.
-        mutation: the sort of damage; figures are counted by it, and every sort has an equal share.
-        what: the file and what was done to it, so that a person can do it again.
-        names: words of which the message must hold at least one, such as the key's path; empty if any one line will do.
-        attempt: hands the input to the product; returns an exit code, raises SystemExit, or raises one of `refusals`.
-        refusals: errors that the product documents for a bad input of this kind.
-        may_be_accepted: whether exit code 0 is right: the mutation may have left a valid input.
+        mutation: The sort of damage. Verdicts are counted by it, and all sorts are equally frequent.
+        description: The file and its damage, so that a person can reproduce it.
+        names: Words such as a key's path. The message must contain at least one, unless this is empty.
+        attempt: Gives the input to the program. Returns an exit code, or raises SystemExit or one of `refusals`.
+        refusals: Errors that the program documents for a bad input of this kind.
+        may_be_accepted: Whether exit code 0 is right, because the input may still be valid.
     """
 
     kind: str
     mutation: str
-    what: str
+    description: str
     names: tuple[str, ...]
     attempt: Callable[[], int | None]
     refusals: tuple[type[BaseException], ...] = ()
@@ -49,12 +51,14 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Answer:
+    """Verdict on one input, with the printed or raised message."""
+
     verdict: Verdict
-    message: str  # what was printed or raised
+    message: str
 
 
 class OtherContent(Exception):
-    """Raised by an attempt: the input was accepted, and read as something else than was written."""
+    """Raised by an attempt if the input was accepted, but with another content than was written."""
 
 
 class TookTooLong(BaseException):
@@ -62,9 +66,9 @@ class TookTooLong(BaseException):
 
 
 def judge(mutant: Mutant, seconds: float = 20.0) -> Answer:
-    """What the product said to `mutant`, in this process.
+    """Give a mutant to the program, in this process, and return the verdict.
 
-    A hang is found by an alarm, so this runs in the main thread only.
+    Detects a hang with SIGALRM, so it must run in the main thread.
     """
     printed = io.StringIO()
     code: int | None
@@ -78,18 +82,18 @@ def judge(mutant: Mutant, seconds: float = 20.0) -> Answer:
     except OtherContent as error:
         return Answer(Verdict.SILENT, str(error))
     except mutant.refusals as error:
-        return _named(mutant, str(error))
-    except BaseException:  # whatever it is: that is the fault looked for
+        return _answer(mutant, str(error))
+    except BaseException:  # any other exception is a bug
         return Answer(Verdict.TRACEBACK, traceback.format_exc())
     message = printed.getvalue()
     if "Traceback (most recent call last)" in message:
         return Answer(Verdict.TRACEBACK, message)
     if not code:
         return Answer(Verdict.HARMLESS if mutant.may_be_accepted else Verdict.SILENT, message)
-    return _named(mutant, message)
+    return _answer(mutant, message)
 
 
-def _named(mutant: Mutant, message: str) -> Answer:
+def _answer(mutant: Mutant, message: str) -> Answer:
     names_it = not mutant.names or any(name in message for name in mutant.names)
     return Answer(Verdict.CLEAR if names_it and message.strip() else Verdict.WRONG_KEY, message)
 

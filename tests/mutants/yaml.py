@@ -1,4 +1,4 @@
-"""Spoilt yamls and flags of experiments, handed to `fit` up to where the training would begin."""
+"""Damaged yamls and flags of experiments, given to `fit` without training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def mutants(seed: int, count: int, folder: Path) -> Iterator[Mutant]:
-    """`count` spoilt yamls: the mutations in turn, each on an experiment drawn from all of conf/."""
+    """`count` damaged yamls: all mutations in turn, each of a random experiment in conf/."""
     rng = random.Random(seed)
     bases = experiments()
     order = list(MUTATIONS)
@@ -33,23 +33,25 @@ def mutants(seed: int, count: int, folder: Path) -> Iterator[Mutant]:
     for number in range(count):
         name = order[number % len(order)]
         base, spoilt = _spoilt(rng, name, bases)
-        what = f"{base} (seed {seed}, number {number}): {spoilt.what}"
-        yield Mutant("yaml", name, what, spoilt.names, _attempt(spoilt, folder), may_be_accepted=spoilt.harmless)
+        description = f"{base} (seed {seed}, number {number}): {spoilt.description}"
+        yield Mutant("yaml", name, description, spoilt.names, _attempt(spoilt, folder), may_be_accepted=spoilt.harmless)
 
 
 def experiments() -> dict[str, dict[str, Any]]:
-    """Every experiment of conf/ that needs no file of another run, or none but weights to start from."""
+    """All experiments in conf/ that need no file of another run, except weights to start from."""
     parsed = {
         str(path.relative_to(CONF)): yaml.safe_load(path.read_text("utf-8")) for path in sorted(CONF.rglob("*.yaml"))
     }
     complete = {name: config for name, config in parsed.items() if {"model", "data"} <= set(config)}
     for config in complete.values():
         for _, node in nodes(config):
-            if isinstance(node, dict):
-                node.pop("weights", None)
+            if isinstance(node, dict) and isinstance(node.get("init_args"), dict) and "weights" in node["init_args"]:
+                del node["init_args"]["weights"]
+                if "Transformer" in node["class_path"]:
+                    node["init_args"]["shape"] = {"layers": 2, "heads": 2, "width": 64}
     whole = {name: config for name, config in complete.items() if "checkpoint:" not in dump(config)}
-    # these need textworld, and a model of the team's own
-    return {name: config for name, config in whole.items() if not name.startswith(("lmrl/", "chat/"))}
+    # The mazes need textworld, and chat/ needs the user's own model.
+    return {name: config for name, config in whole.items() if not name.startswith(("mazes/", "chat/"))}
 
 
 def _spoilt(rng: random.Random, name: str, bases: dict[str, dict[str, Any]]) -> tuple[str, Spoilt]:
@@ -76,7 +78,7 @@ def _attempt(spoilt: Spoilt, folder: Path) -> Callable[[], int]:
 
 @contextmanager
 def untouched(folder: Path) -> Iterator[None]:
-    """Inside, `folder` is the working folder; afterwards the process is as it was."""
+    """Context manager that changes to `folder`, and restores the state of the process at the end."""
     variables, modules_from, before = dict(os.environ), list(sys.path), os.getcwd()
     random_states, threads = _collect_rng_states(include_cuda=False), torch.get_num_threads()
     os.chdir(folder)

@@ -1,4 +1,4 @@
-"""Ways to spoil the yaml of an experiment; each knows the key that is wrong afterwards."""
+"""Tools to damage the yaml of an experiment, and to know which key is then wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 FILE = "wrong.yaml"
 Path = tuple[str | int, ...]
 _LONG = "x" * 5000
-# Numbers that no run can mean, by the name of the key.
+# Invalid numbers by name of the key.
 _COUNTS = (-1, 0, 1.5, 10**30)
 _AMOUNTS = (-0.5, float("nan"), float("inf"))
 OUT_OF_RANGE: dict[str, tuple[float, ...]] = {
@@ -36,15 +36,15 @@ class Spoilt:
     """A yaml after one mutation.
 
     Attributes:
-        what: was done, for a person.
-        text: of the yaml.
-        names: of which a clear message holds one.
-        words: of the command line, after the yaml.
-        overlay: of a second yaml.
-        harmless: whether it may have stayed right.
+        description: The damage, for a person.
+        text: Text of the yaml.
+        names: Words of which a clear message has at least one.
+        words: Arguments of the command line after the yaml.
+        overlay: Text of a second yaml.
+        harmless: Whether the yaml may still be valid.
     """
 
-    what: str
+    description: str
     text: str
     names: tuple[str, ...]
     words: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ def mutation(damage: Mutation) -> Mutation:
 
 
 def nodes(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Everything in it, with where it is."""
+    """All values of a configuration with their paths, depth first."""
     yield path, value
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in inside:
@@ -95,16 +95,16 @@ def dotted(path: Sequence[str | int]) -> str:
 
 
 def at_key(path: Sequence[str | int]) -> tuple[str, ...]:
-    """How messages name a key of a file; an entry of a list that is no mapping has no line of its own."""
+    """How messages can name a key of the file. A list entry that is not a mapping is named by its number."""
     names = (f"{dotted(path)} ({FILE}",)
     return (*names, f"entry {path[-1] + 1}: ") if isinstance(path[-1], int) else names
 
 
 def dump(config: Any, **raw: str) -> str:
-    """As yaml; a value `RAW` becomes `raw`, without quotes."""
+    """Dump a configuration as yaml. Each name in `raw` is replaced by its text, without quotes."""
     text = yaml.safe_dump(config, sort_keys=False, width=1000)
-    for word, meant in raw.items():
-        text = text.replace(word, meant)
+    for word, replacement in raw.items():
+        text = text.replace(word, replacement)
     return text
 
 
@@ -119,20 +119,20 @@ def classes(config: dict[str, Any]) -> list[Path]:
 
 
 def keys(config: dict[str, Any]) -> list[Path]:
-    """Whatever is named by a signature: below init_args or trainer, or at the top."""
+    """Paths of all keys except class_path and init_args."""
     fixed = {"class_path", "init_args"}
     return [path for path, _ in nodes(config) if path and isinstance(path[-1], str) and path[-1] not in fixed]
 
 
 def annotation(config: dict[str, Any], path: Path) -> Any:
-    """The annotation of an init_arg; None if it is not known."""
+    """The annotation of an init_arg; None if it is unknown."""
     if len(path) < 3 or path[-2] != "init_args":
         return None
     return parameter(at(config, path[:-2])["class_path"], path[-1])[0]
 
 
 def parameter(class_path: str, name: Any) -> tuple[Any, bool]:
-    """Its annotation, and whether it is required."""
+    """Annotation of an argument of a class, and whether it is required."""
     module, _, last = class_path.rpartition(".")
     for base in getattr(importlib.import_module(module), last).__mro__:
         init = vars(base).get("__init__")
@@ -146,7 +146,7 @@ def parameter(class_path: str, name: Any) -> tuple[Any, bool]:
 
 
 def misspelt(rng: random.Random, word: str) -> str:
-    """One letter dropped, swapped with its neighbour, doubled or replaced."""
+    """Drop, swap, insert or replace one letter of a word."""
     place = rng.randrange(1, max(2, len(word) - 1))
     left, right = word[:place], word[place:]
     changed = rng.choice(
@@ -162,5 +162,5 @@ def pick(rng: random.Random, paths: list[Path]) -> Path | None:
 def replaced(config: dict[str, Any], path: Path | None, value: Any, *names: str, **raw: str) -> Spoilt | None:
     if path is None:
         return None
-    shown = raw.get("RAW", repr(value))[:60]
-    return Spoilt(f"{dotted(path)} = {shown}", dump(put(config, path, value), **raw), (*at_key(path), *names))
+    abbreviated = raw.get("RAW", repr(value))[:60]
+    return Spoilt(f"{dotted(path)} = {abbreviated}", dump(put(config, path, value), **raw), (*at_key(path), *names))

@@ -1,4 +1,4 @@
-"""Yamls with a wrong key, a broken syntax, or too much in them."""
+"""Yamls with a wrong key, invalid syntax, or too much content."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LONG = "x" * 5000
 
 
 def _renamed(config: Config, path: tuple[str | int, ...], name: str) -> Config:
-    """The same with another key in the place of one."""
+    """Rename one key of a configuration."""
     changed = put(config, path, at(config, path))
     node = at(changed, path[:-1])
     entries = [(name if key == path[-1] else key, value) for key, value in node.items()]
@@ -167,7 +167,7 @@ def unclosed(rng: random.Random, config: Config) -> Spoilt | None:
         ["'3", '"3', "[3", "{a: 3", "3]", "*nothing", "&", "!!python/object:os.system x", "%", "@x", "`x`"]
     )
     spoilt = replaced(config, path, "RAW", RAW=raw)
-    return spoilt and Spoilt(spoilt.what, spoilt.text, (*spoilt.names, f"{FILE}, line"))
+    return spoilt and Spoilt(spoilt.description, spoilt.text, (*spoilt.names, f"{FILE}, line"))
 
 
 @mutation

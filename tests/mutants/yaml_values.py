@@ -1,4 +1,4 @@
-"""Yamls with a wrong value: of another type, out of range, null, of another class."""
+"""Yamls with a wrong value: another type, out of range, null, or another class."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def out_of_range(rng: random.Random, config: Config) -> Spoilt | None:
 
 @mutation
 def sixties(rng: random.Random, config: Config) -> Spoilt | None:
-    """`1:30` is 90 to yaml."""
+    """In YAML 1.1, `1:30` is the number 90."""
     return replaced(config, pick(rng, numbers(config)), "RAW", RAW=rng.choice(["1:30", "2:00", "0:10"]))
 
 

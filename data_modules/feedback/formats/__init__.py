@@ -1,4 +1,4 @@
-"""Feedback in the formats of other programs as judgements: a file for each format, with `fits` and `judgements`."""
+"""Import of feedback files from other programs: one module per format, with `fits` and `judgements`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ from data_modules.judgements.schema import Judgement
 
 @dataclass(frozen=True)
 class Format:
-    """A format of another program."""
+    """A file format of another program."""
 
     title: str
-    fits: Callable[[dict[str, Any]], bool]  # whether a record is of it
+    fits: Callable[[dict[str, Any]], bool]  # whether a record has this format
     judgements: Callable[[Value, Account], list[Judgement]]
 
 
-FORMATS = {  # the first that fits is the one
+FORMATS = {  # in the order in which they are tried
     "hh": Format("HH-RLHF transcripts", hh.fits, hh.judgements),
     "ultrafeedback": Format("UltraFeedback", ultrafeedback.fits, ultrafeedback.judgements),
     "lmsys": Format("votes of LMSYS's arena", lmsys.fits, lmsys.judgements),
@@ -43,7 +43,7 @@ FORMATS = {  # the first that fits is the one
 
 
 def recognised(record: Any) -> str | None:
-    """The name of the format that a record is of; None where it is of none of these."""
+    """The name of the format that a record has; None if no format fits."""
     if not isinstance(record, dict):
         return None
     return next((name for name, form in FORMATS.items() if form.fits(record)), None)

@@ -1,4 +1,4 @@
-"""What a conversion is told, and the account of what it could not carry over."""
+"""Options of a conversion, and an account of everything that the conversion leaves out."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from data_modules.terminal import on_one_line
 
 NO_ANSWER = "records without an answer"
 NO_PROMPT = "records without a prompt"
-LISTED = 30  # fields that the account names
+LISTED = 30  # maximum number of fields that the account names
 
 
 class LeftOut(Exception):
-    """A record that cannot be carried over, though nothing is wrong with it: its kind, in the plural."""
+    """A valid record cannot be converted. The message is the kind of record, in the plural."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What only the reader of a file can know.
+    """Conversion options that the file itself does not determine.
 
     Args:
-        passages: QA-Feedback: the passages stand in the prompt.
-        prompt, responses: Argilla and Label Studio: the fields with the prompt and with the responses.
-        critique, expected: the same: the question whose answer is the critique, or the expected response.
+        passages: for QA-Feedback, whether to put the passages into the prompt.
+        prompt, responses: for Argilla and Label Studio, the names of the fields with the prompt and the responses.
+        critique, expected: for Argilla and Label Studio, the names of the questions whose answers are the critique and
+            the expected response.
     """
 
     passages: bool = False
@@ -37,22 +38,22 @@ class Options:
 
 @dataclass
 class Account:
-    """Counts by kind, each with the place of the first. Notes of a record count once it is through."""
+    """Counts of everything that was left out, by kind, with the place of the first occurrence."""
 
     options: Options = Options()
-    scale: Scale | None = None  # of the scores, where the format has one
-    records: int = 0  # read so far, the wrong ones too
+    scale: Scale | None = None  # scale of the scores, if the format defines one
+    records: int = 0  # number of records so far, including invalid ones
     _counts: Counter[str] = field(init=False, default_factory=Counter)
     _first: dict[str, str] = field(init=False, default_factory=dict)
     _fields: Counter[str] = field(init=False, default_factory=Counter)
     _open: Counter[str] = field(init=False, default_factory=Counter)
 
     def note(self, kind: str, count: int = 1) -> None:
-        """Adds to a kind, which reads well after a number: "image parts left out"."""
+        """Count something that was left out. The kind must read well after a number: "image parts left out"."""
         self._open[kind] += count
 
     def close(self, place: str, record: Value | None = None) -> None:
-        """Ends a record: its notes count, and so do the fields of it that nobody read."""
+        """End a record: add its notes, and the fields that were not read, to the counts."""
         self.records += 1
         for kind, count in self._open.items():
             self._counts[kind] += count
@@ -62,12 +63,12 @@ class Account:
             self._fields.update(dict.fromkeys(record.unread(), 1))
 
     def drop(self) -> None:
-        """Ends a record that is wrong: its notes do not count."""
+        """End an invalid record without counting the record's notes."""
         self.records += 1
         self._open.clear()
 
     def lines(self) -> list[str]:
-        """The account, a kind a line."""
+        """The account as text, one kind per line."""
         lines = [f"{count} {kind}: first in {self._first[kind]}" for kind, count in self._counts.items()]
         if self._fields:
             names = [f"{cut(name)} ({count})" for name, count in self._fields.most_common(LISTED)]

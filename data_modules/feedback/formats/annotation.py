@@ -1,4 +1,4 @@
-"""What one annotator answered about the responses to a prompt, whatever the fields and questions are called."""
+"""Answers of one annotator about the responses to a prompt; the role of a field is inferred from its name."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _CRITIQUE = re.compile(r"(?i)(critique|feedback|comment|expla|rational|reason|wh
 
 
 def prompt_of(fields: Mapping[str, Value], options: Options, account: Account) -> tuple[str, PromptText]:
-    """The name of the field with the prompt, and the prompt: a text, or messages."""
+    """The name and the content of the prompt field. The content is a text or messages."""
     names = [options.prompt] if options.prompt else PROMPTS
     name = next((name for name in names if name in fields), None)
     if name is None:
         field_names = cut(", ".join(fields))
         raise ValueError(
-            f"no field is called {', '.join(names)}; say which one has the prompt by --prompt: {field_names}"
+            f"no field is called {', '.join(names)}; set --prompt to the field with the prompt: {field_names}"
         )
     if isinstance(fields[name].json, list):
         return name, posed(conversation(fields[name], account))
@@ -39,12 +39,12 @@ def prompt_of(fields: Mapping[str, Value], options: Options, account: Account) -
 
 
 def responses_of(fields: Mapping[str, Value], options: Options, prompt: str) -> dict[str, str]:
-    """The responses by the names of their fields."""
+    """The responses, by field name."""
     names = options.responses or [name for name in fields if name != prompt and _RESPONSE.search(name)]
     texts = {name: fields[name].words() for name in names if name in fields}
     if not texts:
         field_names = cut(", ".join(fields))
-        raise ValueError(f"no field is a response by its name; say which ones are by --responses: {field_names}")
+        raise ValueError(f"no field name looks like a response; set --responses to the right ones of: {field_names}")
     responses = {name: text for name, text in texts.items() if text}
     if not responses:
         raise LeftOut("records without an answer")
@@ -53,9 +53,9 @@ def responses_of(fields: Mapping[str, Value], options: Options, prompt: str) -> 
 
 @dataclass
 class Sheet:
-    """The answers of one annotator, gathered one by one.
+    """Collect the answers of one annotator about one record.
 
-    Args: responses: by name, such as `response1`.
+    Args: responses: the texts of the responses by field name, such as `response1`.
     """
 
     prompt: PromptText
@@ -70,26 +70,26 @@ class Sheet:
     comparisons: list[Comparison] = field(default_factory=list)
 
     def place(self, name: str) -> int | None:
-        """Which response a name means: the only one, the one of this name or number, or that the name has in it."""
+        """Index of the response that a name refers to: the only one, or by equal name, contained name or number."""
         names = list(self.responses)
         if len(names) == 1 or name in names:
             return 0 if len(names) == 1 else names.index(name)
         within = [i for i, response in enumerate(names) if response in name]
         digits = re.findall(r"\d+", name)[-1:]
-        same = [i for i, response in enumerate(names) if digits and re.findall(r"\d+", response)[-1:] == digits]
-        return next((places[0] for places in (within, same) if len(places) == 1), None)
+        same_number = [i for i, response in enumerate(names) if digits and re.findall(r"\d+", response)[-1:] == digits]
+        return next((places[0] for places in (within, same_number) if len(places) == 1), None)
 
     def rate(self, question: str, score: float) -> None:
-        """A number, for the response that the question is about; the first of a response counts."""
+        """Set the score of the response that the question is about. Only the first score of a response counts."""
         i = self.place(question)
         if i is None or i in self.score:
-            why = "name no response" if i is None else "are further ones of a response"
-            self.account.note(f"ratings left out, as they {why}: `{cut(question)}`")
+            why = "name no response" if i is None else "repeat the rating of a response"
+            self.account.note(f"ratings left out because they {why}: `{cut(question)}`")
         else:
             self.score[i] = score
 
     def write(self, question: str, text: str, about: str | None = None) -> None:
-        """Words: the expected response, or a critique of the response that `about` or the question names."""
+        """Add a text: the expected response, or a critique of the response that `about` or the question names."""
         options, i = self.account.options, self.place(about or question)
         if question == options.expected or question != options.critique and _EXPECTED.search(question):
             if self.expected is not None:
@@ -98,13 +98,13 @@ class Sheet:
         elif (question == options.critique or _CRITIQUE.search(question)) and i is not None:
             self.critique.setdefault(i, []).append(text)
         else:
-            hint = "name no response" if i is None else "are neither --critique nor --expected by their name"
-            self.account.note(f"answers left out, as they {hint}: `{cut(question)}`")
+            hint = "name no response" if i is None else "look like neither --critique nor --expected"
+            self.account.note(f"answers left out because they {hint}: `{cut(question)}`")
 
     def judgements(self, name: str | None, meta: dict[str, Any]) -> list[Judgement]:
-        """What was answered; nothing where that is nothing."""
+        """The judgements from the answers; an empty list if no answer could be used."""
         if not (self.score or self.critique or self.expected or self.ranks or self.comparisons):
-            self.account.note("annotations left out, as no answer in them could be carried over")
+            self.account.note("annotations left out because none of their answers could be converted")
             return []
         places = range(len(self.responses))
         judgement = Judgement(

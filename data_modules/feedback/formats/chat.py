@@ -1,4 +1,4 @@
-"""Conversations of other programs as our messages: roles mapped, parts of text joined, the rest counted."""
+"""Convert chat messages from other programs: map roles, join text parts, and count parts that are left out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _TEXT = ("text", "input_text", "output_text")
 
 
 def conversation(messages: Value, account: Account) -> tuple[Message, ...]:
-    """The messages, `role`/`content` as of OpenAI or `from`/`value` as of ShareGPT, without those that have no text."""
-    turns = [_turn(message, account) for message in messages.each()]
+    """The messages that have text, from keys `role` and `content` (OpenAI) or `from` and `value` (ShareGPT)."""
+    turns = [_turn(message, account) for message in messages.elements()]
     return tuple(turn for turn in turns if turn is not None)
 
 
@@ -21,7 +21,7 @@ def _turn(message: Value, account: Account) -> Message | None:
     role = message["from"] if "from" in message else message["role"]
     name = MEANT.get(role.text(), role.text())
     if name not in ROLES:
-        raise ValueError(f"{role.path}: {cut(repr(role.text()))} is none of {', '.join([*ROLES, *MEANT])}")
+        raise ValueError(f"{role.path}: got {cut(repr(role.text()))}, must be one of {', '.join([*ROLES, *MEANT])}")
     text = joined(message["value"] if "value" in message else message["content"], account)
     if text is None:
         account.note("messages without text left out")
@@ -29,11 +29,11 @@ def _turn(message: Value, account: Account) -> Message | None:
 
 
 def joined(content: Value, account: Account) -> str | None:
-    """A text, or the parts of text on lines of their own. Parts that are no text are counted."""
+    """The text of a message, with text parts joined by line breaks. Other parts are counted as left out."""
     if not isinstance(content.json, list):
         return content.words()
     texts: list[str | None] = []
-    for part in content.each():
+    for part in content.elements():
         if isinstance(part.json, str):
             texts.append(part.words())
         elif (kind := part["type"].text()) in _TEXT:
@@ -45,24 +45,24 @@ def joined(content: Value, account: Account) -> str | None:
 
 
 def posed(turns: tuple[Message, ...]) -> PromptText:
-    """A prompt: what a user says alone is a text, as it is in a file of texts."""
+    """Make a prompt of messages; a single user message becomes a text."""
     if not turns:
         raise LeftOut(NO_PROMPT)
     return turns[0].content if len(turns) == 1 and turns[0].role == "user" else turns
 
 
 def exchange(turns: tuple[Message, ...]) -> tuple[PromptText, str]:
-    """The prompt, and the answer of the assistant that ends a conversation."""
+    """Split a conversation into the prompt and the assistant's final answer."""
     if not turns or turns[-1].role != "assistant":
         raise LeftOut(NO_ANSWER)
     return posed(turns[:-1]), turns[-1].content
 
 
 def answers(*sides: tuple[Message, ...]) -> tuple[PromptText, tuple[str, ...]]:
-    """The prompt of several conversations, and the answer that ends each.
+    """The common prompt of several conversations, and the final answer of each conversation.
 
     Raises:
-        LeftOut: they differ before that, so that these are not answers to one prompt.
+        LeftOut: the conversations differ before the final answer.
     """
     exchanges = [exchange(side) for side in sides]
     if any(prompt != exchanges[0][0] for prompt, _ in exchanges):

@@ -1,4 +1,4 @@
-"""Comparisons in pairs as one ranking; as pairs where no ranking fits them, or several do."""
+"""Convert pairwise comparisons into one ranking, or into pairs if no unique ranking fits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from data_modules.feedback.formats.account import Account
 from data_modules.judgements.ranking import format_ranking
 from data_modules.judgements.schema import Judgement
 
-Comparison = tuple[int, int, str]  # places of two responses, and ">", "<" or "=" between them
+Comparison = tuple[int, int, str]  # indices of two responses, and the sign between them: ">", "<" or "="
 T = TypeVar("T")
 
 
 def ranks_of(responses: int, comparisons: Sequence[Comparison]) -> tuple[int, ...] | None:
-    """The rank of each response, 0 for the best; None unless the comparisons fit one order of all, and one alone."""
-    block = list(range(responses))  # responses that tie have one number
+    """Rank of each response, 0 for the best; None unless exactly one order of all responses fits the comparisons."""
+    block = list(range(responses))  # tied responses have the same number
     for i, j, sign in comparisons:
         if sign == "=":
             block = [block[i] if number == block[j] else number for number in block]
@@ -41,13 +41,16 @@ def ranks_of(responses: int, comparisons: Sequence[Comparison]) -> tuple[int, ..
 
 
 def compared(judgement: Judgement, comparisons: Sequence[Comparison], account: Account) -> list[Judgement]:
-    """The judgement with the ranking. Else without one, of the responses that it says anything of, and the pairs."""
+    """Add a ranking to a judgement; if no ranking fits, return the judgement unranked, and a judgement for each pair.
+
+    The unranked judgement keeps only responses that have other feedback. It is left out if there are no such responses.
+    """
     if not comparisons:
         return [judgement]
     ranks = ranks_of(len(judgement.responses), comparisons)
     if ranks is not None:
         return [replace(judgement, ranking=format_ranking(ranks))]
-    account.note("records whose comparisons fit no one ranking, written as pairs")
+    account.note("records written as pairs because their comparisons fit no unique ranking")
     bare = Judgement(judgement.prompt, source=judgement.source, meta=judgement.meta, id=judgement.id)
     texts, signs = judgement.responses, {">": "A > B", "<": "B > A", "=": "A = B"}
     pairs = [replace(bare, responses=(texts[i], texts[j]), ranking=signs[sign]) for i, j, sign in comparisons]

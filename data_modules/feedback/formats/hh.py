@@ -15,12 +15,12 @@ _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
 def fits(record: dict[str, Any]) -> bool:
-    """Whether a record is of this format."""
+    """Whether a record has this format."""
     return all(isinstance(text := record.get(side), str) and _TURN.match(text) for side in ("chosen", "rejected"))
 
 
 def judgements(record: Value, account: Account) -> list[Judgement]:
-    """Two answers to what was said before: the chosen one is better."""
+    """One judgement with two answers; the chosen answer is ranked first."""
     prompt, responses = answers(*(_turns(record[side], account) for side in ("chosen", "rejected")))
     return [Judgement(prompt, responses, ranking="A > B", source="person", id=record["id"].name())]
 
@@ -28,7 +28,7 @@ def judgements(record: Value, account: Account) -> list[Judgement]:
 def _turns(transcript: Value, account: Account) -> tuple[Message, ...]:
     start, *parts = _TURN.split(transcript.text())
     if start.strip() or not parts:
-        raise ValueError(f"{transcript.path}: is no transcript; it must begin with Human: or Assistant:")
+        raise ValueError(f"{transcript.path}: not a transcript; it must begin with Human: or Assistant:")
     turns = [(_ROLES[speaker], text.strip()) for speaker, text in zip(parts[::2], parts[1::2], strict=True)]
     if not turns[-1][1]:
         raise LeftOut(NO_ANSWER)

@@ -1,4 +1,4 @@
-"""Chatbot Arena of LMSYS (Zheng et al. 2023, https://arxiv.org/abs/2306.05685): its data set, or the one of Kaggle."""
+"""Chatbot Arena of LMSYS (Zheng et al. 2023, https://arxiv.org/abs/2306.05685): original and Kaggle data sets."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _FLAGS = ("winner_model_a", "winner_model_b", "winner_tie")
 
 
 def fits(record: dict[str, Any]) -> bool:
-    """Whether a record is of this format."""
+    """Whether a record has this format."""
     return {"conversation_a", "conversation_b"} <= record.keys() or {"response_a", *_FLAGS[:2]} <= record.keys()
 
 
 def judgements(record: Value, account: Account) -> list[Judgement]:
-    """Two answers to one conversation, ranked by the vote. The models and the vote stand in `meta`."""
+    """One judgement with two answers, ranked by the vote. `meta` holds the models and the vote."""
     winner = _winner(record)
     if winner in ("tie (bothbad)", "both_bad"):
-        account.note("votes that both are bad, written as ties (meta.winner tells them apart)")
+        account.note("votes for 'both are bad' written as ties (meta.winner holds the original vote)")
     if "conversation_a" in record:
         rounds = record["turn"].whole() if record["turn"] else None
         sides = [_cut(conversation(record[f"conversation_{side}"], account), rounds) for side in "ab"]
@@ -41,22 +41,22 @@ def _winner(record: Value) -> str:
     if "winner" not in record and any(flag in record for flag in _FLAGS):
         true = [flag.removeprefix("winner_") for flag in _FLAGS if record[flag] and record[flag].flag()]
         if len(true) != 1:
-            raise ValueError(f"{', '.join(_FLAGS)}: one of them must be 1, and {len(true)} are")
+            raise ValueError(f"{', '.join(_FLAGS)}: exactly one of them must be 1, but {len(true)} are")
         return true[0]
     winner = record["winner"].text()
     if winner not in _RANKINGS:
-        raise ValueError(f"winner: {cut(repr(winner))} is none of {', '.join(_RANKINGS)}")
+        raise ValueError(f"winner: got {cut(repr(winner))}, must be one of {', '.join(_RANKINGS)}")
     return winner
 
 
 def _cut(turns: tuple[Message, ...], rounds: int | None) -> tuple[Message, ...]:
-    """So many rounds of a conversation, where the vote is of no more."""
+    """Cut a conversation to its first `rounds` rounds, if the vote covers only these rounds."""
     users = [i for i, turn in enumerate(turns) if turn.role == "user"]
     return turns if rounds is None or rounds >= len(users) or rounds < 1 else turns[: users[rounds]]
 
 
 def _kaggle(prompts: Value, responses: Value) -> tuple[Message, ...]:
-    """Rounds that stand in two texts with a JSON list in each."""
+    """Messages from two JSON lists, one of prompts and one of responses."""
     texts = []
     for value in (prompts, responses):
         try:
@@ -67,6 +67,6 @@ def _kaggle(prompts: Value, responses: Value) -> tuple[Message, ...]:
             raise value.wrong("a JSON list of texts in a text")
         texts.append(items)
     if len(texts[0]) != len(texts[1]):
-        raise LeftOut("records with more prompts than answers, or fewer,")
+        raise LeftOut("records with different numbers of prompts and answers")
     turns = [turn for prompt, reply in zip(*texts, strict=True) for turn in (("user", prompt), ("assistant", reply))]
     return tuple(Message(role, text) for role, text in turns if text and text.strip())

@@ -14,12 +14,12 @@ from data_modules.judgements.schema import Judgement, Message
 
 
 def fits(record: dict[str, Any]) -> bool:
-    """Whether a record is of this format."""
+    """Whether a record has this format."""
     return any(isinstance(record.get(name), list) for name in ("messages", "conversations", "preferred_output"))
 
 
 def judgements(record: Value, account: Account) -> list[Judgement]:
-    """A final message of the assistant is expected; a preferred output is ranked above the other one."""
+    """The assistant's final message becomes the expected response, or the preferred output is ranked first."""
     name = record["id"].name()
     if "preferred_output" in record or "non_preferred_output" in record:
         before = conversation(record["input"]["messages"], account)
@@ -37,7 +37,7 @@ def judgements(record: Value, account: Account) -> list[Judgement]:
 
 
 def _last(output: Value, account: Account) -> tuple[Message, ...]:
-    """The last message of an output. Raises LeftOut: it has none with a text."""
+    """The last message of an output.  Raises LeftOut: no message has text."""
     turns = conversation(output, account)
     if not turns:
         raise LeftOut(NO_ANSWER)

@@ -1,4 +1,4 @@
-"""QA-Feedback (Wu et al. 2023, https://arxiv.org/abs/2306.01693): four answers to a question, and what people said."""
+"""QA-Feedback (Wu et al. 2023, https://arxiv.org/abs/2306.01693): four answers to a question with people's feedback."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ _SIGNS = {0: "=", 1: ">", 2: "<"}
 
 
 def fits(record: dict[str, Any]) -> bool:
-    """Whether a record is of this format."""
+    """Whether a record has this format."""
     return {"question", "prediction 1", "feedback"} <= record.keys()
 
 
 def judgements(record: Value, account: Account) -> list[Judgement]:
-    """A ranking of the answers, or pairs; spans and critique of the first, and the correction as expected."""
+    """A ranking or pairs of answers; spans and critique of the first answer, and its correction as `expected`."""
     question = record["question"].words()
     texts = [record[f"prediction {i}"].words() for i in range(1, 5)]
     if question is None or not all(texts):
         raise LeftOut(NO_PROMPT if question is None else NO_ANSWER)
     responses = tuple(text for text in texts if text)
-    passages = [[each.text() for each in passage.each()] for passage in record["passages"].each()]
+    passages = [[entry.text() for entry in passage.elements()] for passage in record["passages"].elements()]
     if account.options.passages:
         question = "\n\n".join([*(f"{title}: {' '.join(rest)}" for title, *rest in passages), question])
     elif passages:
-        account.note("records whose passages are left out (--passages puts them before the question)")
+        account.note("records without their passages (--passages puts them before the question)")
     feedback = record["feedback"]
-    errors = feedback["errors"].each()
+    errors = feedback["errors"].elements()
     spans = tuple(Span(*(error[name].whole() for name in ("start", "end"))) for error in errors)
     words = [_error(error, span, responses[0], passages) for error, span in zip(errors, spans, strict=True)]
-    words += [_missing(each, passages) for each in feedback["missing-info"].each()]
+    words += [_missing(entry, passages) for entry in feedback["missing-info"].elements()]
     judgement = Judgement(
         question,
         responses,
@@ -49,14 +49,14 @@ def judgements(record: Value, account: Account) -> list[Judgement]:
 
 
 def _comparisons(preference: Value) -> list[tuple[int, int, str]]:
-    signs = [each.whole() for each in preference.each()] if preference else []
+    signs = [value.whole() for value in preference.elements()] if preference else []
     if signs and (len(signs) != len(_PAIRS) or not set(signs) <= set(_SIGNS)):
-        raise ValueError("preference: must be six numbers, 0 for a tie, 1 or 2 for the better one of a pair")
+        raise ValueError("preference: must be six numbers: 0 for a tie, 1 or 2 for the better answer of a pair")
     return [(i, j, _SIGNS[sign]) for (i, j), sign in zip(_PAIRS, signs, strict=False)]
 
 
 def _error(error: Value, span: Span, response: str, passages: list[list[str]]) -> str:
-    """A line of the critique: the kind of the error, the place in quotation marks, and why."""
+    """A line of the critique: the kind of error, the quoted text, and the explanation."""
     line = f"{error['error type'].text()}: “{response[span.start : span.end].strip()}”"
     explanation = error["explanation"].words()
     if explanation is None:
@@ -69,7 +69,7 @@ def _error(error: Value, span: Span, response: str, passages: list[list[str]]) -
 
 
 def _place(explanation: str) -> Value | None:
-    """The place in the passages, where the explanation is one in JSON; None where it is in words."""
+    """The location in the passages, if the explanation is a location in JSON; None if the explanation is a text."""
     try:
         place = json.loads(explanation)
     except (ValueError, RecursionError):
@@ -82,9 +82,9 @@ def _missing(missing: Value, passages: list[list[str]]) -> str:
 
 
 def _sentences(place: Value, passages: list[list[str]]) -> str:
-    """The sentences of a passage; passages count from 1, sentences from 0, which is the title."""
+    """The sentences at a place in a passage. Passages are numbered from 1; sentence 0 is the title."""
     passage, sentences = place["passage_id"].whole(), place["sentence_id"]
-    numbers = [each.whole() for each in sentences.each()]
+    numbers = [number.whole() for number in sentences.elements()]
     if not 1 <= passage <= len(passages) or any(not 0 <= i < len(passages[passage - 1]) for i in numbers):
-        raise ValueError(f"{sentences.path}: passage {passage} with sentences {numbers} is not among the passages")
+        raise ValueError(f"{sentences.path}: passage {passage} with sentences {numbers} does not exist")
     return " ".join(passages[passage - 1][i].strip() for i in numbers)

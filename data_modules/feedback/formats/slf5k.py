@@ -16,12 +16,12 @@ _PAIR = ("generated_summary_for_comparison_A", "generated_summary_for_comparison
 
 
 def fits(record: dict[str, Any]) -> bool:
-    """Whether a record is of this format."""
+    """Whether a record has this format."""
     return "post" in record and ("generated_summary_for_feedback" in record or _PAIR[0] in record)
 
 
 def judgements(record: Value, account: Account) -> list[Judgement]:
-    """A summary with its critique and the ideal one; and two further summaries, one of which is preferred."""
+    """A summary with its critique and the ideal summary, and a ranked pair of two other summaries."""
     prompt = record["summary_prompt"].words()
     post, title = record["post"].words(), record["title"].words()
     if post is None and prompt is None:
@@ -37,7 +37,7 @@ def judgements(record: Value, account: Account) -> list[Judgement]:
         responses = (summary,) if summary else ()
         lines = [Judgement(prompt, responses, critique=words, expected=ideal, meta=meta)]
     if critique and not summary:
-        account.note("critiques of a summary that is not there left out")
+        account.note("critiques left out because their summary is missing")
     lines += _comparison(record, prompt, meta, account)
     if not lines:
         raise LeftOut(NO_ANSWER)
@@ -50,8 +50,8 @@ def _comparison(record: Value, prompt: str, meta: dict[str, Any], account: Accou
         return []
     preference = record["comparison_preference"].words()
     if preference is None:
-        account.note("pairs of summaries without a preference left out")
+        account.note("pairs of summaries left out because they have no preference")
         return []
     if preference not in _RANKINGS:
-        raise ValueError(f"comparison_preference: {cut(repr(preference))} is none of {', '.join(_RANKINGS)}")
+        raise ValueError(f"comparison_preference: got {cut(repr(preference))}, must be one of {', '.join(_RANKINGS)}")
     return [Judgement(prompt, tuple(text for text in pair if text), ranking=_RANKINGS[preference], meta=meta)]

@@ -1,4 +1,4 @@
-"""Records of a file from another program: JSON lines, a JSON list, an object with a list in it, or CSV."""
+"""Read records from JSON lines, a JSON list, a JSON object that contains one list, or CSV."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 from data_modules.judgements.json_text import decoded
 from data_modules.judgements.parsing import Faults
 
-Record = tuple[str, Any]  # where it is, such as "line 7", and the record; or Faults, where it is none
+Record = tuple[str, Any]  # place, such as "line 7", and the record, or Faults if it cannot be parsed
 _OTHER = {
-    b"PAR1": "this is a Parquet file; save it as JSON lines, as datasets does by `to_json`",
-    b"\x1f\x8b": "this file is packed by gzip; unpack it first",
-    b"PK": "this file is packed by zip; unpack it first",
+    b"PAR1": "this is a Parquet file; save it as JSON lines, for instance with `to_json` of datasets",
+    b"\x1f\x8b": "the file is compressed with gzip; unpack it first",
+    b"PK": "the file is compressed with zip; unpack it first",
     b"\xff\xfe": "the file is UTF-16; save it as UTF-8",
     b"\xfe\xff": "the file is UTF-16; save it as UTF-8",
 }
 
 
 def records(path: Path, fits: Callable[[dict[str, Any]], bool]) -> Iterator[Record]:
-    """The records of a file, in its order. Blank lines are no records.
+    """Yield the records of a file in order. Blank lines are skipped.
 
-    Args: fits: whether an object is a record, and not an object with a list of them.
+    Args: fits: function that returns whether an object is itself a record, and not a container with a list of records.
     Raises:
-        ValueError: no such file, or no JSON at all.
+        ValueError: the file does not exist, or is not JSON or CSV.
     """
     if not path.is_file():
-        raise ValueError(f"path: there is no file {path}")
+        raise ValueError(f"path: the file {path} does not exist")
     with open(path, "rb") as file:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     for mark, advice in _OTHER.items():
@@ -73,7 +73,7 @@ def _of_list(path: Path, fits: Callable[[dict[str, Any]], bool]) -> Iterator[Rec
 
 
 def _list_in(record: dict[str, Any]) -> list[Record]:
-    """The items of the only list of objects in an object."""
+    """The items of the only list of objects in an object; empty if there is no such list, or more than one."""
     lists = [x for x in record.values() if isinstance(x, list) and x and all(isinstance(item, dict) for item in x)]
     return [(f"record {number}", item) for number, item in enumerate(lists[0], 1)] if len(lists) == 1 else []
 
@@ -88,7 +88,7 @@ def _of_csv(path: Path) -> Iterator[Record]:
         for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), strict=True), 1):
             yield f"record {number}", {str(name): value for name, value in row.items()}
     except csv.Error as error:
-        raise ValueError(f"{path}: not CSV: {error}") from None
+        raise ValueError(f"{path}: not valid CSV: {error}") from None
 
 
 def _decoded(line: bytes) -> Any:

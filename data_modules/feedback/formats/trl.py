@@ -1,4 +1,4 @@
-"""TRL's formats: preferences (explicit or implicit prompt), messages, prompt and completion, KTO's labels.
+"""TRL's formats: preferences (with explicit or implicit prompt), messages, prompt with completion, and KTO labels.
 
 https://huggingface.co/docs/trl/dataset_formats
 """
@@ -18,12 +18,12 @@ _SCORES = (("score_chosen", "score_rejected"), ("chosen-rating", "rejected-ratin
 
 
 def fits(record: dict[str, Any]) -> bool:
-    """Whether a record is of this format."""
+    """Whether a record has this format."""
     return {"chosen", "rejected"} <= record.keys() or {"prompt", "completion"} <= record.keys()
 
 
 def judgements(record: Value, account: Account) -> list[Judgement]:
-    """Chosen is ranked above rejected; a completion is expected, or scored 1 or 0 where it has a label."""
+    """`chosen` is ranked above `rejected`; a completion is scored 1 or 0 by its label, else expected."""
     if "messages" in record and "chosen" not in record:
         return openai_chats.judgements(record, account)
     name = record["id"].name() or record["prompt_id"].name()
@@ -37,7 +37,7 @@ def judgements(record: Value, account: Account) -> list[Judgement]:
         else:
             replies = [_turns(side, "assistant", account) for side in (chosen, rejected)]
             if any(reply and reply[0].role != "assistant" and not set(before) <= set(reply) for reply in replies):
-                account.note("prompts left out, as the conversations have another one")
+                account.note("prompts left out because the conversations have a different one")
             prompt, responses = answers(*(_after(before, reply) for reply in replies))
         return [Judgement(prompt, responses, ranking="A > B", score=_scores(record), id=name)]
     prompt, reply = exchange(_after(before, _turns(record["completion"], "assistant", account)))
@@ -47,7 +47,7 @@ def judgements(record: Value, account: Account) -> list[Judgement]:
 
 
 def _turns(value: Value, role: str, account: Account) -> tuple[Message, ...]:
-    """Messages, or one of this role with the text."""
+    """The messages of a conversation; a text becomes one message with the given role."""
     if isinstance(value.json, list):
         return conversation(value, account)
     text = value.words()
@@ -55,18 +55,18 @@ def _turns(value: Value, role: str, account: Account) -> tuple[Message, ...]:
 
 
 def _after(before: tuple[Message, ...], reply: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The conversation: a reply that does not begin with the assistant has the prompt in it."""
+    """The full conversation. A reply that does not begin with the assistant already includes the prompt."""
     if not reply:
         raise LeftOut(NO_ANSWER)
     return reply if reply[0].role != "assistant" else before + reply
 
 
 def _shared(chosen: str, rejected: str) -> tuple[str, tuple[str, str]]:
-    """What two texts begin with, up to a space, and how each goes on."""
+    """Split two texts into their common beginning, up to a space, as the prompt, and the rest as the two responses."""
     if not chosen.strip() or not rejected.strip():
         raise LeftOut(NO_ANSWER)
     if chosen == rejected:
-        raise LeftOut("records whose two answers are equal")
+        raise LeftOut("records with two equal answers")
     size = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     while size and not chosen[size - 1].isspace():
         size -= 1

@@ -1,4 +1,4 @@
-"""JSON from other programs: typed access that names the field, and what of a record nobody read."""
+"""Typed access to untrusted JSON. Errors name the field, and unread fields are tracked."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _INDEX = re.compile(r"\[\d+\]")
 
 @dataclass(frozen=True)
 class Value:
-    """A JSON value and where it stands in its record. False where it is null, NaN or not there.
+    """A JSON value with its path in the record. The value is falsy if it is null, NaN or missing.
 
-    Every reader raises ValueError: the field, what it must be, and what it is.
+    Every reader method raises ValueError with the field, the required type and the actual type.
     """
 
     json: Any
     path: str = ""
-    used: set[str] = field(default_factory=set)  # paths that were read, with [] for each place in a list
+    used: set[str] = field(default_factory=set)  # paths of values that were read, with [] for each list index
 
     def __bool__(self) -> bool:
         return self.json is not None and self.json == self.json
@@ -42,7 +42,7 @@ class Value:
             raise self.wrong("an object")
         return {name: self[name] for name in self.json if self[name]}
 
-    def each(self) -> list[Value]:
+    def elements(self) -> list[Value]:
         """The items of a list."""
         if not isinstance(self.json, list):
             raise self.wrong("a list")
@@ -55,12 +55,12 @@ class Value:
         return str(self.raw())
 
     def words(self) -> str | None:
-        """A text; None where there is none, or it is blank."""
+        """A text; None if the value is missing or blank."""
         text = self.text() if self else ""
         return text if text.strip() else None
 
     def name(self) -> str | None:
-        """An id: a text, or a whole number written as one."""
+        """An id as text; a whole number is converted."""
         if isinstance(self.json, int) and not isinstance(self.json, bool):
             return str(self.raw())
         return self.words()
@@ -79,24 +79,24 @@ class Value:
         return int(number)
 
     def flag(self) -> bool:
-        """True or false, also as 1 and 0, and as a text of a CSV file."""
+        """A truth value, which may be given as 1 or 0, or as a text in a CSV file."""
         flags = {"true": True, "1": True, "false": False, "0": False}
         if str(self.json).lower() not in flags:
             raise self.wrong("true or false")
         return flags[str(self.raw()).lower()]
 
     def raw(self) -> Any:
-        """The value as it is, which counts as read with all that is in it."""
+        """The unconverted value. The value and everything in it count as read."""
         self.used.add(_INDEX.sub("[]", self.path))
         return self.json
 
-    def wrong(self, wanted: str) -> ValueError:
-        """The error that says what it must be."""
-        state = f"must be {wanted}, is {kind_of(self.json)}" if self else f"is missing; it must be {wanted}"
+    def wrong(self, expected: str) -> ValueError:
+        """An error with the expected and the actual type."""
+        state = f"must be {expected}, is {kind_of(self.json)}" if self else f"is missing; it must be {expected}"
         return ValueError(f"{cut(self.path) or 'the record'}: {state}")
 
     def unread(self) -> Iterator[str]:
-        """The paths of what has a value that nobody read: the topmost ones."""
+        """Yield the topmost paths of values that were not read."""
         above = {path[: match.start()] for path in self.used for match in re.finditer(r"\.|\[", path)}
         yield from _unread(self.json, self.path, self.used, above)
 

@@ -1,4 +1,4 @@
-"""Puts the lines of a feedback file in front of people: what `predict` wrote, or any other."""
+"""Submit the lines of a feedback file to a review queue for people."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from data_modules.judgements.files import each_line, read
 
 
 @dataclass(frozen=True)
-class Put:
-    """What was put into a queue."""
+class Submission:
+    """The counts of a submission to a review queue, and the address of the review page."""
 
     queue: str
     new: int
-    there: int  # items that were in it already
-    page: str  # where they are reviewed
+    existing: int  # number of items that were in the queue already
+    page: str  # address where people review the items
 
     def __str__(self) -> str:
-        return f"queue {self.queue!r}: new items {self.new}, there already {self.there}\nreview: {self.page}"
+        return f"queue {self.queue!r}: {self.new} new items, {self.existing} already in it\nreview: {self.page}"
 
 
 def ask(
@@ -35,27 +35,28 @@ def ask(
     reviewers: Sequence[str] = (),
     experiment: str = store.DEFAULT_EXPERIMENT,
     blind: bool = False,
-) -> Put:
-    """One item of a review queue for each line of a feedback file; what the line says of its responses is not shown.
+) -> Submission:
+    """Submit each line of a feedback file to a review queue as one item, without the feedback in the line.
 
-    A lone response is given a score, a critique and the expected response; several are put in order. An item that is
-    in the queue stays as it is, so that the same file can be asked about again.
+    If a line has one response, people give a score, a critique and the expected response. If it has several, people
+    rank them. Items that are already in the queue stay as they are, so the same file can be submitted again.
 
     Args:
-        queue: its name, unique in the experiment; made where it is missing.
-        tracking_uri: of the MLflow store; by default where runs go.
-        scale: lowest and highest score that people may give.
-        reviewers: who may review, at most ten; without them, everybody who can see the queue.
-        blind: several responses stand in an order by their digest, which `pull` undoes, so that nobody sees which
-            policy replied what. Lines that name their policies (`meta.replies_of`) are always asked so.
+        queue: name of the queue, unique in the experiment. The queue is created if it does not exist.
+        tracking_uri: the MLflow store; by default the store that runs are logged to.
+        scale: lowest and highest score that people can give.
+        reviewers: names of at most ten users who may review; by default everybody who can see the queue.
+        blind: show responses in an order that hides which policy wrote which response; `pull` restores the order. Lines
+            that name the policies (`meta.replies_of`) are always blind.
     Raises:
-        ValueError: the file is wrong, a text is too long to be seen, the queue has other questions, or MLflow refuses.
+        ValueError: the file has an error, a text is too long for the review page, the queue has different questions, or
+            MLflow reports an error.
     """
     if not scale[0] < scale[1]:
-        raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, must go upwards")
+        raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, the first must be lower than the second")
     lines = read(path, (-math.inf, math.inf))
     to_review = items(each_line(lines, lambda line: shuffled(line) if blind or names_policies(line) else line))
-    with store.opened(tracking_uri, experiment, create=True) as there:
-        target = there.queue_for(queue, questions(to_review, scale), scale, reviewers)
-        new = traces.put(there, target, to_review, path)
-        return Put(queue, new, len(to_review) - new, there.page(target))
+    with store.opened(tracking_uri, experiment, create=True) as mlflow_store:
+        target = mlflow_store.queue_for(queue, questions(to_review, scale), scale, reviewers)
+        new = traces.put(mlflow_store, target, to_review, path)
+        return Submission(queue, new, len(to_review) - new, mlflow_store.page(target))

@@ -1,4 +1,4 @@
-"""Blind comparison: replies to a prompt are shown in an order that says nothing of who replied, and put back after."""
+"""Blind comparison: show replies in an order that hides which policy wrote which, and restore the order afterwards."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from typing import Any
 from data_modules.judgements.ranking import format_ranking
 from data_modules.judgements.schema import Judgement, plain
 
-NAMES = "replies_of"  # in `meta`: who said each response
-SHUFFLED = "shuffled"  # in `meta` of what people see: the same names in an order that is not the page's
-_OF_EACH = (NAMES, "finished", "tokens")  # of `meta`, a list with one for each response
+NAMES = "replies_of"  # in `meta`: the policy that wrote each response
+SHUFFLED = "shuffled"  # in `meta` of an item on the page: the same names, in a different order from the page
+_OF_EACH = (NAMES, "finished", "tokens")  # fields of `meta` with one value per response
 
 
 def names_policies(judgement: Judgement) -> bool:
-    """Whether a line says who replied, as those of `changed.jsonl` do; then people must not see it."""
+    """Whether a line names the policies that replied, as in `changed.jsonl`. Reviewers must not see these names."""
     return NAMES in judgement.meta
 
 
 def shuffled(judgement: Judgement) -> Judgement:
-    """The responses in an order by the digest of prompt and responses, and no word on whose they are.
+    """Reorder the responses of a judgement by digest, and remove the names of the policies.
 
     Raises:
-        ValueError: the line says of itself that it is shuffled.
+        ValueError: the judgement is already marked as shuffled.
     """
     if SHUFFLED in judgement.meta:
-        raise ValueError(f"meta: {SHUFFLED} is what a blind comparison writes; take it out")
+        raise ValueError(f"meta.{SHUFFLED}: reserved for blind comparisons; remove it")
     if len(judgement.responses) < 2:
         return judgement
-    other = _reordered(judgement, _order(judgement))
-    meta = {name: value for name, value in other.meta.items() if name != NAMES}
-    return replace(other, meta=meta | {SHUFFLED: judgement.meta.get(NAMES, [])})
+    reordered = _reordered(judgement, _order(judgement))
+    meta = {name: value for name, value in reordered.meta.items() if name != NAMES}
+    return replace(reordered, meta=meta | {SHUFFLED: judgement.meta.get(NAMES, [])})
 
 
 def restored(judgement: Judgement) -> Judgement:
-    """What was said of a shuffled line, in the order of the responses before; any other line as it is."""
+    """Restore the original order of responses in a shuffled judgement; any other judgement is unchanged."""
     if SHUFFLED not in judgement.meta:
         return judgement
     order = _order(judgement)
@@ -48,28 +48,28 @@ def restored(judgement: Judgement) -> Judgement:
 
 
 def _order(judgement: Judgement) -> list[int]:
-    """The place that each response on the page had before; the same for a judgement and its shuffled form.
+    """The original position of each response on the page; the same for a judgement and for its shuffled form.
 
-    By the digest of the prompt and of the responses in the order of the alphabet.
+    The order follows from a digest of the prompt and the alphabetically sorted responses.
     """
     key = json.dumps([plain(judgement.prompt), sorted(judgement.responses)])
     return sorted(range(len(judgement.responses)), key=lambda i: hashlib.sha256(f"{key}{i}".encode()).digest())
 
 
 def _reordered(judgement: Judgement, places: Sequence[int]) -> Judgement:
-    """Response i is what response places[i] was, with all that is said of it."""
+    """Reorder a judgement: response i of the result is response `places[i]` of the argument, with its feedback."""
 
-    def each(values: Any) -> Any:
+    def reorder(values: Any) -> Any:
         return None if values is None else type(values)(values[place] for place in places)
 
     ranks = judgement.ranks
     meta = {
-        name: each(value) if name in _OF_EACH and isinstance(value, list) and len(value) == len(places) else value
+        name: reorder(value) if name in _OF_EACH and isinstance(value, list) and len(value) == len(places) else value
         for name, value in judgement.meta.items()
     }
     return replace(
         judgement,
-        responses=each(judgement.responses),
-        ranking=None if ranks is None else format_ranking(each(ranks)),
+        responses=reorder(judgement.responses),
+        ranking=None if ranks is None else format_ranking(reorder(ranks)),
         meta=meta,
     )

@@ -1,4 +1,4 @@
-"""The end of a prediction in front of people; episodes as GIFs, each beside the rows that were played."""
+"""Callback that submits predictions to a review queue; episodes of control tasks are shown as GIFs."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from data_modules.offline import save_batch
 from lightning_nlf.batch import Batch
 from lightning_nlf.maths.steps import row_sums
 
-KINDS = ("deterministic", "sampled")  # of the loaders with episodes
+KINDS = ("deterministic", "sampled")  # how the policy acts in each prediction loader
 
 
 @runtime_checkable
 class Filming(Protocol):
-    """A DataModule whose episodes can be watched."""
+    """A DataModule that can draw its episodes."""
 
-    question: str  # what a person should know of the task
+    question: str  # explains the task to a reviewer
 
     def film(self, episode: Batch, path: Path, title: str) -> Path:
-        """Draws an episode, a batch of one row, as a GIF."""
+        """Draw an episode, a batch of one row, as a GIF."""
         ...
 
 
 @runtime_checkable
 class Recording(Protocol):
-    """A DataModule that says itself what is written of a prediction, and to which file, without its ending."""
+    """A DataModule that writes its predictions itself. `recorded` is the file name without extension."""
 
     recorded: str | None
 
 
 @runtime_checkable
 class Storing(Protocol):
-    """A logger that says where its store is."""
+    """A logger that has the address of its store."""
 
     tracking_uri: str | None
 
 
 class AskPeople(L.Callback):
-    """What `predict` sampled goes into a review queue, as `python -m data_modules.feedback ask` does it with a file.
+    """Callback that submits predictions to a review queue, as `python -m data_modules.feedback ask` does with a file.
 
-    That file is the one that a text task records, `<run>/predictions/replies.jsonl`. Episodes that can be watched are
-    recorded here: `<run>/predictions/filmed.jsonl`, the rows and GIFs beside it. The store is that of the run's
-    logger.
+    For a text task the callback submits the prediction file, `<run>/predictions/replies.jsonl`. For a task whose
+    episodes can be drawn, the callback writes `<run>/predictions/filmed.jsonl`, and the rows and GIFs in the folder
+    `episodes/` beside that file. The MLflow store is the store of the run's logger.
 
     Args:
-        queue, scale, reviewers, experiment: of `ask`.
+        queue, scale, reviewers, experiment: see `ask`.
     """
 
     def __init__(
@@ -68,13 +68,16 @@ class AskPeople(L.Callback):
         self._filmed: list[dict[str, Any]] = []
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Raises ValueError: a DataModule whose predictions nobody can judge, or several processes."""
+        """Raises ValueError: the DataModule's predictions cannot be shown to people, or there are several processes."""
         source = trainer.datamodule  # type: ignore[attr-defined]  # set without being declared
         replies = isinstance(source, Recording) and source.recorded == "replies"
         if not isinstance(source, Filming) and not replies:
-            raise ValueError(f"AskPeople: nobody can judge what {type(source).__name__} predicts: use a text task")
+            raise ValueError(
+                f"AskPeople: people cannot judge the predictions of {type(source).__name__}; use a text task or one "
+                "with episodes that can be drawn"
+            )
         if trainer.world_size > 1:
-            raise ValueError(f"AskPeople: one process asks, and there are {trainer.world_size}; use trainer.devices=1")
+            raise ValueError(f"AskPeople: got {trainer.world_size} processes, supports one; set trainer.devices=1")
         self._filmed = []
 
     def on_predict_batch_end(
@@ -86,7 +89,7 @@ class AskPeople(L.Callback):
             self._filmed += filmed(source, outputs.to("cpu"), KINDS[dataloader_idx], _folder(trainer) / "episodes")
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a rehearsal asks nobody
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a rehearsal submits nothing
             return
         path = _folder(trainer) / "replies.jsonl"
         if self._filmed:
@@ -95,13 +98,13 @@ class AskPeople(L.Callback):
         uris = (logger.tracking_uri for logger in trainer.loggers if isinstance(logger, Storing))
         uri = next((uri for uri in uris if uri), None)
         try:
-            put = ask(path, self.queue, uri, self.scale, self.reviewers, self.experiment)
+            submission = ask(path, self.queue, uri, self.scale, self.reviewers, self.experiment)
         except ValueError as error:
-            raise ValueError(f"{error}. What was predicted is there: {self.again(path)}") from error
-        rank_zero_info(str(put))
+            raise ValueError(f"{error}. The predictions are saved; submit them with: {self.again(path)}") from error
+        rank_zero_info(str(submission))
 
     def again(self, path: Path) -> str:
-        """The command that asks the same."""
+        """The shell command that submits the same file again."""
         words = ["python", "-m", "data_modules.feedback", "ask", str(path), "--queue", self.queue]
         words += ["--scale", *(f"{end:g}" for end in self.scale), "--experiment", self.experiment]
         return shlex.join([*words, *(["--reviewers", *self.reviewers] if self.reviewers else [])])
@@ -111,24 +114,24 @@ def _folder(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "predictions"
 
 
-def filmed(source: Filming, batch: Batch, who: str, folder: Path) -> list[dict[str, Any]]:
-    """A line of a feedback file for each row: `episode` names the recorded row, and its GIF lies beside it.
+def filmed(source: Filming, batch: Batch, policy_kind: str, folder: Path) -> list[dict[str, Any]]:
+    """Write the row and a GIF of each episode to files, and return a line of a feedback file for each episode.
 
-    Args: who: acted, for the names of the files; batch: whole episodes, (B, T).
+    Args: batch: rows (B, T) that are whole episodes; policy_kind: how the policy acted, for the file names.
     """
     assert batch.rewards is not None and batch.terminated is not None
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for row in range(len(batch)):
         episode = batch[row : row + 1]
-        # By its content: a later prediction in the same folder must not lie where a review says that this one is.
+        # Named by content: a later prediction in the same folder must not replace a file that a review refers to.
         content = hashlib.sha256(episode.obs.numpy().tobytes() + episode.actions.numpy().tobytes()).hexdigest()
-        name = f"{who}-{row}-{content[:8]}"
+        name = f"{policy_kind}-{row}-{content[:8]}"
         path = folder / f"{name}.pt"
         save_batch(episode, path)
         source.film(episode, path.with_suffix(".gif"), f"episode {name}")
         steps, total = int(episode.valid.sum()), float(row_sums(batch.rewards, batch.valid)[row])
-        ending = "then it was over" if bool(batch.terminated[row]) else "and it went on"
+        ending = "ended by termination" if bool(batch.terminated[row]) else "cut off by the time limit"
         line = {"id": name, "prompt": source.question, "responses": [f"{steps} steps, return {total:g}, {ending}"]}
         lines.append(line | {"episode": str(path), "meta": {"steps": steps}})
     return lines

@@ -1,4 +1,4 @@
-"""`ask` and `pull` of the command line."""
+"""Commands `ask` and `pull`: submit a feedback file to people, and read back their reviews."""
 
 from __future__ import annotations
 
@@ -15,50 +15,68 @@ from data_modules.terminal import printable
 
 
 def add_commands(commands: Any) -> None:
-    """Args: commands: the subparsers of an `argparse` parser."""
+    """Add both commands to a parser.  commands: the subparsers of an `argparse` parser."""
     place = argparse.ArgumentParser(add_help=False)
-    place.add_argument("--queue", required=True, metavar="NAME", help="of the review queue")
+    place.add_argument("--queue", required=True, metavar="NAME", help="name of the review queue")
     place.add_argument(
         "--tracking-uri",
         "--tracking_uri",
         metavar="URI",
         help=f"the MLflow store (default: MLFLOW_TRACKING_URI, or {store.DEFAULT_URI})",
     )
-    place.add_argument("--experiment", default=store.DEFAULT_EXPERIMENT, metavar="NAME", help="(default: %(default)s)")
+    place.add_argument(
+        "--experiment",
+        default=store.DEFAULT_EXPERIMENT,
+        metavar="NAME",
+        help="MLflow experiment (default: %(default)s)",
+    )
 
-    command = commands.add_parser("ask", parents=[place], help="put a file in front of people, in MLflow")
-    command.add_argument("file", type=Path, metavar="FILE", help="JSON lines, such as the replies that predict wrote")
+    command = commands.add_parser("ask", parents=[place], help="submit a file to people for review, in MLflow")
+    command.add_argument("file", type=Path, metavar="FILE", help="JSON lines, such as the replies that `predict` wrote")
     command.add_argument(
-        "--scale", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"), help="of scores (default: 0 1)"
+        "--scale",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="range of the scores (default: 0 1)",
     )
     command.add_argument(
-        "--reviewers", nargs="+", default=(), metavar="USER", help="who may review (default: whoever sees the queue)"
+        "--reviewers",
+        nargs="+",
+        default=(),
+        metavar="USER",
+        help="who may review (default: everybody who can see the queue)",
     )
     command.add_argument(
         "--blind",
         action="store_true",
-        help="show several answers in an order that says nothing of whose they are, and that pull undoes; "
-        "changed.jsonl of a run is always asked so",
+        help="show several answers in an order that hides which policy wrote them; `pull` restores the order "
+        "(always on for the changed.jsonl of a run)",
     )
     command.set_defaults(command=_ask)
 
-    command = commands.add_parser("pull", parents=[place], help="read back what people said")
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="to write, whole or not at all")
+    command = commands.add_parser("pull", parents=[place], help="read back people's reviews")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="output file; written completely or not at all"
+    )
     command.set_defaults(command=_pull)
 
 
 def _ask(options: argparse.Namespace) -> None:
     scale, reviewers = tuple(options.scale), tuple(options.reviewers)
-    put = ask(options.file, options.queue, options.tracking_uri, scale, reviewers, options.experiment, options.blind)
-    print(printable(put))
+    submission = ask(
+        options.file, options.queue, options.tracking_uri, scale, reviewers, options.experiment, options.blind
+    )
+    print(printable(submission))
 
 
 def _pull(options: argparse.Namespace) -> None:
-    found = pull(options.queue, options.out, options.tracking_uri, options.experiment)
-    if found.faults:
-        print(printable(found.reopened), file=sys.stderr)
-    if not found.judgements:
-        raise ValueError(f"queue: {options.queue!r} has no review that can be used; items that wait: {found.waiting}")
-    print(printable(f"{options.out}: {found}"))
-    for line in wins(found.judgements):
+    reviews = pull(options.queue, options.out, options.tracking_uri, options.experiment)
+    if reviews.faults:
+        print(printable(reviews.reopened), file=sys.stderr)
+    if not reviews.judgements:
+        raise ValueError(f"queue: {options.queue!r} has no usable review; {reviews.waiting} items wait for one")
+    print(printable(f"{options.out}: {reviews}"))
+    for line in wins(reviews.judgements):
         print(printable(line))

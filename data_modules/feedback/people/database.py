@@ -1,4 +1,4 @@
-"""The SQLite file of an MLflow store: where it is, and how it is made whole or not at all."""
+"""The SQLite file of an MLflow store: find its path, and create it atomically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ except ImportError:  # Windows
 
 
 def file_of(uri: str) -> Path | None:
-    """The file of an SQLite data base, as SQLAlchemy reads the URI; None for a server."""
+    """The path of an SQLite database, by SQLAlchemy's rules for URIs; None for a server."""
     if not uri.startswith("sqlite"):
         return None
     from sqlalchemy import make_url
@@ -26,9 +26,9 @@ def file_of(uri: str) -> Path | None:
 
 
 def make(path: Path) -> None:
-    """Make an SQLite store under a temporary name and rename it when it is complete.
+    """Create an SQLite store under a temporary name, and rename it when it is complete.
 
-    A process that is killed in between would otherwise leave a store that MLflow refuses to open.
+    Without the temporary name, a process killed in between would leave a store that MLflow refuses to open.
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -38,25 +38,25 @@ def make(path: Path) -> None:
         tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent, ignore_cleanup_errors=True) as folder,
     ):
         if path.exists():
-            return  # another was faster
+            return  # another process was faster
         fresh = Path(folder) / path.name
         store = SqlAlchemyStore(f"sqlite+pysqlite:///{quote(str(fresh))}", quote(str(path.parent / "mlartifacts")))
         store.engine.dispose()
         try:
-            os.link(fresh, path)  # which replaces nothing, unlike a rename
+            os.link(fresh, path)  # unlike a rename, a link never replaces a file
         except FileExistsError:
             pass  # another process was faster
-        except OSError:  # a disk without links
+        except OSError:  # file system without hard links
             fresh.rename(path)
 
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, as a run's logger does: migrations in two threads of one process would mix."""
+    """Hold the lock of a folder, as a run's logger does, because migrations in two threads of one process interfere."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         if fcntl is not None:
-            with contextlib.suppress(OSError):  # some network folders know no locks
+            with contextlib.suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:

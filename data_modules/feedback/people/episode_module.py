@@ -1,4 +1,4 @@
-"""Trains on what people said of recorded episodes: their score as the reward, what they expected to be imitated."""
+"""DataModule for training on people's reviews of episodes: scores are rewards, expected actions are imitated."""
 
 from __future__ import annotations
 
@@ -13,29 +13,34 @@ from data_modules.judgements.fields import Scale
 from data_modules.judgements.files import each_line, read
 from data_modules.judgements.schema import Judgement
 from data_modules.offline import OfflineDataModule, load_batch
+from data_modules.pendulum.simulator import InvertedPendulum
 from lightning_nlf.batch import Actor, Batch, stack_rows
 
 
 class EpisodeFeedbackDataModule(OfflineDataModule):
-    """A row for each judgement of a recorded episode.
+    """Train on recorded episodes with people's scores and expected actions, one row per judgement.
 
-    A score is the reward at the last step, and only with one the learner learns from its own steps (`mask`); `score` is
-    NaN without. Where an expert was expected, `expert_mask` is True throughout, and its mean action what is imitated;
-    where forces were, at the steps they were given for.
+    A score is the reward at the last step. Without one, `score` is NaN and `mask` is False, so the learner does not
+    learn from its own steps. If a person named an expert, `expert_mask` is True at all steps, and the expert's mean
+    action is imitated. If a person gave forces, `expert_mask` is True only at the steps with a force.
 
     Args:
-        path: of a feedback file whose lines name an `episode`: what `pull` wrote.
-        scale: lowest and highest score there is in the file.
-        seed, minibatches, passes, rows_per_batch, tokens_per_batch: of `MinibatchDataModule`.
+        path: a feedback file from `pull` in which every line names an `episode`.
+        scale: lowest and highest possible score in the file.
+        seed, minibatches, passes, rows_per_batch, tokens_per_batch: see `MinibatchDataModule`.
 
     Raises:
-        ValueError: at `setup`, a line that is wrong, or whose episode is not there; names it and the mend.
+        ValueError: at `setup`, a line has an error or its episode is missing. The message says what to do.
     """
 
     def __init__(self, path: str, scale: Scale = (0.0, 1.0), **kwargs: Any) -> None:
         super().__init__(path, **kwargs)
         self.scale = scale
         self.counters["feedback_calls"] = 0
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"obs_dim": InvertedPendulum.obs_dim, "action_dim": InvertedPendulum.action_dim}
 
     def setup(self, stage: str) -> None:
         if self.rows is not None:
@@ -44,30 +49,31 @@ class EpisodeFeedbackDataModule(OfflineDataModule):
         self.rows = stack_rows(each_line(self.judgements, _row))
 
     def collect(self, actor: Actor, rng: np.random.Generator) -> Batch:
-        said = [(judgement.of("score", 0), judgement.expected) for judgement in self.judgements]
-        self.counters["feedback_calls"] = sum(x is not None for both in said for x in both)  # however often it is read
+        feedback = [(judgement.of("score", 0), judgement.expected) for judgement in self.judgements]
+        # Set instead of added, because the same feedback counts only once, however often it is read.
+        self.counters["feedback_calls"] = sum(x is not None for answers in feedback for x in answers)
         return super().collect(actor, rng)
 
 
 def _row(judgement: Judgement) -> Batch:
     if judgement.episode is None:
-        raise ValueError("episode: is missing; replies are learned from with FeedbackDataModule")
+        raise ValueError("episode: is missing; for replies in text use FeedbackDataModule")
     try:
-        played = load_batch(judgement.episode)
+        episode = load_batch(judgement.episode)
     except ValueError as error:
         raise ValueError(f"episode: {error}") from None
-    steps, score = int(played.valid.sum()), judgement.of("score", 0)
-    known = torch.tensor([torch.nan if score is None else score])
-    rewards = torch.zeros(played.mask.shape)
-    rewards[0, steps - 1] = known.nan_to_num()
-    expert_mask, actions = torch.zeros_like(played.mask), played.actions.clone()
+    steps, score = int(episode.valid.sum()), judgement.of("score", 0)
+    reward_or_nan = torch.tensor([torch.nan if score is None else score])
+    rewards = torch.zeros(episode.mask.shape)
+    rewards[0, steps - 1] = reward_or_nan.nan_to_num()
+    expert_mask, actions = torch.zeros_like(episode.mask), episode.actions.clone()
     if judgement.expected is not None:
         make = expert_named(judgement.expected)
         if make is not None:
-            actions, expert_mask = make().act(played.obs[0])[0][None], played.valid
+            actions, expert_mask = make().act(episode.obs[0])[0][None], episode.valid
         else:
             for step, force in forces(judgement.expected, steps).items():
                 actions[0, step], expert_mask[0, step] = force, True
-    learned = played.mask & (score is not None)
-    played = replace(played, expert_mask=expert_mask, expert_actions=actions)
-    return replace(played, mask=learned, score=known, rewards=rewards)
+    learner_steps = episode.mask & (score is not None)
+    episode = replace(episode, expert_mask=expert_mask, expert_actions=actions)
+    return replace(episode, mask=learner_steps, score=reward_or_nan, rewards=rewards)

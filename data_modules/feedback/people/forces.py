@@ -1,4 +1,4 @@
-"""What a person expects of a pendulum: an expert by name, or the force at some steps."""
+"""Parse expected actions for a pendulum: the name of an expert, or forces at some steps."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_nlf.batch import Expert
 
-LIMIT = 3.0  # the strongest push either way
+LIMIT = 3.0  # largest force in either direction
 EXPERTS = ("LQRExpert", "WeakExpert")
 _MODULE = "data_modules.pendulum.experts."
 _PART = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?\s*:\s*([-+−]?\d*\.?\d+)")
 
 
 def forces(text: str, steps: int) -> dict[int, float]:
-    """The force at each step that is marked, from 0: "12-20: -1.5, 31: 0.4" counts steps from 1, as the GIF does.
+    """Step index (from 0) → force, from a text such as "12-20: -1.5, 31: 0.4", which counts from 1 like the GIF.
 
     Raises:
-        ValueError: it reads otherwise, a step that the episode has not or that is marked twice, too strong a force.
+        ValueError: the text has a different form, a step is not in the episode or is given twice, or a force is too
+            strong.
     """
-    found: dict[int, float] = {}
+    force_at: dict[int, float] = {}
     for part in re.split(r"[,;\n]+", text.strip(" ,;\n")):
         match = _PART.fullmatch(part.strip())
         if match is None:
-            raise ValueError(f"{part.strip()!r} is no expert ({', '.join(EXPERTS)}) and no force like 12-20: -1.5")
+            raise ValueError(f"got {part.strip()!r}, must be an expert ({', '.join(EXPERTS)}) or forces (12-20: -1.5)")
         first, last = int(match[1]), int(match[2] or match[1])
         force = float(match[3].replace("−", "-"))
         if not 1 <= first <= last <= steps:
-            raise ValueError(f"{part.strip()!r} marks a step that is not there; the episode has steps 1 to {steps}")
+            raise ValueError(f"{part.strip()!r} is outside the episode, which has the steps 1 to {steps}")
         if abs(force) > LIMIT:
-            raise ValueError(f"{part.strip()!r} is stronger than {LIMIT:g}, the strongest push either way")
+            raise ValueError(f"{part.strip()!r} is too strong: each force must be between -{LIMIT:g} and {LIMIT:g}")
         for step in range(first - 1, last):
-            if step in found:
-                raise ValueError(f"step {step + 1} is marked twice in {text!r}")
-            found[step] = force
-    return found
+            if step in force_at:
+                raise ValueError(f"step {step + 1} has two forces in {text!r}")
+            force_at[step] = force
+    return force_at
 
 
 def expert_named(text: str) -> Callable[[], Expert] | None:
-    """Makes the expert of this name, alone or with its module; None for a text that names none.
+    """The constructor of the expert with this name, with or without module; None if the text names no expert.
 
-    A name is never imported: whoever can write a review could run code.
+    A name is never imported, because otherwise anybody who can write a review could run code.
     """
     name = text.strip().removeprefix(_MODULE)
     if name not in EXPERTS:
@@ -51,12 +52,12 @@ def expert_named(text: str) -> Callable[[], Expert] | None:
     def make() -> Expert:
         from data_modules.pendulum import experts
 
-        return getattr(experts, name)(std=0.0)  # what it would do, not what it would draw
+        return getattr(experts, name)(std=0.0)  # no noise: the mean action
 
     return make
 
 
 def check(text: str, steps: int) -> None:
-    """Raises ValueError: the text names no expert, and no forces at steps of the episode."""
+    """Check a text.  Raises ValueError: the text is neither an expert's name nor forces at steps of the episode."""
     if expert_named(text) is None:
         forces(text, steps)

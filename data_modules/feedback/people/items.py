@@ -1,4 +1,4 @@
-"""What people are asked: a line of a feedback file as the review page shows it, and the questions beside it."""
+"""Items and questions on the review page."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ from data_modules.judgements.ranking import letter
 from data_modules.judgements.schema import Judgement
 from data_modules.markdown import word_for_word
 
-SHOWN = 10_000  # characters of a text; the page cuts what is longer
-_ASKED = ("id", "prompt", "responses", "episode", "meta")  # all but what somebody said of it
+SHOWN = 10_000  # maximum number of characters in a text; the page truncates longer texts
+_ASKED = ("id", "prompt", "responses", "episode", "meta")  # all fields except feedback
 
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt and what was replied to it, in Markdown that shows all of it word for word."""
+    """An item of the review page: a prompt and its responses, in Markdown that shows both verbatim."""
 
-    record: dict[str, Any]  # the line, without what anybody said of it
+    record: dict[str, Any]  # line of the feedback file, without feedback
     request: str
     response: str
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the record: the same line is the same item, however often it is put in front of people."""
+        """SHA-256 of the record, so that the same line is the same item, however often it is submitted."""
         return hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
 
     @property
     def picture(self) -> Path | None:
-        """The GIF beside a recorded episode."""
+        """The path of the GIF beside a recorded episode; None without a GIF."""
         path = Path(self.record["episode"]).with_suffix(".gif") if "episode" in self.record else None
         return path if path is not None and path.is_file() else None
 
 
 def items(judgements: Sequence[Judgement]) -> list[Item]:
-    """One of each line; the same line twice is one item.
+    """Make one item for each different line.
 
     Raises:
-        ValueError: lines without a response, or with a text of which a person would not see the end; an episode without
-            the number of its steps.
+        ValueError: a line has no response, a text is too long for the page, or the number of steps of an episode is
+            missing.
     """
     return list({item.digest: item for item in each_line(judgements, _item)}.values())
 
 
 def _item(judgement: Judgement) -> Item:
     if not judgement.responses:
-        raise ValueError("responses: there is none to judge; leave the line out")
+        raise ValueError("responses: the line has none to review; remove the line")
     steps = judgement.meta.get("steps")
     if judgement.episode is not None and not (type(steps) is int and steps > 0):
-        raise ValueError("meta: steps, the number of steps of the episode, is missing; add it")
+        raise ValueError("meta.steps: is missing; add the number of steps of the episode")
     record = {name: value for name, value in judgement.record().items() if name in _ASKED}
     item = Item(record, _request(judgement), _response(judgement))
     for name, text in (("prompt", item.request), ("responses", item.response)):
         if len(text) > SHOWN:
             raise ValueError(
-                f"{name}: {len(text)} characters are more than the {SHOWN} that the review page shows; leave the line "
-                "out"
+                f"{name}: {len(text)} characters, and the review page shows only {SHOWN}; shorten the text or remove "
+                "the line"
             )
     return item
 
@@ -74,7 +74,7 @@ def _request(judgement: Judgement) -> str:
 
 
 def _response(judgement: Judgement) -> str:
-    """The reply; several each under its letter. One that was cut off ends with …"""
+    """The reply, or several replies under their letters. A reply that was cut off ends with …"""
     replies = [
         word_for_word(text) + ("" if judgement.finished(i) else " …") for i, text in enumerate(judgement.responses)
     ]
@@ -88,46 +88,46 @@ Field = Literal["score", "ranking", "expected"]
 
 @dataclass(frozen=True)
 class Question:
-    """A label schema of MLflow. Its name is what a person reads first, and unique in the experiment."""
+    """A question: a label schema of MLflow. Its name is the heading on the page, and unique in the experiment."""
 
     field: Field
     name: str
     instruction: str
-    comment: bool = False  # there is a box for words beside the answer
+    comment: bool = False  # whether there is a box for a comment
 
 
 RANKING = Question(
-    "ranking", "ranking", "Where there are several answers: best first, = for a tie, e.g. B > C = D > A", comment=True
+    "ranking", "ranking", "If there are several answers: best first, = for a tie, e.g. B > C = D > A", comment=True
 )
-EXPECTED = Question("expected", "expected_response", "What the answer should have been, word for word")
+EXPECTED = Question("expected", "expected_response", "Write the full answer that you would have expected")
 ACTION = Question(
     "expected",
     "expected_action",
-    "Who does better here: LQRExpert or WeakExpert. Or the force at steps that went wrong: 12-20: -1.5, 31: 0.4 "
-    "(from -3 to 3, positive pushes to the right)",
+    "The expert to imitate: LQRExpert or WeakExpert. Or better forces for single steps: 12-20: -1.5, 31: 0.4 "
+    "(from -3 to 3; positive forces push to the right)",
 )
 
 
 def score(scale: Scale) -> Question:
     name = f"score {scale[0]:g} to {scale[1]:g}"
-    words = "The higher the better. In the box below, what is wrong with it: words come with a number, or are lost"
+    words = "Higher is better. Use the box below to say what is wrong; a comment without a score is lost"
     return Question("score", name, words, comment=True)
 
 
 def questions(items: Sequence[Item], scale: Scale) -> list[Question]:
-    """Those that fit some of the items, in the order in which the page has them."""
+    """The questions that apply to at least one item, in the order of the page."""
     counts = [len(item.record["responses"]) for item in items]
-    asked = [score(scale)] if 1 in counts else []
+    fitting = [score(scale)] if 1 in counts else []
     if max(counts) > 1:
-        asked.append(RANKING)
+        fitting.append(RANKING)
     if any("episode" not in item.record for item in items):
-        asked.append(EXPECTED)
+        fitting.append(EXPECTED)
     if any("episode" in item.record for item in items):
-        asked.append(ACTION)
-    return asked
+        fitting.append(ACTION)
+    return fitting
 
 
 def field_of(name: str) -> Field | None:
-    """The field that answers to the question of this name are; None for a question of somebody else."""
+    """The field that the question with this name fills in; None for a question of a different program."""
     fields = {question.name: question.field for question in (RANKING, EXPECTED, ACTION)}
     return "score" if name.startswith("score ") else fields.get(name)

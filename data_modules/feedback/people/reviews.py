@@ -1,4 +1,4 @@
-"""From what people answered to judgements, and to what is wrong with an answer."""
+"""Convert people's answers into judgements, with checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_modules.judgements.schema import Judgement
 
 @dataclass(frozen=True)
 class Answer:
-    """What one person said to one question."""
+    """One person's answer to one question."""
 
     field: Field
     value: Any
@@ -24,30 +24,30 @@ class Answer:
 
 
 def judgement(record: Mapping[str, Any], answers: Sequence[Answer], id: str, scale: Scale) -> Judgement:
-    """What one person said of an item, `id` being that of this review.
+    """Build a judgement from one person's answers about an item; `id` is the id of the review.
 
-    A comment on a score is the critique. One on a ranking is of no single response: it is kept as `meta.comment`.
+    A comment on a score is the critique. A comment on a ranking concerns several responses and becomes `meta.comment`.
 
     Raises:
-        Faults: an answer that cannot be used.
+        Faults: an answer is unusable.
     """
-    said: dict[str, Any] = {answer.field: answer.value for answer in answers}
+    fields: dict[str, Any] = {answer.field: answer.value for answer in answers}
     meta = dict(record.get("meta", {}))
     for answer in answers:
         if answer.comment and answer.field == "score":
-            said["critique"] = answer.comment
+            fields["critique"] = answer.comment
         elif answer.comment:
             meta["comment"] = answer.comment
     faults: list[str] = []
-    if isinstance(said.get("expected"), str) and "episode" in record:
+    if isinstance(fields.get("expected"), str) and "episode" in record:
         try:
-            forces.check(said["expected"], meta["steps"])
+            forces.check(fields["expected"], meta["steps"])
         except ValueError as error:
             faults.append(f"expected: {error}")
     try:
-        found = parse({**record, **said, "meta": meta, "source": answers[0].by, "id": id}, scale)
+        review = parse({**record, **fields, "meta": meta, "source": answers[0].by, "id": id}, scale)
     except Faults as error:
         faults += error.faults
     if faults:
         raise Faults(faults)
-    return found
+    return review

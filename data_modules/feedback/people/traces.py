@@ -1,4 +1,4 @@
-"""The items of a review queue: traces that show them, and what people said of each."""
+"""Items of a review queue as MLflow traces, with people's answers."""
 
 from __future__ import annotations
 
@@ -19,52 +19,55 @@ if TYPE_CHECKING:
     from mlflow.genai.review_queues import ReviewQueue
 
 QUEUE, DIGEST, FILE = "feedback_queue", "feedback_item", "feedback_file"  # tags
-RECORD = "feedback.record"  # of the span: the line of a feedback file that the item is
+RECORD = "feedback.record"  # attribute of the span that holds the item's line of a feedback file
 PAGE = 100
 
 
 @dataclass(frozen=True)
-class Asked:
-    """An item of a queue, and what was said of it so far."""
+class QueueItem:
+    """An item of a queue, with all answers so far."""
 
-    trace: str  # its id
+    trace: str  # trace id
     digest: str
     record: dict[str, Any]
     status: str  # pending, complete or declined
-    by: str | None  # who completed or declined it
+    by: str | None  # the person who completed or declined the item
     answers: tuple[Answer, ...]
 
 
 def put(store: Store, queue: ReviewQueue, items: Sequence[Item], file: str | Path) -> int:
-    """Traces of the items that are not there yet, attached to the queue.
+    """Log a trace for each item that the queue does not have yet, and attach the trace to the queue.
 
-    Args: file: that the items are from, which says of what run.
-    Returns: how many these were.
+    Args: file: the file that the items come from, which shows the run.
+    Returns: number of new items.
     """
     from mlflow.genai.review_queues import add_items_to_review_queue
 
-    there = {trace.info.tags[DIGEST] for trace in _traces(store, queue)}
-    fresh = [item for item in items if item.digest not in there]
+    digests = {trace.info.tags[DIGEST] for trace in _traces(store, queue)}
+    fresh = [item for item in items if item.digest not in digests]
     for item in fresh:
         _log(store, queue, item, file)
     traces = _traces(store, queue)
-    if lost := {item.digest for item in items} - {trace.info.tags[DIGEST] for trace in traces}:
-        # MLflow only warns of a trace that it could not send.
-        raise ValueError(f"tracking_uri: {shown_uri(store.uri)} took {len(items) - len(lost)} of {len(items)} items")
-    # Also those that were there: an attempt before may have ended between the two.
+    if missing := {item.digest for item in items} - {trace.info.tags[DIGEST] for trace in traces}:
+        # MLflow only warns if it cannot send a trace.
+        raise ValueError(
+            f"tracking_uri: {shown_uri(store.uri)} stored only {len(items) - len(missing)} of {len(items)} items; "
+            "run the command again"
+        )
+    # Includes existing traces: an earlier attempt may have been interrupted between logging and attaching.
     for first in range(0, len(traces), PAGE):
-        some = [trace.info.trace_id for trace in traces[first : first + PAGE]]
-        add_items_to_review_queue(queue.queue_id, item_ids=some)
+        trace_ids = [trace.info.trace_id for trace in traces[first : first + PAGE]]
+        add_items_to_review_queue(queue.queue_id, item_ids=trace_ids)
     return len(fresh)
 
 
-def asked(store: Store, queue: ReviewQueue) -> list[Asked]:
-    """What `put` has put into the queue, in that order; without what somebody took out of it."""
+def queue_items(store: Store, queue: ReviewQueue) -> list[QueueItem]:
+    """The items that `put` added to the queue, in that order, except items that were removed since."""
     from mlflow.genai.review_queues import list_review_queue_items
 
     entries = {entry.item_id: entry for entry in pages(list_review_queue_items, queue.queue_id)}
     return [
-        Asked(
+        QueueItem(
             trace=entry.item_id,
             digest=trace.info.tags[DIGEST],
             record=cast("dict[str, Any]", trace.data.spans[0].get_attribute(RECORD)),
@@ -77,8 +80,8 @@ def asked(store: Store, queue: ReviewQueue) -> list[Asked]:
     ]
 
 
-def reopen(queue: ReviewQueue, item: Asked) -> None:
-    """Back among those that wait for a review."""
+def reopen(queue: ReviewQueue, item: QueueItem) -> None:
+    """Mark an item as waiting for a review again."""
     from mlflow.genai.review_queues import set_review_queue_item_status
 
     set_review_queue_item_status(queue.queue_id, item_id=item.trace, status="pending")
@@ -94,18 +97,18 @@ def _log(store: Store, queue: ReviewQueue, item: Item, file: str | Path) -> None
         outputs: dict[str, Any] = {"responses": item.record["responses"]}
         response = item.response
         if item.picture is not None:
-            outputs["episode"], shown = _picture(store, item.picture, span.trace_id)
-            response = f"{shown}\n\n{response}"
+            outputs["episode"], image = _picture(store, item.picture, span.trace_id)
+            response = f"{image}\n\n{response}"
         span.set_outputs(outputs)
         span.set_attribute(RECORD, item.record)
         tags = {QUEUE: queue.queue_id, DIGEST: item.digest, FILE: str(file)}
-        # Previews by hand: what MLflow makes of inputs and outputs ends after 1,000 characters.
+        # Set the previews here, because MLflow truncates those it derives from inputs and outputs at 1,000 characters.
         mlflow.update_current_trace(tags, request_preview=item.request, response_preview=response)
 
 
 @contextmanager
 def _unseeded() -> Iterator[None]:
-    """Inside, Python draws what no run drew before: a trace's id is random, and runs of one seed must not share it."""
+    """Context with a reseeded Python generator, because random trace ids must differ between runs with one seed."""
     state = random.getstate()
     random.seed()
     try:
@@ -115,7 +118,7 @@ def _unseeded() -> Iterator[None]:
 
 
 def _picture(store: Store, path: Path, trace: str) -> tuple[Any, str]:
-    """The file as an attachment, and Markdown that shows it; on a page of another address the words stand there."""
+    """A file as attachment, and Markdown that shows it, or a text on a page elsewhere."""
     from mlflow.tracing.attachments import Attachment
 
     picture, words = Attachment.from_file(path), "The episode plays under View full trace"
@@ -124,10 +127,10 @@ def _picture(store: Store, path: Path, trace: str) -> tuple[Any, str]:
 
 
 def _traces(store: Store, queue: ReviewQueue, spans: bool = False) -> list[Trace]:
-    """Those of the queue's items, the oldest first."""
+    """The traces of the queue's items, oldest first."""
     from mlflow import MlflowClient
 
-    found = pages(
+    traces = pages(
         MlflowClient().search_traces,
         locations=[store.id],
         filter_string=f"tags.{QUEUE} = '{queue.queue_id}'",
@@ -135,15 +138,15 @@ def _traces(store: Store, queue: ReviewQueue, spans: bool = False) -> list[Trace
         order_by=["timestamp_ms ASC"],
         include_spans=spans,
     )
-    return list(found)
+    return list(traces)
 
 
 def _answers(trace: Trace) -> Iterator[Answer]:
-    """The last of each person's to each question: a server keeps those before it, and says that they are not valid."""
+    """Each person's latest answer to each question. A server keeps earlier answers and marks them as invalid."""
     last: dict[tuple[str, str], Any] = {}
     for answer in sorted(trace.info.assessments or [], key=lambda answer: answer.last_update_time_ms or 0):
         if answer.source.source_type == "HUMAN" and answer.valid is not False:
-            last[answer.source.source_id or "nobody known", answer.name] = answer
+            last[answer.source.source_id or "unknown person", answer.name] = answer
     for (by, name), answer in last.items():
         if field := field_of(name):
             yield Answer(field, answer.value, answer.rationale, by)

@@ -1,4 +1,4 @@
-"""Feedback providers: rules, models, the policy itself. Judges and openai are imported on first use."""
+"""Feedback providers: rules, models behind endpoints, local models, or the policy. Imports happen on first use."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""Completion of a language model: its text, and the log-probabilities of the likeliest tokens, read value by value."""
+"""Parse and validate a completion of a language model: text, and log-probabilities of the most probable tokens."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MARKS = " \t\n▁Ġ"  # what tokenizers put before a word
-MOST_TOKENS = 10**9  # of one answer; a server that counts more cannot count
-ROUNDING = 0.05  # by which the probabilities of one token's alternatives may add up to more than 1
-IMPOSSIBLE = -1e6  # log-probabilities from here on are a probability of 0; servers write −9999 or −∞
+MARKS = " \t\n▁Ġ"  # white space that tokenizers put before a word
+MOST_TOKENS = 10**9  # limit for the token count of one answer; a higher count is a server error
+ROUNDING = 0.05  # tolerance by which the probabilities of one token's alternatives may exceed 1
+IMPOSSIBLE = -1e6  # lower log-probabilities mean probability 0; servers write −9999 or −∞
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxlist, _BRIEF.maxother = 3, 200, 20, 200
 
 
 class Unanswered(Exception):
-    """There is no answer that could be used; says why."""
+    """There is no usable answer. The message gives the reason."""
 
 
 class Malformed(Unanswered):
-    """An answer that is not in the form that was asked for."""
+    """The answer is not in the requested form."""
 
 
 class NoLogProbs(Malformed):
-    """An answer without the log-probabilities that were asked for."""
+    """The answer lacks the requested log-probabilities."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One completion.
+    """One completion of a language model.
 
     Attributes:
-        alternatives: of each token the log-probabilities of the likeliest ones, by token; all finite and at most 0.
-        cut: why the text ends before its end, `length` or `content_filter`; None where it is whole.
+        alternatives: for each token of the text, the most probable tokens with their log-probabilities, finite and at
+            most 0.
+        cut: why the text was cut off, `length` or `content_filter`; None if the text is complete.
     """
 
     text: str
@@ -47,10 +48,10 @@ class Answer:
 
     @staticmethod
     def of(body: Any) -> Answer:
-        """From the JSON of `/chat/completions` or `/completions`.
+        """Parse the JSON of `/chat/completions` or `/completions`.
 
         Raises:
-            ValueError: it is not such an answer, or a value in it cannot be.
+            ValueError: the JSON is not such an answer, or a value in it is invalid.
         """
         choices = _typed(body, dict, "the answer").get("choices")
         choice = _typed(next(iter(_typed(choices, list, "choices")), None), dict, "choices[0]")
@@ -63,7 +64,7 @@ class Answer:
         return Answer(_unicode(text), _alternatives(choice.get("logprobs")), *token_counts(body), cut)
 
     def as_json(self) -> dict[str, Any]:
-        """What `of` reads again; nothing of the server's answer that was not read."""
+        """The answer as JSON for `of`, with only the fields that `of` reads."""
         steps = [
             {"top_logprobs": [{"token": token, "logprob": log_prob} for token, log_prob in step.items()]}
             for step in self.alternatives
@@ -74,20 +75,20 @@ class Answer:
 
 
 def parsed(content: bytes) -> Any:
-    """The JSON of a body.  Raises ValueError: it is none, or nested deeper than any answer."""
+    """Parse a response body as JSON.  Raises ValueError: the body is not JSON, or is nested too deeply."""
     try:
         return json.loads(content)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is no UTF-8: {error.reason}") from None
+        raise ValueError(f"it is not UTF-8: {error.reason}") from None
 
 
 def token_counts(body: Any) -> tuple[int, int]:
-    """Tokens of the question and of the answer; 0 where the server does not count.
+    """Number of tokens in the question and in the answer; 0 if the server does not count tokens.
 
     Raises:
-        ValueError: a count that is no whole number from 0 to 10⁹.
+        ValueError: a count is not a whole number from 0 to 10⁹.
     """
     usage = _typed(body, dict, "the answer").get("usage")
     usage = {} if usage is None else _typed(usage, dict, "usage")
@@ -118,7 +119,11 @@ def _unicode(text: str) -> str:
 
 
 def _alternatives(log_probs: Any) -> tuple[dict[str, float], ...]:
-    """Of a chat `content: [{top_logprobs: [{token, logprob}]}]`, of a text `top_logprobs: [{token: logprob}]`."""
+    """The log-probabilities of each token's alternatives, from the JSON of either API path.
+
+    `/chat/completions` has `content: [{top_logprobs: [{token, logprob}]}]`, `/completions` has `top_logprobs: [{token:
+    logprob}]`.
+    """
     if log_probs is None:
         return ()
     if "content" not in _typed(log_probs, dict, "logprobs"):
@@ -134,10 +139,10 @@ def _pair(alternative: Any) -> tuple[Any, Any]:
 
 
 def _joined(pairs: Iterable[tuple[Any, Any]]) -> dict[str, float]:
-    """Different tokens may be written alike; their probabilities add up. Impossible ones are left out."""
+    """Text → log-probability. Tokens with the same text are added up; tokens with probability 0 are left out."""
     total: dict[str, float] = {}
     for token, log_prob in pairs:
-        # half of a character outside the basic plane may be a token of its own
+        # a token may be half of a surrogate pair
         text = _typed(token, str, "token").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if isinstance(log_prob, bool) or not isinstance(log_prob, int | float) or not log_prob <= ROUNDING:
             raise ValueError(f"logprob is {excerpt(log_prob)}")
@@ -149,25 +154,25 @@ def _joined(pairs: Iterable[tuple[Any, Any]]) -> dict[str, float]:
 
 
 def log_sum(log_probs: Sequence[float]) -> float:
-    """log Σ e^x; −∞ of nothing."""
+    """log Σ e^x; −∞ for an empty sequence."""
     top = max(log_probs, default=-math.inf)
     return top if top == -math.inf else top + math.log(sum(math.exp(x - top) for x in log_probs))
 
 
 def label_log_probs(answer: Answer, labels: Sequence[str]) -> list[float]:
-    """log P of each label as the first token of an answer, whatever white space stands before it.
+    """log P of each label as the first token of an answer, ignoring white space around the label.
 
-    A label that is not among the alternatives counts as impossible.
+    A label that is not among the alternatives has probability 0.
     Raises:
-        Malformed: none of them is.
+        Malformed: no label is among the alternatives.
         NoLogProbs: the server gave no log-probabilities.
     """
     if not answer.alternatives:
-        raise NoLogProbs("votes: the server gives no log-probabilities; ask for votes instead")
+        raise NoLogProbs("votes: the server gives no log-probabilities; set votes to sample answers instead")
     first = answer.alternatives[0]
     log_probs = [log_sum([x for token, x in first.items() if token.strip(MARKS) == label]) for label in labels]
     if max(log_probs) == -math.inf:
-        raise Malformed(f"none of {', '.join(labels)} is among the likeliest first tokens {excerpt(list(first))}")
+        raise Malformed(f"none of {', '.join(labels)} is among the most probable first tokens {excerpt(list(first))}")
     return log_probs
 
 
@@ -177,5 +182,5 @@ def softmax(log_probs: Sequence[float]) -> list[float]:
 
 
 def excerpt(value: object) -> str:
-    """A value from elsewhere as it may stand in a message: escaped, on one line, and short."""
+    """Make an untrusted value fit for a message: escaped, on one line, and short."""
     return _BRIEF.repr(value)

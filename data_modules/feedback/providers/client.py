@@ -1,4 +1,4 @@
-"""Asks an endpoint: side by side, again where it failed, never twice the same, within a budget."""
+"""Client of an endpoint with concurrency, retries, a cache and a budget."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ T = TypeVar("T")
 
 
 def content_key(body: Any) -> str:
-    """SHA-256 of a request in canonical form, the same for every endpoint."""
+    """SHA-256 of a request in canonical form. The key does not depend on the endpoint."""
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class Cache:
-    """One file an answer. Several processes may share a folder: a file appears whole or not at all.
+    """Cache with one file per answer. Several processes may share a folder, because files are written atomically.
 
-    Args: folder: None keeps nothing.
+    Args: folder: None disables the cache.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = None if folder is None else Path(folder)
 
     def get(self, key: str) -> Any:
-        """None where nothing is known; half a file, as a full disk leaves it, or one without an end, is nothing."""
+        """The cached JSON; None if nothing is cached, or the file is truncated or broken."""
         if self.folder is None:
             return None
         try:
@@ -58,21 +58,23 @@ class Cache:
 
 
 class Client:
-    """Asks an endpoint, `async with Client(endpoint) as client`; counts what it cost over all such uses.
+    """Client of an endpoint, used as `async with Client(endpoint) as client`. The counters cover all uses.
 
     Raises:
-        ValueError: on entering: openai is not installed, or the environment has no key.
+        ValueError: on entry, openai is not installed, or the environment variable for the key is not set.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.cache, self.budget = endpoint, Cache(endpoint.cache), Budget(endpoint)
-        self.counters = self.budget.counters  # what it cost so far
+        self.counters = self.budget.counters
 
     async def __aenter__(self) -> Client:
         try:
             from data_modules.feedback.providers.connection import Connection
-        except ImportError as error:  # openai takes a second or more to import, so not before it is needed
-            raise ValueError(f"a judge needs openai's client: pip install 'lightning_nlf[judge]' ({error})") from None
+        except ImportError as error:  # imported late, because the import takes a second or more
+            raise ValueError(
+                f"a judge needs the openai package: pip install 'lightning_nlf[judge]' ({error})"
+            ) from None
         self._slots = asyncio.Semaphore(self.endpoint.concurrency)
         self._alone: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._connection = Connection(self.endpoint, self.budget)
@@ -86,23 +88,23 @@ class Client:
     async def ask(
         self, prompt: str, max_tokens: int, temperature: float = 0.0, seed: int = 0, alternatives: int = 0
     ) -> Answer:
-        """The answer to one question, from the cache if it was asked before.
+        """Ask one question and return the answer, from the cache if the question was asked before.
 
-        An answer that is empty or has no log-probabilities although they were asked for is given, but not kept.
+        An answer that is empty or lacks requested log-probabilities is returned but not cached.
 
-        Args: alternatives: of each token of the answer the log-probabilities of so many.
+        Args: alternatives: number of most probable tokens, at each place, to request log-probabilities for; 0 = none.
         Raises:
-            Stopped: the budget is spent, nobody is at the url, or the server asks for too long a wait.
-            Unanswered: it failed for good.
-            ValueError: the server refuses the key, or knows no such model or path.
+            Stopped: the budget is spent, no server answers at the url, or the server requests too long a wait.
+            Unanswered: all tries failed.
+            ValueError: the server refuses the key, or does not have the model or the path.
         """
         body = self.endpoint.body(prompt, max_tokens, temperature, seed, alternatives)
-        key = content_key(body | {"seed": seed})  # also where none is sent: samples are not one and the same
-        async with self._alone[key]:  # two that ask the same at once pay once
-            answer = self._kept(key, alternatives)
+        key = content_key(body | {"seed": seed})  # includes the seed even if it is not sent, to tell samples apart
+        async with self._alone[key]:  # two identical questions at the same time cost one call
+            answer = self._from_cache(key, alternatives)
             if answer is None:
                 if re.search("[\ud800-\udfff]", prompt):
-                    raise Unanswered("the question holds half a surrogate, which no server can read")
+                    raise Unanswered("the question has half a surrogate pair, which cannot be sent")
                 async with self._slots:
                     answer = await self._connection.post(body)
                 if _is_whole(answer, alternatives):
@@ -111,8 +113,8 @@ class Client:
         self.budget.log_probs |= bool(answer.alternatives)
         return answer
 
-    def _kept(self, key: str, alternatives: int) -> Answer | None:
-        """None where the cache has nothing, or what it has is no answer."""
+    def _from_cache(self, key: str, alternatives: int) -> Answer | None:
+        """The cached answer; None if there is no valid and complete answer."""
         body = self.cache.get(key)
         if body is None:
             return None
@@ -131,8 +133,10 @@ def _is_whole(answer: Answer, alternatives: int) -> bool:
 
 
 def waited_for(asking: Coroutine[None, None, T]) -> T:
-    """What it returns, from code that is not asynchronous; in a thread of its own where a loop runs already, as in a
-    notebook. Ctrl-C ends it there as well.
+    """Run a coroutine from synchronous code and return its result.
+
+    If an event loop is already running, as in a notebook, the coroutine runs in a different thread. Ctrl-C cancels the
+    coroutine there too.
     """
     try:
         asyncio.get_running_loop()
@@ -149,6 +153,6 @@ def waited_for(asking: Coroutine[None, None, T]) -> T:
         try:
             return waiting.result()
         except KeyboardInterrupt:
-            for each in running:
-                each.get_loop().call_soon_threadsafe(each.cancel)
+            for running_task in running:
+                running_task.get_loop().call_soon_threadsafe(running_task.cancel)
             raise

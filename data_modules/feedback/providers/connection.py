@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible server by openai's client: each counted and bounded; what its errors mean."""
+"""Requests to an OpenAI-compatible server with the openai package, with a budget and limits on size and time."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ import openai
 from data_modules.feedback.providers.answer import Answer, Unanswered
 from data_modules.feedback.providers.endpoint import Budget, Endpoint
 
-LARGEST = 16 * 2**20  # bytes of an answer
-PASSED_ON = ("retry-after", "retry-after-ms", "x-should-retry", "location")  # headers that are read after the body
+LARGEST = 16 * 2**20  # maximum size of an answer in bytes
+PASSED_ON = (
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "location",
+)  # headers that are used after the body has been read
 
 
 class NoAnswer(httpx2.DecodingError):
-    """A body that is no answer; openai's client tries again after it, as after any fault of the connection."""
+    """The body is not an answer. The openai client retries, as after any connection error."""
 
 
 class BoundedClient(httpx2.AsyncClient):
-    """What `openai.AsyncOpenAI` sends its requests with, the tries again among them. Follows no redirection.
+    """HTTP client for `openai.AsyncOpenAI` that counts and limits each request, including retries.
+
+    The client does not follow redirects.
 
     Args:
-        seconds: for one request, from the connection to the last byte.
-        connections: at a time.
-        budget: admits each request before it goes out, and reads what came back.
+        seconds: time limit of one request, from the connection to the last byte.
+        connections: number of simultaneous connections.
+        budget: budget that admits each request before it is sent, and is charged for the response.
     """
 
     def __init__(self, seconds: float, connections: int, budget: Budget) -> None:
@@ -39,11 +46,11 @@ class BoundedClient(httpx2.AsyncClient):
         self.seconds, self.budget = seconds, budget
 
     async def send(self, request: httpx2.Request, **how: Any) -> httpx2.Response:
-        """The response with its whole body, and the answer in `extensions` if the status is 2xx.
+        """Send a request; return the response with its full body, and if the status is 2xx, the answer in `extensions`.
 
         Raises:
-            httpx2.RequestError: what is worth another try.
-            Stopped: the budget is spent, or the server asks for too long a wait.
+            httpx2.RequestError: the request failed and can be retried.
+            Stopped: the budget is spent, or the server requests too long a wait.
         """
         self.budget.admit(tries(request) > 1)
         try:
@@ -54,14 +61,14 @@ class BoundedClient(httpx2.AsyncClient):
                 finally:
                     await response.aclose()
         except TimeoutError:
-            raise httpx2.ReadTimeout(f"no whole answer in {self.seconds:g} seconds", request=request) from None
+            raise httpx2.ReadTimeout(f"no complete answer within {self.seconds:g} seconds", request=request) from None
         status, extensions = response.status_code, dict[str, Any]()
         headers = {name: response.headers[name] for name in PASSED_ON if name in response.headers}
         if response.is_success:
             try:
                 extensions["answer"] = self.budget.read(body)
             except ValueError as error:
-                raise NoAnswer(f"an answer that is none: {error}", request=request) from None
+                raise NoAnswer(f"invalid answer: {error}", request=request) from None
         elif worth_another_try(status):
             self.budget.bear(seconds_asked(headers))
         return httpx2.Response(status, headers=headers, content=body, request=request, extensions=extensions)
@@ -69,34 +76,34 @@ class BoundedClient(httpx2.AsyncClient):
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Whom to trust: read once, as it takes a tenth of a second and `JudgeReward` connects for every batch."""
+    """The trusted certificates; cached, because reading takes 0.1 s and `JudgeReward` connects for every batch."""
     return httpx2.create_ssl_context()
 
 
 async def _body(response: httpx2.Response) -> bytes:
-    """As it was sent: it was asked for uncompressed, so that a few bytes cannot become gigabytes."""
+    """Read the body of a response. It must be uncompressed, so that a few bytes cannot expand to gigabytes."""
     if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise NoAnswer("an answer that is none: it is compressed, which was not asked for", request=response.request)
+        raise NoAnswer("invalid answer: it is compressed, although the request forbids it", request=response.request)
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
         if len(body) > LARGEST:
-            raise NoAnswer(f"an answer that is none: more than {LARGEST} bytes", request=response.request)
+            raise NoAnswer(f"invalid answer: more than {LARGEST} bytes", request=response.request)
     return bytes(body)
 
 
 def tries(request: httpx2.Request) -> int:
-    """How often a question was sent, this request included, as openai's client counts."""
+    """Number of tries of a question, including this request, as counted by the openai client."""
     return int(request.headers.get("x-stainless-retry-count", 0)) + 1
 
 
 def worth_another_try(status: int) -> bool:
-    """As openai's client decides: request timeout, conflict, rate limit, server errors."""
+    """Whether the openai client retries after a status: request timeout, conflict, rate limit or server error."""
     return status in (408, 409, 429) or status >= 500
 
 
 def seconds_asked(headers: Mapping[str, str]) -> float:
-    """Seconds to wait by `Retry-After`: a number or a date, read as openai's client does; 0 where there is neither."""
+    """Seconds to wait by `Retry-After`, a number or a date, as the openai client reads it; 0 without either."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             return float(headers.get(name, "")) * unit
@@ -109,17 +116,17 @@ def seconds_asked(headers: Mapping[str, str]) -> float:
         return 0.0
 
 
-SHOWN = 300  # characters of a server's message
-CONNECTING = 5.0  # seconds
+SHOWN = 300  # maximum number of characters of a server's message
+CONNECTING = 5.0  # timeout of the connection in seconds
 
 
 class Connection:
-    """`openai.AsyncOpenAI` for an endpoint: it tries again, with growing waits or as long as the server asks.
+    """`openai.AsyncOpenAI` for an endpoint. It retries after growing waits, or after the wait that the server requests.
 
-    Nothing that the environment holds for OpenAI's own server is sent: no key, organisation or project.
+    The connection never sends the key, organisation or project that environment variables hold for OpenAI's own server.
 
     Raises:
-        ValueError: the environment has no key, or the url is none.
+        ValueError: the environment variable for the key is not set, or the url is invalid.
     """
 
     def __init__(self, endpoint: Endpoint, budget: Budget) -> None:
@@ -142,12 +149,12 @@ class Connection:
             raise ValueError(f"endpoint.url: got {endpoint.url!r}: {error}") from None
 
     async def post(self, body: dict[str, Any]) -> Answer:
-        """The answer to one request.
+        """Send one request and return the answer.
 
         Raises:
-            Stopped: the budget is spent, nobody answers, or a wait would be too long.
-            Unanswered: it failed for good.
-            ValueError: the server refuses the key, or knows no such model or path.
+            Stopped: the budget is spent, no server answers, or a wait would be too long.
+            Unanswered: all tries failed.
+            ValueError: the server refuses the key, or does not have the model or path.
         """
         try:
             response = await self.api.post(
@@ -163,27 +170,30 @@ class Connection:
         return response.extensions["answer"]
 
     def _refusal(self, response: httpx2.Response) -> Exception:
-        """Of a server that answered with another status than 2xx."""
+        """The exception for a response with a status other than 2xx."""
         status, endpoint = response.status_code, self.endpoint
-        reply = f"HTTP {status}: {self._shown(response.text)}"
+        reply = f"HTTP {status}: {self._excerpt(response.text)}"
         if status == 401 or (status == 403 and not self.budget.answers):
             return ValueError(f"endpoint.key_variable: the server refuses the key ({reply})")
         if status == 404 and not self.budget.answers:
-            return ValueError(f"endpoint: {endpoint.url} or the model {endpoint.model!r} is not there ({reply})")
+            return ValueError(f"endpoint: {endpoint.url} or its model {endpoint.model!r} does not exist ({reply})")
         if response.has_redirect_location:
-            address = self._shown(response.headers["location"])
-            return ValueError(f"endpoint.url: HTTP {status}, moved to {address}; the key is not sent on: give that url")
+            address = self._excerpt(response.headers["location"])
+            return ValueError(
+                f"endpoint.url: HTTP {status}, moved to {address}; redirects are not followed, to protect the key: "
+                "use that url"
+            )
         return Unanswered(f"{reply}, {tries(response.request)} times" if worth_another_try(status) else reply)
 
     def _failure(self, error: openai.APIConnectionError) -> Unanswered:
-        """Of a request without any response, or with one that is no answer."""
+        """The exception for a request that got no response, or an invalid response."""
         cause = error.__cause__
-        reason = self._shown(str(cause) if isinstance(cause, NoAnswer) else f"{type(cause).__name__} {cause}".strip())
+        reason = self._excerpt(str(cause) if isinstance(cause, NoAnswer) else f"{type(cause).__name__} {cause}".strip())
         if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
-            return self.budget.stop(f"endpoint.url: nobody answers at {self.endpoint.url} ({reason})")
+            return self.budget.stop(f"endpoint.url: no server answers at {self.endpoint.url} ({reason})")
         return Unanswered(f"{reason}, {tries(error.request)} times")
 
-    def _shown(self, text: str) -> str:
-        """A server's words for a message: without the key, on one line, escaped, and short."""
+    def _excerpt(self, text: str) -> str:
+        """Make text from a server fit for a message: without the key, on one line, escaped, and short."""
         line = " ".join(self.endpoint.without_key(text).split())[:SHOWN]
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server: what is sent to it, how often it is tried, what it may cost and has cost."""
+"""Settings of an OpenAI-compatible server, the request body, and the budget of calls and tokens."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ LONGEST_WAIT = 120  # seconds of Retry-After that openai's client waits for
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is served, and what may be spent on it.
+    """Address of a served model, with limits on time and cost.
 
     Args:
-        url: up to where `/chat/completions` follows, such as `http://localhost:8000/v1`.
-        model: its name there.
-        key_variable: the environment variable that holds the API key, if the server wants one.
-        completions: ask `/completions` with the bare prompt, of a model that is no chat model.
-        options: more fields of every request; null takes one out, such as `max_tokens` where a server calls it
+        url: the part before `/chat/completions`, such as `http://localhost:8000/v1`.
+        model: name of the model on the server.
+        key_variable: environment variable with the API key, if the server requires one.
+        completions: whether to use `/completions` with the plain prompt, for a model that is not a chat model.
+        options: additional fields of every request. null removes a field, such as `max_tokens` if the server expects
             `max_completion_tokens`.
-        concurrency: requests at a time.
-        timeout: seconds for one.
-        retries: further tries after 408, 409, 429, 5xx, a timeout, a broken connection or an answer that is none, by
-            openai's client: ½, 1, 2, 4, then 8 seconds apart, with jitter, or as long as Retry-After says.
-        longest_wait: seconds of Retry-After, at most 120; a server that asks for more stops the judge like a spent
-            budget.
-        max_calls: requests to send, the tries again among them; what the cache holds is free.
-        max_tokens: tokens to pay for, of questions and answers, as the server counts them. What is on its way when they
-            run out is still paid, `concurrency` answers at most.
-        cache: folder of answers by the content of the question; null keeps nothing.
+        concurrency: number of simultaneous requests.
+        timeout: time limit of one request in seconds.
+        retries: number of retries after 408, 409, 429, 5xx, a timeout, a connection error or an invalid answer. The
+            openai client waits ½, 1, 2, 4, then 8 seconds between tries, with jitter, or as long as Retry-After says.
+        longest_wait: longest accepted Retry-After in seconds, at most 120. A longer wait stops all requests, as a spent
+            budget does.
+        max_calls: maximum number of requests, including retries; cached answers are free.
+        max_tokens: maximum number of tokens in all questions and answers together, as counted by the server. Requests
+            under way when the budget runs out (at most `concurrency`) are still paid for.
+        cache: folder for answers, with the content of the question as key; null disables the cache.
 
-    `HTTPS_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` of the environment hold for it as for other programs.
+    The environment variables `HTTPS_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` apply.
 
     Raises:
-        ValueError: a number that is none of those, an address or options that cannot be sent.
+        ValueError: a number is out of range, the url is invalid, or the options cannot be sent.
     """
 
     url: str
@@ -61,11 +61,11 @@ class Endpoint:
         try:
             parts = urlsplit(self.url)
             if not parts.hostname or parts.port == 0:
-                raise ValueError("it names no server")
+                raise ValueError("it has no host name")
         except ValueError as error:
             raise ValueError(f"endpoint.url: got {self.url!r}: {error}") from None
         if "@" in parts.netloc:
-            raise ValueError("endpoint.url: it holds a password, and is kept with every run; use key_variable instead")
+            raise ValueError("endpoint.url: includes a password and would be saved with runs; use key_variable instead")
         for name, least in (("concurrency", 1), ("retries", 0), ("max_calls", 0), ("max_tokens", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -77,31 +77,33 @@ class Endpoint:
         try:
             json.dumps(self.options, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:
-            raise ValueError(f"endpoint.options: they cannot be sent as JSON: {error}") from None
+            raise ValueError(f"endpoint.options: cannot be sent as JSON: {error}") from None
 
     def body(self, prompt: str, max_tokens: int, temperature: float, seed: int, alternatives: int) -> dict[str, Any]:
-        """What is sent."""
-        asked: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature}
-        asked["seed"] = seed
+        """The JSON body of a request."""
+        fields: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": temperature}
+        fields["seed"] = seed
         if self.completions:
-            asked |= {"prompt": prompt} | ({"logprobs": alternatives} if alternatives else {})
+            fields |= {"prompt": prompt} | ({"logprobs": alternatives} if alternatives else {})
         else:
-            asked["messages"] = [{"role": "user", "content": prompt}]
-            asked |= {"logprobs": True, "top_logprobs": alternatives} if alternatives else {}
-        return {name: value for name, value in (asked | self.options).items() if value is not None}
+            fields["messages"] = [{"role": "user", "content": prompt}]
+            fields |= {"logprobs": True, "top_logprobs": alternatives} if alternatives else {}
+        return {name: value for name, value in (fields | self.options).items() if value is not None}
 
     def key(self) -> str | None:
-        """The API key.  Raises ValueError: the environment has none, or one that cannot be sent."""
+        """The API key.  Raises ValueError: its environment variable is not set, or the key cannot be sent."""
         if self.key_variable is None:
             return None
         if not self._key:
-            raise ValueError(f"endpoint.key_variable: the environment has no {self.key_variable}; export it")
+            raise ValueError(
+                f"endpoint.key_variable: the environment variable {self.key_variable} is not set; export it"
+            )
         if not (self._key.isascii() and self._key.isprintable()):
-            raise ValueError(f"endpoint.key_variable: {self.key_variable} holds characters that no header can")
+            raise ValueError(f"endpoint.key_variable: {self.key_variable} has characters that a header cannot have")
         return self._key
 
     def without_key(self, text: str) -> str:
-        """What a server says may repeat the key, and goes into logs."""
+        """Remove the key from a server's text, because the text may repeat the key and may end up in logs."""
         return text.replace(self._key, "…") if self._key else text
 
     @property
@@ -110,17 +112,18 @@ class Endpoint:
 
 
 class Stopped(Unanswered):
-    """Nothing more is asked: the budget is spent, the server is not there, or it asks for too long a wait."""
+    """No more requests are sent: the budget is spent, no server answers, or the server requests too long a wait."""
 
 
 class Budget:
-    """Of an endpoint, over all uses of its client.
+    """Budget and counters of an endpoint, over all uses of its client.
 
     Attributes:
-        counters: `calls` are requests that went out, `retries` those of them that were sent again.
-        stopped: why nothing more may be sent; None while something may.
-        answers: that were read so far, from the server or the cache.
-        log_probs: whether any of them had log-probabilities.
+        counters: cost by name: `calls` counts all requests that were sent, and `retries` counts those that repeat an
+            earlier request.
+        stopped: why no more requests may be sent; None while requests are allowed.
+        answers: number of answers read so far, from the server or the cache.
+        log_probs: whether any answer had log-probabilities.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -130,16 +133,16 @@ class Budget:
         self.answers, self.log_probs = 0, False
 
     def stop(self, why: str) -> Stopped:
-        """The error to raise; the first reason stays."""
+        """Allow no more requests, and return the error to raise. If this happens twice, the first reason is kept."""
         self.stopped = self.stopped or why
         return Stopped(self.stopped)
 
     def admit(self, again: bool) -> None:
-        """Takes a request off the budget before it goes out.
+        """Charge a request to the budget before it is sent.
 
-        Args: again: whether it was sent before.
+        Args: again: whether the request is a retry.
         Raises:
-            Stopped: there is nothing left of it.
+            Stopped: the budget is spent.
         """
         endpoint, spent = self.endpoint, self.counters["prompt_tokens"] + self.counters["completion_tokens"]
         if self.stopped:
@@ -152,10 +155,10 @@ class Budget:
         self.counters["retries"] += again
 
     def read(self, body: bytes) -> Answer:
-        """The answer in a response. Its tokens are taken off the budget, also where nothing else of it can be used.
+        """Parse the answer in a response, and charge its tokens to the budget even if the answer is invalid.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the body is not an answer.
         """
         content = parsed(body)
         prompt, completion = token_counts(content)
@@ -165,13 +168,13 @@ class Budget:
         if self.endpoint.without_key(answer.text) != answer.text:
             raise ValueError("it repeats the API key")
         if self.endpoint.max_tokens is not None and not prompt + completion:
-            self.stop("endpoint.max_tokens: the server counts no tokens, so give a budget of max_calls instead")
+            self.stop("endpoint.max_tokens: the server does not count tokens; set max_calls instead")
         return answer
 
     def bear(self, seconds: float) -> None:
-        """Raises Stopped: a server asks for a wait of more than `endpoint.longest_wait` seconds."""
+        """Accept a wait.  Raises Stopped: the wait is longer than `endpoint.longest_wait` seconds."""
         if seconds > self.endpoint.longest_wait:
             raise self.stop(
-                f"endpoint.longest_wait: the server asks for a wait of {seconds:g} seconds, and "
-                f"{self.endpoint.longest_wait:g} are allowed"
+                f"endpoint.longest_wait: the server asks for a wait of {seconds:g} seconds, more than the allowed "
+                f"{self.endpoint.longest_wait:g}"
             )

@@ -1,4 +1,4 @@
-"""A model behind an endpoint as critic or reviser while the policy learns."""
+"""Served model as critic or reviser during training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_modules.feedback.providers.client import Client, waited_for
 from data_modules.feedback.providers.endpoint import Endpoint
 from data_modules.feedback.providers.facts import as_texts, fact_places, refuse_missing_facts
 from data_modules.feedback.providers.judge_reward import TOLERATED
-from data_modules.feedback.providers.questions import CritiqueQuestion, asked, together, words
+from data_modules.feedback.providers.questions import CritiqueQuestion, ask_and_read, together, words
 from data_modules.text.critics import UNHEARD, Acting
 from data_modules.text.environment import Case, Revisable
 from data_modules.text.prompts import PromptFormat
@@ -24,24 +24,24 @@ T = TypeVar("T")
 
 
 class EndpointCritic:
-    """Asks a served model what is wrong with replies, and for better ones: side by side, cached, within the budget.
+    """Critic and reviser behind an endpoint, with concurrent requests, a cache and a budget.
 
-    `counters` are those of `Client`, evaluations included: `calls`, `cached`, `retries`, `prompt_tokens`,
-    `completion_tokens`. The same reply to the same prompt is paid for once. A reply about which it says nothing, after
-    a second try, is neither criticised nor revised, and a warning tells how many there were.
+    `counters` are the counters of `Client`, including evaluations: `calls`, `cached`, `retries`, `prompt_tokens` and
+    `completion_tokens`. The same reply to the same prompt costs only once. A reply about which the model gives no
+    answer, even after a second try, is neither criticised nor revised; a warning gives the number of such replies.
 
     Args:
-        endpoint: where the model is, and what may be spent, by each process.
-        question: what a critique is asked with.
-        revision: what a revision is asked with: a template with the places `{prompt}`, `{response}` and `{critique}`,
-            and maybe facts of a case.
-        max_tokens: of a revision.
-        temperature: of both; at 0 several revisions of one reply are the same.
+        endpoint: the served model, with a budget for each process.
+        question: the question that asks for a critique.
+        revision: template that asks for a revision, with the places `{prompt}`, `{response}` and `{critique}`, and
+            optionally facts of a case.
+        max_tokens: maximum number of tokens in a revision.
+        temperature: sampling temperature of critiques and revisions. At 0 all revisions of a reply are the same.
 
     Raises:
-        ValueError: a template without its places; in `check`, a case without a fact that there is a place for.
-        TeacherStopped: where it is asked, and the budget is spent, nobody answers, or more than a tenth have no answer.
-            What was answered is in the cache, so a run goes on from its last checkpoint.
+        ValueError: a template lacks a place; in `check`, a case lacks a fact that a template needs.
+        TeacherStopped: the budget is spent, no server answers, or more than a tenth of the questions have no answer.
+            The answers so far are in the cache, so resuming the run from its last checkpoint costs nothing extra.
     """
 
     def __init__(
@@ -59,24 +59,24 @@ class EndpointCritic:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What it cost so far."""
+        """The number of calls and tokens so far, by name."""
         return self.client.counters
 
     def check(self, name: str, cases: Sequence[Case], words: Revisable, policy: PromptFormat) -> None:
-        """`Checked.check`.  Raises ValueError: a case without a fact that the template has a place for."""
+        """See `Checked.check`.  Raises ValueError: a case lacks a fact that a template needs."""
         facts = self.question.facts if name == "critic" else self.facts
         refuse_missing_facts(facts, [(f"{name}: case {case.id!r}", case.facts) for case in cases])
 
     def critiques(
         self, cases: Sequence[Case], replies: Sequence[str], seeds: Sequence[int], acting: Acting
     ) -> list[str | None]:
-        """`Critic.critiques`."""
+        """See `Critic.critiques`."""
 
-        def one(case: Case, reply: str, seed: int) -> Awaitable[str | None]:
+        def ask_one(case: Case, reply: str, seed: int) -> Awaitable[str | None]:
             how = (self.temperature, self._seed(seed))
             return self.question.critique(self.client, case.text.strip(), case.facts, reply, *how)
 
-        return self._answers("critic", one, list(zip(cases, replies, seeds, strict=True)), UNHEARD)
+        return self._answers("critic", ask_one, list(zip(cases, replies, seeds, strict=True)), UNHEARD)
 
     def revisions(
         self,
@@ -86,29 +86,29 @@ class EndpointCritic:
         seeds: Sequence[int],
         acting: Acting,
     ) -> list[Written | None]:
-        """`Reviser.revisions`."""
+        """See `Reviser.revisions`."""
 
-        async def one(case: Case, reply: str, critique: str, seed: int) -> Written | None:
+        async def ask_one(case: Case, reply: str, critique: str, seed: int) -> Written | None:
             places = {"prompt": case.text.strip(), "response": reply.strip(), "critique": critique}
             filled = self.revision.format(**as_texts(self.facts, case.facts), **places)
-            text = await asked(self.client, words, filled, self.max_tokens, self.temperature, self._seed(seed))
+            text = await ask_and_read(self.client, words, filled, self.max_tokens, self.temperature, self._seed(seed))
             return Written(text)
 
-        return self._answers("reviser", one, list(zip(cases, replies, critiques, seeds, strict=True)), None)
+        return self._answers("reviser", ask_one, list(zip(cases, replies, critiques, seeds, strict=True)), None)
 
     def _seed(self, seed: int) -> int:
-        """The likeliest answer is the same for every seed, and is asked for once."""
+        """The seed of a request. For greedy answers always 0, so that each is requested only once."""
         return seed % 2**31 if self.temperature else 0
 
     def _answers(
-        self, knob: str, one: Callable[..., Awaitable[T]], questions: Sequence[tuple[object, ...]], none: T
+        self, knob: str, ask_one: Callable[..., Awaitable[T]], questions: Sequence[tuple[object, ...]], none: T
     ) -> list[T]:
-        """The answer to each question, `none` where there is none.  Raises TeacherStopped: as the class says."""
+        """The answer to each question, or `none` without an answer.  Raises TeacherStopped: see the class."""
         faults: list[Unanswered] = []
 
         async def attempt(question: tuple[object, ...]) -> T:
             try:
-                return await one(*question)
+                return await ask_one(*question)
             except Unanswered as error:
                 faults.append(error)
                 return none

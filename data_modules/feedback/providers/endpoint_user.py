@@ -1,4 +1,4 @@
-"""A model behind an endpoint as the user of dialogues."""
+"""Served model as the simulated user in dialogues."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from data_modules.feedback.providers.answer import Unanswered
 from data_modules.feedback.providers.client import Client, waited_for
 from data_modules.feedback.providers.endpoint import Endpoint
-from data_modules.feedback.providers.questions import asked, words
+from data_modules.feedback.providers.questions import ask_and_read, words
 from data_modules.judgements.schema import Message
 from data_modules.text.templates import refuse_template
 from data_modules.text.users import END, INSTRUCTION, conversation_text, unless_ended
@@ -16,17 +16,17 @@ from lightning_nlf.numbers import NonNegative, Size
 
 
 class EndpointUser:
-    """A served model as the user. Its messages are cached; a conversation that it does not answer ends there.
+    """Simulated user behind an endpoint, with cached messages. A conversation ends if the model gives no answer.
 
     Args:
-        endpoint: where the model is, and what may be spent, by each process.
-        instruction, end: of `ModelUser`.
-        max_tokens: of a message.
-        temperature: of sampling.
+        endpoint: the served model, with a budget for each process.
+        instruction, end: see `ModelUser`.
+        max_tokens: maximum number of tokens in a message.
+        temperature: sampling temperature.
 
     Raises:
-        ValueError: an instruction without its place.
-        TeacherStopped: in `next_message`, where the budget is spent or nobody is there.
+        ValueError: the instruction lacks the place `{conversation}`.
+        TeacherStopped: in `next_message`, if the budget is spent or no server answers.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class EndpointUser:
         self.max_tokens, self.temperature = max_tokens, temperature
 
     def next_message(self, messages: Sequence[Message]) -> str | None:
-        """`User.next_message`."""
+        """See `User.next_message`."""
         question = self.instruction.format(conversation=conversation_text(messages), end=self.end)
         answer = waited_for(self._answer(question))
         if self.client.budget.stopped:
@@ -53,6 +53,6 @@ class EndpointUser:
     async def _answer(self, question: str) -> str | None:
         async with self.client:
             try:
-                return await asked(self.client, words, question, self.max_tokens, self.temperature)
+                return await ask_and_read(self.client, words, question, self.max_tokens, self.temperature)
             except Unanswered:
                 return None

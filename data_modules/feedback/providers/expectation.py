@@ -1,4 +1,4 @@
-"""The mean of the numbers that a model might have said."""
+"""Expected score: the mean of the numbers that a model could have answered, weighted by probability."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from data_modules.feedback.providers.answer import MARKS, Answer, Malformed, NoL
 
 
 def expected_label(answer: Answer, labels: Sequence[int]) -> float:
-    """Σ_x x p(x) over whole numbers, p the softmax of their log-probabilities: § 4 of https://arxiv.org/abs/2309.00267.
+    """Expected label Σ_x x p(x) over whole numbers x, where p is the softmax of their log-probabilities.
 
-    A tokenizer may write 10 as 1 and 0. Where the answer itself began with the 1, the second token says how likely a 0
-    comes behind it, and the probability of the 1 is shared out; else it is all counted to the 1. With such a tokenizer
-    a scale from 0 to 9 is exact.
+    Source: § 4 of https://arxiv.org/abs/2309.00267. A tokenizer may write 10 as the two tokens 1 and 0. If the sampled
+        answer begins with the token 1, the alternatives of the second token split the probability of that 1 between 1
+        and 10. Otherwise all of the probability counts for 1. With such a tokenizer use a scale from 0 to 9, for which
+        the result is exact.
     Raises:
-        Malformed: no such number is among the likeliest tokens.
+        Malformed: no label is among the most probable tokens.
         NoLogProbs: the server gave no log-probabilities.
     """
     if not answer.alternatives:
-        raise NoLogProbs("expectation: the server gives no log-probabilities; take the number that is said instead")
+        raise NoLogProbs("expectation: the server gives no log-probabilities; set expectation: false instead")
     names = [str(label) for label in labels]
     first = _by_text(answer.alternatives[0])
-    found = {name: first.get(name, -math.inf) for name in names}
+    log_probs = {name: first.get(name, -math.inf) for name in names}
     if len(answer.alternatives) > 1:
         begun = _begun(answer.text, first)
         longer = [name for name in names if begun and name != begun and name.startswith(begun)]
@@ -30,23 +31,23 @@ def expected_label(answer: Answer, labels: Sequence[int]) -> float:
         shares = {name: second.get(name[len(begun) :], -math.inf) for name in longer}
         rest = 1 - sum(math.exp(share) for share in shares.values())
         for name, share in shares.items():
-            found[name] = log_sum([found[name], first[begun] + share])
-        if longer and begun in found:
-            found[begun] = first[begun] + math.log(rest) if rest > 0 else -math.inf
-    if max(found.values()) == -math.inf:
+            log_probs[name] = log_sum([log_probs[name], first[begun] + share])
+        if longer and begun in log_probs:
+            log_probs[begun] = first[begun] + math.log(rest) if rest > 0 else -math.inf
+    if max(log_probs.values()) == -math.inf:
         raise Malformed(
-            f"score: no number from {names[0]} to {names[-1]} is among the likeliest tokens {excerpt(list(first))}"
+            f"score: no number from {names[0]} to {names[-1]} is among the most probable tokens {excerpt(list(first))}"
         )
-    return sum(label * p for label, p in zip(labels, softmax(list(found.values())), strict=True))
+    return sum(label * p for label, p in zip(labels, softmax(list(log_probs.values())), strict=True))
 
 
 def _by_text(alternatives: dict[str, float]) -> dict[str, float]:
-    """By what is left of a token without the white space before it."""
+    """Token text without surrounding white space → log-probability."""
     texts = {token.strip(MARKS) for token in alternatives}
     return {text: log_sum([x for token, x in alternatives.items() if token.strip(MARKS) == text]) for text in texts}
 
 
 def _begun(text: str, first: dict[str, float]) -> str:
-    """The token that the answer begins with: the longest of the alternatives that it may have been."""
-    said = text.strip()
-    return max((token for token in first if token and said.startswith(token)), key=len, default="")
+    """The first token of the answer, which is the longest alternative that the answer begins with."""
+    stripped = text.strip()
+    return max((token for token in first if token and stripped.startswith(token)), key=len, default="")

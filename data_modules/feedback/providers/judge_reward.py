@@ -1,4 +1,4 @@
-"""Direct RLAIF: a model behind an endpoint pays for replies while the policy learns, without a reward model."""
+"""Direct RLAIF: rewards from a served judge during training, without a reward model."""
 
 from __future__ import annotations
 
@@ -14,53 +14,55 @@ from data_modules.text.environment import Case
 from data_modules.text.episode import Episode
 from lightning_nlf.batch import TeacherStopped
 
-TOLERATED = 0.1  # share of replies that may stay without a score
+TOLERATED = 0.1  # maximum share of replies without a score
 
 
 class JudgeReward:
-    """A `ReplyJudge`: the judge's expected score of each whole reply (§ 4 of https://arxiv.org/abs/2309.00267).
+    """`ReplyJudge` behind an endpoint: the judge's expected score of each complete reply is the reward.
 
-    It reads the prompt as the task has it, of a chat with the role before each message, and the reply as text: no
-    control token of a chat template. The same reply to the same prompt is paid for once. A reply that the judge gives
-    no score, after a second try, earns the mean of the others, and a warning tells how many there were.
+    Source: § 4 of https://arxiv.org/abs/2309.00267. The judge reads the task's prompt and the reply as plain text,
+    without control tokens of a chat template; in a chat the role precedes each message. The same reply to the same
+    prompt costs only once. A reply that has no score after a second try gets the mean of the other scores as its
+    reward; a warning gives the number of such replies.
 
     Args:
-        endpoint: where the judge is, and what may be spent, by each process.
-        question: what is asked; its `scale` is what is paid. Its template may have places for facts of a case, such as
-            `{reference}`.
+        endpoint: the served judge, with a budget for each process.
+        question: the question to the judge. Rewards are on the question's `scale`. The template of the question may
+            have places for facts of a case, such as `{reference}`.
 
     Raises:
-        ValueError: in `check`, a case without a fact that the template has a place for.
-        TeacherStopped: in `judge`, where the budget is spent, nobody answers, or more than a tenth have no score. What
-            was answered is in the cache, so a run goes on from its last checkpoint.
+        ValueError: in `check`, a case lacks a fact that the template needs.
+        TeacherStopped: in `judge`, if the budget is spent, no server answers, or more than a tenth of the replies have
+            no score. The answers so far are in the cache, so resuming the run from its last checkpoint costs nothing
+            extra.
     """
 
     def __init__(self, endpoint: Endpoint, question: ScoreQuestion | None = None) -> None:
         self.client = Client(endpoint)
         self.question = ScoreQuestion(expectation=True) if question is None else question
-        self._why = ""  # of the last reply without a score
+        self._why = ""  # reason for the last missing score
 
     def check(self, cases: Sequence[Case]) -> None:
-        """`ReplyJudge.check`"""
+        """See `ReplyJudge.check`. Every case must have the facts that the template needs."""
         refuse_missing_facts(self.question.facts, [(f"reward: case {case.id!r}", case.facts) for case in cases])
 
     def judge(self, episodes: Sequence[Episode]) -> list[float]:
-        """`ReplyJudge.judge`: a score on the question's scale for each."""
+        """See `ReplyJudge.judge`. Scores are on the question's scale."""
         self.check([episode.prompt.case for episode in episodes])
         scores = waited_for(self._scores(episodes))
-        given = [score for score in scores if score is not None]
-        missing = len(scores) - len(given)
+        known_scores = [score for score in scores if score is not None]
+        missing = len(scores) - len(known_scores)
         if self.client.budget.stopped or missing > TOLERATED * len(scores):
             why = self.client.budget.stopped or f"{missing} of {len(scores)} replies have no score: {self._why}"
             raise TeacherStopped(f"reward: {why}")
         if missing:
-            message = f"reward: {missing} of {len(scores)} replies have no score, and earn the mean of the others"
+            message = f"reward: {missing} of {len(scores)} replies have no score and get the mean of the others"
             warn(message, stacklevel=2)
-        mean = sum(given) / max(len(given), 1)
+        mean = sum(known_scores) / max(len(known_scores), 1)
         return [mean if score is None else score for score in scores]
 
     async def _scores(self, episodes: Sequence[Episode]) -> list[float | None]:
-        async def one(episode: Episode) -> float | None:
+        async def score_one(episode: Episode) -> float | None:
             case = episode.prompt.case
             try:
                 return await self.question.score(self.client, case.text.strip(), episode.text, case.facts)
@@ -69,4 +71,4 @@ class JudgeReward:
                 return None
 
         async with self.client:
-            return await together(*(one(episode) for episode in episodes))
+            return await together(*(score_one(episode) for episode in episodes))

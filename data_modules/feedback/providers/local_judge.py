@@ -1,4 +1,4 @@
-"""A language model on this machine as the judge: the expected score of a reply, without an endpoint."""
+"""Language model on the local machine as judge: expected scores of replies without an endpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from data_modules.feedback.providers.facts import Facts, facts_of, refuse_missing_facts
-from data_modules.feedback.providers.provider import Account, merged, said
+from data_modules.feedback.providers.provider import Account, merged, with_answers
 from data_modules.feedback.providers.questions import ScoreQuestion, text_of
 from data_modules.judgements.schema import Judgement
 from data_modules.text.checks import refuse_other_ids
@@ -22,21 +22,22 @@ from lightning_nlf.numbers import Size
 
 
 class LocalJudge:
-    """The mean of the numbers of a scale by their probabilities as the next token (§ 4 of
-    https://arxiv.org/abs/2309.00267), on the scale of the question.
+    """Expected score from a local model: the mean of the scale's numbers, weighted by next-token probability.
 
-    It pays for replies in training (`ReplyJudge`), and scores those of a feedback file (`Provider`).
+    Source: § 4 of https://arxiv.org/abs/2309.00267. A `LocalJudge` gives rewards during training (`ReplyJudge`), or
+        scores the replies in a feedback file (`Provider`), both on the question's scale.
 
     Args:
         policy: the model, such as `lightning_nlf.experts.PolicyTextExpert` with the weights of a Hugging Face folder.
-        tokenizer: the model's.
-        question: what is asked; by default a number from 0 to 9. Each number must be one token of the tokenizer.
-        chat: the question is a user's message of the chat template, of `PromptFormat`.
-        at_once: questions that the model reads at a time.
+        tokenizer: the model's tokenizer.
+        question: the question to the model, by default with numbers from 0 to 9. Each number must be a single token of
+            the model.
+        chat: whether to send the question as a user message of the chat template, see `PromptFormat`.
+        at_once: batch size, as a number of questions.
 
     Raises:
-        ValueError: a number that is not one token, a policy of other ids; in `check` and `complete` a case without a
-            fact that the template has a place for.
+        ValueError: a number is not a single token, or the policy uses different token ids; or in `check` and
+            `complete`, a case lacks a fact that the template needs.
     """
 
     gives = ("score",)
@@ -58,52 +59,58 @@ class LocalJudge:
         try:
             self.tokens = [self.format.tokenizer.token(str(number)) for number in self.numbers.tolist()]
         except ValueError as error:
-            raise ValueError(f"question: {error}: a scale from 0 to 9 has numbers of one digit") from None
+            raise ValueError(f"question: {error}; use a scale from 0 to 9, whose numbers have one digit") from None
 
     def check(self, cases: Sequence[Case]) -> None:
-        """`ReplyJudge.check`"""
+        """See `ReplyJudge.check`. Every case must have the facts that the template needs."""
         refuse_missing_facts(self.question.facts, [(f"reward: case {case.id!r}", case.facts) for case in cases])
 
     def judge(self, episodes: Sequence[Episode]) -> list[float]:
-        """`ReplyJudge.judge`"""
+        """See `ReplyJudge.judge`. Scores are on the question's scale."""
         cases = [episode.prompt.case for episode in episodes]
         self.check(cases)
         pairs = zip(cases, episodes, strict=True)
         return self._scores([(case.text.strip(), episode.text, case.facts) for case, episode in pairs])
 
     def complete(self, judgements: Sequence[Judgement], tick: Callable[[], object]) -> tuple[list[Judgement], Account]:
-        """`Provider.complete`: a score for each response that has none."""
-        named = [each.where or f"judgement {number + 1}" for number, each in enumerate(judgements)]
-        cases = [(f"{name}: meta.facts", facts_of(each)) for name, each in zip(named, judgements, strict=True)]
+        """See `Provider.complete`. Every response without a score gets one."""
+        names = [judgement.where or f"judgement {number + 1}" for number, judgement in enumerate(judgements)]
+        cases = [
+            (f"{name}: meta.facts", facts_of(judgement)) for name, judgement in zip(names, judgements, strict=True)
+        ]
         refuse_missing_facts(self.question.facts, cases)
-        account, done = Account(), []
-        for each in judgements:
-            asked = [i for i in range(len(each.responses)) if each.of("score", i) is None]
-            given = self._scores([(text_of(each), each.responses[i], facts_of(each)) for i in asked])
-            scores = dict(zip(asked, given, strict=True))
-            account.counters["calls"] += len(asked)
-            new = merged(each.score, [scores.get(i) for i in range(len(each.responses))])
-            done.append(said(each, self.name, score=new))
+        account, completed = Account(), []
+        for judgement in judgements:
+            unscored = [i for i in range(len(judgement.responses)) if judgement.of("score", i) is None]
+            new_scores = self._scores(
+                [(text_of(judgement), judgement.responses[i], facts_of(judgement)) for i in unscored]
+            )
+            scores = dict(zip(unscored, new_scores, strict=True))
+            account.counters["calls"] += len(unscored)
+            new = merged(judgement.score, [scores.get(i) for i in range(len(judgement.responses))])
+            completed.append(with_answers(judgement, self.name, score=new))
             tick()
-        return done, account
+        return completed, account
 
     def _scores(self, replies: Sequence[tuple[str, str, Facts]]) -> list[float]:
-        """Of each prompt, reply and facts; what is asked twice is read once."""
-        questions = [self.question.filled(*each) for each in replies]
+        """The score of each triple of prompt, reply and facts. Identical questions are evaluated once."""
+        questions = [self.question.filled(*question) for question in replies]
         scores: dict[str, float] = {}
         new = list(dict.fromkeys(questions))
         for first in range(0, len(new), self.at_once):
-            some = new[first : first + self.at_once]
-            scores |= zip(some, self._expected([self.format.ids(each) for each in some]).tolist(), strict=True)
-        return [scores[each] for each in questions]
+            chunk = new[first : first + self.at_once]
+            scores |= zip(
+                chunk, self._expected([self.format.ids(question) for question in chunk]).tolist(), strict=True
+            )
+        return [scores[question] for question in questions]
 
     def _expected(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Σ x p(x) over the numbers after each row of ids, on the question's scale, (rows,)."""
+        """Σ x p(x), where the number x is the next token after a row of ids; on the question's scale, (rows,)."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         lengths = torch.tensor([len(row) for row in rows])
         obs = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         last = torch.arange(obs.shape[1]) == lengths[:, None] - 1
         with torch.no_grad():
             _, params = self.policy.label(obs.to(device), last.to(device))
-        chances = params["logits"].cpu()[:, self.tokens].double().softmax(-1)
-        return self.question.on_scale(chances @ self.numbers.double())
+        probabilities = params["logits"].cpu()[:, self.tokens].double().softmax(-1)
+        return self.question.on_scale(probabilities @ self.numbers.double())

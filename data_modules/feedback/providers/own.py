@@ -1,10 +1,10 @@
-"""The policy itself, or any language policy of ours, as the teacher: it criticises replies, and says what to say."""
+"""Self-critique and self-revision: a local language policy as the teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from data_modules.feedback.providers.provider import Account, said
+from data_modules.feedback.providers.provider import Account, with_answers
 from data_modules.feedback.providers.rules import EnvironmentProvider
 from data_modules.judgements.schema import Judgement, PromptText
 from data_modules.text.environment import Revisable, TextEnvironment
@@ -16,20 +16,22 @@ from lightning_nlf.numbers import Size
 
 
 class OwnProvider(EnvironmentProvider):
-    """Self-critique, and self-revision after it: `critique` of each response, and of the first that has one a revision
-    as the `expected` response. The judgement is a model's, right or not; its words are its likeliest.
+    """Self-critique and self-revision by a local policy.
 
-    A policy that was trained to predict critiques (`learn: [critiques]` of `RevisionDataModule`) can do this.
+    The policy writes a `critique` of each response, and a revision of the first criticised response, which becomes
+    `expected`. All texts are decoded greedily. The critiques may be wrong. The policy must have learned to write
+    critiques (`learn: [critiques]` of `RevisionDataModule`).
 
     Args:
-        policy: such as `CheckpointTextExpert`.
-        tokenizer: the policy's; made from the task's corpus, or a model's own.
-        task: `Revisable`: its prompts, and the words around a critique.
-        max_new: tokens that a critique or a revision may have.
-        chat: of `PromptFormat`.
+        policy: the policy that writes critiques and revisions, such as `CheckpointTextExpert`.
+        tokenizer: the policy's tokenizer. A tokenizer without a vocabulary is fitted to the task's corpus.
+        task: a `Revisable` task with the prompts and the wording of critique and revision requests.
+        max_new: maximum number of tokens in a critique or a revision.
+        chat: see `PromptFormat`.
 
     Raises:
-        ValueError: a task without these words, a tokenizer of other ids; in `complete` an unknown prompt or word.
+        ValueError: the task is not `Revisable`, or the tokenizer's ids are not the policy's; or in `complete`, a prompt
+            or a word is unknown.
     """
 
     gives = ("critique", "expected")
@@ -45,50 +47,54 @@ class OwnProvider(EnvironmentProvider):
     ) -> None:
         super().__init__(task)
         if not isinstance(task, Revisable):
-            raise ValueError(f"task: {type(task).__name__} has no words around a critique")
+            raise ValueError(f"task: {type(task).__name__} has no prompts for critiques; use a Revisable task")
         self.policy, self.words, self.max_new = policy, task, max_new
         self.tokenizer = tokenizer if tokenizer.ready else tokenizer.fit(task.corpus())
         self.format = PromptFormat(self.tokenizer, chat)
         digest = getattr(policy, "tokenizer_digest", None)
         if digest not in (None, self.tokenizer.digest):
-            raise ValueError(f"tokenizer: the policy means the ids of another ({digest[:12]}…); use the one it has")
+            raise ValueError(
+                f"tokenizer: the policy was trained with another one (digest {digest[:12]}…); use that one"
+            )
 
     def complete(self, judgements: Sequence[Judgement], tick: Callable[[], object]) -> tuple[list[Judgement], Account]:
-        account, done = Account(), list(judgements)
-        asked = [
+        account, completed = Account(), list(judgements)
+        uncriticised = [
             (place, i)
-            for place, each in enumerate(done)
-            for i in range(len(each.responses))
-            if each.of("critique", i) is None
+            for place, judgement in enumerate(completed)
+            for i in range(len(judgement.responses))
+            if judgement.of("critique", i) is None
         ]
-        cases = [self._case(each) for each in done]
-        prompts = [self.words.critique_prompt(cases[place], done[place].responses[i]) for place, i in asked]
-        for (place, i), critique in zip(asked, self._said(prompts), strict=True):
+        cases = [self._case(judgement) for judgement in completed]
+        prompts = [self.words.critique_prompt(cases[place], completed[place].responses[i]) for place, i in uncriticised]
+        for (place, i), critique in zip(uncriticised, self._replies(prompts), strict=True):
             if critique and critique != self.words.praise:
-                told = list(done[place].critique or [None] * len(done[place].responses))
-                told[i] = critique
-                done[place] = said(done[place], self.name, critique=tuple(told))
-        revised = [(place, at) for place, each in enumerate(done) if (at := _criticised(each)) is not None]
+                critiques = list(completed[place].critique or [None] * len(completed[place].responses))
+                critiques[i] = critique
+                completed[place] = with_answers(completed[place], self.name, critique=tuple(critiques))
+        revised = [
+            (place, at) for place, judgement in enumerate(completed) if (at := _criticised(judgement)) is not None
+        ]
         prompts = [
-            self.words.revision_prompt(cases[place], done[place].responses[i], done[place].of("critique", i))
+            self.words.revision_prompt(cases[place], completed[place].responses[i], completed[place].of("critique", i))
             for place, i in revised
         ]
-        for (place, _), text in zip(revised, self._said(prompts), strict=True):
+        for (place, _), text in zip(revised, self._replies(prompts), strict=True):
             if text:
-                done[place] = said(done[place], self.name, expected=text)
-        account.counters["calls"] += len(asked) + len(revised)
-        for _ in done:
+                completed[place] = with_answers(completed[place], self.name, expected=text)
+        account.counters["calls"] += len(uncriticised) + len(revised)
+        for _ in completed:
             tick()
-        return done, account
+        return completed, account
 
-    def _said(self, prompts: Sequence[PromptText]) -> list[str]:
-        """The policy's likeliest reply to each."""
+    def _replies(self, prompts: Sequence[PromptText]) -> list[str]:
+        """The policy's greedy reply to each prompt."""
         writer = Writer(self.policy, self.format, (self.tokenizer.eos,))
-        return [each.text for each in writer.replies([self.format.ids(prompt) for prompt in prompts], self.max_new)]
+        return [reply.text for reply in writer.replies([self.format.ids(prompt) for prompt in prompts], self.max_new)]
 
 
 def _criticised(judgement: Judgement) -> int | None:
-    """The first response that has a critique, where nobody has said what to say instead."""
+    """Index of the first criticised response; None if there is none, or if there already is an expected response."""
     if judgement.expected is not None:
         return None
     return next((i for i in range(len(judgement.responses)) if judgement.of("critique", i) is not None), None)

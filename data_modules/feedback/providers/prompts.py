@@ -1,4 +1,4 @@
-"""What models are asked, as templates; each can be given another in a yaml."""
+"""Prompt templates for judges, critics and revisers; a yaml can replace each of them."""
 
 SCORE = """Rate the response to the prompt below from {low} (worst) to {high} (best) for how well it does what the \
 prompt asks for. Answer with the number alone.

@@ -1,4 +1,4 @@
-"""Whoever says something of replies: one protocol for environments, rules, models and people's files."""
+"""Protocol of feedback providers: environments, rules and models that judge replies."""
 
 from __future__ import annotations
 
@@ -11,56 +11,56 @@ from data_modules.judgements.schema import Judgement
 
 @dataclass
 class Account:
-    """What was asked, and what was left out."""
+    """The counters of a provider's run, and the judgements that the provider left out."""
 
     counters: dict[str, int] = field(default_factory=lambda: {"calls": 0})
-    left_out: list[str] = field(default_factory=list)  # FILE:LINE, what is missing and why
-    stopped: str | None = None  # why it stopped before the end
-    interrupted: bool = False  # whether that was Ctrl-C
+    left_out: list[str] = field(default_factory=list)  # FILE:LINE, the missing field and the reason
+    stopped: str | None = None  # reason for stopping early
+    interrupted: bool = False  # whether Ctrl-C was the reason
 
 
 class Provider(Protocol):
-    """Completes judgements: fills in what is missing of the fields it gives, and leaves what is there."""
+    """A source of feedback that fills in missing fields of judgements. Existing values are kept."""
 
-    gives: tuple[str, ...]  # fields of a judgement
+    gives: tuple[str, ...]  # the fields of a judgement that it fills in
 
     def complete(self, judgements: Sequence[Judgement], tick: Callable[[], object]) -> tuple[list[Judgement], Account]:
-        """The same judgements in the same order, each with as much as could be said; parts may stay missing.
+        """Return the judgements in the same order with missing fields filled in where possible.
 
-        Args: tick: called when one is done.
+        Args: tick: function that is called after each judgement, for a progress bar.
         Raises:
-            ValueError: a knob or a file that is wrong, so that nothing can be said at all.
+            ValueError: an argument or the file has an error, so that no judgement can be completed.
         """
         ...
 
 
-def said(judgement: Judgement, by: str, **fields: Any) -> Judgement:
-    """With these fields; who repeats what is there, or says None, has said nothing.
+def with_answers(judgement: Judgement, by: str, **fields: Any) -> Judgement:
+    """Set fields of a judgement, with `by` as their provider. None and unchanged values are ignored.
 
-    `source` is who spoke first; of the fields of anybody else `meta.said_by` tells whose they are.
+    `source` is the first provider. `meta.said_by` holds the provider of each field that a different provider filled in.
     """
-    given = {name: new for name, new in fields.items() if new is not None and new != getattr(judgement, name)}
-    if not given:
+    changed = {name: new for name, new in fields.items() if new is not None and new != getattr(judgement, name)}
+    if not changed:
         return judgement
     if judgement.source in (None, by):
-        return replace(judgement, source=by, **given)
-    meta = given.pop("meta", judgement.meta)
-    told = meta.get("said_by", {}) | dict.fromkeys(given, by)
-    return replace(judgement, meta=meta | {"said_by": told}, **given)
+        return replace(judgement, source=by, **changed)
+    meta = changed.pop("meta", judgement.meta)
+    authors = meta.get("said_by", {}) | dict.fromkeys(changed, by)
+    return replace(judgement, meta=meta | {"said_by": authors}, **changed)
 
 
 def merged(old: Sequence[Any] | None, new: Sequence[Any]) -> tuple[Any, ...] | None:
-    """A value for each response, the old one where there is one; None if there is none at all."""
-    both = tuple(b if a is None else a for a, b in zip(old or [None] * len(new), new, strict=True))
-    return None if all(x is None for x in both) else both
+    """The value of each response: the old value if it exists, else the new value; None if no response has a value."""
+    values = tuple(b if a is None else a for a, b in zip(old or [None] * len(new), new, strict=True))
+    return None if all(x is None for x in values) else values
 
 
 def without(judgement: Judgement, fields: Sequence[str]) -> Judgement:
-    """As if nobody had said these."""
-    told = {name: by for name, by in judgement.meta.get("said_by", {}).items() if name not in fields}
+    """Remove these fields from a judgement, and the record of their providers."""
+    authors = {name: by for name, by in judgement.meta.get("said_by", {}).items() if name not in fields}
     meta = {name: value for name, value in judgement.meta.items() if name != "said_by"}
     nothing: dict[str, Any] = dict.fromkeys(fields)
-    cleared = replace(judgement, meta=meta | ({"said_by": told} if told else {}), **nothing)
+    cleared = replace(judgement, meta=meta | ({"said_by": authors} if authors else {}), **nothing)
     left = any(getattr(cleared, name) is not None for name in ANSWERS)
     return cleared if left else replace(cleared, source=None)
 

@@ -1,4 +1,4 @@
-"""What a model is asked of one reply: a score, a critique, the expected response."""
+"""Questions to a judge about single replies: score, critique, or expected response."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from data_modules.judgements.fields import Scale
 from data_modules.judgements.schema import Judgement, readable
 from lightning_nlf.numbers import Size, Whole
 
-AGAIN = 1_000_003  # added to the seed of a question that is asked again
+AGAIN = 1_000_003  # added to the seed when a question is repeated
 SCORE_TOKENS = 8
 T = TypeVar("T")
 Amount = TypeVar("Amount", float, Tensor)
-Note = Callable[[Unanswered], None]  # told of what is left out
+Note = Callable[[Unanswered], None]  # called with the reason for each part that is left out
 
 
 class Question(Protocol):
-    """What is asked of a judgement."""
+    """A question to a served model about a judgement."""
 
     gives: tuple[str, ...]
-    facts: tuple[str, ...]  # the places of its template that are facts of a case
+    facts: tuple[str, ...]  # places of the template that are filled with facts of a case
 
     async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
-        """Fields of the judgement, each None where it stays as it was.
+        """Ask the question; return new values of the judgement's fields, None for a field that stays unchanged.
 
         Raises:
-            Unanswered: nothing of it was answered; `note` is told of what is left out of a part.
+            Unanswered: there is no answer at all. If only parts are missing, `note` is called for each missing part.
         """
         ...
 
 
 def text_of(judgement: Judgement) -> str:
-    """The prompt as text; of a chat of several messages who says what."""
+    """The prompt as one text; in a chat with several messages, the role precedes each message."""
     return readable(judgement.prompt).strip()
 
 
-async def asked(
+async def ask_and_read(
     client: Client,
     read: Callable[[Answer], T],
     prompt: str,
@@ -56,11 +56,11 @@ async def asked(
     seed: int = 0,
     alternatives: int = 0,
 ) -> T:
-    """What `read` makes of the answer. One that it cannot read is asked for once more, with another seed.
+    """Ask a question and parse the answer with `read`; if that fails, ask once more with another seed.
 
     Raises:
-        Unanswered: there is no answer, or a second one that cannot be read.
-        ValueError: the server gives no log-probabilities, to this question or any other.
+        Unanswered: there is no answer, or the second answer cannot be parsed either.
+        ValueError: the server has never given log-probabilities.
     """
     first = await client.ask(prompt, max_tokens, temperature, seed, alternatives)
     try:
@@ -76,47 +76,48 @@ async def asked(
 
 
 async def together(*asking: Awaitable[T]) -> list[T]:
-    """What all of them say, side by side. All are waited for, so that nothing that was paid for is lost.
+    """Wait for all concurrent questions, so that no paid answer is lost, and return their results.
 
-    Raises the first of their exceptions.
+    If questions fail, the first exception is raised.
     """
-    found = await asyncio.gather(*asking, return_exceptions=True)
-    for each in found:
-        if isinstance(each, BaseException):
-            raise each
-    return [each for each in found if not isinstance(each, BaseException)]
+    results = await asyncio.gather(*asking, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]
 
 
-async def of_each(judgement: Judgement, name: Any, one: Callable[[str], Any], note: Note) -> tuple[Any, ...] | None:
-    """The field `name`: what `one(response)` gives for each response that has none yet."""
+async def of_each(judgement: Judgement, name: Any, ask_one: Callable[[str], Any], note: Note) -> tuple[Any, ...] | None:
+    """Complete the field `name`: call `ask_one(response)` for each response without a value."""
 
     async def attempt(i: int) -> Any:
         if judgement.of(name, i) is not None:
             return None
         try:
-            return await one(judgement.responses[i])
+            return await ask_one(judgement.responses[i])
         except Unanswered as error:
             note(error)
             return None
 
-    found = await together(*(attempt(i) for i in range(len(judgement.responses))))
-    return merged(getattr(judgement, name), found)
+    values = await together(*(attempt(i) for i in range(len(judgement.responses))))
+    return merged(getattr(judgement, name), values)
 
 
 class ScoreQuestion:
-    """A number for each response, written on the scale 0 to 1.
+    """Ask for a score of each response, as a number from `low` to `high` that is mapped to `scale`.
 
     Args:
-        low, high: the numbers that the model may say.
-        expectation: the mean over the likeliest first tokens that are such a number, instead of the one said
-            (§ 4 of https://arxiv.org/abs/2309.00267). Whole numbers only; see `expected_label`.
-        alternatives: how many tokens that is; most servers give 20 at most.
-        template: with the places `{prompt}`, `{response}`, `{low}` and `{high}`. Any other, such as `{reference}`, is
-            a fact of the case, for this and all questions: of `meta.facts` in a file, of `Case.facts` in training.
-        scale: what `low` and `high` become.
+        low, high: lowest and highest number that the model may answer.
+        expectation: use the mean of the numbers, weighted by token probability, instead of the number in the answer (§
+            4 of https://arxiv.org/abs/2309.00267). For whole numbers only; see `expected_label`.
+        alternatives: number of most probable tokens whose log-probabilities are requested; most servers allow at most
+            20.
+        template: text with the places `{prompt}`, `{response}`, `{low}` and `{high}`. In all questions any other place,
+            such as `{reference}`, is a fact of the case, from `meta.facts` in a file or from `Case.facts` in training.
+        scale: the scores that `low` and `high` are mapped to.
 
     Raises:
-        ValueError: numbers that do not go upwards, or a template without its places.
+        ValueError: the first value of a range is not lower than the second, or the template lacks a place.
     """
 
     gives: tuple[str, ...] = ("score",)
@@ -131,9 +132,9 @@ class ScoreQuestion:
         scale: Scale = (0.0, 1.0),
     ) -> None:
         if not low < high:
-            raise ValueError(f"low, high: got {low} and {high}, must go upwards")
+            raise ValueError(f"low, high: got {low} and {high}, the first must be lower than the second")
         if not scale[0] < scale[1]:
-            raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, must go upwards")
+            raise ValueError(f"scale: got {scale[0]:g} to {scale[1]:g}, the first must be lower than the second")
         self.facts = fact_places("template", template, ("prompt", "response"), ("low", "high"))
         self.low, self.high, self.expectation, self.alternatives = low, high, expectation, alternatives
         self.template, self.scale = template, scale
@@ -144,38 +145,38 @@ class ScoreQuestion:
         return {"score": await of_each(judgement, "score", lambda text: self.score(client, prompt, text, facts), note)}
 
     async def score(self, client: Client, prompt: str, response: str, facts: Facts) -> float:
-        """On the scale.  Raises Unanswered."""
+        """Ask for the score of one response, on the scale.  Raises Unanswered: there is no usable answer."""
         filled = self.filled(prompt, response, facts)
         if self.expectation:
             tokens = max(len(str(x)) for x in (self.low, self.high))
             labels = range(self.low, self.high + 1)
             read = partial(expected_label, labels=labels)
-            return self.on_scale(await asked(client, read, filled, tokens, alternatives=self.alternatives))
-        return self.on_scale(await asked(client, self._number, filled, SCORE_TOKENS))
+            return self.on_scale(await ask_and_read(client, read, filled, tokens, alternatives=self.alternatives))
+        return self.on_scale(await ask_and_read(client, self._number, filled, SCORE_TOKENS))
 
     def filled(self, prompt: str, response: str, facts: Facts) -> str:
-        """The whole question."""
+        """The full text of the question."""
         places = as_texts(self.facts, facts) | {"prompt": prompt, "response": response.strip()}
         return self.template.format(**places, low=self.low, high=self.high)
 
     def on_scale(self, number: Amount) -> Amount:
-        """A number, or a tensor of them, from `low` to `high`, on the scale."""
+        """Map a number from `low` to `high`, or a tensor of such numbers, to the scale."""
         return self.scale[0] + (number - self.low) / (self.high - self.low) * (self.scale[1] - self.scale[0])
 
     def _number(self, answer: Answer) -> float:
-        """Nothing but a number on the scale; a full stop behind it is forgiven."""
+        """The number in an answer. The answer may contain nothing else, except a final full stop."""
         number = re.fullmatch(r"(-?\d+(?:\.\d+)?)\.?", answer.text.strip())
         if number is None or not self.low <= float(number[1]) <= self.high:
-            raise Malformed(f"score: {excerpt(answer.text)} is no number from {self.low} to {self.high}")
+            raise Malformed(f"score: {excerpt(answer.text)} is not a number from {self.low} to {self.high}")
         return float(number[1])
 
 
 class CritiqueQuestion:
-    """What is wrong with each response, in words; none where the model says NOTHING.
+    """Ask for a critique of each response. There is no critique if the model answers NOTHING.
 
     Args:
-        template: with the places `{prompt}` and `{response}`, and maybe facts.
-        max_tokens: of a critique.
+        template: text with the places `{prompt}` and `{response}`, and optionally facts.
+        max_tokens: maximum number of tokens in a critique.
     """
 
     gives: tuple[str, ...] = ("critique",)
@@ -186,24 +187,24 @@ class CritiqueQuestion:
 
     async def ask(self, client: Client, judgement: Judgement, note: Note) -> dict[str, Any]:
         prompt, facts = text_of(judgement), facts_of(judgement)
-        one = partial(self.critique, client, prompt, facts)
-        return {"critique": await of_each(judgement, "critique", one, note)}
+        ask_one = partial(self.critique, client, prompt, facts)
+        return {"critique": await of_each(judgement, "critique", ask_one, note)}
 
     async def critique(
         self, client: Client, prompt: str, facts: Facts, response: str, temperature: float = 0.0, seed: int = 0
     ) -> str | None:
-        """None where nothing is wrong.  Raises Unanswered."""
+        """Ask for a critique of one response; None if nothing is wrong.  Raises Unanswered: no usable answer."""
         places = as_texts(self.facts, facts) | {"prompt": prompt, "response": response.strip()}
-        text = await asked(client, words, self.template.format(**places), self.max_tokens, temperature, seed)
+        text = await ask_and_read(client, words, self.template.format(**places), self.max_tokens, temperature, seed)
         return None if text.strip(".").upper() == "NOTHING" else text
 
 
 class ExpectedQuestion:
-    """What the model itself would have said.
+    """Ask for the expected response, which is the model's own answer to the prompt.
 
     Args:
-        template: with the place `{prompt}`, and maybe `{response}`, the first one, and facts.
-        max_tokens: of a response.
+        template: text with the place `{prompt}`, and optionally `{response}` (the first response) and facts.
+        max_tokens: maximum number of tokens in a response.
     """
 
     gives: tuple[str, ...] = ("expected",)
@@ -217,19 +218,19 @@ class ExpectedQuestion:
             return {}
         places = as_texts(self.facts, facts_of(judgement)) | {"prompt": text_of(judgement)}
         filled = self.template.format(**places, response=next(iter(judgement.responses), "").strip())
-        return {"expected": await asked(client, words, filled, self.max_tokens)}
+        return {"expected": await ask_and_read(client, words, filled, self.max_tokens)}
 
 
 def words(answer: Answer) -> str:
-    """The text of a whole answer.
+    """The text of a complete answer.
 
     Raises:
-        Malformed: it is empty, or was cut off.
+        Malformed: the answer is empty or was cut off.
     """
     text = answer.text.strip()
     if not text:
         raise Malformed("the answer is empty")
     if answer.cut is not None:
-        mend = "; a larger max_tokens of the question leaves room for it" if answer.cut == "length" else ""
-        raise Malformed(f"the answer was cut off ({answer.cut}): {excerpt(text)}{mend}")
+        remedy = "; raise max_tokens of the question" if answer.cut == "length" else ""
+        raise Malformed(f"the answer was cut off ({answer.cut}): {excerpt(text)}{remedy}")
     return text

@@ -1,4 +1,4 @@
-"""Answers in words: the right one with its source, and those of a speaker who has misconceptions and poor sources."""
+"""Answers in words: right answers with a source, and answers of a speaker with misconceptions and poor sources."""
 
 from __future__ import annotations
 
@@ -36,29 +36,30 @@ SOURCED = ("according to {source} , {body} .", "{body} , says {source} .", "{sou
 UNSOURCED = ("{body} .", "i think {body} .", "i am sure that {body} .")
 
 
-def answered(facts: dict[str, Any], said: Any, source: str | None, rng: Random) -> str:
-    """A whole sentence that says `said`: a level, the food that has more, or two foods."""
+def answered(facts: dict[str, Any], claim: Any, source: str | None, rng: Random) -> str:
+    """A whole sentence with a claim, which is a level, the food that has more, or two foods."""
     kind = facts["kind"]
     if kind == "level":
-        words = {"level": said} | agreeing(food=facts["foods"][0])
+        words = {"level": claim} | agreeing(food=facts["foods"][0])
     elif kind == "pair":
-        words = agreeing(more=said, less=next(food for food in facts["foods"] if food != said))
+        words = agreeing(more=claim, less=next(food for food in facts["foods"] if food != claim))
     else:
-        words = {"group": facts["group"]} | agreeing(one=said[0], two=said[1])
+        words = {"group": facts["group"]} | agreeing(one=claim[0], two=claim[1])
     body = rng.choice(BODIES[kind]).format(nutrient=facts["nutrient"], **words)
     return rng.choice(SOURCED if source else UNSOURCED).format(body=body, source=source)
 
 
 def right_answer(case: Case, rng: Random) -> str:
-    """Right, with a trusted source, finished."""
+    """A right and finished answer with a trusted source."""
     facts = dict(case.facts)
-    said = rng.sample(facts["right"], 2) if facts["kind"] == "list" else facts["right"]
-    return answered(facts, said, rng.choice(TRUSTED), rng)
+    claim = rng.sample(facts["right"], 2) if facts["kind"] == "list" else facts["right"]
+    return answered(facts, claim, rng.choice(TRUSTED), rng)
 
 
 def imagined(wording: int, held_out: Collection[str], rng: Random) -> Case:
-    """A question of any kind about any foods, not one of `held_out`, where the facts are as chance has it: who has not
-    read what is said of a claim cannot know. Half are comparisons, whose revision is the hardest to learn.
+    """A question with random facts, which only the critique reveals; of any kind, about any foods, not in `held_out`.
+
+    Half of the questions are comparisons, because comparisons are the hardest to revise.
     """
     while True:
         kind = rng.choice(("level", "pair", "pair", "list"))
@@ -75,7 +76,7 @@ def imagined(wording: int, held_out: Collection[str], rng: Random) -> Case:
 
 
 def contrary(facts: Mapping[str, Any], rng: Random) -> Any:
-    """The other level, the other food, or a right food of a list beside a wrong one."""
+    """A wrong claim: the other level, the other food, or for a list one right and one wrong food."""
     if facts["kind"] == "list":
         wrong = [food for food in _members(facts) if food not in facts["right"]]
         return rng.sample([rng.choice(facts["right"]), rng.choice(wrong)], 2)
@@ -83,22 +84,24 @@ def contrary(facts: Mapping[str, Any], rng: Random) -> Any:
 
 
 def _either(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the answer to a question of two choices may be."""
+    """The two possible answers to a question of two choices."""
     return ("high", "low") if facts["kind"] == "level" else facts["foods"]
 
 
 def _members(facts: Mapping[str, Any]) -> list[str]:
-    """The foods that a list may be made of."""
+    """The foods that a list question allows: the foods of its group, except the food after "besides"."""
     return [food for food in GROUPS[facts["group"]] if food != facts["besides"]]
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """Believes what is false of some (food, nutrient) pairs, mostly; the rest of what it says follows from its beliefs.
+    """A speaker with misconceptions about some (food, nutrient) pairs. All answers follow from the speaker's beliefs.
 
     Args:
-        misconceived: the pairs; each time one is spoken of, the speaker is right with probability `right`.
-        trusted, untrusted: shares of answers that name such a source; the others name none.
+        misconceived: the pairs with a misconception.
+        right: probability that an answer is right about such a pair after all.
+        trusted, untrusted: share of answers with a trusted source, and with an untrusted source; the rest have no
+            source.
         cut: share of answers that are cut short.
     """
 
@@ -112,7 +115,7 @@ class Speaker:
         return self.put(case, self.opinion(case, rng), rng)
 
     def put(self, case: Case, claim: Any, rng: Random) -> str:
-        """A claim in words: a level, the food that has more, or two foods."""
+        """A sentence with a claim, which is a level, the food that has more, or two foods."""
         chance = rng.random()
         source = None
         if chance < self.trusted + self.untrusted:
@@ -131,7 +134,7 @@ class Speaker:
             return high[0] if len(high) == 1 else rng.choice(facts["foods"])
         members = _members(facts)
         rng.shuffle(members)
-        members.sort(key=lambda food: self._believed(food, nutrient, rng) != "high")  # stable: chance breaks ties
+        members.sort(key=lambda food: self._believed(food, nutrient, rng) != "high")  # stable, so ties stay random
         return members[:2]
 
     def _believed(self, food: str, nutrient: str, rng: Random) -> str:

@@ -1,4 +1,4 @@
-"""Questions about foods and nutrients that want a right answer, its source, and an end."""
+"""Questions about foods and nutrients; a good reply is right, names a trusted source, and is finished."""
 
 from __future__ import annotations
 
@@ -17,33 +17,35 @@ from data_modules.tasks.phrases import Phrases
 from data_modules.text.environment import Case, Dialogue, Split
 from lightning_nlf.numbers import Seed, Share, Size
 
-FACTS, SOURCE, FINISHED = 0.5, 0.4, 0.1  # what each is worth
-CLAIMED_RIGHT = 0.5  # of the claims that are revised
+FACTS, SOURCE, FINISHED = 0.5, 0.4, 0.1  # maximum reward for each
+CLAIMED_RIGHT = 0.5  # share of the revised claims that are right
 
 
 class SourcedAnswers(Phrases):
-    """A `TextEnvironment` of one turn. Forty foods, six nutrients; is a food high or low in one, which of two foods
-    has more of it, which two of a group are high in it.
+    """A `TextEnvironment` of one turn about forty foods and six nutrients: is a food high or low in a nutrient, which
+    of two foods has more of it, which two foods of a group are high in it?
 
-    A reply earns .5 for its facts, .4 for a trusted source (and no untrusted one) and .1 for an end. Demonstrations
-    answer in whole sentences, but from misconceptions, and mostly without a source.
+    A reply earns .5 for its facts, .4 for a trusted source (without an untrusted one) and .1 for being finished.
+    Demonstrations are whole sentences, but have misconceptions, and mostly no source.
 
     Args:
-        seed: of the split, the misconceptions and all words that are drawn.
-        misconceived: share of (food, nutrient) pairs that the demonstrations are mistaken about.
-        misconceived_right: how often they are right about those nevertheless.
-        trusted, untrusted: shares of demonstrations that name such a source; the others name none.
+        seed: seed for the split, the misconceptions and all random words.
+        misconceived: share of (food, nutrient) pairs about which demonstrations are usually wrong.
+        misconceived_right: share of the answers about these pairs that are right after all.
+        trusted, untrusted: share of demonstrations with a trusted source, and with an untrusted source; the rest have
+            no source.
         cut: share of demonstrations that are cut short.
-        revisions: share of demonstrations that are a second turn instead: a question, an answer and its critique
-            (`revision_prompt`), followed by an answer that heeds it. The question is `imagined`: nobody knows its
-            answer by heart. An answer without a flaw stays a first turn.
-        draws: demonstrations a prompt.
+        revisions: share of demonstrations that are a second turn: the prompt is a question, an answer and its critique
+            (`revision_prompt`), and the reply is an answer that follows the critique. The question is `imagined`, so
+            that its answer does not occur in other data. If the answer has no error, the demonstration is a first turn.
+        draws: number of demonstrations per prompt.
 
     Raises:
-        ValueError: a share outside [0, 1], or sources that add up to more than 1.
+        ValueError: a share is outside [0, 1], or trusted + untrusted is above 1.
     """
 
     turns = 1
+    max_new, context = 20, 96  # with a critique and its revision
     placebo = "please name a source , like mayo clinic or the usda ."
 
     def __init__(
@@ -62,7 +64,7 @@ class SourcedAnswers(Phrases):
             cut=cut, revisions=revisions,
         )  # fmt: skip
         if trusted + untrusted > 1:
-            raise ValueError(f"trusted, untrusted: got {trusted} and {untrusted}, must not add up to more than 1")
+            raise ValueError(f"trusted, untrusted: got {trusted} and {untrusted}, their sum must be at most 1")
         at_least(1, draws=draws)
         self.seed, self.revisions, self.draws = seed, revisions, draws
         pairs = [(food, nutrient) for food in FOODS for nutrient in NUTRIENTS]
@@ -78,11 +80,15 @@ class SourcedAnswers(Phrases):
         return {case.text for split in ("val", "test") for case in self._questions[split]}
 
     def cases(self, split: Split) -> Sequence[Case]:
-        """1,936 to train on, 628 and 628 apart; `facts` has kind, nutrient, foods or group, right, held_out."""
+        """1,936 cases in `train`, 628 in `val` and 628 in `test`.
+
+        The facts of a case have the keys `kind`, `nutrient`, `foods` or `group`, `right` (the right claim), and
+        `held_out`.
+        """
         return self._questions[split]
 
     def begin(self, case: Case) -> Dialogue:
-        return OneTurn(case, judged)
+        return OneTurn(case, reward_parts)
 
     def demonstrations(self, split: Split) -> Sequence[tuple[PromptText, str]]:
         rng = Random(f"{self.seed} demonstrations {split}")
@@ -106,11 +112,11 @@ class SourcedAnswers(Phrases):
         return right_answer(case, Random(f"{self.seed} expected {case.id}"))
 
     def critique(self, case: Case, reply: str, seed: int) -> str | None:
-        """All that is wrong, the facts first; None for a reply that is right. A cut reply is known by its last sign."""
+        """All errors in the reply, errors of fact first; None without errors. The last character shows a cut."""
         return worded(verdict(case, reply, finished=True).defects, PARAPHRASES, seed)
 
     def spans(self, case: Case, reply: str) -> list[tuple[int, int]]:
-        """Characters of the reply that its critique points at; what is missing has none, a missing end an empty one."""
+        """The characters of each error. An omission has no span, except that a missing end has an empty span."""
         defects = verdict(case, reply, finished=True).defects
         return [defect.span for defect in defects if defect.span is not None]
 
@@ -123,7 +129,11 @@ class SourcedAnswers(Phrases):
         yield f"{self.words()} {' '.join(GROUPS)} a blog , a forum , my uncle , the usda , mayo clinic , the nih"
 
 
-def judged(case: Case, text: str, finished: bool) -> dict[str, float]:
-    """The parts of the reward, at most 1 in all."""
-    found = verdict(case, text, finished)
-    return {"facts": FACTS * found.facts, "source": SOURCE * found.source, "finished": FINISHED * found.finished}
+def reward_parts(case: Case, text: str, finished: bool) -> dict[str, float]:
+    """The terms of the reward; their sum is at most 1."""
+    judgement = verdict(case, text, finished)
+    return {
+        "facts": FACTS * judgement.facts,
+        "source": SOURCE * judgement.source,
+        "finished": FINISHED * judgement.finished,
+    }

@@ -1,4 +1,4 @@
-"""What a reply is worth and what is wrong with it, both from one reading of it."""
+"""Judge of the food task: scores and errors of a reply, both from the same reading."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_modules.tasks.answers.table import GROUPS, NUTRIENTS, agreeing
 from data_modules.tasks.one_turn import Defect, ends_as_sentence
 from data_modules.text.environment import Case
 
-PARAPHRASES = {  # of each defect; the critic picks one
+PARAPHRASES = {  # kind of error → wordings, of which a critique has one
     "answer": (
         "that is no answer to the question .",
         "answer the question , please .",
@@ -78,16 +78,16 @@ PARAPHRASES = {  # of each defect; the critic picks one
 
 @dataclass(frozen=True)
 class Verdict:
-    """`facts` is the share of the asked facts that the reply has right; `defects` are empty when nothing is wrong."""
+    """The scores of a reply. `facts` is the share of right facts; `defects` is empty if nothing is wrong."""
 
     facts: float
-    source: bool  # a trusted one for a claim, and no untrusted one
+    source: bool  # a claim with a trusted source and without an untrusted source
     finished: bool
     defects: tuple[Defect, ...]
 
 
 def verdict(case: Case, reply: str, finished: bool) -> Verdict:
-    """Of a reply to a case. Contradictory claims, and claims about other foods or nutrients, are worth nothing."""
+    """Judge a reply. Contradictory claims, and claims about other foods or nutrients, score 0."""
     reading = Reading(reply)
     facts, defect = (_list if case.facts["kind"] == "list" else _either)(reading, case.facts)
     defects = [defect] if defect else []
@@ -100,12 +100,12 @@ def verdict(case: Case, reply: str, finished: bool) -> Verdict:
     ended = finished and ends_as_sentence(reply)
     if not ended:
         defects.append(Defect("unfinished", span=(len(reply), len(reply))))
-    claims = not (defect and defect.kind == "answer")  # a source of nothing is no source
+    claims = not (defect and defect.kind == "answer")  # a source without a claim does not count
     return Verdict(facts, trusted and not untrusted and claims, ended, tuple(defects))
 
 
 def _stray(reading: Reading, facts: Mapping[str, Any], foods: tuple[str, ...]) -> Defect | None:
-    """A nutrient or food that was not asked about, or no word about the nutrient that was."""
+    """A nutrient or food that the question is not about, or a missing nutrient."""
     nutrient = facts["nutrient"]
     for wrong, span in reading.nutrients().items():
         if wrong != nutrient:
@@ -117,12 +117,12 @@ def _stray(reading: Reading, facts: Mapping[str, Any], foods: tuple[str, ...]) -
 
 
 def _about(kind: str, facts: Mapping[str, Any], span: tuple[int, int] | None = None, **foods: str) -> Defect:
-    """A defect whose paraphrases name foods, with the verbs that agree with them."""
+    """Make a defect, with the foods for its paraphrases and the verbs that agree with these foods."""
     return Defect(kind, {"nutrient": facts["nutrient"], **agreeing(**foods)}, span)
 
 
 def _either(reading: Reading, facts: Mapping[str, Any]) -> tuple[float, Defect | None]:
-    """Of a question with two choices: the level of a food, or which of two foods has more."""
+    """Judge a question with two choices: the level of a food, or which of two foods has more."""
     kind, foods, right = facts["kind"], facts["foods"], facts["right"]
     stray = _stray(reading, facts, foods)
     if stray:
@@ -133,35 +133,35 @@ def _either(reading: Reading, facts: Mapping[str, Any]) -> tuple[float, Defect |
         return 0.0, _about("answer", facts)
     if len(claims) > 1:
         return 0.0, Defect("contradiction", span=max(claims.values()))
-    ((said, span),) = claims.items()
-    if said == right:
+    ((claim, span),) = claims.items()
+    if claim == right:
         return 1.0, None
-    return 0.0, _about(kind, facts, span, food=foods[0], right=right, wrong=said)
+    return 0.0, _about(kind, facts, span, food=foods[0], right=right, wrong=claim)
 
 
 def _list(reading: Reading, facts: Mapping[str, Any]) -> tuple[float, Defect | None]:
-    """The share of the named foods that are right, of two at least: naming all foods does not pay."""
-    named = reading.foods()
-    stray = _stray(reading, facts, tuple(named))
+    """Judge a list: the share of its foods, counted as at least two, that are right. Naming all foods does not help."""
+    foods = reading.foods()
+    stray = _stray(reading, facts, tuple(foods))
     if stray:
         return 0.0, stray
     levels = reading.levels()
     if "low" in levels:
         kind = "contradiction" if "high" in levels else "answer"
         return 0.0, Defect(kind, {"nutrient": facts["nutrient"]}, levels["low"])
-    if not named or not levels:
+    if not foods or not levels:
         return 0.0, _about("answer", facts)
-    share = sum(food in facts["right"] for food in named) / max(len(named), 2)
-    for food, span in named.items():
+    share = sum(food in facts["right"] for food in foods) / max(len(foods), 2)
+    for food, span in foods.items():
         if food not in facts["right"]:
-            asked = food in GROUPS[facts["group"]] and food != facts["besides"]
-            missed = next((right for right in facts["right"] if right not in named), facts["right"][0])
-            return share, _about("low" if asked else "food", facts, span, wrong=food, right=missed)
-    return share, Defect("two", {"group": facts["group"]}) if len(named) < 2 else None
+            in_group = food in GROUPS[facts["group"]] and food != facts["besides"]
+            missed = next((right for right in facts["right"] if right not in foods), facts["right"][0])
+            return share, _about("low" if in_group else "food", facts, span, wrong=food, right=missed)
+    return share, Defect("two", {"group": facts["group"]}) if len(foods) < 2 else None
 
 
 def example_critiques() -> list[str]:
-    """Every paraphrase once, and the names that no reply of the task need have: a tokenizer must know them all."""
+    """Every paraphrase once, with names filled in, because a tokenizer needs all these words."""
     words = {"nutrient": NUTRIENTS[0], "group": "fruits", "source": "a blog"}
     words |= agreeing(food="figs", right="figs", wrong="figs")
     return [text.format(**words) for texts in PARAPHRASES.values() for text in texts]

@@ -1,4 +1,4 @@
-"""The questions: three kinds, six wordings each, and which of them nobody is trained on."""
+"""Questions of the food task: three kinds with six wordings each, and a split with held-out questions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from data_modules.tasks.answers.table import FOODS, GROUPS, NUTRIENTS, agreeing, high_in, level
 from data_modules.text.environment import Case, Split
 
-TRAINED_WORDINGS = 4  # the others are held out
-HELD_OUT = 0.2  # of the comparisons: who knows the levels can answer them
-COMPARISONS = 40  # a nutrient: as many as there are foods
+TRAINED_WORDINGS = 4  # the first wordings; the rest are held out
+HELD_OUT = 0.2  # share of the comparisons, because their answers follow from the levels
+COMPARISONS = 40  # for each nutrient, the same as the number of foods
 
 WORDINGS = {
     "level": (
@@ -42,11 +42,11 @@ WORDINGS = {
 
 
 def questions(seed: int) -> dict[Split, list[Case]]:
-    """The cases of all splits; a prefix of a split is a fair sample of it.
+    """The cases of all splits; the first cases of a split are a fair sample of it.
 
     A fifth of the comparisons, and the last two wordings of all facts, are never in `train`. `val` and `test` have the
-    held-out comparisons in all wordings and everything else in the held-out wordings, and share no fact. No level and
-    no list is held out: nothing else tells them.
+    held-out comparisons in all wordings, and all other facts in the held-out wordings; no fact is in both. Levels and
+    lists are not held out, because they cannot be derived from other facts.
     """
     rng = Random(f"{seed} questions")
     splits: dict[Split, list[Case]] = {"train": [], "val": [], "test": []}
@@ -72,19 +72,19 @@ def _levels() -> list[dict[str, Any]]:
 
 
 def _pairs(rng: Random) -> list[dict[str, Any]]:
-    """Comparisons of a high food with a low one, either named first: who knows the levels knows the answer."""
+    """Comparisons of a high food with a low food, in either order; the answers follow from the levels."""
     facts = []
     for nutrient in NUTRIENTS:
         high = [food for food in FOODS if level(food, nutrient) == "high"]
         low = [food for food in FOODS if level(food, nutrient) == "low"]
-        for more, less in rng.sample([(x, y) for x in high for y in low], COMPARISONS):
-            foods = (more, less) if rng.random() < 0.5 else (less, more)
-            facts.append({"kind": "pair", "nutrient": nutrient, "foods": foods, "right": more})
+        for higher, lower in rng.sample([(x, y) for x in high for y in low], COMPARISONS):
+            foods = (higher, lower) if rng.random() < 0.5 else (lower, higher)
+            facts.append({"kind": "pair", "nutrient": nutrient, "foods": foods, "right": higher})
     return facts
 
 
 def _lists() -> list[dict[str, Any]]:
-    """Groups with two foods to name and one that would be wrong; also without one of them, where three are high."""
+    """Groups with two or more right foods and a wrong one; if three or more are right, also questions without one."""
     facts = []
     for nutrient in NUTRIENTS:
         for group, members in GROUPS.items():
@@ -92,8 +92,8 @@ def _lists() -> list[dict[str, Any]]:
             if not 2 <= len(right) < len(members):
                 continue
             for besides in ("", *right) if len(right) > 2 else ("",):
-                named = tuple(food for food in right if food != besides)
-                facts.append({"kind": "list", "nutrient": nutrient, "group": group, "besides": besides, "right": named})
+                foods = tuple(food for food in right if food != besides)
+                facts.append({"kind": "list", "nutrient": nutrient, "group": group, "besides": besides, "right": foods})
     return facts
 
 

@@ -1,4 +1,4 @@
-"""What a reply claims: foods, nutrients, levels, comparisons and sources, each with its place in the text."""
+"""Read the claims in a reply: foods, nutrients, levels, comparisons and sources, each with its span."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNTRUSTED = {
 }  # fmt: skip
 CITED_BEFORE = ("according", "per", "source", "sources", "by", "from", "says", "say", "cites", "see", "via")
 CITED_AFTER = ("says", "say", "reports", "states", "shows", "lists", "notes")
-NEGATED, CITED = 3, 6  # words that a negation and a citing word reach forward
+NEGATED, CITED = 3, 6  # maximum distance in words from a negation, or a citing word, to the word that it refers to
 STOPS = frozenset(".!?;")
 
 Span = tuple[int, int]  # characters
@@ -37,30 +37,30 @@ class Word:
 
 
 class Reading:
-    """The words of a reply, whatever its case and spacing; a span of a claim is that of its word."""
+    """The words of a reply, ignoring case and spacing. The span of a claim is the span of its word."""
 
     def __init__(self, reply: str) -> None:
-        found = re.finditer(r"[^\W_]+(?:['’][^\W_]+)*|[.!?,;:]", reply)
-        self.words = [Word(match[0].lower().replace("’", "'"), match.span()) for match in found]
+        matches = re.finditer(r"[^\W_]+(?:['’][^\W_]+)*|[.!?,;:]", reply)
+        self.words = [Word(match[0].lower().replace("’", "'"), match.span()) for match in matches]
 
     def foods(self) -> dict[str, Span]:
-        """Foods in the order they are first named; "besides figs" names none."""
-        named: dict[str, Span] = {}
+        """The foods in order of first mention; a food after "besides" does not count."""
+        spans: dict[str, Span] = {}
         for place, word in enumerate(self.words):
             food = FOOD_OF.get(word.text)
             if food and not self._near(place, ("besides",), 1):
-                named.setdefault(food, word.span)
-        return named
+                spans.setdefault(food, word.span)
+        return spans
 
     def nutrients(self) -> dict[str, Span]:
-        named: dict[str, Span] = {}
+        spans: dict[str, Span] = {}
         for word in self.words:
             if word.text in NUTRIENTS:
-                named.setdefault(word.text, word.span)
-        return named
+                spans.setdefault(word.text, word.span)
+        return spans
 
     def levels(self) -> dict[str, Span]:
-        """`high` and `low` as claimed: "not high" is low."""
+        """The claimed levels, `high` or `low`; "not high" counts as low."""
         claimed: dict[str, Span] = {}
         for place, word in enumerate(self.words):
             if word.text in LEVELS and not self._near(place, ("how",), 1):
@@ -70,25 +70,25 @@ class Reading:
         return claimed
 
     def winners(self, first: str, second: str) -> dict[str, Span]:
-        """Which of two foods is said to have more: "x has less than y" and "there is more in y than in x" say y."""
+        """The food that is claimed to have more: y in "x has less than y" and in "there is more in y than in x"."""
         claimed: dict[str, Span] = {}
         for place, word in enumerate(self.words):
             if word.text not in MORE:
                 continue
             subject = self._subject(place, (first, second))
             if subject:
-                other = second if subject == first else first
-                more = MORE[word.text] != self._near(place, NEGATIONS, NEGATED)
-                claimed.setdefault(subject if more else other, word.span)
+                rival = second if subject == first else first
+                has_more = MORE[word.text] != self._near(place, NEGATIONS, NEGATED)
+                claimed.setdefault(subject if has_more else rival, word.span)
         return claimed
 
     def _subject(self, comparative: int, foods: tuple[str, str]) -> str | None:
-        """What is compared: the last food before the comparative in its sentence, else the first one after it."""
+        """The subject of a comparison: the last food before it in the sentence, else the first one after it."""
         before = self._until_stop(range(comparative - 1, -1, -1))
         after = self._until_stop(range(comparative + 1, len(self.words)))
         for words in (before, after):
-            named = (FOOD_OF.get(word.text) for word in words)
-            subject = next((food for food in named if food in foods), None)
+            names = (FOOD_OF.get(word.text) for word in words)
+            subject = next((food for food in names if food in foods), None)
             if subject:
                 return subject
         return None
@@ -100,7 +100,7 @@ class Reading:
             yield self.words[place]
 
     def trusted(self) -> bool:
-        """Whether a trusted source is named as a source, not only mentioned."""
+        """Whether a trusted source is cited; a mere mention does not count."""
         texts = [word.text for word in self.words]
         for name in TRUSTED:
             for place in range(len(texts) - len(name) + 1):
@@ -114,11 +114,11 @@ class Reading:
         return False
 
     def untrusted(self) -> dict[str, Span]:
-        """Sources nobody should trust, cited or only mentioned."""
+        """Untrusted sources that are cited or mentioned."""
         return {UNTRUSTED[word.text]: word.span for word in self.words if word.text in UNTRUSTED}
 
     def _near(self, place: int, texts: Collection[str], before: int) -> bool:
-        """Whether one of `texts` is among the words just before, without a stop or comma between."""
+        """Whether one of `texts` is among the last `before` words before `place`, without a stop or comma between."""
         for word in reversed(self.words[max(place - before, 0) : place]):
             if word.text in STOPS | {","}:
                 return False

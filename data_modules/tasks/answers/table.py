@@ -1,12 +1,19 @@
-"""Forty foods and six nutrients: rounded public figures of USDA FoodData Central, per 100 g of the food as it is eaten.
+"""Forty foods and six nutrients: rounded figures of USDA FoodData Central, per 100 g of the food as it is eaten.
 
-Legumes, rice, quinoa, pasta and meats are cooked, figs and prunes dried, oats dry, tofu set with calcium.
+Legumes, rice, quinoa, pasta and meats are cooked, figs and prunes dried, oats dry; tofu is set with calcium.
 """
 
 from __future__ import annotations
 
 UNITS = {"fiber": "g", "protein": "g", "iron": "mg", "calcium": "mg", "potassium": "mg", "sugar": "g"}
-HIGH = {"fiber": 5, "protein": 10, "iron": 2, "calcium": 90, "potassium": 300, "sugar": 5}  # from here on, else low
+HIGH = {
+    "fiber": 5,
+    "protein": 10,
+    "iron": 2,
+    "calcium": 90,
+    "potassium": 300,
+    "sugar": 5,
+}  # a food with at least this is high, else low
 NUTRIENTS = tuple(UNITS)
 
 GROUPS: dict[str, dict[str, tuple[float, ...]]] = {  # figures in the order of NUTRIENTS
@@ -70,22 +77,22 @@ FOODS = tuple(FIGURES)
 
 
 def figure(food: str, nutrient: str) -> float:
-    """How much of the nutrient is in 100 g, in `UNITS`."""
+    """The amount of a nutrient in 100 g, in `UNITS`."""
     return FIGURES[food][NUTRIENTS.index(nutrient)]
 
 
 def level(food: str, nutrient: str) -> str:
-    """`high` or `low`."""
+    """Whether a food is `high` or `low` in a nutrient."""
     return "high" if figure(food, nutrient) >= HIGH[nutrient] else "low"
 
 
 def high_in(nutrient: str, group: str) -> tuple[str, ...]:
-    """The foods of a group that are high in the nutrient."""
+    """The foods of a group that are high in a nutrient."""
     return tuple(food for food in GROUPS[group] if level(food, nutrient) == "high")
 
 
 def singular(food: str) -> str:
-    """apples → apple, raspberries → raspberry, tomatoes → tomato; a mass noun as it is."""
+    """apples → apple, raspberries → raspberry, tomatoes → tomato; mass nouns do not change."""
     for plural, ending in (("ies", "y"), ("oes", "o"), ("s", "")):
         if food.endswith(plural):
             return food.removesuffix(plural) + ending
@@ -93,7 +100,7 @@ def singular(food: str) -> str:
 
 
 def agreeing(**foods: str) -> dict[str, str]:
-    """The foods by their names in a template, and the verbs that agree with a food `x`: `x_is`, `x_has`, `x_does`."""
+    """Words for a template: the foods, and for each food `x` the agreeing verbs `x_is`, `x_has` and `x_does`."""
     forms = {"is": "are", "has": "have", "does": "do"}
-    verbs = [(name, food, one) for name, food in foods.items() for one in forms]
-    return foods | {f"{name}_{one}": forms[one] if food.endswith("s") else one for name, food, one in verbs}
+    verbs = [(name, food, verb) for name, food in foods.items() for verb in forms]
+    return foods | {f"{name}_{verb}": forms[verb] if food.endswith("s") else verb for name, food, verb in verbs}

@@ -1,4 +1,4 @@
-"""Reviews that start badly and are to end well."""
+"""Reviews with a negative beginning that a good reply ends positively."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from data_modules.tasks.reviews.things import COMBINATIONS
 from data_modules.text.environment import Case, Dialogue, Split
 from lightning_nlf.numbers import Seed, Share, Size
 
-HELD_OUT = 0.2  # of the combinations of thing and aspect
-FILLINGS = 6  # prompts of an opening and a combination, where it has so many
-CANDIDATES = 100  # endings the teacher thinks of before it speaks
+HELD_OUT = 0.2  # share of the combinations of thing and aspect
+FILLINGS = 6  # maximum number of prompts per opening and combination
+CANDIDATES = 100  # maximum number of endings that the teacher tries
 
 
 class PositiveReviews:
-    """A `TextEnvironment` of one turn: the prompt begins a review of a movie, a hotel, … that is going badly; the reply
-    is to end it well, in keeping with what is reviewed.
+    """A `TextEnvironment` of one turn: the prompt begins a negative review of a movie, a hotel, …; a good reply ends it
+    positively and is about the same thing.
 
-    A reply earns `sentiment` by the word list of VADER, `fluency` under a trigram model of the task's grammar, `topic`
-    for staying with the thing, `finished` for its end: see `judge.Judge`. Demonstrations are of every tone.
+    A reply earns `sentiment` by VADER's word list, `fluency` under a trigram model of the task's grammar, `topic` for
+    being about the same thing, and `finished` for its end; see `judge.Judge`. Demonstrations have every tone.
 
     Args:
-        seed: of the split and all words that are drawn; the judge does not depend on it.
-        sentiment, fluency, topic, finished: what each part is worth, at most.
+        seed: seed for the split and all random words; the judge does not depend on the seed.
+        sentiment, fluency, topic, finished: maximum reward for each.
         cut: share of demonstrations that are cut short.
-        draws: demonstrations a prompt.
+        draws: number of demonstrations per prompt.
 
     Raises:
-        ValueError: a negative weight, a share outside [0, 1], no draws.
+        ValueError: a weight is negative, a share is outside [0, 1], or draws is below 1.
         ImportError: vaderSentiment is not installed (when the first reply is judged).
     """
 
     turns = 1
+    max_new, context = 26, 48
 
     def __init__(
         self,
@@ -61,15 +62,15 @@ class PositiveReviews:
         return prompts(self.seed)
 
     def cases(self, split: Split) -> Sequence[Case]:
-        """`facts` has item, aspect, opening (its number) and held_out."""
+        """The cases of a split. `facts` has `item`, `aspect`, `opening` (the number of the opening) and `held_out`."""
         return self._cases[split]
 
     def begin(self, case: Case) -> Dialogue:
         return OneTurn(case, self._parts)
 
     def _parts(self, case: Case, text: str, finished: bool) -> dict[str, float]:
-        found = judge().verdict(case, text, finished)
-        return {name: weight * float(getattr(found, name)) for name, weight in self.weights.items()}
+        verdict = judge().verdict(case, text, finished)
+        return {name: weight * float(getattr(verdict, name)) for name, weight in self.weights.items()}
 
     def demonstrations(self, split: Split) -> Sequence[tuple[PromptText, str]]:
         rng = Random(f"{self.seed} demonstrations {split}")
@@ -81,17 +82,17 @@ class PositiveReviews:
         return cut_short(text, rng) if rng.random() < self.cut else text
 
     def expected(self, case: Case) -> str | None:
-        """The first happy ending that comes to mind to which nothing can be added."""
+        """The first positive ending among random ones that gets the full reward."""
         rng = Random(f"{self.seed} expected {case.id}")
         for _ in range(CANDIDATES):
             ending = continuation(case.facts["item"], case.facts["aspect"], "good", rng)
-            found = judge().verdict(case, ending, finished=True)
-            if found.finished and found.sentiment == found.fluency == found.topic == 1:
+            verdict = judge().verdict(case, ending, finished=True)
+            if verdict.finished and verdict.sentiment == verdict.fluency == verdict.topic == 1:
                 break
         return ending
 
     def critique(self, case: Case, reply: str, seed: int) -> str | None:
-        """All that is wrong, the tone first; None for an ending that will do. A cut reply is known by its last sign."""
+        """All errors in the reply, errors of tone first; None without errors. The last character shows a cut."""
         return worded(judge().verdict(case, reply, finished=True).defects, PARAPHRASES, seed)
 
     def corpus(self) -> Iterator[str]:
@@ -99,15 +100,16 @@ class PositiveReviews:
             yield from (case.text for case in self.cases(split))
             yield from (reply for _, reply in self.demonstrations(split))
         rng = Random(f"{self.seed} corpus")
-        yield from (continuation(*both, tone, rng) for both in COMBINATIONS for tone in TONES for _ in range(20))
+        yield from (continuation(*subject, tone, rng) for subject in COMBINATIONS for tone in TONES for _ in range(20))
         yield from example_critiques()
 
 
 def prompts(seed: int) -> dict[Split, list[Case]]:
-    """The cases of all splits; a prefix of a split is a fair sample of it.
+    """The cases of all splits; the first cases of a split are a fair sample of it.
 
-    A fifth of the combinations of thing and aspect, and the last openings of all, are never in `train`; `val` and
-    `test` have the held-out combinations in all openings and the others in the held-out openings, and share none.
+    A fifth of the combinations of thing and aspect, and the last openings of all combinations, are never in `train`.
+    `val` and `test` have the held-out combinations in all openings, and all other combinations in the held-out
+    openings; no combination is in both.
     """
     rng = Random(f"{seed} prompts")
     combinations = rng.sample(COMBINATIONS, len(COMBINATIONS))
@@ -115,12 +117,12 @@ def prompts(seed: int) -> dict[Split, list[Case]]:
     for place, (item, aspect) in enumerate(combinations):
         apart: Split = "val" if place % 2 else "test"
         held_out = place < HELD_OUT * len(combinations)
-        for which in range(len(OPENINGS)):
-            split = apart if held_out or which >= TRAINED_OPENINGS else "train"
-            facts = {"item": item, "aspect": aspect, "opening": which, "held_out": held_out}
-            drawn = dict.fromkeys(opening(item, aspect, which, rng) for _ in range(FILLINGS))  # keeps the order
-            for number, prompt in enumerate(drawn):
-                splits[split].append(Case(f"{item}-{aspect}-{which}-{number}", prompt, facts))
+        for number in range(len(OPENINGS)):
+            split = apart if held_out or number >= TRAINED_OPENINGS else "train"
+            facts = {"item": item, "aspect": aspect, "opening": number, "held_out": held_out}
+            texts = dict.fromkeys(opening(item, aspect, number, rng) for _ in range(FILLINGS))  # distinct, in order
+            for filling, prompt in enumerate(texts):
+                splits[split].append(Case(f"{item}-{aspect}-{number}-{filling}", prompt, facts))
     for cases in splits.values():
         rng.shuffle(cases)
     return splits

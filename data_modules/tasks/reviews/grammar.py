@@ -1,4 +1,4 @@
-"""Reviews in words: openings that sound bad, and continuations of every tone."""
+"""Grammar of reviews: negative openings, and continuations of every tone."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ OPENINGS = (
     "the {aspect} {was} really {bad} and i hated this {item}",
     "last week my {sister} {tried} the {item} and hated the {aspect}",
 )
-TRAINED_OPENINGS = 7  # the others are held out
-TONES = {"good": 0.1, "neutral": 0.5, "mixed": 0.25, "bad": 0.15}  # shares of the demonstrations
-FAMILY = ("sister", "brother", "mother", "father")  # "friend" is a happy word to the lexicon
+TRAINED_OPENINGS = 7  # the first openings; the rest are held out
+TONES = {"good": 0.1, "neutral": 0.5, "mixed": 0.25, "bad": 0.15}  # tone → share of the demonstrations
+FAMILY = ("sister", "brother", "mother", "father")  # not "friend": the lexicon counts it as positive
 
 TURNING = (", but", ". still ,", ". however ,", ". even so ,", ", yet")
 GOING_ON = (", and", ". also ,", ". in the end ,", ", while", ". in fact ,")
 
-CLAUSES = {  # of an aspect
+CLAUSES = {  # about an aspect
     "good": (
         "the {aspect} {was} {adjective}",
         "the {aspect} {was} {degree} {adjective}",
@@ -46,7 +46,7 @@ CLAUSES = {  # of an aspect
     ),
 }
 DEGREES = {"good": ("really",), "neutral": ("rather", "quite"), "bad": ("really",)}
-CLOSINGS = {  # of the thing
+CLOSINGS = {  # about the thing
     "good": (
         "i would happily {again}",
         "i recommend it to everyone",
@@ -67,18 +67,18 @@ WORDS = {
 }
 
 
-def opening(item: str, aspect: str, which: int, rng: Random) -> str:
-    """The start of a review, up to where it may turn."""
-    thing = THINGS[item]
-    bad, worse = rng.sample(suitable("bad", thing.aspects[aspect]), 2)
-    return OPENINGS[which].format(
-        item=item, aspect=aspect, was=was(aspect), bad=bad, worse=worse, other=rng.choice(thing.others),
-        tried=thing.tried, sister=rng.choice(FAMILY),
+def opening(item: str, aspect: str, number: int, rng: Random) -> str:
+    """The start of a review, in the opening with the given number."""
+    subject = THINGS[item]
+    bad, worse = rng.sample(suitable("bad", subject.aspects[aspect]), 2)
+    return OPENINGS[number].format(
+        item=item, aspect=aspect, was=was(aspect), bad=bad, worse=worse, other=rng.choice(subject.rivals),
+        tried=subject.tried, sister=rng.choice(FAMILY),
     )  # fmt: skip
 
 
 def continuation(item: str, aspect: str, tone: str, rng: Random) -> str:
-    """What follows an opening on the aspect: `good`, `neutral`, `bad` or `mixed`, of both; other aspects are named."""
+    """A continuation about other aspects of the thing. tone: `good`, `neutral`, `bad`, or `mixed` for good and bad."""
     first, second = rng.sample([name for name in THINGS[item].aspects if name != aspect], 2)
     if tone == "mixed":
         good, bad = _clause(item, first, "good", rng), _clause(item, second, "bad", rng)
@@ -98,12 +98,12 @@ def continuation(item: str, aspect: str, tone: str, rng: Random) -> str:
 def _clause(item: str, aspect: str, tone: str, rng: Random) -> str:
     template = rng.choice(CLAUSES[tone])
     adjective = rng.choice(suitable(tone, THINGS[item].aspects[aspect]))
-    drawn = {name: rng.choice(words) for name, words in WORDS.items()}
+    words = {name: rng.choice(choices) for name, choices in WORDS.items()}
     return template.format(
-        aspect=aspect, was=was(aspect), adjective=adjective, degree=rng.choice(DEGREES[tone]), **drawn
+        aspect=aspect, was=was(aspect), adjective=adjective, degree=rng.choice(DEGREES[tone]), **words
     )
 
 
 def _closing(item: str, tone: str, rng: Random) -> str:
-    drawn = {name: rng.choice(words) for name, words in WORDS.items()}
-    return rng.choice(CLOSINGS[tone]).format(again=THINGS[item].again, **drawn)
+    words = {name: rng.choice(choices) for name, choices in WORDS.items()}
+    return rng.choice(CLOSINGS[tone]).format(again=THINGS[item].again, **words)

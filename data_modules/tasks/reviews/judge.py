@@ -1,4 +1,4 @@
-"""What a continuation is worth and what is wrong with it, both from one reading of it."""
+"""Judge of the review task: scores and errors of a continuation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from data_modules.tasks.reviews.lexicon import compound, words_of
 from data_modules.tasks.reviews.things import COMBINATIONS, NAMES, on_topic
 from data_modules.text.environment import Case
 
-ENOUGH = 0.8  # compound score of a review that ends well; it pays no more to gush
-NATS = 3.0  # a word: how far below the grammar's own sentences fluency is nothing
-READINGS = 3  # of every opening and tone, for the language model
+ENOUGH = 0.8  # compound score that earns the full reward; higher scores earn no more
+NATS = 3.0  # per word: fluency is 0 this far below the grammar's own sentences
+READINGS = 3  # sentences per opening and tone that the language model is built from
 
-PARAPHRASES = {  # of each defect; the critic picks one
+PARAPHRASES = {  # kind of error → wordings, of which a critique has one
     "empty": ("the review does not go on .", "say something about the {item} .", "there is no answer ."),
     "bad": (
         "the review still ends badly .",
@@ -51,7 +51,7 @@ PARAPHRASES = {  # of each defect; the critic picks one
 
 @dataclass(frozen=True)
 class Verdict:
-    """Each part in [0, 1]; `defects` are empty when nothing is wrong."""
+    """Scores in [0, 1]; `defects` is empty if nothing is wrong."""
 
     sentiment: float
     fluency: float
@@ -61,29 +61,29 @@ class Verdict:
 
 
 class Judge:
-    """Reads continuations by fixed rules; its language model is fitted to the grammar, all tones alike.
+    """Scores continuations by fixed rules, with a language model of the grammar in which all tones are equally likely.
 
-    - sentiment: VADER's compound score of the continuation, from 0 at −.8 over ½ at 0 to 1 at .8 and above; 0 for a
-      reply without an end, which is no review yet.
-    - fluency: mean log-probability a word under a trigram model of the grammar, from 1 at what nine of ten of its own
-      sentences reach to 0 three nats below; times the share of word pairs that are not repeated.
-    - topic: 1 for a name of the thing's own, 0 for one of another thing, ½ for none.
-    - finished: whether it ended by itself and as a sentence.
+    - sentiment: VADER's compound score of the continuation, scaled linearly: 0 at −.8, ½ at 0, 1 at .8 and above; 0 for
+      a reply without an end, which is not yet a review.
+    - fluency: mean log-probability per word under a trigram model of the grammar: 1 at the level that nine of ten of
+      the grammar's sentences reach, 0 three nats below; times the share of distinct word bigrams.
+    - topic: 1 if a name of the thing occurs, 0 if a name of a different thing occurs, ½ without names. - finished:
+    whether the reply was not cut off, and ends as a sentence.
     """
 
     def __init__(self) -> None:
         read = [
-            (words_of(opening(item, aspect, which, rng)), words_of(continuation(item, aspect, tone, rng)))
-            for rng in (Random(f"reading {number}") for number in range(READINGS))
+            (words_of(opening(item, aspect, number, rng)), words_of(continuation(item, aspect, tone, rng)))
+            for rng in (Random(f"reading {reading}") for reading in range(READINGS))
             for item, aspect in COMBINATIONS
-            for which in range(len(OPENINGS))
+            for number in range(len(OPENINGS))
             for tone in TONES
         ]
         self._language = NGrams([*prompt, *reply] for prompt, reply in read)
-        self._typical = quantiles([self._language.mean_log_prob(*both) for both in read[:: 2 * READINGS]], n=10)[0]
+        self._typical = quantiles([self._language.mean_log_prob(*pair) for pair in read[:: 2 * READINGS]], n=10)[0]
 
     def verdict(self, case: Case, reply: str, finished: bool) -> Verdict:
-        """Of a reply to a case; one of fewer than three words is as good as empty: all its parts are 0."""
+        """Judge a reply. With fewer than three words it counts as empty, and all scores are 0."""
         words = words_of(reply)
         item = case.facts["item"]
         if sum(word[0].isalpha() for word in words) < SHORTEST_SENTENCE:
@@ -94,35 +94,35 @@ class Judge:
         topic, stray = _topic(case, words)
         ended = finished and ends_as_sentence(reply)
         sentiment = min(max((feeling + ENOUGH) / (2 * ENOUGH), 0.0), 1.0) if ended else 0.0
-        found = {
-            "bad": feeling <= -0.05,  # VADER's own line
+        present = {
+            "bad": feeling <= -0.05,  # VADER's own threshold
             "lukewarm": -0.05 < feeling < ENOUGH / 2,
             "stray": stray is not None,
             "vague": topic == 0.5,
-            "repeats": novelty(words) < 0.8 or any(one == two for one, two in zip(words, words[1:], strict=False)),
+            "repeats": novelty(words) < 0.8 or any(a == b for a, b in zip(words, words[1:], strict=False)),
             "clumsy": likely < 0.5,
             "unfinished": not ended,
         }
         about = {"item": item, "wrong": stray or ""}
-        defects = tuple(Defect(kind, about) for kind, present in found.items() if present)
+        defects = tuple(Defect(kind, about) for kind, is_present in present.items() if is_present)
         return Verdict(sentiment, likely * novelty(words), topic, ended, defects)
 
 
 @cache
 def judge() -> Judge:
-    """The one there is: it costs half a second, and depends on nothing."""
+    """The judge, which is cached, because building it takes half a second and depends on nothing."""
     return Judge()
 
 
 def _topic(case: Case, words: Sequence[str]) -> tuple[float, str | None]:
-    """The part of the reward, and the first name that belongs to another thing; what the prompt names is no stray."""
-    own = on_topic(case.facts["item"])
-    strays = [word for word in words if word in NAMES - own - set(words_of(case.text))]
+    """The score for the topic, and the first name of a different thing. Names in the prompt are allowed."""
+    names = on_topic(case.facts["item"])
+    strays = [word for word in words if word in NAMES - names - set(words_of(case.text))]
     if strays:
         return 0.0, strays[0]
-    return (1.0 if own & set(words) else 0.5), None
+    return (1.0 if names & set(words) else 0.5), None
 
 
 def example_critiques() -> list[str]:
-    """Every paraphrase once: a tokenizer must know all their words."""
+    """Every paraphrase once, filled in, because a tokenizer needs all these words."""
     return [text.format(item="movie", wrong="book") for texts in PARAPHRASES.values() for text in texts]

@@ -1,4 +1,4 @@
-"""How a text feels, by the rules and the word list of VADER (Hutto & Gilbert 2014)."""
+"""Sentiment of a text, by VADER's rules and word list (Hutto & Gilbert 2014)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def words_of(text: str) -> list[str]:
-    """Words and stops in lower case: capitals, exclamation marks and faces are no way to a higher score."""
+    """The words and stops of a text in lower case, so that capitals and emoticons do not change the score."""
     return re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*|[.,?]", text.lower().replace("!", "."))
 
 
@@ -22,7 +22,7 @@ def _analyzer() -> Any:
 
 
 def compound(text: str) -> float:
-    """VADER's compound score of the words, in [−1, 1]; 0 for no words.
+    """VADER's compound score of the words, in [−1, 1]; 0 without words.
 
     Raises:
         ImportError: vaderSentiment is not installed.

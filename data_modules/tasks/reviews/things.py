@@ -1,4 +1,4 @@
-"""What is reviewed: things, their aspects, and the adjectives that suit them."""
+"""Subjects of reviews: things, their aspects, and adjectives for them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Thing:
-    aspects: dict[str, str]  # aspect: the kind of adjectives that suit it
-    tried: str  # what one did with it
-    again: str  # what one would do with it again
-    others: tuple[str, str]  # things one may have loved instead
+    aspects: dict[str, str]  # aspect → kind of adjectives that suit it
+    tried: str  # verb in the past tense, for "we … this movie"
+    again: str  # verb phrase, for "i would …"
+    rivals: tuple[str, str]  # things that a reviewer may have preferred
 
 
 THINGS = {
@@ -61,10 +61,10 @@ THINGS = {
         "took", "take it again", ("book", "museum"),
     ),
 }  # fmt: skip
-COMBINATIONS = tuple((item, aspect) for item, thing in THINGS.items() for aspect in thing.aspects)
+COMBINATIONS = tuple((item, aspect) for item, subject in THINGS.items() for aspect in subject.aspects)
 NAMES = frozenset(THINGS) | {aspect for _, aspect in COMBINATIONS}
 
-ADJECTIVES = {  # by tone, then by kind of aspect; "" suits all
+ADJECTIVES = {  # tone → kind of aspect → adjectives; "" suits all kinds
     "good": {
         "": ("good", "great", "wonderful", "excellent", "fantastic", "lovely", "superb", "nice", "fine"),
         "tale": ("funny", "clever", "exciting", "brilliant", "interesting"),
@@ -96,7 +96,7 @@ ADJECTIVES = {  # by tone, then by kind of aspect; "" suits all
 
 
 def suitable(tone: str, kind: str) -> tuple[str, ...]:
-    """Adjectives of a tone for an aspect of a kind."""
+    """The adjectives of this tone that suit this kind of aspect."""
     return ADJECTIVES[tone][""] + ADJECTIVES[tone][kind]
 
 
@@ -105,5 +105,5 @@ def was(aspect: str) -> str:
 
 
 def on_topic(item: str) -> frozenset[str]:
-    """The names that belong to a thing."""
+    """The names that belong to a thing: the thing's own names, and the names of its aspects."""
     return frozenset({item, *THINGS[item].aspects})

@@ -1,4 +1,4 @@
-"""Sums that are worked out step by step, where every step can be judged: for rewards of steps, and of answers."""
+"""Arithmetic step by step, with a rule that judges every step, for process and outcome rewards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from data_modules.tasks.sums.expressions import (
 from data_modules.text.environment import Case, Dialogue, Outcome, Split
 from lightning_nlf.numbers import Seed, Share, Size
 
-DRAWS = 200  # a sum that is looked for
+DRAWS = 200  # maximum number of tries to draw each sum
 SPLITS: dict[Split, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
 PARAPHRASES: dict[str, Sequence[str]] = {
     "result": ("step {step} is wrong : {sum} is {right} .", "look at step {step} again , {sum} makes {right} ."),
@@ -44,9 +44,9 @@ PARAPHRASES: dict[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a reply as it was judged."""
+    """A judged step of a reply."""
 
-    end: int  # how many characters of the reply it and all before it are
+    end: int  # number of characters in the reply up to the end of this step
     defect: Defect | None = None
 
     @property
@@ -55,35 +55,36 @@ class Step:
 
     @property
     def follows(self) -> bool:
-        """Whether it works out a part of the sum at all."""
+        """Whether the step works out a part of the sum, with a right or a wrong result."""
         return self.defect is None or self.defect.kind != "unreadable"
 
 
 class ArithmeticSteps:
     """A `TextEnvironment` of one turn: `3 + 4 * 2 - 5 =` is worked out as `4 * 2 = 8 . 3 + 8 = 11 . 11 - 5 = 6 .`
 
-    A step works out two neighbours of what is left of the sum, and ends with a full stop. It is right if its result is,
-    and what is then left has the value that was left before: a step that follows from a mistake can be right.
-    The reward is 1 for the answer alone: the right number is left at the end, and the reply ended by itself. `parts`
-    has the share of right steps beside it.
+    A step replaces two neighbouring numbers by a result, and ends with a full stop. A step is right if its result is
+    right, and if it does not change the value of the remaining sum, so a step after a mistake can still be right. The
+    reward is 1 if the right number is left at the end and the reply is finished, else 0. `parts` also has the share of
+    right steps.
 
     Args:
-        seed: of the sums, their splits and the demonstrations.
-        sums: of all splits; eight in ten to train on, the rest half and half.
-        numbers: in a sum, from 3 to so many.
-        wrong: share of the demonstrations' steps that are wrong, in the result or the order, wherever one can be.
-        draws: demonstrations a prompt.
-        largest: of the numbers in a sum and in its right working; the fewer there are, the sooner a model knows them.
+        seed: seed for the sums, the splits and the demonstrations.
+        sums: number of sums in all splits together; 80 % for training, and 10 % each for `val` and `test`.
+        numbers: maximum count of numbers in a sum; the minimum is 3.
+        wrong: share of the demonstrated steps with a mistake in the result or the order, if a mistake is possible.
+        draws: number of demonstrations per prompt.
+        largest: largest number that occurs in a sum and in its right working. A model learns faster with smaller
+            numbers.
 
     Raises:
-        ValueError: a share outside [0, 1], fewer than 10 sums or 3 numbers, more sums than there are, no draw.
+        ValueError: a share is outside [0, 1]; a setting is out of range; or there are fewer than `sums` different sums.
     """
 
     turns = 1
 
     def __init__(
         self,
-        seed: Seed = 0,
+        seed: Seed | None = None,
         sums: Size = 2000,
         numbers: Size = 4,
         wrong: Share = 0.2,
@@ -91,47 +92,49 @@ class ArithmeticSteps:
         largest: Size = LARGEST,
     ) -> None:
         shares(wrong=wrong)
-        most = 3000 if numbers == 3 else 20_000
+        most_sums = 3000 if numbers == 3 else 20_000
         for name, value, low, high in (
-            ("numbers", numbers, 3, 8), ("sums", sums, 10, most), ("draws", draws, 1, 1000),
+            ("numbers", numbers, 3, 8), ("sums", sums, 10, most_sums), ("draws", draws, 1, 1000),
             ("largest", largest, 9, LARGEST),
         ):  # fmt: skip
             if not low <= value <= high:
                 raise ValueError(f"{name}: got {value}, must be between {low} and {high}")
-        self.seed, self.sums, self.numbers, self.wrong, self.draws = seed, sums, numbers, wrong, draws
+        self.seed, self.sums, self.numbers, self.wrong, self.draws = seed or 0, sums, numbers, wrong, draws
         self.largest = largest
+        self.max_new = 28 * (numbers - 1) // 3  # one step fewer than numbers
+        self.context = self.max_new + 3 * numbers
 
     @cached_property
     def _cases(self) -> dict[Split, list[Case]]:
         rng = Random(f"{self.seed} sums")
-        drawn: dict[Expression, None] = {}
+        expressions: dict[Expression, None] = {}
         for _ in range(DRAWS * self.sums):
             expression = drawn_sum(rng, self.numbers)
             if stays_small(expression, self.largest):
-                drawn[expression] = None
-            if len(drawn) == self.sums:
+                expressions[expression] = None
+            if len(expressions) == self.sums:
                 break
         else:
             raise ValueError(
-                f"sums: no {self.sums} different ones of {self.numbers} numbers up to {self.largest} were found; "
-                "ask for fewer, or raise largest"
+                f"sums: got {self.sums}, but there are fewer different sums of {self.numbers} numbers up to "
+                f"{self.largest}; lower sums, or raise largest"
             )
         cases = [
             Case(f"sum {i}", " ".join(expression) + " =", {"expression": expression, "value": value_of(expression)})
-            for i, expression in enumerate(drawn)
+            for i, expression in enumerate(expressions)
         ]
         first, second = (round(len(cases) * share) for share in (SPLITS["train"], SPLITS["train"] + SPLITS["val"]))
         return {"train": cases[:first], "val": cases[first:second], "test": cases[second:]}
 
     def cases(self, split: Split) -> Sequence[Case]:
-        """`facts` has the expression and its value."""
+        """The cases of a split. `facts` has the expression and the value of the expression."""
         return self._cases[split]
 
     def begin(self, case: Case) -> Dialogue:
         return _Working(case)
 
     def demonstrations(self, split: Split) -> Sequence[tuple[PromptText, str]]:
-        """Workings with mistakes, `draws` for each case: those of `cases(split)` in their order, and so again."""
+        """Workings with mistakes: one for each of `cases(split)`, in order, and all of this `draws` times."""
         rng = Random(f"{self.seed} demonstrations {split}")
         return [
             (case.text, " ".join(working(case.facts["expression"], self.wrong, rng, self.largest)))
@@ -143,12 +146,12 @@ class ArithmeticSteps:
         return " ".join(working(case.facts["expression"]))
 
     def steps(self, case: Case, reply: str) -> list[dict[str, int]]:
-        """Where each step of a reply ends, as the number of characters up to there, and its label: 1 is right."""
-        return [{"end": step.end, "label": int(step.right)} for step in judged(case, reply)[0]]
+        """The end of each step in a reply, in characters, and the label of the step: 1 if it is right, else 0."""
+        return [{"end": step.end, "label": int(step.right)} for step in read_steps(case, reply)[0]]
 
     def critique(self, case: Case, reply: str, seed: int) -> str | None:
-        """The first wrong step and why, or that the end is missing; None for a reply that is right."""
-        steps, left = judged(case, reply)
+        """A critique of the first wrong step with the reason, or of missing steps; None without errors."""
+        steps, left = read_steps(case, reply)
         defects = [step.defect for step in steps if step.defect is not None][:1]
         if not defects and len(left) > 1:
             defects = [Defect("missing")]
@@ -168,7 +171,7 @@ class _Working:
     case: Case
 
     def reply(self, text: str, finished: bool) -> Outcome:
-        steps, left = judged(self.case, text)
+        steps, left = read_steps(self.case, text)
         ends = finished and text.rstrip().endswith(STEP_END) and steps[-1].follows
         answered = ends and left == (str(self.case.facts["value"]),)
         share = sum(step.right for step in steps) / max(len(steps), 1)
@@ -176,8 +179,8 @@ class _Working:
         return Outcome(reward=float(answered), parts=parts)
 
 
-def judged(case: Case, reply: str) -> tuple[list[Step], Expression]:
-    """Each sentence of a reply as a step, and what is left of the sum. Words without a full stop are no step yet."""
+def read_steps(case: Case, reply: str) -> tuple[list[Step], Expression]:
+    """Parse each sentence of a reply as a step; also return the remaining sum. Words need a full stop."""
     left: Expression = case.facts["expression"]
     steps = []
     for number, sentence in enumerate(re.finditer(rf"[^{STEP_END}]*\{STEP_END}", reply), 1):
@@ -188,20 +191,20 @@ def judged(case: Case, reply: str) -> tuple[list[Step], Expression]:
             continue
         stated, right = int(words[4]), result(*words[:3])
         after = reduced(left, place, stated)
-        known = {"step": str(number), "sum": " ".join(words[:3]), "right": str(right)}
+        words_for = {"step": str(number), "sum": " ".join(words[:3]), "right": str(right)}
         defect = None
         if stated != right:
-            # A number outside the task's has no word.
-            defect = Defect("result" if 0 <= right <= LARGEST else "unknown", known)
+            # the vocabulary has no number outside the task's range
+            defect = Defect("result" if 0 <= right <= LARGEST else "unknown", words_for)
         elif value_of(after) != value_of(left):
-            defect = Defect("order", known | {"first": " ".join(operation_at(left, next_place(left)))})
+            defect = Defect("order", words_for | {"first": " ".join(operation_at(left, next_place(left)))})
         steps.append(Step(sentence.end(), defect))
         left = after
     return steps, left
 
 
 def _place(left: Expression, words: tuple[str, ...]) -> int | None:
-    """Which operation of what is left a step `a + b = c` works out: the one that comes first if it may be several."""
+    """The index of the operation that a step `a + b = c` works out; if several fit, the operation that comes next."""
     if len(words) != 5 or words[3] != "=" or not re.fullmatch(r"-?\d{1,4}", words[4]):
         return None
     places = [place for place in range(1, len(left), 2) if operation_at(left, place) == words[:3]]

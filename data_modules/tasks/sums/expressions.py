@@ -1,18 +1,18 @@
-"""Sums of small numbers, and how they are worked out step by step, rightly or with mistakes."""
+"""Sums of small numbers, and the working of a sum step by step, right or with mistakes."""
 
 from __future__ import annotations
 
 from random import Random
 
 OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
-LARGEST = 99  # no number in a task or in its demonstrations is above, or negative; a task may say less
+LARGEST = 99  # largest number in tasks and demonstrations; a task may have a lower limit
 STEP_END = "."
 
-Expression = tuple[str, ...]  # numbers and operations in turn: ("3", "+", "4", "*", "2")
+Expression = tuple[str, ...]  # alternating numbers and operations: ("3", "+", "4", "*", "2")
 
 
 def drawn_sum(rng: Random, numbers: int) -> Expression:
-    """From 3 to so many `numbers`, each from 1 to 9."""
+    """A random sum of 3 to `numbers` numbers, each from 1 to 9."""
     words = [str(rng.randint(1, 9))]
     for _ in range(rng.randint(3, numbers) - 1):
         words += [rng.choice(list(OPERATIONS)), str(rng.randint(1, 9))]
@@ -24,28 +24,28 @@ def result(a: str, operation: str, b: str) -> int:
 
 
 def next_place(expression: Expression) -> int:
-    """Where the operation stands that comes first: products before sums, from left to right."""
+    """The index of the operation that comes next: products before sums, from left to right."""
     return expression.index("*") if "*" in expression else 1
 
 
 def operation_at(expression: Expression, place: int) -> Expression:
-    """The operation at `place` with its two neighbours."""
+    """The operation at index `place`, with the number on each side."""
     return expression[place - 1 : place + 2]
 
 
 def reduced(expression: Expression, place: int, number: int) -> Expression:
-    """With `number` in place of the operation at `place` and its two neighbours."""
+    """Replace the operation at `place`, with the number on each side, by `number`."""
     return (*expression[: place - 1], str(number), *expression[place + 2 :])
 
 
 def results_of(expression: Expression) -> list[int]:
-    """What comes out of each step of the right working; of a number alone nothing."""
-    found = []
+    """The result of each step of the right working; empty for a single number."""
+    results: list[int] = []
     while len(expression) > 1:
         place = next_place(expression)
-        found.append(result(*operation_at(expression, place)))
-        expression = reduced(expression, place, found[-1])
-    return found
+        results.append(result(*operation_at(expression, place)))
+        expression = reduced(expression, place, results[-1])
+    return results
 
 
 def value_of(expression: Expression) -> int:
@@ -53,12 +53,12 @@ def value_of(expression: Expression) -> int:
 
 
 def stays_small(expression: Expression, largest: int = LARGEST) -> bool:
-    """Whether all numbers are between 0 and `largest`, those that come out on the way too."""
+    """Whether all numbers, including intermediate results, are from 0 to `largest`."""
     return all(0 <= number <= largest for number in [*results_of(expression), *map(int, expression[::2])])
 
 
 def working(expression: Expression, wrong: float = 0.0, rng: Random | None = None, largest: int = LARGEST) -> list[str]:
-    """The steps, each a sentence; a share of them `wrong`, drawn from `rng`."""
+    """The working as one sentence per step. A share `wrong` of the steps, chosen with `rng`, gets an error."""
     steps = []
     while len(expression) > 1:
         place = next_place(expression)
@@ -71,7 +71,7 @@ def working(expression: Expression, wrong: float = 0.0, rng: Random | None = Non
 
 
 def mistakes(expression: Expression, largest: int = LARGEST) -> list[tuple[int, int]]:
-    """Steps, as place and number, that change the value: a result that is off by up to 3, or an operation too early."""
+    """Possible wrong next steps, as (place, number): the result is off by up to 3, or the operation comes too early."""
     first, value = next_place(expression), value_of(expression)
     right = result(*operation_at(expression, first))
     off = [(first, right + by) for by in (-3, -2, -1, 1, 2, 3)]

@@ -1,4 +1,4 @@
-"""C++ kernels for language models on a CPU, compiled on the machine where they run."""
+"""C++ kernels for language models on a CPU, compiled on the machine that runs them."""
 
 from lightning_nlf.language.kernels.operations import add_norm as add_norm
 from lightning_nlf.language.kernels.operations import attend_spans as attend_spans

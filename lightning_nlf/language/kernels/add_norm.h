@@ -1,5 +1,5 @@
-// The residual stream: what a part adds to it, and the norm of the sum, with bias (LayerNorm) or without (RMSNorm).
-// T is what parts give and take; the stream itself is float32.
+// Add a layer's output to the residual stream, and compute the norm of the sum: LayerNorm (with bias) or RMSNorm.
+// T is the type of layer inputs and outputs; the stream itself is float32.
 
 #pragma once
 
@@ -10,7 +10,7 @@
 namespace {
 
 // sum = x + y, out = (sum - mean) · scale · weight + bias, scale = 1 / √(variance + eps), all (rows, width);
-// a norm that is not centred takes the mean to be 0.
+// the mean is 0 for a norm that is not centred.
 template <class T>
 void add_norm(const float *x, const T *y, const float *weight, const float *bias, float eps, bool centred, float *sum,
               T *out, float *means, float *scales, int64_t rows, int64_t width, int threads) {
@@ -38,9 +38,9 @@ void add_norm(const float *x, const T *y, const float *weight, const float *bias
     }
 }
 
-// With g = ∂/∂out · weight and z = (sum - mean) · scale:
-// ∂/∂sum = ∂/∂sum from elsewhere (if any) + scale · (g - mean(g) - z · mean(g · z)), mean(g) if centred;
-// it is both x_grad and y_grad. weight_grad and bias_grad (if wanted) are sums over the rows.
+// Gradients, with g = ∂/∂out · weight and z = (sum - mean) · scale:
+// ∂/∂sum = incoming ∂/∂sum (if any) + scale · (g - mean(g) - z · mean(g · z)), where mean(g) is only for centred norms.
+// ∂/∂sum is both x_grad and y_grad. weight_grad and bias_grad (if requested) are sums over the rows.
 template <class T>
 void add_norm_back(const float *sum, const float *weight, bool centred, const float *means, const float *scales,
                    const float *sum_grad, const T *out_grad, float *x_grad, T *y_grad, float *weight_grad,

@@ -1,5 +1,5 @@
-// Whole sequences in flat tokens: each sees a prefix elsewhere, and of itself what came before.
-// T is what is stored, E the width of a head.
+// Causal attention of whole sequences in flat tokens. A sequence may have a prefix that is stored elsewhere.
+// T is the storage type, E the width of a head.
 
 #pragma once
 
@@ -11,16 +11,16 @@
 namespace {
 
 struct Span {
-    int64_t first, count;                // of its own tokens
-    int64_t prefix_first, prefix_count;  // of those of another sequence, that come before them
+    int64_t first, count;                // its tokens
+    int64_t prefix_first, prefix_count;  // its prefix, tokens of another sequence
     int64_t columns() const { return prefix_count + count; }
     int64_t token(int64_t t) const { return t < prefix_count ? prefix_first + t : first + t - prefix_count; }
 };
 
 constexpr int BLOCK = 8;  // queries at a time
 
-// s (BLOCK, stride) = x (BLOCK, E) · y, whose columns are tokens: (E, stride). With two lanes of them what is loaded of
-// x is used twice.
+// s (BLOCK, stride) = x (BLOCK, E) · y (E, stride), where columns of y are tokens. Two lanes of tokens use each load of
+// x twice.
 template <int E, int WIDE>
 inline void some_products(const float *x, const float *y, int64_t stride, float *s) {
     lanes sums[BLOCK][WIDE] = {};
@@ -43,7 +43,7 @@ inline void products(const float *x, const float *y, int64_t stride, int64_t col
 // out (BLOCK, E) = p (BLOCK, stride) · y (tokens, E)
 template <int E>
 inline void mixtures(const float *p, const float *y, int64_t stride, int64_t columns, float *out) {
-    constexpr int WIDE = E / LANES, ROWS = BLOCK < 16 / WIDE ? BLOCK : 16 / WIDE;  // as many as registers hold
+    constexpr int WIDE = E / LANES, ROWS = BLOCK < 16 / WIDE ? BLOCK : 16 / WIDE;  // limited by the number of registers
     for (int first = 0; first < BLOCK; first += ROWS) {
         lanes sums[ROWS][WIDE] = {};
         for (int64_t t = 0; t < columns; t++)
@@ -56,7 +56,7 @@ inline void mixtures(const float *p, const float *y, int64_t stride, int64_t col
     }
 }
 
-// sums (tokens, E) += pᵀ · x, of p (BLOCK, stride) and x (BLOCK, E)
+// sums (tokens, E) += pᵀ · x, for p (BLOCK, stride) and x (BLOCK, E)
 template <int E>
 inline void add_outer(const float *p, const float *x, int64_t stride, int64_t columns, float *sums) {
     constexpr int WIDE = E / LANES < 2 ? 1 : 2;  // x stays in registers
@@ -82,7 +82,7 @@ inline float dot(const float *x, const T *y) {
     return total(sums);
 }
 
-// One kind of head (keys, say) of a span's tokens, as (tokens, E), and as (E, stride) where wanted, zeros behind them.
+// One head (such as a key head) of a span's tokens, as (tokens, E), and if requested as (E, stride), padded with zeros.
 template <class T, int E>
 struct Heads {
     std::vector<float> rows, columns;
@@ -108,7 +108,7 @@ inline void load(const T *flat, int64_t token_stride, int64_t count, float scale
         for (int d = 0; d < E; d++) block[i * E + d] = i < count ? float(flat[i * token_stride + d]) * scale : 0;
 }
 
-// `statistics` (tokens, heads, 2) keeps the highest score and 1 / Σ e^(score - highest).
+// Stores the highest score and 1 / Σ e^(score - highest) in `statistics` (tokens, heads, 2).
 template <class T, int E>
 void attend_spans(const T *qkv, const Span *spans, int64_t count, int64_t heads, int64_t kv_heads, T *out,
                   float *statistics, int threads) {
@@ -149,15 +149,15 @@ void attend_spans(const T *qkv, const Span *spans, int64_t count, int64_t heads,
     }
 }
 
-// Gradients of all heads of each token, (tokens, heads + 2 · kv_heads, E). A span is behind the one it goes on from:
-// from the last to the first, what a span owes its prefix is known when the turn of that comes. Threads share no head.
-// Dao et al. 2022, algorithm 4
+// Gradients of all heads of each token, (tokens, heads + 2 · kv_heads, E): algorithm 4 of Dao et al. 2022.
+// A span comes after its prefix, so going from the last span to the first, all gradients for a prefix are complete
+// before its own turn. Threads work on different heads.
 template <class T, int E>
 void attend_spans_back(const T *qkv, const Span *spans, int64_t count, int64_t heads, int64_t kv_heads, const T *out,
                        const float *statistics, const T *out_grad, T *grad, int threads) {
     const int64_t token = (heads + 2 * kv_heads) * E, shared = heads / kv_heads;
     const float scale = 1 / std::sqrt(float(E));
-    int64_t prefixes = 0;  // tokens among which all prefixes are
+    int64_t prefixes = 0;  // all prefixes lie in the first `prefixes` tokens
     for (int64_t at = 0; at < count; at++)
         prefixes = std::max(prefixes, spans[at].prefix_first + spans[at].prefix_count);
 #pragma omp parallel num_threads(threads)

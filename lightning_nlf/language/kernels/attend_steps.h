@@ -1,4 +1,4 @@
-// One new token a row, against the keys and values of a cache. T is what is stored, E the width of a head.
+// Attention of one new token per row to the keys and values of a cache. T is the storage type, E the width of a head.
 
 #pragma once
 
@@ -13,7 +13,7 @@ inline void prefetch(const T *x) {
     for (int d = 0; d < E; d += 64 / sizeof(T)) __builtin_prefetch(x + d);
 }
 
-// Reads keys and values once, in order; what is read next (values, then the keys of the next head) is on its way.
+// Reads keys and values once, in order, and prefetches what comes next (values, then the keys of the next head).
 template <class T, int E>
 void attend_step(const T *query, const T *keys, const T *values, const T *next, const float *bias, T *out,
                  int64_t columns, float *s) {

@@ -1,4 +1,4 @@
-// GELU by tanh: x · σ(2u), u = √(2/π) (x + 0.044715 x³)
+// GELU (tanh form): x · σ(2u), u = √(2/π) (x + 0.044715 x³)
 
 #pragma once
 

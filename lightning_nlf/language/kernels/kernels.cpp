@@ -1,5 +1,5 @@
-// What Python calls: attention, GELU, norms and the next token of language models on a CPU, float32 or bfloat16 in
-// memory, float32 in between. Pointers are to whole tensors; offsets and strides count elements.
+// C interface for Python: attention, GELU, norms and next-token functions of language models on a CPU. Tensors are
+// float32 or bfloat16 in memory, computations are in float32. Pointers are to whole tensors; strides count elements.
 
 #include "add_norm.h"
 #include "attend_spans.h"

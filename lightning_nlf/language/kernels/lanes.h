@@ -1,4 +1,4 @@
-// Sixteen float32 at a time; what is stored is float32 or bfloat16.
+// Vectors of sixteen float32, stored as float32 or bfloat16.
 
 #pragma once
 
@@ -11,7 +11,7 @@ namespace {
 struct bfloat16 {
     uint16_t bits;
     bfloat16() = default;
-    bfloat16(float x) {  // to the nearest, ties to even
+    bfloat16(float x) {  // round to nearest, ties to even
         uint32_t u;
         std::memcpy(&u, &x, 4);
         bits = x != x ? 0x7fc0 : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
@@ -38,7 +38,7 @@ inline void write(float *x, lanes values) { *(lanes *)x = values; }
 
 inline int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
 
-// x with neighbouring runs of WIDE lanes exchanged
+// x with adjacent runs of WIDE lanes exchanged
 template <int WIDE>
 inline lanes exchanged(lanes x) {
     constexpr int W = WIDE;
@@ -59,14 +59,14 @@ inline float largest(lanes x) {
     return x[0] > x[1] ? x[0] : x[1];
 }
 
-inline lanes deal_first(lanes a, lanes b) {  // the first halves, in turns
+inline lanes deal_first(lanes a, lanes b) {  // interleave the first halves
     return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
 }
 inline lanes deal_second(lanes a, lanes b) {
     return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 
-// Of 16 rows, the sum of each.
+// Sums of 16 rows.
 inline lanes row_sums(lanes (&rows)[LANES]) {
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; i++)
@@ -88,7 +88,7 @@ inline void transpose(const float *x, int64_t x_stride, float *y, int64_t y_stri
     for (int i = 0; i < LANES; i++) write(y + i * y_stride, rows[i]);
 }
 
-// 0 from e^-87 down, and without a branch, so that loops with it become vector code; as Cephes' expf, to 2e-7 of it.
+// e^x like Cephes' expf, with a relative error of 2e-7; 0 below e^-87. It has no branch, so that loops vectorise.
 inline float exponential(float x) {
     const float given = x;
     x = x < -87.f ? -87.f : x;
@@ -108,7 +108,7 @@ inline float exponential(float x) {
     return given < -87.f ? 0.f : p * power;
 }
 
-// s becomes e^(s - max s), and 0 behind it up to padded(count); returns the sum, and the maximum in `top`.
+// Replaces s by e^(s - max s), and pads with 0 up to padded(count). Returns the sum, and the maximum in `top`.
 inline float exponentials(float *s, int64_t count, float &top) {
     const int64_t blocks = padded(count) / LANES;
     for (int64_t t = count; t < blocks * LANES; t++) s[t] = -INFINITY;

@@ -1,4 +1,4 @@
-// The next token's distribution, by its scores (rows, size), not normalised.
+// Distribution of the next token from unnormalised scores (rows, size).
 
 #pragma once
 
@@ -24,7 +24,7 @@ void log_sums(const T *scores, int64_t rows, int64_t size, float *out, int threa
     }
 }
 
-// ∂/∂x of Σ weight · log p(token): weight (1[token] − p)
+// Gradient of Σ weight · log p(token): weight (1[token] − p)
 template <class T>
 void log_prob_back(const T *scores, const float *log_sum, const int64_t *tokens, const float *weights, int64_t rows,
                    int64_t size, T *grad, int threads) {
@@ -39,7 +39,7 @@ void log_prob_back(const T *scores, const float *log_sum, const int64_t *tokens,
     }
 }
 
-// A token a row where the cumulative distribution exceeds `uniform`, and its log-probability.
+// Sample the first token of each row at which the cumulative distribution exceeds `uniform`, and its log-probability.
 void draw(const float *scores, const double *uniform, int64_t rows, int64_t size, int64_t *tokens, float *log_probs,
           int threads) {
     const int64_t blocks = padded(size) / LANES;
@@ -59,7 +59,7 @@ void draw(const float *scores, const double *uniform, int64_t rows, int64_t size
                 total += sums[b] = sum;
             }
             const double target = std::min(uniform[row], 1 - 0x1p-24) * total;
-            // the block, and in it the token; whatever is rounded, one that has a probability
+            // find the block, then the token in it; rounding must not select a token of probability 0
             float before = 0;
             int64_t token = -1;
             for (int64_t b = 0; b < blocks && token < 0; b++) {
@@ -74,7 +74,7 @@ void draw(const float *scores, const double *uniform, int64_t rows, int64_t size
             }
             for (int64_t v = size - 1; v > 0 && token < 0; v--)
                 if (p[v] > 0) token = v;
-            tokens[row] = token < 0 ? 0 : token;  // of numbers that are none, too
+            tokens[row] = token < 0 ? 0 : token;  // also for NaN scores
             log_probs[row] = x[tokens[row]] - top - std::log(total);
         }
     }

@@ -12,17 +12,17 @@ from torch.autograd.function import once_differentiable
 from lightning_nlf.language.kernels.build import library
 
 TYPES = (torch.float32, torch.bfloat16)
-WIDTHS = (16, 32, 64, 128)  # of a head
+WIDTHS = (16, 32, 64, 128)  # supported widths of an attention head
 
 
 def fit(x: Tensor, width: int | None = None) -> bool:
-    """Whether the kernels can be used for `x`, and heads so wide."""
-    known = x.device.type == "cpu" and x.dtype in TYPES and width in (None, *WIDTHS)
-    return known and library(x.dtype) is not None
+    """Whether the kernels support the device and dtype of `x` and, if given, attention heads of this width."""
+    supported = x.device.type == "cpu" and x.dtype in TYPES and width in (None, *WIDTHS)
+    return supported and library(x.dtype) is not None
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x · ½ (1 + tanh(√(2/π) (x + 0.044715 x³))), https://arxiv.org/abs/1606.08415, in x's shape and dtype."""
+    """GELU (tanh form) x · ½ (1 + tanh(√(2/π) (x + 0.044715 x³))), https://arxiv.org/abs/1606.08415."""
     x = x.contiguous()
     return _Gelu.apply(x) if torch.is_grad_enabled() else _Gelu.forward(None, x)
 
@@ -30,43 +30,44 @@ def gelu(x: Tensor) -> Tensor:
 def add_norm(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor]:
-    """s = x + y in float32, and its norm in y's dtype: LayerNorm, or RMSNorm, which is not centred.
+    """s = x + y in float32, and its norm in the dtype of y: LayerNorm if `centred`, else RMSNorm.
 
     Args: x (N, d) float32; y (N, d); weight, bias (d,) float32.
     """
     assert x.shape == y.shape and weight.shape == x.shape[1:] and x.dtype == weight.dtype == torch.float32
-    given = (x.contiguous(), y.contiguous(), weight, bias, float(eps), centred)
-    return _AddNorm.apply(*given) if torch.is_grad_enabled() else _AddNorm.forward(None, *given)
+    arguments = (x.contiguous(), y.contiguous(), weight, bias, float(eps), centred)
+    return _AddNorm.apply(*arguments) if torch.is_grad_enabled() else _AddNorm.forward(None, *arguments)
 
 
 def attend_step(qkv: Tensor, store: Tensor, columns: int, bias: Tensor) -> Tensor:
-    """softmax(q kᵀ / √e + bias) v of one new token a row, whose keys and values become the last column.
+    """Attention softmax(q kᵀ / √e + bias) v of one new token per row. The new keys and values are written to `store`.
 
     Args:
-        qkv: (B, heads + 2 · kv_heads, e) of the new tokens.
-        store: (B, 2 · kv_heads, C, e) keys and then values, of which the first `columns` are used, with the new one.
+        qkv: (B, heads + 2 · kv_heads, e), queries, keys and values of the new tokens.
+        store: (B, 2 · kv_heads, C, e), keys and then values. The first `columns` columns are used, including the new
+            one.
         bias: (B, ≥ columns) float32: 0 or −∞; at least one 0 in each row.
     Returns: (B, heads · e)
     """
     rows, all_heads, width = qkv.shape
-    kept = store.shape[1]
-    heads = all_heads - kept
+    key_value_heads = store.shape[1]
+    heads = all_heads - key_value_heads
     assert store.is_contiguous() and store.dtype == qkv.dtype
     out = qkv.new_empty(rows, heads * width)
     _call(
         "attend_steps", qkv.dtype, width, qkv.contiguous(), store, store.shape[2], bias, bias.stride(0), out, rows,
-        heads, kept // 2, columns,
+        heads, key_value_heads // 2, columns,
     )  # fmt: skip
     return out
 
 
 def attend_spans(qkv: Tensor, spans: Tensor, heads: int) -> Tensor:
-    """Causal attention of flat sequences, some of which go on from the beginning of another.  → (N, heads · e)
+    """Causal attention of flat sequences. A sequence may continue a prefix of another sequence.  → (N, heads · e)
 
     Args:
-        qkv: (N, heads + 2 · kv_heads, e) of all tokens.
-        spans: (S, 4) int64: a sequence's first token, how many there are, and the same of what comes before them;
-            together they have every token once, and a sequence stands behind the one that it goes on from.
+        qkv: (N, heads + 2 · kv_heads, e), queries, keys and values of all tokens.
+        spans: (S, 4) int64: first token and number of tokens of each sequence, and then of its prefix. Each token is in
+            exactly one sequence, and a sequence comes after the sequence that it continues.
     """
     return _AttendSpans.apply(qkv.contiguous(), spans, heads)
 
@@ -79,7 +80,7 @@ def log_sums(scores: Tensor) -> Tensor:
 
 
 def log_prob_back(scores: Tensor, normaliser: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
-    """∂/∂x of Σ weight · log p(token), weight (1[token] − p), of scores (…, V) and the others (…,)."""
+    """Gradient of Σ weight · log p(token): weight (1[token] − p), for scores (…, V) and the other arguments (…,)."""
     grad = torch.empty_like(scores, memory_format=torch.contiguous_format)
     rows = (x.contiguous() for x in (normaliser, tokens, weights))
     _call("log_prob_back", scores.dtype, scores.contiguous(), *rows, tokens.numel(), scores.shape[-1], grad)
@@ -87,14 +88,14 @@ def log_prob_back(scores: Tensor, normaliser: Tensor, tokens: Tensor, weights: T
 
 
 def draw(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (B,) by the inverse of the cumulative distribution of float32 scores (B, V), and their log-probabilities.
+    """Sample tokens (B,) from float32 scores (B, V) by inversion, and return their log-probabilities.
 
     Args: uniform (B,) float64 in [0, 1).
     """
     assert scores.dtype == torch.float32 and uniform.dtype == torch.float64
     tokens, log_probs = uniform.new_empty(len(uniform), dtype=torch.long), scores.new_empty(len(scores))
-    given = (scores.contiguous(), uniform.contiguous())
-    _call("draw", scores.dtype, *given, len(scores), scores.shape[-1], tokens, log_probs)
+    arguments = (scores.contiguous(), uniform.contiguous())
+    _call("draw", scores.dtype, *arguments, len(scores), scores.shape[-1], tokens, log_probs)
     return tokens, log_probs
 
 
@@ -170,7 +171,7 @@ class _AttendSpans(torch.autograd.Function):
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
-    """Tensors by their address (none is 0), numbers as they are, and the number of threads last."""
+    """Call a kernel. Its arguments are the addresses of tensors (0 for None), numbers, and the number of threads."""
     function = getattr(library(dtype), f"nlf_{name}")
     if function.argtypes is None:
         kinds = [ctypes.c_float if isinstance(x, float) else ctypes.c_int64 for x in arguments]

@@ -1,4 +1,4 @@
-"""Collections on gymnasium's bodies: the pendulum's rows, ends, take-overs, labels and budgets, and going on."""
+"""Collections on gymnasium's bodies: rows, ends of episodes, take-overs, labels, budgets, and resuming."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ EXPERT = LQRExpert(0.1)
 
 
 class Balancing:
-    """Acts as the LQR without noise, and so never falls."""
+    """Acts like the LQR without noise, so it never falls."""
 
     def act(self, obs, state=None, deterministic=False):
         return EXPERT.act(obs)[2]["mean"], torch.zeros(len(obs)), None, None
@@ -33,7 +33,7 @@ class Balancing:
 
 
 class Hopping(Balancing):
-    """Of the observation alone, so that rows can be played again."""
+    """Its actions depend on the observation only, so that rows can be replayed."""
 
     def act(self, obs, state=None, deterministic=False):
         return torch.sin(7 * obs[:, :3]), torch.zeros(len(obs)), None, None
@@ -44,8 +44,8 @@ def learner(obs_dim=4, action_dim=1):
     return ImitationPolicy(policy=GaussianPolicy(obs_dim, action_dim))
 
 
-def made(actor, epoch=0, rank=0, world_size=1, **knobs):
-    """A data module as its Trainer would see it."""
+def new_data(actor, epoch=0, rank=0, world_size=1, **knobs):
+    """A data module as in a Trainer."""
     data = GymnasiumDataModule(**{"id": PENDULUM, "envs": 3, "horizon": 1000, "evaluation_episodes": 2} | knobs)
     data.trainer = SimpleNamespace(
         state=SimpleNamespace(fn="fit"),
@@ -60,7 +60,7 @@ def made(actor, epoch=0, rank=0, world_size=1, **knobs):
 
 
 def collected(data):
-    """The collection of the next epoch, whole."""
+    """The whole collection of the next epoch."""
     (batch, *_) = data.iteration()
     data.trainer.current_epoch += 1
     return batch
@@ -68,20 +68,20 @@ def collected(data):
 
 @pytest.fixture(scope="module")
 def short():
-    """A pendulum with a limit of 50 steps, under an id of its own."""
+    """A pendulum with a limit of 50 steps, under its own id."""
     entry_point = "gymnasium.envs.mujoco.inverted_pendulum_v5:InvertedPendulumEnv"
     gymnasium.register("FiftySteps-v0", entry_point=entry_point, max_episode_steps=50)
     yield "FiftySteps-v0"
     del gymnasium.registry["FiftySteps-v0"]
 
 
-# ---- rows and how they end
+# ---- rows and ends of episodes
 
 
 def test_the_pendulum_is_the_pendulum():
-    """The rows of MuJoCo's batched simulator, from gymnasium's own environments: bit for bit while off the rail."""
+    """gymnasium's environments give the same rows as the batched simulator, bit for bit while off the rail's ends."""
     actor = learner()
-    data = made(actor, envs=6, horizon=25)
+    data = new_data(actor, envs=6, horizon=25)
 
     class Mode:
         def act(self, obs, state=None, deterministic=False):
@@ -97,8 +97,8 @@ def test_the_pendulum_is_the_pendulum():
 
 
 def test_no_boundary_lies_inside_a_row():
-    """Every step of a row follows from the one before it: played again in one environment, it is the same episode."""
-    data = made(Hopping(), id=HOPPER, envs=4, horizon=15, min_steps=300)
+    """Every step of a row follows from the step before: replayed in one environment, it is the same episode."""
+    data = new_data(Hopping(), id=HOPPER, envs=4, horizon=15, min_steps=300)
     batch = collected(data)
     assert len(batch) > 4 and batch.terminated.any() and not batch.terminated.all()
     for row, replay in enumerate(data._replays):
@@ -106,18 +106,18 @@ def test_no_boundary_lies_inside_a_row():
         obs, _ = env.reset(seed=replay.seed)
         assert replay.stop - replay.start == int(batch.valid[row].sum())
         for t, action in enumerate(replay.actions[: replay.stop]):
-            own = t - replay.start
-            if own >= 0:
-                assert np.array_equal(obs.astype(np.float32), batch.obs[row, own].numpy())
+            step = t - replay.start
+            if step >= 0:
+                assert np.array_equal(obs.astype(np.float32), batch.obs[row, step].numpy())
             obs, reward, terminated, *_ = env.step(np.clip(action, -1, 1))
             assert terminated == (t == replay.stop - 1 and bool(batch.terminated[row]))
-            if own >= 0:
-                assert batch.rewards[row, own] == pytest.approx(reward, rel=1e-6)
+            if step >= 0:
+                assert batch.rewards[row, step] == pytest.approx(reward, rel=1e-6)
         assert np.array_equal(obs.astype(np.float32), batch.final_obs[row].numpy())
 
 
 def test_an_episode_cut_by_the_horizon_goes_on():
-    data = made(Balancing(), horizon=20, min_steps=120)
+    data = new_data(Balancing(), horizon=20, min_steps=120)
     first, second = collected(data), collected(data)
     assert first.valid.shape == second.valid.shape == (6, 20) and first.valid.all()
     assert not first.terminated.any()
@@ -127,7 +127,7 @@ def test_an_episode_cut_by_the_horizon_goes_on():
 
 
 def test_out_of_time_is_truncated_and_the_next_is_fresh(short):
-    data = made(Balancing(), id=short, horizon=20)
+    data = new_data(Balancing(), id=short, horizon=20)
     lengths, starts, logged = [], [], []
     for _ in range(4):
         batch = collected(data)
@@ -137,16 +137,16 @@ def test_out_of_time_is_truncated_and_the_next_is_fresh(short):
         starts.append(batch.obs[:, 0])
     assert lengths == [[20] * 3, [20] * 3, [10] * 3, [20] * 3]
     assert (starts[3].abs() <= 0.01).all() and not torch.equal(starts[3], starts[0])
-    # Without an episode that ended nothing is said: an old value would not be this collection's, nor be resumed.
+    # Without an episode that ended there are no statistics: old values would belong to another collection.
     assert logged == [{}, {}, {"return": 50, "length": 50}, {}]
 
 
 def test_a_truncated_row_is_bootstrapped_from_its_own_last_state_and_a_terminated_one_is_not(short):
-    """λ = 1: the return of the last step is r + γ V(s_T) where time ran out, and r where the body fell."""
+    """λ = 1: the return of the last step is r + γ V(s_T) if truncated, and r if the body fell."""
     torch.manual_seed(0)
     module = ActorCriticAgent(policy=GaussianPolicy(4, 1), value=MLPValue(4), gamma=0.9, lam=1.0)
-    cut = collected(made(Balancing(), id=short))
-    fallen = collected(made(learner(), id=PENDULUM))
+    cut = collected(new_data(Balancing(), id=short))
+    fallen = collected(new_data(learner(), id=PENDULUM))
     assert not cut.terminated.any() and fallen.terminated.all()
     for batch, worth in ((cut, 1.0), (fallen, 0.0)):
         prepared = module.prepare(batch)
@@ -162,10 +162,10 @@ def test_a_truncated_row_is_bootstrapped_from_its_own_last_state_and_a_terminate
 
 
 def test_statistics_are_of_whole_episodes():
-    """Returns and lengths over all fragments of an episode, in the body's own units."""
-    data = made(Hopping(), id=HOPPER, envs=4, horizon=7, min_steps=200, reward_scale=0.5)
+    """Returns and lengths of whole episodes, over all fragments, in the body's own units."""
+    data = new_data(Hopping(), id=HOPPER, envs=4, horizon=7, min_steps=200, reward_scale=0.5)
     batch = collected(data)
-    whole = made(Hopping(), id=HOPPER, envs=4, min_steps=200)
+    whole = new_data(Hopping(), id=HOPPER, envs=4, min_steps=200)
     expected = collected(whole)
     assert data.statistics["length"] == pytest.approx(np.mean([n for _, n in data.finished]))
     assert whole.statistics["length"] == pytest.approx(expected.valid.sum(1).float().mean().item())
@@ -180,7 +180,7 @@ def test_statistics_are_of_whole_episodes():
 
 
 def test_injected_steps_are_the_experts():
-    batch = collected(made(learner(), expert=EXPERT, takeover=Window(5, 1.0), envs=8))
+    batch = collected(new_data(learner(), expert=EXPERT, takeover=Window(5, 1.0), envs=8))
     injected = batch.valid & ~batch.mask
     assert injected.any() and batch.mask.any() and torch.equal(injected, batch.expert_mask)
     mean = EXPERT.act(batch.obs[injected])[2]["mean"]
@@ -189,14 +189,14 @@ def test_injected_steps_are_the_experts():
 
 
 def test_with_always_the_learner_never_acts():
-    data = made(learner(), expert=EXPERT, takeover=Always(), horizon=60)
+    data = new_data(learner(), expert=EXPERT, takeover=Always(), horizon=60)
     batch = collected(data)
     assert batch.valid.all() and batch.valid.shape[1] == 60 and not batch.mask.any()
     assert data.counters == {"iteration": 1, "env_steps": 180, "expert_steps": 180, "labels": 180}
 
 
 def test_a_share_of_the_learners_states_is_labelled():
-    data = made(learner(), expert=EXPERT, takeover=Window(5, 0.5), label_share=0.5, envs=16)
+    data = new_data(learner(), expert=EXPERT, takeover=Window(5, 0.5), label_share=0.5, envs=16)
     batch = collected(data)
     injected, labelled = batch.valid & ~batch.mask, batch.expert_mask & batch.mask
     assert int(labelled.sum()) == round(0.5 * int(batch.mask.sum()))
@@ -206,7 +206,7 @@ def test_a_share_of_the_learners_states_is_labelled():
 @pytest.mark.parametrize("takeover", [None, Window(4, 1.0), Always()], ids=["labels", "both", "expert"])
 def test_the_budget_is_spent_to_the_last_label_and_no_further(takeover):
     labels = []
-    data = made(learner(), expert=EXPERT, takeover=takeover, label_share=0.3, label_budget=97, min_steps=40)
+    data = new_data(learner(), expert=EXPERT, takeover=takeover, label_share=0.3, label_budget=97, min_steps=40)
     while len(labels) < 30 and sum(labels) < 97:
         labels.append(int(collected(data).expert_mask.sum()))
     assert sum(labels) == data.counters["labels"] == 97
@@ -214,17 +214,17 @@ def test_the_budget_is_spent_to_the_last_label_and_no_further(takeover):
 
 
 def test_the_label_buffer_is_fed_with_every_label():
-    data = made(learner(), expert=EXPERT, label_share=1.0, label_buffer=LabelBuffer(updates=2, rows=16))
+    data = new_data(learner(), expert=EXPERT, label_share=1.0, label_buffer=LabelBuffer(updates=2, rows=16))
     for _ in range(2):
         collected(data)
-    assert len(data.label_buffer.kept) == data.counters["labels"] > 0
+    assert len(data.label_buffer.labels) == data.counters["labels"] > 0
 
 
 # ---- evaluation
 
 
 def test_evaluation_is_of_whole_episodes_on_seeds_of_their_own_and_disturbs_nothing():
-    data, undisturbed = made(Balancing(), horizon=10), made(Balancing(), horizon=10)
+    data, undisturbed = new_data(Balancing(), horizon=10), new_data(Balancing(), horizon=10)
     collected(data), collected(undisturbed)
     counters = dict(data.counters)
     first, again = ([next(iter(loader)) for loader in data.val_dataloader()] for _ in range(2))
@@ -236,49 +236,49 @@ def test_evaluation_is_of_whole_episodes_on_seeds_of_their_own_and_disturbs_noth
 
 
 def test_what_is_learned_from_is_scaled_and_what_is_reported_is_not():
-    one, two = made(Hopping(), id=HOPPER), made(Hopping(), id=HOPPER, reward_scale=0.01)
-    full, scaled = collected(one), collected(two)
+    left, two = new_data(Hopping(), id=HOPPER), new_data(Hopping(), id=HOPPER, reward_scale=0.01)
+    full, scaled = collected(left), collected(two)
     torch.testing.assert_close(scaled.rewards, full.rewards * 0.01)
-    assert one.statistics == two.statistics
-    torch.testing.assert_close(two.shown["training"].rewards, one.shown["training"].rewards)
-    played = [next(iter(data.val_dataloader()[0])).rewards for data in (one, two)]
-    assert torch.equal(*played)
+    assert left.statistics == two.statistics
+    torch.testing.assert_close(two.exhibit_rows["training"].rewards, left.exhibit_rows["training"].rewards)
+    returns = [next(iter(data.val_dataloader()[0])).rewards for data in (left, two)]
+    assert torch.equal(*returns)
 
 
-# ---- going on where a run stopped
+# ---- resuming
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped():
     knobs = {"expert": EXPERT, "takeover": Window(3, 0.5), "label_share": 0.2, "label_budget": 60, "horizon": 4}
-    data = made(learner(), **knobs)
+    data = new_data(learner(), **knobs)
     for _ in range(2):
         collected(data)
-    assert not data.bodies.over.all()  # else there is nothing to go on with
-    resumed = made(learner(), epoch=2, **knobs)
+    assert not data.bodies.over.all()  # some episodes must continue
+    resumed = new_data(learner(), epoch=2, **knobs)
     resumed.load_state_dict(data.state_dict())
     for _ in range(3):
-        one, two = collected(data), collected(resumed)
+        left, two = collected(data), collected(resumed)
         for name in ("obs", "actions", "rewards", "expert_mask", "final_obs"):
-            assert torch.equal(getattr(one, name), getattr(two, name)), name
+            assert torch.equal(getattr(left, name), getattr(two, name)), name
     assert resumed.counters == data.counters and resumed.statistics == data.statistics
 
 
 def test_ranks_share_the_environments():
-    """Five over two processes: three and two, on other seeds."""
-    own = [made(learner(), rank=rank, world_size=2, envs=5) for rank in range(2)]
-    rows = [collected(data) for data in own]
+    """Five over two processes: three and two, with different seeds."""
+    by_rank = [new_data(learner(), rank=rank, world_size=2, envs=5) for rank in range(2)]
+    rows = [collected(data) for data in by_rank]
     assert [len(batch) for batch in rows] == [3, 2]
     assert not set(rows[0].obs[:, 0].flatten().tolist()) & set(rows[1].obs[:, 0].flatten().tolist())
 
 
-# ---- what is refused
+# ---- errors
 
 
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
         ({"id": "CartPole-v1"}, "id: the actions of CartPole-v1 are Discrete"),
-        ({"id": "Hoper-v5"}, "id: .*MuJoCo's bodies here"),
+        ({"id": "Hoper-v5"}, "id: .*Available MuJoCo bodies"),
         ({"envs": 0}, "envs: got 0"),
         ({"horizon": 0}, "horizon: got 0"),
         ({"reward_scale": 0}, "reward_scale: got 0"),
@@ -291,15 +291,15 @@ def test_refused(knobs, message):
 
 
 def test_fewer_environments_than_minibatches_are_refused():
-    with pytest.raises(ValueError, match="envs: 3 rows for 4 parts"):
-        collected(made(Balancing(), minibatches=4))
+    with pytest.raises(ValueError, match="envs: got 3 rows, must be at least 4"):
+        collected(new_data(Balancing(), minibatches=4))
 
 
 # ---- pictures
 
 
 def test_an_episode_is_shown_where_there_is_a_context(tmp_path):
-    data = made(learner(11, 3), id=HOPPER, horizon=12)
+    data = new_data(learner(11, 3), id=HOPPER, horizon=12)
     collected(data), collected(data)
     next(iter(data.val_dataloader()[0]))
     paths = data.exhibits(tmp_path)
@@ -319,6 +319,6 @@ def test_without_a_context_there_is_no_picture_and_no_error(tmp_path, monkeypatc
         raise RuntimeError("no context")
 
     monkeypatch.setattr(body_rendering, "make", refuse)
-    data = made(Balancing())
+    data = new_data(Balancing())
     collected(data)
     assert data.exhibits(tmp_path) == [] and not list(tmp_path.iterdir())

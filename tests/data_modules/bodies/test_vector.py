@@ -1,4 +1,4 @@
-"""Episodes through the vector API: the single environments bit for bit, how they end, and how they go on."""
+"""Episodes by the vector API: equal to single environments bit for bit; how they end, and how they resume."""
 
 import gymnasium
 import numpy as np
@@ -12,7 +12,7 @@ HOPPER, DOUBLE = "Hopper-v5", "InvertedDoublePendulum-v5"
 
 @pytest.fixture(scope="module")
 def short():
-    """A pendulum that stays up for longer than its 7 steps, under an id of its own."""
+    """A pendulum that stays up for longer than its 7 steps, under its own id."""
     entry_point = "gymnasium.envs.mujoco.inverted_pendulum_v5:InvertedPendulumEnv"
     gymnasium.register("ShortPendulum-v0", entry_point=entry_point, max_episode_steps=7)
     yield "ShortPendulum-v0"
@@ -26,29 +26,29 @@ def begun(id, rows, seed=0):
 
 
 def stepped(bodies, rng, steps):
-    """Random actions in all rows that run; what each step returned, by row."""
-    said = [[] for _ in range(len(bodies))]
+    """Random actions in all running rows; the results of each step, by row."""
+    results = [[] for _ in range(len(bodies))]
     for _ in range(steps):
         rows = np.flatnonzero(~bodies.over)
         if not len(rows):
             break
         actions = rng.normal(size=(len(rows), bodies.action_dim)).astype(np.float32)
-        for row, *what in zip(rows, *bodies.step(rows, actions), bodies.observe(rows).tolist(), strict=True):
-            said[row].append(what)
-    return said
+        for row, *outcome in zip(rows, *bodies.step(rows, actions), bodies.observe(rows).tolist(), strict=True):
+            results[row].append(outcome)
+    return results
 
 
 @pytest.mark.parametrize("id", [HOPPER, DOUBLE, "HalfCheetah-v5"])
 def test_every_row_is_gymnasiums_own_episode(id):
-    """The same seeds and clipped actions in `gymnasium.make`: rewards, endings and observations to the last bit."""
+    """The same seeds and clipped actions in `gymnasium.make` give the same rewards, ends and observations."""
     bodies = begun(id, 5)
     starts = bodies.obs.copy()
-    said = stepped(bodies, np.random.default_rng(1), 40)
+    results = stepped(bodies, np.random.default_rng(1), 40)
     for row in range(5):
         env = gymnasium.make(id)
         obs, _ = env.reset(seed=int(bodies.seeds[row]))
         assert (obs == starts[row]).all()
-        for action, (reward, terminated, over, following) in zip(bodies.actions[row], said[row], strict=True):
+        for action, (reward, terminated, over, following) in zip(bodies.actions[row], results[row], strict=True):
             clipped = np.clip(action, env.action_space.low, env.action_space.high)
             obs, expected, ended, truncated, _ = env.step(clipped)
             assert (reward, terminated, over) == (expected, ended, ended or truncated)
@@ -56,7 +56,7 @@ def test_every_row_is_gymnasiums_own_episode(id):
 
 
 def test_only_running_rows_are_stepped(monkeypatch):
-    """Falling hoppers leave at different times, and none is stepped once more after that."""
+    """Falling hoppers end at different times, and none is stepped after its end."""
     bodies = begun(HOPPER, 6)
     counts = dict.fromkeys(range(6), 0)
     for row, env in enumerate(bodies._whole.envs):
@@ -66,9 +66,11 @@ def test_only_running_rows_are_stepped(monkeypatch):
             return step(action)
 
         monkeypatch.setattr(env, "step", counted)
-    said = stepped(bodies, np.random.default_rng(0), 200)
-    assert bodies.over.all() and len({len(own) for own in said}) > 2
-    assert counts == {row: len(own) for row, own in enumerate(said)} == dict(enumerate(bodies.elapsed.tolist()))
+    results = stepped(bodies, np.random.default_rng(0), 200)
+    assert bodies.over.all() and len({len(history) for history in results}) > 2
+    assert (
+        counts == {row: len(history) for row, history in enumerate(results)} == dict(enumerate(bodies.elapsed.tolist()))
+    )
 
 
 def test_out_of_time_is_over_and_not_terminated(short):
@@ -82,20 +84,20 @@ def test_out_of_time_is_over_and_not_terminated(short):
 def test_a_reset_is_of_some_rows_and_disturbs_no_other():
     bodies, rng = begun(HOPPER, 4), np.random.default_rng(5)
     stepped(bodies, rng, 3)
-    before, seeds, played = bodies.obs.copy(), bodies.seeds.copy(), bodies.elapsed
+    before, seeds, elapsed = bodies.obs.copy(), bodies.seeds.copy(), bodies.elapsed
     bodies.reset(np.array([False, True, False, False]), np.random.default_rng(7))
-    kept = [0, 2, 3]
-    assert (bodies.obs[kept] == before[kept]).all() and (bodies.obs[1] != before[1]).any()
-    assert (bodies.seeds[kept] == seeds[kept]).all() and bodies.seeds[1] != seeds[1]
-    assert bodies.elapsed.tolist() == [played[0], 0, played[2], played[3]] and bodies.returns[1] == 0
+    untouched = [0, 2, 3]
+    assert (bodies.obs[untouched] == before[untouched]).all() and (bodies.obs[1] != before[1]).any()
+    assert (bodies.seeds[untouched] == seeds[untouched]).all() and bodies.seeds[1] != seeds[1]
+    assert bodies.elapsed.tolist() == [elapsed[0], 0, elapsed[2], elapsed[3]] and bodies.returns[1] == 0
 
 
 def test_actions_are_clipped_on_their_way_in():
-    """Beyond the bounds a body moves and pays as at them: an unclipped control cost of 1000² would be −1000."""
-    one, two = begun(HOPPER, 2), begun(HOPPER, 2)
-    far = one.step(np.arange(2), np.full((2, 3), 1000, dtype=np.float32))
+    """Actions beyond the bounds count as the bounds: with 1000 unclipped the control cost would be enormous."""
+    far_body, two = begun(HOPPER, 2), begun(HOPPER, 2)
+    far = far_body.step(np.arange(2), np.full((2, 3), 1000, dtype=np.float32))
     near = two.step(np.arange(2), np.ones((2, 3), dtype=np.float32))
-    assert (far[0] == near[0]).all() and (one.obs == two.obs).all()
+    assert (far[0] == near[0]).all() and (far_body.obs == two.obs).all()
 
 
 def test_an_action_that_is_no_number_is_refused():
@@ -103,20 +105,20 @@ def test_an_action_that_is_no_number_is_refused():
         begun(DOUBLE, 2).step(np.arange(2), np.array([[0], [np.nan]], dtype=np.float32))
 
 
-# ---- going on from a checkpoint
+# ---- resuming from a checkpoint
 
 
 @pytest.mark.parametrize("id", [HOPPER, DOUBLE, "Ant-v5"])
 def test_what_is_loaded_goes_on_to_the_last_bit(id):
-    """Ant's observations hold contact forces, and its rewards positions that MuJoCo computes a substep late."""
+    """Ant's observations have contact forces, and its rewards have positions that MuJoCo computes a substep late."""
     bodies, rng = begun(id, 4), np.random.default_rng(0)
     stepped(bodies, rng, 3)
-    other = Bodies(id, 4)
-    other.load_state_dict(bodies.state_dict())
+    restored = Bodies(id, 4)
+    restored.load_state_dict(bodies.state_dict())
     for name in ("obs", "over", "seeds", "returns", "elapsed"):
-        assert (getattr(other, name) == getattr(bodies, name)).all(), name
-    one, two = (stepped(x, np.random.default_rng(2), 9) for x in (bodies, other))
-    assert one == two and any(one)
+        assert (getattr(restored, name) == getattr(bodies, name)).all(), name
+    far_body, two = (stepped(x, np.random.default_rng(2), 9) for x in (bodies, restored))
+    assert far_body == two and any(far_body)
 
 
 def test_a_state_is_of_tensors():
@@ -130,24 +132,24 @@ def test_an_episode_that_goes_another_way_begins_anew_and_says_so():
     stepped(bodies, np.random.default_rng(0), 4)
     state = bodies.state_dict()
     state["obs"][1, 0] += 1e-6
-    other = Bodies(HOPPER, 3)
-    with pytest.warns(UserWarning, match="1 of 3 episodes of Hopper-v5 do not go on"):
-        other.load_state_dict(state)
-    assert other.over.tolist() == [False, True, False]
+    restored = Bodies(HOPPER, 3)
+    with pytest.warns(UserWarning, match="1 of 3 episodes of Hopper-v5 could not be replayed"):
+        restored.load_state_dict(state)
+    assert restored.over.tolist() == [False, True, False]
 
 
 def test_another_number_of_rows_is_refused():
-    with pytest.raises(ValueError, match="envs: the checkpoint has 3 .* this run 2"):
+    with pytest.raises(ValueError, match="envs: the checkpoint has 3 .* this run has 2"):
         Bodies(HOPPER, 2).load_state_dict(begun(HOPPER, 3).state_dict())
 
 
-# ---- what can be played
+# ---- ids that are supported
 
 
 @pytest.mark.parametrize(
     ("id", "message"),
     [
-        ("Hoper-v5", "id: .*Hoper.*MuJoCo's bodies here: Ant-v5,.*Hopper-v5"),
+        ("Hoper-v5", "id: .*Hoper.*Available MuJoCo bodies: Ant-v5,.*Hopper-v5"),
         ("Hopper-v99", "id: .*v99"),
         ("CartPole-v1", r"id: the actions of CartPole-v1 are Discrete\(2\)"),
     ],

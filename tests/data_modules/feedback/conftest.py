@@ -1,4 +1,4 @@
-"""A vocabulary of six words, and a DataModule beside a stand-in for the Trainer."""
+"""Fixtures: a tokenizer of six words, and a DataModule with a stub Trainer."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ def tokenizer():
 
 @pytest.fixture
 def module(tmp_path, tokenizer):
-    """Makes a DataModule of judgements, set up."""
+    """Factory of DataModules with given judgements, after `setup`."""
 
     def make(judgements, world_size=1, rank=0, name="feedback.jsonl", **knobs):
         write(tmp_path / name, judgements)

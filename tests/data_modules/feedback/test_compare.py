@@ -1,4 +1,4 @@
-"""Who wins, by everybody who compared: worked by hand."""
+"""Win rates from comparisons by several sources, worked by hand."""
 
 import json
 
@@ -11,12 +11,12 @@ from data_modules.judgements.schema import Judgement
 NAMED = {"replies_of": ["start", "policy"]}
 
 
-def compared(number, **said):
-    return Judgement(f"say {number}", ("a", "b"), meta=NAMED, **said)
+def compared(number, **feedback):
+    return Judgement(f"say {number}", ("a", "b"), meta=NAMED, **feedback)
 
 
 @pytest.mark.parametrize(
-    "said, wanted",
+    "fields, expected",
     [
         ({"ranking": "B > A"}, 1.0),
         ({"ranking": "A = B"}, 0.5),
@@ -29,17 +29,17 @@ def compared(number, **said):
         ({}, None),
     ],
 )
-def test_what_is_said_of_two_replies(said, wanted):
-    assert second_preferred(compared(1, **said)) == wanted
+def test_what_is_said_of_two_replies(fields, expected):
+    assert second_preferred(compared(1, **fields)) == expected
 
 
 def test_a_pair_counts_once_however_many_compared_it():
-    """Ana: two wins. Ben: a loss of the first. Together ½ and 1: 1.5 of 2. Wilson with z = 1.96, n = 2, p = .75: the
-    middle (.75 + .9604)/(1 + 1.9207) = .5856, half .6711 · √(.1875/2 + 3.8415/16) = .6711 · .57780 = .3878.
+    """Ana gives two wins, Ben a loss of the first pair: means ½ and 1, so 1.5 of 2. Wilson interval with z = 1.96,
+    n = 2, p = .75: centre (.75 + .9604)/(1 + 1.9207) = .5856, half width .6711 · √(.1875/2 + 3.8415/16) = .3878.
     """
-    said = [compared(1, ranking="B > A", source="ana"), compared(2, ranking="B > A", source="ana")]
-    said.append(compared(1, ranking="A > B", source="ben"))
-    together, ana, ben = wins(said)
+    lines = [compared(1, ranking="B > A", source="ana"), compared(2, ranking="B > A", source="ana")]
+    lines.append(compared(1, ranking="A > B", source="ben"))
+    together, ana, ben = wins(lines)
     assert together == (
         "policy against start: win rate 0.75 (a tie counts half), 95 % interval 0.198 to 0.973, over 2 pairs"
     )
@@ -57,7 +57,7 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
     line = {"prompt": "say", "responses": ["a", "b"], "meta": NAMED}
     path.write_text(json.dumps(line) + "\n")
     assert main(["compare", str(path)]) == 2
-    assert "have changed.jsonl compared first, by ask and pull, or by judge" in capsys.readouterr().err
+    assert "have changed.jsonl compared first, with ask and pull, or with judge" in capsys.readouterr().err
     path.write_text(json.dumps(line | {"preference": 0.1}) + "\n")
     assert main(["compare", str(path)]) == 0
     assert "policy against start: win rate 1 (" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Feedback files as training data: epochs, ranks, what is held out, and what is refused."""
+"""FeedbackDataModule: epochs, process ranks, held-out rows, and refused arguments."""
 
 import hashlib
 from dataclasses import replace
@@ -30,7 +30,7 @@ WORDS = "abcde"
 
 
 def prompts(count):
-    """Different prompts, each with two replies in order."""
+    """Different prompts, each with two ranked replies."""
     return [
         Judgement(" ".join(["q"] * (i % 4 + 1) + [WORDS[i // 4]]), ("a b", "c"), score=(0.0, 1.0), ranking="B > A")
         for i in range(count)
@@ -38,7 +38,7 @@ def prompts(count):
 
 
 def read_prompts(batch):
-    """The tokens in front of each row's reply."""
+    """Prompt tokens of each row."""
     return {tuple(batch.obs[i, : int(batch.valid[i].int().argmax()) + 1].tolist()) for i in range(len(batch))}
 
 
@@ -68,12 +68,12 @@ def test_ranks_share_the_groups(module):
 
 def test_too_few_groups_are_refused(module):
     data = module(prompts(2), minibatches=3)
-    with pytest.raises(ValueError, match="path: 2 judgements for 3 parts"):
+    with pytest.raises(ValueError, match="path: got 2 judgements, must be at least 3"):
         next(data.iteration())
 
 
 def test_the_teacher_is_paid_once(module):
-    """Three lines: two scores and an order each; one line with an expected response that nobody uses here."""
+    """Three lines, each with two scores and a ranking; the expected response of one line is not used."""
     data = module([*prompts(3), Judgement("q", expected="a")], use=("score", "ranking"))
     for _ in range(2):
         list(data.train_dataloader())
@@ -81,7 +81,7 @@ def test_the_teacher_is_paid_once(module):
 
 
 def test_what_is_said_once_is_paid_once(module):
-    """Two critiques and an order, which a ranking and a preference are together."""
+    """Two critiques and one comparison: a ranking and a preference of the same pair count once."""
     line = Judgement("q", ("a", "b"), critique=("c", "d"), ranking="A > B", preference=0.75, score=(1.0, 1.0))
     data = module([line], use=("ranking", "preference", "critique"), critique_prompt="{prompt} e {response} d")
     list(data.train_dataloader())
@@ -117,7 +117,7 @@ def fitted(model, data, epochs):
     ],
 )
 def test_a_policy_learns_to_prefer_the_better_reply(module, objective, settings, knobs, better):
-    """Of "a b" and "c" the first word of the better becomes the likeliest, whichever that is."""
+    """The first word of the better reply, "a b" or "c", becomes the most probable one."""
     scores, ranking = ((1.0, 0.0), "A > B") if better == 0 else ((0.0, 1.0), "B > A")
     data = module([replace(line, score=scores, ranking=ranking) for line in prompts(8)], minibatches=2, **knobs)
     torch.manual_seed(0)
@@ -133,13 +133,13 @@ def test_a_policy_learns_to_prefer_the_better_reply(module, objective, settings,
         (BradleyTerryReward, {"ranking": "B > A"}, {"use": ("ranking",)}),
         (
             ProcessReward,
-            {"steps": ((Step(1, 0.0), Step(3, 1.0)), (Step(1, 1.0),))},  # a is wrong, b and c are right
+            {"steps": ((Step(1, 0.0), Step(3, 1.0)), (Step(1, 1.0),))},  # a is wrong; b and c are right
             {"use": ("steps",)},
         ),
     ],
 )
 def test_a_reward_is_learned_and_measured_on_held_out_prompts(module, objective, judgement, knobs):
-    """The reply c is better than a b, whatever the prompt."""
+    """The reply c is better than a b for every prompt."""
     lines = [Judgement(line.prompt, line.responses, **judgement) for line in prompts(12)]
     torch.manual_seed(0)
     model = objective(reward=GRUReward(9, 16), optimizer=lambda p: torch.optim.Adam(p, 0.02))
@@ -148,7 +148,7 @@ def test_a_reward_is_learned_and_measured_on_held_out_prompts(module, objective,
 
 
 def test_a_yaml_says_it_all(tmp_path):
-    """By the short class path, which is imported only when it is asked for."""
+    """The short class path works, although it is imported lazily."""
     write(tmp_path / "feedback.jsonl", prompts(2))
     knobs = {
         "path": str(tmp_path / "feedback.jsonl"),
@@ -173,36 +173,36 @@ def test_a_yaml_says_it_all(tmp_path):
 def test_no_prompt_is_on_both_sides(module):
     lines = [Judgement(f"q {word}", ("a",), score=(0.5,)) for word in "abcdeq" for _ in range(3)]
     data = module(lines, val_share=0.34)
-    held = torch.cat([batch.group for batch in held_out(data)])
-    assert len(held) == 6 and len(data.rows) == 12  # two prompts of six, three lines each
-    seen = read_prompts(data.rows), set().union(*map(read_prompts, held_out(data)))
-    assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == 6
+    groups = torch.cat([batch.group for batch in held_out(data)])
+    assert len(groups) == 6 and len(data.rows) == 12  # two of six prompts, with three lines each
+    sides = read_prompts(data.rows), set().union(*map(read_prompts, held_out(data)))
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 6
 
 
 def test_the_split_does_not_depend_on_seed_or_order(module):
     lines = prompts(12)
-    one, two = (
+    first, second = (
         module(lines, val_share=0.25, seed=0),
         module(lines[::-1], name="other.jsonl", val_share=0.25, seed=1),
     )
-    assert read_prompts(one.rows) == read_prompts(two.rows) and len(read_prompts(one.rows)) == 9
+    assert read_prompts(first.rows) == read_prompts(second.rows) and len(read_prompts(first.rows)) == 9
 
 
 def test_files_of_two_rounds_may_share_ids_but_no_judgement(module, tmp_path):
-    """As those of `predict` do, which sampled replies to the same prompts again."""
+    """Files of two runs of `predict` share ids, because both sample replies to the same prompts."""
     first, second = str(tmp_path / "first.jsonl"), str(tmp_path / "second.jsonl")
     lines = [replace(judgement, id=f"train-{i}") for i, judgement in enumerate(prompts(3))]
     write(first, lines)
     write(second, [replace(lines[0], responses=("a b", "d")), lines[1]])
     for knob in ("path", "val_path"):
-        with pytest.raises(ValueError, match=f"{second}:2: id: 'train-1' is that of {first}:2 as well"):
+        with pytest.raises(ValueError, match=f"{second}:2: id: 'train-1' is also in {first}:2"):
             module([Judgement("e", ("a", "b"), ranking="A > B")], **{knob: [first, second]})
     write(second, [replace(lines[0], responses=("a b", "d"))])
     assert len(module(lines, path=[first, second]).rows) == 2 * 4
 
 
 def test_held_out_rows_have_the_layout_of_the_others(module, tmp_path):
-    """Threshold and codes come from the training scores 0 and 1: .6 is below all that is kept, and the better half."""
+    """Threshold and codes come from the training scores 0 and 1: .6 is not kept, but is in the better half."""
     write(tmp_path / "held.jsonl", [Judgement("d", ("a b", "c"), score=(0.6, 1.0), ranking="B > A")])
     data = module(
         prompts(4),
@@ -221,10 +221,10 @@ def test_held_out_batches_split_no_group_and_are_as_many_on_every_rank(module, t
     lines = [Judgement(f"d {a} {b} {c}", ("a", "b"), (0, 1)) for a in WORDS for b in WORDS for c in WORDS]
     write(tmp_path / "held.jsonl", lines)
     knobs = {"val_path": str(tmp_path / "held.jsonl")}
-    found = [held_out(module(prompts(4), world_size=2, rank=rank, **knobs)) for rank in (0, 1)]
-    assert [len(batches) for batches in found] == [2, 2]
-    assert all((batch.group.bincount()[batch.group] == 2).all() for batches in found for batch in batches)
-    groups = [batch.group for batches in found for batch in batches]
+    batches_by_rank = [held_out(module(prompts(4), world_size=2, rank=rank, **knobs)) for rank in (0, 1)]
+    assert [len(batches) for batches in batches_by_rank] == [2, 2]
+    assert all((batch.group.bincount()[batch.group] == 2).all() for batches in batches_by_rank for batch in batches)
+    groups = [batch.group for batches in batches_by_rank for batch in batches]
     assert torch.cat(groups).sort().values.tolist() == [i for i in range(125) for _ in (0, 1)]
 
 
@@ -240,12 +240,12 @@ def test_the_test_is_on_its_own_file_or_on_the_validation(module, tmp_path):
 def test_a_prompt_that_is_learned_from_is_not_held_out(module, tmp_path):
     write(tmp_path / "held.jsonl", [Judgement("e", ("a",), (0.5,)), prompts(1)[0]])
     for name in ("val_path", "test_path"):
-        with pytest.raises(ValueError, match=f"{name}: .*held.jsonl:2: prompt: is that of .*feedback.jsonl:1 as well"):
+        with pytest.raises(ValueError, match=f"{name}: .*held.jsonl:2: prompt: also in .*feedback.jsonl:1"):
             module(prompts(2), **{name: str(tmp_path / "held.jsonl")})
 
 
 def test_one_prompt_cannot_be_split(module):
-    with pytest.raises(ValueError, match="val_share: got 0.5, and there is one prompt alone"):
+    with pytest.raises(ValueError, match="val_share: got 0.5, but there is only one prompt"):
         module([Judgement("q", ("a",), (0.5,))] * 2, val_share=0.5)
 
 
@@ -268,16 +268,16 @@ def test_the_digest_is_that_of_the_content(module, tmp_path):
 
 
 def test_a_run_goes_on_with_its_own_files_and_tokenizer_only(module):
-    saved = module(prompts(2)).state_dict()
-    module(prompts(2)).load_state_dict(saved)
-    other = module(prompts(3))
+    state = module(prompts(2)).state_dict()
+    module(prompts(2)).load_state_dict(state)
+    resumed = module(prompts(3))
     with pytest.raises(ValueError, match="path: the files have changed"):
-        other.load_state_dict(saved)
-    other.trainer.state = SimpleNamespace(fn="test")
-    other.load_state_dict(saved)
-    other.tokenizer = WordTokenizer().fit(["a b c d e q r"])
-    with pytest.raises(ValueError, match="tokenizer: it is another"):
-        other.load_state_dict(saved)
+        resumed.load_state_dict(state)
+    resumed.trainer.state = SimpleNamespace(fn="test")
+    resumed.load_state_dict(state)
+    resumed.tokenizer = WordTokenizer().fit(["a b c d e q r"])
+    with pytest.raises(ValueError, match="tokenizer: it differs"):
+        resumed.load_state_dict(state)
 
 
 # ---- what is refused
@@ -287,21 +287,21 @@ def test_a_run_goes_on_with_its_own_files_and_tokenizer_only(module):
     ("knobs", "message"),
     [
         ({"val_share": 1.0}, "val_share: got 1.0"),
-        ({"val_share": 0.5, "val_path": "x"}, "leave one of them out"),
+        ({"val_share": 0.5, "val_path": "x"}, "remove one of the two"),
         ({"control_codes": ("a",)}, "control_codes: got .*two or more different"),
         ({"control_codes": ("a", "a")}, "control_codes"),
         ({"control_codes": ("a", "")}, "control_codes"),
         (
             {"use": ("steps",)},
-            "use: nothing of steps is in .*feedback.jsonl, whose fields are prompt, responses, score",
+            "use: got .steps., but .*feedback.jsonl has only the fields prompt, responses, score",
         ),
         ({"context": 3}, "lines are wrong\n.*feedback.jsonl:1: 2 tokens of the prompt and 3 of the reply are more"),
         ({"path": "none.jsonl"}, "path: there is no file none.jsonl"),
         ({"expected_score": 2.0}, "expected_score: got 2.0"),
-        ({"expected_score": 1.0, "use": ("score",)}, "expected_score: .*`use` name expected"),
-        ({"critique_prompt": "{prompt}"}, "critique_prompt: it has no place {response}"),
-        ({"critique_prompt": "{prompt} {response} {score}"}, "critique_prompt: it has the place {score}"),
-        ({"critique_prompt": "{prompt} {response"}, "critique_prompt: .*; write {{ and }} for braces"),
+        ({"expected_score": 1.0, "use": ("score",)}, "expected_score: .*`use` must include expected"),
+        ({"critique_prompt": "{prompt}"}, "critique_prompt: placeholder {response} is missing"),
+        ({"critique_prompt": "{prompt} {response} {score}"}, "critique_prompt: unknown placeholder {score}"),
+        ({"critique_prompt": "{prompt} {response"}, "critique_prompt: .*; write {{ and }} for literal braces"),
     ],
 )
 def test_knobs_that_cannot_be_are_refused(module, knobs, message):
@@ -311,7 +311,7 @@ def test_knobs_that_cannot_be_are_refused(module, knobs, message):
 
 @pytest.mark.parametrize("knobs", [{"keep": Keep(share=0.5)}, {"control_codes": ("a", "b")}], ids=lambda x: list(x)[0])
 def test_what_goes_by_the_score_needs_one(module, knobs):
-    with pytest.raises(ValueError, match=f"{list(knobs)[0]}: it goes by the score, and no reply in"):
+    with pytest.raises(ValueError, match=f"{list(knobs)[0]}: it needs scores, and no reply in"):
         module([Judgement("q", ("a", "b"), ranking="A > B")], **knobs)
 
 
@@ -329,12 +329,12 @@ def test_bad_lines_are_skipped_if_asked(tmp_path, tokenizer):
 
 
 def test_a_text_that_the_tokenizer_has_not_is_skipped_if_asked(module):
-    """The second line's expected response has a word that is none of the six; so is a held-out prompt's."""
+    """The second line's expected response and a held-out prompt have an unknown word."""
     strange = Judgement("q e", ("a",), score=(0.0,), expected="a zebra")
     lines = [prompts(1)[0], strange, prompts(5)[4]]
-    with pytest.raises(ValueError, match=r"feedback.jsonl:2: the tokenizer has no 'zebra'"):
+    with pytest.raises(ValueError, match=r"feedback.jsonl:2: the tokenizer has no token for 'zebra'"):
         module(lines)
-    with pytest.warns(UserWarning, match=r"skipped: .*feedback.jsonl:2: the tokenizer has no 'zebra'"):
+    with pytest.warns(UserWarning, match=r"skipped: .*feedback.jsonl:2: the tokenizer has no token for 'zebra'"):
         data = module(lines, on_bad="skip")
     assert len(data.rows) == 4 and data.rows.group.tolist() == [0, 0, 1, 1]
     data.collect(None, None)
@@ -344,7 +344,7 @@ def test_a_text_that_the_tokenizer_has_not_is_skipped_if_asked(module):
 
 
 def test_what_is_skipped_sets_no_threshold(module):
-    """The best half of four is c and the zebra; of the three that can be read it is b and c."""
+    """The best half of the four replies is c and zebra; the best half of the three readable ones is b and c."""
     scores = {"a": 0.25, "b": 0.5, "c": 0.75, "zebra": 1.0}
     lines = [Judgement("q", (x,), score=(score,)) for x, score in scores.items()]
     with pytest.warns(UserWarning, match="zebra"):
@@ -354,7 +354,7 @@ def test_what_is_skipped_sets_no_threshold(module):
 
 def test_a_held_out_text_is_skipped_too(module, tmp_path):
     write(tmp_path / "val.jsonl", [*prompts(6)[5:], Judgement("zebra", ("a",), score=(1.0,))])
-    with pytest.warns(UserWarning, match=r"val.jsonl:2: the tokenizer has no 'zebra'"):
+    with pytest.warns(UserWarning, match=r"val.jsonl:2: the tokenizer has no token for 'zebra'"):
         data = module(prompts(2), val_path=str(tmp_path / "val.jsonl"), on_bad="skip")
     assert len(data.held_out["val"]) == 2
 
@@ -366,7 +366,7 @@ LUFFY = {"relative": False, "baseline": "shared_group_mean", "normalize_advantag
 
 
 def test_an_expected_response_joins_its_group_with_a_score(module):
-    """R = .25 and 1 have the mean .625: A = −.375 for the reply and .375 for what was expected, on every token."""
+    """R = .25 and 1 have the mean .625: A = −.375 for the reply and .375 for the expected response, on every token."""
     data = module([Judgement("q", ("a b",), score=(0.25,), expected="c")], expected_score=1.0)
     rows = data.rows
     assert rows.score.tolist() == [0.25, 1] and rows.rewards.sum(1).tolist() == [0.25, 1]
@@ -385,12 +385,12 @@ def test_a_policy_learns_what_was_expected_by_injection(module, kind):
     actor = kind(policy=GRUPolicy(9, 8), optimizer=lambda p: torch.optim.Adam(p, 0.05), **knobs)
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     L.Trainer(accelerator="cpu", max_epochs=40, **quiet).fit(actor, datamodule=data)
-    said, *_ = actor.reply(torch.tensor([[8]]), torch.tensor([1]), stop=(1,), max_new=2, deterministic=True)
-    assert said.tolist() == [[5, 1]]
+    reply, *_ = actor.reply(torch.tensor([[8]]), torch.tensor([1]), stop=(1,), max_new=2, deterministic=True)
+    assert reply.tolist() == [[5, 1]]
 
 
 def test_without_a_score_nothing_is_injected(module):
-    """Paid 0, an expected response would be unlearned."""
+    """With reward 0, the policy would unlearn the expected response."""
     data = module([Judgement("q", ("a",), score=(0.5,), expected="c")])
     for actor in (
         ShapedInjectionPolicy(policy=GRUPolicy(9, 8), **LUFFY),
@@ -405,13 +405,13 @@ def test_without_a_score_nothing_is_injected(module):
 
 
 def test_the_scale_of_scores_is_declared(module):
-    with pytest.raises(ValueError, match="score: 7.0 is off the scale 0 to 1"):
+    with pytest.raises(ValueError, match="score: 7.0 is outside the scale 0 to 1"):
         module([Judgement("q", ("a",), (7.0,))])
     assert module([Judgement("q", ("a",), (7.0,))], scale=(0, 10)).rows.score.tolist() == [7]
 
 
 def test_rankings_that_say_nothing_are_told(module):
-    with pytest.warns(UserWarning, match="1 rankings put no response above another: .*feedback.jsonl:3"):
+    with pytest.warns(UserWarning, match="1 rankings have only ties; the first is .*feedback.jsonl:3"):
         module([*prompts(2), Judgement("e", ("a", "b"), ranking="A = B")])
 
 
@@ -420,5 +420,5 @@ def test_a_tokenizer_is_made_from_the_task_or_from_what_is_learned_from(module, 
     task = SimpleNamespace(corpus=lambda: iter(["a b c d e q r"]))
     assert module(prompts(2), tokenizer=WordTokenizer(), task=task).vocabulary == 10
     assert module(prompts(2), tokenizer=WordTokenizer()).vocabulary == 7
-    given = module(prompts(2), tokenizer=tokenizer, task=task)
-    assert given.vocabulary == 9 and given.tokenizer_digest == tokenizer.digest
+    ready = module(prompts(2), tokenizer=tokenizer, task=task)
+    assert ready.vocabulary == 9 and ready.tokenizer_digest == tokenizer.digest

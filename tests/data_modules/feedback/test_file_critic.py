@@ -1,4 +1,4 @@
-"""A file of people's critiques: its replies are the attempts, off the policy; what is left out is said."""
+"""FileCritic: criticised replies in a file become off-policy attempts, and the log says how many are left out."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def speaker(tokenizer):
 
 @pytest.fixture
 def people(tmp_path, tokenizer):
-    """Three criticised responses to two prompts, one of them right; one response and two prompts without a critique."""
+    """Three criticised responses to two prompts, one of them right; an uncriticised response; two further prompts."""
     chat = [{"role": "system", "content": "so"}, {"role": "user", "content": ME}]
     sampled = {"tokens": [[*tokenizer.encode("no"), tokenizer.eos]], "tokenizer": tokenizer.digest, "finished": [True]}
     return own_prompts.lines(
@@ -59,7 +59,7 @@ def replies(data, batch):
 
 
 def test_the_attempts_are_the_replies_that_people_criticised(place, people, speaker):
-    """Three, each a group of its own; the right one is not revised. The policy is asked for two revisions alone."""
+    """Three attempts, each in its own group. The right one is not revised, so the policy writes only two revisions."""
     data = module(place, FileCritic(people))
     batch = collected(data, speaker)
     attempts, revisions = batch[batch.extra["attempt"]], batch[batch.extra["revision"]]
@@ -69,7 +69,7 @@ def test_the_attempts_are_the_replies_that_people_criticised(place, people, spea
     quoted = {text.split("That is not right yet. ")[1].split("\n")[0] for text in speaker.read}
     assert quoted == {"say more", "of what ?"}
     assert data.counters["critiques"] == data.counters["feedback_calls"] == 3
-    assert data.counters["env_steps"] == 2 * (len(data.tokenizer.encode("2")) + 1)  # nobody sampled the attempts
+    assert data.counters["env_steps"] == 2 * (len(data.tokenizer.encode("2")) + 1)  # the attempts are not sampled
     assert data.statistics["criticised"] == pytest.approx(2 / 3)
 
 
@@ -78,12 +78,14 @@ def test_what_is_left_out_is_said(place, people, monkeypatch):
     monkeypatch.setattr(file_critic, "rank_zero_info", messages.append)
     module(place, FileCritic(people))
     (message,) = [text for text in messages if text.startswith("critic: ")]
-    assert "critic: 3 of 5 responses in" in message and "2 of 4 prompts have none and are left out" in message
+    assert (
+        "critic: 3 of 5 responses in" in message and "2 of 4 prompts have no such response and are left out" in message
+    )
 
 
 def test_no_criticised_reply_at_all_is_refused(place, tmp_path):
     path = own_prompts.lines(tmp_path / "f.jsonl", [{"prompt": "else", "responses": ["r"], "critique": ["c"]}])
-    with pytest.raises(ValueError, match="critic: 0 of 1 responses .* 4 of 4 prompts have none"):
+    with pytest.raises(ValueError, match="critic: 0 of 1 responses .* 4 of 4 prompts have no such response"):
         module(place, FileCritic(path))
 
 
@@ -94,7 +96,7 @@ def test_no_reply_comes_again_before_all_had_their_turn(place, people, speaker):
 
 
 def test_the_log_probabilities_are_the_policys_at_the_time(place, people, tokenizer):
-    """So a ratio to them is 1 in the first step, and there is no correction for who wrote the reply."""
+    """The importance ratio is therefore 1 in the first step, without an off-policy correction."""
     data = module(place, FileCritic(people), learn=["attempts"])
     agent = ReinforcePolicy(policy=own_prompts.policy(tokenizer))
     batch = collected(data, agent)
@@ -103,44 +105,44 @@ def test_the_log_probabilities_are_the_policys_at_the_time(place, people, tokeni
 
 
 def test_the_tokens_are_those_that_were_sampled(place, tmp_path, tokenizer):
-    """`meta` has the letters one by one, as no encoding of the text gives them; of another tokenizer it is not read."""
+    """`meta` holds single letters, which encoding the text never gives; with another tokenizer `meta` is ignored."""
     letters = [tokenizer.token(letter) for letter in "want"]
     assert tokenizer.encode("want") != letters
     for digest, expected in ((tokenizer.digest, letters), ("other", tokenizer.encode("want"))):
         meta = {"tokens": [[*letters, tokenizer.eos]], "tokenizer": digest}
         record = {"prompt": YOU, "responses": ["want"], "critique": ["c"], "meta": meta}
         data = module(place, FileCritic(own_prompts.lines(tmp_path / "f.jsonl", [record])), prompts=1)
-        assert data.given[0].tokens == [*expected, tokenizer.eos]
+        assert data.file_attempts[0].tokens == [*expected, tokenizer.eos]
 
 
 def test_a_reply_that_was_cut_has_no_stop_token(place, tmp_path, tokenizer):
     record = {"prompt": YOU, "responses": ["want"], "critique": ["c"], "meta": {"finished": [False]}}
     data = module(place, FileCritic(own_prompts.lines(tmp_path / "f.jsonl", [record])), prompts=1)
-    assert data.given[0].tokens == tokenizer.encode("want") and not data.given[0].finished
+    assert data.file_attempts[0].tokens == tokenizer.encode("want") and not data.file_attempts[0].finished
 
 
 def test_lines_belong_to_a_prompt_by_id_too(tmp_path, tokenizer, speaker):
-    """As a prediction with a suffix writes them: the prompt in the file is not the task's own."""
+    """A prediction with a suffix writes prompts that differ from the task's."""
     own_prompts.lines(tmp_path / "own.jsonl", [{"id": f"q{i}", "prompt": text} for i, text in enumerate(QUESTIONS)])
     record = {"id": "q2", "prompt": f"{WE} and so on", "responses": ["want"], "critique": ["c"]}
     critic = FileCritic(own_prompts.lines(tmp_path / "f.jsonl", [record]))
     task = own_prompts.PromptFile(str(tmp_path / "own.jsonl"), val_share=0, test_share=0)
-    (given,) = critic.replies(task.cases("train"), tokenizer)
-    assert given.case.id == "q2"
+    (reply,) = critic.replies(task.cases("train"), tokenizer)
+    assert reply.case.id == "q2"
 
 
 def test_a_reply_that_two_people_criticised_has_both_critiques(place, tmp_path, tokenizer):
     lines = [{"prompt": YOU, "responses": ["want"], "critique": [text], "source": text} for text in ("c", "d")]
     critic = FileCritic(own_prompts.lines(tmp_path / "f.jsonl", lines))
     data = module(place, critic, prompts=2)
-    assert len(data.given) == 2
+    assert len(data.file_attempts) == 2
     acting = data.teacher.acting(None, torch.device("cpu"))
-    case = data.given[0].case
+    case = data.file_attempts[0].case
     assert critic.critiques([case] * 2, ["want"] * 2, [4, 7], acting) == ["c", "d"]
 
 
 def test_the_expected_response_of_a_file_is_the_revision(place, people, speaker):
-    """Of the prompt that has one; a certain expert's. Of the other nothing is a revision."""
+    """The prompt with an expected response has a revision, which is certain; the other one has none."""
     data = own_prompts.module(place, critic=own_prompts.Always("c"), reviser=FileCritic(people), prompts=4, replies=1)
     with pytest.warns(UserWarning, match="not revised"):
         batch = collected(data, speaker)
@@ -151,7 +153,7 @@ def test_the_expected_response_of_a_file_is_the_revision(place, people, speaker)
 
 
 def test_an_evaluation_asks_nothing_of_a_file(place, people, speaker):
-    """It knows no fresh reply, so nothing can be revised after it."""
+    """The file has no critiques of new replies, so nothing is revised in an evaluation."""
     data = module(place, FileCritic(people), reward=Payer())
     metrics = data.evaluate(speaker, np.random.default_rng(0), True).metrics
     assert not [name for name in metrics if name.startswith("revised")]
@@ -159,7 +161,7 @@ def test_an_evaluation_asks_nothing_of_a_file(place, people, speaker):
 
 @pytest.mark.parametrize(("knob", "value"), [("rounds", 2), ("keep", "approved"), ("author", Speaker(None, Wording()))])
 def test_what_would_criticise_other_replies_is_refused(place, people, knob, value):
-    with pytest.raises(ValueError, match=f"{knob}: the critic knows the replies of its file and no others"):
+    with pytest.raises(ValueError, match=f"{knob}: the critic has critiques of the replies in its file only"):
         module(place, FileCritic(people), learn=["revisions"], **{knob: value})
 
 

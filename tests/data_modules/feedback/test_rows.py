@@ -1,4 +1,4 @@
-"""From judgements to rows: one layout, whatever is known of a reply."""
+"""Conversion of judgements into rows with one layout for all kinds of feedback."""
 
 from dataclasses import replace
 
@@ -25,12 +25,12 @@ def batch_of(layout, *judgements):
 
 
 def test_a_batch_by_hand(tokenizer):
-    """Ids: <eos> 1, a 3, b 4, c 5, d 6, e 7, q 8. A row's action at t is token t + 1, and . is what nobody decided.
+    """Ids: <eos> 1, a 3, b 4, c 5, d 6, e 7, q 8. A row's action at t is token t + 1; . marks prompt tokens.
 
-    q a | b <eos>     8 3 4 1    obs 8 3 4    actions 3 4 1    decided . x x      paid .25 at the last
-    q a | c d <eos>   8 3 5 6 1  obs 8 3 5 6  actions 3 5 6 1  decided . x x x    paid 1 at the last
-    q a | e <eos>     8 3 7 1    obs 8 3 7    actions 3 7 1    decided . x x      expected
-    q | b c <eos>     8 4 5 1    obs 8 4 5    actions 4 5 1    decided x x x      steps end at b and at c
+    q a | b <eos>     8 3 4 1    obs 8 3 4    actions 3 4 1    valid . x x      reward .25 at the end
+    q a | c d <eos>   8 3 5 6 1  obs 8 3 5 6  actions 3 5 6 1  valid . x x x    reward 1 at the end
+    q a | e <eos>     8 3 7 1    obs 8 3 7    actions 3 7 1    valid . x x      expected
+    q | b c <eos>     8 4 5 1    obs 8 4 5    actions 4 5 1    valid x x x      steps end at b and at c
     """
     batch = batch_of(Layout(PromptFormat(tokenizer), ALL), FULL, STEPS)
     decided = torch.tensor([[0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 0], [1, 1, 1, 0]]).bool()
@@ -40,8 +40,10 @@ def test_a_batch_by_hand(tokenizer):
     assert torch.equal(batch.obs[inside], obs[inside]) and torch.equal(batch.actions[inside], actions[inside])
     assert torch.equal(batch.valid, decided)
     expected = torch.tensor([False, False, True, False])[:, None]
-    learned = decided & ~expected & torch.tensor([[1, 1, 1, 1]] * 3 + [[1, 1, 0, 0]]).bool()  # of the last its steps
-    assert torch.equal(batch.mask, learned) and torch.equal(batch.expert_mask, decided & expected)
+    learner = (
+        decided & ~expected & torch.tensor([[1, 1, 1, 1]] * 3 + [[1, 1, 0, 0]]).bool()
+    )  # in the last row only step ends
+    assert torch.equal(batch.mask, learner) and torch.equal(batch.expert_mask, decided & expected)
     assert torch.equal(batch.expert_actions, batch.actions)
     assert batch.rewards.tolist() == [[0, 0, 0.25, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0.5, 0, 0]]
     assert batch.extra["step_ends"].int().tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]]
@@ -64,7 +66,7 @@ def test_the_steps_of_a_reply_are_paid_instead_of_its_score(tokenizer):
 
 
 def test_no_token_goes_across_the_end_of_a_step():
-    """Byte pairs merge "ab" wherever they can: cut after a, they are two."""
+    """Byte-pair encoding merges "ab", except if a step ends after the a."""
     tokenizer = BPETokenizer(259).fit(["ab ab ab"])
     assert len(tokenizer.encode("abab")) == 2
     judgement = Judgement("q", ("abab",), steps=((Step(3, 1.0), Step(4, 0.0)),))
@@ -74,7 +76,7 @@ def test_no_token_goes_across_the_end_of_a_step():
 
 
 @pytest.mark.parametrize(
-    ("use", "learned", "imitated"),
+    ("use", "learner", "imitated"),
     [
         (("score",), [1, 1], [0, 0]),
         (("ranking",), [1, 1], [0, 0]),
@@ -84,9 +86,9 @@ def test_no_token_goes_across_the_end_of_a_step():
         (("responses",), [1, 1, 1], [0, 0, 0]),
     ],
 )
-def test_only_what_is_used_makes_rows(tokenizer, use, learned, imitated):
+def test_only_what_is_used_makes_rows(tokenizer, use, learner, imitated):
     batch = batch_of(Layout(PromptFormat(tokenizer), use), FULL, STEPS)
-    assert batch.mask.any(1).int().tolist() == learned and batch.expert_mask.any(1).int().tolist() == imitated
+    assert batch.mask.any(1).int().tolist() == learner and batch.expert_mask.any(1).int().tolist() == imitated
     assert (batch.rank >= 0).any() == ("ranking" in use)
     assert batch.extra["scored"].any() == ("score" in use) == (not batch.score.isnan().all())
 
@@ -116,7 +118,7 @@ def test_a_reply_that_was_cut_off_does_not_stop(tokenizer):
 @pytest.mark.parametrize(
     ("judgement", "message"),
     [
-        (Judgement("q x", ("b",), (1.0,), where="f:7"), "^f:7: the tokenizer has no 'x'"),
+        (Judgement("q x", ("b",), (1.0,), where="f:7"), "^f:7: the tokenizer has no token for 'x'"),
         (Judgement("q", ("b",), (1.0,), expected="a b c", where="f:7"), "^f:7: 1 tokens of the prompt and 4 of the"),
         (Judgement("q", ("b  c",), steps=((Step(1, 1), Step(3, 1)),), where="f:7"), "^f:7: steps: '  ' has no token"),
         (Judgement((Message("user", "q"),), ("b",), (1.0,), where="f:7"), "^f:7: the prompt is a list of messages"),
@@ -139,7 +141,7 @@ SCORED = [Judgement("q", ("a", "b"), score=(0.9, 0.8)), Judgement("q q", ("c", "
 
 
 @pytest.mark.parametrize(
-    ("keep", "kept"),
+    ("keep", "imitated"),
     [
         (Keep(above=0.2), [1, 1, 0, 1]),
         (Keep(share=0.25), [1, 0, 0, 0]),
@@ -149,12 +151,12 @@ SCORED = [Judgement("q", ("a", "b"), score=(0.9, 0.8)), Judgement("q q", ("c", "
         (Keep(share=0.5, per_prompt=True, above=0.5), [1, 0, 0, 0]),
     ],
 )
-def test_good_replies_are_kept_as_expected_ones(tokenizer, keep, kept):
+def test_good_replies_are_kept_as_expected_ones(tokenizer, keep, imitated):
     batch = batch_of(Layout(PromptFormat(tokenizer), ("score",), keep=keep), *SCORED)
-    assert batch.expert_mask.any(1).int().tolist() == kept
+    assert batch.expert_mask.any(1).int().tolist() == imitated
     assert torch.equal(batch.mask, batch.valid)
     alone = batch_of(Layout(PromptFormat(tokenizer), ("expected",), keep=keep), *SCORED)
-    assert len(alone) == sum(kept) and not alone.mask.any() and torch.equal(alone.expert_mask, alone.valid)
+    assert len(alone) == sum(imitated) and not alone.mask.any() and torch.equal(alone.expert_mask, alone.valid)
     assert alone.rewards is None and alone.score.isnan().all()
 
 
@@ -166,7 +168,7 @@ def test_ties_with_the_last_that_is_kept_are_kept():
 
 @pytest.mark.parametrize(
     ("knobs", "message"),
-    [({}, "keep: name"), ({"share": 0}, "keep.share: got 0"), ({"above": 1, "per_prompt": True}, "keep.per_prompt")],
+    [({}, "keep: needs"), ({"share": 0}, "keep.share: got 0"), ({"above": 1, "per_prompt": True}, "keep.per_prompt")],
 )
 def test_a_choice_that_is_none_is_refused(knobs, message):
     with pytest.raises(ValueError, match=message):
@@ -174,42 +176,42 @@ def test_a_choice_that_is_none_is_refused(knobs, message):
 
 
 def test_codes_split_the_scores_in_equal_parts():
-    """Mid-quantiles of 1, 2, 3, 4: 1/8, 3/8, 5/8, 7/8."""
+    """The mid-quantiles of 1, 2, 3, 4 are 1/8, 3/8, 5/8, 7/8."""
     codes = [code_of(score, [1, 2, 3, 4], ["low", "high"]) for score in (0, 1, 2, 3, 4, 9)]
     assert codes == ["low", "low", "low", "high", "high", "high"]
     assert [code_of(x, [1, 2, 3, 4], "abcd") for x in (1, 2, 3, 4)] == ["a", "b", "c", "d"]
 
 
-@pytest.mark.parametrize("ones", [1, 5, 9])
-def test_a_binary_score_has_one_code_each(ones):
-    scores = [0.0] * (10 - ones) + [1.0] * ones
+@pytest.mark.parametrize("count", [1, 5, 9])
+def test_a_binary_score_has_one_code_each(count):
+    scores = [0.0] * (10 - count) + [1.0] * count
     assert [code_of(score, scores, ["bad", "good"]) for score in (0.0, 1.0)] == ["bad", "good"]
 
 
 def test_a_code_stands_between_prompt_and_reply(tokenizer):
-    """Codes d (worst) and e: the prompts end with them; the expected reply has the best; without a score none."""
+    """Prompts end with the codes d (worst) or e; the expected response has the best code, unscored replies none."""
     judgements = [*SCORED, Judgement("q", ("a",), ranking="A"), Judgement("q", expected="c")]
     batch = batch_of(Layout(PromptFormat(tokenizer), ALL, codes=(" d", " e")), *judgements)
     prompts = [batch.obs[i, : int(batch.valid[i].int().argmax()) + 1].tolist() for i in range(len(batch))]
     assert prompts == [[8, 7], [8, 7], [8, 8, 6], [8, 8, 6], [8], [8, 7]]
     assert batch.expert_mask.any(1).tolist() == [True, True, True, True, False, True]
-    kept = batch_of(Layout(PromptFormat(tokenizer), ALL, codes=(" d", " e"), keep=Keep(above=0.8)), *SCORED)
-    assert kept.expert_mask.any(1).tolist() == [True, True, False, False]
+    kept_batch = batch_of(Layout(PromptFormat(tokenizer), ALL, codes=(" d", " e"), keep=Keep(above=0.8)), *SCORED)
+    assert kept_batch.expert_mask.any(1).tolist() == [True, True, False, False]
 
 
 def test_what_was_sampled_is_not_tokenised_again(tokenizer):
-    """<unk> 2 has no text that would give it back; of another tokenizer the ids mean something else."""
+    """No text encodes to <unk> 2, so the sampled ids must be used; with another tokenizer they are ignored."""
     meta = {"tokens": [[4, 2, 1]], "tokenizer": tokenizer.digest}
     judgement = Judgement("q", ("b c",), score=(0.5,), meta=meta)
     assert batch_of(Layout(PromptFormat(tokenizer), ALL), judgement).actions.tolist() == [[4, 2, 1]]
-    other = replace(judgement, meta=meta | {"tokenizer": "of another"})
-    assert batch_of(Layout(PromptFormat(tokenizer), ALL), other).actions.tolist() == [[4, 5, 1]]
+    foreign = replace(judgement, meta=meta | {"tokenizer": "of another"})
+    assert batch_of(Layout(PromptFormat(tokenizer), ALL), foreign).actions.tolist() == [[4, 5, 1]]
     with pytest.raises(ValueError, match="meta: tokens must be a list of ids for each response"):
         Layout(PromptFormat(tokenizer), ALL).rows(replace(judgement, meta=meta | {"tokens": [[4], [5]]}))
 
 
 def test_steps_end_at_the_tokens_that_were_sampled(tokenizer):
-    """b and c are a token each, and what follows is no text of the vocabulary: the text alone could not be encoded."""
+    """b and c are single tokens; the rest of the response is not in the vocabulary and cannot be encoded."""
     meta = {"tokens": [[4, 5, 2, 1]], "tokenizer": tokenizer.digest}
     text = tokenizer.decode([4, 5, 2])
     judgement = Judgement("q", (text,), steps=((Step(1, 1.0), Step(3, 0.5)),), meta=meta)
@@ -226,7 +228,7 @@ def test_steps_end_at_the_tokens_that_were_sampled(tokenizer):
 
 
 def test_a_preference_is_that_of_each_row(tokenizer):
-    """A is better with .3: B is the first; at .5 they tie. Where there is a ranking, that says who is the first."""
+    """A is better with probability .3, so B has rank 0; at .5 they tie. A ranking takes precedence."""
     lines = [
         Judgement("q", ("a", "b"), preference=0.3),
         Judgement("q", ("a", "b"), preference=0.5),
@@ -243,9 +245,9 @@ def test_a_preference_is_that_of_each_row(tokenizer):
 
 
 def test_a_critique_is_predicted_behind_prompt_and_reply(tokenizer):
-    """By "{prompt} e {response} d": q a | b, whose critique is c, reads q a e b d | c <eos>.
+    """With the template "{prompt} e {response} d", the critique c of q a | b becomes q a e b d | c <eos>.
 
-    Of the second reply nobody said anything. The scored reply is a row beside it, of the same group.
+    The second reply has no feedback. The scored reply is another row of the same group.
     """
     line = Judgement("q a", ("b", "c d"), score=(0.5, None), critique=("c", None), where="f:1")
     layout = Layout(PromptFormat(tokenizer), ("score", "critique"), critique_prompt="{prompt} e {response} d")
@@ -261,7 +263,7 @@ def test_a_critique_is_predicted_behind_prompt_and_reply(tokenizer):
 
 
 def test_on_a_chat_template_a_critique_is_predicted_as_a_turn_of_the_conversation(tmp_path):
-    """[user x, assistant y, user "what is wrong with it?"], in the words of the yaml where it has some."""
+    """[user x, assistant y, user "what is wrong with it?"], with the yaml's wording if it has any."""
     model = FolderTokenizer(folder(tmp_path, SHAPES["chatml"], "bytes"))
     line = Judgement("what is it", ("nothing",), critique=("so much",))
     mine = Wording(criticise="Is it so? Else say {praise}")

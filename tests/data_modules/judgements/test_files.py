@@ -1,4 +1,4 @@
-"""Feedback files: what is written is read again, and what is wrong with a file is said line by line."""
+"""Feedback files: reading inverts writing, and errors are listed by line."""
 
 import json
 import random
@@ -18,13 +18,13 @@ def path(tmp_path):
     return tmp_path / "feedback.jsonl"
 
 
-def drawn(chance, number):
-    """A judgement with every field there or not by chance."""
+def random_judgement(chance, number):
+    """A random judgement; each field may be missing."""
     text = lambda: "".join(chance.choice('ab \n\t"\\é\u2028😀\x00') for _ in range(chance.randint(0, 9))) + "x"  # noqa: E731
     maybe = lambda value: value if chance.random() < 0.6 else None  # noqa: E731
     responses = tuple(text() for _ in range(chance.randint(0, 4)))
 
-    def each(draw):
+    def per_response(draw):
         values = tuple(maybe(draw(response)) for response in responses)
         return maybe(values) if any(value is not None for value in values) else None
 
@@ -36,12 +36,12 @@ def drawn(chance, number):
     return Judgement(
         prompt=chance.choice([text(), (Message("system", text()), Message("user", text()))]),
         responses=responses,
-        score=each(lambda _: chance.random()),
-        critique=each(lambda _: text()),
+        score=per_response(lambda _: chance.random()),
+        critique=per_response(lambda _: text()),
         expected=maybe(text()) if responses else text(),
         ranking=maybe(ranking),
-        spans=each(lambda response: (Span(0, len(response)), Span(0, 1))),
-        steps=each(steps),
+        spans=per_response(lambda response: (Span(0, len(response)), Span(0, 1))),
+        steps=per_response(steps),
         source=maybe(text()),
         episode=maybe(text()),
         meta=chance.choice([{}, {"a": [1, None, {"b": text()}]}]),
@@ -52,7 +52,7 @@ def drawn(chance, number):
 @pytest.mark.parametrize("seed", range(20))
 def test_round_trip(path, seed):
     chance = random.Random(seed)
-    judgements = [drawn(chance, i) for i in range(30)]
+    judgements = [random_judgement(chance, i) for i in range(30)]
     write(path, judgements)
     assert read(path) == judgements
     assert [j.where for j in read(path)] == [f"{path}:{i}" for i in range(1, 31)]
@@ -67,16 +67,16 @@ def test_a_lone_response_is_written_without_lists(path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"prompt", ":2: not JSON: Expecting value at column 1; one object a line"),
+        (b"prompt", ":2: not JSON: Expecting value at column 1; one object per line"),
         (b'{"prompt": "p"', ":2: not JSON: "),
         (GOOD + b"," + GOOD, ":2: not JSON: Extra data"),
-        (b"[" * 100_000, ":2: not JSON"),
+        (b"[" * 100_000, ":2: not JSON: the brackets are nested"),
         (b'{"prompt": "p\xff", "expected": "e"}', ":2: byte 14 is not UTF-8; save the file as UTF-8"),
-        (b'{"prompt": "p", "expected": "e", "prompt": "q"}', ":2: prompt: stands twice; keep one"),
-        (b'{"prompt": "p", "expected": "e", "meta": {"a": 1, "a": 2}}', ":2: a: stands twice; keep one"),
-        (b'{"prompt": "p", "responses": ["a"], "score": NaN}', ":2: score: nan is no number"),
-        (b'{"prompt": "p", "responses": ["a"], "score": -Infinity}', ":2: score: -inf is no number"),
-        (b'{"prompt": "p", "responses": ["a"], "score": 7}', ":2: score: 7 is off the scale 0 to 1"),
+        (b'{"prompt": "p", "expected": "e", "prompt": "q"}', ":2: prompt: occurs twice; keep one"),
+        (b'{"prompt": "p", "expected": "e", "meta": {"a": 1, "a": 2}}', ":2: a: occurs twice; keep one"),
+        (b'{"prompt": "p", "responses": ["a"], "score": NaN}', ":2: score: nan is not finite"),
+        (b'{"prompt": "p", "responses": ["a"], "score": -Infinity}', ":2: score: -inf is not finite"),
+        (b'{"prompt": "p", "responses": ["a"], "score": 7}', ":2: score: 7 is outside the scale 0 to 1"),
         (b'{"prompt": "p", "expected": "e", "meta": {"a": NaN}}', ":2: meta: cannot be written as JSON"),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_bad_line_is_named(path, line, message):
 
 def test_an_id_is_unique(path):
     path.write_text('{"prompt": "p", "expected": "e", "id": "x"}\n' * 2)
-    with pytest.raises(ValueError, match=":2: id: 'x' is that of line 1 as well"):
+    with pytest.raises(ValueError, match=":2: id: 'x' is also on line 1"):
         read(path)
 
 
@@ -139,7 +139,7 @@ def test_windows_files_and_a_last_line_without_end_are_read(path):
     ("judgements", "message"),
     [
         ([Judgement("p", expected="e"), Judgement("p", (" ",))], "judgement 2: responses: the text is empty"),
-        ([Judgement("p", expected="e", id="x")] * 2, "judgement 2: id: 'x' is taken"),
+        ([Judgement("p", expected="e", id="x")] * 2, "judgement 2: id: 'x' is also that of judgement 1"),
         ([Judgement("p", ("a", "b"), ranking="A > C")], "judgement 1: ranking: "),
         ([Judgement("p", expected="e", meta={"x": {1}})], "judgement 1: meta: cannot be written"),
     ],
@@ -152,21 +152,21 @@ def test_what_cannot_be_read_back_is_not_written(path, judgements, message):
 
 
 def test_two_rounds_may_say_one_id_of_different_replies_but_no_judgement_counts_twice(tmp_path):
-    """Also where the replies stand in another order. Two teachers may say different things of them, and a policy may
-    say in the second round what it said in the first one.
+    """Also if the replies are in another order. Two teachers may disagree about them, and a policy may repeat in the
+    second round a reply of the first one.
     """
     names = ("first", "second", "ana", "judged", "again", "copy")
-    first, second, ana, judged, again, copy = (str(tmp_path / f"{name}.jsonl") for name in names)
+    first, second, ana, by_model, again, copy = (str(tmp_path / f"{name}.jsonl") for name in names)
     judgement = Judgement("p", ("a", "b"), ranking="A > B", source="rule", id="train-0")
     write(first, [Judgement("q", ("a",), score=(1.0,)), judgement])
     write(second, [replace(judgement, responses=("a", "c"))])
     write(ana, [replace(judgement, source="ana")])
-    write(judged, [replace(judgement, meta={"said_by": {"ranking": "a model"}})])
+    write(by_model, [replace(judgement, meta={"said_by": {"ranking": "a model"}})])
     write(again, [replace(judgement, meta={"run": "second_sample-seed0"})])
-    paths = [first, second, ana, judged, again]
+    paths = [first, second, ana, by_model, again]
     assert read_all(paths) == [judgement for path in paths for judgement in read(path)]
     write(copy, [replace(judgement, id="train-1"), replace(judgement, responses=("b", "a"), ranking="B > A")])
-    twice = f"{copy}:2: id: 'train-0' is that of {first}:2 as well, of the same replies by the same source; leave"
+    twice = f"{copy}:2: id: 'train-0' is also in {first}:2, with the same replies and the same source; remove"
     with pytest.raises(ValueError) as caught:
         read_all([first, second, copy])
     assert str(caught.value).startswith(twice)

@@ -1,4 +1,4 @@
-"""Every way in which a line can be wrong has one message that says where and how to mend it."""
+"""Errors in a feedback line: each has one message with the field and what to do."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from data_modules.judgements.schema import Judgement, Message, Span, Step
 ONE = {"prompt": "p", "responses": ["abcd"]}
 TWO = {"prompt": "p", "responses": ["abcd", "ef"]}
 FAULTS = [
-    ([], "a line is an object like .*, not empty list"),
-    ("text", "a line is an object like .*, not a text"),
+    ([], "a line must be an object like .*, is empty list"),
+    ("text", "a line must be an object like .*, is a text"),
     ({"responses": ["a"]}, "^prompt: is missing"),
     ({"prompt": None, "responses": ["a"]}, "^prompt: is missing"),
-    ({"prompt": "p"}, "^responses: there are none and no expected either; give at least one"),
-    ({"prompt": "p", "score": 1}, "give at least one of the two; score: there is no response that it could be about"),
-    ({"prompt": "p", "expected": "e", "ranking": "A"}, "^ranking: there is no response that it could be about"),
+    ({"prompt": "p"}, "^responses: are missing, and so is expected; give at least one"),
+    ({"prompt": "p", "score": 1}, "give at least one of the two; score: is about responses, and the line has none"),
+    ({"prompt": "p", "expected": "e", "ranking": "A"}, "^ranking: is about responses, and the line has none"),
     ({"prompt": " ", "expected": "e"}, "^prompt: the text is empty"),
     ({"prompt": 3, "expected": "e"}, "^prompt: must be a text, is the number 3"),
     ({"prompt": [], "expected": "e"}, "^prompt: must be a text, is empty list"),
@@ -23,53 +23,53 @@ FAULTS = [
     ({"prompt": [{"role": "user", "content": ""}], "expected": "e"}, "message 1: content: the text is empty"),
     ({"prompt": [{"role": "user", "content": "x", "name": "y"}], "expected": "e"}, "with no other field"),
     (ONE | {"response": "x"}, "^response: unknown field; did you mean responses?"),
-    (ONE | {"zzz": "x"}, "^zzz: unknown field; there are prompt, responses, score"),
+    (ONE | {"zzz": "x"}, "^zzz: unknown field; known fields: prompt, responses, score"),
     (ONE | {"where": "x"}, "^where: unknown field"),
     ({"prompt": "p", "responses": "abc"}, "^responses: must be a list like .* is a text"),
     ({"prompt": "p", "responses": []}, "^responses: must be a list like .* is empty list"),
-    ({"prompt": "p", "responses": ["a", ""]}, "^responses: of response B: the text is empty"),
+    ({"prompt": "p", "responses": ["a", ""]}, "^responses: response B: the text is empty"),
     ({"prompt": "p", "responses": [None]}, "^responses: must be a text, is null"),
     ({"prompt": "p", "responses": ["\ud800"]}, "^responses: the text has half of a surrogate pair"),
-    (ONE | {"score": 1.5}, "^score: 1.5 is off the scale 0 to 1; mend it, or declare another scale"),
+    (ONE | {"score": 1.5}, "^score: 1.5 is outside the scale 0 to 1; correct it, or set another scale"),
     (ONE | {"score": "1"}, "^score: must be a number, is a text"),
     (ONE | {"score": True}, "^score: must be a number, is true or false"),
-    (ONE | {"score": float("nan")}, "^score: nan is no number to learn from"),
-    (ONE | {"score": 10**400}, "^score: so large a number is no number"),
+    (ONE | {"score": float("nan")}, "^score: nan is not finite"),
+    (ONE | {"score": 10**400}, "^score: the number is not finite, or too large"),
     (ONE | {"score": [0.5, 0.5]}, "^score: is a list of 2 for 1 responses"),
-    (ONE | {"score": [None]}, "^score: has nothing but null; leave the field out"),
-    (TWO | {"score": 0.5}, "^score: is one for 2 responses; give a list"),
-    (TWO | {"score": [0.5, 2]}, "^score: of response B: 2 is off the scale"),
-    (TWO | {"critique": "bad"}, "^critique: is one for 2 responses; give a list"),
-    (TWO | {"critique": ["bad", ""]}, "^critique: of response B: the text is empty"),
+    (ONE | {"score": [None]}, "^score: has only null; leave the field out"),
+    (TWO | {"score": 0.5}, "^score: is a single value for 2 responses; give a list"),
+    (TWO | {"score": [0.5, 2]}, "^score: response B: 2 is outside the scale"),
+    (TWO | {"critique": "bad"}, "^critique: is a single value for 2 responses; give a list"),
+    (TWO | {"critique": ["bad", ""]}, "^critique: response B: the text is empty"),
     (TWO | {"ranking": "A > C"}, "^ranking: 'A > C' names 'C', but the responses are A to B"),
     (TWO | {"ranking": "A > A"}, "^ranking: 'A > A' names A twice"),
     (TWO | {"ranking": "A"}, "^ranking: 'A' leaves out B"),
     (TWO | {"ranking": ["A", "B"]}, "^ranking: must be a text, is a list"),
-    (TWO | {"preference": 1.5}, "^preference: 1.5 is no probability that A is better than B; it must be in 0 to 1"),
-    (TWO | {"preference": -0.1}, "^preference: -0.1 is no probability"),
+    (TWO | {"preference": 1.5}, "^preference: 1.5 must be from 0 to 1; it is the probability that A is better than B"),
+    (TWO | {"preference": -0.1}, "^preference: -0.1 must be from 0 to 1"),
     (TWO | {"preference": "A"}, "^preference: must be a number, is a text"),
-    (ONE | {"preference": 0.5}, "^preference: is of A against B, and the number of responses is 1; give a ranking"),
-    ({"prompt": "p", "expected": "e", "preference": 0.5}, "^preference: there is no response that it could be about"),
+    (ONE | {"preference": 0.5}, "^preference: compares two responses, A and B, and the line has 1; give a ranking"),
+    ({"prompt": "p", "expected": "e", "preference": 0.5}, "^preference: is about responses, and the line has none"),
     (ONE | {"expected": ""}, "^expected: the text is empty"),
     (ONE | {"source": 7}, "^source: must be a text, is the number 7"),
     (ONE | {"episode": {}}, "^episode: must be a text, is empty object"),
     (ONE | {"id": 7}, "^id: must be a text"),
     (ONE | {"meta": "x"}, "^meta: must be an object, is a text"),
     (ONE | {"meta": {"x": float("inf")}}, "^meta: cannot be written as JSON"),
-    (ONE | {"spans": [{"start": 2, "end": 5}]}, "^spans: 2 to 5 is no range within the 4 characters"),
-    (ONE | {"spans": [{"start": 2, "end": 2}]}, "^spans: 2 to 2 is no range"),
-    (ONE | {"spans": [{"start": -1, "end": 2}]}, "^spans: -1 to 2 is no range"),
-    (ONE | {"spans": [{"start": 0.5, "end": 2}]}, "^spans: 0.5 to 2 is no range"),
+    (ONE | {"spans": [{"start": 2, "end": 5}]}, "^spans: 2 to 5 is not a range within the 4 characters"),
+    (ONE | {"spans": [{"start": 2, "end": 2}]}, "^spans: 2 to 2 is not a range"),
+    (ONE | {"spans": [{"start": -1, "end": 2}]}, "^spans: -1 to 2 is not a range"),
+    (ONE | {"spans": [{"start": 0.5, "end": 2}]}, "^spans: 0.5 to 2 is not a range"),
     (ONE | {"spans": [{"start": 1}]}, '^spans: each must be {"start": …, "end": …}'),
     (ONE | {"spans": []}, "^spans: is a list of 0 for 1 responses|^spans: must be"),
-    (TWO | {"spans": [{"start": 0, "end": 1}]}, "^spans: is one for 2 responses"),
-    (TWO | {"spans": [None, [{"start": 0, "end": 3}]]}, "^spans: of response B: 0 to 3 is no range within the 2"),
-    (ONE | {"steps": [{"end": 5, "label": 1}]}, "^steps: end 5 is no character above 0, .* up to 4"),
-    (ONE | {"steps": [{"end": 0, "label": 1}]}, "^steps: end 0 is no character above 0"),
-    (ONE | {"steps": [{"end": 3, "label": 1}, {"end": 3, "label": 1}]}, "^steps: end 3 is no character above 3"),
+    (TWO | {"spans": [{"start": 0, "end": 1}]}, "^spans: is a single value for 2 responses"),
+    (TWO | {"spans": [None, [{"start": 0, "end": 3}]]}, "^spans: response B: 0 to 3 is not a range within the 2"),
+    (ONE | {"steps": [{"end": 5, "label": 1}]}, "^steps: end 5 must be above 0, .* at most 4"),
+    (ONE | {"steps": [{"end": 0, "label": 1}]}, "^steps: end 0 must be above 0"),
+    (ONE | {"steps": [{"end": 3, "label": 1}, {"end": 3, "label": 1}]}, "^steps: end 3 must be above 3"),
     (ONE | {"steps": [{"end": 3, "label": "good"}]}, "^steps: must be a number, is a text"),
     (ONE | {"steps": [{"end": 3}]}, '^steps: each must be {"end": …, "label": …}'),
-    (TWO | {"steps": [[], None]}, "^steps: of response A: must be a list of at least one object, is empty list"),
+    (TWO | {"steps": [[], None]}, "^steps: response A: must be a list of at least one object, is empty list"),
 ]
 
 
@@ -130,9 +130,14 @@ def test_the_shortest_and_the_fullest_line():
 
 
 def test_a_lone_response_needs_no_lists_and_null_is_missing():
-    one = parse(ONE | {"score": 1, "critique": "good", "steps": [{"end": 4, "label": 1}], "expected": None})
-    assert (one.score, one.critique, one.steps, one.expected) == ((1.0,), ("good",), ((Step(4, 1.0),),), None)
-    assert parse(ONE | {"score": [1], "critique": ["good"], "steps": [[{"end": 4, "label": 1}]]}) == one
+    judgement = parse(ONE | {"score": 1, "critique": "good", "steps": [{"end": 4, "label": 1}], "expected": None})
+    assert (judgement.score, judgement.critique, judgement.steps, judgement.expected) == (
+        (1.0,),
+        ("good",),
+        ((Step(4, 1.0),),),
+        None,
+    )
+    assert parse(ONE | {"score": [1], "critique": ["good"], "steps": [[{"end": 4, "label": 1}]]}) == judgement
 
 
 def test_without_a_scale_any_number_is_a_score():

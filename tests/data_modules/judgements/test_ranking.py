@@ -1,4 +1,4 @@
-"""Orders with ties: text to ranks and back, and from scores."""
+"""Rankings with ties: from text to ranks and back, and from scores."""
 
 import random
 
@@ -58,7 +58,7 @@ def test_round_trip():
     [
         ((0.1, 0.9, 0.5), 0.0, (2, 0, 1)),
         ((0.5, 0.5, 0.1), 0.0, (0, 0, 1)),
-        ((0.3, 0.25, 0.2), 0.05, (0, 0, 1)),  # .2 is .1 below the best of the block, though .05 below its neighbour
+        ((0.3, 0.25, 0.2), 0.05, (0, 0, 1)),  # .2 is .1 below the best of the group, but .05 below its neighbour
         ((0.2, 0.25, 0.3), 0.05, (1, 0, 0)),
         ((0.3, 0.25, 0.2), 0.04, (0, 1, 2)),
         ((0.3, 0.25, 0.2), 1.0, (0, 0, 0)),

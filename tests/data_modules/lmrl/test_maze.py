@@ -1,4 +1,4 @@
-"""The maze's words, rewards and limits, and its anchors by enumeration."""
+"""The maze's observations, rewards and limits, and its anchors by enumeration."""
 
 import pytest
 
@@ -18,57 +18,57 @@ def test_the_texts_of_the_paper():
 
 
 def test_a_move_costs_one_a_wrong_word_four_and_the_goal_nothing():
-    """(6, 6) is two above the goal: into the wall, no move at all, down, down."""
+    """(6, 6) is two above the goal: into the wall, a reply that is not a move, down, down."""
     maze = Maze()
     (case,) = [case for case in maze.cases("val") if case.facts["start"] == (6, 6)]
     walk = maze.begin(case)
-    said = [walk.reply(text, True) for text in ("move left", "go home", "move down\n", "move down")]
-    assert [outcome.reward for outcome in said] == [-1, -4, -1, 0]
-    assert [outcome.done for outcome in said] == [False, False, False, True]
-    assert said[0].text == said[1].text == case.prompt and said[3].text == "Success\n"
-    assert "position 7, 6." in said[2].text
-    assert all(sum(outcome.parts.values()) == outcome.reward for outcome in said)
+    outcomes = [walk.reply(text, True) for text in ("move left", "go home", "move down\n", "move down")]
+    assert [outcome.reward for outcome in outcomes] == [-1, -4, -1, 0]
+    assert [outcome.over for outcome in outcomes] == [False, False, False, True]
+    assert outcomes[0].text == outcomes[1].text == case.prompt and outcomes[3].text == "Success\n"
+    assert "position 7, 6." in outcomes[2].text
+    assert all(sum(outcome.parts.values()) == outcome.reward for outcome in outcomes)
 
 
 def test_the_hundred_and_first_word_is_failure():
     maze = Maze()
     walk = maze.begin(maze.cases("val")[0])
-    said = [walk.reply("move left", True) for _ in range(maze.turns)]
-    assert sum(outcome.reward for outcome in said) == -101
-    assert [outcome.done for outcome in said] == [False] * 100 + [True] and said[-1].text == "Failure\n"
+    outcomes = [walk.reply("move left", True) for _ in range(maze.turns)]
+    assert sum(outcome.reward for outcome in outcomes) == -101
+    assert [outcome.over for outcome in outcomes] == [False] * 100 + [True] and outcomes[-1].text == "Failure\n"
 
 
 def test_the_best_way_from_every_start_earns_the_highest_anchor():
     """−(d − 1) from a start d moves away; the mean over the 25 is −171/25 = −6.84."""
     maze, total = Maze(), 0.0
     for case in maze.cases("val"):
-        walk, cell, earned, done = maze.begin(case), case.facts["start"], 0.0, False
-        while not done:
+        walk, cell, earned, over = maze.begin(case), case.facts["start"], 0.0, False
+        while not over:
             move = BEST[cell][0]
             cell, outcome = moved(cell, move), walk.reply(move, True)
-            earned, done = earned + outcome.reward, outcome.done
+            earned, over = earned + outcome.reward, outcome.over
         assert earned == 1 - DISTANCE[case.facts["start"]]
         total += earned
-    assert total == -171 and maze.anchors.most == total / 25
+    assert total == -171 and maze.anchors.best == total / 25
 
 
-@pytest.mark.parametrize(("best", "wanted"), [(0.0, -85.9), (0.05, -76.2), (0.1, -64.1), (0.15, -51.8), (0.3, -27.1)])
-def test_what_a_mixture_of_random_and_best_moves_earns(best, wanted):
-    """By backward induction over the 101 calls: with probability `best` the best move, else one of four at random."""
-    value = dict.fromkeys(FREE, -1.0)  # of the last call, which only fails
+@pytest.mark.parametrize(("best", "expected"), [(0.0, -85.9), (0.05, -76.2), (0.1, -64.1), (0.15, -51.8), (0.3, -27.1)])
+def test_what_a_mixture_of_random_and_best_moves_earns(best, expected):
+    """Backward induction over the 101 replies: with probability `best` the best move, else one of four at random."""
+    value = dict.fromkeys(FREE, -1.0)  # of the last reply, which always fails
     value[GOAL] = 0.0
     for _ in range(LIMIT):
         worth = {cell: 0.0 if cell == GOAL else value[cell] - 1 for cell in FREE}
         following = {GOAL: 0.0}
         for cell in STARTS:
-            drawn = sum(worth[moved(cell, move)] for move in MOVES) / 4
-            following[cell] = best * worth[moved(cell, BEST[cell][0])] + (1 - best) * drawn
+            random_move = sum(worth[moved(cell, move)] for move in MOVES) / 4
+            following[cell] = best * worth[moved(cell, BEST[cell][0])] + (1 - best) * random_move
         value = following
-    assert sum(value[cell] for cell in STARTS) / 25 == pytest.approx(wanted, abs=0.05)
+    assert sum(value[cell] for cell in STARTS) / 25 == pytest.approx(expected, abs=0.05)
 
 
 def test_scores_between_the_anchors():
-    """−101 is 0, −92 a quarter of the way, −83 is 50, −44.92 is 75, −6.84 is 100; nothing is below 0."""
+    """−101 is 0, −92 is 25, −83 is 50, −44.92 is 75, −6.84 is 100; nothing is below 0."""
     anchors = Maze().anchors
     assert [anchors.score(x) for x in (-110, -101, -92, -83)] == [0, 0, 25, 50]
     assert anchors.score(-44.92) == pytest.approx(75) and anchors.score(-6.84) == 100
@@ -76,7 +76,7 @@ def test_scores_between_the_anchors():
 
 
 def test_demonstrations_stay_in_one_region_and_are_mostly_random():
-    """A move is the best one with probability .15 + .85/4 = .3625, where there is one best move of four."""
+    """With one best move of four, a move is the best one with probability .15 + .85/4 = .3625."""
     maze = Maze()
     assert len({region(cell) for cell in FREE}) == 3
     sizes = [sum(region(cell) == i for cell in FREE) for i in range(3)]

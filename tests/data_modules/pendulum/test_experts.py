@@ -1,4 +1,4 @@
-"""Experts: the gain, the returns the study was planned with, and the density of what they do."""
+"""Experts of the pendulum: gains, returns, and log-densities of their actions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_lqr_holds_the_pole_for_the_whole_episode_from_twenty_starts(lqr):
 
 
 def test_weak_expert_falls_where_the_study_says():
-    """193–198 ± 20 per episode in the study: the mean of 64 has a standard error below 6, a few of which fit."""
+    """The study had 193–198 ± 20 per episode: the mean of 64 has a standard error below 6; the test allows a few."""
     assert 150 < episode_returns(WeakExpert(), 64).mean() < 260
 
 
@@ -48,7 +48,7 @@ def test_gain_is_the_studys(lqr):
 
 
 def test_gain_is_a_fixed_point_of_the_riccati_recursion():
-    """Independent of the solver: 2,000 steps of value iteration from P = Q end in the same gain."""
+    """Independent of the solver: 2,000 steps of value iteration from P = Q give the same gain."""
     a, b = linearised()
     cost, weight = np.diag([1, 10, 0.1, 0.1]), 0.1
     to_go = cost
@@ -59,13 +59,13 @@ def test_gain_is_a_fixed_point_of_the_riccati_recursion():
 
 
 def test_costs_change_the_gain(lqr):
-    """Where force costs more, the controller is gentler; where the cart's place costs more, it hurries back."""
+    """If force costs more, the controller is gentler; if the cart's position costs more, it returns faster."""
     assert LQRExpert(r=10.0).gain.abs().max() < lqr.gain.abs().max()
     assert LQRExpert(q=(9.0, 10.0, 0.1, 0.1)).gain[0] > lqr.gain[0]
 
 
 def test_mean_is_the_clipped_product():
-    """x = 1, θ = .1, ẋ = 2, θ̇ = −1 under K = (.5, 10, .25, 1): .5 + 1 + .5 − 1 = 1; ten times that is clipped to 3."""
+    """x = 1, θ = .1, ẋ = 2, θ̇ = −1 with K = (.5, 10, .25, 1): .5 + 1 + .5 − 1 = 1; ten times that is clipped to 3."""
     expert = LinearExpert((0.5, 10.0, 0.25, 1.0), std=0.1)
     obs = torch.tensor([[1.0, 0.1, 2.0, -1.0]])
     _, _, params = expert.act(torch.cat([obs, 10 * obs, -10 * obs]))
@@ -84,7 +84,7 @@ def test_shapes_and_types(lqr, rows):
 
 
 def test_log_probs_are_the_density_of_the_actions(lqr):
-    """Gaussian: log-density at the mean less half the squared distance in standard deviations."""
+    """Gaussian: log-density at the mean minus half the squared distance in standard deviations."""
     actions, log_probs, params = lqr.act(0.05 * torch.randn(500, 4))
     distance = ((actions - params["mean"]) / 0.1)[:, 0]
     torch.testing.assert_close(log_probs, LOG_DENSITY_AT_MEAN - 0.5 * distance**2, rtol=0, atol=1e-4)

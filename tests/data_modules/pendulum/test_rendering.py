@@ -1,4 +1,4 @@
-"""GIFs of episodes: their frames, and that one sees who acted, with OpenGL and without."""
+"""GIFs of episodes: their frames, and the colours of who acted, with and without OpenGL."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from PIL import Image
 from data_modules.pendulum import rendering
 from data_modules.pendulum.rendering import BAR, EXPERT, LEARNER, SCENE_TOP, episode_gif
 
-PILL = (380, 25)  # inside the box that names the actor, left of its text
+PILL = (380, 25)  # inside the box with the actor's name, left of its text
 BAR_ROW = (BAR[1] + BAR[3]) // 2
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_opengl_context(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "_gl_works", False)
 
 
 def cart(x: float) -> tuple[int, int]:
-    """A pixel of a cart at x m, 0.13 m right of its middle: the scene has 180 px a metre and the rail 144 px down."""
+    """A pixel of a cart at x m, 0.13 m right of its centre; the scene has 180 px per metre, the rail is at 144 px."""
     return round(240 + 180 * (x + 0.13)), SCENE_TOP + 144
 
 
@@ -35,14 +35,14 @@ def frames_of(path: Path) -> list[Image.Image]:
 
 
 def actor_at(frame: Image.Image, pixel: tuple[int, int], tolerance: int = 12) -> str | None:
-    """Whose colour a pixel has; the palette of the file rounds colours a little."""
+    """The actor whose colour a pixel has; the file's palette rounds colours a little."""
     colour = np.array(frame.getpixel(pixel))
     near = {"learner": abs(colour - LEARNER).max(), "expert": abs(colour - EXPERT).max()}
     return next((actor for actor, distance in near.items() if distance <= tolerance), None)
 
 
 def episode(steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The cart goes from −1 m to 1 m while the pole swings; the expert has the middle third."""
+    """The cart moves from −1 m to 1 m while the pole swings; the expert acts in the middle third."""
     obs = np.zeros((steps, 4))
     obs[:, 0], obs[:, 1] = np.linspace(-1, 1, steps), 0.2 * np.sin(np.arange(steps))
     third = np.arange(steps) * 3 // steps
@@ -50,7 +50,7 @@ def episode(steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("steps", "frames"), [(1, 1), (2, 2), (80, 80), (81, 80), (1000, 80)])
-def test_frames_size_and_weight(drawn, tmp_path, steps, frames):
+def test_frames_size_and_weight(no_opengl_context, tmp_path, steps, frames):
     path = episode_gif(*episode(steps), tmp_path / "new" / "folder" / "episode.gif", title="a title")
     with Image.open(path) as gif:
         assert getattr(gif, "n_frames", 1) == frames
@@ -59,7 +59,7 @@ def test_frames_size_and_weight(drawn, tmp_path, steps, frames):
     assert path.stat().st_size <= 1_000_000
 
 
-def test_colours_say_who_acted(drawn, tmp_path):
+def test_colours_say_who_acted(no_opengl_context, tmp_path):
     obs, expert_acted, rewards = episode(30)
     frames = frames_of(episode_gif(obs, expert_acted, rewards, tmp_path / "episode.gif"))
     for step, frame in enumerate(frames):
@@ -68,23 +68,23 @@ def test_colours_say_who_acted(drawn, tmp_path):
         assert actor_at(frame, cart(obs[step, 0])) == actor
 
 
-def test_timeline_shows_the_past_in_full_colour_and_the_rest_pale(drawn, tmp_path):
-    """The bar is 452 px wide: steps 5, 15 and 25 of 30 lie a sixth, a half and five sixths along it."""
+def test_timeline_shows_the_past_in_full_colour_and_the_rest_pale(no_opengl_context, tmp_path):
+    """The bar is 452 px wide: steps 5, 15 and 25 of 30 are at one sixth, a half and five sixths of it."""
     frames = frames_of(episode_gif(*episode(30), tmp_path / "episode.gif"))
     places = [(BAR[0] + round(452 * share), BAR_ROW) for share in (1 / 6, 1 / 2, 5 / 6)]
     assert [actor_at(frames[-1], place) for place in places] == ["learner", "expert", "learner"]
     assert [actor_at(frames[8], place) for place in places] == ["learner", None, None]
 
 
-def test_a_long_episodes_timeline_mixes_the_colours(drawn, tmp_path):
-    """1000 steps on 452 px: every second step by the expert is half of either colour, and nobody's alone."""
+def test_a_long_episodes_timeline_mixes_the_colours(no_opengl_context, tmp_path):
+    """1000 steps on 452 px: if the expert acts in every second step, all pixels mix both colours."""
     obs, _, rewards = episode(1000)
     last = frames_of(episode_gif(obs, np.arange(1000) % 2 == 1, rewards, tmp_path / "episode.gif"))[-1]
     colours = np.array([last.getpixel((across, BAR_ROW)) for across in range(BAR[0] + 5, BAR[2] - 5)])
     np.testing.assert_allclose(colours.mean(0), np.mean([LEARNER, EXPERT], axis=0), atol=12)
 
 
-def test_first_and_last_step_are_always_shown(drawn, tmp_path):
+def test_first_and_last_step_are_always_shown(no_opengl_context, tmp_path):
     obs, expert_acted, rewards = episode(999)
     expert_acted[[0, -1]] = True
     frames = frames_of(episode_gif(obs, expert_acted, rewards, tmp_path / "episode.gif"))
@@ -92,7 +92,7 @@ def test_first_and_last_step_are_always_shown(drawn, tmp_path):
     assert actor_at(frames[1], PILL) == actor_at(frames[-2], PILL) == "learner"
 
 
-def test_a_heavy_file_loses_frames_and_keeps_its_end(drawn, tmp_path, monkeypatch):
+def test_a_heavy_file_loses_frames_and_keeps_its_end(no_opengl_context, tmp_path, monkeypatch):
     monkeypatch.setattr(rendering, "MAX_BYTES", 60_000)
     path = episode_gif(*episode(80), tmp_path / "episode.gif")
     frames = frames_of(path)
@@ -101,8 +101,8 @@ def test_a_heavy_file_loses_frames_and_keeps_its_end(drawn, tmp_path, monkeypatc
     assert actor_at(frames[-1], cart(1)) == "learner"
 
 
-def test_actions_are_drawn_towards_where_they_push(drawn, tmp_path):
-    """The arrow starts at the cart's middle: 10 px right of it a pixel is white when the force is to the right."""
+def test_actions_are_drawn_towards_where_they_push(no_opengl_context, tmp_path):
+    """The arrow starts at the cart's centre: if the force is to the right, a pixel 10 px right of it is white."""
     obs, rewards = np.zeros((2, 4)), np.ones(2)
     actions = np.array([[3.0], [-3.0]])
     right, left = frames_of(
@@ -114,10 +114,10 @@ def test_actions_are_drawn_towards_where_they_push(drawn, tmp_path):
 
 
 def test_without_opengl_it_is_drawn_and_not_tried_again(tmp_path, monkeypatch):
-    asked = []
+    attempts = []
 
     def no_opengl():
-        asked.append(1)
+        attempts.append(1)
         raise AttributeError("'NoneType' object has no attribute 'eglQueryString'")
 
     monkeypatch.setattr(rendering, "_gl_works", True)
@@ -125,7 +125,7 @@ def test_without_opengl_it_is_drawn_and_not_tried_again(tmp_path, monkeypatch):
     for name in ("first.gif", "second.gif"):
         frames = frames_of(episode_gif(*episode(6), tmp_path / name))
         assert actor_at(frames[3], cart(0.2)) == "expert"
-    assert len(asked) == 1
+    assert len(attempts) == 1
 
 
 def test_with_opengl_the_scene_is_in_the_same_place_and_colour():
@@ -135,9 +135,9 @@ def test_with_opengl_the_scene_is_in_the_same_place_and_colour():
     if not rendering._gl_works:
         pytest.skip("no OpenGL context can be made here")
     for (x, theta, _, _), expert, scene in zip(obs, (True, False), rendered, strict=True):
-        drawn = rendering._drawn(x, theta, expert)
-        sky = np.array(drawn.getpixel((5, 5)))
-        silhouettes = [abs(np.asarray(picture, dtype=int) - sky).max(-1) > 60 for picture in (drawn, scene)]
+        drawing = rendering._draw_scene(x, theta, expert)
+        sky = np.array(drawing.getpixel((5, 5)))
+        silhouettes = [abs(np.asarray(picture, dtype=int) - sky).max(-1) > 60 for picture in (drawing, scene)]
         assert silhouettes[0].mean() > 0.01
         assert (silhouettes[0] != silhouettes[1]).mean() < 0.01
         across, down = cart(x)

@@ -1,4 +1,4 @@
-"""The batched simulator is gymnasium's environment, whatever rows are passed and on however many threads."""
+"""The batched simulator equals gymnasium's environment, for any rows and any number of threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GAIN = np.array([1.719, 12.145, 2.015, 1.902])
 
 
 def random_actions(step: int, obs: FloatArray, rng: np.random.Generator) -> float:
-    return rng.uniform(-4, 4)  # beyond the motor's range on both sides: clipping is part of the parity
+    return rng.uniform(-4, 4)  # beyond the motor's range on both sides, to test clipping too
 
 
 def noisy_linear(step: int, obs: FloatArray, rng: np.random.Generator) -> float:
@@ -23,7 +23,7 @@ def noisy_linear(step: int, obs: FloatArray, rng: np.random.Generator) -> float:
 
 
 def towards_the_end_of_the_rail(step: int, obs: FloatArray, rng: np.random.Generator) -> float:
-    """A balancing controller whose goal moves at 0.1 m/s past the end of the rail at 1 m, where the pole falls over."""
+    """A balancing controller whose goal moves at 0.1 m/s past the rail's end at 1 m, where the pole falls."""
     return GAIN @ (obs - np.array([0.004 * step, 0, 0, 0]))
 
 
@@ -35,9 +35,9 @@ def simulator() -> Iterator[InvertedPendulum]:
 
 
 def both_runs(simulator: InvertedPendulum, policy: Policy, seed: int, steps: int) -> tuple[list, list]:
-    """(obs, reward, terminated) at every step of one episode, of gymnasium and of the simulator, from one seed.
+    """(obs, reward, terminated) at every step of one episode, of gymnasium and of the simulator, with the same seed.
 
-    Actions are chosen from gymnasium's observations, so that a deviation shows and is not steered away.
+    Actions depend on gymnasium's observations only, so that the controller does not hide a deviation.
     """
     import gymnasium
 
@@ -91,13 +91,13 @@ def test_constants_are_gymnasiums():
 
 
 def test_the_number_of_rows_may_change_at_every_call_and_rows_do_not_see_each_other(simulator):
-    """Rows stepped together, on the pool, alone, in another order: always the same bits."""
+    """Rows stepped together, on the pool, alone, or in another order: always the same bits."""
     rng = np.random.default_rng(0)
     states, actions = simulator.reset(70, rng), rng.uniform(-3, 3, (70, 1))
     together, rewards, fallen = simulator.step(states, actions)
     for rows in ([3], [69, 0], list(range(0, 70, 2)), list(range(70))[::-1], list(range(17))):
-        some, some_rewards, some_fallen = simulator.step(states[rows], actions[rows])
-        np.testing.assert_array_equal(some, together[rows])
+        subset, some_rewards, some_fallen = simulator.step(states[rows], actions[rows])
+        np.testing.assert_array_equal(subset, together[rows])
         np.testing.assert_array_equal(some_rewards, rewards[rows])
         np.testing.assert_array_equal(some_fallen, fallen[rows])
 
@@ -124,10 +124,10 @@ def test_what_was_returned_or_passed_is_never_written_again(simulator):
     obs = simulator.observe(states)
     obs[:] = 7
     following, rewards, fallen = simulator.step(states, np.ones((20, 1)))
-    kept = following.copy()
+    copy = following.copy()
     simulator.step(following, np.full((20, 1), -2.0))
     np.testing.assert_array_equal(states, before)
-    np.testing.assert_array_equal(following, kept)
+    np.testing.assert_array_equal(following, copy)
     assert rewards.shape == fallen.shape == (20,)
 
 
@@ -144,7 +144,7 @@ def test_no_rows(simulator):
 
 
 def test_reset_noise_is_uniform_in_a_hundredth():
-    """Of 40,000 draws from U(−.01, .01) the extremes miss ±.01 by 2e-6 with probability e⁻⁴ at worst, so by 1e-5
+    """The extremes of 40,000 draws from U(−.01, .01) miss ±.01 by 2e-6 with probability e⁻⁴ at most, so by 1e-5
     practically never; the mean has standard error .01/√3/200 = 2.9e-5."""
     simulator = InvertedPendulum(threads=1)
     obs = simulator.observe(simulator.reset(10_000, np.random.default_rng(0)))
@@ -197,14 +197,14 @@ def test_a_closed_simulator_says_so():
     ],
 )
 def test_off_screen_drawing_is_chosen_only_where_it_can_be(monkeypatch, variables, library, expected):
-    """Were EGL chosen where its library is missing, `import mujoco` itself would fail."""
+    """If EGL were chosen without its library, `import mujoco` would fail."""
 
     def open_library(name: str) -> object:
         if not library:
             raise OSError(name)
         return object()
 
-    simulator_module.load_mujoco()  # the real import, which looks at the real environment
+    simulator_module.load_mujoco()  # the real import, in the real environment
     monkeypatch.setattr(simulator_module.sys, "platform", "linux")
     monkeypatch.setattr(simulator_module.os, "environ", dict(variables))
     monkeypatch.setattr(simulator_module.ctypes, "CDLL", open_library)

@@ -1,4 +1,4 @@
-"""Questions about foods: what a reply earns, what its critic says, and what nobody is trained on."""
+"""Questions about foods: rewards, critiques, and held-out questions."""
 
 import re
 import subprocess
@@ -42,26 +42,26 @@ def task():
 
 def parts(case, reply, finished=True, task=SourcedAnswers()):  # noqa: B008
     outcome = task.begin(case).reply(reply, finished)
-    assert outcome.reward == sum(outcome.parts.values()) and outcome.done
+    assert outcome.reward == sum(outcome.parts.values()) and outcome.over
     return outcome.parts
 
 
 def facts(case, reply):
-    """The share of the facts: they are worth a half."""
+    """The share of right facts; they are worth a half."""
     return parts(case, reply)["facts"] / 0.5
 
 
-# ---- the table and the splits
+# ---- table and splits
 
 
 def test_the_table_is_whole():
-    """Forty foods; both levels of every nutrient; some familiar figures."""
+    """Forty foods; both levels of every nutrient; some well-known figures."""
     assert len(FOODS) == 40 == sum(map(len, GROUPS.values())) and len(NUTRIENTS) == 6
     for nutrient in NUTRIENTS:
         assert {level(food, nutrient) for food in FOODS} == {"high", "low"}
     assert figure("lentils", "fiber") == 7.9 and figure("milk", "calcium") == 113
     assert level("spinach", "iron") == "high" and level("rice", "iron") == "low"
-    assert figure("figs", "iron") == HIGH["iron"] and level("figs", "iron") == "high"  # on the line is high
+    assert figure("figs", "iron") == HIGH["iron"] and level("figs", "iron") == "high"  # the limit itself is high
     assert [singular(food) for food in ("raspberries", "tomatoes", "oats", "rice")] == [
         "raspberry", "tomato", "oat", "rice",
     ]  # fmt: skip
@@ -75,8 +75,8 @@ def test_splits_share_no_prompt_and_ids_are_unique(task):
 
 
 def fact_of(case):
-    named = case.facts.get("foods") or (case.facts["group"], case.facts["besides"])
-    return (case.facts["kind"], case.facts["nutrient"], *named)
+    foods = case.facts.get("foods") or (case.facts["group"], case.facts["besides"])
+    return (case.facts["kind"], case.facts["nutrient"], *foods)
 
 
 def test_what_is_held_out(task):
@@ -104,34 +104,36 @@ def test_comparisons_are_of_a_high_food_with_a_low_one_and_either_comes_first(ta
     first = Counter()
     for case in task.cases("train"):
         if case.facts["kind"] == "pair":
-            more = case.facts["right"]
-            less = next(food for food in case.facts["foods"] if food != more)
+            higher = case.facts["right"]
+            less = next(food for food in case.facts["foods"] if food != higher)
             nutrient = case.facts["nutrient"]
-            assert (level(more, nutrient), level(less, nutrient)) == ("high", "low")
-            first[case.facts["foods"][0] == more] += 1
+            assert (level(higher, nutrient), level(less, nutrient)) == ("high", "low")
+            first[case.facts["foods"][0] == higher] += 1
     assert 0.4 < first[True] / first.total() < 0.6
 
 
 @pytest.mark.slow
 def test_the_same_seed_is_the_same_task_in_every_process(task):
-    """Strings hash differently there."""
+    """Another process has another hash of strings."""
     program = (
         "from data_modules.text import SourcedAnswers; import zlib; t = SourcedAnswers();"
         "print(zlib.crc32(repr((t.cases('test'), t.demonstrations('train'))).encode()))"
     )
     environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": ":".join(sys.path)}
-    other = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True, text=True)
-    here = zlib.crc32(repr((task.cases("test"), task.demonstrations("train"))).encode())
-    assert int(other.stdout) == here
+    process = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, check=True, text=True
+    )
+    digest = zlib.crc32(repr((task.cases("test"), task.demonstrations("train"))).encode())
+    assert int(process.stdout) == digest
 
 
 def test_another_seed_is_another_split_and_other_demonstrations(task):
-    other = SourcedAnswers(seed=1)
-    assert other.cases("test") != task.cases("test")
-    assert other.demonstrations("train") != task.demonstrations("train")
+    second = SourcedAnswers(seed=1)
+    assert second.cases("test") != task.cases("test")
+    assert second.demonstrations("train") != task.demonstrations("train")
 
 
-# ---- what a reply earns
+# ---- rewards
 
 
 def test_the_expected_response_earns_everything_and_has_no_critique(task):
@@ -147,7 +149,7 @@ GOOD = "according to the usda , spinach is high in iron ."
 
 
 @pytest.mark.parametrize(
-    ("reply", "finished", "lost"),
+    ("reply", "finished", "lowered"),
     [
         (GOOD, True, set()),
         ("according to the usda , spinach is low in iron .", True, {"facts"}),
@@ -158,21 +160,21 @@ GOOD = "according to the usda , spinach is high in iron ."
         ("according to the usda and a blog , spinach is high in iron .", True, {"source"}),
         ("according to the usda , spinach is high in iron", True, {"finished"}),
         (GOOD, False, {"finished"}),
-        ("according to the usda .", True, {"facts", "source"}),  # a source of nothing
+        ("according to the usda .", True, {"facts", "source"}),  # a source without a claim
         ("", True, {"facts", "source", "finished"}),
         (".", True, {"facts", "source", "finished"}),
     ],
 )
-def test_each_defect_lowers_exactly_its_part(reply, finished, lost):
+def test_each_defect_lowers_exactly_its_part(reply, finished, lowered):
     worth = {"facts": 0.5, "source": 0.4, "finished": 0.1}
-    assert parts(SPINACH, reply, finished) == {name: 0 if name in lost else worth[name] for name in worth}
+    assert parts(SPINACH, reply, finished) == {name: 0 if name in lowered else worth[name] for name in worth}
 
 
 @pytest.mark.parametrize(
     ("reply", "share"),
     [
         ("  SPINACH is   High in IRON.", 1),
-        ("spinach spinach is high high in iron .", 1),  # said twice is said once
+        ("spinach spinach is high high in iron .", 1),  # a repetition counts once
         ("spinach is rich in iron .", 1),
         ("spinach is not low in iron .", 1),
         ("spinach is not high in iron .", 0),
@@ -180,7 +182,7 @@ def test_each_defect_lowers_exactly_its_part(reply, finished, lost):
         ("spinach is high or low in iron .", 0),
         ("spinach and kale are high in iron .", 0),
         ("spinach is high in iron and fiber .", 0),
-        ("it is high in iron .", 0),  # of what?
+        ("it is high in iron .", 0),  # no food
         ("how much iron is in rice ?", 0),
     ],
 )
@@ -191,7 +193,7 @@ def test_levels_are_read_with_care(reply, share):
 def test_low_is_as_good_an_answer_where_it_is_right():
     assert facts(RICE, "rice is low in iron .") == facts(RICE, "rice does not have a lot of iron .") == 1
     assert facts(RICE, "rice is high in iron .") == 0
-    assert facts(RICE, "how much iron is in rice ? rice is low .") == 1  # the echo of a question claims nothing
+    assert facts(RICE, "how much iron is in rice ? rice is low .") == 1  # repeating the question claims nothing
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ def test_a_source_counts_where_it_is_cited(reply, trusted):
     assert parts(SPINACH, reply)["source"] == (0.4 if trusted else 0)
 
 
-# ---- the critic
+# ---- critiques
 
 FLAWS = [
     (SPINACH, "according to the usda , who knows .", "answer", None),
@@ -274,11 +276,11 @@ FLAWS = [
 
 @pytest.mark.parametrize(("case", "reply", "kind", "pointed"), FLAWS)
 def test_the_critic_finds_each_defect_and_only_it(task, case, reply, kind, pointed):
-    said = [task.critique(case, reply, seed) for seed in range(40)]
-    assert said == [task.critique(case, reply, seed) for seed in range(40)]
-    assert len(set(said)) == len(PARAPHRASES[kind]) == 4
-    others = {text for name, texts in PARAPHRASES.items() if name != kind for text in texts if "{" not in text}
-    assert not set(said) & others and all("{" not in text for text in said)
+    critiques = [task.critique(case, reply, seed) for seed in range(40)]
+    assert critiques == [task.critique(case, reply, seed) for seed in range(40)]
+    assert len(set(critiques)) == len(PARAPHRASES[kind]) == 4
+    unrelated = {text for name, texts in PARAPHRASES.items() if name != kind for text in texts if "{" not in text}
+    assert not set(critiques) & unrelated and all("{" not in text for text in critiques)
     assert [reply[slice(*span)] for span in task.spans(case, reply)] == ([] if pointed is None else [pointed])
 
 
@@ -290,9 +292,11 @@ def test_the_critique_names_all_that_is_wrong_and_agrees_in_number(task):
     reply = "my uncle says that spinach is low in iron"
     assert task.critique(SPINACH, reply, 0).count(" .") == 3
     assert {reply[slice(*span)] for span in task.spans(SPINACH, reply)} == {"low", "uncle", ""}
-    said = {task.critique(PAIR, "the usda says that rice has more iron than lentils .", seed) for seed in range(40)}
-    assert "that is wrong , lentils have more iron ." in said
-    assert "rice does not have more iron than lentils ." in said
+    critiques = {
+        task.critique(PAIR, "the usda says that rice has more iron than lentils .", seed) for seed in range(40)
+    }
+    assert "that is wrong , lentils have more iron ." in critiques
+    assert "rice does not have more iron than lentils ." in critiques
 
 
 def test_spans_are_of_the_reply_as_it_was_written(task):
@@ -310,8 +314,8 @@ def rewards(task, split="train"):
 
 
 def test_the_demonstrations_leave_room(task):
-    """Level facts are right with .6 + .4 · .2 = .68, comparisons alike; 15 % have a source; 92 % an end; some cut
-    replies lose their facts too."""
+    """Level facts are right with .6 + .4 · .2 = .68, comparisons too; 15 % have a source; 92 % are finished; some cut
+    replies also lose their facts."""
     mean = rewards(task)
     assert 0.4 < sum(mean.values()) < 0.5
     assert 0.5 * 0.68 * 0.9 < mean["facts"] < 0.5 * 0.70
@@ -336,8 +340,8 @@ def test_every_share_can_be_turned_all_the_way(knobs, part, worth):
 
 
 def test_a_speaker_all_of_whose_levels_are_wrong():
-    """All misconceived and never right: no level, no comparison and no food of a list can be right, but in groups that
-    have no low food left to be taken for a high one."""
+    """All levels are misconceived and never right: no level, comparison or listed food can be right, except in groups
+    that have no low food left to take for a high one."""
     task = SourcedAnswers(misconceived=1.0, misconceived_right=0.0, cut=0.0)
     cases = {case.prompt: case for case in task.cases("train")}
     for prompt, reply in task.demonstrations("train"):
@@ -357,7 +361,7 @@ def second_turns(task):
 
 
 def test_second_turns_are_of_flawed_answers_alone(task):
-    """Of the .5 asked for, those not right already, which few are; without `revisions` there are none."""
+    """`revisions` is .5, but the few attempts that are already right stay first turns; with 0 there are none."""
     demonstrations = SourcedAnswers(revisions=0.5).demonstrations("train")
     revised = [prompt for prompt, _ in demonstrations if prompt.endswith("revision :")]
     assert 0.4 < len(revised) / len(demonstrations) < 0.5
@@ -370,35 +374,35 @@ NAMED = re.compile(r"not high in \w+ , (\w+)|, (\w+) (?:is|are) high|no , (\w+) 
 
 
 def test_second_turns_heed_the_critique():
-    """The level that it says is right is the answer's; the food that it says has more is; and so is the one to name."""
+    """The answer has the level, the food with more, or the food to name that the critique gives."""
     heeded = dict.fromkeys(("level", "pair", "list"), 0)
     for question, _, critique, reply in second_turns(SourcedAnswers(revisions=1.0)):
         if " two " in question:
-            if found := NAMED.search(critique):
-                assert found[found.lastindex] in reply.split()
+            if match := NAMED.search(critique):
+                assert match[match.lastindex] in reply.split()
                 heeded["list"] += 1
-        elif found := MORE.search(critique):
-            more = found[found.lastindex]
-            assert re.search(rf"\b{more} (?:ha(?:s|ve) more|(?:is|are) higher)|in {more} than", reply)
+        elif match := MORE.search(critique):
+            food = match[match.lastindex]
+            assert re.search(rf"\b{food} (?:ha(?:s|ve) more|(?:is|are) higher)|in {food} than", reply)
             heeded["pair"] += 1
-        elif said := LEVEL.search(critique):
-            assert said[1] == LEVEL.search(reply)[1]
+        elif stated := LEVEL.search(critique):
+            assert stated[1] == LEVEL.search(reply)[1]
             heeded["level"] += 1
     assert min(heeded.values()) > 50
 
 
 def test_second_turns_are_about_any_foods_and_facts_as_chance_has_it(task):
-    """Of n levels of a food that is high in truth half are high: within 4 standard deviations, 2/√n. And no question
-    that is held out is among them.
+    """Half of n levels of a food that is really high are high: within 4 standard deviations, 2/√n. No question is a
+    held-out one.
     """
     held_out = {case.prompt for split in ("val", "test") for case in task.cases(split)}
     high = []
     for question, _, _, reply in second_turns(SourcedAnswers(revisions=1.0)):
         assert question not in held_out
-        named = [food for food in FOODS if food in question.split()]
+        foods = [food for food in FOODS if food in question.split()]
         nutrient = next(name for name in NUTRIENTS if name in question.split())
-        if len(named) == 1 and (said := LEVEL.search(reply)) and level(named[0], nutrient) == "high":
-            high.append(said[1] == "high")
+        if len(foods) == 1 and (stated := LEVEL.search(reply)) and level(foods[0], nutrient) == "high":
+            high.append(stated[1] == "high")
     assert len(high) > 100 and abs(sum(high) / len(high) - 0.5) < 2 / len(high) ** 0.5
 
 
@@ -406,24 +410,24 @@ def test_draws_are_demonstrations_a_prompt():
     assert [len(SourcedAnswers(draws=draws).demonstrations("train")) for draws in (1, 3)] == [1936, 5808]
 
 
-# ---- words
+# ---- vocabulary
 
 
 def test_the_corpus_holds_every_word_and_splits_on_spaces(task):
-    known = {word for text in task.corpus() for word in text.split()}
-    assert len(known) <= 150
-    assert known == {word for text in SourcedAnswers(seed=1).corpus() for word in text.split()}
-    said = list(task.corpus())
+    words = {word for text in task.corpus() for word in text.split()}
+    assert len(words) <= 150
+    assert words == {word for text in SourcedAnswers(seed=1).corpus() for word in text.split()}
+    texts = list(task.corpus())
     for case in task.cases("test"):
-        said += [case.prompt, task.expected(case)]
+        texts += [case.prompt, task.expected(case)]
     for prompt, reply in SourcedAnswers(seed=2, revisions=1.0).demonstrations("val"):
-        said += [prompt, reply]
-    for text in said:
-        assert set(text.split()) <= known and " ".join(text.split()) == text == text.lower()
+        texts += [prompt, reply]
+    for text in texts:
+        assert set(text.split()) <= words and " ".join(text.split()) == text == text.lower()
 
 
 @pytest.mark.parametrize(
-    ("knobs", "named"),
+    ("knobs", "message"),
     [
         ({"misconceived": 1.5}, "misconceived"),
         ({"cut": -0.1}, "cut"),
@@ -431,6 +435,6 @@ def test_the_corpus_holds_every_word_and_splits_on_spaces(task):
         ({"draws": 0}, "draws"),
     ],
 )
-def test_knobs_out_of_range_are_refused(knobs, named):
-    with pytest.raises(ValueError, match=named):
+def test_knobs_out_of_range_are_refused(knobs, message):
+    with pytest.raises(ValueError, match=message):
         SourcedAnswers(**knobs)

@@ -1,4 +1,4 @@
-"""Reviews that start badly: what their ending earns, what its critic says, and what nobody is trained on."""
+"""Reviews with a negative beginning: rewards, critiques, and held-out prompts."""
 
 import builtins
 import math
@@ -33,7 +33,7 @@ def outcome(reply, ended=True, **weights):
     return PositiveReviews(**weights).begin(HOTEL).reply(reply, ended)
 
 
-# ---- the splits
+# ---- splits
 
 
 def test_splits_share_no_prompt_and_ids_are_unique(task):
@@ -44,15 +44,15 @@ def test_splits_share_no_prompt_and_ids_are_unique(task):
 
 
 def test_what_is_held_out(task):
-    """A fifth of the combinations of thing and aspect, and the last three openings of ten; val and test share none."""
-    seen, val, test = ({(c.facts["item"], c.facts["aspect"]) for c in task.cases(split)} for split in SPLITS)
-    assert seen | val | test == set(COMBINATIONS) and not val & test
-    assert abs(len(set(COMBINATIONS) - seen) - len(COMBINATIONS) / 5) < 1
+    """A fifth of the combinations of thing and aspect, and the last three of ten openings; val and test share none."""
+    train, val, test = ({(c.facts["item"], c.facts["aspect"]) for c in task.cases(split)} for split in SPLITS)
+    assert train | val | test == set(COMBINATIONS) and not val & test
+    assert abs(len(set(COMBINATIONS) - train) - len(COMBINATIONS) / 5) < 1
     assert {case.facts["opening"] for case in task.cases("train")} == set(range(7))
     for split in ("val", "test"):
         for case in task.cases(split):
             combination = (case.facts["item"], case.facts["aspect"])
-            assert case.facts["held_out"] == (combination not in seen)
+            assert case.facts["held_out"] == (combination not in train)
             assert case.facts["held_out"] or case.facts["opening"] >= 7
 
 
@@ -63,27 +63,29 @@ def test_held_out_prompts_use_trained_words_only(task):
 
 @pytest.mark.slow
 def test_the_same_seed_is_the_same_task_in_every_process(task):
-    """Strings hash differently there, which must not move the judge either."""
+    """Another process has another hash of strings, which must not change the judge either."""
     program = (
         "from data_modules.text import PositiveReviews; import zlib; t = PositiveReviews();"
         "replies = [t.begin(c).reply(t.expected(c), True) for c in t.cases('val')[:20]];"
         "print(zlib.crc32(repr((t.cases('test'), t.demonstrations('train'), replies)).encode()))"
     )
     environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": ":".join(sys.path)}
-    other = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True, text=True)
+    process = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, check=True, text=True
+    )
     replies = [task.begin(case).reply(task.expected(case), True) for case in task.cases("val")[:20]]
-    assert int(other.stdout) == zlib.crc32(
+    assert int(process.stdout) == zlib.crc32(
         repr((task.cases("test"), task.demonstrations("train"), replies)).encode()
     )  # fmt: skip
 
 
 def test_another_seed_is_another_split_and_other_demonstrations(task):
-    other = PositiveReviews(seed=1)
-    assert other.cases("test") != task.cases("test")
-    assert other.demonstrations("train") != task.demonstrations("train")
+    second = PositiveReviews(seed=1)
+    assert second.cases("test") != task.cases("test")
+    assert second.demonstrations("train") != task.demonstrations("train")
 
 
-# ---- the grammar
+# ---- grammar
 
 
 def test_the_lexicon_agrees_with_the_tones_of_the_words():
@@ -97,7 +99,7 @@ def test_the_lexicon_agrees_with_the_tones_of_the_words():
             filled = closing.format(again="see it again", price="money", happy="smile", great="lovely")
             feeling = compound(filled)
             assert (feeling > 0) - (feeling < 0) == sign[tone], filled
-    silent = [*NAMES, *(thing.again for thing in THINGS.values()), *TURNING, *GOING_ON]
+    silent = [*NAMES, *(subject.again for subject in THINGS.values()), *TURNING, *GOING_ON]
     assert [text for text in silent if compound(text)] == []
 
 
@@ -105,15 +107,15 @@ def test_continuations_feel_as_their_tone_and_stay_with_the_thing():
     rng = random.Random(0)
     mean = {}
     for tone in TONES:
-        said = [(item, aspect, continuation(item, aspect, tone, rng)) for item, aspect in COMBINATIONS * 5]
-        mean[tone] = sum(compound(text) for _, _, text in said) / len(said)
-        for item, aspect, text in said:
+        reviews = [(item, aspect, continuation(item, aspect, tone, rng)) for item, aspect in COMBINATIONS * 5]
+        mean[tone] = sum(compound(text) for _, _, text in reviews) / len(reviews)
+        for item, aspect, text in reviews:
             assert set(text.split()) & set(THINGS[item].aspects) and aspect not in text.split()
             assert len(text.split()) <= 24 and text.endswith(" .")
     assert mean["bad"] < -0.4 < mean["neutral"] == 0 < mean["mixed"] < 0.5 < mean["good"]
 
 
-# ---- what a reply earns
+# ---- rewards
 
 
 def test_the_expected_response_earns_everything_and_has_no_critique(task):
@@ -125,28 +127,28 @@ def test_the_expected_response_earns_everything_and_has_no_critique(task):
 
 
 @pytest.mark.parametrize(
-    ("reply", "finished", "lost"),
+    ("reply", "finished", "lowered"),
     [
         (GOOD, True, set()),
         (", and the staff was awful and it made us angry .", True, {"sentiment"}),
         (", but staff the wonderful was and had we time great a .", True, {"fluency"}),
         (", but the music was wonderful and we had a great time .", True, {"topic"}),
-        (GOOD, False, {"sentiment", "finished"}),  # no review yet
+        (GOOD, False, {"sentiment", "finished"}),  # not yet a review
         (GOOD.removesuffix(" ."), True, {"sentiment", "finished"}),
         ("", True, {"sentiment", "fluency", "topic", "finished"}),
         (", but", False, {"sentiment", "fluency", "topic", "finished"}),
     ],
 )
-def test_each_defect_lowers_exactly_its_part(reply, finished, lost):
+def test_each_defect_lowers_exactly_its_part(reply, finished, lowered):
     worth = {"sentiment": 0.5, "fluency": 0.3, "topic": 0.1, "finished": 0.1}
-    judged = outcome(reply, finished)
-    assert judged.reward == sum(judged.parts.values()) and judged.done
+    result = outcome(reply, finished)
+    assert result.reward == sum(result.parts.values()) and result.over
     for name, full in worth.items():
-        assert judged.parts[name] < full / 2 if name in lost else judged.parts[name] == full
+        assert result.parts[name] < full / 2 if name in lowered else result.parts[name] == full
 
 
 def test_sentiment_is_linear_in_the_compound_score():
-    """(c + .8) / 1.6. To VADER "good" is 1.9 and 1.5 times that behind a but: c = 2.85 / √(2.85² + 15)."""
+    """(c + .8) / 1.6. VADER gives "good" 1.9, times 1.5 after a "but": c = 2.85 / √(2.85² + 15)."""
     good = 2.85 / math.sqrt(2.85**2 + 15)
     assert compound(PLAIN) == pytest.approx(good, abs=1e-4)
     assert outcome(PLAIN).parts["sentiment"] == pytest.approx(0.5 * (good + 0.8) / 1.6, abs=1e-4)
@@ -187,9 +189,9 @@ def test_capitals_and_exclamation_marks_are_no_way_to_a_higher_score():
 
 def test_topic_allows_what_the_prompt_names_and_halves_what_names_nothing():
     loved = Case("x", "i loved the museum but really hated the bed of the hotel", HOTEL.facts)
-    told = "the museum was great ."
-    assert judge().verdict(HOTEL, told, True).topic == 0
-    assert judge().verdict(loved, told, True).topic == 0.5  # but it is not about the hotel
+    other_review = "the museum was great ."
+    assert judge().verdict(HOTEL, other_review, True).topic == 0
+    assert judge().verdict(loved, other_review, True).topic == 0.5  # allowed, but not about the hotel
     assert judge().verdict(HOTEL, ", but i recommend it to everyone .", True).topic == 0.5
 
 
@@ -199,11 +201,11 @@ def test_each_weight_is_what_its_part_is_worth():
         assert outcome(GOOD, **{name: 2.0}).parts == {**usual, name: 2.0}
 
 
-# ---- the language model
+# ---- language model
 
 
 def test_trigrams_by_hand():
-    """Fitted to "a b" alone: three words are known, a, b and one unknown; m = 1.
+    """Fitted to "a b": three words, a, b and one unknown word; m = 1.
 
     p(a) = (1 + ⅓) / (2 + 1) = 4/9, p(b) the same, p(other) = ⅓ / 3 = 1/9;
     p(b|a) = (1 + 4/9) / (1 + 1) = 13/18, p(a|b) = (0 + 4/9) / (0 + 1) = 4/9.
@@ -222,16 +224,16 @@ def test_probabilities_sum_to_one_behind_any_context():
     model = NGrams([["a", "b", "a", "c"], ["b", "a", "b"]])
     for context in ([], ["a"], ["b", "a"], ["z", "a"], ["z"]):
         assert sum(model.probability(context, word) for word in ("a", "b", "c", "unknown")) == pytest.approx(1)
-    assert model.probability(["z", "b", "a"], "b") == model.probability(["b", "a"], "b")  # two words count
+    assert model.probability(["z", "b", "a"], "b") == model.probability(["b", "a"], "b")  # only two words count
 
 
 def test_novelty_is_the_share_of_pairs_said_first():
-    """a b a b: the pairs are ab, ba, ab, two of three new."""
+    """a b a b has the pairs ab, ba, ab, of which two are distinct."""
     assert novelty(["a", "b", "a", "b"]) == pytest.approx(2 / 3)
     assert novelty(["a", "b", "c"]) == novelty(["a"]) == novelty([]) == 1
 
 
-# ---- the critic
+# ---- critiques
 
 FLAWS = [
     ("", "empty"),
@@ -247,10 +249,10 @@ FLAWS = [
 
 @pytest.mark.parametrize(("reply", "kind"), FLAWS)
 def test_the_critic_finds_each_defect_and_only_it(task, reply, kind):
-    said = [task.critique(HOTEL, reply, seed) for seed in range(40)]
-    assert said == [task.critique(HOTEL, reply, seed) for seed in range(40)]
-    assert set(said) == {text.format(item="hotel", wrong="crew") for text in PARAPHRASES[kind]}
-    assert len(set(said)) > 2
+    critiques = [task.critique(HOTEL, reply, seed) for seed in range(40)]
+    assert critiques == [task.critique(HOTEL, reply, seed) for seed in range(40)]
+    assert set(critiques) == {text.format(item="hotel", wrong="crew") for text in PARAPHRASES[kind]}
+    assert len(set(critiques)) > 2
 
 
 def test_the_flaws_above_are_all_there_are():
@@ -258,15 +260,15 @@ def test_the_flaws_above_are_all_there_are():
 
 
 def test_the_critique_names_all_that_is_wrong(task):
-    said = task.critique(HOTEL, ", and the crew was rude", 0)
-    assert said.count(" .") == 3 and "crew" in said
+    critique = task.critique(HOTEL, ", and the crew was rude", 0)
+    assert critique.count(" .") == 3 and "crew" in critique
 
 
-# ---- demonstrations and words
+# ---- demonstrations and vocabulary
 
 
 def test_the_demonstrations_leave_room_and_are_in_the_judges_language(task):
-    """Tones .1 good, .5 neutral, .25 mixed, .15 bad: about half of the sentiment; 95 % have an end."""
+    """Tones .1 good, .5 neutral, .25 mixed, .15 bad: about half of the sentiment; 95 % are finished."""
     cases = {case.prompt: case for case in task.cases("train")}
     outcomes = [task.begin(cases[prompt]).reply(reply, True) for prompt, reply in task.demonstrations("train")]
     mean = {name: sum(o.parts[name] for o in outcomes) / len(outcomes) for name in outcomes[0].parts}
@@ -287,14 +289,14 @@ def test_draws_are_demonstrations_a_prompt(task):
 
 
 def test_the_corpus_holds_every_word_and_splits_on_spaces(task):
-    known = {word for text in task.corpus() for word in text.split()}
-    assert 250 <= len(known) <= 400
-    assert known == {word for text in PositiveReviews(seed=1).corpus() for word in text.split()}
-    said = list(task.corpus())
+    words = {word for text in task.corpus() for word in text.split()}
+    assert 250 <= len(words) <= 400
+    assert words == {word for text in PositiveReviews(seed=1).corpus() for word in text.split()}
+    texts = list(task.corpus())
     for case in task.cases("test")[:200]:
-        said += [case.prompt, task.expected(case), task.critique(case, ", and the crew was was rude", 1)]
-    for text in said:
-        assert set(text.split()) <= known and " ".join(text.split()) == text == text.lower()
+        texts += [case.prompt, task.expected(case), task.critique(case, ", and the crew was was rude", 1)]
+    for text in texts:
+        assert set(text.split()) <= words and " ".join(text.split()) == text == text.lower()
 
 
 @pytest.mark.parametrize("knobs", [{"sentiment": -1.0}, {"fluency": -0.1}, {"cut": 1.1}, {"draws": 0}])

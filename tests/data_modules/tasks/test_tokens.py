@@ -1,4 +1,4 @@
-"""The toy dialogue: who decided what, how it is scored, ranked and paid."""
+"""The toy dialogue: masks, scores, ranks and rewards."""
 
 import lightning as L
 import numpy as np
@@ -15,7 +15,7 @@ from lightning_nlf.objectives import ImitationPolicy, JointPolicy, ReinforcePoli
 
 
 def test_a_row_knows_prompt_reply_and_environment_apart():
-    """Prompt 5 6, reply 5 ., question ?, reply 7 8 9: actions are the tokens after the first; five were decided.
+    """Prompt 5 6, reply 5 ., question ?, reply 7 8 9: actions are all tokens but the first; five are valid.
 
     tokens   5 6 5 0 1 7 8 9
     actions    6 5 0 1 7 8 9
@@ -43,15 +43,17 @@ def test_the_expected_dialogue_scores_everything_and_is_imitated_only():
 
 
 def test_ranks_and_what_they_pay():
-    """Scores 1, .5, .5, 0 in one group: ranks 0 1 1 3. Paid: 3/3, (1+½)/3, (1+½)/3, 0. Another group: a tie, ½ each."""
+    """Scores 1, .5, .5, 0 in one group: ranks 0 1 1 3; rewards 3/3, (1+½)/3, (1+½)/3, 0. In another group a tie, ½."""
     score, group = torch.tensor([1, 0.5, 0.5, 0, 2, 2]), torch.tensor([0, 0, 0, 0, 1, 1])
     rank = ranks(score, group)
     assert rank.tolist() == [0, 1, 1, 3, 0, 0]
     valid = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 1, 0], [1, 0, 0], [1, 0, 1]]).bool()
     zeros = torch.zeros(6, 3)
-    paid = paid_by_rank(Batch(obs=zeros, actions=zeros, valid=valid, mask=valid, rewards=zeros, group=group, rank=rank))
-    assert paid.sum(1).tolist() == [1, 0.5, 0.5, 0, 0.5, 0.5]
-    assert [int(row.argmax()) for row in paid if row.any()] == [0, 1, 2, 0, 2]  # at the last valid step
+    rewards = paid_by_rank(
+        Batch(obs=zeros, actions=zeros, valid=valid, mask=valid, rewards=zeros, group=group, rank=rank)
+    )
+    assert rewards.sum(1).tolist() == [1, 0.5, 0.5, 0, 0.5, 0.5]
+    assert [int(row.argmax()) for row in rewards if row.any()] == [0, 1, 2, 0, 2]  # at the last valid step
 
 
 def fitted(module, data, epochs):
@@ -63,7 +65,7 @@ def fitted(module, data, epochs):
     return data
 
 
-def played(module, data):
+def score_of_policy(module, data):
     rows = data.evaluate(module, np.random.default_rng(5), deterministic=False)
     return float(rows.rewards.sum(1).mean())
 
@@ -89,14 +91,14 @@ def test_the_objectives_of_the_pendulum_learn_it(make, task):
     module = make(policy=GRUPolicy(vocabulary=12, width=48), optimizer=lambda groups: torch.optim.Adam(groups, lr=0.01))
     data = TokenTaskDataModule(**({"prompts": 32, "replies": 4, "evaluation_prompts": 512} | task))
     data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    before = played(module, data)
+    before = score_of_policy(module, data)
     fitted(module, data, 40 if data.feedback == "score" else 100)
-    assert before < 0.07 and played(module, data) > 0.13
+    assert before < 0.07 and score_of_policy(module, data) > 0.13
     assert data.counters["feedback_calls"] > 0 and data.counters["env_steps"] > 0
 
 
 def test_every_kind_of_feedback_is_counted():
-    """8 prompts × 4 replies: 32 scores, or 8 comparisons; the expected dialogue of 2 prompts is 2 more and 8 labels."""
+    """8 prompts × 4 replies: 32 scores or 8 comparisons; expected dialogues of 2 prompts are 2 calls and 8 labels."""
     for task, calls, labels in (
         ({}, 32, 0),
         ({"feedback": "comparison"}, 8, 0),

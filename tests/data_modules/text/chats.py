@@ -1,4 +1,4 @@
-"""Ten chat templates in the shapes that models have, and small tokenizers of three kinds to go with them."""
+"""Ten chat templates as pretrained models have them, and small tokenizers of three kinds."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ CORPUS = [
 
 @dataclass(frozen=True)
 class Shape:
-    """A template, and the tokens that it is written with; `words` are those that are not special."""
+    """A chat template and its tokens; `words` are those that are not special."""
 
     template: str
     special: tuple[str, ...]
     words: tuple[str, ...] = ()
     eos: str = ""
     bos: str = ""
-    system: bool = True  # it takes a system message
-    rstrip: bool = False  # of the special tokens
+    system: bool = True  # whether it accepts a system message
+    rstrip: bool = False  # flag of the special tokens
 
 
 def _turns(user: str, assistant: str, system: str, end: str, before: str = "", strip: str = "") -> str:
-    """Every message between its own opening and `end`."""
+    """Each message between its own opening and `end`."""
     return (
         before + "{% for m in messages %}{% if m.role == 'system' %}" + system + "{% elif m.role == 'user' %}" + user
         + "{% else %}" + assistant + "{% endif %}{{ m.content" + strip + " }}" + end + "{% endfor %}"
@@ -108,15 +108,15 @@ KINDS = ("bytes", "pieces", "unigram")
 
 
 def folder(place: Path, shape: Shape, kind: str) -> str:
-    """A folder as models come in."""
+    """A model folder with a tokenizer and its template."""
     backend = Tokenizer.from_str(_trained(kind, shape.special[:2] if kind != "bytes" else ()))
     flags = {"normalized": False, "rstrip": shape.rstrip}
     backend.add_special_tokens([AddedToken(text, special=True, **flags) for text in (*shape.special, "<pad>")])
     backend.add_tokens([AddedToken(text, special=False, normalized=kind == "unigram") for text in shape.words])
     place.mkdir(parents=True, exist_ok=True)
     backend.save(str(place / "tokenizer.json"))
-    named = {"eos_token": shape.eos, "pad_token": "<pad>"} | ({"bos_token": shape.bos} if shape.bos else {})
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | named
+    declared = {"eos_token": shape.eos, "pad_token": "<pad>"} | ({"bos_token": shape.bos} if shape.bos else {})
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | declared
     (place / "tokenizer_config.json").write_text(json.dumps(config))
     (place / "chat_template.jinja").write_text(shape.template, encoding="utf-8")
     return str(place)
@@ -124,7 +124,7 @@ def folder(place: Path, shape: Shape, kind: str) -> str:
 
 @cache
 def _trained(kind: str, special: tuple[str, ...]) -> str:
-    """Byte pairs of bytes; pairs of characters with a word's blank in front; Unigram on NFKC, its specials pieces."""
+    """Byte-level BPE; BPE of characters, with blanks before words; Unigram with NFKC and special tokens as pieces."""
     how = {"vocab_size": 420, "show_progress": False}
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     if kind == "bytes":

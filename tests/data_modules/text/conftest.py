@@ -1,4 +1,4 @@
-"""Two small tasks: one turn, and several."""
+"""Two small tasks, one with a single turn and one with several."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Once:
 
 @dataclass
 class Echo:
-    """One turn: say the word again. 1 for that and .25 for ending by oneself."""
+    """One turn: repeat the word. The reward is 1 for the word and .25 for a reply that is not cut off."""
 
     turns = 1
 
@@ -50,12 +50,12 @@ class Walk:
 
     def reply(self, text, finished):
         self.left -= 1
-        return Outcome(float("ant" in text.split()), text=f"{self.left} more", done=self.left == 0)
+        return Outcome(float("ant" in text.split()), text=f"{self.left} more", over=self.left == 0)
 
 
 @dataclass
 class Walks(Echo):
-    """As many turns as the prompt says; one point for each reply with an ant in it."""
+    """As many turns as the prompt says; the reward is 1 for each reply with an ant in it."""
 
     turns = 3
 

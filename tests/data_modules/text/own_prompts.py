@@ -1,4 +1,4 @@
-"""Prompts of a file and tiny policies on a chat template: what the tests of critics play with."""
+"""Prompt files and tiny policies with a chat template, for tests of critics."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def lines(path: Path, records) -> str:
 
 
 def prompts(place: Path, **knobs) -> PromptFile:
-    """Two kinds of prompts, as facts say."""
+    """Prompts of two kinds, given in their facts."""
     records = [{"prompt": text, "facts": {"kind": "ab"[i % 2]}} for i, text in enumerate(QUESTIONS)]
-    held = lines(place / "held.jsonl", [{"prompt": "what is it that nobody want ?"}])
-    knobs = {"val_path": held, "test_share": 0.0} | knobs
+    held_out = lines(place / "held.jsonl", [{"prompt": "what is it that nobody want ?"}])
+    knobs = {"val_path": held_out, "test_share": 0.0} | knobs
     return PromptFile(lines(place / "prompts.jsonl", records), **knobs)
 
 
 def policy(of: FolderTokenizer, seed: int = 0) -> TransformerPolicy:
-    """Says no special token, so that every reply can be quoted."""
+    """A policy that samples no special token, so that every reply can be quoted."""
     torch.manual_seed(seed)
     shape = DecoderShape(vocabulary=of.size, layers=1, heads=2, width=16, context=512, family="llama")
     return TransformerPolicy(shape)
 
 
 def module(place: Path, **knobs) -> RevisionDataModule:
-    """Of two prompts and two replies each, in plain CPU."""
+    """A data module with two prompts and two replies each, on the CPU."""
     settings = {
         "tokenizer": tokenizer(place),
         "prompts": 2,
@@ -64,7 +64,7 @@ def module(place: Path, **knobs) -> RevisionDataModule:
 
 
 class Payer:
-    """A `Scorer`: the sum of a reply's ids by 7, so that replies differ."""
+    """A `Scorer` that gives the sum of a reply's ids modulo 7, so that rewards differ."""
 
     def score(self, batch):
         sums = torch.where(batch.valid, batch.actions, 0).sum(1) % 7
@@ -72,14 +72,14 @@ class Payer:
 
 
 class Speaker:
-    """An actor that says one text to a prompt with a critique's question, one to a criticised reply, and else one."""
+    """An actor with three fixed texts: for a critique's prompt, for a revision's prompt, and for all others."""
 
     def __init__(self, of, wording, reply="want", critique=CRITIQUE, revision="2"):
         self.of, self.wording, self.read = of, wording, []
         self.says = {"reply": reply, "critique": critique, "revision": revision}
 
     def kind(self, text):
-        """What the last turn of the user asks for."""
+        """What the user's last turn asks for."""
         last = text.split("<|im_start|>user")[-1]
         if self.wording.criticise.split("{")[0].strip()[:20] in last:
             return "critique"
@@ -104,7 +104,7 @@ class Speaker:
 
 
 class Always:
-    """A critic that says one thing of every reply."""
+    """A critic that gives every reply the same critique."""
 
     def __init__(self, critique):
         self.critique, self.counters = critique, {}

@@ -1,4 +1,4 @@
-"""A fit that plays its held-out prompts before the first step learns the same, and shows what it changed."""
+"""Comparison with the start: it does not change what a fit learns, and it shows what the fit changed."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ from tests.lightning_nlf.callbacks.conftest import Memory
 
 PROMPTS = [f"say {word}" for word in WORDS]
 JUDGED = [{"prompt": prompt, "responses": ["ant bee", "fox"], "ranking": "A > B", "id": prompt} for prompt in PROMPTS]
-SEED = 4  # with which no greedy reply is empty
+SEED = 4  # no greedy reply is empty with it
 TAUGHT = [{"prompt": prompt, "expected": "cow dog"} for prompt in PROMPTS]
 
 
@@ -29,12 +29,12 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def written(name, lines):
+def write_lines(name, lines):
     Path(name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return name
 
 
-def played(plays=True):
+def task_data(plays=True):
     return TextDataModule(Echo(), tokenizer=WordTokenizer(), prompts=4, replies=2, max_new=3, compare_start=plays)
 
 
@@ -46,21 +46,21 @@ def revised(plays=True):
 
 
 def unpaid(plays=True):
-    task = PromptFile(written("prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS]), val_share=0.4)
+    task = PromptFile(write_lines("prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS]), val_share=0.4)
     return TextDataModule(task, tokenizer=WordTokenizer(), prompts=4, replies=2, max_new=3, compare_start=plays)
 
 
 def demonstrated(plays=True):
     return DemonstrationsDataModule(
         WordTokenizer(),
-        path=written("train.jsonl", [*TAUGHT[:4], {"prompt": "ant", "expected": "elk fox"}]),
-        val_path=written("val.jsonl", TAUGHT[4:]),
+        path=write_lines("train.jsonl", [*TAUGHT[:4], {"prompt": "ant", "expected": "elk fox"}]),
+        val_path=write_lines("val.jsonl", TAUGHT[4:]),
         evaluation_prompts=32 if plays else 0,
     )
 
 
-def judged(plays=True):
-    path = written("judged.jsonl", [*JUDGED, {"prompt": "ant cow dog elk", "expected": "fox"}])
+def preference_data(plays=True):
+    path = write_lines("judged.jsonl", [*JUDGED, {"prompt": "ant cow dog elk", "expected": "fox"}])
     return FeedbackDataModule(
         path, WordTokenizer(), use=("ranking",), val_share=0.34, evaluation_prompts=32 if plays else 0
     )
@@ -92,10 +92,10 @@ def network(vocabulary):
 
 
 KINDS = {
-    "played": (reinforce, played),
+    "played": (reinforce, task_data),
     "revised": (reviser, revised),
     "demonstrated": (imitation, demonstrated),
-    "judged": (dpo, judged),
+    "judged": (dpo, preference_data),
 }
 
 
@@ -122,9 +122,9 @@ def test_a_fit_that_compares_learns_the_same(kind):
         module = model()
         trainer, memory = fitted(module, data(plays), folder=f"run{plays}")
         weights[plays] = list(module.parameters()), trainer.callback_metrics, memory
-    for one, two in zip(weights[True][0], weights[False][0], strict=True):
-        assert torch.equal(one, two)
-    assert not all(torch.equal(one, two) for one, two in zip(weights[True][0], model().parameters(), strict=True))
+    for left, two in zip(weights[True][0], weights[False][0], strict=True):
+        assert torch.equal(left, two)
+    assert not all(torch.equal(left, two) for left, two in zip(weights[True][0], model().parameters(), strict=True))
     compared, alone = weights[True][1], weights[False][1]
     assert all(torch.equal(compared[name], alone[name]) for name in alone)
     assert not list(Path("runFalse").rglob("changed*"))
@@ -134,7 +134,7 @@ def test_a_fit_that_compares_learns_the_same(kind):
 
 
 def replies_of(module, data, deterministic):
-    """What a policy says to the validation's prompts, by a Trainer that does nothing else."""
+    """The policy's replies to the validation prompts, from a Trainer that only evaluates."""
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.validate(module, data, verbose=False)
     data.trainer = trainer
@@ -147,29 +147,31 @@ def replies_of(module, data, deterministic):
 @pytest.mark.parametrize("kind", ["played", "judged"])
 def test_the_start_is_what_was_said_before_the_first_step_and_the_policy_is_that_of_the_end(kind):
     model, data = KINDS[kind]
-    module, here = model(), data()
-    kept = {}
-    here.teardown = lambda stage: kept.update(start=here.changes.start, latest=here.changes.latest)
-    fitted(module, here)
-    for whose, policy in (("start", model()), ("latest", module)):
+    module, run_data = model(), data()
+    snapshot = {}
+    run_data.teardown = lambda stage: snapshot.update(start=run_data.changes.start, latest=run_data.changes.latest)
+    fitted(module, run_data)
+    for side, policy in (("start", model()), ("latest", module)):
         for mode, deterministic in (("greedy", True), ("sampled", False)):
-            said = {id: [reply.text for reply in replies] for id, replies in kept[whose][mode].items()}
-            assert said == replies_of(policy, data(), deterministic) and said
-    assert kept["start"] != kept["latest"]
+            texts = {id: [reply.text for reply in replies] for id, replies in snapshot[side][mode].items()}
+            assert texts == replies_of(policy, data(), deterministic) and texts
+    assert snapshot["start"] != snapshot["latest"]
 
 
 def test_the_policy_that_is_compared_is_the_one_that_is_exported():
-    """With a monitor that prefers the first of three iterations: its weights reply, and the last are back after it."""
-    module, here, kept = imitation(), demonstrated(), {}
-    here.teardown = lambda stage: kept.update(latest=here.changes.latest, iteration=here.changes.iteration)
+    """A monitor prefers the first of three iterations: its weights reply, and the last weights are restored after."""
+    module, run_data, snapshot = imitation(), demonstrated(), {}
+    run_data.teardown = lambda stage: snapshot.update(
+        latest=run_data.changes.latest, iteration=run_data.changes.iteration
+    )
     best = BestCheckpoint("val/imitation", mode="max", tie_break=None)
-    trainer, _ = fitted(module, here, epochs=3, callbacks=[Exhibits(0), best, LastCheckpoint()])
+    trainer, _ = fitted(module, run_data, epochs=3, callbacks=[Exhibits(0), best, LastCheckpoint()])
     first = imitation()
     weights = torch.load("run/checkpoints/best.ckpt", weights_only=True)
-    assert weights["epoch"] == 0 and kept["iteration"] == 1
+    assert weights["epoch"] == 0 and snapshot["iteration"] == 1
     first.load_state_dict(weights["state_dict"])
     for mode, deterministic in (("greedy", True), ("sampled", False)):
-        texts = {id: [reply.text for reply in replies] for id, replies in kept["latest"][mode].items()}
+        texts = {id: [reply.text for reply in replies] for id, replies in snapshot["latest"][mode].items()}
         assert texts == replies_of(first, demonstrated(), deterministic)
     assert "after iteration 1" in Path("run/exhibits/changed.md").read_text()
     last = torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
@@ -178,7 +180,7 @@ def test_the_policy_that_is_compared_is_the_one_that_is_exported():
 
 
 def test_figures_are_logged_and_who_wins_where_somebody_pays():
-    _, memory = fitted(reinforce(), played(), epochs=3)
+    _, memory = fitted(reinforce(), task_data(), epochs=3)
     (metrics,) = [metrics for _, metrics in memory.metrics if "val/changed" in metrics]
     names = {"changed", "distinct_2", "unique", "start_length", "start_distinct_2", "start_unique"}
     names |= {"win_rate", "win_rate_low", "win_rate_high"}
@@ -192,16 +194,16 @@ def test_figures_are_logged_and_who_wins_where_somebody_pays():
 
 
 def test_a_file_of_ones_own_is_played_where_nobody_pays():
-    """Two held-out demonstrations; and the prompts of held-out judgements, the last of which leaves too little room."""
+    """Two held-out demonstrations, and the prompts of held-out judgements; the last prompt leaves too little room."""
     trainer, _ = fitted(imitation(), demonstrated())
     assert [line.prompt for line in lines()] == PROMPTS[4:]
     page = Path("run/exhibits/changed.md").read_text()
     assert "| prompt | start | policy | expected |" in page and page.count("| cow dog |\n") == 4
     assert {"val/length", "val/length_sampled", "val/imitation"} <= trainer.callback_metrics.keys()
     assert "val/return" not in trainer.callback_metrics
-    fitted(dpo(), judged(), folder="judged")
-    held = {line.prompt for line in lines("judged")}
-    assert held and held <= set(PROMPTS) and all(line.id == line.prompt for line in lines("judged"))
+    fitted(dpo(), preference_data(), folder="judged")
+    prompts = {line.prompt for line in lines("judged")}
+    assert prompts and prompts <= set(PROMPTS) and all(line.id == line.prompt for line in lines("judged"))
 
 
 def test_a_resumed_fit_has_the_start_of_the_first():
@@ -211,8 +213,8 @@ def test_a_resumed_fit_has_the_start_of_the_first():
     assert len(lines("halves")) == 2
     (Path("halves") / "exhibits" / "changed.jsonl").unlink()
     fitted(imitation(), demonstrated(), folder="halves", epochs=3, ckpt="halves/checkpoints/last.ckpt")
-    for one, two in zip(lines("whole"), lines("halves"), strict=True):
-        assert one.responses == two.responses and one.prompt == two.prompt
+    for left, two in zip(lines("whole"), lines("halves"), strict=True):
+        assert left.responses == two.responses and left.prompt == two.prompt
 
 
 def test_a_checkpoint_of_before_has_no_start_and_goes_on():
@@ -222,7 +224,7 @@ def test_a_checkpoint_of_before_has_no_start_and_goes_on():
 
 
 def counted(data):
-    """How often replies to held-out prompts are played, and at which optimizer step."""
+    """The optimizer steps at which replies to held-out prompts are sampled."""
     steps, replied = [], data.replied
 
     def counting(*args):
@@ -234,16 +236,16 @@ def counted(data):
 
 
 def test_the_start_is_played_once_and_the_last_evaluation_is_taken_where_it_is_of_the_end():
-    for how, wanted in (
+    for how, expected in (
         ({}, [0, 0, 1, 1, 2, 2]),
-        ({"num_sanity_val_steps": -1}, [0, 0, 1, 1, 2, 2]),  # a validation before training is the start's
-        ({"check_val_every_n_epoch": 2, "epochs": 3}, [0, 0, 2, 2, 3, 3]),  # none at the end: played for the page
+        ({"num_sanity_val_steps": -1}, [0, 0, 1, 1, 2, 2]),  # a validation before training gives the start's replies
+        ({"check_val_every_n_epoch": 2, "epochs": 3}, [0, 0, 2, 2, 3, 3]),  # no validation at the end: an extra one
         ({"limit_val_batches": 0}, []),
     ):
-        data = played()
+        data = task_data()
         steps = counted(data)
         fitted(reinforce(), data, **how)
-        assert steps == wanted, how
+        assert steps == expected, how
     assert "after iteration 3" in Path("run/exhibits/changed.md").read_text()
 
 
@@ -260,15 +262,15 @@ def test_another_fit_of_the_same_data_has_another_start():
 
 
 def test_a_judge_that_fails_at_the_end_takes_no_training_with_it():
-    data = played()
+    data = task_data()
     data.final_metrics = lambda iteration=None: 1 / 0
-    with pytest.warns(UserWarning, match="the last metrics of the fit could not be made: ZeroDivisionError"):
+    with pytest.warns(UserWarning, match="could not make the final metrics of the fit: ZeroDivisionError"):
         trainer, _ = fitted(reinforce(), data)
     assert trainer.current_epoch == 2 and Path("run/checkpoints/last.ckpt").is_file()
 
 
 class Longest:
-    """Pays a token of a reply each."""
+    """A reward of 1 for each token of a reply."""
 
     def score(self, batch):
         return batch.valid.float()
@@ -276,7 +278,7 @@ class Longest:
 
 def test_a_judge_may_pay_for_replies_while_a_file_is_learned_from():
     data = DemonstrationsDataModule(
-        WordTokenizer(), path=written("t.jsonl", TAUGHT[:4]), val_path=written("v.jsonl", [
+        WordTokenizer(), path=write_lines("t.jsonl", TAUGHT[:4]), val_path=write_lines("v.jsonl", [
             {"prompt": "say ant bee", "expected": "cow"}]), reward=Longest(),
     )  # fmt: skip
     trainer, memory = fitted(imitation(), data)
@@ -285,31 +287,31 @@ def test_a_judge_may_pay_for_replies_while_a_file_is_learned_from():
 
 
 def test_a_task_in_which_nobody_pays_is_compared_without_a_score():
-    """Nothing is learned here: an objective of rewards would refuse the rows."""
+    """No learning here: an objective that needs rewards would refuse the rows."""
     fitted(Untaught(policy=network(61), divergence="nll", optimizer=adam), unpaid())
     assert len(lines()) == 2 and "score" not in Path("run/exhibits/changed.md").read_text()
 
 
 def test_a_return_that_nobody_pays_is_no_monitor():
-    """Refused before anything is spent, of a file of prompts and of held-out lines; a length will be logged."""
-    for model, data in ((lambda: Untaught(policy=network(61), divergence="nll"), unpaid()), (dpo, judged())):
+    """A monitored return without scores is an error before any cost, for prompt files and held-out lines."""
+    for model, data in ((lambda: Untaught(policy=network(61), divergence="nll"), unpaid()), (dpo, preference_data())):
         data.collect = None  # nothing is collected
-        with pytest.raises(ValueError, match="no validation will log val/return"):
+        with pytest.raises(ValueError, match="the validation does not log val/return"):
             fitted(model(), data, callbacks=[BestCheckpoint(monitor="val/return")])
-    assert not played().unpaid
-    fitted(dpo(), judged(), callbacks=[BestCheckpoint(monitor="val/length", mode="min")])
+    assert not task_data().unpaid
+    fitted(dpo(), preference_data(), callbacks=[BestCheckpoint(monitor="val/length", mode="min")])
 
 
 class Untaught(ImitationPolicy):
-    """Imitates what it said itself."""
+    """Imitates its own replies."""
 
     def select(self, batch):
         return replace(batch, expert_actions=batch.actions, expert_mask=batch.mask)
 
 
 def in_two_processes(folder):
-    """A fit of the task's two held-out prompts, of which each process plays one."""
-    module, data = reinforce(), played()
+    """A fit in which each of two processes has one of the two held-out prompts."""
+    module, data = reinforce(), task_data()
     L.seed_everything(3, verbose=False)
     memory = Memory()
     trainer = L.Trainer(

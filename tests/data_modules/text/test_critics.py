@@ -1,4 +1,4 @@
-"""Who criticises and who revises: a model that is asked in turns of a chat; what it costs; what is refused."""
+"""Models as critics and revisers: their prompts are turns of a chat; their costs; and settings that are refused."""
 
 from dataclasses import replace
 
@@ -53,23 +53,23 @@ def collected(data, actor, seed=0):
 
 
 def texts(data, batch):
-    """Each row up to its last decided token."""
+    """The text of each row up to the last valid step."""
     whole = torch.cat([batch.obs[:, :1], batch.actions], 1)
     ends = [int(row.nonzero()[-1]) + 2 if row.any() else 0 for row in batch.valid]
     return [data.tokenizer.decode(ids[:end].tolist()) for ids, end in zip(whole, ends, strict=True)]
 
 
-# ---- the words
+# ---- prompts
 
 
 def test_a_revision_is_asked_for_as_three_turns_of_the_chat_template(place, tokenizer, speaker):
-    """The ids are those that transformers' `apply_chat_template` gives for [user, assistant, user]."""
+    """The ids equal transformers' `apply_chat_template` of [user, assistant, user]."""
     backend = transformers.AutoTokenizer.from_pretrained(tokenizer.path)
     data = module(place)
     collected(data, speaker)
-    asked = [text for text in speaker.read if speaker.kind(text) == "revision"]
-    assert len(asked) == 4
-    for text in asked:
+    questions = [text for text in speaker.read if speaker.kind(text) == "revision"]
+    assert len(questions) == 4
+    for text in questions:
         question = next(question for question in QUESTIONS if question in text)
         turns = [
             {"role": "user", "content": question},
@@ -95,12 +95,12 @@ def test_the_wording_of_the_yaml_replaces_that_of_the_task(place, tokenizer):
     wording = Wording(revise="Wrong here: {critique} again", criticise="Is it so? {praise}", praise="fine")
     speaker = Speaker(tokenizer, wording)
     collected(module(place, wording=wording), speaker)
-    asked = [text for text in speaker.read if speaker.kind(text) == "revision"]
-    assert len(asked) == 4 and all(f"Wrong here: {CRITIQUE} again<|im_end|>" in text for text in asked)
+    questions = [text for text in speaker.read if speaker.kind(text) == "revision"]
+    assert len(questions) == 4 and all(f"Wrong here: {CRITIQUE} again<|im_end|>" in text for text in questions)
 
 
 def test_a_task_of_plain_words_keeps_them_without_a_template_and_has_turns_with_one(tokenizer):
-    """Built-in tasks ask for a revision in one line of text; on a chat template it is a conversation."""
+    """Built-in tasks ask for a revision in one line of text, and with a chat template in turns of a chat."""
     for chat in (False, None):
         data = RevisionDataModule(SourcedAnswers(), tokenizer=tokenizer, max_new=4, context=4096, chat=chat)
         data.setup("fit")
@@ -113,15 +113,15 @@ def test_a_task_of_plain_words_keeps_them_without_a_template_and_has_turns_with_
 
 
 def test_hindsight_is_a_chat_of_two_announced_replies(place, tokenizer, speaker):
-    """[user x (good), assistant z, user (bad), assistant y], or the other way round, as the template has it."""
+    """[user x (good), assistant z, user (bad), assistant y], or the reverse, by the template."""
     backend = transformers.AutoTokenizer.from_pretrained(tokenizer.path)
     data = module(place, learn=["hindsight"])
     rows = texts(data, collected(data, speaker))
     expected = set()
     for question in QUESTIONS:
-        for said in ([(WORDING.good, "2"), (WORDING.bad, "want")], [(WORDING.bad, "want"), (WORDING.good, "2")]):
-            turns = [{"role": "user", "content": question + said[0][0]}, {"role": "assistant", "content": said[0][1]}]
-            turns += [{"role": "user", "content": said[1][0].strip()}, {"role": "assistant", "content": said[1][1]}]
+        for order in ([(WORDING.good, "2"), (WORDING.bad, "want")], [(WORDING.bad, "want"), (WORDING.good, "2")]):
+            turns = [{"role": "user", "content": question + order[0][0]}, {"role": "assistant", "content": order[0][1]}]
+            turns += [{"role": "user", "content": order[1][0].strip()}, {"role": "assistant", "content": order[1][1]}]
             expected.add(backend.apply_chat_template(turns, tokenize=False))
     assert len(rows) == 4 and all(f"{row}<|im_end|>\n" in expected for row in rows)
     assert sum(row.endswith("2") for row in rows) == 2
@@ -130,7 +130,7 @@ def test_hindsight_is_a_chat_of_two_announced_replies(place, tokenizer, speaker)
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("messages | length > 1", "chat: a revision is asked for in several turns"),
+        ("messages | length > 1", "chat: a revision needs several turns"),
         ("'bad answer' in messages[-1].content", "learn: hindsight has two replies in a row"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_template_that_does_not_take_the_turns_is_refused(place, tmp_path, con
         own_prompts.module(place, critic=own_prompts.Always("c"), **knobs)
 
 
-# ---- the policy itself
+# ---- the policy as critic and reviser
 
 
 def test_the_policy_criticises_its_own_replies_in_one_batch(place, speaker):
@@ -167,11 +167,11 @@ def test_critiques_and_revisions_of_the_last_collection_can_be_read(place, speak
 
 
 def test_costs_are_exact(place, speaker, tokenizer):
-    """Two prompts, two replies each: four critiques. The tokens of all that the policy says are sampled ones."""
+    """Two prompts with two replies each: four critiques. All tokens that the policy samples are counted."""
     data = module(place)
     collected(data, speaker)
     tokens = {kind: len(tokenizer.encode(text)) + 1 for kind, text in speaker.says.items()}
-    assert data.counters["critiques"] == data.counters["feedback_calls"] == 4  # nobody pays, so no score is counted
+    assert data.counters["critiques"] == data.counters["feedback_calls"] == 4  # no scores are counted
     assert data.counters["critic_tokens"] == 4 * tokens["critique"]
     assert data.counters["env_steps"] == 4 * sum(tokens.values())
     collected(data, speaker)
@@ -179,7 +179,7 @@ def test_costs_are_exact(place, speaker, tokenizer):
 
 
 def test_nothing_is_revised_where_nobody_learns_from_it_or_says_what_it_gains(place, speaker):
-    """Self-distillation from critiques reads the attempts behind them; their view is there all the same."""
+    """Self-distillation from critiques reads the attempts after them, so the view exists without revisions."""
     for reward, revisions in ((None, 0), (Payer(), 4)):
         speaker.read.clear()
         data = module(place, learn=["attempts"], reward=reward)
@@ -193,22 +193,22 @@ def test_praise_is_no_critique(place, tokenizer, praise):
     data = module(place, learn=["attempts", "critiques"])
     batch = collected(data, Speaker(tokenizer, WORDING, critique=praise))
     assert data.statistics["criticised"] == 0 and not batch.view.valid.any()
-    said = [text for text in texts(data, batch) if text.split("assistant\n")[-1] == WORDING.praise]
-    assert len(said) == 4  # and it is what a right reply is given as its critique
+    praises = [text for text in texts(data, batch) if text.split("assistant\n")[-1] == WORDING.praise]
+    assert len(praises) == 4  # and it is what a right reply is given as its critique
 
 
 def test_a_critic_that_says_nothing_has_not_approved(place, tokenizer):
     silent = Speaker(tokenizer, WORDING, critique="")
-    with pytest.warns(UserWarning, match="the critic said nothing"):
+    with pytest.warns(UserWarning, match="the critic gave no answer"):
         data = module(place, learn=["attempts", "critiques", "conditioned"])
         batch = collected(data, silent)
     assert data.statistics["unheard"] == 1 and batch.extra["attempt"].all() and len(batch) == 4
-    kept = module(place, learn=["revisions"], keep="approved")
-    assert not collected(kept, silent).valid.any()
+    approved = module(place, learn=["revisions"], keep="approved")
+    assert not collected(approved, silent).valid.any()
 
 
 def test_revisions_are_approved_by_the_critic(place, tokenizer):
-    """It is asked about the four attempts, and then about the four revisions, which are right."""
+    """The critic gets the four attempts, and then the four revisions, which are right."""
 
     class Fair(Speaker):
         def reply(self, ids, lengths, *rest, **how):
@@ -227,21 +227,21 @@ def test_what_is_drawn_depends_on_the_seed_and_greedy_on_nothing(place, tokenize
     writer = Writer(actor, data.teacher.format, data.stops)
     greedy = [writer.write(QUESTIONS, 6) for _ in range(2)]
     assert greedy[0] == greedy[1]
-    drawn = [writer.write(QUESTIONS, 6, seeds) for seeds in ([1, 2, 3, 4], [1, 2, 3, 4], [5, 6, 7, 8])]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert writer.write(QUESTIONS, 6, [1, 2, 3, 4], temperature=1e-4) == greedy[0]  # so cold that nothing else is drawn
-    assert writer.write(QUESTIONS[::-1], 6, [4, 3, 2, 1]) == drawn[0][::-1]  # nothing depends on the neighbours
+    samples = [writer.write(QUESTIONS, 6, seeds) for seeds in ([1, 2, 3, 4], [1, 2, 3, 4], [5, 6, 7, 8])]
+    assert samples[0] == samples[1] != samples[2]
+    assert writer.write(QUESTIONS, 6, [1, 2, 3, 4], temperature=1e-4) == greedy[0]  # near 0 sampling is greedy
+    assert writer.write(QUESTIONS[::-1], 6, [4, 3, 2, 1]) == samples[0][::-1]  # nothing depends on the neighbours
 
 
 def test_a_prompt_without_room_is_not_asked(place, tokenizer, speaker):
     data = module(place)
     sizes = [len(data.teacher.format.ids(question)) for question in QUESTIONS]
     writer = Writer(speaker, data.teacher.format, data.stops, context=max(sizes) + 4)
-    written = writer.write([*QUESTIONS, "what is it that you want ? " * 3], 4)
-    assert [text is None for text in written] == [False] * 4 + [True] and len(speaker.read) == 4
+    answers = writer.write([*QUESTIONS, "what is it that you want ? " * 3], 4)
+    assert [text is None for text in answers] == [False] * 4 + [True] and len(speaker.read) == 4
 
 
-# ---- another model
+# ---- a model with another tokenizer
 
 
 def test_a_frozen_start_reads_the_policys_ids(place, tokenizer, speaker):
@@ -254,11 +254,11 @@ def test_a_frozen_start_reads_the_policys_ids(place, tokenizer, speaker):
 
 
 def test_a_model_of_another_tokenizer_is_asked_and_answers_in_text(place, tokenizer, speaker):
-    """Its template is that of Phi; the policy's revision prompt quotes its words in the policy's own tokens."""
-    other = own_prompts.tokenizer(place, "phi")
-    critic = Speaker(other, WORDING)
+    """The critic uses Phi's template; the policy's revision prompt has its critique in the policy's own tokens."""
+    phi = own_prompts.tokenizer(place, "phi")
+    critic = Speaker(phi, WORDING)
     critic.kind = lambda text: "critique"
-    data = module(place, critic=ModelCritic(critic, other, max_new=9))
+    data = module(place, critic=ModelCritic(critic, phi, max_new=9))
     collected(data, speaker)
     assert len(critic.read) == 4 and all(text.startswith("<|user|>") for text in critic.read)
     assert all("<|assistant|>want<|end|>" in text for text in critic.read)
@@ -266,20 +266,20 @@ def test_a_model_of_another_tokenizer_is_asked_and_answers_in_text(place, tokeni
 
 
 def test_a_model_of_another_tokenizer_revises_in_text(place, tokenizer, speaker):
-    """As a certain expert, log-probabilities +∞; its four texts are feedback calls beside the four critiques."""
-    other = own_prompts.tokenizer(place, "phi")
-    reviser = Speaker(other, WORDING, revision="the answer is 3")
+    """Log-probabilities are +∞, as of a certain expert; its four texts and the four critiques are feedback calls."""
+    phi = own_prompts.tokenizer(place, "phi")
+    reviser = Speaker(phi, WORDING, revision="the answer is 3")
     reviser.kind = lambda text: "revision"
-    data = module(place, critic=ModelCritic(), reviser=ModelCritic(reviser, other, max_new=9))
+    data = module(place, critic=ModelCritic(), reviser=ModelCritic(reviser, phi, max_new=9))
     batch = collected(data, speaker)
     revisions = batch[batch.extra["revision"]]
     assert all(text.endswith("assistant\nthe answer is 3") for text in texts(data, revisions))
     assert revisions.log_probs[revisions.valid].eq(float("inf")).all()
     assert data.counters["feedback_calls"] == 8
     spent = [len(tokenizer.encode(speaker.says[kind])) + 1 for kind in ("reply", "critique")]
-    written = len(other.encode("the answer is 3")) + 1
-    assert data.counters["reviser_tokens"] == 4 * written
-    assert data.counters["env_steps"] == 4 * (sum(spent) + written)
+    length = len(phi.encode("the answer is 3")) + 1
+    assert data.counters["reviser_tokens"] == 4 * length
+    assert data.counters["env_steps"] == 4 * (sum(spent) + length)
 
 
 def test_a_reviser_that_says_nothing_leaves_the_reply_unrevised(place, speaker):
@@ -295,7 +295,7 @@ def test_a_reviser_that_says_nothing_leaves_the_reply_unrevised(place, speaker):
     assert not batch.extra["revision"].any() and data.statistics["unrevised"] == 1
 
 
-# ---- who pays
+# ---- scores
 
 
 def test_where_nobody_pays_there_are_no_rewards_and_no_figures_of_revisions(place, speaker):
@@ -308,7 +308,7 @@ def test_where_nobody_pays_there_are_no_rewards_and_no_figures_of_revisions(plac
 
 
 def test_a_reward_pays_for_attempts_and_revisions(place, speaker, tokenizer):
-    """The ids of a reply, its stop among them, add up to a number; by 7, as the scorer has it."""
+    """The reward is the sum of a reply's ids, stop included, modulo 7, as `Payer` gives it."""
     data = module(place, reward=Payer())
     batch = collected(data, speaker)
     worth = {
@@ -330,7 +330,7 @@ def test_the_critic_is_asked_once_an_evaluation(place, speaker):
     assert [speaker.kind(text) for text in speaker.read].count("critique") == 1
 
 
-# ---- what is refused
+# ---- errors
 
 
 def plain(place, **knobs):
@@ -342,9 +342,9 @@ def plain(place, **knobs):
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"critic": None}, "critic: PromptFile says nothing of replies"),
-        ({"keep": "best"}, "keep: best goes by the score, and nobody pays: PromptFile has no rule; give a reward"),
-        ({"keep": "better"}, "keep: better goes by the score, and nobody pays"),
+        ({"critic": None}, "critic: PromptFile has no critiques of replies"),
+        ({"keep": "best"}, "keep: best needs scores, and PromptFile has no rule that scores replies; give a reward"),
+        ({"keep": "better"}, "keep: better needs scores, and PromptFile has no rule"),
     ],
 )
 def test_what_must_be_there_is_said_before_training(place, knobs, message):
@@ -353,27 +353,30 @@ def test_what_must_be_there_is_said_before_training(place, knobs, message):
 
 
 def test_turns_of_a_chat_need_a_chat_template(place):
-    with pytest.raises(ValueError, match="task: PromptFile asks for revisions in turns of a chat"):
+    with pytest.raises(ValueError, match="task: PromptFile has revision prompts in turns of a chat"):
         plain(place)
-    with pytest.raises(ValueError, match="wording: its sentences are turns of a chat"):
+    with pytest.raises(ValueError, match="wording: its texts are turns of a chat"):
         plain(place, wording=Wording())
 
 
 def test_a_critic_of_other_ids_is_refused(place, tokenizer):
-    other = own_prompts.tokenizer(place, "phi")
-    start = PolicyTextExpert(own_prompts.policy(other))
-    start.policy.tokenizer_digest = other.digest
-    with pytest.raises(ValueError, match="critic: it reads the ids of another tokenizer"):
+    phi = own_prompts.tokenizer(place, "phi")
+    start = PolicyTextExpert(own_prompts.policy(phi))
+    start.policy.tokenizer_digest = phi.digest
+    with pytest.raises(ValueError, match="critic: the model was trained with a different tokenizer"):
         module(place, critic=ModelCritic(start))
-    module(place, critic=ModelCritic(start, other))
-    with pytest.raises(ValueError, match="reviser: it reads the ids of another tokenizer"):
+    module(place, critic=ModelCritic(start, phi))
+    with pytest.raises(ValueError, match="reviser: the model was trained with a different tokenizer"):
         module(place, reviser=ModelCritic(start))
 
 
 def test_a_critic_that_cannot_be_asked_is_refused(place):
-    """A tokenizer of words, without a template, cannot encode turns."""
+    """A word tokenizer without a template cannot encode turns of a chat."""
     words = WordTokenizer().fit(["a"])
-    with pytest.raises(ValueError, match="critic: it cannot read what it is asked: the prompt is a list of messages"):
+    with pytest.raises(
+        ValueError,
+        match="critic: its tokenizer cannot encode the prompt for a critique: the prompt is a list of messages",
+    ):
         module(place, critic=ModelCritic(Speaker(words, WORDING), words))
 
 
@@ -386,12 +389,12 @@ def test_knobs_of_a_model_out_of_range(knobs, name):
 
 
 def test_a_tokenizer_without_a_model_is_refused():
-    with pytest.raises(ValueError, match="tokenizer: the policy has the data's"):
+    with pytest.raises(ValueError, match="tokenizer: without a model the data's tokenizer is used"):
         ModelCritic(tokenizer=WordTokenizer())
 
 
 def test_a_file_of_prompts_is_no_critic(place):
     task = own_prompts.prompts(place)
     assert isinstance(task, PromptFile)
-    with pytest.raises(ValueError, match="critic: PromptFile says nothing of replies"):
+    with pytest.raises(ValueError, match="critic: PromptFile has no critiques of replies"):
         task.critique(task.cases("train")[0], "y", 0)

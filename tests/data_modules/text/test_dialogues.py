@@ -1,4 +1,4 @@
-"""Dialogues of several turns that a model plays by its own chat template: a small random Llama, ten templates."""
+"""Dialogues of several turns by a chat template: a small random Llama with ten templates."""
 
 import json
 import re
@@ -24,21 +24,21 @@ from lightning_nlf.networks import DecoderShape, TransformerPolicy  # noqa: E402
 from lightning_nlf.objectives import ReinforcePolicy  # noqa: E402
 from tests.data_modules.text.chats import SHAPES, Shape, folder  # noqa: E402
 
-STOP = {"gemma": ("<end_of_turn>",), "plain": ("<turn>",)}  # where a turn does not end with eos
+STOP = {"gemma": ("<end_of_turn>",), "plain": ("<turn>",)}  # templates whose turns do not end with eos
 SAYS = ("and so ?", "  how\nare <|im_end|> you </s>", "never asked")
 
 
 @dataclass
 class Talk:
-    said: int = 0
+    count: int = 0
 
     def reply(self, text, finished):
-        self.said += 1
-        return Outcome(float(len(text) % 3), text=SAYS[self.said - 1], done=self.said == 3)
+        self.count += 1
+        return Outcome(float(len(text) % 3), text=SAYS[self.count - 1], over=self.count == 3)
 
 
 class Questions:
-    """Three turns, whatever the replies are."""
+    """Three turns, whatever the replies."""
 
     turns = 3
 
@@ -56,7 +56,7 @@ class Questions:
 
 
 def llama(data, context=512):
-    """Large weights: a nearly uniform model would hide a mix-up of rows. Those that end a reply are likelier."""
+    """Large weights: a nearly uniform model would hide rows in the wrong order. Stop tokens are more likely."""
     torch.manual_seed(0)
     shape = DecoderShape(
         data.tokenizer.size, layers=2, heads=2, width=16, context=context, family="llama", init_std=0.35
@@ -88,13 +88,13 @@ def whole(batch, row):
 
 
 def parts(sampled):
-    """First place and the one behind the last of each reply."""
+    """Start and end (exclusive) of each reply."""
     edges = [place for place in range(1, len(sampled)) if sampled[place] != sampled[place - 1]] + [len(sampled)]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def users(*texts):
-    """The messages that led to a reply: what the assistant said between them does not matter."""
+    """The messages before a reply; the assistant's messages between them do not matter."""
     chat = [{"role": "user", "content": texts[0]}]
     for text in texts[1:]:
         chat += [{"role": "assistant", "content": "so"}, {"role": "user", "content": text}]
@@ -102,7 +102,7 @@ def users(*texts):
 
 
 def test_a_dialogue_ends_where_the_context_has_no_room_for_another_reply(tmp_path):
-    """Rows are as long as those of a larger context, or as long as fits with `max_new` tokens of the next reply."""
+    """Rows are as long as with a larger context, or as long as fits with `max_new` tokens of another reply."""
     data = module(folder(tmp_path, SHAPES["chatml"], "bytes"))
     large = collected(data, llama(data))
     starts = [[begin for begin, _ in parts(whole(large, row)[1])] for row in range(len(large))]
@@ -122,7 +122,7 @@ def test_a_dialogue_ends_where_the_context_has_no_room_for_another_reply(tmp_pat
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_row_is_opening_replies_and_turns(name, tmp_path):
-    """Sampled tokens stand where they were sampled; all else is the template's, and read."""
+    """Sampled tokens keep their place; all other tokens are the template's, and are read."""
     data = module(folder(tmp_path, SHAPES[name], "bytes"), STOP.get(name, ()))
     actor = llama(data)
     batch = collected(data, actor)
@@ -137,14 +137,14 @@ def test_a_row_is_opening_replies_and_turns(name, tmp_path):
             chat = users(question, *SAYS[:turn])
             assert ids[stop:start] == data.tokenizer.encode_turn(SAYS[turn], chat, last)
             ended.append(last is not None)
-    assert 0 < sum(ended) < len(ended)  # some replies ended, and some were cut
+    assert 0 < sum(ended) < len(ended)  # some replies end, and some are cut off
     with torch.no_grad():
         now = actor.policy(batch.obs).log_prob(batch.actions)
     torch.testing.assert_close(now[batch.mask], batch.log_probs[batch.mask], rtol=0, atol=1e-4)
 
 
 def test_a_window_as_long_as_the_dialogue_sees_all_of_it(tmp_path):
-    """Each row begins with the row before it, and the last is the whole dialogue, of the same seeds."""
+    """Each row begins with the row before it; the last one is the whole dialogue from the same seeds."""
     data = module(folder(tmp_path, SHAPES["chatml"], "bytes"))
     parted = module(data.tokenizer.path, window=3)
     actor = llama(data)
@@ -156,7 +156,7 @@ def test_a_window_as_long_as_the_dialogue_sees_all_of_it(tmp_path):
 
 
 def test_a_window_is_a_chat_of_its_own_that_starts_with_what_was_asked_last(tmp_path):
-    """The second and third row of a window of two turns: all from the first message on, then without that."""
+    """Rows two and three with a window of two turns: from the first message on, and then without it."""
     data = module(folder(tmp_path, SHAPES["mistral"], "bytes"), window=2, replies=2)
     actor = llama(data)
     batch = collected(data, actor)
@@ -164,16 +164,16 @@ def test_a_window_is_a_chat_of_its_own_that_starts_with_what_was_asked_last(tmp_
     for episode in range(4):
         rows = [whole(batch, 3 * episode + turn) for turn in range(3)]
         read = [ids[: sampled.index(True)] for ids, sampled in rows]
-        said = [ids[len(front) :] for (ids, _), front in zip(rows, read, strict=True)]
-        ends = [reply[-1] if reply[-1] in data.stops else None for reply in said]
-        (question,) = (each.case.prompt for each in data.cases["train"] if each.ids == read[0])
-        assert read[1] == read[0] + said[0] + encode_turn(SAYS[0], users(question), ends[0])
+        replies = [ids[len(front) :] for (ids, _), front in zip(rows, read, strict=True)]
+        ends = [reply[-1] if reply[-1] in data.stops else None for reply in replies]
+        (question,) = (prompt.case.prompt for prompt in data.cases["train"] if prompt.ids == read[0])
+        assert read[1] == read[0] + replies[0] + encode_turn(SAYS[0], users(question), ends[0])
         opening = data.tokenizer.encode_chat(users(SAYS[0]))
-        assert read[2] == opening + said[1] + encode_turn(SAYS[1], users(SAYS[0]), ends[1])
+        assert read[2] == opening + replies[1] + encode_turn(SAYS[1], users(SAYS[0]), ends[1])
     torch.testing.assert_close(actor.evaluate(batch).log_probs, batch.log_probs, rtol=0, atol=1e-4)
 
 
-# ---- what people see of it
+# ---- files and pages
 
 
 def predicted(data, actor):
@@ -184,34 +184,36 @@ def predicted(data, actor):
 
 @pytest.mark.parametrize("window", [None, 2])
 def test_a_prediction_has_a_line_for_each_reply_with_the_messages_before_it(window, tmp_path):
-    """Two prompts, three dialogues of each: as many lines as replies that follow no empty message."""
+    """Two prompts with three dialogues each: one line for each reply that follows no empty message."""
     path = folder(tmp_path, SHAPES["chatml"], "bytes")
     data = module(path, chat=Chat("I want nothing"), replies=3, predict_split="train", window=window, prompt_suffix="!")
     batch, lines = predicted(data, llama(data))
-    system, wanted = {"role": "system", "content": "I want nothing"}, []
+    system, expected = {"role": "system", "content": "I want nothing"}, []
     for row in range(len(batch)):
         ids, sampled = whole(batch, row)
         name = f"train-{('it', 'that')[row // 3]}/{row % 3}"
-        asked = [f"what is {('it', 'that')[row // 3]} ?", *SAYS]
+        questions = [f"what is {('it', 'that')[row // 3]} ?", *SAYS]
         texts = []
         for turn, (start, stop) in enumerate(parts(sampled)):
             first = 0 if window is None else max(turn - window + 1, 0)
             chat = [system]
-            for text, reply in zip(asked[first:turn], texts[first:], strict=True):
+            for text, reply in zip(questions[first:turn], texts[first:], strict=True):
                 chat += [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
-            chat.append({"role": "user", "content": asked[turn]})
+            chat.append({"role": "user", "content": questions[turn]})
             reply = ids[start:stop]
             finished = reply[-1] in data.stops
             texts.append(data.tokenizer.decode(reply[: len(reply) - finished]))
             if all(text.strip() for text in texts[first:]):
                 earned = batch.rewards[row, start - 1 : stop - 1].sum().item()
-                wanted.append((f"{name}/{turn + 1}", chat, [texts[-1]], [earned], [finished], [reply], name, turn + 1))
-    assert 12 < len(wanted) < 18
+                expected.append(
+                    (f"{name}/{turn + 1}", chat, [texts[-1]], [earned], [finished], [reply], name, turn + 1)
+                )
+    assert 12 < len(expected) < 18
     inside = ("finished", "tokens", "episode", "turn")
-    said = [
+    records = [
         [line[x] for x in ("id", "prompt", "responses", "score")] + [line["meta"][x] for x in inside] for line in lines
     ]
-    assert [tuple(each) for each in said] == wanted
+    assert [tuple(record) for record in records] == expected
     assert len({line["id"] for line in lines}) == len(lines)
     assert {(line["source"], line["meta"]["run"], line["meta"]["tokenizer"]) for line in lines} == {
         ("rule", Path.cwd().joinpath("run").name, data.tokenizer.digest)
@@ -219,7 +221,7 @@ def test_a_prediction_has_a_line_for_each_reply_with_the_messages_before_it(wind
 
 
 class PaysTokens:
-    """1 for each token of a reply, and −7 for each that is only read."""
+    """1 for each token of a reply, and −7 for each token that is only read."""
 
     def score(self, batch):
         return torch.where(batch.valid, 1.0, -7.0)
@@ -246,27 +248,27 @@ def test_lines_of_a_dialogue_are_feedback_that_can_be_read(tmp_path):
     file = tmp_path / "replies.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     judgements = read(str(file), (0, 2))
-    roles = {tuple(message.role for message in each.prompt) for each in judgements}
+    roles = {tuple(message.role for message in judgement.prompt) for judgement in judgements}
     assert len(judgements) == len(lines) and ("user", "assistant", "user", "assistant", "user") in roles
-    for each, line in zip(judgements, lines, strict=True):
-        (row,) = Layout(PromptFormat(data.tokenizer), ("responses",)).rows(each)
+    for judgement, line in zip(judgements, lines, strict=True):
+        (row,) = Layout(PromptFormat(data.tokenizer), ("responses",)).rows(judgement)
         assert row.prompt == data.tokenizer.encode_chat(line["prompt"])
 
 
 def test_a_transcript_says_who_speaks(tmp_path):
-    """What comes after the last reply was not read, and stands in brackets; a cut reply ends with …"""
+    """Text after the last reply was not read and is in brackets; a cut reply ends with …"""
     chat, plain_text = (module(folder(tmp_path, SHAPES["chatml"], "bytes"), chat=chat) for chat in (True, False))
     for data in (chat, plain_text):
         data.evaluate(llama(data), np.random.default_rng(0), True)
     pattern = r"assistant: (.*)\n\nuser: and so \?\n\nassistant: (.*)\n\nuser: how\nare <\|im_end\|> you </s>\n\n"
-    for row in chat.shown:
+    for row in chat.transcript_rows:
         assert re.fullmatch(pattern + r"assistant: (.*)\n\n\[never asked\]", row["reply"], re.DOTALL)
-    assert all("[and so ?]" in row["reply"] and "assistant" not in row["reply"] for row in plain_text.shown)
+    assert all("[and so ?]" in row["reply"] and "assistant" not in row["reply"] for row in plain_text.transcript_rows)
     markdown, html, _ = (path.read_text() for path in chat.exhibits(tmp_path))
     assert "user: how\nare &lt;|im_end|&gt; you" in html and "<br>" in markdown
 
 
-# ---- templates that are for single turns
+# ---- templates for single turns
 
 
 def refusing(tmp_path, check):
@@ -276,7 +278,9 @@ def refusing(tmp_path, check):
 
 def test_a_template_for_single_turns_is_refused_before_anything_is_played(tmp_path):
     path = refusing(tmp_path, "{% if messages | length > 1 %}{{ raise_exception('one question') }}{% endif %}")
-    with pytest.raises(ValueError, match="^chat: Questions has 3 turns, and the template takes one: .*: one question"):
+    with pytest.raises(
+        ValueError, match="^chat: Questions has 3 turns, and the template accepts one: .*: one question"
+    ):
         module(path)
     module(path, window=1)
 
@@ -284,12 +288,12 @@ def test_a_template_for_single_turns_is_refused_before_anything_is_played(tmp_pa
 def test_what_a_template_refuses_in_a_dialogue_names_the_case_and_the_turn(tmp_path):
     check = "{% for m in messages %}{% if 'how' in m.content %}{{ raise_exception('how') }}{% endif %}{% endfor %}"
     data = module(refusing(tmp_path, check))
-    with pytest.raises(ValueError, match="^case 'train-(it|that)', turn 2: what the environment says: .*: how"):
+    with pytest.raises(ValueError, match="^case 'train-(it|that)', turn 2: text of the environment: .*: how"):
         collected(data, llama(data))
 
 
 def test_a_cut_reply_that_ends_as_the_template_goes_on_has_both(tmp_path):
-    """A line break that was sampled last, and ended nothing; then the template's own."""
+    """A line break as the last sampled token does not end the reply; the template adds its own."""
     bare = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     shape = SHAPES["chatml"]
     conversation = module(folder(tmp_path, Shape(bare, shape.special, eos=shape.eos), "bytes")).conversation
@@ -301,7 +305,7 @@ def test_a_cut_reply_that_ends_as_the_template_goes_on_has_both(tmp_path):
 
 @pytest.mark.parametrize("unfinished", ["replace", "penalty", "drop"])
 def test_replies_that_were_cut_are_found_in_a_chat(unfinished, tmp_path):
-    """An end token that the template adds does not mean that the reply ended by itself."""
+    """An end token from the template does not mean that the reply was finished."""
     data = module(folder(tmp_path, SHAPES["chatml"], "bytes"), unfinished=unfinished, unfinished_reward=-5.0)
     batch = collected(data, llama(data))
     for row in range(len(batch)):

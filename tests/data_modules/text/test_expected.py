@@ -1,4 +1,4 @@
-"""Expected responses: which prompts have one, in which rows they are learned from, and how often they are asked for."""
+"""Expected responses: which prompts have one, which rows learn from them, and how they are counted."""
 
 import lightning as L
 import numpy as np
@@ -7,7 +7,7 @@ import torch
 
 from data_modules.label_buffer import LabelBuffer
 from data_modules.text import ExpectedDataModule, SourcedAnswers, TextDataModule, WordTokenizer
-from data_modules.text.expected import ExpectedResponses, Shown, with_expected
+from data_modules.text.expected import ExpectedResponses, PlacedResponse, with_expected
 from lightning_nlf.experts import PolicyTextExpert
 from lightning_nlf.networks import GRUPolicy
 from lightning_nlf.objectives import (
@@ -18,7 +18,7 @@ from lightning_nlf.objectives import (
     WeightedInjectionPolicy,
 )
 
-SIZE = 15  # ids: twelve words, and three that mean something else
+SIZE = 15  # ids: twelve words and three special tokens
 
 
 def network(seed=0):
@@ -56,23 +56,23 @@ def fitted(actor, data, epochs=2, **kw):
 
 
 def names(data, batch):
-    """The words that the prompts of the rows ask for."""
+    """The words that the rows' prompts ask for."""
     return [data.tokenizer.decode([int(i)]) for i in batch.obs[:, 1]]
 
 
 def test_rows_say_that_they_are_expected_wherever_they_stand(echo):
     data = module(echo, ExpectedResponses(share=0, rows=2))
     prompts = data.cases["train"][:2]
-    shown = data.expected.shown(prompts, 2, np.random.default_rng(0))
+    placed = data.expected.draw(prompts, 2, np.random.default_rng(0))
     episodes = data.conversation.play(agent(), prompts, np.zeros((2, 1), dtype=np.int64))
-    batch, of = data.conversation.batch(episodes, [each.response.row for each in shown])
+    batch, of = data.conversation.batch(episodes, [response.response.row for response in placed])
     assert of.tolist() == [0, 1, -1, -1]
     order = torch.tensor([2, 0, 3, 1])
-    settled = data.expected.settled(batch[order], shown, of[order] < 0)
+    settled = data.expected.mask_labels(batch[order], placed, of[order] < 0)
     assert settled.valid.any(1).tolist() == [False, True, False, True]
 
 
-# ---- which prompts
+# ---- choice of prompts
 
 
 def test_a_larger_pool_holds_the_smaller_and_the_order_decides_alone():
@@ -80,21 +80,21 @@ def test_a_larger_pool_holds_the_smaller_and_the_order_decides_alone():
     pools = {count: [case.id for case, _ in with_expected(task, count, 5)] for count in (32, 128, None)}
     assert [len(pool) for pool in pools.values()] == [32, 128, 1936]
     assert pools[128][:32] == pools[32] and pools[None][:128] == pools[128]
-    other = [case.id for case, _ in with_expected(task, 32, 6)]
-    assert len(set(other) & set(pools[32])) < 10
+    second = [case.id for case, _ in with_expected(task, 32, 6)]
+    assert len(set(second) & set(pools[32])) < 10
     assert {case.id for case, _ in with_expected(SourcedAnswers(), 32, 5)} == set(pools[32])
 
 
 def test_fine_tuning_sees_the_same_responses_as_a_joint_run():
-    """Of the same number and order, whatever the seeds; held out are those of all other prompts."""
+    """With the same number and order, whatever the seeds; all other prompts' responses are held out."""
     task = SourcedAnswers()
     tuning = ExpectedDataModule(task, WordTokenizer(), prompts=32, order=5, seed=1)
     tuning.setup("fit")
     joint = TextDataModule(task, tokenizer=WordTokenizer(), expected=ExpectedResponses(prompts=32, order=5), replies=1)
     joint.setup("fit")
-    imitated = {(*each.prompt_ids, *each.reply_ids) for each in tuning.demonstrations["train"]}
-    known = {tuple(i for part in each.row for i in part.ids) for each in joint.expected.known.values()}
-    assert len(imitated) == 32 and imitated == known
+    imitated = {(*response.prompt_ids, *response.reply_ids) for response in tuning.demonstrations["train"]}
+    responses = {tuple(i for part in response.row for i in part.ids) for response in joint.expected.responses.values()}
+    assert len(imitated) == 32 and imitated == responses
     assert len(tuning.demonstrations["val"]) == 628 and tuning.tokenizer_digest == joint.tokenizer_digest
     case = task.cases("val")[7]
     assert tuning.demonstrations["val"][7].reply == task.expected(case)
@@ -103,7 +103,7 @@ def test_fine_tuning_sees_the_same_responses_as_a_joint_run():
 def test_only_prompts_of_the_pool_have_one(echo):
     data = module(echo, ExpectedResponses(prompts=2), prompts=4)
     batch = collected(data)
-    pool = {name.removeprefix("train-") for name in data.expected.known}
+    pool = {name.removeprefix("train-") for name in data.expected.responses}
     assert len(pool) == 2 and set(names(data, batch[torch.arange(8, 10)])) == pool and len(batch) == 10
     first = dict(zip(batch.group.tolist(), names(data, batch), strict=False))
     for row in (8, 9):
@@ -115,7 +115,7 @@ def test_a_share_is_of_the_prompts_of_the_collection(echo):
         assert len(collected(module(echo, ExpectedResponses(share=share), prompts=4))) == 8 + rows
 
 
-# ---- rows drawn from all there are
+# ---- rows drawn from all expected responses
 
 
 def test_drawn_rows_are_labels_and_nothing_else(echo):
@@ -123,24 +123,24 @@ def test_drawn_rows_are_labels_and_nothing_else(echo):
     batch = collected(data)
     assert len(batch) == 8 and batch.group.tolist()[6:] == [3, 4]
     assert batch.expert_mask[6:].any(1).all() and not batch.valid[6:].any() and (batch.rewards[6:] == 0).all()
-    drawn = [set(names(data, collected(data, seed)[torch.arange(6, 8)])) for seed in range(8)]
-    pool = {name.removeprefix("train-") for name in data.expected.known}
-    assert set().union(*drawn) == pool and all(len(each) == 2 for each in drawn)
+    samples = [set(names(data, collected(data, seed)[torch.arange(6, 8)])) for seed in range(8)]
+    pool = {name.removeprefix("train-") for name in data.expected.responses}
+    assert set().union(*samples) == pool and all(len(sample) == 2 for sample in samples)
 
 
 @pytest.mark.parametrize("kind", [JointPolicy, ShapedInjectionPolicy])
 def test_without_imitation_drawn_rows_change_nothing(kind, echo):
-    """The same tokens are sampled, and nobody but imitation sees the labels."""
+    """The same tokens are sampled, and only imitation reads the labels."""
     knobs = {"imitation_weight": 0.0, "divergence": "nll"} if kind is JointPolicy else {"relative": False}
     plain, joint = agent(), agent(kind, **knobs)
     fitted(plain, module(echo, None))
     fitted(joint, module(echo, ExpectedResponses(share=0.0, rows=3)))
-    for own, expected in zip(joint.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(own, expected)
+    for weight, expected in zip(joint.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected)
 
 
 def test_imitation_is_of_the_drawn_rows(echo):
-    """−log π of their tokens, a mean over tokens."""
+    """−log π of their tokens, as a mean over tokens."""
     actor, data = agent(JointPolicy, divergence="nll"), module(echo, ExpectedResponses(share=0.0, rows=3))
     batch = actor.prepare(data.collect(actor, np.random.default_rng(0)))
     labels = batch.expert_mask.nonzero()
@@ -150,52 +150,52 @@ def test_imitation_is_of_the_drawn_rows(echo):
 
 
 def test_nobody_pays_for_what_is_imitated_only(echo):
-    """Of 6 replies, 3 joined responses and 2 drawn ones a judge is asked about the first 9."""
+    """Of 6 replies, 3 joined responses and 2 drawn ones, a judge scores the first 9."""
 
     class Judge:
         def score(self, batch):
-            self.asked = int(batch.valid.any(1).sum())
+            self.count = int(batch.valid.any(1).sum())
             return torch.zeros(batch.valid.shape)
 
     judge = Judge()
     collected(module(echo, ExpectedResponses(rows=2), reward=judge))
-    assert judge.asked == 6 + 3
+    assert judge.count == 6 + 3
 
 
 def test_whether_there_are_groups_is_a_matter_of_the_knobs(echo):
-    """One prompt of four has a response, and a collection of one reply has it or has it not."""
+    """One of four prompts has a response, so a collection of one reply may or may not have one."""
     data = module(echo, ExpectedResponses(prompts=1), prompts=1, replies=1)
     batches = [collected(data, seed) for seed in range(8)]
     assert {len(batch) for batch in batches} == {1, 2}
     assert all(batch.group.tolist() == [0] * len(batch) for batch in batches)
 
 
-# ---- whose density
+# ---- log-probabilities
 
 
 def test_another_may_stand_for_the_teachers_density(echo):
-    """By default the teacher is certain, and a ratio to that is refused."""
+    """By default the teacher is certain, and a ratio to that is an error."""
     expert = PolicyTextExpert(network(7))
     certain, declared = (
-        collected(module(echo, ExpectedResponses(as_if=who, rows=1), prompts=3)) for who in (None, expert)
+        collected(module(echo, ExpectedResponses(as_if=stand_in, rows=1), prompts=3)) for stand_in in (None, expert)
     )
     joined = torch.arange(10)[:, None].expand_as(certain.valid).clamp(max=9)
     joined = certain.valid & (joined > 5) & (joined < 9)
     assert joined.sum() == 6 and (certain.log_probs[joined] == torch.inf).all()
     with torch.no_grad():
-        wanted = expert.policy(declared.obs).log_prob(declared.actions)
-    torch.testing.assert_close(declared.log_probs[joined], wanted[joined], rtol=0, atol=1e-4)
+        log_probs = expert.policy(declared.obs).log_prob(declared.actions)
+    torch.testing.assert_close(declared.log_probs[joined], log_probs[joined], rtol=0, atol=1e-4)
     assert torch.equal(declared.log_probs[declared.mask], certain.log_probs[certain.mask])
     with pytest.raises(ValueError, match="as_if"):
         agent(WeightedInjectionPolicy).prepare(certain)
     agent(WeightedInjectionPolicy).prepare(declared)
 
 
-# ---- what it costs
+# ---- counters
 
 
 def test_the_teacher_is_asked_once_for_each(echo):
-    """Four prompts, whose responses are of two tokens; later collections ask for nothing new."""
+    """Four prompts with responses of two tokens; later collections count nothing new."""
     data = module(echo, ExpectedResponses(rows=2), prompts=2)
     counted = []
     for seed in range(12):
@@ -207,23 +207,27 @@ def test_the_teacher_is_asked_once_for_each(echo):
 
 
 def test_what_two_ranks_ask_for_is_asked_for_once(echo):
-    """This one shows 0, 1 and 1 again, the other 1 and 2: three responses of two tokens; then nothing is new."""
+    """This rank has responses 0, 1 and 1 again, the other has 1 and 2: three responses of two tokens; then none."""
     expected = module(echo, ExpectedResponses()).expected
-    known = list(expected.known.values())
-    shown = [Shown(known[0], 0, True), Shown(known[1], 1, True), Shown(known[1], 2, False)]
-    other = torch.tensor([0.0, 1, 1, 0])
-    places, calls, tokens = expected.new(shown, lambda mine: mine + other)
+    responses = list(expected.responses.values())
+    placed = [
+        PlacedResponse(responses[0], 0, True),
+        PlacedResponse(responses[1], 1, True),
+        PlacedResponse(responses[1], 2, False),
+    ]
+    second_rank = torch.tensor([0.0, 1, 1, 0])
+    places, calls, tokens = expected.new(placed, lambda mine: mine + second_rank)
     assert (sorted(places), calls, tokens) == ([0, 2], 3, 6)
-    assert expected.new(shown, lambda mine: mine + other) == ([], 0, 0)
+    assert expected.new(placed, lambda mine: mine + second_rank) == ([], 0, 0)
 
 
 def test_a_buffer_keeps_each_response_once(echo):
     data = module(echo, ExpectedResponses(prompts=3, rows=2), label_buffer=LabelBuffer(updates=2, rows=3), prompts=4)
     for seed in range(6):
         collected(data, seed)
-    kept = data.label_buffer.kept
-    assert sorted(names(data, kept)) == sorted(name.removeprefix("train-") for name in data.expected.known)
-    assert not kept.valid.any() and kept.group is None and (kept.expert_mask.sum(1) == 2).all()
+    rows = data.label_buffer.labels
+    assert sorted(names(data, rows)) == sorted(name.removeprefix("train-") for name in data.expected.responses)
+    assert not rows.valid.any() and rows.group is None and (rows.expert_mask.sum(1) == 2).all()
 
 
 @pytest.mark.parametrize(
@@ -234,17 +238,17 @@ def test_a_buffer_keeps_each_response_once(echo):
     ],
 )
 def test_a_run_that_is_resumed_ends_alike(kind, expected, knobs, echo, tmp_path):
-    def made():
+    def new_data():
         buffer = LabelBuffer(updates=2, rows=2) if kind is JointPolicy else None
         return module(echo, ExpectedResponses(**expected), minibatches=2, label_buffer=buffer)
 
-    straight, data = agent(kind, **knobs), made()
+    straight, data = agent(kind, **knobs), new_data()
     fitted(straight, data, epochs=4)
-    fitted(agent(kind, **knobs), made()).save_checkpoint(tmp_path / "half.ckpt", weights_only=False)
-    resumed, again = agent(kind, seed=1, **knobs), made()
+    fitted(agent(kind, **knobs), new_data()).save_checkpoint(tmp_path / "half.ckpt", weights_only=False)
+    resumed, again = agent(kind, seed=1, **knobs), new_data()
     fitted(resumed, again, epochs=4, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
-    for own, wanted in zip(resumed.parameters(), straight.parameters(), strict=True):
-        torch.testing.assert_close(own, wanted, rtol=0, atol=0)
+    for weight, reference in zip(resumed.parameters(), straight.parameters(), strict=True):
+        torch.testing.assert_close(weight, reference, rtol=0, atol=0)
     assert again.counters == data.counters and data.counters["labels"] > 0
 
 
@@ -252,22 +256,22 @@ def test_fine_tuning_on_few_learns_them(echo):
     data = ExpectedDataModule(echo, WordTokenizer(), prompts=2, passes=30)
     actor = agent(ImitationPolicy, divergence="nll")
     fitted(actor, data, epochs=4)
-    for each in data.demonstrations["train"]:
-        said, *_ = actor.reply(
-            torch.tensor(each.prompt_ids)[None], torch.tensor([len(each.prompt_ids)]), stop=(1,), max_new=4,
+    for row in data.demonstrations["train"]:
+        reply, *_ = actor.reply(
+            torch.tensor(row.prompt_ids)[None], torch.tensor([len(row.prompt_ids)]), stop=(1,), max_new=4,
             deterministic=True,
         )  # fmt: skip
-        assert said[0].tolist() == each.reply_ids.tolist()
+        assert reply[0].tolist() == row.reply_ids.tolist()
 
 
-# ---- what is refused
+# ---- errors
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"prompts": 0}, "expected.prompts: got 0"), ({"share": 2}, "expected.share"), ({"rows": -1}, "expected.rows"),
-        ({"share": 0.0}, "expected.share: nothing"), ({"prompts": 5}, "prompts: 5 .*has 4"),
+        ({"share": 0.0}, "expected.share: share and rows are both 0"), ({"prompts": 5}, "prompts: got 5, .*has 4"),
         ({"prompts": 2, "rows": 3}, "expected.rows: got 3"),
     ],
 )  # fmt: skip
@@ -283,5 +287,5 @@ def test_who_has_no_expected_responses_is_refused(echo, walks):
         module(echo, None, label_buffer=LabelBuffer())
     with pytest.raises(ValueError, match="prompts: got 0"):
         ExpectedDataModule(echo, WordTokenizer(), prompts=0)
-    with pytest.raises(ValueError, match="prompts: 9 .*has 4"):
+    with pytest.raises(ValueError, match="prompts: got 9, .*has 4"):
         ExpectedDataModule(echo, WordTokenizer(), prompts=9).setup("fit")

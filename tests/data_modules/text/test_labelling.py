@@ -1,4 +1,4 @@
-"""An expert's distribution on the learner's own words."""
+"""Labels: an expert's distribution on the learner's own tokens."""
 
 import lightning as L
 import numpy as np
@@ -14,14 +14,14 @@ from lightning_nlf.networks import GRUPolicy
 from lightning_nlf.objectives import JointPolicy
 from lightning_nlf.objectives.imitation import imitation_loss
 
-SIZE = 15  # ids: twelve words, and three that mean something else
+SIZE = 15  # ids: twelve words and three special tokens
 
 
 def network(seed):
     torch.manual_seed(seed)
     policy = GRUPolicy(vocabulary=SIZE, width=16)
     with torch.no_grad():
-        policy.head.weight *= 8  # of an untrained head all tokens are nearly as likely
+        policy.head.weight *= 8  # the tokens of an untrained head are nearly equally likely
     return policy
 
 
@@ -43,7 +43,7 @@ def collected(data, actor, seed=0):
 
 
 def everything(echo):
-    """The learner's words, those of an expert who goes on, expected responses, and labels alone."""
+    """Rows of the learner, of an expert that takes over, of expected responses, and of labels only."""
     taking = Injection(PolicyTextExpert(network(8)), Geometric(0.5))
     return module(echo, injection=taking, expected=ExpectedResponses(rows=2, prompts=3))
 
@@ -54,23 +54,25 @@ def test_every_step_has_the_labellers_distribution(echo):
     assert len(batch) == 12 + 3 + 2 and torch.equal(batch.expert_mask[:15], batch.valid[:15])
     assert (batch.expert_mask.any(1)).all() and not batch.valid[15:].any()
     with torch.no_grad():
-        wanted = data.labeller.policy(batch.obs).logits
-    known = batch.expert_mask
-    torch.testing.assert_close(batch.expert_params["logits"][known], wanted[known], rtol=0, atol=1e-5)
-    assert (batch.expert_params["logits"][~known] == 0).all()
+        expert_logits = data.labeller.policy(batch.obs).logits
+    is_label = batch.expert_mask
+    torch.testing.assert_close(batch.expert_params["logits"][is_label], expert_logits[is_label], rtol=0, atol=1e-5)
+    assert (batch.expert_params["logits"][~is_label] == 0).all()
 
 
 def test_what_an_expert_said_stays_and_the_learners_words_are_no_examples(echo):
-    """Where the learner spoke, the example is a draw of the labeller's: as likely as its own entropy says."""
+    """On the learner's tokens the example is sampled from the labeller: its mean loss is the labeller's entropy."""
     data = everything(echo)
     batch = collected(data, joint())
     theirs = batch.expert_mask & ~batch.mask
     assert torch.equal(batch.expert_actions[theirs], batch.actions[theirs])
-    drawn, logits = batch.expert_actions[batch.mask], batch.expert_params["logits"][batch.mask]
-    assert (drawn != batch.actions[batch.mask]).float().mean() > 0.5
+    examples, logits = batch.expert_actions[batch.mask], batch.expert_params["logits"][batch.mask]
+    assert (examples != batch.actions[batch.mask]).float().mean() > 0.5
     entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
-    said, own = (-logits.gather(1, tokens[:, None]).mean() for tokens in (drawn, batch.actions[batch.mask]))
-    assert abs(said - entropy) < 0.5 and own > entropy + 1
+    example_loss, action_loss = (
+        -logits.gather(1, tokens[:, None]).mean() for tokens in (examples, batch.actions[batch.mask])
+    )
+    assert abs(example_loss - entropy) < 0.5 and action_loss > entropy + 1
 
 
 def test_the_joint_loss_is_the_divergence_on_the_learners_own_words(echo):
@@ -113,10 +115,10 @@ def test_the_policy_becomes_the_labeller(echo):
 
 def test_a_labeller_that_knows_more_tokens_is_refused_by_a_divergence(echo):
     torch.manual_seed(0)
-    more = PolicyTextExpert(GRUPolicy(vocabulary=SIZE + 3, width=16))
-    data, actor = module(echo, labeller=more), joint(divergence="forward")
+    larger = PolicyTextExpert(GRUPolicy(vocabulary=SIZE + 3, width=16))
+    data, actor = module(echo, labeller=larger), joint(divergence="forward")
     batch = actor.prepare(collected(data, actor))
-    with pytest.raises(ValueError, match="vocabulary: the expert knows 18 token ids and the policy 15"):
+    with pytest.raises(ValueError, match="vocabulary: the expert has 18 token ids, but the policy has 15"):
         actor.losses(batch)
 
 
@@ -125,5 +127,5 @@ def test_a_labeller_of_other_ids_and_a_task_of_turns_are_refused(echo, walks):
         module(walks)
     expert = PolicyTextExpert(network(7))
     expert.policy.tokenizer_digest = "another"
-    with pytest.raises(ValueError, match="labeller: it reads the ids of another tokenizer"):
+    with pytest.raises(ValueError, match="labeller: the model was trained with a different tokenizer"):
         TextDataModule(echo, tokenizer=WordTokenizer(), labeller=expert).setup("fit")

@@ -1,4 +1,4 @@
-"""A slow average of the policy as reviser and critic: what it is, and that the policy is left as it was."""
+"""Moving average of the policy as reviser and critic; using it does not change the policy."""
 
 import copy
 
@@ -31,14 +31,14 @@ def weights(module):
     return torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad])
 
 
-def asked(replier, tokenizer):
+def reply_of(replier, tokenizer):
     ids = torch.tensor([tokenizer.encode("what is it")])
     how = {"stop": (tokenizer.eos,), "max_new": 5, "seeds": torch.tensor([7])}
     return replier.reply(ids, torch.tensor([ids.shape[1]]), **how)[1]
 
 
 def test_the_average_moves_by_the_rate_and_trained_weights_alone(agent):
-    """From 0 to 1 at a rate of .25: 0, then .25, then .25 + .25 · .75 = .4375."""
+    """From 0 to 1 with rate .25: 0, then .25, then .25 + .25 · .75 = .4375."""
     next(agent.policy.parameters()).requires_grad_(False)
     average = PolicyAverage(0.25)
     with torch.no_grad():
@@ -54,23 +54,23 @@ def test_the_average_moves_by_the_rate_and_trained_weights_alone(agent):
 
 
 def test_it_replies_as_the_average_and_leaves_the_policy_as_it_was(place, agent):
-    """Log-probabilities are those of a copy with the averaged weights; to the bit, the policy is the same after."""
+    """Log-probabilities equal those of a copy with the averaged weights; the policy's weights do not change."""
     tokenizer, average = own_prompts.tokenizer(place), PolicyAverage(0.5)
     average.follow(agent)
     with torch.no_grad():
         for p in agent.parameters():
             p.add_(torch.randn_like(p))
     average.follow(agent)
-    before, own = weights(agent).clone(), asked(agent, tokenizer)
+    before, reply = weights(agent).clone(), reply_of(agent, tokenizer)
     twin = copy.deepcopy(agent)
     twin.load_state_dict(average.average, strict=False)
-    replied = asked(average, tokenizer)
-    assert torch.equal(replied, asked(twin, tokenizer)) and not torch.equal(replied, own)
-    assert torch.equal(weights(agent), before) and torch.equal(asked(agent, tokenizer), own)
+    replied = reply_of(average, tokenizer)
+    assert torch.equal(replied, reply_of(twin, tokenizer)) and not torch.equal(replied, reply)
+    assert torch.equal(weights(agent), before) and torch.equal(reply_of(agent, tokenizer), reply)
 
 
 def fitted(place, agent, folder, epochs, **how):
-    """As critic and as reviser, each with an average of its own."""
+    """As critic and as reviser, each with its own average."""
     data = RevisionDataModule(
         own_prompts.prompts(place), tokenizer=own_prompts.tokenizer(place), context=512, max_new=4, prompts=2,
         replies=2, critic=ModelCritic(PolicyAverage(0.1), max_new=4, temperature=1.0), reviser=PolicyAverage(0.5),
@@ -86,10 +86,10 @@ def fitted(place, agent, folder, epochs, **how):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_that_is_resumed_has_the_same_averages(place, agent, tmp_path):
-    """Four epochs at once, and two and two: the same policy and the same two averages to the bit."""
-    first, other = copy.deepcopy(agent), copy.deepcopy(agent)
+    """Four epochs at once, and two plus two: the same policy and the same two averages, bit for bit."""
+    first, second = copy.deepcopy(agent), copy.deepcopy(agent)
     _, whole = fitted(place, first, tmp_path, 4)
-    trainer, _ = fitted(place, other, tmp_path, 2)
+    trainer, _ = fitted(place, second, tmp_path, 2)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     resumed = copy.deepcopy(agent)
     _, data = fitted(place, resumed, tmp_path, 4, ckpt_path=tmp_path / "half.ckpt")

@@ -1,4 +1,4 @@
-"""Prompts of a file: how they are split, named and refused; and a task in which nobody pays."""
+"""Prompt files: how they are split, which errors they have, and training without a rule that scores replies."""
 
 import json
 from dataclasses import dataclass, field
@@ -35,14 +35,14 @@ def texts(task, split):
 
 
 def test_the_split_goes_by_the_prompts_and_not_by_their_order(file, tmp_path):
-    """Ten prompts, .2 and .1: two and one are held out; a prompt that stands twice is on one side alone."""
+    """Ten prompts, shares .2 and .1: two and one are held out; a prompt that occurs twice stays in one split."""
     task = PromptFile(file, val_share=0.2, test_share=0.1)
     sides = [texts(task, split) for split in ("train", "val", "test")]
     assert [len(side) for side in sides] == [7, 2, 1] and set.union(*sides) == set(QUESTIONS)
     again = write(tmp_path / "again.jsonl", *({"prompt": question} for question in reversed(QUESTIONS * 2)))
-    other = PromptFile(again, val_share=0.2, test_share=0.1)
-    assert [texts(other, split) for split in ("train", "val", "test")] == sides
-    assert len(other.cases("val")) == 4
+    reordered = PromptFile(again, val_share=0.2, test_share=0.1)
+    assert [texts(reordered, split) for split in ("train", "val", "test")] == sides
+    assert len(reordered.cases("val")) == 4
 
 
 def test_a_line_without_an_id_is_named_by_its_prompt(tmp_path):
@@ -72,10 +72,10 @@ def test_what_a_judge_must_know_and_what_the_teacher_would_say_come_along(tmp_pa
 @pytest.mark.parametrize(
     "lines, message",
     [
-        ([{"text": "a"}], r"p.jsonl:1: text: unknown field; there are prompt, .*prompt: is missing"),
+        ([{"text": "a"}], r"p.jsonl:1: text: unknown field; known fields: prompt, .*prompt: is missing"),
         ([{"prompt": "a"}, "{"], r"p.jsonl:2: not JSON"),
         ([{"prompt": "a", "facts": "b"}], r"p.jsonl:1: facts: must be an object like"),
-        ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], r"p.jsonl:2: id: 'x' is that of line 1"),
+        ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], r"p.jsonl:2: id: 'x' is also on line 1"),
         ([{"prompt": [{"role": "assistant", "content": "a"}]}], r"p.jsonl:1: prompt: its last message is"),
         (["[1]"], r"p.jsonl"),
     ],
@@ -87,9 +87,9 @@ def test_a_line_that_is_wrong_is_named(tmp_path, lines, message):
 
 
 def test_a_held_out_prompt_that_is_trained_on_is_refused(tmp_path, file):
-    held = write(tmp_path / "val.jsonl", {"prompt": "new"}, {"prompt": QUESTIONS[3]})
-    with pytest.raises(ValueError, match=rf"val.jsonl:2: prompt: is that of {file}:4 as well"):
-        PromptFile(file, val_path=held, test_share=0).cases("train")
+    held_out = write(tmp_path / "val.jsonl", {"prompt": "new"}, {"prompt": QUESTIONS[3]})
+    with pytest.raises(ValueError, match=rf"val.jsonl:2: prompt: is also in {file}:4"):
+        PromptFile(file, val_path=held_out, test_share=0).cases("train")
     with pytest.raises(ValueError, match="leave nothing to train on"):
         PromptFile(file, val_share=0.5, test_share=0.5)
     with pytest.raises(ValueError, match="there is no file"):
@@ -101,7 +101,7 @@ def test_a_held_out_prompt_that_is_trained_on_is_refused(tmp_path, file):
 
 @dataclass
 class Counting:
-    """A user who asks again until the number of messages is 5."""
+    """A user who asks again until there are 5 messages."""
 
     def next_message(self, messages):
         return None if len(messages) >= 5 else f"and {len(messages)} ?"
@@ -111,20 +111,20 @@ def test_the_user_goes_on_with_the_follow_ups_and_then_as_the_user_does(tmp_path
     """Replies y1, y2, y3 to x with the follow-up f: [x, y1, f, y2, "and 4 ?", y3], and there it ends."""
     path = write(tmp_path / "p.jsonl", {"prompt": "x", "follow_ups": ["f"]}, {"prompt": "z"})
     scripted = PromptFile(path, val_share=0, test_share=0)
-    case, other = scripted.cases("train")
+    case, unscripted = scripted.cases("train")
     assert scripted.turns == 2
     dialogue = scripted.begin(case)
     first, second = dialogue.reply("y1", True), dialogue.reply("y2", True)
-    assert (first.text, first.done, first.reward) == ("f", False, None) and second.done
-    assert scripted.begin(other).reply("y1", True).done
+    assert (first.text, first.over, first.reward) == ("f", False, None) and second.over
+    assert scripted.begin(unscripted).reply("y1", True).over
 
     task = PromptFile(path, val_share=0, test_share=0, user=Counting(), turns=3)
     dialogue = task.begin(case)
     outcomes = [dialogue.reply(text, True) for text in ("y1", "y2", "y3")]
-    assert [outcome.text for outcome in outcomes] == ["f", "and 4 ?", ""] and outcomes[-1].done
+    assert [outcome.text for outcome in outcomes] == ["f", "and 4 ?", ""] and outcomes[-1].over
     roles = [(message.role, message.content) for message in dialogue.messages]
     assert roles[1::2] == [("assistant", text) for text in ("y1", "y2", "y3")]
-    with pytest.raises(ValueError, match="turns: more than one of a dialogue with a `user`"):
+    with pytest.raises(ValueError, match="turns: more than 1 turn needs a `user`"):
         PromptFile(path, turns=3)
     with pytest.raises(ValueError, match="p.jsonl:1: follow_ups: must be a list"):
         PromptFile(write(tmp_path / "p.jsonl", {"prompt": "x", "follow_ups": "f"})).cases("train")
@@ -132,7 +132,7 @@ def test_the_user_goes_on_with_the_follow_ups_and_then_as_the_user_does(tmp_path
 
 @dataclass
 class Parrot:
-    """A `Replier` that says the same tokens to everybody, and keeps what it read."""
+    """A `Replier` with a fixed reply, which stores what it read."""
 
     tokens: list[int]
     prompts: list[list[int]] = field(default_factory=list)
@@ -148,16 +148,16 @@ def test_a_model_plays_the_user_and_may_end_the_dialogue(text, message):
     words = WordTokenizer().fit(["user: assistant: x y why so ? bye . say: then"])
     parrot = Parrot([*words.encode(text), words.eos])
     user = ModelUser(parrot, words, instruction="{conversation} then say:", end="bye !")
-    said = [Message("user", "x"), Message("assistant", "y")]
-    assert user.next_message(said) == message
+    exchange = [Message("user", "x"), Message("assistant", "y")]
+    assert user.next_message(exchange) == message
     assert parrot.prompts == [words.encode("user: x assistant: y then say:")]
 
 
-# ---- nobody pays
+# ---- without scores
 
 
-def played(file, model, **how):
-    """A DataModule beside a model, as a Trainer has them."""
+def data_with(file, model, **how):
+    """A data module with a model, as in a Trainer."""
     knobs = {"prompts": 3, "replies": 2, "max_new": 4, "evaluation_prompts": 1} | how
     data = TextDataModule(PromptFile(file), tokenizer=WordTokenizer(), **knobs)
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
@@ -177,7 +177,7 @@ def model():
 
 
 def test_where_nobody_pays_a_batch_has_no_rewards_and_policy_gradient_says_so(file, model):
-    data = played(file, model)
+    data = data_with(file, model)
     batch = data.collect(model, np.random.default_rng(0))
     assert batch.rewards is None and batch.score is None and batch.group.tolist() == [0, 0, 1, 1, 2, 2]
     assert "return" not in data.statistics and "no_spread" not in data.statistics
@@ -187,10 +187,10 @@ def test_where_nobody_pays_a_batch_has_no_rewards_and_policy_gradient_says_so(fi
 
 
 def test_where_nobody_pays_an_evaluation_has_no_return_and_a_prediction_no_score(file, model):
-    data = played(file, model)
+    data = data_with(file, model)
     evaluated = data.evaluate(model, np.random.default_rng(0), True)
     assert evaluated.rewards is None and set(evaluated.metrics) == {"length", "finished"}
-    assert "score" not in data.shown[0] and "parts" not in data.shown[0]
+    assert "score" not in data.transcript_rows[0] and "parts" not in data.transcript_rows[0]
     (loader,) = data.predict_dataloader()
     lines = [line for batch in loader for line in data.records(batch)]
     assert lines and all("score" not in line and "source" not in line for line in lines)
@@ -198,6 +198,6 @@ def test_where_nobody_pays_an_evaluation_has_no_return_and_a_prediction_no_score
 
 
 def test_the_best_of_several_needs_somebody_who_pays(file, model):
-    data = played(file, model, best_of=2)
-    with pytest.raises(MissingField, match="best_of: nobody pays"):
+    data = data_with(file, model, best_of=2)
+    with pytest.raises(MissingField, match="best_of: nothing scores the replies"):
         list(data.predict_dataloader()[0])

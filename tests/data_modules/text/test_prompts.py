@@ -1,4 +1,4 @@
-"""Texts and chats become ids in one way, and a file that mixes both is posed alike."""
+"""Prompt formats: texts and chats become ids in the same way, also if a file has both."""
 
 from dataclasses import asdict
 
@@ -65,7 +65,7 @@ def test_a_prompt_without_a_token_is_refused(words):
 
 
 def test_a_revision_and_a_critique_are_turns_of_a_chat():
-    """[user x, assistant y, user "… c …"] with the words of the yaml; a text is the first user's turn."""
+    """[user x, assistant y, user "… c …"] with the texts of the yaml; a text is the first user's turn."""
     wording = Wording(revise="Wrong: {critique}", criticise="What is wrong? Or say {praise}", praise="Fine.")
     before = (Message("system", "s"), USER)
     assert wording.revision_prompt(TEXT, "y", "c") == (USER, Message("assistant", "y"), Message("user", "Wrong: c"))
@@ -74,5 +74,5 @@ def test_a_revision_and_a_critique_are_turns_of_a_chat():
     )  # fmt: skip
     assert Wording(condition=" [{critique}]").conditioned_prompt(before, "c")[-1] == Message("user", TEXT + " [c]")
     assert [Wording(good="+", bad="-").announced(good) for good in (True, False)] == ["+", "-"]
-    with pytest.raises(ValueError, match="wording.revise: it has no place {critique}"):
+    with pytest.raises(ValueError, match="wording.revise: placeholder {critique} is missing"):
         Wording(revise="Again.")

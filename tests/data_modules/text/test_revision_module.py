@@ -1,4 +1,4 @@
-"""Rounds of critique and revision: who says what behind which prompt, the rows, the views, the controls, the costs."""
+"""Rounds of critique and revision: prompts, rows, views, control experiments and costs."""
 
 import copy
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ ANSWER, CRITIQUE, REVISION = "answer", "critique", "revision"
 
 
 class Revisable(Echo, Phrases):
-    """The critique names the right word; what is right has none."""
+    """The critique names the right word; a right reply has none."""
 
     def corpus(self):
         yield from super().corpus()
@@ -40,14 +40,14 @@ class Revisable(Echo, Phrases):
 
 
 class Scripted:
-    """An actor that says what it reads behind `it is` where there is a critique, and `wrong` where there is none."""
+    """An actor that says the word after `it is` if there is a critique, and otherwise `wrong`."""
 
     def __init__(self, tokenizer, wrong="fox", right_for=()):
         self.tokenizer, self.wrong, self.right_for = tokenizer, wrong, right_for
         self.read = []
 
     def reply(self, ids, lengths, state=None, *, stop, copies=1, **how):
-        said = []
+        replies = []
         for row, length in zip(ids.tolist(), lengths.tolist(), strict=True):
             words = self.tokenizer.decode(row[:length]).split()
             self.read.append(" ".join(words))
@@ -55,9 +55,9 @@ class Scripted:
                 word = words[words.index(CRITIQUE) + 6] if "no" in words else self.wrong
             else:
                 word = words[1] if words[1] in self.right_for else self.wrong
-            said += [[*self.tokenizer.encode(word), stop[0]]] * copies
-        tokens = torch.tensor(said)
-        return tokens, torch.full(tokens.shape, -0.5), torch.full((len(said),), 2), None
+            replies += [[*self.tokenizer.encode(word), stop[0]]] * copies
+        tokens = torch.tensor(replies)
+        return tokens, torch.full(tokens.shape, -0.5), torch.full((len(replies),), 2), None
 
     def prepare(self, batch):
         return batch
@@ -76,20 +76,20 @@ def collected(data, actor=None, seed=1):
 
 
 def decided(batch):
-    """Without the rows of prompts of which nothing is learned."""
+    """The batch without the idle rows of prompts that gave none."""
     return batch[batch.valid.any(1)]
 
 
-def texts(data, batch, which=None):
-    """Each row in words: all of it, or its decided tokens."""
+def texts(data, batch, steps=None):
+    """Each row as text: all of it, or only its valid tokens."""
     rows = []
     for row in range(len(batch)):
-        if which is None:
+        if steps is None:
             ids = [*batch.obs[row].tolist(), int(batch.final_obs[row])]
             last = int(batch.valid[row].nonzero()[-1]) + 2 if batch.valid[row].any() else 0
             ids = torch.cat([batch.obs[row, :1], batch.actions[row]])[:last].tolist()
         else:
-            ids = batch.actions[row][which[row]].tolist()
+            ids = batch.actions[row][steps[row]].tolist()
         rows.append(data.tokenizer.decode(ids))
     return rows
 
@@ -101,8 +101,8 @@ def test_a_revision_is_written_behind_the_critique_and_learned_behind_the_prompt
     assert len(attempts) == len(revisions) == 8
     assert set(texts(data, attempts, attempts.mask)) == {"fox"}
     for text in texts(data, revisions):
-        said = text.removesuffix(" <eos>").split()
-        assert said[0] == "say" and said[1] == said[2] and len(said) == 3  # say dog dog: as the critique has it
+        words = text.removesuffix(" <eos>").split()
+        assert words[0] == "say" and words[1] == words[2] and len(words) == 3  # say dog dog: as the critique has it
     assert not revisions.mask.any() and torch.equal(revisions.valid, revisions.expert_mask)
     assert set(revisions.log_probs[revisions.valid].tolist()) == {-0.5}  # the reviser's own
     rewards = torch.where(revisions.valid, revisions.rewards, 0).sum(1)
@@ -114,11 +114,11 @@ def test_the_view_holds_the_same_actions_behind_the_critique():
     data = module()
     batch = collected(data, Scripted(data.tokenizer, right_for=("ant",)))
     for row in range(len(batch)):
-        seen, own = batch.view.valid[row], batch.valid[row]
+        in_view, steps = batch.view.valid[row], batch.valid[row]
         if texts(data, batch)[row].startswith("say ant"):
-            assert batch.extra["attempt"][row] and not seen.any()  # right: there was nothing to say
+            assert batch.extra["attempt"][row] and not in_view.any()  # right: there was nothing to say
             continue
-        assert batch.view.actions[row][seen].tolist() == batch.actions[row][own].tolist()
+        assert batch.view.actions[row][in_view].tolist() == batch.actions[row][steps].tolist()
         text = texts(data, batch.view)[row]
         word = texts(data, batch)[row].split()[1]
         assert text.startswith(f"say {word} answer : fox critique : no , it is {word} . revision :")
@@ -160,7 +160,7 @@ def test_critiques_conditions_and_hindsight_are_imitated():
 
 
 class Stubborn(Scripted):
-    """Is wrong about all critiques but those of `ant`: there alone is something better."""
+    """Wrong after all critiques but those of `ant`, so only these revisions are better."""
 
     def reply(self, ids, lengths, *rest, **how):
         tokens, log_probs, lengths, state = super().reply(ids, lengths, *rest, **how)
@@ -190,7 +190,7 @@ def test_what_the_teacher_approves_is_kept_without_any_score():
 
 
 def test_the_controls_say_what_does_not_help():
-    """Shuffled, every critique is another prompt's, so no revision is right; a placebo names no word at all."""
+    """A shuffled critique is another prompt's, so no revision is right; a placebo names no word."""
     for words, gain in (("task", 1.0), ("shuffled", 0.0), ("placebo", 0.0)):
         data = module(words=words, replies=2)
         actor = Scripted(data.tokenizer)
@@ -200,19 +200,19 @@ def test_the_controls_say_what_does_not_help():
 
 
 class Slow(Scripted):
-    """Says `fox` at first, `bee` when that is criticised, and heeds the critique of `bee`."""
+    """Says `fox` first, `bee` after a critique of that, and the right word after a critique of `bee`."""
 
     def reply(self, ids, lengths, *rest, copies=1, **how):
-        tokens, *others = super().reply(ids, lengths, *rest, copies=copies, **how)
+        tokens, *remaining = super().reply(ids, lengths, *rest, copies=copies, **how)
         bee, fox = self.tokenizer.encode("bee fox")
         for row, text in enumerate(self.read[-len(lengths) :]):
             if CRITIQUE not in text or "answer : fox" in text:
                 tokens[row * copies : (row + 1) * copies, 0] = bee if CRITIQUE in text else fox
-        return tokens, *others
+        return tokens, *remaining
 
 
 def test_rounds_revise_the_revision():
-    """The first revision is wrong as well; it is quoted, and criticised again."""
+    """The first revision is wrong too; it is quoted and criticised again."""
     data = module(rounds=2, learn=["revisions"], replies=1)
     actor = Slow(data.tokenizer)
     batch = collected(data, actor)
@@ -223,13 +223,13 @@ def test_rounds_revise_the_revision():
 
 
 def test_pairs_of_several_rounds_are_one_order():
-    """fox < bee < dog: `bee` is a better reply and then a worse one, and stands in one row all the same."""
+    """fox < bee < dog: `bee` is better than one reply and worse than another, and still is in one row."""
     data = module(rounds=2, learn=["pairs"], replies=1)
     batch = collected(data, Slow(data.tokenizer))
     ranked = {}
     for text, rank in zip(texts(data, batch), batch.rank.tolist(), strict=True):
-        _, word, said = text.split()
-        ranked.setdefault(word, []).append((said, rank))
+        _, word, reply = text.split()
+        ranked.setdefault(word, []).append((reply, rank))
     assert ranked.pop("bee") == [("fox", 2), ("bee", 0)]  # the first revision was right
     assert ranked == {word: [("fox", 2), ("bee", 1), (word, 0)] for word in ("ant", "cow", "dog")}
 
@@ -242,19 +242,19 @@ def test_what_comes_first_in_hindsight_takes_turns_whatever_else_is_learned():
 
 
 def test_what_a_batch_has_depends_on_the_knobs_alone():
-    """A rank that has something to revise and one that has not go the same way through every sum over ranks."""
+    """A rank with revisions and one without have the same fields, so that sums over ranks match."""
     for learn in (["hindsight"], ["critiques"], ["revisions"], ["revisions", "critiques"], ["pairs"]):
         for scored in (True, False):
             data = module(learn=learn, scored=scored)
-            some = collected(data, Scripted(data.tokenizer))
+            with_revision = collected(data, Scripted(data.tokenizer))
             none = collected(data, Scripted(data.tokenizer, right_for=WORDS))
-            assert (some.rewards is not None) == (none.rewards is not None) == scored, learn
-            assert (some.view is None) == (none.view is None)
-            assert some.extra.keys() == none.extra.keys()
+            assert (with_revision.rewards is not None) == (none.rewards is not None) == scored, learn
+            assert (with_revision.view is None) == (none.view is None)
+            assert with_revision.extra.keys() == none.extra.keys()
 
 
 def test_a_prompt_of_which_nothing_is_learned_stays_a_group():
-    """Of four prompts one is answered wrong. Four minibatches, or four ranks, are as many as ever."""
+    """One of four prompts has a wrong reply. Four minibatches or four ranks are still possible."""
     data = module(learn=["pairs"], minibatches=4)
     batch = collected(data, Scripted(data.tokenizer, right_for=WORDS[1:4]))
     idle = ~batch.valid.any(1)
@@ -281,7 +281,7 @@ def test_a_prompt_of_which_nothing_is_learned_stays_a_group():
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_every_method_goes_on_whatever_a_round_gives(kind, learn, knobs):
-    """All wrong, some, or none: as many optimizer steps, and a step of which nothing is learned moves nothing."""
+    """All, some or no replies wrong: the same number of optimizer steps; without rows a step changes nothing."""
     torch.manual_seed(0)
     for right in ((), WORDS[:2], WORDS):
         data = module(learn=learn, minibatches=2)
@@ -305,7 +305,7 @@ def test_without_scores_nobody_can_learn_by_them():
 
 
 def test_the_teacher_speaks_of_its_scope_alone():
-    """Of `say ant` alone; its two replies cost a critique, a revision and their scores."""
+    """The scope is `say ant`; its two replies cost a critique, a revision and their scores."""
     data = module(scope={"word": "ant"})
     batch = collected(data)
     assert set(texts(data, decided(batch))) == {"say ant fox", "say ant ant"}
@@ -321,8 +321,8 @@ def test_a_scope_without_a_prompt_teaches_nothing():
 
 
 def test_anchors_are_what_the_reviser_says_out_of_scope():
-    own = WordTokenizer().fit(Revisable().corpus())
-    reviser = Scripted(own, wrong="elk")
+    tokenizer = WordTokenizer().fit(Revisable().corpus())
+    reviser = Scripted(tokenizer, wrong="elk")
     data = module(scope={"word": "ant"}, learn=["pairs", "anchors"], reviser=reviser, scored=False)
     batch = collected(data)
     anchors = batch[~batch.mask.any(1)]
@@ -334,7 +334,7 @@ def test_anchors_are_what_the_reviser_says_out_of_scope():
 
 
 def test_a_row_that_is_too_long_is_left_out_and_said_so():
-    """Prompt, reply and critique are 14 tokens with the stop; a context of 13 has room for a reply to a prompt only."""
+    """Prompt, reply and critique are 14 tokens with the stop; a context of 13 has room for prompt and reply only."""
     data = module(learn=["attempts", "critiques"], context=13)
     with pytest.warns(UserWarning, match="left_out"):
         batch = collected(data)
@@ -344,7 +344,7 @@ def test_a_row_that_is_too_long_is_left_out_and_said_so():
 
 
 def test_a_revision_prompt_may_be_as_long_as_the_context():
-    """So a policy that reads less is refused at the start, and not where the first long critique comes."""
+    """A policy with a shorter context is refused at the start, and not when the first long critique comes."""
     assert module(context=40).longest_row == 40
     assert module(context=None).longest_row == 2 + 3
 
@@ -352,7 +352,7 @@ def test_a_revision_prompt_may_be_as_long_as_the_context():
 def test_a_reviser_of_other_ids_is_refused_by_name():
     reviser = Scripted(WordTokenizer().fit(["other words"]))
     reviser.tokenizer_digest = reviser.tokenizer.digest
-    with pytest.raises(ValueError, match="reviser: it reads the ids of another tokenizer"):
+    with pytest.raises(ValueError, match="reviser: the model was trained with a different tokenizer"):
         module(reviser=reviser)
 
 
@@ -374,8 +374,8 @@ def test_what_has_no_room_is_left_unrevised_and_said_so():
 
 
 def test_a_frozen_reviser_revises_in_the_place_of_the_policy():
-    own = WordTokenizer().fit(Revisable().corpus())
-    reviser = Scripted(own, wrong="elk")
+    tokenizer = WordTokenizer().fit(Revisable().corpus())
+    reviser = Scripted(tokenizer, wrong="elk")
     data = module(reviser=reviser)
     actor = Scripted(data.tokenizer)
     collected(data, actor)
@@ -393,18 +393,18 @@ def test_who_else_replies_works_where_the_policy_does():
 
     far = SimpleNamespace(root_device=torch.device("meta"))
     trainer = SimpleNamespace(world_size=1, global_rank=0, accumulate_grad_batches=1, testing=False, strategy=far)
-    revised, written = module(reviser=Elsewhere()), module(author=Elsewhere(), learn=["critiques"])
-    revised.trainer = written.trainer = trainer
-    for play in (revised.collect, lambda actor, rng: revised.evaluate(actor, rng, True), written.collect):
+    revised, authored = module(reviser=Elsewhere()), module(author=Elsewhere(), learn=["critiques"])
+    revised.trainer = authored.trainer = trainer
+    for play in (revised.collect, lambda actor, rng: revised.evaluate(actor, rng, True), authored.collect):
         with pytest.raises(Noted) as noted:
             play(Scripted(revised.tokenizer), np.random.default_rng(0))
         assert noted.value.args == ("meta", "meta")
 
 
 def test_an_author_writes_the_attempts_behind_the_prompt_alone():
-    """The policy's prompts end with a code for what is right, of which the author was never told."""
-    own = WordTokenizer().fit(Revisable().corpus())
-    author = Scripted(own, wrong="elk")
+    """The policy's prompts end with a code, which the author's prompts do not have."""
+    tokenizer = WordTokenizer().fit(Revisable().corpus())
+    author = Scripted(tokenizer, wrong="elk")
     data = module(learn=["conditioned"], author=author, prompt_suffix=" critique : nothing is wrong . answer :")
     actor = Scripted(data.tokenizer)
     batch = collected(data, actor)
@@ -430,28 +430,30 @@ def test_an_evaluation_says_what_the_critique_was_worth():
 
 
 def test_drift_is_how_far_replies_out_of_scope_went_from_the_frozen_start():
-    """Nothing while the policy is the start; then log π − log π₀ of what was sampled, and NaN in scope."""
+    """0 while the policy is the start; then log π − log π₀ of the sampled tokens, and NaN in scope."""
     torch.manual_seed(0)
     plain = module()
     word, vocabulary = plain.cases["val"][0].case.facts["word"], plain.vocabulary
     start, policy = (GRUPolicy(vocabulary=vocabulary, width=16) for _ in range(2))
     data = module(scope={"word": word}, reviser=PolicyTextExpert(start), evaluation_replies=8)
     assert "drift" not in data.evaluate(ReinforcePolicy(policy=policy), np.random.default_rng(0), True).metrics
-    for own in (copy.deepcopy(start), policy):
-        batch = data.evaluate(ReinforcePolicy(policy=own), np.random.default_rng(0), False)
+    for current in (copy.deepcopy(start), policy):
+        batch = data.evaluate(ReinforcePolicy(policy=current), np.random.default_rng(0), False)
         drift = batch.metrics["drift"]
         inside = torch.tensor([text.startswith(f"say {word}") for text in texts(data, batch)])
         assert torch.equal(drift.isnan(), inside) and inside.any() and not inside.all()
         with torch.no_grad():
-            there, here = (x(batch.obs, batch.valid).log_prob(batch.actions[batch.valid]) for x in (start, own))
+            start_log_probs, log_probs = (
+                x(batch.obs, batch.valid).log_prob(batch.actions[batch.valid]) for x in (start, current)
+            )
         rows = batch.valid.nonzero()[:, 0]
-        expected = torch.zeros(len(batch)).index_add(0, rows, here - there)
+        expected = torch.zeros(len(batch)).index_add(0, rows, log_probs - start_log_probs)
         torch.testing.assert_close(drift[~inside], expected[~inside], rtol=0, atol=1e-4)
     assert drift[~inside].abs().max() > 0.01
 
 
 def test_the_learner_of_a_round_is_the_policy_that_acted():
-    """Stored log-probabilities of attempts are those of the training forward, of their views another matter."""
+    """Stored log-probabilities of attempts equal the training forward's; those of their views differ."""
     torch.manual_seed(0)
     data = module()
     policy = GRUPolicy(vocabulary=data.vocabulary, width=16)
@@ -463,13 +465,13 @@ def test_the_learner_of_a_round_is_the_policy_that_acted():
     torch.testing.assert_close(now.log_probs[batch.mask], batch.log_probs[batch.mask], rtol=0, atol=1e-4)
     revised = batch.extra["revision"][:, None] & batch.valid
     behind = actor.evaluate(batch.view).log_probs
-    there = batch.extra["revision"]
-    order = batch.view.valid[there]
-    torch.testing.assert_close(behind[there][order], batch.log_probs[revised], rtol=0, atol=1e-4)
+    is_revision = batch.extra["revision"]
+    order = batch.view.valid[is_revision]
+    torch.testing.assert_close(behind[is_revision][order], batch.log_probs[revised], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("knobs", "named"),
+    ("knobs", "message"),
     [
         ({"rounds": 0}, "rounds"),
         ({"revisions": 0}, "revisions"),
@@ -482,8 +484,8 @@ def test_the_learner_of_a_round_is_the_policy_that_acted():
         ({"unfinished": "replace"}, "unfinished"),
     ],
 )
-def test_knobs_out_of_range_are_refused(knobs, named):
-    with pytest.raises(ValueError, match=named):
+def test_knobs_out_of_range_are_refused(knobs, message):
+    with pytest.raises(ValueError, match=message):
         module(**knobs)
 
 

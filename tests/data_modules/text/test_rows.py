@@ -1,4 +1,4 @@
-"""Token sequences as rows: who decided what, where the log-probabilities and rewards go, and what is refused."""
+"""Rows from token sequences: masks, log-probabilities, rewards and errors."""
 
 import time
 from dataclasses import fields
@@ -44,11 +44,11 @@ def test_a_demonstration_is_imitated_and_not_learned_from_otherwise():
 
 
 def test_a_dialogue_that_the_expert_takes_over():
-    """Prompt 5, the learner says 6 1, is asked 7 8, says 9 2, and the expert goes on with 3 1. Then 4 is read.
+    """Prompt 5; the learner says 6 1, reads 7 8, says 9 2, and the expert continues with 3 1. Then 4 is read.
 
     actions  6 1 7 8 9 2 3 1
     valid    x x . . x x x x
-    mask     x x . . x x . .      what is read at the end leads to nothing
+    mask     x x . . x x . .      tokens that are read at the end lead to no action
     """
     dialogue = [
         Segment([5]),
@@ -85,7 +85,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 
 def test_the_row_goes_on_where_its_last_reply_ended():
-    """Behind the last action stands the token that it was: what a value or a reward model reads there."""
+    """After the last action its token follows: a value or reward model reads it there."""
     batch = as_batch(
         [[Segment([5]), Segment([6, 1], LEARNER), Segment([7])], [Segment([5, 5, 5]), Segment([1], LEARNER)]]
     )
@@ -96,14 +96,14 @@ def test_the_row_goes_on_where_its_last_reply_ended():
 @pytest.mark.parametrize(
     ("dialogues", "message"),
     [
-        ([], "there is no dialogue"),
+        ([], "at least one dialogue"),
         ([[Segment([5]), Segment([1], LEARNER)], [Segment([]), Segment([1], LEARNER)]], "dialogue 1 does not begin"),
         ([[Segment([5, 6])]], "dialogue 0 has no reply"),
         ([[Segment([5]), Segment([], EXPERT)], [Segment([5]), Segment([1], EXPERT)]], "dialogue 0 has no reply"),
-        ([[Segment([5]), Segment([1, 2], LEARNER, [-1.0])]], "log_probs: 1 for a reply of 2 tokens"),
+        ([[Segment([5]), Segment([1, 2], LEARNER, [-1.0])]], "log_probs: got 1 for a reply of 2 tokens"),
         ([[Segment([5]), Segment([1], LEARNER, [-1.0]), Segment([1], LEARNER)]], "some of the learner's replies"),
-        ([[Segment([5]), Segment([1], LEARNER), Segment([6], reward=1.0)]], "in which nothing was decided"),
-        ([[Segment([5]), Segment([1], LEARNER), Segment([], LEARNER, reward=1.0)]], "in which nothing was decided"),
+        ([[Segment([5]), Segment([1], LEARNER), Segment([6], reward=1.0)]], "a segment without a decision"),
+        ([[Segment([5]), Segment([1], LEARNER), Segment([], LEARNER, reward=1.0)]], "a segment without a decision"),
     ],
 )
 def test_what_makes_no_row_is_refused(dialogues, message):
@@ -117,7 +117,7 @@ def test_as_many_replies_as_prompts():
 
 
 def test_a_large_collection_is_fast():
-    """512 rows of 100 tokens in some ms: a loop over the 51,200 tokens would take ten times as long."""
+    """512 rows of 100 tokens in a few ms: a loop over the 51,200 tokens would take ten times as long."""
     dialogues = [[Segment([3] * 40), Segment([4] * 60, LEARNER, [-1.0] * 60, 1.0)]] * 512
     seconds = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Figures of two sets of replies, worked by hand, and the page that shows them."""
+"""Metrics of two sets of replies, worked by hand, and the page that shows them."""
 
 import pytest
 
@@ -23,29 +23,29 @@ def prompt(id="a", text="say"):
 
 
 def test_figures_by_hand():
-    """Lengths 3 and 1 of the policy, 2 and 2 of the start; one of two replies changed; a win and a tie: ¾ of two."""
+    """Lengths 3 and 1 of the policy, 2 and 2 of the start; one of two replies changed; a win and a tie: ¾."""
     pairs = [
         (prompt("a"), reply("ant", 3, 1, score=0.1), reply("ant bee", 3, 4, 1, score=0.2)),
         (prompt("b"), reply("cow", 5, 1, score=0.5), reply("cow", 5, ended=False, score=0.5)),
     ]
-    found = figures(pairs)
-    assert (found["length"], found["start_length"], found["changed"]) == (2.0, 2.0, 0.5)
-    assert found["unique"] == found["start_unique"] == 1.0
-    assert found["win_rate"] == 0.75 and found["win_rate_low"] < 0.75 < found["win_rate_high"]
+    values = figures(pairs)
+    assert (values["length"], values["start_length"], values["changed"]) == (2.0, 2.0, 0.5)
+    assert values["unique"] == values["start_unique"] == 1.0
+    assert values["win_rate"] == 0.75 and values["win_rate_low"] < 0.75 < values["win_rate_high"]
     assert figures([]) == {}
 
 
 def test_repeated_replies_are_counted_once():
-    same = [(prompt(str(i)), reply(str(i), 3, 4, 1), reply("x", 3, 4, 1)) for i in range(4)]
-    assert figures(same)["unique"] == 0.25 and figures(same)["start_unique"] == 1.0
+    repeats = [(prompt(str(i)), reply(str(i), 3, 4, 1), reply("x", 3, 4, 1)) for i in range(4)]
+    assert figures(repeats)["unique"] == 0.25 and figures(repeats)["start_unique"] == 1.0
 
 
 def test_distinct_2_counts_pairs_of_all_replies_and_no_end():
-    """3 4 3 4 has the pairs 34 43 34, and 3 4 has 34: two of four differ. The end, 1, is in none."""
+    """3 4 3 4 has the pairs 34 43 34, and 3 4 has 34: two of four are distinct. The stop token, 1, is in none."""
     assert distinct_2([reply("", 3, 4, 3, 4, 1), reply("", 3, 4, 1)]) == 0.5
     assert distinct_2([reply("", 3, 4, ended=False)]) == 1.0
     assert distinct_2([reply("", 3, 1)]) == 0.0
-    turns = Reply("", [[3, 4, 1], [4, 3, 1]], [True, True], None)  # 34 and 43, and not 44 across the turns
+    turns = Reply("", [[3, 4, 1], [4, 3, 1]], [True, True], None)  # 34 and 43, and no 44 across the turns
     assert distinct_2([turns]) == 1.0
 
 
@@ -61,16 +61,16 @@ def test_nobody_wins_where_nobody_pays():
 
 
 def test_the_start_is_kept_and_what_came_last_is_beside_it():
-    both, case = StartReplies(), [prompt("a")]
-    both.remember("greedy", {"a": [reply("ant", 3, 1)]}, step=0, iteration=0)
-    assert both.pairs("greedy", case) == []  # nothing was learned yet
+    replies, case = StartReplies(), [prompt("a")]
+    replies.remember("greedy", {"a": [reply("ant", 3, 1)]}, step=0, iteration=0)
+    assert replies.pairs("greedy", case) == []  # nothing was learned yet
     for step, text in ((2, "bee"), (4, "cow")):
-        both.remember("greedy", {"a": [reply(text, 4, 1)]}, step, step)
-    ((_, start, policy),) = both.pairs("greedy", case)
-    assert (start.text, policy.text, both.iteration) == ("ant", "cow", 4)
+        replies.remember("greedy", {"a": [reply(text, 4, 1)]}, step, step)
+    ((_, start, policy),) = replies.pairs("greedy", case)
+    assert (start.text, policy.text, replies.iteration) == ("ant", "cow", 4)
     resumed = StartReplies()
-    resumed.load_state_dict(both.state_dict())
-    assert resumed.start == both.start and resumed.pairs("greedy", case) == []
+    resumed.load_state_dict(replies.state_dict())
+    assert resumed.start == replies.start and resumed.pairs("greedy", case) == []
 
 
 def test_lines_name_who_said_what_and_leave_out_what_is_empty():
@@ -93,20 +93,20 @@ def test_lines_name_who_said_what_and_leave_out_what_is_empty():
 
 def test_what_a_judge_must_know_goes_along():
     form = PromptFormat(WordTokenizer().fit(["say ant"]))
-    known = Prompt(Case("a", "say", {"reference": "ant"}), [5])
-    (line,) = feedback_lines([(known, reply("ant", 3, 1), reply("bee", 4, 1))], form, "digest", "run")
+    with_facts = Prompt(Case("a", "say", {"reference": "ant"}), [5])
+    (line,) = feedback_lines([(with_facts, reply("ant", 3, 1), reply("bee", 4, 1))], form, "digest", "run")
     assert line["meta"]["facts"] == {"reference": "ant"}
     lines = [HeldOutLine("say", "ant", "one", {"reference": "ant"}), HeldOutLine("say", "bee", "two")]
     task = HeldOutPrompts({"val": [*lines, HeldOutLine("so", None, "one")]})
-    first, second = task.cases("val")  # a prompt is one case; an id that stands twice is that of none
+    first, second = task.cases("val")  # equal prompts are one case; an id that occurs twice is not used
     assert (first.prompt, first.facts, task.expected(first)) == ("say", {"reference": "ant"}, "ant")
     assert second.prompt == "so" and len({first.id, second.id}) == 2 and task.expected(second) is None
     assert task.cases("test") == [] and task.begin(first).reply("ant", True).reward is None
 
 
-def section(*rows, left_out=0, **more):
-    values = {f"{who}{name}": 1.0 for who in ("", "start_") for name in ("length", "distinct_2", "unique")}
-    return Section("Greedy", values | {"changed": 0.5} | more, rows, left_out)
+def section(*rows, left_out=0, **further):
+    values = {f"{prefix}{name}": 1.0 for prefix in ("", "start_") for name in ("length", "distinct_2", "unique")}
+    return Section("Greedy", values | {"changed": 0.5} | further, rows, left_out)
 
 
 def test_what_a_model_says_is_shown_and_not_run(tmp_path):
@@ -120,8 +120,8 @@ def test_what_a_model_says_is_shown_and_not_run(tmp_path):
 
 
 def test_a_page_says_who_wins_what_stayed_and_what_is_left_out(tmp_path):
-    same = Compared("say", "ant", "ant", None, None)
-    won = section(same, left_out=7, win_rate=0.625, win_rate_low=0.2195, win_rate_high=0.9081)
+    unchanged = Compared("say", "ant", "ant", None, None)
+    won = section(unchanged, left_out=7, win_rate=0.625, win_rate_low=0.2195, win_rate_high=0.9081)
     markdown, html = (path.read_text() for path in write_pages([won], "run", 1, tmp_path))
     for page in (markdown, html):
         assert "50 % of the replies changed." in page and "7 more are not shown" in page

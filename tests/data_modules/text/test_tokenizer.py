@@ -1,4 +1,4 @@
-"""Tokenizers: what goes in comes out, the same in every process, in the layout that others read."""
+"""Tokenizers: decoding inverts encoding, every process gives the same ids, and other programs read the files."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def tokenizer(request):
     return KINDS[request.param]().fit(CORPUS)
 
 
-# ---- every kind
+# ---- all kinds
 
 
 def test_what_is_encoded_is_decoded_without_its_stop_token(tokenizer):
@@ -32,7 +32,7 @@ def test_what_is_encoded_is_decoded_without_its_stop_token(tokenizer):
 
 
 def test_a_special_token_within_a_reply_is_seen(tokenizer):
-    """Else a reply full of padding would be judged as an empty one; and only one stop token is taken off."""
+    """Else a reply full of padding would look empty to a judge; and only one stop token is removed."""
     good = tokenizer.encode("good")
     assert "<pad>" in tokenizer.decode([*good, tokenizer.pad]) and "<eos>" in tokenizer.decode([tokenizer.eos] * 2)
 
@@ -60,25 +60,25 @@ def test_sizes():
 
 @pytest.mark.slow
 def test_another_process_makes_the_same():
-    """Another hash seed too: sets come in another order there."""
+    """With another hash seed sets have another order."""
     code = (
         "import json, sys; from data_modules.text import BPETokenizer, ByteTokenizer, WordTokenizer; "
         "kinds = (WordTokenizer(), ByteTokenizer(), BPETokenizer(264)); "
         "print(*(kind.fit(json.loads(sys.argv[1])).digest for kind in kinds))"
     )
     command = [sys.executable, "-c", code, json.dumps(CORPUS)]
-    other = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"})
-    assert other.stdout.split() == [make().fit(CORPUS).digest for make in KINDS.values()]
+    process = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"})
+    assert process.stdout.split() == [make().fit(CORPUS).digest for make in KINDS.values()]
 
 
 def test_the_digest_is_of_the_vocabulary():
     assert WordTokenizer().fit(CORPUS).digest == WordTokenizer().fit(reversed(CORPUS)).digest
-    others = [
+    variants = [
         WordTokenizer().fit([*CORPUS, "more"]),
         ByteTokenizer().fit(),
         *(BPETokenizer(n).fit(CORPUS) for n in (259, 260)),
     ]
-    assert len({other.digest for other in [WordTokenizer().fit(CORPUS), *others]}) == 5
+    assert len({variant.digest for variant in [WordTokenizer().fit(CORPUS), *variants]}) == 5
 
 
 def test_it_must_be_fitted_first():
@@ -95,7 +95,7 @@ def test_a_package_that_is_missing_says_where_it_comes_from():
 
 
 def test_an_unknown_word_is_named():
-    with pytest.raises(ValueError, match="no 'dreadful'"):
+    with pytest.raises(ValueError, match="no token for 'dreadful'"):
         WordTokenizer().fit(CORPUS).encode("the movie\n was  dreadful , was it ?")
 
 
@@ -115,7 +115,7 @@ def test_any_text_comes_back_from_bytes():
 
 
 def test_frequent_pairs_are_merged():
-    """`the ` comes four times: shorter than its bytes."""
+    """`the ` occurs four times, so it has fewer ids than bytes."""
     assert len(BPETokenizer(270).fit(CORPUS).encode(" the movie")) < len(" the movie")
 
 
@@ -132,12 +132,12 @@ def test_a_saved_tokenizer_is_the_same_in_a_folder(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "made")
     folder = FolderTokenizer(str(tmp_path / "made"))
     folder.save(tmp_path / "again")
-    for other in (folder, FolderTokenizer(str(tmp_path / "again"))):
-        assert (other.digest, other.size, other.eos, other.pad) == (
+    for copy in (folder, FolderTokenizer(str(tmp_path / "again"))):
+        assert (copy.digest, copy.size, copy.eos, copy.pad) == (
             tokenizer.digest, tokenizer.size, tokenizer.eos, tokenizer.pad,
         )  # fmt: skip
-        assert other.encode(CORPUS[1]) == tokenizer.encode(CORPUS[1])
-        assert other.encode_prompt(CORPUS[1]) == tokenizer.encode(CORPUS[1])
+        assert copy.encode(CORPUS[1]) == tokenizer.encode(CORPUS[1])
+        assert copy.encode_prompt(CORPUS[1]) == tokenizer.encode(CORPUS[1])
 
 
 def test_transformers_reads_what_is_saved(tokenizer, tmp_path):
@@ -152,7 +152,7 @@ def test_transformers_reads_what_is_saved(tokenizer, tmp_path):
 
 
 def model_folder(folder, begin=False, **config):
-    """As a model comes: words, with a token to begin with, and specials that a chat template writes."""
+    """A model folder: words, a begin token, and special tokens of a chat template."""
     words = {word: i for i, word in enumerate(["<s>", "<|end|>", "<|user|>", "<|assistant|>", "?", "hi", "you", "who"])}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
@@ -176,17 +176,21 @@ NAMED = {"eos_token": {"__type": "AddedToken", "content": "<|end|>", "special": 
 
 
 def test_a_prompt_begins_as_the_model_wants_it(tmp_path):
-    """`<s>` before the prompt; nothing before what is said later, and the end token is the reply's to say."""
+    """`<s>` before the prompt only, and no end token: that is left to the reply."""
     tokenizer = FolderTokenizer(model_folder(tmp_path, begin=True, **NAMED), pad="<|pad|>")
     assert tokenizer.encode_prompt("hi you") == [0, 5, 6] and tokenizer.encode("hi you") == [5, 6]
 
 
 def test_a_special_token_is_named_by_its_text(tmp_path):
-    """As a stop token: `<|end|>` and `<|user|>`; a word too; what pads, and what is more than a token, is refused."""
+    """`<|end|>` and `<|user|>` as stop tokens, and a word; padding and texts of several tokens are refused."""
     tokenizer = FolderTokenizer(model_folder(tmp_path, **NAMED), pad="<|pad|>")
     assert [tokenizer.token(text) for text in ("<|end|>", "<|user|>", "hi")] == [1, 2, 5]
-    for wrong, said in (("<|pad|>", r"'<\|pad\|>' pads"), ("hi you", "'hi you' is 2 tokens"), ("", "'' is 0 tokens")):
-        with pytest.raises(ValueError, match=said):
+    for wrong, fault in (
+        ("<|pad|>", r"'<\|pad\|>' is the padding or unknown token"),
+        ("hi you", "'hi you' is 2 tokens"),
+        ("", "'' is 0 tokens"),
+    ):
+        with pytest.raises(ValueError, match=fault):
             tokenizer.token(wrong)
 
 
@@ -201,8 +205,8 @@ def test_a_chat_is_written_by_the_template(tmp_path, separate):
     messages = [{"role": role, "content": content} for role, content in chat]
     tokenizer = FolderTokenizer(folder, pad="<|pad|>")
     tokenizer.save(tmp_path / "saved")
-    for each in (tokenizer, FolderTokenizer(str(tmp_path / "saved"))):
-        assert each.encode_prompt(messages) == [0, 2, 5, 1, 3, 6, 1, 2, 7, 1, 3]
+    for version in (tokenizer, FolderTokenizer(str(tmp_path / "saved"))):
+        assert version.encode_prompt(messages) == [0, 2, 5, 1, 3, 6, 1, 2, 7, 1, 3]
     with pytest.raises(ValueError, match=r"<\|end\|>|<\|user\|>"):
         tokenizer.encode("hi <|end|>")
 
@@ -219,7 +223,7 @@ def test_a_chat_without_a_template_is_refused(tmp_path):
 
 
 def test_a_pad_token_may_be_added_or_chosen(tmp_path):
-    """Eight words: a new one is the ninth; one that is there stays where it is."""
+    """Eight words: a new token gets the ninth id; an existing one keeps its id."""
     folder = model_folder(tmp_path, **NAMED)
     added, chosen = FolderTokenizer(folder, pad="<|pad|>"), FolderTokenizer(folder, pad="?")
     assert (added.pad, added.size) == (8, 9) and (chosen.pad, chosen.size) == (4, 8)
@@ -228,22 +232,22 @@ def test_a_pad_token_may_be_added_or_chosen(tmp_path):
 
 def test_a_folder_without_eos_says_what_to_do(tmp_path):
     folder = model_folder(tmp_path)
-    with pytest.raises(ValueError, match="has no eos token: name one, such as `eos: ") as error:
+    with pytest.raises(ValueError, match="has no eos token: give one, such as `eos: ") as error:
         FolderTokenizer(folder)
     assert folder in str(error.value)
     assert FolderTokenizer(folder, eos="<|end|>", pad="<|pad|>").eos == 1
-    with pytest.raises(ValueError, match=r"pad: '<\|end\|>' is the eos token of"):
+    with pytest.raises(ValueError, match=r"pad: '<\|end\|>' is also the eos token of"):
         FolderTokenizer(folder, eos="<|end|>", pad="<|end|>")
 
 
 @pytest.mark.parametrize("pad", [{}, {"pad_token": "<|end|>"}])
 def test_padding_is_a_token_that_means_nothing_else(tmp_path, pad):
-    """One that neither begins, nor ends, nor stands in the template: `<|assistant|>`, and so no new id.
+    """A token that neither begins nor ends a text nor is in the template: `<|assistant|>`, so there is no new id.
 
-    A new id would have no row in an embedding that is full; it is made where there is no other.
+    A new id would have no row in a full embedding; it is made only if there is no unused token.
     """
-    named = {"eos_token": "<|end|>", "bos_token": "<s>"} | pad
-    folder = model_folder(tmp_path, **named, chat_template="<|user|>{{ messages[0].content }}")
+    special = {"eos_token": "<|end|>", "bos_token": "<s>"} | pad
+    folder = model_folder(tmp_path, **special, chat_template="<|user|>{{ messages[0].content }}")
     tokenizer = FolderTokenizer(folder)
     assert tokenizer.pad == tokenizer._backend.token_to_id("<|assistant|>") and tokenizer.size == 8
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
@@ -253,7 +257,7 @@ def test_padding_is_a_token_that_means_nothing_else(tmp_path, pad):
 
 @pytest.mark.parametrize("processor", ["<s> $A <|end|>", "<|end|> $A", "<|end|> $A <|end|>", "<s> $A", "$A"])
 def test_what_stands_before_a_prompt_is_what_transformers_puts_there(tmp_path, processor):
-    """OPT begins with its eos. What is put after a text is the reply's to say."""
+    """OPT begins with its eos. Tokens after a text are left to the reply."""
     transformers = pytest.importorskip("transformers")
     folder = model_folder(tmp_path, **NAMED, pad_token="?")
     backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -275,7 +279,7 @@ def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
 
 
 def test_code_in_a_folder_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
-    """tokenizer.json says all; the template is read without it. What is saved names no code either."""
+    """tokenizer.json has everything, and the template needs no code. The saved folder names no code either."""
     pytest.importorskip("transformers")
     code = {"AutoTokenizer": ["theirs.Mine", "theirs.Mine"]}
     folder = model_folder(tmp_path, **NAMED, pad_token="?", chat_template=TEMPLATE, auto_map=code)
@@ -297,5 +301,5 @@ def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path):
 def test_what_is_no_tokenizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="path: .* has no tokenizer.json"):
         FolderTokenizer(str(tmp_path))
-    with pytest.raises(ValueError, match="path: /nowhere/at/all is no folder, and no hub id"):
+    with pytest.raises(ValueError, match="path: /nowhere/at/all is neither a folder nor an available hub id"):
         FolderTokenizer("/nowhere/at/all")

@@ -17,13 +17,13 @@ from data_modules.text import ByteTokenizer, FolderTokenizer  # noqa: E402
 from tests.data_modules.text.chats import KINDS, SHAPES, Shape, folder  # noqa: E402
 
 END = {name: shape.eos for name, shape in SHAPES.items()} | {"gemma": "<end_of_turn>", "plain": "<turn>"}
-WHOLE = [name for name in SHAPES if name not in ("qwen", "plain")]  # qwen opens a thought, plain ends with a blank
+WHOLE = [name for name in SHAPES if name not in ("qwen", "plain")]  # qwen opens a thought, plain ends with white space
 TURNS = [("it is 2", "and so ?"), ("nothing, thank you .", "  how\nare you\n"), ("a", "naïve 日本 🙂"), ("2 < 3", "")]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Of a shape and a kind: the tokenizer of this package, and that of transformers."""
+def tokenizers(tmp_path_factory):
+    """A function from shape and kind to this package's tokenizer and that of transformers."""
     place = tmp_path_factory.mktemp("turns")
 
     @cache
@@ -54,9 +54,9 @@ def theirs_of(theirs, chat, opens):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", WHOLE)
-def test_opening_replies_and_turns_are_the_ids_of_the_whole_conversation(name, kind, made):
-    """Where a template keeps what is said. A reply is what transformers writes between the opening and its end."""
-    tokenizer, theirs = made(name, kind)
+def test_opening_replies_and_turns_are_the_ids_of_the_whole_conversation(name, kind, tokenizers):
+    """For templates that keep replies as they are. A reply is the text between the opening and its end."""
+    tokenizer, theirs = tokenizers(name, kind)
     end = tokenizer.token(END[name])
     chat = starts(SHAPES[name])[0]
     row = tokenizer.encode_prompt(chat)
@@ -71,9 +71,9 @@ def test_opening_replies_and_turns_are_the_ids_of_the_whole_conversation(name, k
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_turn_is_what_the_template_writes_after_the_last_reply(name, kind, made):
-    """Behind any start, with or without system message; a cut reply gets its end, and llama2's blank before that."""
-    tokenizer, theirs = made(name, kind)
+def test_a_turn_is_what_the_template_writes_after_the_last_reply(name, kind, tokenizers):
+    """After any start, with or without a system message; a cut reply gets its end, and llama2's blank before it."""
+    tokenizer, theirs = tokenizers(name, kind)
     end = tokenizer.token(END[name])
     for chat in starts(SHAPES[name]):
         for reply, text in TURNS:
@@ -88,9 +88,9 @@ def test_a_turn_is_what_the_template_writes_after_the_last_reply(name, kind, mad
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SHAPES)
-def test_what_the_user_spells_is_text(name, kind, made):
-    """As many control tokens as around a harmless text, whatever the earlier messages spell too."""
-    shape, (tokenizer, _) = SHAPES[name], made(name, kind)
+def test_what_the_user_spells_is_text(name, kind, tokenizers):
+    """As many control tokens as with a harmless text, even if earlier messages spell some."""
+    shape, (tokenizer, _) = SHAPES[name], tokenizers(name, kind)
     end = tokenizer.token(END[name])
     numbers = {tokenizer.token(text) for text in (*shape.special, *shape.words)}
     harmless = Counter(i for i in tokenizer.encode_turn("x", [user("x")], end) if i in numbers)
@@ -102,26 +102,28 @@ def test_what_the_user_spells_is_text(name, kind, made):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_what_the_assistant_said_does_not_matter(name, made):
-    tokenizer, _ = made(name, "bytes")
-    turns = [tokenizer.encode_turn("so ?", [user("a"), assistant(said), user("b")]) for said in ("", "  <think>x", "y")]
+def test_what_the_assistant_said_does_not_matter(name, tokenizers):
+    tokenizer, _ = tokenizers(name, "bytes")
+    turns = [
+        tokenizer.encode_turn("so ?", [user("a"), assistant(words), user("b")]) for words in ("", "  <think>x", "y")
+    ]
     assert turns[0] == turns[1] == turns[2]
 
 
-# ---- how a reply ended
+# ---- ends of replies
 
 
-def test_a_reply_that_ended_otherwise_than_the_template_ends_turns_gets_the_templates_end_too(made):
+def test_a_reply_that_ended_otherwise_than_the_template_ends_turns_gets_the_templates_end_too(tokenizers):
     """Gemma's eos is `<eos>`, and its template ends a turn with `<end_of_turn>`."""
-    tokenizer, _ = made("gemma", "bytes")
+    tokenizer, _ = tokenizers("gemma", "bytes")
     turn, chat = tokenizer.token("<end_of_turn>"), [user("a")]
     cut = tokenizer.encode_turn("b", chat, None)
     assert tokenizer.encode_turn("b", chat, tokenizer.eos) == cut and cut[0] == turn
     assert tokenizer.encode_turn("b", chat, turn) == cut[1:]
 
 
-def of(tmp_path, template, **more):
-    shape = Shape(template, SHAPES["chatml"].special, eos="<|im_end|>", **more)
+def of(tmp_path, template, **options):
+    shape = Shape(template, SHAPES["chatml"].special, eos="<|im_end|>", **options)
     return FolderTokenizer(folder(tmp_path, shape, "bytes"))
 
 
@@ -129,22 +131,22 @@ BARE = "{% for m in messages %}{{ m.role }} : {{ m.content }}\n{% endfor %}assis
 
 
 def test_a_template_without_an_end_of_turn(tmp_path):
-    """A line ends with "\\n": a reply that stopped there has it. After eos, or where it was cut, it follows."""
+    """A line ends with "\\n". A reply that stopped there has it; after eos, or if the reply was cut, it follows."""
     tokenizer = of(tmp_path, BARE)
-    asked = tokenizer.encode("\nuser : b\nassistant :")
-    assert tokenizer.encode_turn("b", [user("a")], tokenizer.eos) == asked
-    assert tokenizer.encode_turn("b", [user("a")], None) == asked
-    assert tokenizer.encode_turn("b", [user("a")], tokenizer.token("\n")) == asked[1:]
+    expected = tokenizer.encode("\nuser : b\nassistant :")
+    assert tokenizer.encode_turn("b", [user("a")], tokenizer.eos) == expected
+    assert tokenizer.encode_turn("b", [user("a")], None) == expected
+    assert tokenizer.encode_turn("b", [user("a")], tokenizer.token("\n")) == expected[1:]
 
 
 def test_an_end_that_only_users_have_is_not_taken_for_the_replys(tmp_path):
     end = "{% if m.role == 'user' %}<|im_end|>{% endif %}"
     tokenizer = of(tmp_path, BARE.replace("\n", end))
-    asked = [*tokenizer.encode("user : b"), tokenizer.eos, *tokenizer.encode("assistant :")]
-    assert tokenizer.encode_turn("b", [user("a")], tokenizer.eos) == asked
+    expected = [*tokenizer.encode("user : b"), tokenizer.eos, *tokenizer.encode("assistant :")]
+    assert tokenizer.encode_turn("b", [user("a")], tokenizer.eos) == expected
 
 
-# ---- templates that do other things
+# ---- templates that change messages
 
 
 @pytest.mark.parametrize(
@@ -152,15 +154,15 @@ def test_an_end_that_only_users_have_is_not_taken_for_the_replys(tmp_path):
     ["m.content | trim", "m.content.split('</think>')[-1]", "m.content | upper", "m.content.strip('\\n .')"],
 )
 def test_a_template_that_rewrites_replies_leaves_what_comes_after_them(content, tmp_path):
-    written = "{% if m.role == 'assistant' %}{{ CONTENT }}{% else %}{{ m.content }}{% endif %}"
-    chat = "{% for m in messages %}<|im_start|>" + written + "<|im_end|>{% endfor %}<|im_start|>"
+    body = "{% if m.role == 'assistant' %}{{ CONTENT }}{% else %}{{ m.content }}{% endif %}"
+    chat = "{% for m in messages %}<|im_start|>" + body + "<|im_end|>{% endfor %}<|im_start|>"
     tokenizer = of(tmp_path, chat.replace("CONTENT", content))
     begin, end = tokenizer.token("<|im_start|>"), tokenizer.eos
     assert tokenizer.encode_turn("b", [user("a")], end) == [begin, *tokenizer.encode("b"), end, begin]
 
 
 def test_a_template_that_refuses_tags_in_replies_takes_any_reply(tmp_path):
-    """As gpt-oss does: the model samples them, and the template wants them as fields of their own."""
+    """As gpt-oss: the model samples tags, and the template expects them as separate fields."""
     check = "{% if '<|im_end|>' in m.content %}{{ raise_exception('a tag') }}{% endif %}"
     tokenizer = of(tmp_path, BARE.replace("{{ m.role", check + "{{ m.role"))
     chat = [user("a"), assistant("b<|im_end|>"), user("c")]
@@ -177,14 +179,16 @@ def test_a_template_that_refuses_tags_in_replies_takes_any_reply(tmp_path):
     ],
 )
 def test_where_the_place_of_the_reply_is_not_to_be_found_an_error_says_so(content, tmp_path):
-    """Left out, said twice, without its first letter, and only the first reply kept: the last one's place is asked."""
+    """Replies are left out, repeated, shortened by a letter, or dropped after the first: the last one is lost."""
     tokenizer = of(tmp_path, BARE.replace("m.content", content))
-    with pytest.raises(ValueError, match="^chat: where a reply ends cannot be found in what the chat template writes"):
+    with pytest.raises(
+        ValueError, match="^chat: the end of a reply cannot be located in the output of the chat template"
+    ):
         tokenizer.encode_turn("d", [user("a"), assistant("b"), user("c")])
 
 
 def test_a_reply_that_is_one_token_with_what_follows_is_refused(tmp_path):
-    """Words between blanks: `reply###` is one word, of which no part is the template's."""
+    """Words between blanks: `reply###` is one word, and no part of it is the template's."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     backend = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
@@ -194,7 +198,7 @@ def test_a_reply_that_is_one_token_with_what_follows_is_refused(tmp_path):
     template = "{% for m in messages %}{{ m.content }}###{% endfor %}"
     config = {"eos_token": "<end>", "pad_token": "<pad>", "chat_template": template}
     Path(tmp_path, "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="where a reply ends cannot be found"):
+    with pytest.raises(ValueError, match="the end of a reply cannot be located"):
         FolderTokenizer(str(tmp_path)).encode_turn("a", [user("a")])
 
 
@@ -202,13 +206,13 @@ def test_a_template_that_refuses_the_next_turn_says_why(tmp_path):
     check = "{% if messages | length > 3 %}{{ raise_exception('two turns at most') }}{% endif %}"
     tokenizer = of(tmp_path, check + BARE)
     assert tokenizer.encode_turn("b", [user("a")])
-    with pytest.raises(ValueError, match="the chat template of .* refuses it: two turns at most"):
+    with pytest.raises(ValueError, match="the chat template of .* refuses the messages: two turns at most"):
         tokenizer.encode_turn("c", [user("a"), assistant("x"), user("b")])
 
 
-def test_characters_of_private_use_are_text_like_any(made):
-    """Those that stand for a reply are other ones than the messages hold."""
-    tokenizer, theirs = made("chatml", "bytes")
+def test_characters_of_private_use_are_text_like_any(tokenizers):
+    """The marks that stand for a reply are characters that no message has."""
+    tokenizer, theirs = tokenizers("chatml", "bytes")
     chat = [user("\ue000 \ue001"), assistant("x"), user("\ue002")]
     turn = tokenizer.encode_turn("\ue003 \ue001", chat, tokenizer.eos)
     whole = theirs_of(theirs, [*chat, assistant("y"), user("\ue003 \ue001")], True)

@@ -1,4 +1,4 @@
-"""A fit of the pendulum, a fit whose validations follow a script, and a logger that remembers."""
+"""Fixtures: a fit of the pendulum, a fit with scripted validation metrics, and a logger that keeps everything."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_nlf.objectives import ReinforcePolicy
 
 
 class Memory(Logger):
-    """Keeps what it is told."""
+    """A logger that keeps metrics, tags, artifacts and statuses in memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Memory(Logger):
 
 
 class Scripted(L.LightningModule):
-    """One optimizer step a batch; the validation of epoch i returns `script[i]`: (return, return_sampled)."""
+    """A module whose validation of epoch i logs `script[i]`: (return, return_sampled). One optimizer step per batch."""
 
     def __init__(self, script: list[tuple[float, float]]) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Scripted(L.LightningModule):
 
 
 class Fit:
-    """Fits in one folder, as often as it is called."""
+    """Runs any number of fits in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.logger = folder, Memory()

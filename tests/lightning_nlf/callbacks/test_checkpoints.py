@@ -17,7 +17,7 @@ from lightning_nlf.tracking.shipper import Shipper
 
 
 def weight(path: Path) -> float:
-    """The scripted module's only weight: how many epochs it had been trained for."""
+    """The only weight of the scripted module, which equals the number of optimizer steps."""
     return float(SafeCheckpointIO().load_checkpoint(path)["state_dict"]["weight"])
 
 
@@ -30,7 +30,7 @@ def test_both_files_are_written_and_nothing_else(fit: Any) -> None:
 
 
 def test_a_tie_goes_to_the_better_sampled_return_and_then_to_the_first(fit: Any) -> None:
-    """1000 in epochs 2 to 5; sampled 900, 950, 950, 940: epoch 3 is the first with 950."""
+    """The return is 1000 in epochs 2 to 5. Sampled it is 900, 950, 950, 940, so epoch 3 is the first with 950."""
     script = [(10, 999), (1000, 900), (1000, 950), (1000, 950), (1000, 940), (999, 1000)]
     best = BestCheckpoint()
     fit.scripted(script, [best])
@@ -45,7 +45,7 @@ def test_without_a_tie_break_the_first_stays(fit: Any) -> None:
 
 
 def test_the_least_is_the_best_in_mode_min(fit: Any) -> None:
-    """2 in epochs 2 and 3, the second of which has the smaller tie break."""
+    """The return is 2 in epochs 2 and 3. The second has the smaller tie break."""
     fit.scripted([(3, 0), (2, 9), (2, 8), (4, 0)], [BestCheckpoint(mode="min")])
     assert weight(fit.folder / "checkpoints/best.ckpt") == 3
 
@@ -56,19 +56,19 @@ def test_nan_is_never_the_best(fit: Any) -> None:
 
 
 def test_a_stale_metric_of_an_earlier_validation_is_not_saved_again(fit: Any) -> None:
-    """Validated in epochs 2 and 4 only; epoch 4 is worse."""
+    """Only epochs 2 and 4 are validated, and epoch 4 is worse."""
     fit.scripted([(9, 9), (5, 0), (9, 9), (4, 0), (9, 9)], [BestCheckpoint()], every=2)
     assert weight(fit.folder / "checkpoints/best.ckpt") == 2
 
 
-def test_a_metric_that_is_not_there_is_named(fit: Any) -> None:
+def test_a_missing_metric_is_named(fit: Any) -> None:
     with pytest.raises(ValueError, match="val/score"):
         fit.scripted([(1, 0)], [BestCheckpoint(monitor="val/score")])
 
 
 @pytest.mark.parametrize("order", [("last", "best"), ("best", "last")])
 def test_a_run_resumed_from_last_keeps_its_best(fit: Any, order: tuple[str, str]) -> None:
-    """The best is epoch 2 (5); the resumed run reaches 4, more than the 3 before that best, and then 6."""
+    """The best is epoch 2 (return 5). The resumed run reaches 4, which is above the 3 of epoch 1, and then 6."""
     script = [(3.0, 0.0), (5.0, 0.0), (4.0, 0.0), (6.0, 0.0)]
     make: dict[str, Any] = {"last": LastCheckpoint, "best": BestCheckpoint}
     folder = fit.folder / "checkpoints"
@@ -81,7 +81,7 @@ def test_a_run_resumed_from_last_keeps_its_best(fit: Any, order: tuple[str, str]
 
 
 def test_a_best_that_a_kill_prevented_is_written_at_the_resume(fit: Any) -> None:
-    """`last` of epoch 2 was there, `best` of epoch 2 not yet: the file on the disk is still that of epoch 1."""
+    """The process ended between last.ckpt and best.ckpt of epoch 2, so best.ckpt is still of epoch 1."""
     script = [(3.0, 0.0), (5.0, 0.0), (4.0, 0.0)]
     folder = fit.folder / "checkpoints"
     fit.scripted(script, [LastCheckpoint(), BestCheckpoint()], epochs=1)
@@ -104,8 +104,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(fit: Any, tmp_path: 
     _, straight, counted = fit.pendulum(4, [LastCheckpoint(), BestCheckpoint()], every=2)
     fit.folder = tmp_path / "resumed"
     fit.pendulum(2, [LastCheckpoint(), BestCheckpoint(optimizer=True)], every=2)
-    kept = [(fit.folder / "checkpoints" / name).rename(tmp_path / name) for name in ("last.ckpt", "best.ckpt")]
-    for resume in kept:
+    files = [(fit.folder / "checkpoints" / name).rename(tmp_path / name) for name in ("last.ckpt", "best.ckpt")]
+    for resume in files:
         trainer, resumed, data_module = fit.pendulum(4, [BestCheckpoint()], every=2, resume=resume)
         assert trainer.current_epoch == 4
         assert data_module.counters == counted.counters and counted.counters["iteration"] == 4
@@ -114,27 +114,27 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(fit: Any, tmp_path: 
 
 
 def test_best_is_for_use_and_holds_no_state_of_the_optimizer(fit: Any) -> None:
-    """It is tested from; a fit that would go on from it is refused in one line."""
+    """A test can load best.ckpt, but a fit cannot resume from it."""
     trainer, module, data_module = fit.pendulum(2, [LastCheckpoint(), BestCheckpoint()])
     best, last = (torch.load(fit.folder / f"checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last"))
     assert last.keys() - best.keys() == {"optimizer_states"}
     trainer.test(module, data_module, ckpt_path=str(fit.folder / "checkpoints/best.ckpt"))
-    with pytest.raises(ValueError, match="^ckpt_path: optimizer_states is missing, as in a best.ckpt: go on"):
+    with pytest.raises(ValueError, match="^ckpt_path: the checkpoint has no optimizer state"):
         fit.pendulum(3, [LastCheckpoint()], resume=fit.folder / "checkpoints/best.ckpt")
 
 
 def test_last_is_written_every_n_iterations_and_at_the_end(fit: Any) -> None:
-    seen = []
+    weights = []
 
     class Seen(L.Callback):
         def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             path = fit.folder / "checkpoints/last.ckpt"
-            seen.append(weight(path) if path.exists() else 0)
+            weights.append(weight(path) if path.exists() else 0)
 
     fit.scripted([(0, 0)] * 5, [Seen(), LastCheckpoint(every_n_iterations=2)])
-    assert seen == [0, 1, 2, 2, 4]  # before the first validation there was no file yet
+    assert weights == [0, 1, 2, 2, 4]  # before the first validation there was no file yet
     assert weight(fit.folder / "checkpoints/last.ckpt") == 5
-    # What was saved after the last iteration is as good to go on from as any other.
+    # A fit can also resume from the checkpoint of the last iteration.
     resume = fit.folder / "checkpoints/last.ckpt"
     trainer, module = fit.scripted([(0, 0)] * 7, [LastCheckpoint(2)], resume=resume)
     assert trainer.current_epoch == 7 and module.weight.item() == 7
@@ -152,13 +152,13 @@ def test_an_iteration_that_raised_is_not_saved(fit: Any, failing_at: Any) -> Non
 
 
 def test_half_an_iteration_does_not_replace_a_whole_one(fit: Any) -> None:
-    """Three steps an iteration, stopped after 7: the file is that of 6, and a resume ends where a straight run does."""
+    """With three steps per iteration and a stop after 7, the file is of step 6. A resume ends like a straight run."""
     last = fit.folder / "checkpoints/last.ckpt"
     fit.scripted([(0, 0)] * 9, [LastCheckpoint()], steps=3, max_steps=7)
     assert weight(last) == 6
     trainer, module = fit.scripted([(0, 0)] * 9, [LastCheckpoint()], epochs=4, resume=last, steps=3)
     assert (trainer.current_epoch, module.weight.item(), weight(last)) == (4, 12, 12)
-    # One that ends with an iteration is whole.
+    # A stop at the end of an iteration saves that iteration.
     fit.scripted([(0, 0)] * 9, [LastCheckpoint()], resume=last, steps=3, max_steps=15)
     assert weight(last) == 15
 
@@ -169,7 +169,7 @@ def test_half_an_iteration_is_better_than_no_file(fit: Any) -> None:
 
 
 def test_a_resume_that_is_refused_leaves_no_trace(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint of other networks, in the folder of a run that ended well, with the logger of the library."""
+    """A checkpoint of other networks, in the folder of a finished run, with our own logger."""
     monkeypatch.setattr(Shipper, "start", lambda self: None)
     monkeypatch.setattr(Shipper, "close", lambda self, *seconds: 0)
     script = [(1.0, 0.0)] * 2
@@ -180,16 +180,16 @@ def test_a_resume_that_is_refused_leaves_no_trace(fit: Any, monkeypatch: pytest.
     fit.logger = MLflowJournalLogger(str(fit.folder))
     fit.scripted(script, callbacks(), epochs=1)
     last = fit.folder / "checkpoints/last.ckpt"
-    other = SafeCheckpointIO().load_checkpoint(last)
-    other["state_dict"]["weight"] = torch.zeros(3)
-    SafeCheckpointIO().save_checkpoint(other, fit.folder / "other.ckpt")
+    wrong = SafeCheckpointIO().load_checkpoint(last)
+    wrong["state_dict"]["weight"] = torch.zeros(3)
+    SafeCheckpointIO().save_checkpoint(wrong, fit.folder / "other.ckpt")
     before = {path: path.read_bytes() for path in fit.folder.rglob("*") if path.is_file()}
     assert b'"FINISHED"' in before[fit.folder / "journal.jsonl"]
     fit.logger = MLflowJournalLogger(str(fit.folder))
     with pytest.raises(RuntimeError, match="size mismatch"):
         fit.scripted(script, callbacks(), resume=fit.folder / "other.ckpt")
     assert {path: path.read_bytes() for path in fit.folder.rglob("*") if path.is_file()} == before
-    # One that is not refused goes on in the journal.
+    # An accepted resume continues the journal.
     fit.logger = MLflowJournalLogger(str(fit.folder))
     fit.scripted(script, callbacks(), resume=last)
     kinds = [record["kind"] for record, _ in read_records(fit.folder / "journal.jsonl")]
@@ -226,7 +226,7 @@ class FailingValidation(L.Callback):
 
 
 class Course(L.Callback):
-    """Which epochs were trained and validated."""
+    """Records the epochs of training batches and validations."""
 
     def __init__(self) -> None:
         self.trained: list[int] = []
@@ -241,7 +241,7 @@ class Course(L.Callback):
 
 @pytest.mark.parametrize("at, epochs", [(0, 1), (0, 3), (1, 3), (2, 3)])
 def test_a_validation_that_fails_takes_no_training_with_it(fit: Any, at: int, epochs: int) -> None:
-    """Two steps an epoch. A resume repeats the validation, not the training, and ends as if nothing had been."""
+    """With two steps per epoch. A resume repeats the validation but not the training, and ends like a straight run."""
     last, script = fit.folder / "checkpoints/last.ckpt", [(3.0, 0.0), (2.0, 0.0), (5.0, 0.0)]
     with pytest.raises(RuntimeError, match="on purpose"):
         fit.scripted(script, [LastCheckpoint(), BestCheckpoint(), FailingValidation(at)], epochs=epochs, steps=2)
@@ -269,7 +269,7 @@ def test_what_fails_at_the_end_of_an_iteration_takes_no_training_with_it(fit: An
 
 
 def test_without_any_metric_to_watch_a_fit_warns_and_goes_on(fit: Any) -> None:
-    """Neither a return nor a declared loss: the module is not of this library."""
+    """A module of another library logs neither a return nor a loss."""
 
     class Silent(L.LightningModule):
         def __init__(self) -> None:
@@ -285,6 +285,6 @@ def test_without_any_metric_to_watch_a_fit_warns_and_goes_on(fit: Any) -> None:
             return torch.optim.SGD(self.parameters(), lr=1.0)
 
     rows: Any = DataLoader(torch.zeros(1, 1))  # type: ignore[arg-type]
-    with pytest.warns(UserWarning, match="Without a `monitor` there is no best.ckpt"):
+    with pytest.warns(UserWarning, match="it logs nothing. No best.ckpt is saved"):
         fit.trainer(1, [LastCheckpoint(), BestCheckpoint()]).fit(Silent(), rows, rows)
     assert sorted(path.name for path in (fit.folder / "checkpoints").iterdir()) == ["last.ckpt"]

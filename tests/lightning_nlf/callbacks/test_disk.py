@@ -1,4 +1,4 @@
-"""A fit whose files would not fit on the disk is refused before it trains."""
+"""A fit whose files would not fit on the disk is refused before training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lightning_nlf.objectives import ReinforcePolicy
 ROOT = Path(__file__).parents[3]
 Usage = namedtuple("Usage", "total used free")
 SHAPE = DecoderShape(vocabulary=12, layers=2, heads=2, width=16, context=32, family="llama", hidden=32)
-# embedding 12·16; a layer: q, k, v and out 4·16², MLP 3·16·32, two norms; the last norm
+# embedding 12·16; per layer: q, k, v and out 4·16², MLP 3·16·32, two norms; and the final norm
 WEIGHTS = 4 * (12 * 16 + 2 * (4 * 256 + 3 * 512 + 2 * 16) + 16)
-ADDITIONS = 4 * 2 * 2 * (2 * 16 + 16 * 2)  # two layers, two of rank 2 in each
+ADDITIONS = 4 * 2 * 2 * (2 * 16 + 16 * 2)  # two layers with two adapters of rank 2 in each
 
 
 def fitted(fit: Any, policy: TransformerPolicy, callbacks: list[Any], **options: Any) -> None:
@@ -39,7 +39,7 @@ def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 def test_as_much_as_is_written_is_enough_and_a_tenth_less_is_not(
     lora: bool, fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Last: weights and two moments, and once more while it is replaced; best: the weights; the exported policy."""
+    """last.ckpt has weights and two moments, and exists twice while it is replaced. best.ckpt has only the weights."""
     TransformerPolicy(SHAPE).export(tmp_path / "start", torch.bfloat16)
     policy = TransformerPolicy(weights=str(tmp_path / "start"), lora=LoRA(r=2) if lora else None)
     trained = ADDITIONS if lora else WEIGHTS
@@ -47,19 +47,21 @@ def test_as_much_as_is_written_is_enough_and_a_tenth_less_is_not(
     needed = 2 * 3 * trained + trained + export
     everything = [LastCheckpoint(), BestCheckpoint(), HuggingFaceExport()]
     room(monkeypatch, int(0.9 * needed))
-    with pytest.raises(ValueError, match=r"^run_dir: \S+ GB are free below .*run, and this fit writes about"):
+    with pytest.raises(
+        ValueError, match=r"^run_dir: not enough disk space: \S+ GB are free in .*run, and this fit needs"
+    ):
         fitted(fit, policy, everything)
     assert not fit.folder.exists()
-    room(monkeypatch, needed + 10 * 20)  # the module has some numbers of its own: experience, two means
+    room(monkeypatch, needed + 10 * 20)  # the module also has buffers: experience and two means
     fitted(fit, policy, everything)
 
 
 def test_files_that_are_replaced_are_not_counted_twice(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted(fit, TransformerPolicy(SHAPE), [LastCheckpoint()])
-    room(monkeypatch, 3 * WEIGHTS + 200)  # the file beside the one that it replaces
+    room(monkeypatch, 3 * WEIGHTS + 200)  # room for the new file while the old one exists
     fitted(fit, TransformerPolicy(SHAPE), [LastCheckpoint()])
     shutil.rmtree(fit.folder)
-    with pytest.raises(ValueError, match="are free below"):
+    with pytest.raises(ValueError, match="GB are free in"):
         fitted(fit, TransformerPolicy(SHAPE), [LastCheckpoint()])
 
 
@@ -74,8 +76,9 @@ def test_the_command_line_says_so_in_one_line_and_leaves_nothing(
 ) -> None:
     room(monkeypatch, 10_000)
     with pytest.raises(SystemExit) as ending:
-        main(["fit", "--config", str(ROOT / "conf/text/tokens.yaml"), "--run_dir", str(tmp_path / "run")])
+        main(["fit", "--config", str(ROOT / "conf/tokens/joint.yaml"), "--run_dir", str(tmp_path / "run")])
     assert ending.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("error: run_dir: 0.00 GB are free below ") and "make room, or give a --run_dir" in line
+    assert line.startswith("error: run_dir: not enough disk space: 0.00 GB are free in ")
+    assert line.endswith("Free some space, or set --run_dir to a folder on another disk")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""What a fit of a language model leaves for other tools, and what that of a controller does not."""
+"""The Hugging Face export of a language model. A controller has none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Worded(TokenTaskDataModule):
 
 @pytest.fixture
 def trained(fit: Any) -> Any:
-    """A module with a policy on our decoder, and how to fit it."""
+    """A function that fits a small policy and returns its module."""
 
     def run(data: TokenTaskDataModule, **options: Any) -> ReinforcePolicy:
         torch.manual_seed(0)
@@ -76,7 +76,7 @@ def test_without_a_tokenizer_the_policy_and_its_end_alone(fit: Any, trained: Any
 
 
 class Stopped(Worded):
-    """One that says which ids end a reply, as `stop` of a yaml does."""
+    """A data module with stop ids, like `stop` in a yaml."""
 
     stops = (1, 4, 5, 9)
 
@@ -87,7 +87,7 @@ class Stopped(Worded):
 def test_generate_of_transformers_stops_where_replies_stop_here(
     kind: str, data: type[Worded], fit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Greedily the same ids, the stop token too, from the folder alone."""
+    """From the exported folder alone, greedy decoding gives the same ids, including the stop token."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 12}
@@ -96,10 +96,10 @@ def test_generate_of_transformers_stops_where_replies_stop_here(
         if kind == "ours"
         else loud(HuggingFacePolicy(config={"model_type": "gpt2"} | sizes))
     )
-    given, folder = data(), fit.folder / "huggingface"
-    stops = getattr(given, "stops", (given.tokenizer.eos,))
+    module, folder = data(), fit.folder / "huggingface"
+    stops = getattr(module, "stops", (module.tokenizer.eos,))
     trainer = fit.trainer(1, [])
-    trainer.datamodule = given
+    trainer.datamodule = module
     HuggingFaceExport().on_fit_end(trainer, ReinforcePolicy(policy=policy))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = torch.arange(2, 12).view(5, 2)
@@ -107,16 +107,16 @@ def test_generate_of_transformers_stops_where_replies_stop_here(
         policy.eval(), ids, torch.full((5,), 2), stop=stops, max_new=12, deterministic=True
     )
     for row, (prompt, end) in enumerate(zip(ids, ends.tolist(), strict=True)):
-        said = theirs.generate(prompt[None], attention_mask=torch.ones(1, 2), do_sample=False, max_new_tokens=12)
-        assert said[0, 2:].tolist() == tokens[row, :end].tolist()
+        output = theirs.generate(prompt[None], attention_mask=torch.ones(1, 2), do_sample=False, max_new_tokens=12)
+        assert output[0, 2:].tolist() == tokens[row, :end].tolist()
     assert data is Worded or 1 < int(ends.float().mean()) < 12  # so that stops stopped some
     config, generated = (json.loads((folder / name).read_text()) for name in ("config.json", "generation_config.json"))
-    assert config["eos_token_id"] == stops[0] and config["pad_token_id"] == given.tokenizer.pad
-    assert generated["pad_token_id"] == given.tokenizer.pad
+    assert config["eos_token_id"] == stops[0] and config["pad_token_id"] == module.tokenizer.pad
+    assert generated["pad_token_id"] == module.tokenizer.pad
 
 
 def loud(policy: HuggingFacePolicy) -> HuggingFacePolicy:
-    """Large weights: replies of a nearly uniform model repeat one token."""
+    """Enlarge the weights, because a nearly uniform model repeats one token."""
     for parameter in policy.parameters():
         parameter.data *= 25 if parameter.ndim == 2 else 1
     return policy
@@ -124,7 +124,7 @@ def loud(policy: HuggingFacePolicy) -> HuggingFacePolicy:
 
 @pytest.mark.parametrize("network", [TransformerPolicy, HuggingFacePolicy])
 def test_what_the_start_folder_says_of_generation_is_carried_over(network: Any, tmp_path: Path) -> None:
-    """All but the end, where the data says one; transformers would not save these two together."""
+    """All settings are kept except the end tokens that the data gives. transformers refuses to save these together."""
     transformers = pytest.importorskip("transformers")
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 12}
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, eos_token_id=3)).save_pretrained(tmp_path / "start")
@@ -134,8 +134,8 @@ def test_what_the_start_folder_says_of_generation_is_carried_over(network: Any, 
     policy.export(tmp_path / "plain")
     assert json.loads((tmp_path / "plain/generation_config.json").read_text()) == start
     write_ends(tmp_path / "plain", (5, 6), 4)
-    written = json.loads((tmp_path / "plain/generation_config.json").read_text())
-    assert written == start | {"eos_token_id": [5, 6], "pad_token_id": 4}
+    exported = json.loads((tmp_path / "plain/generation_config.json").read_text())
+    assert exported == start | {"eos_token_id": [5, 6], "pad_token_id": 4}
     config = json.loads((tmp_path / "plain/config.json").read_text())
     assert [config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")] == [2, 5, 4]
 
@@ -150,8 +150,8 @@ def test_a_rehearsal_leaves_no_files(fit: Any, trained: Any) -> None:
     assert not fit.folder.exists()
 
 
-def test_one_that_cannot_be_written_is_a_warning(fit: Any, trained: Any) -> None:
+def test_an_export_that_cannot_be_written_gives_a_warning(fit: Any, trained: Any) -> None:
     fit.folder.mkdir()
     Path(fit.folder / "huggingface").write_text("a file in its place")
-    with pytest.warns(UserWarning, match="the policy is not exported"):
+    with pytest.warns(UserWarning, match="the policy was not exported"):
         trained(Worded())

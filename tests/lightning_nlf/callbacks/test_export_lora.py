@@ -1,4 +1,4 @@
-"""What a fit with LoRA leaves for other tools: the adapter, the merged folder, its dtype, and of which iteration."""
+"""The export of a LoRA policy: the adapter, the merged folder, its dtype, and the iteration that is exported."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def start(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float3
 
 
 def policy(kind: Any, weights: str, targets: list[str] | None = None) -> Any:
-    made = kind(weights=weights, lora=LoRA(r=2, alpha=8, target_modules=targets)).eval()
+    network = kind(weights=weights, lora=LoRA(r=2, alpha=8, target_modules=targets)).eval()
     torch.manual_seed(1)
-    for name, x in made.named_parameters():
+    for name, x in network.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(x, std=0.3)
-    return made
+    return network
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -68,22 +68,22 @@ def test_peft_and_transformers_read_the_policy(kind: Any, family: str, tmp_path:
 @pytest.mark.parametrize("kind", [TransformerPolicy, HuggingFacePolicy])
 @pytest.mark.parametrize("lora", [None, LoRA(r=2)])
 def test_a_folder_is_exported_as_it_came(kind: Any, lora: LoRA | None, tmp_path: Path) -> None:
-    made = kind(weights=start(tmp_path / "start", dtype=torch.bfloat16), lora=lora)
-    assert {x.dtype for x in made.parameters()} == {torch.float32}  # in which it trains
-    made.export(tmp_path / "same")
-    made.export(tmp_path / "wide", torch.float32)
+    network = kind(weights=start(tmp_path / "start", dtype=torch.bfloat16), lora=lora)
+    assert {x.dtype for x in network.parameters()} == {torch.float32}  # in which it trains
+    network.export(tmp_path / "same")
+    network.export(tmp_path / "wide", torch.float32)
     started = load_file(tmp_path / "start/model.safetensors")
     for folder, dtype in (("same", torch.bfloat16), ("wide", torch.float32)):
-        stored = load_file(tmp_path / folder / "model.safetensors")
-        assert {x.dtype for x in stored.values()} == {dtype}
+        tensors = load_file(tmp_path / folder / "model.safetensors")
+        assert {x.dtype for x in tensors.values()} == {dtype}
         assert json.loads((tmp_path / folder / "config.json").read_text())["dtype"] == str(dtype).split(".")[1]
         for name, x in started.items():  # nothing is trained yet
-            assert torch.equal(stored[name].to(torch.bfloat16), x), name
-    assert {x.dtype for x in made.parameters()} == {torch.float32}
+            assert torch.equal(tensors[name].to(torch.bfloat16), x), name
+    assert {x.dtype for x in network.parameters()} == {torch.float32}
 
 
 class Raised(ReinforcePolicy):
-    """What trains is filled with the iteration's number, counted from 1; the validation is best in the second."""
+    """A policy whose trainable weights equal the iteration's number from 1. The second validation is the best."""
 
     def on_train_epoch_end(self) -> None:
         with torch.no_grad():
@@ -108,16 +108,16 @@ def exported_addition(folder: Path) -> set[float]:
     return {float(y) for x in load_file(folder / "adapter_model.safetensors").values() for y in x.flatten()}
 
 
-@pytest.mark.parametrize(("which", "iteration"), [("best", 2.0), ("last", 3.0)])
+@pytest.mark.parametrize(("weights", "iteration"), [("best", 2.0), ("last", 3.0)])
 @pytest.mark.parametrize("kind", [TransformerPolicy, HuggingFacePolicy])
-def test_the_best_is_exported_or_the_last_and_it_is_said_which(
-    kind: Any, which: Any, iteration: float, fit: Any, tmp_path: Path
+def test_the_best_or_the_last_weights_are_exported_and_tagged(
+    kind: Any, weights: Any, iteration: float, fit: Any, tmp_path: Path
 ) -> None:
     network = kind(weights=start(tmp_path / "start"), lora=LoRA(r=2))
-    module = fitted(fit, network, HuggingFaceExport(which=which))
+    module = fitted(fit, network, HuggingFaceExport(weights=weights))
     assert exported_addition(fit.folder / "adapter") == {iteration}
     words = {"best": "best.ckpt (iteration 2, val/quality 0.9)", "last": "the last weights"}
-    assert fit.logger.tags["export/weights"] == words[which]
+    assert fit.logger.tags["export/weights"] == words[weights]
     trained = [x for x in module.policy.parameters() if x.requires_grad]
     assert all(bool((x == 3).all()) for x in trained)  # the module stays where training left it
     with torch.no_grad():
@@ -129,11 +129,11 @@ def test_the_best_is_exported_or_the_last_and_it_is_said_which(
         torch.testing.assert_close(merged(ids).logits.log_softmax(-1), ours, atol=1e-4, rtol=0)
 
 
-def test_of_a_policy_that_trains_whole_the_best_is_exported_too(fit: Any, tmp_path: Path) -> None:
+def test_the_best_is_exported_without_lora_too(fit: Any, tmp_path: Path) -> None:
     fitted(fit, TransformerPolicy(weights=start(tmp_path / "start")), HuggingFaceExport())
     assert not (fit.folder / "adapter").exists()
-    stored = load_file(fit.folder / "huggingface/model.safetensors").values()
-    assert {float(y) for x in stored for y in x.flatten()} == {2.0}
+    tensors = load_file(fit.folder / "huggingface/model.safetensors").values()
+    assert {float(y) for x in tensors for y in x.flatten()} == {2.0}
 
 
 def test_without_the_merged_folder_there_is_the_adapter_alone(fit: Any, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_without_the_merged_folder_there_is_the_adapter_alone(fit: Any, tmp_path
     assert {path.parent.name for path in fit.logger.artifacts} == {"adapter", "checkpoints"}
 
 
-def test_additions_to_what_nobody_can_find_are_exported_merged(fit: Any) -> None:
+def test_an_adapter_of_an_unnamed_base_is_exported_merged(fit: Any) -> None:
     shape = DecoderShape(vocabulary=12, layers=1, heads=2, width=16, context=32)
     fitted(fit, TransformerPolicy(shape, lora=LoRA(r=2)), HuggingFaceExport(merged=False))
     assert (fit.folder / "huggingface").is_dir() and not (fit.folder / "adapter").exists()

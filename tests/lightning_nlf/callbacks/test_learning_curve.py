@@ -34,7 +34,7 @@ def test_an_empty_history_comes_back() -> None:
 
 
 def test_a_long_history_is_thinned_from_end_to_end() -> None:
-    """At 2001 points every second goes: 0, 2, …, 2000 stay, 1001 points; 2001 … 2999 are added to them."""
+    """At 2001 points every second is dropped, and 0, 2, …, 2000 stay (1001 points). Then 2001 … 2999 are added."""
     history = History()
     for x in range(3000):
         history.append("train", x, -x)

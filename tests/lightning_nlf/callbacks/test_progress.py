@@ -28,11 +28,11 @@ def test_lines_where_there_is_no_terminal(fit: Any, capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     number = r"[\d.]+"
     returns = [rf" · return {number}", rf" · return {number} · validation {number}, sampled {number}"]
-    for done, line, standing in zip((1, 2, 3), lines[:3], (*returns, returns[1]), strict=True):
-        assert re.fullmatch(rf"run {done}/3{standing} · [\d,]+ env steps, [\d,]+/s · {TIMES}", line), line
+    for number_done, line, standing in zip((1, 2, 3), lines[:3], (*returns, returns[1]), strict=True):
+        assert re.fullmatch(rf"run {number_done}/3{standing} · [\d,]+ env steps, [\d,]+/s · {TIMES}", line), line
     assert lines[3] == "" and lines[4].startswith("Finished: 3 iterations in 0:00:0")
     assert lines[5].startswith("  return ")
-    assert lines[6:] == [f"  run folder: {fit.folder}", ""]  # without MLflow there is nothing to look at
+    assert lines[6:] == [f"  run folder: {fit.folder}", ""]  # without MLflow there are no metrics to view
     assert "\x1b" not in "".join(lines)
 
 
@@ -46,17 +46,17 @@ def test_the_summary_says_where_the_run_can_be_seen(
     fit.logger = MLflowJournalLogger(str(fit.folder), tracking_uri=uri)
     fit.scripted([(0, 0)], [FitProgress()])
     command = f"python -m lightning_nlf.tracking ui {fit.folder.parent}"
-    assert f"\n  look at it: {'http://127.0.0.1:9' if uri else command}\n" in capsys.readouterr().out
+    assert f"\n  view the metrics: {'http://127.0.0.1:9' if uri else command}\n" in capsys.readouterr().out
 
 
 def test_a_rehearsal_has_no_folder_to_look_at(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
     fit.scripted([(0, 0)], [FitProgress()], fast_dev_run=True)
     out = capsys.readouterr().out
-    assert "Finished" in out and "run folder" not in out and "look at it" not in out
+    assert "Finished" in out and "run folder" not in out and "view the metrics" not in out
 
 
 def test_lines_come_seldom(fit: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An iteration a second, a line each 10 s: after the first, the 11th and 21st, and the last."""
+    """An iteration per second and a line every 10 s: after iterations 1, 11 and 21, and after the last."""
     now = 0.0
     for module in (progress, progress_display):
         monkeypatch.setattr(module.time, "monotonic", lambda: now)
@@ -88,18 +88,28 @@ def test_a_resumed_run_counts_on(fit: Any, capsys: pytest.CaptureFixture[str]) -
 def test_what_stopped_a_fit_is_said(fit: Any, failing_at: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="on purpose"):
         fit.scripted([(0, 0)] * 5, [FitProgress(), failing_at(2)])
-    assert "\nStopped by RuntimeError: 2 iterations in" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "\nStopped by RuntimeError: 2 iterations in" in out and "run folder: " in out
+
+
+def test_a_fit_that_fails_at_once_has_no_folder_to_look_at(
+    fit: Any, failing_at: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit.scripted([(0, 0)] * 5, [FitProgress(), failing_at(0)])
+    out = capsys.readouterr().out
+    assert "\nStopped by RuntimeError: 0 iterations in" in out and "run folder" not in out
 
 
 def test_the_time_left_follows_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """10 iterations of 10 s, then 10 of 20 s: of the last 60 s on, the pace is 20 s, and 5 are left."""
+    """10 iterations of 10 s, then 10 of 20 s. In the last 60 s the pace is 20 s per iteration, and 5 are left."""
     now = 0.0
     monkeypatch.setattr(progress_display.time, "monotonic", lambda: now)
     pace = Pace(total=25, first=0)
     assert pace.times() == "0:00:00 elapsed"
-    for done in range(1, 21):
-        now += 10 if done <= 10 else 20
-        pace.count(done)
+    for iteration in range(1, 21):
+        now += 10 if iteration <= 10 else 20
+        pace.count(iteration)
     assert pace.times() == "0:05:00 elapsed, 0:01:40 left"
     now += 30  # within the next iteration the clock goes on
     assert pace.times() == "0:05:30 elapsed, 0:01:10 left"
@@ -111,14 +121,14 @@ def test_the_time_left_follows_the_last_minute(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_bar_on_a_terminal(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = os.openpty()
-    shown: list[bytes] = []
+    output: list[bytes] = []
 
     def read() -> None:
         try:
             while part := os.read(master, 65536):
-                shown.append(part)
+                output.append(part)
         except OSError:
-            pass  # how Linux says that the other end is closed
+            pass  # on Linux, the other end was closed
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -130,8 +140,8 @@ def test_a_bar_on_a_terminal(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
     reader.join(timeout=10)
     os.close(master)
-    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", b"".join(shown).decode())
-    assert "\x1b[?25l" in b"".join(shown).decode() and "\x1b[?25h" in b"".join(shown).decode()  # cursor off and on
+    text = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", b"".join(output).decode())
+    assert "\x1b[?25l" in b"".join(output).decode() and "\x1b[?25h" in b"".join(output).decode()  # cursor off and on
     lines = [line.rstrip() for line in text.replace("\r", "\n").split("\n")]
     assert any(re.fullmatch(rf"run ━+ 3/3 {TIMES}", line) for line in lines), text
     assert "  loss -2 · validation 1,000, sampled 900" in lines
@@ -156,8 +166,8 @@ def test_a_prediction_ends_with_where_it_is(fit: Any, capsys: pytest.CaptureFixt
     trainer, module, data_module = fit.pendulum(1, [FitProgress(), Exhibits()])
     capsys.readouterr()
     trainer.predict(module, data_module)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("written: ")]
-    assert Path(line.removeprefix("written: ")).resolve() == fit.folder.resolve() / "predictions" / "episodes.jsonl"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("predictions: ")]
+    assert Path(line.removeprefix("predictions: ")).resolve() == fit.folder.resolve() / "predictions" / "episodes.jsonl"
 
 
 def test_other_ranks_say_nothing(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +180,7 @@ def test_other_ranks_say_nothing(fit: Any, capsys: pytest.CaptureFixture[str]) -
 
 
 class Counted(TextDataModule):
-    """Collecting takes two seconds of the clock, and each optimizer step one."""
+    """A data module whose collection takes two seconds of the clock."""
 
     def __init__(self, clock: Any, **knobs: Any) -> None:
         super().__init__(**knobs)
@@ -184,9 +194,9 @@ class Counted(TextDataModule):
 def test_language_is_counted_in_tokens(
     fit: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """n tokens are collected in 2 s an iteration, and learned from three times, in 3 s: n/2 and n a second.
+    """An iteration collects n tokens in 2 s, and trains on them three times in 3 s: n/2 and n tokens per second.
 
-    A validation, which takes 100 s here, is neither.
+    A validation, which takes 100 s here, does not count.
     """
     clock = [0.0]
     monkeypatch.setattr(throughput.time, "monotonic", lambda: clock[0])
@@ -204,26 +214,28 @@ def test_language_is_counted_in_tokens(
     data = Counted(clock, task=PositiveReviews(), tokenizer=WordTokenizer(), **knobs)
     fit.trainer(3, [FitProgress(every_seconds=0), Seconds()]).fit(module, data)
     line = capsys.readouterr().out.splitlines()[3]
-    found = re.search(r" · ([\d,]+) tokens · ([\d,]+) tokens/s collected · ([\d,]+) tokens/s learned · ", line)
-    assert found, line
-    tokens, collected, learned = (int(x.replace(",", "")) for x in found.groups())
+    match = re.search(r" · ([\d,]+) tokens · ([\d,]+) tokens/s collected · ([\d,]+) tokens/s trained · ", line)
+    assert match, line
+    tokens, collected, trained = (int(x.replace(",", "")) for x in match.groups())
     assert tokens == data.counters["env_steps"] > 0
-    assert (collected, learned) == (round(tokens / 6), round(tokens * 3 / 9))
+    assert (collected, trained) == (round(tokens / 6), round(tokens * 3 / 9))
 
 
 def test_demonstrations_are_counted_in_tokens(fit: Any, capsys: pytest.CaptureFixture[str]) -> None:
     module = ImitationPolicy(policy=GRUPolicy(vocabulary=288, width=4), divergence="nll")
     data = DemonstrationsDataModule(WordTokenizer(), PositiveReviews(), rows=8)
+    fit.folder = fit.folder / "outputs/chat/sft-seed0"  # the run has the same name here as in MLflow
     fit.trainer(1, [FitProgress(every_seconds=0)], limit_val_batches=0).fit(module, data)
     plan, line = capsys.readouterr().out.splitlines()[:2]
     assert re.fullmatch(
-        r"run: 8 rows and \d+ tokens an iteration · 1 optimizer step in 1 iteration · about 0:00:0\d", plan
+        r"chat/sft-seed0: 8 rows and \d+ tokens per iteration · 1 optimizer step in 1 iteration · about 0:00:0\d", plan
     )
-    assert re.search(rf"loss [\d.]+ · {data.counters['tokens']} tokens · [\d,]+ tokens/s learned · ", line), line
+    assert line.startswith("chat/sft-seed0 1/1 · ")
+    assert re.search(rf"loss [\d.]+ · {data.counters['tokens']} tokens · [\d,]+ tokens/s trained · ", line), line
 
 
 def test_held_out_rows_come_before_what_is_played() -> None:
-    """Where nobody pays there is no return, and the two numbers that are shown are of the held-out rows."""
+    """Without rewards there is no return, and the line shows the first two metrics of held-out rows."""
     bar = FitProgress()
     names = ("length", "length_sampled", "finished", "finished_sampled", "imitation", "accuracy", "perplexity")
     bar._metrics = {f"val/{name}": float(number) for number, name in enumerate(names)}
@@ -231,3 +243,17 @@ def test_held_out_rows_come_before_what_is_played() -> None:
     assert bar._standing(trainer) == "val/imitation 4 · val/accuracy 5"
     bar._metrics = {name: value for name, value in bar._metrics.items() if "length" in name}
     assert bar._standing(trainer) == "val/length 0 · val/length_sampled 1"
+
+
+def test_equal_values_have_the_name_of_the_best_checkpoint() -> None:
+    """An imitation without a schedule equals its divergence: the line says `val/imitation`, as best.ckpt does."""
+    bar = FitProgress()
+    bar._metrics = {"val/divergence": 2.0, "val/accuracy": 0.5, "val/perplexity": 3.0, "val/imitation": 2.0}
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(ImitationPolicy(policy=GRUPolicy(vocabulary=288, width=4), divergence="nll"))
+    assert bar._standing(trainer) == "val/imitation 2 · val/accuracy 0.5"
+    bar._metrics["val/accuracy"] = float("nan")  # held-out rows without a pair, for example
+    assert bar._standing(trainer) == "val/imitation 2 · val/perplexity 3"
+    bar._metrics["val/accuracy"] = 0.5
+    trainer.strategy.connect(ReinforcePolicy(policy=GRUPolicy(vocabulary=288, width=4)))
+    assert bar._standing(trainer) == "val/divergence 2 · val/accuracy 0.5"

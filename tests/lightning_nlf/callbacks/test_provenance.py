@@ -26,7 +26,7 @@ def test_each_start_is_described_in_a_folder_of_its_own(fit: Any) -> None:
     assert fit.folder / "raw/reinforce.yaml" in fit.logger.artifacts
 
 
-def test_one_that_cannot_be_gathered_is_a_warning(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_that_cannot_be_gathered_gives_a_warning(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(folder: object) -> dict[str, str]:
         raise OSError("no space left")
 

@@ -1,4 +1,4 @@
-"""Rewards of replies, as pictures: the numbers by hand, and the files of a fit and a test of a language model."""
+"""Pictures of the rewards of replies: hand-worked numbers, and the files of a fit and a test of a language model."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from lightning_nlf.networks import GRUPolicy
 from lightning_nlf.objectives import ReinforcePolicy, RLHFPolicy
 
 
-def played(places: dict[str, list[int]] | None = None, **metrics: list[float]) -> Batch:
-    """Rewards of 1 + 2, 4, and 5 + 6; what stands behind the end of a row does not count."""
+def batch_of(places: dict[str, list[int]] | None = None, **metrics: list[float]) -> Batch:
+    """A batch with rewards 1 + 2, 4, and 5 + 6. The reward after the end of a row does not count."""
     valid = torch.tensor([[True, True], [True, False], [True, True]])
     rewards = torch.tensor([[1.0, 2.0], [4.0, 9.0], [5.0, 6.0]])
     ids = torch.zeros(3, 2, dtype=torch.long)
-    extra, numbers = ({name: torch.tensor(x) for name, x in named.items()} for named in (places or {}, metrics))
+    extra, numbers = ({name: torch.tensor(x) for name, x in part.items()} for part in (places or {}, metrics))
     return Batch(ids, ids, valid, valid, rewards=rewards, extra=extra, metrics=numbers)
 
 
 def test_a_row_is_a_reply() -> None:
-    batch = played(length=[2.0, 1.0, 2.0], true_reward=[0.5, 0.25, 0.0], finished=[1.0, 1.0, 0.0])
+    batch = batch_of(length=[2.0, 1.0, 2.0], true_reward=[0.5, 0.25, 0.0], finished=[1.0, 1.0, 0.0])
     expected = {"reward": [3, 4, 11], "length": [2, 1, 2], "true_reward": [0.5, 0.25, 0]}
     assert numbers_of(batch) == expected
 
 
 def test_parts_of_an_episode_are_one_point() -> None:
-    """The first and the last row are one episode, which earns 3 + 11; what is said of it stands on each of its rows."""
-    batch = played({"episode": [4, 7, 4], "part": [0, 0, 1]}, length=[2.0, 1.0, 2.0])
+    """The first and the last row are one episode with reward 3 + 11. Both rows carry the metrics of the episode."""
+    batch = batch_of({"episode": [4, 7, 4], "part": [0, 0, 1]}, length=[2.0, 1.0, 2.0])
     assert numbers_of(batch) == {"reward": [4, 14], "length": [1, 2]}
 
 
-def test_there_is_nothing_of_what_says_no_length() -> None:
-    assert numbers_of(played()) == {}
+def test_a_batch_without_lengths_has_no_numbers() -> None:
+    assert numbers_of(batch_of()) == {}
 
 
 def test_means_by_length() -> None:
-    """Each length of its own: 2 → (1 + 3)/2, 5 → 7. In two bins of three: 2 … 4 → x (2 + 2 + 4)/3, y (1 + 3 + 2)/3."""
+    """One bin per length: 2 → (1 + 3)/2, 5 → 7. Two bins of three lengths: 2 … 4 → x (2 + 2 + 4)/3, y (1 + 3 + 2)/3."""
     assert means_by([2, 5, 2], [1, 7, 3]) == ([2, 5], [2, 7])
     assert means_by([5, 2, 4, 2, 7], [7, 1, 2, 3, 9], bins=2) == ([pytest.approx(8 / 3), 6], [2, 8])
     assert means_by([3], [4]) == ([3], [4])
 
 
 def test_a_course_has_the_validations_that_knew_all() -> None:
-    """A run that goes on from a checkpoint without KLs has them from then on; one with a KL alone is left out."""
+    """Only validations with all series count: not those before a resume that had no KL, nor one with a KL alone."""
     history = History()
     for cost, kl, proxy, true in ((10, None, 1, 0.1), (15, 0.3, None, None), (20, 0.5, 2, 0.2), (30, 1.5, 3, 0.1)):
         for name, x in (("kl", kl), ("return", proxy), ("true_reward", true)):
@@ -66,7 +66,7 @@ def test_a_course_has_the_validations_that_knew_all() -> None:
 
 
 class PaysLength:
-    """A `Scorer`: a point for each token."""
+    """A `Scorer` that pays 1 for each token."""
 
     def score(self, batch: Batch) -> Tensor:
         return last_valid(batch.valid) * batch.valid.sum(1, keepdim=True).float()
@@ -83,23 +83,23 @@ def language(kind: Any, **knobs: Any) -> tuple[ReinforcePolicy, TextDataModule]:
 
 
 def test_a_fit_and_a_test_leave_their_pictures(fit: Any) -> None:
-    """What stands behind them is what was logged: means of the replies, and a point a validation."""
+    """The plotted numbers equal the logged means of the replies, with one point per validation."""
     module, data_module = language(RLHFPolicy, reward=PaysLength())
-    shown = Exhibits()
-    trainer = fit.trainer(3, [shown])
+    callback = Exhibits()
+    trainer = fit.trainer(3, [callback])
     trainer.fit(module, data_module)
     logged: dict[str, list[float]] = {}
     for _, metrics in fit.logger.metrics:
         for name, x in metrics.items():
             logged.setdefault(name, []).append(x)
-    course = course_of(shown.history)
+    course = course_of(callback.history)
     assert course["kl"] == pytest.approx(logged["val/kl_sampled"]) and len(course["kl"]) == 3
     assert course["reward"] == pytest.approx(logged["val/return_sampled"])
     assert course["true_reward"] == pytest.approx(logged["val/true_reward_sampled"])
-    made = {path.name for path in fit.logger.artifacts}
-    assert {"overoptimization.png", "val_replies.png"} <= made and "test_replies.png" not in made
+    names = {path.name for path in fit.logger.artifacts}
+    assert {"overoptimization.png", "val_replies.png"} <= names and "test_replies.png" not in names
     (metrics, sampled) = trainer.test(module, data_module, verbose=False)
-    numbers = shown._replies
+    numbers = callback._replies
     assert numbers["reward"] == numbers["length"] and len(numbers["length"]) == 8  # a point for each token
     assert len(set(numbers["length"])) > 1
     for name, x in {"return": numbers["reward"], "true_reward": numbers["true_reward"]}.items():
@@ -110,12 +110,12 @@ def test_a_fit_and_a_test_leave_their_pictures(fit: Any) -> None:
     assert (fit.folder / "exhibits" / "overoptimization.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_a_reference_and_a_proxy_there_are_rewards_by_length_alone(fit: Any) -> None:
+def test_without_a_reference_and_a_proxy_only_rewards_by_length_are_drawn(fit: Any) -> None:
     module, data_module = language(ReinforcePolicy)
-    shown = Exhibits()
-    fit.trainer(1, [shown]).validate(module, data_module, verbose=False)
+    callback = Exhibits()
+    fit.trainer(1, [callback]).validate(module, data_module, verbose=False)
     assert {path.name for path in (fit.folder / "exhibits").iterdir()} == {"val_replies.png"}
-    assert set(shown._replies) == {"length", "reward"}
+    assert set(callback._replies) == {"length", "reward"}
 
 
 def test_a_rehearsed_test_leaves_no_files(fit: Any) -> None:
@@ -125,6 +125,6 @@ def test_a_rehearsed_test_leaves_no_files(fit: Any) -> None:
 
 
 def test_a_single_point_is_drawn(tmp_path: Path) -> None:
-    one = {"cost": [5.0], "kl": [0.1], "reward": [1.0]}
-    assert draw_course(one, "tokens", tmp_path / "a" / "course.png", "run").is_file()
+    point = {"cost": [5.0], "kl": [0.1], "reward": [1.0]}
+    assert draw_course(point, "tokens", tmp_path / "a" / "course.png", "run").is_file()
     assert draw_replies({"length": [3.0], "reward": [1.0]}, tmp_path / "replies.png", "run").is_file()

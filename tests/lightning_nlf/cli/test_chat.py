@@ -1,4 +1,4 @@
-"""`chat`: a real process with a pipe on a tiny run, the loop by itself, and what is refused in one line."""
+"""The `chat` command: a real process with a pipe on a tiny run, the chat loop alone, and one-line errors."""
 
 import io
 import json
@@ -36,27 +36,33 @@ def spec(class_path, **init_args):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with the run of a chat model, trained until it repeats its two replies."""
-    there = tmp_path_factory.mktemp("chat")
-    tokenizer = folder(there / "model", SHAPES["chatml"], "bytes")
-    (there / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    """A folder with the run of a chat model that was trained until it repeats its two replies."""
+    root = tmp_path_factory.mktemp("chat")
+    tokenizer = folder(root / "model", SHAPES["chatml"], "bytes")
+    (root / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     shape = {"vocabulary": 512, "layers": 1, "heads": 2, "width": 16, "context": CONTEXT}
     policy = spec("lightning_nlf.networks.TransformerPolicy", shape=shape)
     adam = spec("torch.optim.Adam", lr=0.02)
     data = spec(
         "data_modules.text.DemonstrationsDataModule",
-        path=str(there / "lines.jsonl"),
+        path=str(root / "lines.jsonl"),
         tokenizer=spec("data_modules.text.FolderTokenizer", path=tokenizer),
     )
     config = {
         "seed_everything": 3,
-        "trainer": {"max_epochs": 30, "logger": False, "enable_progress_bar": False, "accelerator": "cpu"},
+        "trainer": {
+            "max_epochs": 30,
+            "gradient_clip_val": None,
+            "logger": False,
+            "enable_progress_bar": False,
+            "accelerator": "cpu",
+        },
         "model": spec("lightning_nlf.objectives.ImitationPolicy", policy=policy, divergence="nll", optimizer=adam),
         "data": data,
     }
-    (there / "run.yaml").write_text(yaml.safe_dump(config))
-    main(["fit", "--config", str(there / "run.yaml"), "--run_dir", str(there / "run")])
-    return there
+    (root / "run.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", str(root / "run.yaml"), "--run_dir", str(root / "run")])
+    return root
 
 
 def started(place, *flags):
@@ -67,7 +73,7 @@ def started(place, *flags):
     )  # fmt: skip
 
 
-def said_by(module, tokenizer, *messages):
+def reply_of(module, tokenizer, *messages):
     ids = PromptFormat(tokenizer).ids(tuple(Message(*message) for message in messages))
     tokens, _, counts, _ = module.reply(
         torch.tensor([ids]), torch.tensor([len(ids)]), stop=(tokenizer.eos,), max_new=9, deterministic=True
@@ -76,23 +82,23 @@ def said_by(module, tokenizer, *messages):
 
 
 def test_a_pipe_is_answered_by_the_policy_and_its_start(place):
-    """A second turn sees the first, of each its own, and one after /reset does not; what is after /quit is not read."""
+    """A second turn sees the first, but not after /reset. Each policy sees its own replies. /quit ends the reading."""
     process = started(place, "--beside", "start", "--max_new", "9")
     out, err = process.communicate("what is it\nand so on\n/reset\nand so on\n\n/quit\nwhat is it\n", timeout=120)
     assert process.returncode == 0, err
     tokenizer = FolderTokenizer(str(place / "model"))
     trained = ObjectiveModule.load_from_checkpoint(place / "run/checkpoints/last.ckpt")
     start = main(["fit", "--config", str(place / "run.yaml"), "--run_dir", str(place / "again")], run=False).model
-    chats, wanted = {"policy": [], "start": []}, []
+    chats, expected = {"policy": [], "start": []}, []
     for text, forget in (("what is it", False), ("and so on", False), ("and so on", True)):
         for (name, chat), module in zip(chats.items(), (trained, start), strict=True):
             chats[name] = [*([] if forget else chat), ("user", text)]
-            reply = said_by(module, tokenizer, *chats[name])
+            reply = reply_of(module, tokenizer, *chats[name])
             chats[name].append(("assistant", reply))
-            wanted.append(f"{name}> {reply.strip()}")
-    assert wanted[0] == "policy> the answer" and wanted[4] == "policy> new line"
-    assert out.splitlines() == [line for text in wanted for line in talk.printable(text).split("\n")]
-    assert "last.ckpt; /reset forgets what was said" in err and "Traceback" not in err and "hyper" not in err
+            expected.append(f"{name}> {reply.strip()}")
+    assert expected[0] == "policy> the answer" and expected[4] == "policy> new line"
+    assert out.splitlines() == [line for text in expected for line in talk.printable(text).split("\n")]
+    assert "last.ckpt; /reset starts a new chat" in err and "Traceback" not in err and "hyper" not in err
 
 
 @pytest.mark.slow
@@ -125,14 +131,14 @@ def test_a_system_message_a_temperature_and_a_seed_change_what_is_said(place, mo
 def test_a_chat_that_is_too_long_says_so_and_goes_on(place, monkeypatch, capsys):
     typed(f"{'so ' * 200}\nwhat is it\n", place, monkeypatch=monkeypatch)
     out, err = capsys.readouterr()
-    assert f"and the policy reads {CONTEXT}: say less" in err and out == "policy> the answer\n"
+    assert f"but the policy reads at most {CONTEXT}: write less" in err and out == "policy> the answer\n"
 
 
 # ---- the loop
 
 
 class Words:
-    """Ids are the lengths of the messages; a reply is spelled by `chr`."""
+    """A converter whose ids are the lengths of the messages. Replies are decoded by `chr`."""
 
     stops, turns = (0,), True
 
@@ -150,14 +156,14 @@ class Words:
 
 
 class Fixed:
-    """A policy that says one text."""
+    """A policy that always replies with one text."""
 
     def __init__(self, text, context=None):
-        self.said, self.policy = [*map(ord, text), 0], type("", (), {"context": context})
+        self.ids, self.policy = [*map(ord, text), 0], type("", (), {"context": context})
 
     def reply(self, ids, lengths, **how):
         self.how = how
-        return torch.tensor([self.said]), None, torch.tensor([len(self.said)]), None
+        return torch.tensor([self.ids]), None, torch.tensor([len(self.ids)]), None
 
 
 def test_what_a_policy_says_cannot_rewrite_the_terminal(monkeypatch, capsys):
@@ -175,7 +181,7 @@ def test_each_reads_what_it_said_itself_and_a_wrong_message_is_forgotten(monkeyp
     assert words.read == [begun, begun, *second]
     out, err = capsys.readouterr()
     assert out == "policy> P\nstart> S\n" * 2
-    assert "error: the tokenizer has no 'bad'" in err and "no such command; /reset" in err
+    assert "error: the tokenizer has no 'bad'" in err and "unknown command /nope: /reset" in err
 
 
 def test_the_room_of_the_context_is_used_and_not_more():
@@ -187,7 +193,7 @@ def test_the_room_of_the_context_is_used_and_not_more():
     assert fixed.how["max_new"] == 7  # two messages more
     full = talk.Talk(Words(), {"policy": Fixed("a", context=2)}, max_new=3)
     full.replies("x")
-    with pytest.raises(ValueError, match="the chat has 3 tokens, and the policy reads 2: type /reset"):
+    with pytest.raises(ValueError, match="the chat has 3 tokens, but the policy reads at most 2: type /reset"):
         full.replies("y")
     full.reset()
     assert full.replies("y") == {"policy": "a"}
@@ -197,14 +203,14 @@ def test_a_terminal_is_asked_line_by_line_until_ctrl_d(monkeypatch, capsys):
     lines = iter(["hello"])
     monkeypatch.setattr(sys, "stdin", type("", (), {"isatty": lambda: True}))
 
-    def asked(prompt):
+    def typed_line(prompt):
         assert prompt == "you> "
         try:
             return next(lines)
         except StopIteration:
             raise EOFError from None
 
-    monkeypatch.setattr("builtins.input", asked)
+    monkeypatch.setattr("builtins.input", typed_line)
     talk.talk(talk.Talk(Words(), {"policy": Fixed("P")}, max_new=5))
     assert capsys.readouterr().out == "policy> P\n\n"
 
@@ -221,21 +227,21 @@ def refused(capsys, *flags):
 
 
 def test_no_run_no_checkpoint_and_wrong_flags(place, tmp_path, capsys):
-    assert "run_dir: there is no folder" in refused(capsys, "--run_dir", tmp_path / "none")
-    assert "run_dir: there is no config.yaml in" in refused(capsys, "--run_dir", tmp_path)
+    assert f"run_dir: the folder {tmp_path / 'none'} does not exist" in refused(capsys, "--run_dir", tmp_path / "none")
+    assert f"run_dir: {tmp_path} has no config.yaml" in refused(capsys, "--run_dir", tmp_path)
     (tmp_path / "config.yaml").write_text((place / "run" / "config.yaml").read_text())
-    assert "there is no checkpoint in" in refused(capsys, "--run_dir", tmp_path)
+    assert "checkpoints has no checkpoint" in refused(capsys, "--run_dir", tmp_path)
     run = ("--run_dir", place / "run")
-    assert "best.ckpt does not exist; there is last.ckpt" in refused(capsys, *run, "--ckpt_path", "best")
-    assert "--temperature: got -1, must be at least 0" in refused(capsys, *run, "--temperature", "-1")
-    assert "--max_new: got 0, must be at least 1" in refused(capsys, *run, "--max_new", "0")
+    assert "checkpoints has last.ckpt" in refused(capsys, *run, "--ckpt_path", "best")
+    assert "--temperature: got -1, must be a number of at least 0" in refused(capsys, *run, "--temperature", "-1")
+    assert "--max_new: got 0, must be a whole number of at least 1" in refused(capsys, *run, "--max_new", "0")
     assert "unrecognized arguments: --hot" in refused(capsys, *run, "--hot")
     (tmp_path / "config.yaml").write_text("a: [")
     assert "is damaged" in refused(capsys, "--run_dir", tmp_path)
 
 
 def with_config(place, folder, change):
-    """A run of that configuration, with the checkpoint of another."""
+    """A run folder with a changed configuration and an unchanged checkpoint."""
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").write_bytes((place / "run" / "checkpoints" / "last.ckpt").read_bytes())
     config = yaml.safe_load((place / "run" / "config.yaml").read_text())
@@ -248,15 +254,17 @@ def test_a_run_without_language_has_nothing_to_say(place, tmp_path, capsys):
     run = with_config(place, tmp_path / "run", lambda config: config.update(
         data=spec("data_modules.pendulum.PendulumDataModule")))  # fmt: skip
     line = refused(capsys, "--run_dir", run)
-    assert line.endswith("is not a language run: its data is PendulumDataModule")
+    assert line.endswith("is not a language run; its data is PendulumDataModule")
 
 
 def test_words_of_another_tokenizer_are_refused(place, tmp_path, capsys):
-    other = folder(tmp_path / "other", SHAPES["zephyr"], "bytes")
+    tokenizer = folder(tmp_path / "other", SHAPES["zephyr"], "bytes")
     run = with_config(
-        place, tmp_path / "run", lambda config: config["data"]["init_args"]["tokenizer"]["init_args"].update(path=other)
+        place,
+        tmp_path / "run",
+        lambda config: config["data"]["init_args"]["tokenizer"]["init_args"].update(path=tokenizer),
     )
-    assert "tokenizer: the policy has learned the ids of another" in refused(capsys, "--run_dir", run)
+    assert "tokenizer: the policy was trained with a different tokenizer" in refused(capsys, "--run_dir", run)
 
 
 def test_no_template_no_system_message(place, tmp_path, capsys, monkeypatch):
@@ -265,16 +273,16 @@ def test_no_template_no_system_message(place, tmp_path, capsys, monkeypatch):
 
     run = with_config(place, tmp_path / "run", plain)
     line = refused(capsys, "--run_dir", run, "--system", "be brief")
-    assert "system: the prompts of this run go through no chat template; leave it out" in line
+    assert "system: the prompts of this run use no chat template; leave system out" in line
     typed("what is it\n", tmp_path, monkeypatch=monkeypatch)
-    assert "each line is a prompt of its own" in capsys.readouterr().err
+    assert "the policy reads each line as a separate prompt" in capsys.readouterr().err
 
 
 def test_a_reward_model_does_not_reply(place, capsys, monkeypatch):
     module = BradleyTerryReward(reward=GRUReward(vocabulary=512, width=4))
     monkeypatch.setattr(ObjectiveModule, "load_from_checkpoint", lambda *args, **kwargs: module)
     line = refused(capsys, "--run_dir", place / "run")
-    assert "run_dir: it is a run of BradleyTerryReward, which judges and does not reply" in line
+    assert "run_dir: this run trained a BradleyTerryReward, which does not write replies" in line
 
 
 def test_help_is_given(capsys):

@@ -1,4 +1,4 @@
-"""The command line from yaml to checkpoint and back, mostly in this process."""
+"""The command line, from a yaml to a checkpoint and back, mostly in this process."""
 
 import json
 import os
@@ -25,11 +25,11 @@ from tests.my_folder import my_folder
 
 ROOT = Path(__file__).parents[3]
 CONF = ROOT / "conf"
-DEBUG = CONF / "debug.yaml"
+DEBUG = CONF / "overlays" / "debug.yaml"
 # all but providers of feedback, which are no runs
 RUNS = {path: path.read_text() for path in CONF.rglob("*.yaml") if path != DEBUG and "\nmodel:" in path.read_text()}
 EXPERIMENTS = sorted(path.relative_to(CONF) for path in RUNS)
-# of prompts that nobody pays for: these are no fits
+# prompts without a reward, for `predict` only
 UNPAID = [Path("chat/ask.yaml"), Path("chat/sample.yaml")]
 # that ask no server, and learn from no recorded episode, which people see in tests/data_modules/feedback/people
 ALONE = sorted(
@@ -37,7 +37,7 @@ ALONE = sorted(
     for path, text in RUNS.items()
     if "endpoint:" not in text and "episode_reviews" not in text and path.relative_to(CONF) not in UNPAID
 )
-REVIEWS = {"outputs/reviews.jsonl": "outputs/answers_sample-seed0/judged.jsonl"}  # a rule's, in the place of people's
+REVIEWS = {"outputs/reviews.jsonl": "outputs/answers/sample-seed0/judged.jsonl"}  # a rule's, in the place of people's
 INJECTION = ["fit", "--config", str(CONF / "injection.yaml")]
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
@@ -50,46 +50,37 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A file or folder that another yaml would leave by default, of a run of seconds; each is made once."""
-    kept: dict[tuple[Path | str, str], Path] = {}
+def run_output(tmp_path_factory):
+    """A function that makes, once, a file or folder which the run of another yaml saves."""
+    cache: dict[tuple[Path | str, str], Path] = {}
 
-    def file(path: str, reader: Path) -> Path:
+    def file(path: str) -> Path:
         if path == "my":
-            if ("my", "my") not in kept:
-                kept["my", "my"] = my_folder(tmp_path_factory.mktemp("my"))
-            return kept["my", "my"]
-        run = Path(path).parts[1]
-        source = source_of(run.rpartition("-seed")[0], reader)
-        if (source, path) not in kept:
+            if ("my", "my") not in cache:
+                cache["my", "my"] = my_folder(tmp_path_factory.mktemp("my"))
+            return cache["my", "my"]
+        run, below = re.fullmatch(r"outputs/(.+-seed\d+[\w-]*)/(.+)", path).groups()
+        source = CONF / f"{run.rpartition('-seed')[0]}.yaml"
+        if (source, path) not in cache:
             folder = tmp_path_factory.mktemp("made") / run
             bring_needed(source, file)
             (sampled if path.endswith(".jsonl") else briefly_trained)(source, folder)
-            kept[source, path] = folder / Path(*Path(path).parts[2:])
-        return kept[source, path]
+            cache[source, path] = folder / below
+        return cache[source, path]
 
     return file
-
-
-def source_of(name: str, reader: Path) -> Path:
-    """The yaml of this name beside the one that reads its run, or the one there is outside of conf/chat."""
-    beside = reader.parent / f"{name}.yaml"
-    (elsewhere,) = (
-        [beside] if beside in RUNS else [path for path in RUNS if path.stem == name if "chat" not in path.parts]
-    )
-    return elsewhere
 
 
 def bring_needed(source: Path, file) -> None:
     """What a yaml reads of other yamls' runs, and of a team's own folder, where it looks for it."""
     if " my/" in uncommented(source) and not Path("my").exists():
-        shutil.copytree(file("my", source), "my")
+        shutil.copytree(file("my"), "my")
     for path in set(re.findall(r"outputs/[\w./-]+", uncommented(source).replace("${seed_everything}", "0"))):
         folder = not Path(path).suffix and Path(path).name != "huggingface"  # which whoever wants it makes
         if not folder and not Path(path).exists() and path != "outputs/episode_reviews.jsonl":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            found = file(REVIEWS.get(path, path), source)
-            (shutil.copytree if found.is_dir() else shutil.copy)(found, path)
+            output = file(REVIEWS.get(path, path))
+            (shutil.copytree if output.is_dir() else shutil.copy)(output, path)
 
 
 def uncommented(source: Path) -> str:
@@ -119,8 +110,8 @@ def sampled(source: Path, folder: Path) -> None:
     main(["predict", "--config", str(source), *few, *QUIET, "--run_dir", str(folder)])
     replies = str(folder / "predictions/replies.jsonl")
     by = {name: ["rank", replies, "--by", "score"] for name in ("rankings.jsonl", "judged.jsonl")}
-    if source.stem == "answers_sample":
-        by["judged.jsonl"] = ["judge", replies, "--config", str(CONF / "feedback" / "rule.yaml")]
+    if source == CONF / "answers" / "sample.yaml":
+        by["judged.jsonl"] = ["judge", replies, "--config", str(CONF / "providers" / "rule.yaml")]
         # Who has hardly learned spells special tokens, which no prompt of a critique may quote.
         write(replies, [line for line in read(replies) if "<" not in "".join(line.responses)])
     for name, command in by.items():
@@ -130,9 +121,9 @@ def sampled(source: Path, folder: Path) -> None:
 
 
 @pytest.fixture
-def experiment(request, made):
+def experiment(request, run_output):
     """A yaml; the files that it names, of runs of other yamls, lie where it looks for them."""
-    bring_needed(CONF / request.param, made)
+    bring_needed(CONF / request.param, run_output)
     return request.param
 
 
@@ -164,7 +155,7 @@ def test_the_seed_is_always_applied():
 
 
 def test_an_overlay_can_swap_the_model():
-    overlay = yaml.safe_load((CONF / "reinforce.yaml").read_text())
+    overlay = yaml.safe_load((CONF / "pendulum" / "reinforce.yaml").read_text())
     Path("overlay.yaml").write_text(yaml.safe_dump({"model": overlay["model"]}))
     model = main([*INJECTION, "--config", "overlay.yaml"], run=False).model
     assert type(model).__name__ == overlay["model"]["class_path"].rpartition(".")[2] != "InjectionPolicy"
@@ -172,7 +163,7 @@ def test_an_overlay_can_swap_the_model():
 
 @pytest.mark.parametrize(
     "experiment, network, swapped",
-    [("rlhf/reward.yaml", "reward", "BradleyTerryReward"), ("rlhf/dpo.yaml", "policy", "RankedDPOPolicy")],
+    [("reviews/reward.yaml", "reward", "BradleyTerryReward"), ("reviews/dpo.yaml", "policy", "RankedDPOPolicy")],
     indirect=["experiment"],
 )
 def test_a_flag_can_swap_the_objective(experiment, network, swapped):
@@ -181,20 +172,22 @@ def test_a_flag_can_swap_the_objective(experiment, network, swapped):
         return cli.model, cli.options.model.init_args[network].init_args.weights
 
     before, path = built()
-    assert path == "outputs/sft-seed0/checkpoints/best.ckpt"
+    assert path == "outputs/reviews/sft-seed0/checkpoints/best.ckpt"
     for flag in ("--model", "--model.class_path"):
-        after, kept = built(flag, f"lightning_nlf.objectives.{swapped}")
+        after, kept_path = built(flag, f"lightning_nlf.objectives.{swapped}")
         assert type(after).__name__ == swapped != type(before).__name__
-        assert kept == path
-        one, other = (getattr(model, network).decoder.state_dict() for model in (before, after))
-        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+        assert kept_path == path
+        before_state, after_state = (getattr(model, network).decoder.state_dict() for model in (before, after))
+        assert before_state.keys() == after_state.keys() and all(
+            torch.equal(before_state[key], after_state[key]) for key in before_state
+        )
 
 
-@pytest.mark.parametrize("written, read", [(7, 7), ("${trainer.max_epochs}", 6)])
-def test_a_swapped_class_keeps_the_arguments_that_it_accepts(written, read):
+@pytest.mark.parametrize("steps, read", [(7, 7), ("${trainer.max_epochs}", 6)])
+def test_a_swapped_class_keeps_the_arguments_that_it_accepts(steps, read):
     schedule = {
         "class_path": "torch.optim.lr_scheduler.LinearLR",
-        "init_args": {"end_factor": 0.5, "total_iters": written},
+        "init_args": {"end_factor": 0.5, "total_iters": steps},
     }
     Path("overlay.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"lr_scheduler": schedule}}}))
     flags = ["--trainer.max_epochs", "6", "--model.lr_scheduler", "torch.optim.lr_scheduler.ConstantLR"]
@@ -203,10 +196,12 @@ def test_a_swapped_class_keeps_the_arguments_that_it_accepts(written, read):
     assert swapped.init_args.total_iters == read and "end_factor" not in swapped.init_args
 
 
-@pytest.mark.parametrize("experiment", ["rlhf/dpo.yaml"], indirect=True)
+@pytest.mark.parametrize("experiment", ["reviews/dpo.yaml"], indirect=True)
 def test_null_of_a_flag_is_null_in_a_class_inside_a_class(experiment, capsys):
     dpo = ["fit", "--config", str(CONF / experiment)]
-    flags = ["--model.policy.weights", "null", "--model.optimizer.foreach", "null"]
+    adam = ["--model.lr", "null", "--model.optimizer", "torch.optim.Adam", "--model.optimizer.foreach", "null"]
+    shape = ["--model.policy.shape.layers", "1", "--model.policy.shape.width", "16"]
+    flags = ["--model.policy.weights", "null", *shape, *adam]
     arguments = main([*dpo, *flags], run=False).options.model.init_args
     assert arguments.policy.init_args.weights is None and arguments.optimizer.init_args.foreach is None
     with pytest.raises(SystemExit):
@@ -229,17 +224,17 @@ def test_callbacks_are_always_on_and_once():
         "trainer:\n  callbacks:\n"
         "    - class_path: lightning_nlf.callbacks.LastCheckpoint\n      init_args: {every_n_iterations: 7}\n"
     )
-    found = main([*INJECTION, "--config", "overlay.yaml"], run=False).trainer.callbacks
+    active = main([*INJECTION, "--config", "overlay.yaml"], run=False).trainer.callbacks
     for name in ("FitProgress", "Exhibits", "Provenance", "BestCheckpoint", "LastCheckpoint"):
-        assert sum(isinstance(callback, getattr(callbacks, name)) for callback in found) == 1, name
-    found = main([*INJECTION, "--trainer.enable_checkpointing", "false", *QUIET], run=False).trainer.callbacks
-    assert {type(callback).__name__ for callback in found} >= {"Exhibits", "Provenance"}
-    assert not any(isinstance(callback, (callbacks.LastCheckpoint, callbacks.FitProgress)) for callback in found)
+        assert sum(isinstance(callback, getattr(callbacks, name)) for callback in active) == 1, name
+    active = main([*INJECTION, "--trainer.enable_checkpointing", "false", *QUIET], run=False).trainer.callbacks
+    assert {type(callback).__name__ for callback in active} >= {"Exhibits", "Provenance"}
+    assert not any(isinstance(callback, (callbacks.LastCheckpoint, callbacks.FitProgress)) for callback in active)
 
 
 def test_building_alone_leaves_no_folder():
     main(INJECTION, run=False)
-    assert not list(Path("outputs").iterdir())
+    assert not Path("outputs").exists()
 
 
 def test_all_values_can_be_printed_and_read_back(capsys):
@@ -269,9 +264,9 @@ def test_every_yaml_builds(experiment):
 # ---- a run
 
 
-def same_policy(one: torch.nn.Module, other: torch.nn.Module, batch) -> bool:
+def same_policy(first: torch.nn.Module, second: torch.nn.Module, batch) -> bool:
     with torch.no_grad():
-        outputs = [module.eval().policy(batch.obs, batch.valid) for module in (one, other)]
+        outputs = [module.eval().policy(batch.obs, batch.valid) for module in (first, second)]
     logits = [x.logits if hasattr(x, "logits") else torch.cat([x.mean, x.stddev], -1) for x in outputs]
     return torch.equal(*logits)
 
@@ -280,42 +275,42 @@ def same_policy(one: torch.nn.Module, other: torch.nn.Module, batch) -> bool:
 @pytest.mark.parametrize("experiment", ALONE, ids=str, indirect=True)
 def test_every_yaml_trains_and_its_checkpoint_is_the_model(experiment):
     cli = main(["fit", *brief(CONF / experiment), *QUIET, "--run_dir", "run"])
-    loaded = ObjectiveModule.load_from_checkpoint("run/checkpoints/last.ckpt")
-    assert type(loaded) is type(cli.model) and cli.trainer.global_step > 0
+    reloaded = ObjectiveModule.load_from_checkpoint("run/checkpoints/last.ckpt")
+    assert type(reloaded) is type(cli.model) and cli.trainer.global_step > 0
     state = cli.model.state_dict()
-    assert state.keys() == loaded.state_dict().keys()
-    assert all(torch.equal(state[key], value) for key, value in loaded.state_dict().items())
+    assert state.keys() == reloaded.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in reloaded.state_dict().items())
     if hasattr(cli.model, "policy"):
         loaders = cli.datamodule.val_dataloader()
         batch = next(iter(loaders[0])) if loaders else cli.datamodule.rows[:8]
-        assert same_policy(cli.model, loaded, batch)
+        assert same_policy(cli.model, reloaded, batch)
         with torch.no_grad():
-            next(loaded.policy.parameters()).add_(1)
-        assert not same_policy(cli.model, loaded, batch)
+            next(reloaded.policy.parameters()).add_(1)
+        assert not same_policy(cli.model, reloaded, batch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", UNPAID, ids=str, indirect=True)
-def test_prompts_that_nobody_pays_for_are_replied_to(experiment):
-    """A line for each of 40 prompts, but those to which every reply was empty; nobody is asked about them here."""
+def test_prompts_without_a_reward_get_replies(experiment):
+    """`predict` writes a line for each of 40 prompts, except those whose replies are all empty. No judge is asked."""
     settings = yaml.safe_load((CONF / experiment).read_text())
     few = ["--data.max_new", "8", "--trainer.callbacks", "null"]
     main(["predict", "--config", str(CONF / experiment), *few, *QUIET, "--run_dir", "run"])
     lines = read("run/predictions/replies.jsonl")
     assert 36 < len(lines) <= 40 and all(line.score is None for line in lines)
-    assert max(len(line.responses) for line in lines) == settings["data"]["init_args"]["replies"]
+    assert max(len(line.responses) for line in lines) == settings["data"]["init_args"].get("replies", 4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", [Path("rlhf/rlhf_lora.yaml")], ids=str, indirect=True)
+@pytest.mark.parametrize("experiment", [Path("reviews/ppo_lora.yaml")], ids=str, indirect=True)
 def test_the_reference_of_a_policy_with_lora_stays_the_folder_s_model_while_the_policy_moves(experiment):
     pytest.importorskip("peft")
     model = main(["fit", *brief(CONF / experiment), *QUIET, "--run_dir", "run"]).model.eval()
-    base = HuggingFacePolicy("outputs/sft-seed0/huggingface").eval()
+    base = HuggingFacePolicy("outputs/reviews/sft-seed0/huggingface").eval()
     ids = torch.randint(base.vocabulary, (4, 20))
     with torch.no_grad():
-        was, said, now = (policy(ids).log_prob(ids) for policy in (base, model.reference, model.policy))
-    torch.testing.assert_close(said, was, atol=1e-4, rtol=0)
+        was, reference, now = (policy(ids).log_prob(ids) for policy in (base, model.reference, model.policy))
+    torch.testing.assert_close(reference, was, atol=1e-4, rtol=0)
     assert (now - was).abs().max() > 1e-3
 
 
@@ -354,16 +349,16 @@ def test_a_network_that_started_from_another_run_is_rebuilt_without_it(run):
     flags = ["--model.policy.weights", str(source), "--trainer.max_epochs", "1"]
     main([*INJECTION, *flags, *QUIET, "--run_dir", "started"])
     source.unlink()
-    loaded = ObjectiveModule.load_from_checkpoint("started/checkpoints/last.ckpt")
+    reloaded = ObjectiveModule.load_from_checkpoint("started/checkpoints/last.ckpt")
     state = torch.load("started/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert torch.equal(loaded.policy.log_std, state["policy.log_std"])
+    assert torch.equal(reloaded.policy.log_std, state["policy.log_std"])
 
 
 def test_a_module_built_by_hand_says_how_to_load_it(run):
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     del checkpoint["hyper_parameters"]
     torch.save(checkpoint, "by_hand.ckpt")
-    with pytest.raises(ValueError, match="does not say how.*load_state_dict"):
+    with pytest.raises(ValueError, match="does not contain the arguments of its module.*load_state_dict"):
         ObjectiveModule.load_from_checkpoint("by_hand.ckpt")
 
 
@@ -385,17 +380,18 @@ def test_fit_from_last_begins_where_there_is_none():
 def test_a_fit_resumed_at_its_end_says_so(run, capsys):
     shutil.copytree(run, "outputs/injection+debug-seed0")
     main([*INJECTION, "--config", str(DEBUG), *QUIET, "--ckpt_path", "last"])
-    assert "already at 2 of 2 iterations; raise trainer.max_epochs" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "nothing to do: the run has finished 2 of 2 iterations" in message and "raise trainer.max_epochs" in message
 
 
 def test_fast_dev_run_leaves_no_folder():
     main([*INJECTION, "--trainer.fast_dev_run", "true"])
-    assert not list(Path("outputs").iterdir())
+    assert not Path("outputs").exists()
 
 
 def test_an_evaluation_without_a_checkpoint_says_so(capsys):
     main(["validate", *INJECTION[1:], *QUIET])
-    assert "no --ckpt_path: these are the yaml's initial weights" in capsys.readouterr().err
+    assert "no --ckpt_path: evaluating the untrained initial weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage, name", [("validate", "val/return"), ("test", "test/return")])
@@ -468,6 +464,6 @@ def test_another_process_loads_the_checkpoint_alone(run):
     )
     path = str(run / "checkpoints" / "best.ckpt")
     result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
-    here = ObjectiveModule.load_from_checkpoint(path).policy(torch.ones(1, 1, 4)).mean.item()
-    assert result.stdout.split() == ["InjectionPolicy", str(here)], result.stderr
+    local = ObjectiveModule.load_from_checkpoint(path).policy(torch.ones(1, 1, 4)).mean.item()
+    assert result.stdout.split() == ["InjectionPolicy", str(local)], result.stderr
     assert result.stderr == ""

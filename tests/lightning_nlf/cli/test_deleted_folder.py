@@ -1,4 +1,4 @@
-"""A run folder that somebody deletes while the run writes there."""
+"""A run folder that is deleted while the run writes to it."""
 
 import shutil
 from pathlib import Path
@@ -19,8 +19,8 @@ class Deleting(L.Callback):
             shutil.rmtree("run")
 
 
-def test_a_deleted_run_folder_is_said_and_written_anew(tmp_path, monkeypatch, caplog):
-    """What the open journal still has is there again; the other files are those of the next iterations."""
+def test_a_deleted_run_folder_is_reported_and_written_again(tmp_path, monkeypatch, caplog):
+    """The journal is complete, because it is still open. The next iterations write the other files again."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logger_module.Shipper, "start", lambda self: None)
     monkeypatch.setattr(logger_module.Shipper, "close", lambda self, *seconds: 0)
@@ -28,9 +28,18 @@ def test_a_deleted_run_folder_is_said_and_written_anew(tmp_path, monkeypatch, ca
     monkeypatch.syspath_prepend(tmp_path)
     flags = ["--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "1", "--run_dir", "run"]
     flags += ["--trainer.callbacks", "deleting.Deleting", "--data.evaluation_episodes", "2"]
-    main(["fit", "--config", str(CONF / "reinforce.yaml"), "--config", str(CONF / "debug.yaml"), *flags])
+    main(
+        [
+            "fit",
+            "--config",
+            str(CONF / "pendulum" / "reinforce.yaml"),
+            "--config",
+            str(CONF / "overlays" / "debug.yaml"),
+            *flags,
+        ]
+    )
     assert [record.getMessage() for record in caplog.records if "was deleted" in record.getMessage()] == [
-        "run was deleted while the run writes there: it is written anew"
+        "run was deleted during the run; writing its files again"
     ]
     assert {path.name for path in Path("run").iterdir()} >= {"config.yaml", "raw", "journal.jsonl", "checkpoints"}
     assert {path.name for path in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -41,7 +50,7 @@ def test_a_deleted_run_folder_is_said_and_written_anew(tmp_path, monkeypatch, ca
     assert records[-1]["status"] == "FINISHED"
 
 
-def test_a_folder_that_cannot_be_written_anew_ends_the_run(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written_again_ends_the_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logger_module.Shipper, "start", lambda self: None)
     monkeypatch.setattr(logger_module.Shipper, "close", lambda self, *seconds: 0)
@@ -56,7 +65,16 @@ def test_a_folder_that_cannot_be_written_anew_ends_the_run(tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     flags = ["--trainer.max_epochs", "3", "--run_dir", "run", "--trainer.callbacks", "taking.Taking"]
     with pytest.raises(SystemExit) as ending:
-        main(["fit", "--config", str(CONF / "reinforce.yaml"), "--config", str(CONF / "debug.yaml"), *flags])
+        main(
+            [
+                "fit",
+                "--config",
+                str(CONF / "pendulum" / "reinforce.yaml"),
+                "--config",
+                str(CONF / "overlays" / "debug.yaml"),
+                *flags,
+            ]
+        )
     assert ending.value.code == 1
     message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(message) == 1 and "run" in message[0]

@@ -1,5 +1,6 @@
-"""`describe`: what the loss of an agent is."""
+"""The `describe` command prints the loss of an agent."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,21 +13,25 @@ ROOT = Path(__file__).parents[3]
 
 def trains(path):
     model = (yaml.safe_load(path.read_text()) or {}).get("model") or {}
-    return "class_path" in model and "optimizer" in model.get("init_args", {})
+    return "class_path" in model and "lr" in model.get("init_args", {})
 
 
 TRAINING = [path for path in sorted(ROOT.glob("conf/**/*.yaml")) if trains(path)]
 
 
 def section(text, title):
-    """The lines under a title, each as its words."""
-    lines = text.split(f"\n{title}")[1].split("\n\n")[0].splitlines()[1:]
-    return [line.split() for line in lines]
+    """The words of each line under a title."""
+    return [line.split() for line in lines_of(text, title)]
+
+
+def lines_of(text, title):
+    return text.split(f"\n{title}")[1].split("\n\n")[0].splitlines()[1:]
 
 
 def terms(text, title="Loss"):
     """(name, weight, mixin, mask) of each loss term."""
-    return [(name, weight, mixin, mask) for name, _, weight, mixin, _, mask, *_ in section(text, title)]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines_of(text, title)]
+    return [(name, weight.removeprefix("× "), mixin, over.split()[1]) for name, weight, mixin, over in rows]
 
 
 @pytest.fixture
@@ -43,7 +48,7 @@ def described(capsys, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: str(path.relative_to(ROOT / "conf")))
 def test_every_yaml_that_trains_is_described(described, path):
-    """Every phase that somebody fills is explained, and there is a loss."""
+    """Every phase that a class fills is explained, and the loss has a term."""
     text = described(path)
     assert terms(text)
     assert all(len(row) > 2 for row in section(text, "Phases of a collection"))
@@ -52,28 +57,28 @@ def test_every_yaml_that_trains_is_described(described, path):
 LOSSES = {
     "injection.yaml": [
         ("policy", "1", "PolicyGradientObjective", "mask"),
-        ("imitation", "1", "ImitationObjective", "expert_mask"),
+        ("imitation", "1 → 0 over 20,000 steps", "ImitationObjective", "expert_mask"),
     ],
-    "ppo.yaml": [
+    "pendulum/ppo.yaml": [
         ("policy", "1", "PolicyGradientObjective", "mask"),
         ("value", "0.5", "CriticObjective", "mask"),
     ],
-    "injection_shaped.yaml": [
+    "pendulum/injection_shaped.yaml": [
         ("policy", "1", "PolicyGradientObjective", "mask"),
         ("injected", "1", "InjectionObjective", "injected"),
     ],
-    "bc.yaml": [("imitation", "1", "ImitationObjective", "expert_mask")],
-    "rlhf/dpo.yaml": [("preference", "1", "DirectPreferenceObjective", "strict_pairs")],
-    "rlhf/dpo_rankings.yaml": [("preference", "1", "DirectPreferenceObjective", "rankings")],
-    "rlhf/rloo.yaml": [("policy", "1", "PolicyGradientObjective", "replies")],
-    "rlhf/kto.yaml": [("kto", "1", "KTOObjective", "judged")],
-    "feedback/mixed.yaml": [
+    "pendulum/bc.yaml": [("imitation", "1", "ImitationObjective", "expert_mask")],
+    "reviews/dpo.yaml": [("preference", "1", "DirectPreferenceObjective", "strict_pairs")],
+    "reviews/dpo_rankings.yaml": [("preference", "1", "DirectPreferenceObjective", "rankings")],
+    "reviews/rloo.yaml": [("policy", "1", "PolicyGradientObjective", "replies")],
+    "reviews/kto.yaml": [("kto", "1", "KTOObjective", "judged")],
+    "answers/mixed.yaml": [
         ("policy", "1", "PolicyGradientObjective", "scored_steps"),
         ("imitation", "1", "ImitationObjective", "imitated_steps"),
         ("preference", "1", "DirectPreferenceObjective", "strict_pairs"),
         ("critique", "0.1", "CritiqueObjective", "critique_steps"),
     ],
-    "process/step_reward.yaml": [("step_correctness", "1", "StepCorrectnessObjective", "labelled")],
+    "sums/step_reward.yaml": [("step_correctness", "1", "StepCorrectnessObjective", "labelled")],
 }
 
 
@@ -83,12 +88,12 @@ def test_the_loss(described, path):
 
 
 def test_terms_that_are_parts_of_one_mean_say_so(described):
-    text = described("feedback/critique_grpo.yaml")
+    text = described("answers/critique_grpo.yaml")
     assert text.count("divided by the count of valid") == 2
 
 
 def test_sums_are_no_means(described):
-    assert "Loss: the sum of these sums" in described("original/joint.yaml")
+    assert "Loss: the sum of these sums" in described("pendulum/original_joint.yaml")
 
 
 def test_a_flag_counts(described):
@@ -98,22 +103,45 @@ def test_a_flag_counts(described):
 
 
 def test_phases_stand_in_order(described):
-    phases = [name for name, *_ in section(described("feedback/mixed.yaml"), "Phases of a collection")]
+    phases = [name for name, *_ in section(described("answers/mixed.yaml"), "Phases of a collection")]
     order = ["annotate", "select", "masks", "refer", "shape_rewards", "credit", "reweigh"]
     assert phases == sorted(phases, key=order.index)
 
 
 def test_networks_with_their_sizes(described):
-    """4·32 + 32, 32·32 + 32, 32·1 + 1, and the deviation."""
+    """Layers of 4·32 + 32, 32·32 + 32 and 32·1 + 1 parameters, and the standard deviation."""
     assert ["policy", "GaussianPolicy", f"{160 + 1056 + 33 + 1:,}", "parameters"] in section(
         described("injection.yaml"), "Networks"
     )
 
 
 def test_nothing_is_read_or_written(described, tmp_path, monkeypatch):
-    text = described("rlhf/rlhf_lora.yaml")
-    assert "outputs/sft-seed0/huggingface is not there; a small network stands in for" in text
+    text = described("reviews/ppo_lora.yaml")
+    assert "outputs/reviews/sft-seed0/huggingface does not exist yet; a small network is described instead of" in text
     assert not (ROOT / "outputs" / "rlhf_lora-seed0").exists()
+
+
+MISSPELT = """
+from lightning_nlf.objective import Objective, Term
+from lightning_nlf.objectives import ReinforcePolicy
+
+class FrugalPolicy(ReinforcePolicy):
+    def terms(self, batch, now):
+        yield Term("force", now.entropy, over="{over}", per={per})
+"""
+
+
+@pytest.mark.parametrize("over, per", [("maks", None), ("mask", "maks")])
+def test_a_misspelt_mask_is_refused(over, per, described, tmp_path, monkeypatch, capsys):
+    name = f"misspelt_{over}"
+    (tmp_path / f"{name}.py").write_text(MISSPELT.format(over=over, per=repr(per)))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as ending:
+        described("pendulum/reinforce.yaml", "--model", f"{name}.FrugalPolicy")
+    assert ending.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1
+    assert "term force: there is no mask `maks`; the masks are mask, expert_mask, valid" in output.err
 
 
 def test_a_mistake_is_one_line(described, capsys):

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, unless the user says otherwise."""
+"""Freed memory stays in the process unless the user sets another policy."""
 
 import os
 import platform
@@ -13,9 +13,9 @@ ROUNDS, BLOCKS, PAGES = 5, 4, 6000
 DISABLE_HUGE_PAGES = 41  # of prctl(2)
 FAULTS = f"""
 import ctypes, resource
-from lightning_nlf.cli.memory import keep_freed
+from lightning_nlf.cli.memory import keep_freed_memory
 
-keep_freed()
+keep_freed_memory()
 libc = ctypes.CDLL("libc.so.6")
 libc.prctl({DISABLE_HUGE_PAGES}, 1, 0, 0, 0)  # a fault is a page
 libc.malloc.restype = ctypes.c_void_p
@@ -33,20 +33,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-@pytest.mark.parametrize(("said", "rounds"), [({}, 1), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, ROUNDS)])
-def test_pages_are_asked_for_once(said, rounds):
-    environment = {name: x for name, x in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))} | said
-    told = subprocess.run(
+@pytest.mark.parametrize(("variables", "rounds"), [({}, 1), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, ROUNDS)])
+def test_pages_are_asked_for_once(variables, rounds):
+    environment = {name: x for name, x in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))} | variables
+    output = subprocess.run(
         [sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
-    assert int(told.stdout) / (BLOCKS * PAGES) == pytest.approx(rounds, rel=0.1)
+    assert int(output.stdout) / (BLOCKS * PAGES) == pytest.approx(rounds, rel=0.1)
 
 
 def test_the_command_line_sees_to_it(monkeypatch):
-    done = []
+    calls = []
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setattr(sys, "argv", ["lightning_nlf", "fit"])
-    monkeypatch.setattr(command_line, "keep_freed", lambda: done.append("keep_freed"))
-    monkeypatch.setattr("lightning_nlf.cli.command_line.main", lambda: done.append("fit"))
+    monkeypatch.setattr(command_line, "keep_freed_memory", lambda: calls.append("keep_freed_memory"))
+    monkeypatch.setattr("lightning_nlf.cli.command_line.main", lambda: calls.append("fit"))
     command_line.main()
-    assert done == ["keep_freed", "fit"]
+    assert calls == ["keep_freed_memory", "fit"]

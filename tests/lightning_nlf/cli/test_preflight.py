@@ -1,4 +1,4 @@
-"""What refuses a run does so before the weights of its networks are read."""
+"""The preflight checks refuse a run before the weights of its networks are read."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def team(tmp_path_factory):
 
 @pytest.fixture
 def place(team, tmp_path, monkeypatch):
-    """A folder with `conf/`, and with files of its own in `my/`."""
+    """A folder with `conf/` and with a user's files in `my/`."""
     shutil.copytree(team, tmp_path, dirs_exist_ok=True, ignore=lambda folder, names: {"model"} & set(names))
     (tmp_path / "my" / "model").symlink_to(team / "my" / "model")
     monkeypatch.chdir(tmp_path)
@@ -55,7 +55,7 @@ def unread(monkeypatch):
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(hf_layout, "load", read)
-    monkeypatch.setattr(hf_model, "_loaded", read)
+    monkeypatch.setattr(hf_model, "_load", read)
     monkeypatch.setattr(bases, "_file_digest", read)
 
 
@@ -80,16 +80,13 @@ def test_a_line_of_feedback(place, unread, capsys):
 def test_a_row_that_is_longer_than_the_context(place, unread, capsys):
     add("my/feedback.jsonl", {"prompt": "Is it?", "expected": "Yes. " * 500})
     message = refused(capsys, "fit", "--config", "conf/chat/sft.yaml")
-    assert (
-        message.startswith("my/feedback.jsonl:81: ")
-        and "are more than the 2049 that a row may have (context)" in message
-    )
+    assert message.startswith("my/feedback.jsonl:81: ") and "are more than the context of 2049" in message
 
 
 def test_a_prompt_that_leaves_no_room_for_a_reply(place, unread, capsys):
     add("my/prompts.jsonl", {"id": "long", "prompt": "Is it? " * 900})
     message = refused(capsys, "predict", "--config", "conf/chat/sample.yaml")
-    assert message.startswith("train case 'long': ") and "more than the 2049 that a row may have (context)" in message
+    assert message.startswith("train case 'long': ") and "exceed the 2049 tokens of a row (context)" in message
 
 
 def test_a_prompt_without_what_the_judge_is_told(place, unread, capsys):
@@ -114,7 +111,7 @@ def test_a_monitor_that_no_validation_logs(place, unread, capsys):
     best = {"class_path": "lightning_nlf.callbacks.BestCheckpoint", "init_args": {"monitor": "val/nothing"}}
     Path("best.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [best]}}))
     words = ["fit", "--config", "conf/chat/sft.yaml", "--config", "best.yaml", "--data.evaluation_prompts", "0"]
-    assert refused(capsys, *words).startswith("BestCheckpoint.monitor: no validation will log val/nothing")
+    assert refused(capsys, *words).startswith("BestCheckpoint.monitor: the validation does not log val/nothing")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +121,7 @@ def test_a_monitor_that_is_nearly_one(place, unread, capsys, kind):
     stop = {"class_path": kind, "init_args": {"monitor": "val/imitaton"}}
     Path("stop.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [stop]}}))
     message = refused(capsys, "fit", "--config", "conf/chat/sft.yaml", "--config", "stop.yaml")
-    assert message.endswith("monitor: no validation will log val/imitaton. Did you mean 'val/imitation'?")
+    assert message.endswith("monitor: the validation does not log val/imitaton. Did you mean 'val/imitation'?")
 
 
 def test_another_monitor_of_early_stopping_is_told_in_one_line(place, capsys):
@@ -138,23 +135,23 @@ def test_another_monitor_of_early_stopping_is_told_in_one_line(place, capsys):
 
 def test_a_disk_without_room(place, unread, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, PARAMETERS))
-    assert refused(capsys, "fit", "--config", "conf/chat/sft.yaml").startswith("run_dir: 0.00 GB are free")
+    assert refused(capsys, "fit", "--config", "conf/chat/sft.yaml").startswith("run_dir: not enough disk space")
 
 
 def test_too_little_memory(place, unread, capsys, monkeypatch):
-    """Enough for the weights, which take 4 bytes a parameter, and not for gradients and moments, which take 12."""
+    """Enough memory for the weights (4 bytes a parameter), but not for gradients and moments (12)."""
     memory = SimpleNamespace(total=8 * PARAMETERS, available=8 * PARAMETERS)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=0))
     words = ["fit", "--config", "conf/chat/sft.yaml", "--model.policy.lora", "null"]
     message = refused(capsys, *words)
-    assert message.startswith("memory: training needs about ") and " GiB more, 0.0 for weights, " in message
+    assert message.startswith("memory: training needs about ") and " GiB more (0.0 for weights, " in message
 
 
 def test_a_model_that_is_not_there(place, unread, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     message = refused(capsys, "fit", "--config", "conf/chat/sft.yaml", "--model.policy.weights", "my/modle")
-    assert message.startswith("--model.policy.weights: there is no file or folder my/modle, nor has the hub a model: ")
+    assert message.startswith("--model.policy.weights: my/modle is not a file or folder, and not on the hub: ")
 
 
 def test_memory_that_others_have_is_a_warning_and_comes_once(place, monkeypatch, recwarn):
@@ -163,7 +160,7 @@ def test_memory_that_others_have_is_a_warning_and_comes_once(place, monkeypatch,
     main(
         ["fit", "--config", "conf/chat/sft.yaml", "--model.policy.lora", "null", "--trainer.fast_dev_run", "1", *QUIET]
     )
-    assert len([each for each in recwarn if str(each.message).startswith("memory: ")]) == 1
+    assert len([warning for warning in recwarn if str(warning.message).startswith("memory: ")]) == 1
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(r=4)])
@@ -181,7 +178,7 @@ def test_a_sketch_has_the_sizes_of_the_network(team, network, lora):
 
 
 def test_a_sketch_needs_the_room_of_the_model(place):
-    """What is estimated with it, of the disk, is what is estimated with the model."""
+    """A sketch gives the same estimates of disk space as the model."""
     run = main(["fit", "--config", "conf/chat/dpo.yaml", *QUIET], run=False)
     sketch = preflight.sketch(run.options.model.as_dict())
     for estimate in (checkpoint_bytes, export_bytes):
@@ -190,7 +187,7 @@ def test_a_sketch_needs_the_room_of_the_model(place):
 
 @pytest.mark.parametrize("name", ["sft", "ilf"])
 def test_looking_ahead_changes_nothing(place, monkeypatch, name):
-    """The same additions are learned, to the last bit."""
+    """With and without the preflight checks, training gives the same LoRA weights, bit for bit."""
     few = ["--trainer.max_epochs", "1", "--data.evaluation_prompts", "2"]
     few += ["--data.prompts", "2", "--data.max_new", "8"] if name == "ilf" else []
     for run in ("ahead", "not"):

@@ -1,4 +1,4 @@
-"""Where a run lives, without running one."""
+"""The choice of run folder and checkpoint, without running anything."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lightning_nlf.cli.saved_config import SaveRunConfig
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in (*run_folder._RANKS, run_folder._HANDED_DOWN):
+    for name in (*run_folder._RANKS, run_folder._FOLDER_VARIABLE):
         monkeypatch.setenv(name, "")  # and so back to what it was, at the end of the test
 
 
@@ -27,11 +27,18 @@ def a_run(folder: Path, *checkpoints: str) -> Path:
     return folder
 
 
-def test_default_name_joins_the_yamls_and_the_seed():
-    assert run_folder.default_folder(["conf/injection.yaml", "conf/debug.yaml"], 3) == Path(
-        "outputs/injection+debug-seed3"
-    )
-    assert run_folder.default_folder([], 0) == Path("outputs/run-seed0")
+@pytest.mark.parametrize(
+    ("configs", "folder"),
+    [
+        (["conf/injection.yaml", "conf/overlays/debug.yaml"], "injection+debug-seed3"),
+        (["conf/answers/injection.yaml"], "answers/injection-seed3"),
+        (["/home/me/conf/old/conf/answers/mine/injection.yaml", "fast.yaml"], "answers/mine/injection+fast-seed3"),
+        (["my/frugal.yaml"], "frugal-seed3"),
+        ([], "run-seed3"),
+    ],
+)
+def test_a_run_folder_is_named_by_the_path_below_conf(configs, folder):
+    assert run_folder.default_folder(configs, 3) == Path("outputs") / folder
 
 
 def test_fresh_fits_take_the_next_free_folder():
@@ -46,6 +53,12 @@ def test_a_released_folder_is_free_again():
     assert run_folder.resolve("fit", None, None, DEFAULT)[0] == DEFAULT
 
 
+def test_no_empty_folder_stays_below_outputs():
+    folder, _ = run_folder.resolve("fit", None, None, Path("outputs/reviews/dpo-seed0"))
+    run_folder.release(folder)
+    assert not Path("outputs").exists()
+
+
 def test_release_keeps_what_a_run_wrote():
     folder, _ = run_folder.resolve("fit", None, None, DEFAULT)
     (folder / "journal.jsonl").write_text("{}")
@@ -55,11 +68,11 @@ def test_release_keeps_what_a_run_wrote():
 
 def test_named_folder_with_a_run_is_refused_and_says_what_to_do():
     a_run(Path("mine"), "last")
-    with pytest.raises(ConfigurationError, match="mine holds a run already.*--ckpt_path last.*--run_dir"):
+    with pytest.raises(ConfigurationError, match="mine already holds a run.*--ckpt_path last.*--run_dir"):
         run_folder.resolve("fit", "mine", None, DEFAULT)
-    other = a_run(Path("other"), "last") / "checkpoints" / "last.ckpt"
-    with pytest.raises(ConfigurationError, match="holds a run already"):
-        run_folder.resolve("fit", "mine", str(other), DEFAULT)
+    checkpoint = a_run(Path("other"), "last") / "checkpoints" / "last.ckpt"
+    with pytest.raises(ConfigurationError, match="already holds a run"):
+        run_folder.resolve("fit", "mine", str(checkpoint), DEFAULT)
 
 
 @pytest.mark.parametrize("run_dir", [None, "outputs/injection-seed0"])
@@ -74,7 +87,7 @@ def test_checkpoint_names_are_files_of_the_run(run_dir, name):
 def test_several_runs_are_ambiguous_and_all_named():
     for suffix in ("", "-2", "-10"):
         a_run(DEFAULT.with_name(DEFAULT.name + suffix), "last")
-    a_run(DEFAULT.with_name(DEFAULT.name + "0"), "last")  # of seed 00: another name, no candidate
+    a_run(DEFAULT.with_name(DEFAULT.name + "0"), "last")  # seed 00 is another name, so not a candidate
     with pytest.raises(ConfigurationError, match="injection-seed0, .*injection-seed0-2, .*injection-seed0-10. "):
         run_folder.resolve("fit", None, "last", DEFAULT)
     assert run_folder.resolve("fit", str(DEFAULT), "last", DEFAULT)[0] == DEFAULT
@@ -95,7 +108,7 @@ def test_missing_checkpoint_is_an_error(stage, ckpt_path):
 
 def test_missing_checkpoint_names_those_that_are_there():
     a_run(DEFAULT, "last")
-    with pytest.raises(ConfigurationError, match=r"best\.ckpt does not exist; there is last\.ckpt"):
+    with pytest.raises(ConfigurationError, match=r"best\.ckpt does not exist; \S+checkpoints has last\.ckpt"):
         run_folder.resolve("test", None, "best", DEFAULT)
 
 
@@ -118,24 +131,24 @@ def test_other_ranks_follow_the_first(monkeypatch):
     assert run_folder.resolve("fit", None, None, DEFAULT)[0].name == "injection-seed0-2"
 
 
-def saved(folder: Path, text: str, raw: str = "raw") -> None:
+def save_config(folder: Path, text: str, raw: str = "raw") -> None:
     Path("a.yaml").write_text(raw)
     SaveRunConfig(folder, text, ["a.yaml"]).save()
 
 
 def test_config_is_kept_raw_and_resolved():
-    saved(DEFAULT, "gamma: 1\n")
+    save_config(DEFAULT, "gamma: 1\n")
     assert (DEFAULT / "config.yaml").read_text() == "gamma: 1\n"
     assert (DEFAULT / "raw" / "a.yaml").read_text() == "raw"
 
 
 def test_a_resume_keeps_another_config_beside_the_first():
-    saved(DEFAULT, "gamma: 1\nckpt_path: null\n")
-    saved(DEFAULT, "gamma: 1\nckpt_path: last.ckpt\n")  # the same run
+    save_config(DEFAULT, "gamma: 1\nckpt_path: null\n")
+    save_config(DEFAULT, "gamma: 1\nckpt_path: last.ckpt\n")  # the same run
     assert not (DEFAULT / "config-resumed-1.yaml").exists()
-    saved(DEFAULT, "gamma: 2\n", "second")
-    saved(DEFAULT, "gamma: 3\n", "third")
-    saved(DEFAULT, "gamma: 3\n", "third")
+    save_config(DEFAULT, "gamma: 2\n", "second")
+    save_config(DEFAULT, "gamma: 3\n", "third")
+    save_config(DEFAULT, "gamma: 3\n", "third")
     texts = {path.name: path.read_text() for path in DEFAULT.glob("*.yaml")}
     assert texts["config-resumed-1.yaml"] == "gamma: 2\n" and texts["config-resumed-2.yaml"] == "gamma: 3\n"
     assert texts["config.yaml"].startswith("gamma: 1\n") and len(texts) == 3
@@ -146,7 +159,7 @@ def test_a_resume_keeps_another_config_beside_the_first():
 def test_a_config_that_cannot_be_written_is_a_mistake():
     Path("taken").touch()
     with pytest.raises(ConfigurationError, match="run_dir: taken cannot be written"):
-        saved(Path("taken"), "gamma: 1\n")
+        save_config(Path("taken"), "gamma: 1\n")
 
 
 def test_two_yamls_of_one_name_are_both_kept(tmp_path):

@@ -1,4 +1,4 @@
-"""What a run says on a terminal of texts that others wrote."""
+"""Text from files and other people cannot control the terminal."""
 
 import logging
 import warnings
@@ -17,12 +17,12 @@ def test_errors_warnings_and_messages_show_control_characters_as_text(capsys, ca
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # given back afterwards
     for _ in range(2):
         noise.silence()
-    said = warnings.formatwarning(UserWarning(f"skipped: {ESCAPES}"), UserWarning, "file.py", 1)
+    warning = warnings.formatwarning(UserWarning(f"skipped: {ESCAPES}"), UserWarning, "file.py", 1)
     with pytest.raises(SystemExit):
         main(["fit", "--config", f"{ESCAPES}.yaml"])
     assert tracking(["sync", ESCAPES]) == 2
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         logging.getLogger("lightning.pytorch").info("feedback: %s", ESCAPES)
-    for text in (said, capsys.readouterr().err, caplog.messages[-1]):
+    for text in (warning, capsys.readouterr().err, caplog.messages[-1]):
         assert r"\x1b[2Jgone" in text and not set(text) & set("\x1b\r\x07\u202e")
     assert printable("naïve 日本\t🙂\n") == "naïve 日本\t🙂\n"

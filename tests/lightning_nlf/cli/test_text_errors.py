@@ -1,4 +1,4 @@
-"""Bad input of language runs: one line that says what, where and the mend, before training, and nothing is left."""
+"""Bad input of language runs gives a one-line error with place and remedy, before training, and leaves no files."""
 
 import json
 import re
@@ -29,10 +29,10 @@ def policy(**init_args):
 
 
 def hugging_face(**sizes):
-    """A policy of transformers of the same sizes."""
+    """A transformers policy of the same sizes."""
     pytest.importorskip("transformers")
-    own = {"vocab_size": 40, "n_positions": 24, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    config = {"model_type": "gpt2", "bos_token_id": 1, "eos_token_id": 1} | own | sizes
+    defaults = {"vocab_size": 40, "n_positions": 24, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    config = {"model_type": "gpt2", "bos_token_id": 1, "eos_token_id": 1} | defaults | sizes
     return spec("lightning_nlf.networks.HuggingFacePolicy", config=config)
 
 
@@ -92,15 +92,15 @@ def own_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(capsys):
-    """The message of a fit that ends with exit code 2, before there is anything in its folder."""
+    """A function that runs a fit which must end with exit code 2 and no run folder, and returns its message."""
 
     def message(model, data):
         with pytest.raises(SystemExit) as ending:
             fit(model, data)
-        said = capsys.readouterr().err
+        output = capsys.readouterr().err
         assert ending.value.code == 2
-        assert "Traceback" not in said and not Path("run").exists()
-        (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in output and not Path("run").exists()
+        (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
         assert len(error) < 400
         return error
 
@@ -109,7 +109,7 @@ def refused(capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of supervised fine-tuning and one of a reward model, on the same file."""
+    """A run of supervised fine-tuning and a run of a reward model, on the same file."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -120,20 +120,20 @@ def trained(tmp_path_factory):
 
 
 BAD_LINES = {
-    "empty reply": (LINE | {"responses": ["a", ""]}, "responses: of response B: the text is empty; leave"),
-    "duplicate id": (LINE | {"id": "x"}, "id: 'x' is that of line 3 as well; make it unique"),
+    "empty reply": (LINE | {"responses": ["a", ""]}, "responses: response B: the text is empty; leave"),
+    "duplicate id": (LINE | {"id": "x"}, "id: 'x' is also on line 3; make it unique"),
     "absent reply": (LINE | {"ranking": "A > C"}, "ranking: 'A > C' names 'C', but the responses are A to B"),
     "left out": (LINE | {"ranking": "A"}, "ranking: 'A' leaves out B; name each response once"),
-    "no JSON": ("hello", "not JSON: Expecting value at column 1; one object a line"),
-    "no object": ([1], "a line is an object like"),
+    "no JSON": ("hello", "not JSON: Expecting value at column 1; one object per line"),
+    "no object": ([1], "a line must be an object like"),
     "misspelt": (LINE | {"rankin": "A > B"}, "rankin: unknown field; did you mean ranking?"),
 }
 
 
-@pytest.mark.parametrize("line, said", BAD_LINES.values(), ids=BAD_LINES)
-def test_a_line_that_is_wrong(line, said, refused):
+@pytest.mark.parametrize("line, part", BAD_LINES.values(), ids=BAD_LINES)
+def test_a_line_that_is_wrong(line, part, refused):
     write([LINE, LINE, LINE | {"id": "x"}, line])
-    assert f"error: file.jsonl:4: {said}" in refused(*dpo())
+    assert f"error: file.jsonl:4: {part}" in refused(*dpo())
 
 
 def test_an_expected_response_that_is_empty(refused):
@@ -150,11 +150,13 @@ def test_a_file_that_is_not_there_or_holds_nothing(make, refused):
 
 @pytest.mark.parametrize("make", [sft, dpo, reward])
 def test_a_row_longer_than_the_context(make, refused):
-    """31 and 2 or 3 tokens for a network of 24, which need not read the last of a policy's: the line is named."""
+    """Rows of 31 + 2 or 3 tokens for a network of context 24. A policy need not read the last token of a row."""
     write([*LINES, LONG])
     assert "error: file.jsonl:4: 3" in refused(*make(context=24))
     message = refused(*make())
-    assert "error: file.jsonl:4: 3" in message and re.search(r" 2[45] (that a row may have )?\(context\)", message)
+    assert "error: file.jsonl:4: 3" in message and re.search(
+        r" 2[45] tokens of a row \(context\)|the context of 2[45];", message
+    )
 
 
 @pytest.mark.parametrize("make", [sft, dpo])
@@ -163,33 +165,31 @@ def test_a_model_of_transformers_refuses_in_the_same_words(make, refused):
     assert refused(*make(hugging_face())) == refused(*make(policy()))
     message = refused(*make(hugging_face(vocab_size=6, n_positions=48)))
     assert message == refused(*make(policy(shape=SHAPE | {"vocabulary": 6, "context": 48})))
-    assert "vocabulary: the policy knows 6 token ids and the data has" in message
+    assert "vocabulary: the policy has 6 token ids, but the data has" in message
 
 
 def test_a_prompt_without_room_for_the_reply(refused):
     message = refused(*rl(context=20, max_new=16))
-    assert (
-        "train case '" in message and "tokens and 16 of the reply (max_new) are more than the 20 that a row" in message
-    )
+    assert "train case '" in message and "tokens and 16 reply tokens (max_new) exceed the 20 tokens of a row" in message
     message = refused(*rl(policy(shape=LARGE | {"context": 20}), max_new=16))
-    assert "tokens and 16 of the reply (max_new) are more than the 21 that a row may have (context)" in message
+    assert "tokens and 16 reply tokens (max_new) exceed the 21 tokens of a row (context)" in message
 
 
 @pytest.mark.parametrize("knob", ["reward", "labeller"])
-def test_a_row_that_whoever_pays_or_labels_cannot_read(knob, refused):
-    """It was trained on the same words, and on shorter rows; the policy itself has room."""
+def test_a_row_that_the_reward_model_or_labeller_cannot_read(knob, refused):
+    """The reward model or labeller knows the same words but has a smaller context than the policy."""
     small = LARGE | {"context": 10}
-    same = {"task": spec("data_modules.text.PositiveReviews")}  # whose words are known
+    task = {"task": spec("data_modules.text.PositiveReviews")}  # it has a known vocabulary
     if knob == "reward":
         write([REVIEW] * 3)
-        fit(*reward(spec("lightning_nlf.networks.TransformerReward", shape=small), **same), run="judge")
+        fit(*reward(spec("lightning_nlf.networks.TransformerReward", shape=small), **task, val_share=0), run="judge")
         message = refused(*rl(scorer=Path("judge/checkpoints/last.ckpt")))
     else:
         expert = spec("lightning_nlf.experts.PolicyTextExpert", policy=policy(shape=small))
         message = refused(*rl(labeller=expert))
     readable = 10 if knob == "reward" else 11
-    assert f"data.{knob}: it can read {readable} tokens, and a row has up to " in message
-    assert f"shorten prompts or max_new, or use another {knob} with a larger context" in message
+    assert f"data.{knob}: the model can read {readable} tokens, and a row has up to " in message
+    assert f"shorten the prompts or max_new, or use another {knob} with a larger context" in message
 
 
 def test_a_tokenizer_without_eos(trained, refused):
@@ -200,46 +200,46 @@ def test_a_tokenizer_without_eos(trained, refused):
         del content["eos_token"]
         path.write_text(json.dumps(content))
     message = refused(*sft(words=tokenizer("folder")))
-    assert "has no eos token: name one, such as `eos: <|endoftext|>`" in message
+    assert "has no eos token: give one, such as `eos: <|endoftext|>`" in message
 
 
 def test_a_tokenizer_of_another_digest(trained, refused):
-    """That of the file knows one word more than the weights, or the reward model, have learned."""
+    """The tokenizer of the file has one word more than that of the weights or the reward model."""
     write([*LINES, LINE | {"expected": "zebra"}])
     weights = str(trained / "sft" / "checkpoints" / "last.ckpt")
-    assert "tokenizer: the policy has learned the ids of another (" in refused(*dpo(policy(weights=weights)))
+    assert "tokenizer: the policy was trained with a different tokenizer (" in refused(*dpo(policy(weights=weights)))
     message = refused(*rl(scorer=trained / "reward" / "checkpoints" / "last.ckpt"))
-    assert "reward: it reads the ids of another tokenizer (" in message
-    assert "the policy knows 40 token ids and the data has" in refused(*rl(policy()))
+    assert "reward: the model was trained with a different tokenizer (" in message
+    assert "the policy has 40 token ids, but the data has" in refused(*rl(policy()))
 
 
 @pytest.mark.parametrize("change", [{"width": 32}, {"layers": 2}, {"heads": 1}, {"family": "llama"}, {"context": 32}])
 def test_weights_of_another_shape(change, trained, refused):
-    """One head fewer is the same tensors, and another model."""
+    """One head fewer has the same tensors, but is another model."""
     weights = str(trained / "sft" / "checkpoints" / "last.ckpt")
-    ((name, here),) = change.items()
+    ((name, size),) = change.items()
     message = refused(*dpo(policy(shape=SHAPE | change, weights=weights)))
-    there = (SHAPE | {"family": "gpt2"})[name]
+    saved_size = (SHAPE | {"family": "gpt2"})[name]
     assert f"model.init_args.policy.init_args.shape.{name} (run.yaml, line " in message
-    assert f": got {here}, and {weights} has another shape, with {there}; leave shape out" in message
+    assert f": got {size}, but {weights} has {saved_size}; remove `shape`" in message
 
 
 def test_weights_and_scorers_that_are_not_there(trained, refused):
-    kept = trained / "sft" / "checkpoints" / "last.ckpt"
+    checkpoint = trained / "sft" / "checkpoints" / "last.ckpt"
     message = refused(*dpo(policy(weights="gone.ckpt")))
     assert "weights (run.yaml, line " in message and "there is no file gone.ckpt" in message
     message = refused(*dpo(policy(weights=str(trained / "reward" / "checkpoints" / "last.ckpt"))))
-    assert "weights (run.yaml, line " in message and "there is no policy in " in message
-    Path("cut.ckpt").write_bytes(kept.read_bytes()[:2000])
-    assert "cut.ckpt is cut short, damaged, or no checkpoint" in refused(*dpo(policy(weights="cut.ckpt")))
-    assert "CheckpointReward: no checkpoint at gone.ckpt" in refused(*rl(scorer="gone.ckpt"))
-    assert "is of ImitationPolicy, which is no RewardModule" in refused(*rl(scorer=kept))
+    assert "weights (run.yaml, line " in message and " has no policy; use a checkpoint that has one" in message
+    Path("cut.ckpt").write_bytes(checkpoint.read_bytes()[:2000])
+    assert "cut.ckpt is damaged, incomplete or not a checkpoint" in refused(*dpo(policy(weights="cut.ckpt")))
+    assert "CheckpointReward: the checkpoint gone.ckpt does not exist" in refused(*rl(scorer="gone.ckpt"))
+    assert "is of ImitationPolicy, which is not a RewardModule" in refused(*rl(scorer=checkpoint))
 
 
 def test_a_run_that_cannot_learn_says_so():
-    """Two tokens are no review: every reply is cut, and of a group all earn the same."""
+    """With two tokens every reply is cut, and all replies of a group earn the same reward."""
     with pytest.warns() as caught:
         fit(*rl(max_new=2))
-    said = [str(warning.message) for warning in caught]
-    assert any(text.startswith("every reply was cut at 2 tokens: raise max_new") for text in said)
-    assert any(text.startswith("in every group all replies earned the same") for text in said)
+    messages = [str(warning.message) for warning in caught]
+    assert any(text.startswith("every reply was cut off at 2 tokens: raise max_new") for text in messages)
+    assert any(text.startswith("in every group all replies have the same reward") for text in messages)

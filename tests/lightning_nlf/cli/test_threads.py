@@ -1,4 +1,4 @@
-"""Small networks compute with one thread, unless the user says how many."""
+"""Small networks use one thread unless the user sets the number."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_as_many_as_suit_the_network(width, expected):
     assert torch.get_num_threads() == 2
 
 
-def test_who_sets_them_is_obeyed(monkeypatch):
+def test_omp_num_threads_takes_precedence(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     with threads.fitting(nn.Linear(1, 1)):
         assert torch.get_num_threads() == 2
@@ -41,11 +41,11 @@ def test_they_are_given_back_after_a_failure():
 
 
 def test_the_main_job_has_one(monkeypatch, tmp_path):
-    found = []
+    threads_seen = []
     monkeypatch.setattr(
-        command_line.NothingLeft, "on_train_start", lambda *arguments: found.append(torch.get_num_threads())
+        command_line.NothingLeft, "on_train_start", lambda *arguments: threads_seen.append(torch.get_num_threads())
     )
     monkeypatch.chdir(tmp_path)
     words = ["fit", "--config", str(CONF / "injection.yaml"), "--trainer.fast_dev_run", "1"]
     command_line.main([*words, "--trainer.enable_progress_bar", "false", "--trainer.logger", "false"])
-    assert found == [1] and torch.get_num_threads() == 2
+    assert threads_seen == [1] and torch.get_num_threads() == 2

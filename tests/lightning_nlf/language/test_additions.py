@@ -1,4 +1,4 @@
-"""LoRA on our decoder: what it adds, what trains, and sampling with the additions in the weights."""
+"""LoRA on our decoder: outputs, trained parameters, and sampling with merged additions."""
 
 from pathlib import Path
 
@@ -27,14 +27,14 @@ def policy(family="llama", targets=None, spread=0.3, **how):
             if "lora_" in name:
                 x.normal_(std=spread)
             elif x.ndim == 2:
-                x *= 5  # a nearly uniform model would hide a difference
+                x *= 5  # a nearly uniform model would hide differences
     return network
 
 
 @pytest.mark.parametrize("family", ALL)
 @torch.no_grad()
 def test_an_addition_is_alpha_over_r_times_the_product_of_its_matrices(family):
-    """Each layer's output is that of W + (6 / 2) B A, in the rows of the parts that have one."""
+    """Each layer's output is that of W + (6 / 2) B A, in the rows of its targets."""
     for layer in layers_with_additions(policy(family, ALL[family]).decoder):
         x, expected = torch.randn(3, layer.in_features), []
         for name, rows in zip(layer.rows, layer.weight.split(list(layer.rows.values())), strict=True):
@@ -62,7 +62,7 @@ def test_the_frozen_policy_is_the_start_in_the_same_memory_whatever_is_trained()
     frozen = network.frozen()
     assert not list(frozen.parameters())
     before, identity = network(ids).logits.detach(), digest(frozen)
-    assert torch.equal(frozen(ids).logits, before)  # an addition begins as 0
+    assert torch.equal(frozen(ids).logits, before)  # an addition is initially 0
     optimizer = torch.optim.SGD([x for x in network.parameters() if x.requires_grad], lr=1.0)
     for _ in range(2):
         network(ids).log_prob(ids).sum().backward()
@@ -74,7 +74,7 @@ def test_the_frozen_policy_is_the_start_in_the_same_memory_whatever_is_trained()
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("family", ALL)
 def test_what_is_sampled_is_as_likely_in_learning_and_the_weights_are_left_as_they_were(family, graph, monkeypatch):
-    """By the loop, and by the step that a GPU replays."""
+    """With the token loop, and with the step that a GPU replays."""
     monkeypatch.setattr(decode_graph, "fits", lambda policy, logits: graph)
     network, ids = policy(family, ALL[family]), torch.randint(1, 40, (3, 5))
     before = {name: x.clone() for name, x in network.state_dict().items()}
@@ -97,7 +97,7 @@ def test_what_is_sampled_is_as_likely_in_learning_and_the_weights_are_left_as_th
 def test_a_token_costs_no_more_products_than_without(monkeypatch):
     counted = []
     linear = torch.nn.functional.linear
-    monkeypatch.setattr(torch.nn.functional, "linear", lambda *given: counted.append(1) or linear(*given))
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *inputs: counted.append(1) or linear(*inputs))
     ids, lengths = torch.randint(1, 40, (2, 5)), torch.full((2,), 5)
     plain = TransformerPolicy(policy().decoder.shape).eval()
     counts = []
@@ -121,7 +121,7 @@ def test_weights_come_back_when_sampling_fails():
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "proj", "c_attn"])
 def test_a_target_that_is_no_layer_of_the_decoder_is_refused(target):
     with pytest.raises(
-        ValueError, match=rf"lora: target_modules: {target} is not a layer of this decoder: choose from d"
+        ValueError, match=rf"lora: target_modules: {target} is not a layer of this decoder; choose from d"
     ):
         policy(targets=["q_proj", target])
 

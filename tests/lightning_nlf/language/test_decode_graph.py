@@ -1,4 +1,4 @@
-"""The step that a GPU replays says what the loop says. Here it is called; the last test captures it."""
+"""The step that a GPU replays gives the results of the token loop. The last test captures a graph."""
 
 import gc
 import weakref
@@ -20,12 +20,12 @@ def policy(family="gpt2", tied=True):
     )
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)  # an untrained head would say the same everywhere
+            parameter += 0.2 * torch.randn_like(parameter)  # an untrained head would give the same scores everywhere
     return network
 
 
 def two_turns(network, seed=0, **how):
-    """Six dialogues, of which one says nothing in its second turn: tokens, log-probabilities and lengths of both."""
+    """Six dialogues, one with an empty second turn: tokens, log-probabilities and lengths of both turns."""
     torch.manual_seed(seed)
     ids, lengths = torch.randint(1, 23, (3, 9)), torch.tensor([9, 4, 6])
     how = {"stop": STOP, "max_new": 20} | how
@@ -43,7 +43,7 @@ def two_turns(network, seed=0, **how):
 
 @pytest.fixture
 def replayed(monkeypatch):
-    """`generation.reply` by the step; it is called where a GPU would replay it."""
+    """`generation.reply` with the step, called directly instead of replayed by a GPU."""
 
     def switch(on):
         monkeypatch.setattr(decode_graph, "fits", lambda policy, logits: on)
@@ -62,11 +62,11 @@ def test_the_step_says_what_the_loop_says(replayed, family, sampling):
             replayed(False)
             expected = two_turns(network, seed, **sampling)
             replayed(True)
-            found = two_turns(network, seed, **sampling)
+            counts = two_turns(network, seed, **sampling)
         assert len(expected[2].unique()) > 1 or "deterministic" in sampling
-        for ours, plain in zip(found, expected, strict=True):
+        for ours, plain in zip(counts, expected, strict=True):
             torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
-        with torch.no_grad():  # an optimizer step: the same step must follow
+        with torch.no_grad():  # an optimizer step: the same step must use the new weights
             for parameter in network.parameters():
                 parameter *= 1.05
     assert len(decode_graph._graphs[network]) == 1  # which all six turns shared
@@ -86,20 +86,20 @@ def test_weights_are_rounded_for_every_reply(replayed):
             parameter *= -1
     after, expected = replies(True), replies(False)
     (step,) = decode_graph._graphs[network].values()
-    own = dict(network.named_parameters())
+    parameters = dict(network.named_parameters())
     assert step.store.dtype == torch.bfloat16 and len(step.rounded) > 8
     for name, rounded in step.rounded.items():
-        assert torch.equal(rounded, own[name.removeprefix("policy.")].to(torch.bfloat16))
+        assert torch.equal(rounded, parameters[name.removeprefix("policy.")].to(torch.bfloat16))
     assert not torch.equal(before[0], after[0])
-    # eight bits: where both still say the same, its probability is nearly the same
+    # bfloat16: as long as both sample the same tokens, probabilities are nearly equal
     for tokens, log_probs in ((0, 1), (3, 4)):
-        same = (after[tokens] == expected[tokens]).long().cumprod(1).bool()
-        assert same.float().mean() > 0.5
-        torch.testing.assert_close(after[log_probs][same], expected[log_probs][same], atol=0.1, rtol=0.1)
+        equal = (after[tokens] == expected[tokens]).long().cumprod(1).bool()
+        assert equal.float().mean() > 0.5
+        torch.testing.assert_close(after[log_probs][equal], expected[log_probs][equal], atol=0.1, rtol=0.1)
 
 
 def test_a_step_neither_asks_the_host_nor_leaves_the_device():
-    """On the device of no numbers, whatever looks at one or mixes it with another device's raises."""
+    """On the meta device, reading a value, or mixing it with another device, raises an error."""
     network = policy().to("meta")
     step = decode_graph.DecodeStep(network, 4, 64, 20, torch.float32, STOP, generation.Draw(top_k=5, top_p=0.9))
     with torch.no_grad():
@@ -114,29 +114,29 @@ def test_steps_are_few_and_go_with_their_policy(replayed):
     replayed(True)
     ids = torch.randint(1, 23, (2, 5))
     for rows in (1, 2):
-        for most in (3, 4, 5):
+        for capacity in (3, 4, 5):
             with torch.no_grad():
-                generation.reply(network, ids[:rows], torch.full((rows,), 5), stop=STOP, max_new=most)
+                generation.reply(network, ids[:rows], torch.full((rows,), 5), stop=STOP, max_new=capacity)
     assert len(decode_graph._graphs[network]) == decode_graph.KEPT
-    gone = weakref.ref(network)
+    reference = weakref.ref(network)
     del network
     gc.collect()
-    assert gone() is None
+    assert reference() is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 @pytest.mark.parametrize("half", [False, True])
 def test_a_graph_says_what_the_loop_says(replayed, half):
     network = policy("llama", tied=False).cuda()
-    found = {}
+    counts = {}
     for on in (False, True):
         replayed(on)
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=half):
             ids, lengths = torch.arange(1, 22).view(3, 7).cuda(), torch.tensor([7, 5, 2]).cuda()
             how = {"stop": STOP, "max_new": 40, "seeds": torch.arange(3)}
-            found[on] = [generation.reply(network, ids, lengths, **how)[:3] for _ in range(2)]
+            counts[on] = [generation.reply(network, ids, lengths, **how)[:3] for _ in range(2)]
     tolerance = 0.05 if half else 1e-4
-    for replies in zip(*found.values(), strict=True):
-        torch.testing.assert_close(*(said[1][:, 0] for said in replies), atol=tolerance, rtol=tolerance)
+    for replies in zip(*counts.values(), strict=True):
+        torch.testing.assert_close(*(reply[1][:, 0] for reply in replies), atol=tolerance, rtol=tolerance)
         if not half:
-            assert torch.equal(*(said[0] for said in replies))
+            assert torch.equal(*(reply[0] for reply in replies))

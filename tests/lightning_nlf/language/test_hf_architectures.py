@@ -1,4 +1,4 @@
-"""Architectures of transformers: sampling and learning see the same distances, or a model is refused."""
+"""Architectures of transformers: positions are the same in sampling and in learning, or a model is refused."""
 
 import re
 from pathlib import Path
@@ -104,7 +104,7 @@ def policy(kind: str, **how) -> HuggingFacePolicy:
 
 @torch.no_grad()
 def loud(network: HuggingFacePolicy) -> HuggingFacePolicy:
-    """Large weights: a nearly uniform model would hide a difference."""
+    """Large weights, because a nearly uniform model would hide differences."""
     for parameter in network.parameters():
         if parameter.ndim == 2:
             parameter *= 5
@@ -114,7 +114,7 @@ def loud(network: HuggingFacePolicy) -> HuggingFacePolicy:
 @pytest.mark.parametrize("kind", RUN)
 @torch.no_grad()
 def test_what_is_read_in_turns_has_the_scores_of_the_whole_row(kind):
-    """Also past a window of 8 tokens, with rows that stopped at other times in between."""
+    """Also beyond a window of 8 tokens, with rows that stop at different times."""
     network, state, rows = loud(policy(kind)), None, [[], [], []]
     generator = torch.Generator().manual_seed(0)
     for lengths in TURNS:
@@ -130,7 +130,7 @@ def test_what_is_read_in_turns_has_the_scores_of_the_whole_row(kind):
 
 @torch.no_grad()
 def test_a_window_of_32_is_of_tokens_in_a_second_turn_too(monkeypatch):
-    """The first turn of one row is long, of the other short: between its turns the short one has 20 gaps."""
+    """The first turn of one row is long and the other's is short: the short row has 20 gaps between its turns."""
     monkeypatch.setitem(RUN, "mistral", HEADS | {"sliding_window": 32})
     network, generator = loud(policy("mistral")), torch.Generator().manual_seed(0)
     first, second = torch.randint(2, 40, (2, 2, 30), generator=generator)
@@ -148,7 +148,7 @@ def test_a_model_without_keys_and_values_is_refused_when_it_is_built(kind):
 
 @pytest.mark.parametrize("kind", ["mpt", "mistral", "gpt_neo", "starcoder2"])
 def test_distances_that_differ_are_noticed_when_a_model_is_built(kind, monkeypatch):
-    """With gaps left between the turns, as a model that counts them would read."""
+    """With gaps between the turns, as for a model that counts columns."""
     monkeypatch.setattr(Memory, "closed", lambda memory, lengths: memory)
     with pytest.raises(ValueError, match=f"^weights: a {kind} read in turns gives scores that differ by .* whole row"):
         policy(kind)
@@ -165,23 +165,23 @@ def test_building_draws_nothing_and_leaves_training_mode_as_it_is():
 
     config = transformers.AutoConfig.for_model("llama", **HEADS)
     transformers.AutoModelForCausalLM.from_config(config)
-    drawn = torch.rand(3)
+    numbers = torch.rand(3)
     torch.manual_seed(0)
-    made = HuggingFacePolicy(config={"model_type": "llama"} | HEADS)
-    assert torch.equal(torch.rand(3), drawn)
-    assert made.training and all(module.training for module in made.modules())
+    built = HuggingFacePolicy(config={"model_type": "llama"} | HEADS)
+    assert torch.equal(torch.rand(3), numbers)
+    assert built.training and all(module.training for module in built.modules())
 
 
 @pytest.mark.parametrize("kind", [HuggingFaceReward, HuggingFaceValue])
 def test_a_reward_that_sees_later_tokens_is_refused(kind):
     config = {"model_type": "bert"} | PLAIN | NONE
-    with pytest.raises(ValueError, match="^weights: a bert sees tokens that come later"):
+    with pytest.raises(ValueError, match="^weights: a bert sees later tokens"):
         kind(config=config)
-    kind(config={"model_type": "mamba"} | STATES)  # whose memory is not asked for
+    kind(config={"model_type": "mamba"} | STATES)  # so its memory is not measured
 
 
-def test_readme_names_what_runs_and_what_is_refused():
-    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+def test_the_documentation_lists_what_runs_and_what_is_refused():
+    text = (Path(__file__).parents[3] / "docs/start/language.md").read_text(encoding="utf-8")
     listed = re.search(r"Tested architectures: ([^.]*)\. Refused when built: ([^.]*)\.", re.sub(r"\s+", " ", text))
     assert listed is not None
     assert [re.findall(r"`([^`]+)`", names) for names in listed.groups()] == [sorted(RUN), sorted(REFUSED)]
@@ -189,7 +189,7 @@ def test_readme_names_what_runs_and_what_is_refused():
 
 @torch.no_grad()
 def test_reading_in_turns_names_the_cache_as_transformers_will(recwarn):
-    """`past_key_values` goes with transformers 5.40."""
+    """`past_key_values` is removed in transformers 5.40."""
     network = policy("llama")
     _, state = network.read(torch.tensor([[2, 3]]), torch.tensor([2]))
     network.read(torch.tensor([[4]]), torch.tensor([1]), state)

@@ -1,4 +1,4 @@
-"""Hugging Face layout: the logits of transformers from their files, and ours from what we write."""
+"""Hugging Face layout: logits of transformers from its files, and from files that we write."""
 
 import json
 
@@ -27,13 +27,13 @@ IDS = torch.randint(40, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
 def model(name: str) -> torch.nn.Module:
-    """Random and with large weights, norms and biases too: none of them may be left out unseen."""
+    """Random and large weights, including norms and biases, so that a missing one is noticed."""
     torch.manual_seed(0)
     config, sizes = CONFIGS[name]
-    made = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**sizes)).eval()
-    for key, parameter in made.named_parameters():
+    built = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**sizes)).eval()
+    for key, parameter in built.named_parameters():
         torch.nn.init.normal_(parameter, mean=float("norm" in key or "ln_" in key), std=0.2)
-    return made
+    return built
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -43,7 +43,7 @@ def test_logits_are_those_of_transformers(name, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = TransformerPolicy(weights=str(tmp_path)).eval()
     expected = theirs(IDS).logits
-    assert expected.std() > 0.5  # a nearly uniform model would hide a difference
+    assert expected.std() > 0.5  # a nearly uniform model would hide differences
     torch.testing.assert_close(ours.scores(ours.features(IDS)), expected, atol=1e-4, rtol=0)
 
 
@@ -89,7 +89,7 @@ def test_a_reward_takes_the_trunk(tmp_path):
         ({"hidden_act": "relu"}, "'hidden_act': 'relu'.*HuggingFacePolicy"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
         ({"attention_bias": True}, "attention_bias"),
-        ({"intermediate_size": 64}, r"gate_proj.* is \(96, 32\), config.json says \(128, 32\)"),
+        ({"intermediate_size": 64}, r"gate_proj.* has shape \(96, 32\), but config.json gives \(128, 32\)"),
     ],
 )
 def test_what_the_decoder_is_not_is_refused(change, message, tmp_path):
@@ -112,7 +112,7 @@ def test_folders_that_are_no_model_are_refused(tmp_path):
 def test_another_shape_than_that_of_the_weights_is_refused(tmp_path):
     model("gpt2").save_pretrained(tmp_path)
     TransformerPolicy(DecoderShape(40, 2, 4, 32, 32), weights=str(tmp_path))
-    with pytest.raises(ValueError, match="shape: that of .* is another.*layers=2"):
+    with pytest.raises(ValueError, match="shape: .* has another shape, .*layers=2"):
         TransformerPolicy(DecoderShape(40, 3, 4, 32, 32), weights=str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""What rows begin with together is computed once; what nobody asks for, not at all."""
+"""Shared prefixes are computed once, and tokens that nothing depends on are not computed."""
 
 import torch
 
@@ -14,14 +14,14 @@ def tokens_of(ids, where=None, **how):
 
 
 def test_padding_is_left_out():
-    """Rows of 3 and 1 wanted tokens, and one that nobody asks about."""
+    """Rows with 3 and 1 requested tokens, and one row without any."""
     where = torch.zeros(3, 4, dtype=torch.bool)
     where[0, 2] = where[1, 0] = True
     assert pack(torch.arange(12).view(3, 4), where).ids.tolist() == [0, 1, 2, 4]
 
 
 def test_two_prompts_with_three_replies_each():
-    """Two stems of 4 tokens and six leaves of 2: 20 tokens for 36."""
+    """Two stems of 4 tokens and six leaves of 2: 20 tokens instead of 36."""
     prompts = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]]).repeat_interleave(3, 0)
     replies = torch.tensor([[6, 6], [7, 6], [8, 6]]).repeat(2, 1)
     shuffled = torch.cat([prompts, replies], 1)[torch.tensor([5, 0, 3, 1, 4, 2])]
@@ -30,9 +30,9 @@ def test_two_prompts_with_three_replies_each():
 
 
 def test_the_best_cut_is_found():
-    """Of abcdx, abcdy, abz and abw one stem ab leaves 2 + 3 + 3 + 1 + 1 = 10 tokens; abcd and ab 4 + 1 + 1 + 2 + 1 + 1.
+    """abcdx, abcdy, abz, abw: one stem ab leaves 2 + 3 + 3 + 1 + 1 = 10 tokens; abcd and ab 4 + 1 + 1 + 2 + 1 + 1.
 
-    Both are 10; with four more tokens in common behind the d, one stem leaves 8 more and two leave 4 more: 14.
+    Both are 10. With four more common tokens after the d, one stem leaves 8 more and two stems leave 4 more: 14.
     """
     long, short = [1, 2, 3, 4, 9, 9, 9, 9], [1, 2]
     rows = torch.tensor([[*long, 5], [*long, 6], [*short, 7, *[0] * 6], [*short, 8, *[0] * 6]])
@@ -51,15 +51,15 @@ def test_equal_rows_are_computed_once():
     rows = torch.arange(6).repeat(4, 1)
     packed = pack(rows, everywhere(rows))
     assert packed.ids.tolist() == list(range(6)) and packed.leaves is None
-    assert packed.wanted.tolist() == list(range(6)) * 4
+    assert packed.outputs.tolist() == list(range(6)) * 4
 
 
 def test_each_wanted_token_is_the_one_asked_for():
     torch.manual_seed(0)
     for _ in range(30):
-        ids = torch.randint(2, (8, 12)).cumsum(1)  # many rows begin alike
+        ids = torch.randint(2, (8, 12)).cumsum(1)  # many rows share a prefix
         where = torch.rand(8, 12) < 0.3
         where[0, 0] = True
         packed = pack(ids, where)
-        assert torch.equal(packed.ids[packed.wanted], ids[where])
-        assert torch.equal(packed.positions[packed.wanted], where.nonzero()[:, 1])
+        assert torch.equal(packed.ids[packed.outputs], ids[where])
+        assert torch.equal(packed.positions[packed.outputs], where.nonzero()[:, 1])

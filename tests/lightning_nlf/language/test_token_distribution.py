@@ -1,4 +1,4 @@
-"""The next token's distribution against torch's own."""
+"""The next-token distribution against torch."""
 
 import torch
 from torch.distributions import Categorical, kl_divergence
@@ -24,13 +24,13 @@ def test_it_is_the_categorical_of_the_same_scores():
 def test_scores_in_half_precision_are_read_in_float32():
     scores, value = (torch.randn(3, 7) * 3).bfloat16(), torch.randint(7, (3,))
     ours, exact = TokenDistribution(scores.requires_grad_()), Categorical(logits=scores.detach().float())
-    for found, expected in (
+    for actual, expected in (
         (ours.log_prob(value), exact.log_prob(value)),
         (ours.entropy(), exact.entropy()),
         (ours.logits, exact.logits),
     ):
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, expected)
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual, expected)
     ours.log_prob(value).sum().backward()
     expected = torch.nn.functional.one_hot(value, 7) - exact.probs
     torch.testing.assert_close(scores.grad, expected.bfloat16())

@@ -1,4 +1,4 @@
-"""Models of transformers behind the interface of a policy: logits, the token loop, LoRA, and checkpoints."""
+"""Models of transformers as policies: logits, the token loop, LoRA and checkpoints."""
 
 import sys
 
@@ -24,14 +24,14 @@ CONFIGS = {
 
 
 def policy(kind: str = "gpt2", **how) -> HuggingFacePolicy:
-    """Large weights: a nearly uniform model would hide a difference."""
+    """Large weights, because a nearly uniform model would hide differences."""
     torch.manual_seed(0)
-    made = HuggingFacePolicy(config={"model_type": kind} | CONFIGS[kind], **how).eval()
+    network = HuggingFacePolicy(config={"model_type": kind} | CONFIGS[kind], **how).eval()
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in network.named_parameters():
             if parameter.ndim == 2 and "lora_" not in name:
                 parameter *= 5
-    return made
+    return network
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -42,7 +42,7 @@ def test_scores_are_those_of_the_model_wherever_they_are_asked_for(kind):
     torch.testing.assert_close(network(ids).logits, expected.log_softmax(-1), atol=1e-4, rtol=0)
     where = torch.zeros(3, 9, dtype=torch.bool)
     where[0, 2:4] = where[1, 6] = True
-    assert network.direct == (kind != "gemma2")  # which caps them
+    assert network.direct == (kind != "gemma2")  # its scores are capped
     torch.testing.assert_close(network(ids, where).logits, expected.log_softmax(-1)[where], atol=1e-4, rtol=0)
     assert network.features(ids, where).shape == (3, 32)  # for a head of another network
 
@@ -70,7 +70,7 @@ def test_a_shared_value_learns_on_the_states_of_a_model_that_scales_or_caps_its_
 
 
 def test_a_model_whose_scores_are_made_of_more_than_its_states_is_refused(monkeypatch):
-    """One that adds to its scores where it reads tokens itself."""
+    """A model that adds to its scores when it reads tokens itself."""
     model = transformers.LlamaForCausalLM
     inner = model.forward
 
@@ -80,14 +80,14 @@ def test_a_model_whose_scores_are_made_of_more_than_its_states_is_refused(monkey
         return out
 
     monkeypatch.setattr(model, "forward", forward)
-    with pytest.raises(ValueError, match="weights: a llama makes its scores of more than its last hidden states"):
+    with pytest.raises(ValueError, match="weights: the scores of a llama depend on more than its last hidden states"):
         policy("llama")
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @torch.no_grad()
 def test_stored_log_probs_are_those_of_the_training_forward_over_two_turns(kind):
-    """Prompts of different lengths, rows that stop early and leave the batch, and come back for the second turn."""
+    """Prompts of different lengths; rows stop early, leave the batch, and return for the second turn."""
     network = policy(kind, temperature=0.7)
     prompts = [[2, 3, 4], [5, 9], [7], [8, 8, 8, 8], [2, 3], [4]]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -103,8 +103,8 @@ def test_stored_log_probs_are_those_of_the_training_forward_over_two_turns(kind)
     )
     for row, prompt in enumerate(prompts):
         a, b = int(ends[row]), int(second_ends[row])
-        said = torch.cat([torch.tensor(prompt), first[row, :a], torch.tensor([33]), second[row, :b]])
-        log_probs = network(said[None, :-1]).log_prob(said[None, 1:])[0]
+        tokens = torch.cat([torch.tensor(prompt), first[row, :a], torch.tensor([33]), second[row, :b]])
+        log_probs = network(tokens[None, :-1]).log_prob(tokens[None, 1:])[0]
         start = len(prompt) - 1
         torch.testing.assert_close(log_probs[start : start + a], first_log_probs[row, :a], atol=1e-4, rtol=0)
         torch.testing.assert_close(log_probs[start + a + 1 :], second_log_probs[row, :b], atol=1e-4, rtol=0)
@@ -113,12 +113,12 @@ def test_stored_log_probs_are_those_of_the_training_forward_over_two_turns(kind)
 @pytest.mark.parametrize("kind", CONFIGS)
 @torch.no_grad()
 def test_copies_of_a_prompt_say_what_separate_prompts_say(kind):
-    """Three prompts of different lengths, three replies to each; what they share is read once, in three rows."""
+    """Three prompts of different lengths, with three replies each. The prompts are read once, in three rows."""
     network, rows = policy(kind), []
     prompts, lengths = torch.tensor([[2, 3, 4, 9], [5, 9, 0, 0], [8, 0, 0, 0]]), torch.tensor([4, 2, 1])
     how = {"stop": tuple(range(8)), "max_new": 9, "seeds": torch.arange(9)}
     separate = generation.reply(network, prompts.repeat_interleave(3, 0), lengths.repeat_interleave(3), **how)
-    network.bare.get_input_embeddings().register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    network.bare.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     shared = generation.reply(network, prompts, lengths, copies=3, **how)
     assert torch.equal(shared[0], separate[0]) and torch.equal(shared[2], separate[2])
     torch.testing.assert_close(shared[1], separate[1], atol=1e-4, rtol=0)
@@ -132,7 +132,7 @@ def test_lora_trains_its_additions_only_and_the_frozen_policy_is_the_base_in_the
     frozen, ids = network.frozen(), torch.randint(40, (2, 5))
     assert not list(frozen.parameters())
     before, identity = network(ids).logits.detach(), digest(frozen)
-    torch.testing.assert_close(frozen(ids).logits, before)  # an addition begins as 0
+    torch.testing.assert_close(frozen(ids).logits, before)  # an addition is initially 0
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1.0)
     for _ in range(2):
         network(ids).log_prob(ids).sum().backward()
@@ -157,7 +157,7 @@ def test_the_export_has_the_additions_in(tmp_path):
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
 def test_additions_to_weights_that_are_tied_are_refused(target, monkeypatch):
     monkeypatch.setitem(CONFIGS, "llama", SMALL | {"tie_word_embeddings": True})
-    with pytest.raises(ValueError, match=rf"^lora: target_modules: (\S+\.)?{target} has the same"):
+    with pytest.raises(ValueError, match=rf"^lora: target_modules: (\S+\.)?{target} shares its weights"):
         policy("llama", lora=LoRA(r=2, target_modules=["q_proj", target]))
 
 
@@ -183,51 +183,51 @@ def test_rows_longer_than_the_context_and_strange_tokens_are_refused():
         network(torch.zeros(1, 65, dtype=torch.long))
     with pytest.raises(ValueError, match="context of 64"):
         network.read(torch.zeros(1, 40, dtype=torch.long), torch.tensor([40]), room=26)
-    with pytest.raises(ValueError, match="token 40 in a vocabulary of 40"):
+    with pytest.raises(ValueError, match="token 40 is outside the vocabulary of 40"):
         network(torch.tensor([[40]]))
 
 
 @torch.no_grad()
 def test_so_are_those_of_one_token_when_a_reply_begins():
-    network, one = policy(), torch.tensor([1])
-    network.read(torch.tensor([[1]]), one, room=64)  # whose last token is never read
+    network, single = policy(), torch.tensor([1])
+    network.read(torch.tensor([[1]]), single, room=64)  # whose last token is never read
     with pytest.raises(ValueError, match="65 tokens is longer than the model's context of 64"):
-        network.read(torch.tensor([[1]]), one, room=65)
-    with pytest.raises(ValueError, match="token 40 in a vocabulary of 40"):
-        network.read(torch.tensor([[40]]), one, room=2)
+        network.read(torch.tensor([[1]]), single, room=65)
+    with pytest.raises(ValueError, match="token 40 is outside the vocabulary of 40"):
+        network.read(torch.tensor([[40]]), single, room=2)
     _, state = network.read(torch.ones(1, 60, dtype=torch.long), torch.tensor([60]))
     with pytest.raises(ValueError, match="65 tokens is longer than the model's context of 64"):
-        network.read(torch.tensor([[1]]), one, state, room=5)  # another turn
+        network.read(torch.tensor([[1]]), single, state, room=5)  # another turn
 
 
 @pytest.mark.parametrize(("extra", "knobs"), [("transformers", {}), ("peft", {"lora": LoRA()})])
 def test_a_missing_extra_is_named(extra, knobs, monkeypatch):
     monkeypatch.setitem(sys.modules, extra, None)
-    with pytest.raises(ValueError, match=rf"{extra}: pip install lightning_nlf\[text\]"):
+    with pytest.raises(ValueError, match=rf"{extra} is not installed; run pip install lightning_nlf\[text\]"):
         HuggingFacePolicy(config={"model_type": "gpt2"} | CONFIGS["gpt2"], **knobs)
 
 
 def test_neither_weights_nor_config_and_missing_weights_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="weights: give a folder"):
+    with pytest.raises(ValueError, match="weights: set a folder"):
         HuggingFacePolicy()
-    with pytest.raises(ValueError, match="has no config.json, so it is no model in Hugging Face layout"):
+    with pytest.raises(ValueError, match="has no config.json, so it is not a model in the Hugging Face layout"):
         HuggingFacePolicy(weights=str(tmp_path))
     with pytest.raises(ValueError, match="no file"):
         HuggingFacePolicy(weights="nowhere.ckpt")
 
 
-@pytest.mark.parametrize("loaded", [False, True])
-def test_dropout_of_a_config_is_not_followed_so_the_first_ratio_is_1(loaded, tmp_path):
-    """GPT-2's config says .1 in three places."""
-    if loaded:
+@pytest.mark.parametrize("from_folder", [False, True])
+def test_dropout_of_a_config_is_not_followed_so_the_first_ratio_is_1(from_folder, tmp_path):
+    """GPT-2's config sets dropout .1 in three places."""
+    if from_folder:
         transformers.GPT2LMHeadModel(transformers.GPT2Config(**CONFIGS["gpt2"])).save_pretrained(tmp_path)
-        made = HuggingFacePolicy(weights=str(tmp_path), lora=LoRA(r=2))
+        model = HuggingFacePolicy(weights=str(tmp_path), lora=LoRA(r=2))
     else:
-        made = policy()
+        model = policy()
     ids = torch.randint(40, (3, 20))
-    acted, learns = made.eval()(ids).log_prob(ids), made.train()(ids).log_prob(ids)
+    acted, learns = model.eval()(ids).log_prob(ids), model.train()(ids).log_prob(ids)
     torch.testing.assert_close((learns - acted).exp(), torch.ones(3, 20), atol=1e-4, rtol=0)
-    RLHFAgent(policy=made, value=ValueHead(width=32))  # which refuses any
+    RLHFAgent(policy=model, value=ValueHead(width=32))  # which refuses any dropout
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

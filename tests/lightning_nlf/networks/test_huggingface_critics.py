@@ -1,4 +1,4 @@
-"""Rewards and values on models of transformers: what they read, where they start, and from a folder to a scorer."""
+"""Value and reward networks on models of transformers: inputs, initial weights, and use as a scorer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ def base(tmp_path, monkeypatch):
 
 
 def ranked(groups=24, replies=4):
-    """Two tokens of prompt, four of reply; the teacher counts the 2s, and equal counts are a tie."""
+    """Prompts of two tokens, replies of four. The teacher counts the 2s; equal counts are a tie."""
     ids = torch.randint(1, 8, (groups * replies, 6), generator=torch.Generator().manual_seed(0))
     valid = (torch.arange(5) >= 1).expand(len(ids), -1)
     group = torch.arange(groups).repeat_interleave(replies)
@@ -54,11 +54,11 @@ def test_the_head_reads_the_last_states_of_the_folder_s_model(kind, base):
     torch.testing.assert_close(network(ids), expected, atol=1e-4, rtol=0)
     where = torch.zeros(3, 6, dtype=torch.bool)
     where[0, 3] = where[2, 1] = where[2, 4] = True
-    padded = torch.where(where.flip(1).cumsum(1).flip(1) > 0, ids, 0)  # nothing behind the last one is read
+    padded = torch.where(where.flip(1).cumsum(1).flip(1) > 0, ids, 0)  # nothing after the last token is read
     torch.testing.assert_close(network(padded, where), expected[where], atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="33 tokens is longer than the model's context of 32"):
         network(torch.zeros(1, 33, dtype=torch.long))
-    with pytest.raises(ValueError, match="reward has|value has"):
+    with pytest.raises(ValueError, match="the (reward|value)'s context"):
         network.check_length(34)
 
 
@@ -79,7 +79,7 @@ def test_lora_trains_additions_and_the_head_alone(base):
     ("family", "knobs"), [("BradleyTerryReward", {}), ("RaoKupperReward", {"lora": {"r": 4, "alpha": 8}})]
 )
 def test_it_learns_from_rankings_and_its_checkpoint_pays_the_same(family, knobs, base):
-    """Without the folder it began with; with LoRA the folder is its base, and is missed."""
+    """Works without the original folder. With LoRA that folder is the base, and must exist."""
     save_batch(ranked(), Path("rows.pt"))
     how = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.03}}
     reward = {"class_path": SPEC, "init_args": {"weights": base} | knobs}
@@ -92,21 +92,21 @@ def test_it_learns_from_rankings_and_its_checkpoint_pays_the_same(family, knobs,
     config = {"seed_everything": 0, "trainer": quiet | {"max_epochs": 40}, "model": model, "data": data}
     Path("run.yaml").write_text(yaml.safe_dump(config))
     module = main(["fit", "--config", "run.yaml", "--run_dir", "run"]).model.eval()
-    kept = Path(base).rename("kept")
+    moved = Path(base).rename("kept")
     if knobs:
         assert not [name for name in torch.load("run/checkpoints/last.ckpt")["state_dict"] if "base_layer" in name]
-        with pytest.raises(ValueError, match="base: this is LoRA, which was trained on .* that is not there"):
+        with pytest.raises(ValueError, match="base: the LoRA adapter was trained on .* which does not exist"):
             CheckpointReward("run/checkpoints/last.ckpt")
-        kept.rename(base)
+        moved.rename(base)
     batch = ranked()
-    paid, ends = CheckpointReward("run/checkpoints/last.ckpt").score(batch), last_valid(batch.valid)
-    torch.testing.assert_close(paid, module.judge(batch, ends), atol=1e-4, rtol=0)
-    own, twos = paid.sum(1), (batch.actions[:, 1:] == 2).sum(1)
-    assert torch.corrcoef(torch.stack([own, twos.float()]))[0, 1] > 0.8
+    rewards, ends = CheckpointReward("run/checkpoints/last.ckpt").score(batch), last_valid(batch.valid)
+    torch.testing.assert_close(rewards, module.judge(batch, ends), atol=1e-4, rtol=0)
+    totals, twos = rewards.sum(1), (batch.actions[:, 1:] == 2).sum(1)
+    assert torch.corrcoef(torch.stack([totals, twos.float()]))[0, 1] > 0.8
 
 
 def test_it_starts_from_the_checkpoint_of_a_policy_without_lora(base):
-    """Of the policy's body, and of a config that the checkpoint says."""
+    """From the policy's body, with a config from the checkpoint."""
     policy = {"class_path": "lightning_nlf.networks.HuggingFacePolicy", "init_args": {"weights": base}}
     model = {"class_path": "lightning_nlf.objectives.ReinforcePolicy", "init_args": {"policy": policy}}
     data = {"class_path": "data_modules.text.TokenTaskDataModule"}

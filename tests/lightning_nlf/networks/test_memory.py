@@ -1,4 +1,4 @@
-"""What saves memory changes no number: heads in chunks, and layers that are computed again on the way back."""
+"""Saving memory does not change results: heads in chunks, and layers that are recomputed in the backward pass."""
 
 import pytest
 import torch
@@ -30,14 +30,16 @@ POLICIES = {
     "transformers": lambda **how: HuggingFacePolicy(config=SMALL | UNTIED, **how),
     "transformers, tied": lambda **how: HuggingFacePolicy(config=SMALL | {"tie_word_embeddings": True}, **how),
     "capped": lambda **how: HuggingFacePolicy(config=CAPPED, **how),
-    "lora, own": lambda **how: TransformerPolicy(DecoderShape(V, 2, 4, 32, 40, "llama"), lora=LoRA(r=2), **how),
-    "lora": lambda **how: HuggingFacePolicy(config=SMALL, lora=LoRA(r=2), **how),
+    "lora, own": lambda **how: TransformerPolicy(
+        DecoderShape(V, 2, 4, 32, 40, "llama"), lora=LoRA(r=2, alpha=16), **how
+    ),
+    "lora": lambda **how: HuggingFacePolicy(config=SMALL, lora=LoRA(r=2, alpha=16), **how),
     "lora, head too": lambda **how: HuggingFacePolicy(config=SMALL | UNTIED, lora=HEAD_TOO, **how),
 }
 
 
-def made(kind, **how):
-    """With large weights, and additions that are not 0; in training."""
+def build(kind, **how):
+    """A network in training mode, with large weights and additions that are not 0."""
     torch.manual_seed(0)
     network = POLICIES[kind](**how).train()
     with torch.no_grad():
@@ -54,8 +56,8 @@ def rows():
     return ids, (steps >= 3) & (steps < torch.tensor([5, 12, 8, 11, 6])[:, None])
 
 
-def learned(network, half=False):
-    """Log-probabilities, and the gradient of all that learns."""
+def results(network, half=False):
+    """Log-probabilities, and the gradients of all trained parameters."""
     ids, where = rows()
     network.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -65,35 +67,35 @@ def learned(network, half=False):
     return [log_probs.detach(), *(p.grad.clone() for p in network.parameters() if p.requires_grad)], distribution
 
 
-def assert_same(found, expected, atol=1e-6):
-    for x, y in zip(found, expected, strict=True):
+def assert_same(actual, expected, atol=1e-6):
+    for x, y in zip(actual, expected, strict=True):
         torch.testing.assert_close(x, y, atol=atol * max(1, float(y.abs().max())), rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("kind", POLICIES)
 def test_a_head_in_chunks_gives_what_the_whole_gives(kind, temperature, monkeypatch):
-    network = made(kind, temperature=temperature)
-    whole, _ = learned(network)
+    network = build(kind, temperature=temperature)
+    whole, _ = results(network)
     monkeypatch.setattr(head_distribution, "CHUNK", 7 * V)
     monkeypatch.setattr(head_distribution, "LARGE", 0)
-    parts, distribution = learned(network)
+    parts, distribution = results(network)
     assert isinstance(distribution, HeadDistribution)
     assert_same(parts, whole)
 
 
 @pytest.mark.parametrize("kind", POLICIES)
 def test_and_in_half_precision(kind, monkeypatch):
-    network = made(kind)
-    whole, _ = learned(network, half=True)
+    network = build(kind)
+    whole, _ = results(network, half=True)
     monkeypatch.setattr(head_distribution, "CHUNK", 7 * V)
     monkeypatch.setattr(head_distribution, "LARGE", 0)
-    assert_same(learned(network, half=True)[0], whole, atol=0.02)
+    assert_same(results(network, half=True)[0], whole, atol=0.02)
 
 
 @pytest.mark.parametrize("kind", ["lora", "lora, own", "lora, head too"])
 def test_the_reference_has_no_addition_whenever_it_is_asked(kind, monkeypatch):
-    network = made(kind).eval()
+    network = build(kind).eval()
     ids, where = rows()
     with torch.no_grad():
         expected = network.frozen()(ids, where).log_prob(ids[where])
@@ -101,20 +103,20 @@ def test_the_reference_has_no_addition_whenever_it_is_asked(kind, monkeypatch):
         monkeypatch.setattr(head_distribution, "CHUNK", 7 * V)
         monkeypatch.setattr(head_distribution, "LARGE", 0)
         distribution = network.frozen()(ids, where)
-    found = distribution.log_prob(ids[where])
-    assert not found.requires_grad
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    actual = distribution.log_prob(ids[where])
+    assert not actual.requires_grad
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", POLICIES)
 def test_layers_that_are_computed_again_give_the_same_gradients(kind):
-    assert_same(learned(made(kind, checkpoint_activations=True))[0], learned(made(kind))[0])
+    assert_same(results(build(kind, checkpoint_activations=True))[0], results(build(kind))[0])
 
 
 def test_of_a_layer_its_input_alone_is_kept():
-    """Counted in what autograd saves, without the weights: the same layers eight times."""
-    kept = []
-    for again in (False, True):  # also about as many as `kept_per_token` says
+    """Counts the numbers that autograd saves, without weights, for eight equal layers."""
+    numbers = []
+    for again in (False, True):  # approximately `kept_per_token`
         network = TransformerPolicy(DecoderShape(V, 8, 4, 32, 40, "llama"), checkpoint_activations=again).train()
         weights = {p.data_ptr() for p in network.parameters()}
         sizes = {}
@@ -127,10 +129,10 @@ def test_of_a_layer_its_input_alone_is_kept():
         ids, where = rows()
         with torch.autograd.graph.saved_tensors_hooks(noted, lambda x: x):
             outcome = network(ids, where).log_prob(ids[where])
-        kept.append(sum(sizes.values()))
-        assert kept[-1] == pytest.approx(network.kept_per_token * int(row_lengths(where).sum()), rel=0.3)
+        numbers.append(sum(sizes.values()))
+        assert numbers[-1] == pytest.approx(network.kept_per_token * int(row_lengths(where).sum()), rel=0.3)
         outcome.sum().backward()
-    assert kept[1] < 0.5 * kept[0]
+    assert numbers[1] < 0.5 * numbers[0]
 
 
 def test_values_are_computed_again_too():
@@ -152,8 +154,8 @@ def test_values_are_computed_again_too():
 def test_dropout_falls_alike_when_a_layer_is_computed_again():
     outcomes = []
     for again in (False, True):
-        network = made("gpt2", dropout=0.3, checkpoint_activations=again)
+        network = build("gpt2", dropout=0.3, checkpoint_activations=again)
         torch.manual_seed(2)
-        outcomes.append(learned(network)[0])
+        outcomes.append(results(network)[0])
     torch.testing.assert_close(outcomes[0][0], outcomes[1][0])
     assert_same(*outcomes)

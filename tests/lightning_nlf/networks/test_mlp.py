@@ -1,4 +1,4 @@
-"""Gaussian policies and MLP critics: shapes, the two kinds of std, and starting from another run's weights."""
+"""Gaussian policies and MLP critics: shapes, both kinds of std, and weights from another run."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_weights_come_from_the_network_of_the_same_role(tmp_path):
     obs = torch.randn(2, 4)
     torch.testing.assert_close(GaussianPolicy(4, 1, weights=str(path))(obs).mean, policy(obs).mean)
     torch.testing.assert_close(MLPValue(4, weights=str(path))(obs), value(obs))
-    with pytest.raises(ValueError, match="another shape"):
+    with pytest.raises(ValueError, match="the policy in .* does not fit this one"):
         GaussianPolicy(4, 1, hidden=[8], weights=str(path))
 
 
@@ -78,20 +78,20 @@ def test_missing_weights_are_refused():
 
 @pytest.mark.parametrize("network", [GaussianPolicy, MLPValue])
 def test_states_are_brought_to_mean_0_and_std_1(network):
-    """obs = mean + std · x gives what x gives without; either of the two may be left out."""
+    """obs = mean + std · x gives the output of x without standardisation. Either of the two may be left out."""
     sizes = {"obs_dim": 2} | ({"action_dim": 1} if network is GaussianPolicy else {})
     mean, std, x = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0]), torch.randn(6, 2)
 
-    def said(obs, **knobs):
+    def output(obs, **knobs):
         torch.manual_seed(0)
         out = network(**sizes, **knobs)(obs)
         return out if isinstance(out, torch.Tensor) else out.mean
 
-    plain = said(x)
-    torch.testing.assert_close(said(mean + std * x, obs_mean=mean.tolist(), obs_std=std.tolist()), plain)
-    torch.testing.assert_close(said(mean + x, obs_mean=mean.tolist()), plain)
-    torch.testing.assert_close(said(std * x, obs_std=std.tolist()), plain)
-    assert not torch.allclose(said(x, obs_std=std.tolist()), plain)
+    plain = output(x)
+    torch.testing.assert_close(output(mean + std * x, obs_mean=mean.tolist(), obs_std=std.tolist()), plain)
+    torch.testing.assert_close(output(mean + x, obs_mean=mean.tolist()), plain)
+    torch.testing.assert_close(output(std * x, obs_std=std.tolist()), plain)
+    assert not torch.allclose(output(x, obs_std=std.tolist()), plain)
 
 
 def test_what_states_are_brought_to_is_in_the_checkpoint_and_only_where_it_is_given():
@@ -103,7 +103,7 @@ def test_what_states_are_brought_to_is_in_the_checkpoint_and_only_where_it_is_gi
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"obs_mean": [1.0]}, "obs_mean: got 1 numbers, a state has 2"),
+        ({"obs_mean": [1.0]}, "obs_mean: got 1 numbers, but a state has 2"),
         ({"obs_std": [1.0, 1.0, 1.0]}, "obs_std: got 3 numbers"),
         ({"obs_std": [1.0, 0.0]}, "obs_std: got .*must be above 0"),
     ],

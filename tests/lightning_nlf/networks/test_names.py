@@ -1,4 +1,4 @@
-"""Names that run folders keep: a network's classes are known by the package, wherever their files stand."""
+"""Names of classes in run folders: networks are named by their package, wherever their files are."""
 
 from typing import get_type_hints
 
@@ -10,9 +10,9 @@ from lightning_nlf.networks import DecoderShape, TransformerPolicy
 
 
 def parser() -> ArgumentParser:
-    made = ArgumentParser(exit_on_error=False)
-    made.add_subclass_arguments(TransformerPolicy, "policy")
-    return made
+    config_parser = ArgumentParser(exit_on_error=False)
+    config_parser.add_subclass_arguments(TransformerPolicy, "policy")
+    return config_parser
 
 
 def test_a_saved_configuration_names_the_shape_by_the_package():
@@ -25,7 +25,7 @@ def test_a_saved_configuration_names_the_shape_by_the_package():
 
 @pytest.mark.parametrize("wrong", [{"layers": 0}, {"layers": "x"}, {"family": "bert"}, {"rope_theta": 0}])
 def test_a_value_of_the_shape_is_checked_where_it_is_read(wrong):
-    """The types are found although the class bears the name of another file."""
+    """Types are resolved although the class is named by another file."""
     assert get_type_hints(DecoderShape).keys() == DecoderShape.__dataclass_fields__.keys()
     init_args = {"shape": {"vocabulary": 5} | wrong}
     with pytest.raises(ArgumentError, match=next(iter(wrong))):

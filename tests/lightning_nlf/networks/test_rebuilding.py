@@ -1,4 +1,4 @@
-"""A module whose networks came from weights that are gone is rebuilt from its checkpoint alone."""
+"""A module is rebuilt from its checkpoint alone, even if the weights of its networks came from a missing file."""
 
 import shutil
 import sys
@@ -30,7 +30,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 def fitted(**policy):
-    """The checkpoint of a short run of a token task, and the module it is of."""
+    """The checkpoint of a short run of a token task, and its module."""
     model = {"class_path": "lightning_nlf.objectives.ReinforcePolicy", "init_args": {"policy": policy}}
     data = {"prompts": 8, "replies": 4, "evaluation_prompts": 1}
     config = {
@@ -55,7 +55,7 @@ def test_a_policy_that_came_in_hugging_face_layout(network):
     ids = torch.randint(12, (2, 9))
     with torch.no_grad():
         torch.testing.assert_close(again.policy(ids).logits, module.eval().policy(ids).logits)
-    # and it starts others, without their shape being said again
+    # it also starts other networks, without repeating their shape
     kind = {"TransformerPolicy": TransformerPolicy, "HuggingFacePolicy": HuggingFacePolicy}[network]
     torch.testing.assert_close(kind(weights=str(path)).state_dict(), module.policy.state_dict())
     if kind is TransformerPolicy:
@@ -85,11 +85,11 @@ needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not i
 def test_a_checkpoint_of_lora_holds_the_additions_and_names_their_base(network, base):
     path, module = fitted(**lora(network))
     checkpoint = torch.load(path, weights_only=True)
-    held = [name for name in checkpoint["state_dict"] if name.startswith("policy.")]
-    assert held and all("lora_" in name for name in held)
+    names = [name for name in checkpoint["state_dict"] if name.startswith("policy.")]
+    assert names and all("lora_" in name for name in names)
     assert checkpoint["bases"]["policy"]["folder"] == str(Path("base").resolve())
     additions = {name: x for name, x in module.policy.named_parameters() if x.requires_grad}
-    assert all(bool(x.any()) for x in additions.values())  # those that begin as 0 too
+    assert all(bool(x.any()) for x in additions.values())  # including those that are initially 0
     moments = checkpoint["optimizer_states"][0]["state"].values()
     assert sum(x.numel() for moment in moments for x in moment.values() if x.ndim) == 2 * sum(
         x.numel() for x in additions.values()
@@ -97,13 +97,17 @@ def test_a_checkpoint_of_lora_holds_the_additions_and_names_their_base(network, 
     again = ObjectiveModule.load_from_checkpoint(path)
     torch.testing.assert_close(again.policy.state_dict(), module.policy.state_dict(), rtol=0, atol=0)
     kind = {"TransformerPolicy": TransformerPolicy, "HuggingFacePolicy": HuggingFacePolicy}[network]
-    # the same as `weights` of another run, whose checkpoints name the same base
+    # the same with the `weights` of another run, whose checkpoints name the same base
     started = kind(weights=str(path), lora=LoRA(**LORA))
     torch.testing.assert_close(started.state_dict(), module.policy.state_dict(), rtol=0, atol=0)
     assert started.base == module.policy.base
-    with pytest.raises(ValueError, match="additions to .*base alone: start the policy from the folder that the run"):
+    with pytest.raises(
+        ValueError, match="only a LoRA adapter of .*base. Start the policy from the folder `huggingface` that"
+    ):
         kind(weights=str(path))
-    with pytest.raises(ValueError, match="additions to .*base alone: start the reward from the folder that the run"):
+    with pytest.raises(
+        ValueError, match="only a LoRA adapter of .*base. Start the reward from the folder `huggingface` that"
+    ):
         TransformerReward(SHAPE, weights=str(path))
 
 
@@ -111,23 +115,23 @@ def test_a_checkpoint_of_lora_holds_the_additions_and_names_their_base(network, 
 @pytest.mark.parametrize("network", KINDS)
 def test_lora_on_a_base_that_is_gone_or_another_says_so(network, base):
     path, module = fitted(**lora(network))
-    kept = Path("base").rename("kept")
+    moved = Path("base").rename("kept")
     with pytest.raises(
-        ValueError, match=r"last.ckpt: base: .* trained on /\S+base \(SHA-256 \w{12}….*is not there: put"
+        ValueError, match=r"last.ckpt: base: .* trained on /\S+base \(SHA-256 \w{12}….*does not exist; restore"
     ):
         CheckpointTextExpert(str(path))
-    TransformerPolicy(SHAPE).export("base")  # another start
-    with pytest.raises(ValueError, match="holds other weights: put that model back there, or a link to it"):
+    TransformerPolicy(SHAPE).export("base")  # another start policy
+    with pytest.raises(ValueError, match="now holds other weights; restore that model there, or link to it"):
         CheckpointTextExpert(str(path))
     shutil.rmtree("base")
-    Path("base").symlink_to(kept)
+    Path("base").symlink_to(moved)
     again = CheckpointTextExpert(str(path)).policy
     torch.testing.assert_close(again.state_dict(), module.policy.state_dict(), rtol=0, atol=0)
 
 
 def test_a_run_with_lora_goes_on_from_its_checkpoint_and_on_no_other_base(base, capsys):
     path, _ = fitted(**lora("TransformerPolicy"))
-    more = [
+    options = [
         "fit",
         "--config",
         "run.yaml",
@@ -141,13 +145,13 @@ def test_a_run_with_lora_goes_on_from_its_checkpoint_and_on_no_other_base(base, 
     ]
     TransformerPolicy(SHAPE).export("other")
     with pytest.raises(SystemExit) as ending:
-        main([*more, "--model.policy.weights", "other"])
+        main([*options, "--model.policy.weights", "other"])
     assert ending.value.code == 2
-    assert "LoRA was trained on" in capsys.readouterr().err
-    cli = main(more)
+    assert "the checkpoint's LoRA adapter was trained on" in capsys.readouterr().err
+    cli = main(options)
     assert cli.trainer.current_epoch == 2
-    saved = torch.load(path, weights_only=True)["state_dict"]
-    for name, x in saved.items():
+    state_dict = torch.load(path, weights_only=True)["state_dict"]
+    for name, x in state_dict.items():
         assert torch.equal(cli.model.state_dict()[name], x), name
 
 
@@ -166,23 +170,23 @@ def test_a_checkpoint_of_lora_that_holds_its_base_as_earlier_ones_do_needs_it_no
 
 
 def test_lora_on_a_checkpoint_of_everything_keeps_everything(base):
-    """There is no folder to name: its checkpoints hold what they need."""
+    """Without a folder there is no base to name, so that its checkpoints have all weights."""
     path, _ = fitted(class_path=NETWORKS + "TransformerPolicy", init_args={"weights": "base"})
-    kept = shutil.copy(path, "sft.ckpt")
+    copied = shutil.copy(path, "sft.ckpt")
     shutil.rmtree("run")
-    path, module = fitted(**lora("TransformerPolicy", str(kept)))
-    Path(kept).unlink()
+    path, module = fitted(**lora("TransformerPolicy", str(copied)))
+    Path(copied).unlink()
     again = ObjectiveModule.load_from_checkpoint(path)
     torch.testing.assert_close(again.policy.state_dict(), module.policy.state_dict(), rtol=0, atol=0)
 
 
 def test_what_a_damaged_checkpoint_names_as_base_is_refused():
-    with pytest.raises(ValueError, match="bases: not what a checkpoint says of the base of LoRA: it is damaged"):
+    with pytest.raises(ValueError, match="^bases: the checkpoint is damaged: its entry for the base"):
         bases_in({"bases": {"policy": {"weights": 3, "folder": "", "sha256": ""}}})
 
 
 def test_the_average_of_a_policy_with_lora_is_held_without_its_base_too(base):
-    """That of SDPO's teacher: another copy of the same base, and additions of its own."""
+    """SDPO's teacher is another copy of the same base, with additions of its own."""
     policy = TransformerPolicy(weights="base", lora=LoRA(**LORA))
     module = SDPOPolicy(policy=policy, teacher_rate=0.5)
     torch.nn.init.ones_(policy.decoder.blocks[0].qkv.lora_B["q_proj"])
@@ -190,9 +194,9 @@ def test_the_average_of_a_policy_with_lora_is_held_without_its_base_too(base):
     state = module.state_dict()
     checkpoint = {"state_dict": dict(state)}
     module.on_save_checkpoint(checkpoint)
-    held = [name for name in checkpoint["state_dict"] if ".decoder." in name]
-    assert {name.split(".decoder")[0] for name in held} == {"policy", "averages.policy"} == checkpoint["bases"].keys()
-    assert all("lora_" in name for name in held)
+    names = [name for name in checkpoint["state_dict"] if ".decoder." in name]
+    assert {name.split(".decoder")[0] for name in names} == {"policy", "averages.policy"} == checkpoint["bases"].keys()
+    assert all("lora_" in name for name in names)
     again = SDPOPolicy(policy=TransformerPolicy(weights="base", lora=LoRA(**LORA)), teacher_rate=0.5)
     again.on_load_checkpoint(checkpoint)
     again.load_state_dict(checkpoint["state_dict"])

@@ -1,4 +1,4 @@
-"""Replies to prompts, as rows of a batch; and what every objective on them must hold."""
+"""Batches of replies to prompts, and properties that every objective must have on them."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ VOCABULARY = 11
 
 
 def replies_to(groups, lengths, **fields):
-    """Rows of random tokens: those of a group share a prompt of 2 + group tokens; lengths are the replies'."""
+    """Rows of random tokens. The rows of a group share a prompt of 2 + group tokens; `lengths` are of the replies."""
     generator = torch.Generator().manual_seed(0)
     prompts = {g: torch.randint(1, VOCABULARY, (2 + g,), generator=generator).tolist() for g in range(max(groups) + 1)}
     texts = [
@@ -39,10 +39,10 @@ def replies_to(groups, lengths, **fields):
     return replace(rows, **fields)
 
 
-def rounds_of(groups, lengths, revisions, earned, seen, **fields):
-    """`replies_to`, some of them `revisions`, and what each row has earned.
+def rounds_of(groups, lengths, revisions, earned, has_feedback, **fields):
+    """`replies_to` with some `revisions`, and the return of each row.
 
-    The view of the rows that are `seen` has 3 more tokens before the prompt, and 1 more in odd rows.
+    The view of rows with feedback has 3 more tokens before the prompt, and 1 more in odd rows.
     """
     rows = replies_to(groups, lengths)
     revision = torch.tensor(revisions)[:, None].bool()
@@ -57,28 +57,28 @@ def rounds_of(groups, lengths, revisions, earned, seen, **fields):
         rewards=last * torch.tensor(earned, dtype=torch.float)[:, None],
         log_probs=-torch.rand(rows.valid.shape, generator=generator) * rows.valid,
         extra={"revision": revision[:, 0], "attempt": ~revision[:, 0]},
-        view=behind_feedback(rows, torch.tensor(seen)[:, None].bool(), generator),
+        view=after_feedback(rows, torch.tensor(has_feedback)[:, None].bool(), generator),
     )
     return replace(rows, **fields)
 
 
-def behind_feedback(rows, seen, generator):
-    """The same rows behind 3 or 4 more tokens."""
+def after_feedback(rows, has_feedback, generator):
+    """The same rows after 3 or 4 more tokens."""
     count, width = rows.valid.shape[0], rows.valid.shape[1] + 4
-    more = torch.randint(1, VOCABULARY, (count, 4), generator=generator)
+    tokens = torch.randint(1, VOCABULARY, (count, 4), generator=generator)
     before = [3 + row % 2 for row in range(count)]
 
     def moved_by(x):
         return torch.stack([row.roll(n) for row, n in zip(pad_steps(x, width), before, strict=True)])
 
     begins = torch.arange(width) < torch.tensor(before)[:, None]
-    obs = torch.where(begins, pad_steps(more, width), moved_by(rows.obs))
-    valid = moved_by(rows.valid) & seen
+    obs = torch.where(begins, pad_steps(tokens, width), moved_by(rows.obs))
+    valid = moved_by(rows.valid) & has_feedback
     return Batch(obs=obs, actions=moved_by(rows.actions), valid=valid, mask=torch.zeros_like(valid))
 
 
 class LookupPolicy(Policy):
-    """The next token by the last one alone: `probabilities` (V, V), one row each."""
+    """Policy whose next token depends on the last token only: `probabilities` (V, V), one row per token."""
 
     def __init__(self, probabilities):
         super().__init__()
@@ -97,7 +97,7 @@ def gru_policy(seed=0):
 
 
 def moved(module, seed=1):
-    """The module with a policy that is no longer the reference."""
+    """Move the policy of a module away from its reference."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.policy.parameters():
@@ -115,7 +115,7 @@ def objective_loss(module, batch):
 
 
 def gradient_of(module, parts):
-    """Of the mean loss of prepared batches, flat."""
+    """Gradient of the mean loss of prepared batches, flat."""
     module.zero_grad()
     for part in parts:
         (sum(module.losses(part, module.evaluate(part)).values()) / len(parts)).backward()
@@ -123,29 +123,29 @@ def gradient_of(module, parts):
 
 
 def micro_batches(prepared, parts):
-    """Row indices → the stamped micro-batches of one optimizer step."""
+    """Split rows by index into the stamped micro-batches of one optimizer step."""
     totals = {name: count.sum().float() for name, count in row_counts(prepared).items()}
     return stamp_totals([prepared[torch.tensor(rows)] for rows in parts], totals, len(parts))
 
 
-def padded(batch, more=3):
-    """With steps behind, of tokens that mean nothing."""
-    width = batch.mask.shape[1] + more
+def padded(batch, columns=3):
+    """Add padding steps of random tokens."""
+    width = batch.mask.shape[1] + columns
 
     def longer(x):
         return pad_steps(x, width) if x.ndim > 1 else x
 
     extra = {name: longer(x) for name, x in batch.extra.items()}
     wide = replace(replace(batch, view=None).map(longer), extra=extra)
-    noise = torch.randint(1, VOCABULARY, (len(batch), more), generator=torch.Generator().manual_seed(3))
+    noise = torch.randint(1, VOCABULARY, (len(batch), columns), generator=torch.Generator().manual_seed(3))
     obs, actions = wide.obs.clone(), wide.actions.clone()
-    obs[:, -more:], actions[:, -more:] = noise, noise
-    return replace(wide, obs=obs, actions=actions, view=None if batch.view is None else padded(batch.view, more + 1))
+    obs[:, -columns:], actions[:, -columns:] = noise, noise
+    return replace(wide, obs=obs, actions=actions, view=None if batch.view is None else padded(batch.view, columns + 1))
 
 
 @pytest.fixture
 def text():
-    """The functions above, by one name."""
+    """The functions above as one fixture."""
     return Text
 
 

@@ -1,4 +1,4 @@
-"""Critics: hand-worked losses and λ-returns, what each knob does, and whom the critic learns from."""
+"""Critics: hand-worked losses and λ-returns, the effect of each knob, and the steps that the critic learns from."""
 
 import math
 from dataclasses import replace
@@ -27,11 +27,11 @@ def row(*values, **kwargs):
 
 
 def episodes(lengths=(3, 5, 2), seed=0, **fields):
-    """Random rows; the learner acted in all of their steps."""
+    """Random rows in which the learner acted at all steps."""
     generator = torch.Generator().manual_seed(seed)
     shape = len(lengths), max(lengths)
     valid = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
-    random = lambda *more: torch.randn(*shape, *more, generator=generator)  # noqa: E731
+    random = lambda *trailing: torch.randn(*shape, *trailing, generator=generator)  # noqa: E731
     rows = Batch(
         obs=random(4),
         actions=random(1),
@@ -46,7 +46,7 @@ def episodes(lengths=(3, 5, 2), seed=0, **fields):
 
 
 def taken_over(batch):
-    """The same with the expert in steps 2 and 3 of the second row."""
+    """The same rows, with the expert acting at steps 2 and 3 of the second row."""
     mask = batch.mask.clone()
     mask[1, 2:4] = False
     return replace(batch, mask=mask)
@@ -63,7 +63,7 @@ def q_agent(**knobs):
 
 
 class First(Value):
-    """V(s) = s₀, so that a value can be read off the observation."""
+    """V(s) = s₀, so that values can be read from the observation."""
 
     def forward(self, obs, where=None):
         return (obs if where is None else obs[where])[..., 0]
@@ -109,14 +109,14 @@ def gradient_of(module, batch):
 
 
 def test_value_loss_by_hand():
-    """½(1 − 2)² = .5 and ½(3 − 1)² = 2, of mean 1.25; the third step is padding."""
+    """½(1 − 2)² = .5 and ½(3 − 1)² = 2, with mean 1.25; the third step is padding."""
     loss = value_loss(row(1, 3, math.nan), row(2, 1, 9))
     assert loss[0, :2].tolist() == pytest.approx([0.5, 2])
     assert masked_mean(loss, row(1, 1, 0).bool()) == pytest.approx(1.25)
 
 
 def test_clipped_value_loss_by_hand():
-    """Old value 0, clip .2, both now 1, so .2 when clipped.
+    """Old values 0, clip .2, both values now 1, clipped to .2.
 
     G=2: ½max((1−2)², (.2−2)²) = ½max(1, 3.24) = 1.62.  G=−1: ½max((1+1)², (.2+1)²) = ½max(4, 1.44) = 2.
     The mean is 1.81.
@@ -134,7 +134,7 @@ def test_a_value_that_moved_far_towards_its_return_moves_no_further():
 
 
 def test_explained_variance_by_hand():
-    """G = 0, 2, 4 and V = 1, 2, 3: G − V = −1, 0, 1, variance 2/3 of 8/3: .75. A constant off does not count."""
+    """G = 0, 2, 4 and V = 1, 2, 3: G − V = −1, 0, 1 with variance 2/3 of 8/3: .75. A constant error does not count."""
     returns, mask = row(0, 2, 4, math.nan), row(1, 1, 1, 0).bool()
     assert explained_variance(row(1, 2, 3, 99), returns, mask) == pytest.approx(0.75)
     assert explained_variance(row(6, 7, 8, 99), returns, mask) == pytest.approx(0.75)
@@ -163,7 +163,7 @@ def test_truncation_bootstraps_and_termination_does_not(terminated, lam, advanta
 def test_a_return_cut_at_the_takeover_ends_in_the_value_there(cut, advantages):
     """γ=λ=1, r=1 each, V=[1,2,3,4], the expert in steps 2 and 3.
 
-    Whole: G = 4, 3; A = 3, 1.  Cut: G₁ = 1 + V₂ = 4, G₀ = 1 + 4 = 5; A = 4, 2.
+    Uncut: G = 4, 3; A = 3, 1.  Cut: G₁ = 1 + V₂ = 4, G₀ = 1 + 4 = 5; A = 4, 2.
     """
     batch = episode([1, 2, 3, 4], [1, 1, 1, 1], 9, True, mask=row(1, 1, 0, 0).bool())
     prepared = first_agent(gamma=1.0, lam=1.0, cut_at_takeover=cut).prepare(batch)
@@ -185,7 +185,7 @@ def test_the_module_sums_the_policys_and_the_critics_loss():
 
 
 def test_the_weights_of_the_q_actor_critic_are_q():
-    """Q(s, a) = s₀ + a: ∇log π is weighted by just that, and not by an advantage."""
+    """Q(s, a) = s₀ + a: ∇log π is weighted by exactly this, not by an advantage."""
     batch = taken_over(episodes())
     module = QActorCriticAgent(policy=GaussianPolicy(4, 1), q=FirstPlusAction(), normalize_advantages=False)
     prepared = module.prepare(batch)
@@ -217,7 +217,7 @@ def test_q_of_a_truncated_row_is_of_an_action_of_the_policy(terminated, low, hig
 
 
 class CountedPolicy(TransformerPolicy):
-    """Counts how often its trunk is read."""
+    """Counts the forward passes of its trunk."""
 
     reads = 0
 
@@ -232,7 +232,7 @@ def q_on_trunk(**knobs):
 
 
 def dialogues(**fields):
-    """Two rows of tokens, the learner's from the second on."""
+    """Two rows of tokens, in which the learner acts from the second token on."""
     ids = torch.randint(30, (2, 6), generator=torch.Generator().manual_seed(0))
     valid = row(0, 1, 1, 1, 1).bool() & (torch.arange(5) < torch.tensor([[5], [3]]))
     rows = episodes((5, 3), obs=ids[:, :-1], actions=ids[:, 1:], valid=valid, mask=valid, final_obs=ids[:, -1])
@@ -240,12 +240,12 @@ def dialogues(**fields):
 
 
 def test_a_q_head_and_the_policy_read_the_trunk_once():
-    """Q(s, a) = w_a · x(s) + b_a, x(s) the policy's features."""
+    """Q(s, a) = w_a · x(s) + b_a, where x(s) are the policy's features."""
     module, batch = q_on_trunk(), dialogues()
     for parameter in module.q.parameters():
         torch.nn.init.normal_(parameter)
-    features, said = module.policy.features(batch.obs, batch.mask), batch.actions[batch.mask]
-    expected = (features * module.q.head.weight[said]).sum(-1) + module.q.head.bias[said]
+    features, tokens = module.policy.features(batch.obs, batch.mask), batch.actions[batch.mask]
+    expected = (features * module.q.head.weight[tokens]).sum(-1) + module.q.head.bias[tokens]
     module.policy.reads = 0
     values = module.evaluate(batch).values
     assert module.policy.reads == 1 and values.std() > 0.1
@@ -254,12 +254,12 @@ def test_a_q_head_and_the_policy_read_the_trunk_once():
 
 
 def test_a_q_head_says_what_follows_a_truncated_row():
-    """γ=.5, λ=1, no rewards, Q = 4 whatever is said: G of the last four steps .25, .5, 1, 2. Read once for it."""
+    """γ=.5, λ=1, no rewards, Q = 4 for every token: G of the last four steps is .25, .5, 1, 2. One forward pass."""
     module = q_on_trunk(gamma=0.5, lam=1.0)
     torch.nn.init.constant_(module.q.head.bias, 4)
     prepared = module.prepare(dialogues(rewards=torch.zeros(2, 5), terminated=torch.zeros(2, dtype=torch.bool)))
     torch.testing.assert_close(prepared.returns[0], row(0, 0.25, 0.5, 1, 2)[0])
-    assert module.policy.reads == 2  # the rows, and what follows them
+    assert module.policy.reads == 2  # the rows, and their final states
 
 
 @pytest.mark.parametrize(
@@ -287,14 +287,14 @@ def test_the_value_clip_changes_the_loss_once_the_values_moved(make):
     for clip in (None, 0.1):
         module = make(value_clip=clip)
         prepared = module.prepare(episodes())
-        prepared = replace(prepared, values=prepared.values - 1)  # as if V had grown by 1 since
+        prepared = replace(prepared, values=prepared.values - 1)  # as if V had increased by 1 since the collection
         losses.append(module.losses(prepared, module.evaluate(prepared))["value"])
     assert losses[1] > losses[0]
 
 
 @pytest.mark.parametrize("make", [agent, q_agent])
 def test_padding_never_changes_the_loss_or_its_gradient(make):
-    """Two more columns, of NaN wherever a number can stand."""
+    """Two more columns, with NaN in every float field."""
     batch = taken_over(episodes())
 
     def widened(x):
@@ -317,7 +317,7 @@ def test_the_critic_does_not_learn_on_injected_steps():
     module.losses(prepared, now)["value"].backward()
     moved = prepared.obs.grad.abs().sum(-1) > 0
     assert torch.equal(moved, batch.mask)
-    assert (now.values[injected] != 0).all()  # although they were evaluated
+    assert (now.values[injected] != 0).all()  # even though they were evaluated
 
 
 def test_the_critics_loss_moves_the_critic_only():
@@ -345,7 +345,7 @@ def test_with_a_critic_of_zero_and_lambda_one_it_is_reinforce():
 
 
 def test_a_critic_learns_a_value():
-    """Every episode is one step with reward 3: V approaches 3 within 300 steps of Adam at .02."""
+    """Every episode has one step with reward 3: V approaches 3 within 300 steps of Adam at .02."""
     module, batch = agent(), replace(episodes((1,) * 32), rewards=torch.full((32, 1), 3.0))
     optimizer = torch.optim.Adam(module.value.parameters(), lr=0.02)
     for _ in range(300):
@@ -359,7 +359,7 @@ def test_a_critic_learns_a_value():
 @pytest.mark.parametrize("terminated", [True, False])
 @pytest.mark.parametrize("kind", [ActorCriticAgent, ReinforcePolicy])
 def test_an_episode_in_parts_is_prepared_as_one_long_row(kind, terminated):
-    """Six steps at once, and in rows of one, three and two: the same returns and advantages, whitened alike."""
+    """Six steps in one row, and in rows of one, three and two: the same returns and whitened advantages."""
     whole = episodes((6,), terminated=torch.tensor([terminated]))
     cuts = ((0, 1), (1, 4), (4, 6))
 

@@ -1,4 +1,4 @@
-"""What all who learn from comparisons have in common: one table of them, one test a property."""
+"""Properties of all objectives that learn from comparisons, in one table."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ from lightning_nlf.objectives import (
 )
 from lightning_nlf.objectives.direct_preference import expected_on_top, preference_figures, reply_steps
 
-WITH_REFERENCE = {  # the loss where policy = reference, so every difference is 0
+WITH_REFERENCE = {  # the loss if policy = reference, so that every difference is 0
     DPOPolicy: math.log(2),
     ConservativeDPOPolicy: math.log(2),
     RobustDPOPolicy: math.log(2),
@@ -48,7 +48,7 @@ KNOBS = [
 GROUPS, LENGTHS, RANKS = [0, 0, 0, 1, 1, 1, 2, 2, 2], [2, 4, 1, 3, 3, 5, 2, 1, 4], [0, 1, 2, 2, 0, 1, 1, 2, 0]
 
 
-def named(kinds):
+def named_by_class(kinds):
     return pytest.mark.parametrize("kind", kinds, ids=lambda kind: kind.__name__)
 
 
@@ -58,9 +58,9 @@ def batch(text):
     return text.replies_to(GROUPS, LENGTHS, rank=torch.tensor(RANKS))
 
 
-@named(WITH_REFERENCE)
+@named_by_class(WITH_REFERENCE)
 def test_at_the_reference(kind, text, batch):
-    """Every implicit reward is 0, and the policy has not left the reference."""
+    """Every implicit reward is 0, and the KL to the reference is 0."""
     module = kind(policy=text.gru_policy())
     prepared = module.prepare(batch)
     assert module.losses(prepared)["preference"].detach() == pytest.approx(WITH_REFERENCE[kind], abs=1e-5)
@@ -69,7 +69,7 @@ def test_at_the_reference(kind, text, batch):
         assert figures[name] == pytest.approx(0, abs=1e-6)
 
 
-@named(KIN)
+@named_by_class(KIN)
 def test_swapping_chosen_and_rejected_negates_the_margin(kind, text, batch):
     module = text.moved(kind(policy=text.gru_policy()))
     ranked, swapped = (
@@ -81,22 +81,22 @@ def test_swapping_chosen_and_rejected_negates_the_margin(kind, text, batch):
     assert ranked["chosen_reward"] == pytest.approx(float(swapped["rejected_reward"]))
 
 
-@named(KIN)
+@named_by_class(KIN)
 def test_padding_changes_nothing(kind, text, batch):
     module = text.moved(kind(policy=text.gru_policy()))
     torch.testing.assert_close(text.loss(module, text.padded(batch)), text.loss(module, batch))
 
 
-@named(KIN)
+@named_by_class(KIN)
 def test_the_order_of_rows_changes_nothing(kind, text, batch):
     module = text.moved(kind(policy=text.gru_policy()))
     shuffled = batch[torch.tensor([5, 2, 8, 0, 3, 7, 1, 6, 4])]
     torch.testing.assert_close(text.loss(module, shuffled), text.loss(module, batch))
 
 
-@named(KIN)
+@named_by_class(KIN)
 def test_accumulation_is_one_batch(kind, text, batch):
-    """Groups of 3, 2 and 4 replies with ties, so the micro-batches differ in pairs, rankings and chosen tokens."""
+    """Groups of 3, 2 and 4 replies with ties, so that micro-batches differ in pairs, rankings and chosen tokens."""
     rank = torch.tensor([0, 1, 1, 1, 0, 0, 3, 2, 0])
     uneven = replace(batch, group=torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2]), rank=rank)
     module = text.moved(kind(policy=text.gru_policy()))
@@ -110,13 +110,13 @@ def test_accumulation_is_one_batch(kind, text, batch):
 @pytest.mark.parametrize(("kind", "knobs"), KNOBS, ids=lambda x: x.__name__ if isinstance(x, type) else next(iter(x)))
 def test_every_knob_changes_the_loss(kind, knobs, text, batch):
     tied = replace(batch, rank=torch.tensor([0, 0, 2, 2, 0, 1, 1, 2, 0]))
-    losses = [text.loss(text.moved(kind(policy=text.gru_policy(), **more)), tied) for more in ({}, knobs)]
+    losses = [text.loss(text.moved(kind(policy=text.gru_policy(), **options)), tied) for options in ({}, knobs)]
     assert abs(float(losses[0] - losses[1])) > 1e-4
 
 
-@named(KIN)
+@named_by_class(KIN)
 def test_a_microbatch_without_pairs_has_no_gradient(kind, text, batch):
-    """Its group has one reply, or all of them are unranked: a rank that drew such rows still takes part."""
+    """The group has one reply, or none is ranked. A rank with only such rows must still take part."""
     module = text.moved(kind(policy=text.gru_policy()))
     prepared = module.prepare(batch)
     alone = replace(prepared[torch.tensor([0])], rank=torch.tensor([-1]))
@@ -128,7 +128,7 @@ def test_a_microbatch_without_pairs_has_no_gradient(kind, text, batch):
 
 
 def with_expected(batch, rows, rank=-1):
-    """These rows are what a teacher would have said: nobody's action to learn from, and not ranked."""
+    """Turns rows into expected responses: the expert's steps, unranked, with no steps to learn from by RL."""
     theirs = torch.zeros(len(batch), dtype=torch.bool)
     theirs[torch.tensor(rows)] = True
     return replace(
@@ -141,9 +141,9 @@ def with_expected(batch, rows, rank=-1):
 
 
 def test_an_expected_response_beats_its_group(batch):
-    """Row 1 of the first group is expected: 0, 2 behind it. The third group has two of them. The second has none."""
-    found = expected_on_top(with_expected(batch, [1, 6, 8]))
-    assert found.tolist() == [1, 0, 3, 2, 0, 1, 0, 3, 0]
+    """Row 1 of the first group is expected, with 0 and 2 after it. The third group has two of them, the second none."""
+    ranks = expected_on_top(with_expected(batch, [1, 6, 8]))
+    assert ranks.tolist() == [1, 0, 3, 2, 0, 1, 0, 3, 0]
 
 
 def test_where_nobody_ranked_the_rest_ties_below(batch):
@@ -156,19 +156,19 @@ def test_an_expected_response_that_was_ranked_stays(batch):
     assert expected_on_top(with_expected(batch, [1], rank=2)).tolist() == [0, 2, *RANKS[2:]]
 
 
-@named(KIN)
+@named_by_class(KIN)
 def test_expected_responses_are_compared_by_what_they_say(kind, text, batch):
-    """The same loss as if the learner had said them, ranked first."""
-    expected = with_expected(batch, [0, 4, 8])  # the best of each group
+    """The loss is the same as if the learner had written them and they were ranked first."""
+    expected = with_expected(batch, [0, 4, 8])  # the best reply of each group
     as_learners = text.loss(text.moved(kind(policy=text.gru_policy(), expected_first=True)), expected)
     module = text.moved(kind(policy=text.gru_policy()))
     torch.testing.assert_close(as_learners, text.loss(module, batch))
-    assert abs(float(as_learners - text.loss(module, expected))) > 1e-4  # without the knob they are no replies
+    assert abs(float(as_learners - text.loss(module, expected))) > 1e-4  # without the knob they do not count as replies
 
 
 def test_reply_steps_are_the_learners_where_it_spoke(batch):
-    both = replace(batch, expert_mask=torch.ones_like(batch.mask), mask=batch.mask.index_fill(0, torch.tensor(0), 0))
-    assert reply_steps(both)[0].all() and torch.equal(reply_steps(both)[1:], batch.mask[1:])
+    joint = replace(batch, expert_mask=torch.ones_like(batch.mask), mask=batch.mask.index_fill(0, torch.tensor(0), 0))
+    assert reply_steps(joint)[0].all() and torch.equal(reply_steps(joint)[1:], batch.mask[1:])
 
 
 # ---- what is refused
@@ -186,9 +186,9 @@ def test_nothing_to_compare_is_refused(text, batch):
         DPOPolicy(policy=text.gru_policy(), expected_first=True).prepare(unranked)
 
 
-@named(KIN)
+@named_by_class(KIN)
 def test_a_collection_without_a_pair_moves_nothing_and_is_told(kind, text, batch):
-    """What was sampled here is sampled anew: next time there may be a pair. Rows of a file stay as they are."""
+    """Rollouts only warn, because the next one may have a pair. Rows of a file never change, so they are refused."""
     module = text.moved(kind(policy=text.gru_policy()))
     noted = {}
     module.note = lambda name, x, counts=True: noted.__setitem__(name, float(x))
@@ -200,14 +200,14 @@ def test_a_collection_without_a_pair_moves_nothing_and_is_told(kind, text, batch
     assert noted["pairs"] == 0
     gradient = text.gradient_of(module, text.micro_batches(prepared, [list(range(9))]))
     assert not gradient.any()
-    with pytest.raises(ValueError, match="no group has two ranked replies"):
+    with pytest.raises(ValueError, match="no group has two ranked replies.*rank at least two replies to one prompt"):
         module.prepare(replace(silent, log_probs=None))
 
 
 def test_figures_by_hand():
-    """Rewards 1, 3, 2 for ranks 0, 1, 1 of one group: pairs 1−3 and 1−2, 0 for the tie; one row of no group.
+    """Rewards 1, 3, 2 for ranks 0, 1, 1 of one group: margins −2 and −1, and 0 for the tie. One row has no group.
 
-    With rewards 4, 3, 2 both pairs are right.
+    With rewards 4, 3, 2 both pairs are ranked correctly.
     """
     rank = torch.tensor([0, 1, 1, -1])
     ranked = pairs(torch.zeros(4, dtype=torch.long), rank)
@@ -223,7 +223,7 @@ def test_figures_by_hand():
 
 
 def test_figures_are_means_over_the_pairs_that_do_not_tie(text):
-    """Implicit rewards 1, 3, 2 for ranks 0, 1, 1: the margins −2 and −1, −1.5 in the mean; rewards 1, and 3 and 2."""
+    """Implicit rewards 1, 3, 2 for ranks 0, 1, 1: margins −2 and −1, with mean −1.5; chosen 1, rejected 3 and 2."""
     batch = text.replies_to([0, 0, 0, 1], [2, 2, 2, 2], rank=torch.tensor([0, 1, 1, -1]))
     module = DPOPolicy(policy=text.gru_policy(), beta=0.5)
     prepared = module.prepare(batch)
@@ -250,9 +250,9 @@ def fitted(module, data, epochs):
     trainer.fit(module, data)
 
 
-@named(KIN)
+@named_by_class(KIN)
 def test_training_prefers_what_was_chosen(kind, text, tmp_path):
-    """Of two replies a prompt, the better is worth more in the end, and was not for every prompt when it began."""
+    """The better of two replies ends with the higher implicit reward at every prompt, unlike at the start."""
     pair = text.replies_to([0, 0, 1, 1, 2, 2], [3] * 6, rank=torch.tensor([1, 0, 0, 1, 0, 1]))
     save_batch(pair, tmp_path / "rows.pt")
     module = kind(policy=text.gru_policy(), optimizer=lambda p: torch.optim.Adam(p, lr=0.03))
@@ -265,13 +265,13 @@ def test_training_prefers_what_was_chosen(kind, text, tmp_path):
 
 
 @pytest.mark.parametrize("learn_tie", [True, False])
-@named([RaoKupperDPOPolicy, DavidsonDPOPolicy])
+@named_by_class([RaoKupperDPOPolicy, DavidsonDPOPolicy])
 def test_the_tie_parameter_learns_where_it_should(kind, learn_tie, text, batch, tmp_path):
-    """Without a tie in the data it goes down."""
+    """The tie parameter decreases if the data has no ties."""
     save_batch(batch, tmp_path / "rows.pt")
-    own = {"tie": 1.0} if learn_tie else None
+    parameters = {"tie": 1.0} if learn_tie else None
     sgd = lambda groups: torch.optim.SGD(groups, lr=0.01)  # noqa: E731
-    module = kind(policy=text.gru_policy(), learn_tie=learn_tie, optimizer=sgd, network_lr=own)
+    module = kind(policy=text.gru_policy(), learn_tie=learn_tie, optimizer=sgd, network_lr=parameters)
     before = float(module.tie["raw"].detach())
     fitted(module, OfflineDataModule(str(tmp_path / "rows.pt")), epochs=2)
     after = float(module.tie["raw"].detach())

@@ -1,4 +1,4 @@
-"""The losses of DPO and its kin on one pair, by hand."""
+"""Hand-worked losses of DPO and its variants on one pair."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_one_pair(loss, expected):
 
 
 def test_smoothing_is_unbiased_in_the_mean_over_wrong_labels():
-    """A label is wrong with probability ε: (1 − ε) L(h) + ε L(−h) of the robust loss is that of the right label."""
+    """A label is wrong with probability ε: (1 − ε) L(h) + ε L(−h) of the robust loss is the loss of the right label."""
     h = torch.tensor([-2.0, 0.3, 5.0])
     mean = 0.8 * robust_dpo_loss(h, 0.5, 0.2) + 0.2 * robust_dpo_loss(-h, 0.5, 0.2)
     torch.testing.assert_close(mean, dpo_loss(h, 0.5))
@@ -59,7 +59,7 @@ def test_ipo_stops_at_its_margin():
 
 
 def test_log_ratios_of_the_module_by_hand(text):
-    """The sums −10/−12 and −11/−11.5 over 5 and 4 tokens: implicit rewards .1·1 and .1·(−.5), their margin .15."""
+    """Sums −10/−12 and −11/−11.5 over 5 and 4 tokens: implicit rewards .1·1 and .1·(−.5), with margin .15."""
     batch = text.replies_to([0, 0], [5, 4], rank=torch.tensor([0, 1]))
     shares = batch.mask / batch.mask.sum(1, keepdim=True)
     log_probs, reference = (torch.tensor(sums)[:, None] * shares for sums in ([-10.0, -12.0], [-11.0, -11.5]))

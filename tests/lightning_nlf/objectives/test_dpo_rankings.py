@@ -1,4 +1,4 @@
-"""DPO for rankings and ties: the loss by hand, and what is left when there are no ties."""
+"""DPO for rankings and ties: hand-worked losses, and their limits without ties."""
 
 import math
 from dataclasses import replace
@@ -10,7 +10,7 @@ from lightning_nlf.objectives import DavidsonDPOPolicy, DPOPolicy, RankedDPOPoli
 
 
 def loss_of(module, batch, rewards):
-    """The preference loss when the implicit rewards (B,) are these."""
+    """The preference loss for given implicit rewards (B,)."""
     prepared = module.prepare(batch)
     lengths = batch.mask.sum(1, keepdim=True)
     now = module.evaluate(prepared)
@@ -62,8 +62,8 @@ def test_a_ranking_of_two_is_a_pair(text):
 def test_without_room_for_ties_it_is_dpo(kind, knobs, text):
     batch = text.replies_to([0, 0, 0], [3, 1, 2], rank=torch.tensor([0, 1, 2]))
     losses = [
-        text.loss(text.moved(k(policy=text.gru_policy(), **more)), batch)
-        for k, more in ((kind, knobs), (DPOPolicy, {}))
+        text.loss(text.moved(k(policy=text.gru_policy(), **options)), batch)
+        for k, options in ((kind, knobs), (DPOPolicy, {}))
     ]
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
 

@@ -1,4 +1,4 @@
-"""An expert's row is imitated only where it is better than what the learner says by itself."""
+"""Filtered imitation: an expert's row is imitated only if it is better than the learner's own rows."""
 
 from dataclasses import replace
 
@@ -6,27 +6,27 @@ import pytest
 import torch
 
 from lightning_nlf.objectives import FilteredJointPolicy, JointPolicy
-from lightning_nlf.objectives.filtered_imitation import better_than_own
+from lightning_nlf.objectives.filtered_imitation import better_than_learner
 
 
 def test_better_than_the_mean_of_the_learners_own():
-    """Group 0: own 1 and 2, mean 1.5: 1.6 is better, 1.5 and 1.4 are not; 9 is in a group without the learner."""
+    """Group 0: the learner's 1 and 2 have mean 1.5, so 1.6 is better, 1.5 and 1.4 are not; 9 has no learner's row."""
     score = torch.tensor([1.0, 2, 1.6, 1.5, 1.4, 9])
-    own = torch.tensor([1, 1, 0, 0, 0, 0]).bool()
-    kept = better_than_own(score, torch.tensor([0, 0, 0, 0, 0, 1]), own)
-    assert kept.tolist() == [False, True, True, False, False, True]
+    learner_rows = torch.tensor([1, 1, 0, 0, 0, 0]).bool()
+    selected = better_than_learner(score, torch.tensor([0, 0, 0, 0, 0, 1]), learner_rows)
+    assert selected.tolist() == [False, True, True, False, False, True]
 
 
 def test_equals_are_not_better():
-    """.1 as a float, summed thrice and divided, is no other number."""
+    """The mean of three float values .1 must be exactly .1."""
     score = torch.full((4,), 0.1)
-    own = torch.tensor([True, True, True, False])
-    assert not better_than_own(score, torch.zeros(4), own).any()
+    learner_rows = torch.tensor([True, True, True, False])
+    assert not better_than_learner(score, torch.zeros(4), learner_rows).any()
 
 
 @pytest.fixture
 def batch(text):
-    """Two groups: two rows of the learner's, one that an expert goes on in from its second token, one all its own."""
+    """Two groups: two rows of the learner, one that an expert continues from its second token, one expert row."""
     rows = text.replies_to([0, 0, 0, 0, 1, 1, 1], [3, 3, 3, 3, 2, 2, 2])
     last = rows.mask & ~torch.cat([rows.mask[:, 1:], torch.zeros_like(rows.mask[:, :1])], 1)
     first = rows.mask & (rows.mask.cumsum(1) == 1)
@@ -44,7 +44,7 @@ def filtered(text, kind=FilteredJointPolicy):
 
 
 def test_rows_that_are_not_better_are_not_imitated(text, batch):
-    """The learner's own earn .5 in the mean, then 1: of .4, .6 and .9 only .6 stays. Nothing else changes."""
+    """The learner's rows have mean .5, then 1: of .4, .6 and .9 only .6 is kept. Nothing else changes."""
     module = filtered(text)
     prepared = module.prepare(batch)
     assert prepared.expert_mask.any(1).nonzero()[:, 0].tolist() == [3]
@@ -56,12 +56,12 @@ def test_rows_that_are_not_better_are_not_imitated(text, batch):
 
 def test_a_score_goes_before_the_rewards(text, batch):
     scored = replace(batch, score=torch.tensor([0.0, 0, 1, 0, 0, 0, 1]))
-    kept = filtered(text).prepare(scored).expert_mask.any(1)
-    assert kept.nonzero()[:, 0].tolist() == [2, 6]
+    selected = filtered(text).prepare(scored).expert_mask.any(1)
+    assert selected.nonzero()[:, 0].tolist() == [2, 6]
 
 
 def test_labels_of_the_learners_own_rows_and_of_nobodys_stay(text, batch):
-    """The second row of the first group has labels; the last row is a label alone, in a group of its own."""
+    """The second row of the first group has labels; the last row has only labels and is alone in its group."""
     labels = batch.expert_mask.clone()
     labels[0] = batch.mask[0]
     alone = torch.ones(7, 1, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""A reference that is read again from its folder says what a kept copy says, and its memory is free meanwhile."""
+"""A reference that is read again from its folder equals a copy in memory, and its memory is free in between."""
 
 import copy
 import shutil
@@ -35,7 +35,7 @@ def folder(request, tmp_path):
     with torch.no_grad():
         for x in network.parameters():
             if x.ndim == 2:
-                x *= 5  # a nearly uniform model would hide a difference
+                x *= 5  # a nearly uniform model would hide differences
     network.export(tmp_path / "base")
     return tmp_path / "base"
 
@@ -50,7 +50,7 @@ def reading(kind, folder, objective=DPOPolicy, **knobs):
 
 
 def keeping(kind, folder, objective=DPOPolicy, **knobs):
-    """The same with a copy in memory: a policy of another seed that was given the folder's weights by hand."""
+    """The same reference with a copy in memory: a policy of another seed, given the folder's weights manually."""
     policy = kind(weights=str(folder))
     start = kind(config=policy.config) if kind is HuggingFacePolicy else kind(policy.decoder.shape)
     start.load_state_dict(policy.state_dict())
@@ -67,15 +67,15 @@ def sampled(batch):
 
 
 def test_it_says_what_a_kept_copy_says_bit_for_bit_before_and_after_the_policy_moves(kind, folder, batch, text):
-    module, kept = reading(kind, folder), keeping(kind, folder)
-    assert is_free(module) and not is_free(kept)
-    expected = kept.prepare(batch).ref_log_probs
+    module, keeper = reading(kind, folder), keeping(kind, folder)
+    assert is_free(module) and not is_free(keeper)
+    expected = keeper.prepare(batch).ref_log_probs
     assert torch.equal(module.prepare(batch).ref_log_probs, expected)
-    for each in (text.moved(module), kept):
-        each._cache = None  # read again
+    for subject in (text.moved(module), keeper):
+        subject._cache = None  # forces a new evaluation
     assert torch.equal(module.prepare(batch).ref_log_probs, expected)
     assert not torch.allclose(module.evaluate(batch).log_probs, expected)
-    kl = kept.episode_metrics(sampled(batch), True)["kl"]
+    kl = keeper.episode_metrics(sampled(batch), True)["kl"]
     assert torch.equal(module.episode_metrics(sampled(batch), True)["kl"], kl) and kl.abs().min() > 0
 
 
@@ -86,7 +86,7 @@ def test_its_memory_is_free_when_it_has_been_read(kind, folder, batch):
     )
     module.prepare(batch)
     module.episode_metrics(sampled(batch), True)
-    assert is_free(module) and len(read) == 2 and all(storage.expired() for each in read for storage in each)
+    assert is_free(module) and len(read) == 2 and all(storage.expired() for subject in read for storage in subject)
 
 
 def test_reading_draws_no_random_numbers(kind, folder, batch):
@@ -143,7 +143,7 @@ def with_other_parameters(folder):
 
 def with_a_part_more(folder):
     policy = TransformerPolicy(weights=str(folder))
-    policy.more = torch.nn.Linear(2, 2)
+    policy.extra = torch.nn.Linear(2, 2)
     return policy
 
 
@@ -152,7 +152,7 @@ def in_double(folder):
 
 
 def copied(folder):
-    """Of one that was trained meanwhile."""
+    """A model that has been trained since."""
     return copy.deepcopy(given_other_weights(folder))
 
 
@@ -193,17 +193,17 @@ def replaced(folder):
     TransformerPolicy(replace(SHAPE, layers=1)).export(folder)
 
 
-@pytest.mark.parametrize("change, state", [(replaced, "holds other weights now"), (shutil.rmtree, "is not there")])
+@pytest.mark.parametrize("change, state", [(replaced, "now holds other weights"), (shutil.rmtree, "no longer exists")])
 def test_a_folder_that_changed_is_told(change, state, kind, folder, batch):
     module = reading(kind, folder)
     first = module.prepare(batch)
     change(folder)
-    assert torch.equal(module.prepare(batch).ref_log_probs, first.ref_log_probs)  # those are remembered
-    with pytest.raises(ValueError, match=f"^reference: .*{folder}.*{state}.*: put that model back there$"):
+    assert torch.equal(module.prepare(batch).ref_log_probs, first.ref_log_probs)  # cached rows
+    with pytest.raises(ValueError, match=f"^reference: .*{folder}, which {state}; restore that model there$"):
         module.prepare(replace(batch, obs=batch.obs + 1))
-    with pytest.warns(UserWarning, match=f"no kl: .*{state}"):
+    with pytest.warns(UserWarning, match=f"kl is not logged: .*{state}"):
         metrics = module.episode_metrics(sampled(batch), True)
-    assert metrics["kl"].isnan().all()  # and training goes on
+    assert metrics["kl"].isnan().all()  # and training continues
 
 
 def test_a_reading_that_failed_leaves_nothing_to_be_read(folder, batch, monkeypatch):
@@ -225,16 +225,16 @@ QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
 
 @pytest.mark.parametrize("objective", [DPOPolicy, RLHFPolicy])
 def test_a_validation_reads_it_between_collections(objective, kind, folder, batch):
-    """A Trainer validates in inference mode, whose tensors are refused outside of it."""
-    module, kept = reading(kind, folder, objective), keeping(kind, folder, objective)
+    """A Trainer validates in inference mode, whose tensors cannot be used outside of it."""
+    module, keeper = reading(kind, folder, objective), keeping(kind, folder, objective)
     for _ in range(2):
         kl = []
-        for each in (module, kept):
+        for subject in (module, keeper):
             trainer = L.Trainer(**QUIET)
-            trainer.validate(each, [DataLoader([sampled(batch)], batch_size=None)] * 2, verbose=False)
+            trainer.validate(subject, [DataLoader([sampled(batch)], batch_size=None)] * 2, verbose=False)
             kl.append(trainer.callback_metrics["val/kl_sampled"])
         assert torch.equal(*kl)
-        assert torch.equal(module.prepare(sampled(batch)).ref_log_probs, kept.prepare(sampled(batch)).ref_log_probs)
+        assert torch.equal(module.prepare(sampled(batch)).ref_log_probs, keeper.prepare(sampled(batch)).ref_log_probs)
         batch = replace(batch, obs=batch.obs.roll(1, 0))
 
 

@@ -1,4 +1,4 @@
-"""Imitation: divergences worked by hand or integrated, schedules, and what happens without an expert or a density."""
+"""Imitation: divergences by hand or by integration, schedules, and batches without an expert or a density."""
 
 import math
 from dataclasses import replace
@@ -38,11 +38,11 @@ def gaussian(mean, std):
 
 
 def episodes(lengths=(3, 5, 2), seed=0, **fields):
-    """Random rows that the learner acted in, with an expert's word on every other step."""
+    """Random rows in which the learner acted, with the expert's labels on every other step."""
     generator = torch.Generator().manual_seed(seed)
     shape = len(lengths), max(lengths)
     valid = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
-    random = lambda *more: torch.randn(*shape, *more, generator=generator)  # noqa: E731
+    random = lambda *trailing: torch.randn(*shape, *trailing, generator=generator)  # noqa: E731
     rows = Batch(
         obs=random(4),
         actions=random(1),
@@ -69,7 +69,7 @@ def joint(**knobs):
 
 
 class Fixed(Policy):
-    """N(0, 1) whatever it sees."""
+    """Policy N(0, 1) for every state."""
 
     def features(self, obs, where=None):
         return obs if where is None else obs[where]
@@ -115,7 +115,7 @@ def test_gaussian_kl_by_hand():
 
 
 def integrated_jsd(expert, learner, mix):
-    """The same by a sum over 400,001 points between −40 and 40, in double precision."""
+    """The same divergences by a sum over 400,001 points between −40 and 40, in double precision."""
     x = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
 
     def log_density(distribution):
@@ -147,7 +147,7 @@ def test_jsd_of_gaussians_is_its_integral(expert, learner, mix):
 
 
 def test_the_gradient_of_the_jsd_is_that_of_its_integral():
-    """By central differences of the integral above, in the learner's mean and in its log-std."""
+    """Central differences of the integral above, in the learner's mean and log-std."""
     moved, expert = torch.tensor([0.2, -0.3], requires_grad=True), gaussian(0.5, 0.2)
     jensen_shannon(expert, Independent(Normal(moved[None, :1], moved[None, 1:].exp()), 1)).sum().backward()
 
@@ -182,7 +182,7 @@ def test_nothing_is_left_to_learn_from_oneself(divergence):
 
 
 def test_nll_by_hand():
-    """Policy N(0, 1), expert's actions 1 and 2 on the two labelled steps: ½ ln 2π + (1 + 4)/4 = .9189385 + 1.25."""
+    """Policy N(0, 1), expert actions 1 and 2 on the two labelled steps: ½ ln 2π + (1 + 4)/4 = .9189385 + 1.25."""
     batch = replace(
         episodes((3,)), expert_actions=row(1, 9, 2)[..., None], expert_mask=row(1, 0, 1).bool(), expert_params=None
     )
@@ -202,7 +202,7 @@ def test_forward_kl_through_the_module_by_hand():
 def test_imitation_loss_by_hand():
     """−log N(a; 0, 1) = c + a²/2 of the expert's a = 1, 2 on the labelled steps, c = ½ ln 2π = .9189385.
 
-    Mean (1.4189385 + 2.9189385)/2 = 2.1689385; a quarter of it when the optimizer step has 8 labels in all.
+    Mean (1.4189385 + 2.9189385)/2 = 2.1689385; a quarter of it if the optimizer step has 8 labels in all.
     """
     module = ImitationPolicy(policy=Fixed(), divergence="nll")
     expert = {"expert_actions": row(1, math.nan, 2)[..., None], "expert_mask": row(1, 0, 1).bool()}
@@ -216,7 +216,7 @@ def test_imitation_loss_by_hand():
 
 
 def test_the_forward_kl_is_the_mean_nll_less_the_experts_entropy():
-    """E_T[−log S] − H(T): the mean of 200,000 draws from N(1, 1) under N(0, 2) has standard error √.375/447 = .0014."""
+    """E_T[−log S] − H(T): the mean of 200,000 samples of N(1, 1) under N(0, 2) has standard error √.375/447 = .0014."""
     torch.manual_seed(0)
     expert, learner = gaussian(1, 1), gaussian(0, 2)
     nll = -learner.log_prob(expert.sample((200_000,))).mean()
@@ -230,7 +230,7 @@ def test_every_divergence_is_another_loss():
 
 @pytest.mark.parametrize(("weight", "factor"), [(2.0, 2.0), (Linear(1.0, 0.2, 40), 0.6)], ids=["number", "linear"])
 def test_the_weight_follows_the_experience(weight, factor):
-    """10 steps a collection; after two the line from 1 to .2 over 40 is half-way."""
+    """10 steps per collection: after two, a line from 1 to .2 over 40 steps is at its middle."""
     module, batch = joint(imitation_weight=weight), episodes()
     module.prepare(batch)
     terms = terms_of(module, batch)
@@ -271,7 +271,7 @@ def test_a_batch_without_an_expert_gives_no_imitation(divergence):
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_padding_never_changes_the_loss_or_its_gradient(divergence):
-    """Two more columns of NaN, where the expert's std is 0 on top; the same on the steps it says nothing about."""
+    """Two more columns of NaN, where the expert's std is also 0; the same on steps without a label."""
     batch = episodes()
 
     def widened(x):
@@ -296,12 +296,14 @@ def test_padding_never_changes_the_loss_or_its_gradient(divergence):
 
 @pytest.mark.parametrize("divergence", DIVERGENCES[:3])
 def test_tokens_are_imitated_alike(divergence):
-    """A categorical expert over 5 tokens; NaN logits wherever it says nothing."""
+    """A categorical expert over 5 tokens, with NaN logits at steps without a label."""
     generator = torch.Generator().manual_seed(0)
-    known = row(1, 0, 1, 0).bool()
+    is_labelled = row(1, 0, 1, 0).bool()
     ids = torch.randint(5, (1, 4), generator=generator)
     logits = torch.randn(1, 4, 5, generator=generator)
-    batch = Batch(obs=ids, actions=ids, valid=known, mask=~known & False, expert_mask=known, expert_actions=ids)
+    batch = Batch(
+        obs=ids, actions=ids, valid=is_labelled, mask=~is_labelled & False, expert_mask=is_labelled, expert_actions=ids
+    )
     torch.manual_seed(0)
     module = ImitationPolicy(policy=GRUPolicy(5, 8), divergence=divergence)
     learner, expert = module.policy(ids).probs[0, [0, 2]], logits[0, [0, 2]].softmax(-1)
@@ -312,7 +314,7 @@ def test_tokens_are_imitated_alike(divergence):
         "reverse": kl(learner, expert),
         "jsd": (kl(expert, middle) + kl(learner, middle)) / 2,
     }[divergence].mean()
-    labelled = replace(batch, expert_params={"logits": logits.masked_fill(~known[..., None], math.nan)})
+    labelled = replace(batch, expert_params={"logits": logits.masked_fill(~is_labelled[..., None], math.nan)})
     torch.testing.assert_close(loss_of(module, labelled), expected)
 
 
@@ -333,7 +335,7 @@ def test_a_deterministic_experts_actions_can_be_imitated():
 
 @pytest.mark.parametrize("divergence", DIVERGENCES[:3])
 def test_an_expert_without_a_distribution_is_refused(divergence):
-    with pytest.raises(ValueError, match="use nll"):
+    with pytest.raises(ValueError, match="use divergence: nll"):
         loss_of(joint(divergence=divergence), replace(episodes(), expert_params=None))
 
 
@@ -344,7 +346,7 @@ def test_only_labelled_steps_are_imitated():
 
 
 def test_cloning_finds_the_experts_gaussian():
-    """Expert N(.5, .2²) everywhere: 400 steps of Adam on the forward KL find both numbers."""
+    """Expert N(.5, .2²) for every state: 400 steps of Adam on the forward KL learn both parameters."""
     batch = episodes((5,) * 8)
     params = {"mean": torch.full_like(batch.actions, 0.5), "std": torch.full_like(batch.actions, 0.2)}
     batch = replace(batch, expert_params=params)
@@ -354,19 +356,19 @@ def test_cloning_finds_the_experts_gaussian():
         optimizer.zero_grad()
         loss_of(module, batch).backward()
         optimizer.step()
-    learned = module.policy(batch.obs, batch.expert_mask)
-    assert float((learned.mean - 0.5).abs().max()) < 0.05
-    assert float(learned.variance.sqrt().mean()) == pytest.approx(0.2, abs=0.02)
+    trained_policy = module.policy(batch.obs, batch.expert_mask)
+    assert float((trained_policy.mean - 0.5).abs().max()) < 0.05
+    assert float(trained_policy.variance.sqrt().mean()) == pytest.approx(0.2, abs=0.02)
 
 
 # ---- until the policy beats the expert
 
 
-def paid(*returns, taken=()):
-    """Rows of two steps that earn so much; in the rows `taken` the expert made the second step."""
+def earning(*returns, takeovers=()):
+    """Rows of two steps with these returns; in the rows `takeovers` the expert acted at the second step."""
     batch = episodes((2,) * len(returns))
     mask = batch.valid.clone()
-    mask[list(taken), 1] = False
+    mask[list(takeovers), 1] = False
     rewards = torch.tensor(returns)[:, None] * torch.tensor([0.25, 0.75])
     return replace(batch, rewards=rewards, mask=mask, expert_mask=batch.valid)
 
@@ -374,34 +376,38 @@ def paid(*returns, taken=()):
 def test_imitation_ends_when_the_policy_beats_the_expert():
     """Returns 10, 30: mean 20, so the average is 20. Then 120: .9 · 20 + .1 · 120 = 30. Then 3: 27.3."""
     module = joint(until_return=29.0)
-    for batch, average, imitates in [(paid(10.0, 30.0), 20, True), (paid(120.0), 30, False), (paid(3.0), 27.3, True)]:
+    for batch, average, imitates in [
+        (earning(10.0, 30.0), 20, True),
+        (earning(120.0), 30, False),
+        (earning(3.0), 27.3, True),
+    ]:
         terms = terms_of(module, batch)
         assert float(module.average_return) == pytest.approx(average)
         assert bool(terms["imitation"] != 0) == imitates and terms["policy"] != 0
 
 
 def test_until_return_is_noted_and_multiplies_the_schedule():
-    module, batch = joint(until_return=50.0, imitation_weight=Linear(2.0, 0.0, 4)), paid(10.0)
+    module, batch = joint(until_return=50.0, imitation_weight=Linear(2.0, 0.0, 4)), earning(10.0)
     weights = []
-    for rows in (batch, paid(1000.0)):
+    for rows in (batch, earning(1000.0)):
         prepared = module.prepare(rows)
         weights.append(float(module.figures(prepared)["imitation_weight"]))
     assert weights == [1.0, 0.0]  # two steps of four: half of 2; then .9 · 10 + .1 · 1000 = 109
 
 
 def test_rows_with_an_expert_in_them_are_no_return_of_the_policys():
-    """Only the middle row, 5, is the learner's own; where there is none the average stays as it was."""
+    """Only the middle row, 5, is the learner's own. Without such a row the average does not change."""
     module = joint(until_return=100.0)
-    module.prepare(paid(900.0, taken=(0,)))
+    module.prepare(earning(900.0, takeovers=(0,)))
     assert module.average_return.isnan()
-    module.prepare(paid(900.0, 5.0, 900.0, taken=(0, 2)))
-    module.prepare(paid(900.0, taken=(0,)))
+    module.prepare(earning(900.0, 5.0, 900.0, takeovers=(0, 2)))
+    module.prepare(earning(900.0, takeovers=(0,)))
     assert module.average_return == 5
 
 
 def test_padding_and_labels_are_no_return():
-    """Rewards of 10⁶ behind the last step; a row of labels alone, that nobody played."""
-    batch, module = paid(4.0, 8.0), joint(until_return=100.0)
+    """Rewards of 10⁶ after the last step; a row that has only labels."""
+    batch, module = earning(4.0, 8.0), joint(until_return=100.0)
     wide = batch.map(lambda x: torch.cat([x, torch.zeros_like(x)], 1) if x.shape[1:2] == (2,) else x)
     rewards = wide.rewards.masked_fill(~wide.valid, 1e6)
     nobody = torch.tensor([[True], [False]])
@@ -411,7 +417,7 @@ def test_padding_and_labels_are_no_return():
 
 def test_the_average_is_in_the_checkpoint():
     module, resumed = joint(until_return=29.0), joint(until_return=29.0)
-    module.prepare(paid(40.0))
+    module.prepare(earning(40.0))
     resumed.load_state_dict(module.state_dict())
     assert resumed.average_return == 40
     assert joint().state_dict().keys() == ReinforcePolicy(policy=policy()).state_dict().keys()
@@ -426,13 +432,13 @@ def test_until_return_without_rewards_is_refused():
 
 
 def test_suffix_weights_by_hand():
-    """A = 1, 3 and τ = 1: z = ∓1, e^{∓1} = .3678794, 2.7182818, mean 1.5430806: .2384058, 1.7615942."""
+    """A = 1, 3 and τ = 1: z = ∓1, e^{∓1} = .3678794, 2.7182818 with mean 1.5430806: .2384058, 1.7615942."""
     weights = suffix_weights(row(1, 77, 3, math.nan), row(1, 0, 1, 0).bool(), 1.0)
     torch.testing.assert_close(weights, row(0.2384058, 1, 1.7615942, 1))
 
 
 def test_a_weight_counts_twenty_at_most():
-    """Of 10 steps one is 3σ up, e³ = 20.0855 → 20, the others e^{−1/3} = .7165313: mean (20 + 6.448782)/10."""
+    """One of 10 steps is at 3σ, e³ = 20.0855 → 20, the others have e^{−1/3} = .7165313: mean (20 + 6.448782)/10."""
     weights = suffix_weights(row(*[0] * 9, 1), row(*[1] * 10).bool(), 1.0)
     assert weights[0, -1] / weights[0, 0] == pytest.approx(20 / 0.7165313, rel=1e-5)
     assert weights[0, -1] == pytest.approx(20 / 2.6448782, rel=1e-5)
@@ -455,10 +461,10 @@ def test_nothing_to_prefer_is_no_preference(mask):
 
 
 def test_suffix_weights_are_those_of_all_ranks():
-    """Two ranks with a row each, whose sums are added up as the Trainer would: as one process with both rows."""
+    """Two ranks with one row each, whose sums are added as by the Trainer: equal to one process with both rows."""
     advantages, mask = torch.randn(2, 5), torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]]).bool()
     tapes = [_Tape(), _Tape()]
-    for _ in range(9):  # each pass knows one more of the other rank's sums
+    for _ in range(9):  # each pass adds one more sum of the other rank
         halves = [
             suffix_weights(advantages[i : i + 1], mask[i : i + 1], 0.7, tapes[i].against(tapes[1 - i])) for i in (0, 1)
         ]
@@ -466,13 +472,13 @@ def test_suffix_weights_are_those_of_all_ranks():
 
 
 class _Tape:
-    """A rank's contributions to its sums, in order."""
+    """Records the sums of a rank in their order."""
 
     def __init__(self):
         self.sums = []
 
-    def against(self, other):
-        theirs, self.sums = iter(other.sums), []
+    def against(self, tape):
+        theirs, self.sums = iter(tape.sums), []
 
         def over_ranks(x):
             self.sums.append(x)
@@ -482,14 +488,14 @@ class _Tape:
 
 
 def injected(rewards=(0.0, 0.0, 1.0, 1.0, 5.0, 9.0)):
-    """Three rows of two steps, the expert's all but the first row's, with labels on that."""
+    """Three rows of two steps: the first row is the learner's, with labels; the others are the expert's."""
     batch = episodes((2, 2, 2))
     mask = torch.tensor([[1, 1], [0, 0], [0, 0]]).bool()
     return replace(batch, mask=mask, expert_mask=batch.valid, rewards=torch.tensor(rewards).view(3, 2))
 
 
 def test_good_suffixes_are_imitated_more():
-    """By hand: nll under N(0, 1) of the expert's actions, times the weights of the injected steps, 1 on labels."""
+    """By hand: nll under N(0, 1) of the expert's actions, times the weights of injected steps, and 1 for labels."""
     batch = injected()
     module = JointPolicy(policy=Fixed(), divergence="nll", suffix_temperature=0.5)
     prepared = module.prepare(batch)
@@ -520,7 +526,7 @@ def test_weighted_suffixes_do_not_depend_on_how_rows_are_cut():
 
 
 def test_rows_of_a_label_buffer_count_one():
-    """They come without the weights of a collection."""
+    """Held-out rows have no weights, because these are computed per collection."""
     batch = as_labels(episodes())
     weighted, plain = joint(suffix_temperature=0.5), joint()
     assert weighted.losses(batch)["imitation"] == plain.losses(batch)["imitation"] != 0
@@ -532,7 +538,7 @@ def as_labels(batch):
 
 
 def test_suffixes_without_advantages_are_refused():
-    with pytest.raises(ValueError, match="suffix_temperature: there are no advantages"):
+    with pytest.raises(ValueError, match="suffix_temperature: the batch has no advantages"):
         ImitationPolicy(policy=policy(), suffix_temperature=1.0).prepare(episodes())
 
 
@@ -546,7 +552,7 @@ def test_a_temperature_that_is_not_above_zero_is_refused(temperature):
 
 
 def test_the_summed_joint_loss_by_hand():
-    """Policy N(0, 1), γ = .5, rewards 1, 2, 4 → G = 3, 4, 4; actions 1, 0, 2, the expert's 0, 1, 0; c = ½ ln 2π.
+    """Policy N(0, 1), γ = .5, rewards 1, 2, 4 → G = 3, 4, 4; actions 1, 0, 2, expert actions 0, 1, 0; c = ½ ln 2π.
 
     Σ −log π(a) G = 11c + (1·3 + 0·4 + 4·4)/2 = 11c + 9.5;  Σ −log π(a_E) = 3c + .5.
     """
@@ -567,7 +573,7 @@ def test_the_summed_joint_loss_by_hand():
 
 
 class Halves(Policy):
-    """Three tokens with probabilities ½, ¼, ¼ whatever was read."""
+    """Policy over three tokens with probabilities ½, ¼, ¼ for every prefix."""
 
     def features(self, obs, where=None):
         return torch.zeros(obs.shape if where is None else (int(where.sum()),))
@@ -577,7 +583,7 @@ class Halves(Policy):
 
 
 def measured(module, *batches):
-    """What an evaluation of these batches logs."""
+    """Metrics that an evaluation of these batches logs."""
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
@@ -587,16 +593,21 @@ def measured(module, *batches):
 
 
 def demonstrated(*actions):
-    """One row of as many expert's steps, and one step of padding that the policy would get wrong."""
+    """One row of expert steps, and one step of padding at which the policy would be wrong."""
     tokens = torch.tensor([[*actions, 2]])
-    known = torch.tensor([[True] * len(actions) + [False]])
+    is_labelled = torch.tensor([[True] * len(actions) + [False]])
     return Batch(
-        obs=tokens, actions=tokens, valid=known, mask=torch.zeros_like(known), expert_actions=tokens, expert_mask=known
+        obs=tokens,
+        actions=tokens,
+        valid=is_labelled,
+        mask=torch.zeros_like(is_labelled),
+        expert_actions=tokens,
+        expert_mask=is_labelled,
     )
 
 
 def test_demonstrations_that_were_held_out_are_measured_by_token():
-    """Tokens 0, then 0 and 1: the mean of ln 2, ln 2, ln 4 is 4/3 ln 2, of which e to it is 2^(4/3); 2 of 3 are right.
+    """Tokens 0, then 0 and 1: the mean of ln 2, ln 2, ln 4 is 4/3 ln 2, and exp of it is 2^(4/3); 2 of 3 are right.
 
     The mean of the two batches' means would be 5/4 ln 2.
     """

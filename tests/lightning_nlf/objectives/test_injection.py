@@ -1,4 +1,4 @@
-"""Injection: hand-worked losses and gradients, what each knob does, and when it is no injection at all."""
+"""Injection: hand-worked losses and gradients, the effect of each knob, and cases without any injection."""
 
 import math
 from dataclasses import replace
@@ -48,15 +48,15 @@ def row(*values, **kwargs):
     return torch.tensor([values], dtype=torch.float32, **kwargs)
 
 
-def episodes(lengths=(3, 5, 2), taken=True, seed=0, **fields):
-    """Random rows; the expert acted in steps 2 and 3 of the second one."""
+def episodes(lengths=(3, 5, 2), takeover=True, seed=0, **fields):
+    """Random rows; the expert acted at steps 2 and 3 of the second row."""
     generator = torch.Generator().manual_seed(seed)
     shape = len(lengths), max(lengths)
     valid = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
     injected = torch.zeros_like(valid)
-    if taken:
+    if takeover:
         injected[1, 2:4] = True
-    random = lambda *more: torch.randn(*shape, *more, generator=generator)  # noqa: E731
+    random = lambda *trailing: torch.randn(*shape, *trailing, generator=generator)  # noqa: E731
     actions = random(1)
     rows = Batch(
         obs=random(4),
@@ -74,7 +74,7 @@ def episodes(lengths=(3, 5, 2), taken=True, seed=0, **fields):
     return replace(rows, **fields)
 
 
-def made(kind, **knobs):
+def build(kind, **knobs):
     torch.manual_seed(0)
     networks = {"policy": GaussianPolicy(4, 1)} | ({"value": MLPValue(4)} if "Agent" in kind.__name__ else {})
     return kind(**networks, **knobs)
@@ -121,7 +121,7 @@ def test_the_ratio_is_of_the_policy_to_the_behaviour():
     ("ratio", "advantage", "gradient"), [(0.5, 3, -1.5), (2, 3, 0), (2, -3, 6), (1.1, 3, -3.3), (0.01, 3, -0.03)]
 )
 def test_weighted_gradient_by_hand(ratio, advantage, gradient):
-    """∂/∂log π of −ρA is −ρA: −.5·3 = −1.5, 2·3 = 6, −1.1·3 = −3.3; above 1.2 there is none unless it leads back."""
+    """∂/∂log π of −ρA is −ρA: −.5·3 = −1.5, 2·3 = 6, −1.1·3 = −3.3. Above 1.2 it is 0 unless it reduces the ratio."""
     log_probs = logs(ratio).requires_grad_()
     ratio = importance_ratio(log_probs, row(0), row(1).bool())
     weighted_injection_loss(ratio, row(advantage), 0.2).sum().backward()
@@ -139,7 +139,7 @@ def test_shaped_loss_by_hand():
 def test_shaped_gradient_by_hand(x, gradient):
     """∂/∂log π of −f(x) is −x·g/(x+g)²: −.01·.1/.11² = −.0826446, −.1·.1/.2² = −.25, −1·.1/1.1² = −.0826446.
 
-    A plain ratio would give −.01, −.1, −1: rare actions count for more, certain ones for less.
+    A plain ratio would give −.01, −.1, −1. Shaping gives more weight to rare actions, and less to certain ones.
     """
     log_probs = logs(x).requires_grad_()
     shaped_injection_loss(importance_ratio(log_probs, row(0), row(1).bool()), row(1), 0.1).sum().backward()
@@ -153,7 +153,7 @@ def test_the_gradient_through_the_module_is_that_of_one_injected_step(kind):
     ∂log π/∂m = .3. Weighted: −.5·A·.3. Shaped, g=.1: −A·.5·.1/.6²·.3 = −A·.0416667.
     Unweighted: −A·.3.  A = r − 0 = 2, not normalised.
     """
-    module = made(kind, normalize_advantages=False)
+    module = build(kind, normalize_advantages=False)
     obs = torch.zeros(1, 1, 4)
     mean = module.policy(obs).mean.detach()
     density = module.policy(obs).log_prob(mean + 0.3).detach()
@@ -178,48 +178,48 @@ def test_the_gradient_through_the_module_is_that_of_one_injected_step(kind):
 
 @pytest.mark.parametrize("kind", POLICIES)
 def test_without_a_takeover_it_is_reinforce(kind):
-    batch = episodes(taken=False)
-    module, plain = made(kind), made(ReinforcePolicy)
+    batch = episodes(takeover=False)
+    module, plain = build(kind), build(ReinforcePolicy)
     assert loss_of(module, batch) == loss_of(plain, batch)
     assert torch.equal(gradient_of(module, batch), gradient_of(plain, batch))
 
 
 @pytest.mark.parametrize("kind", AGENTS)
 def test_without_a_takeover_the_agent_is_the_actor_critic(kind):
-    batch = episodes(taken=False)
-    assert loss_of(made(kind), batch) == loss_of(made(ActorCriticAgent), batch)
+    batch = episodes(takeover=False)
+    assert loss_of(build(kind), batch) == loss_of(build(ActorCriticAgent), batch)
 
 
 @pytest.mark.parametrize("kind", POLICIES[1:])
 def test_with_weight_zero_it_is_reinforce_on_the_learners_steps(kind):
     batch = episodes()
-    assert loss_of(made(kind, injected_weight=0.0), batch) == loss_of(made(ReinforcePolicy), batch)
+    assert loss_of(build(kind, injected_weight=0.0), batch) == loss_of(build(ReinforcePolicy), batch)
 
 
 @pytest.mark.parametrize("kind", POLICIES[1:])
 def test_a_schedule_moves_the_weight_while_it_runs(kind):
-    """10 steps a batch: Linear(1, 0, 20) is .5 after the first and 0 after the second; then it is REINFORCE."""
-    module, constant, batch = made(kind, injected_weight=Linear(1.0, 0.0, 20)), made(kind), episodes()
+    """10 steps per batch: Linear(1, 0, 20) is .5 after the first and 0 after the second, which is REINFORCE."""
+    module, constant, batch = build(kind, injected_weight=Linear(1.0, 0.0, 20)), build(kind), episodes()
     half, whole = terms_of(module, batch)["injected"], terms_of(constant, batch)["injected"]
     torch.testing.assert_close(half, 0.5 * whole)
-    assert loss_of(module, batch) == loss_of(made(ReinforcePolicy), batch)
+    assert loss_of(module, batch) == loss_of(build(ReinforcePolicy), batch)
 
 
 def test_injection_by_imitation_is_joint_on_the_injected_steps():
     batch = episodes()
-    assert loss_of(made(InjectionPolicy), batch) == loss_of(made(JointPolicy), batch)
-    assert terms_of(made(InjectionPolicy), batch)["imitation"] > 0
+    assert loss_of(build(InjectionPolicy), batch) == loss_of(build(JointPolicy), batch)
+    assert terms_of(build(InjectionPolicy), batch)["imitation"] > 0
 
 
 def test_the_two_kinds_of_step_meet_only_their_own_term():
-    """Another log-density of the behaviour moves the injected term on injected steps, and nothing on the learner's."""
+    """Another behaviour density changes the injected term on injected steps, and nothing on the learner's steps."""
     batch = episodes()
-    reference = terms_of(made(WeightedInjectionPolicy), batch)
+    reference = terms_of(build(WeightedInjectionPolicy), batch)
     theirs = replace(batch, log_probs=torch.where(batch.mask, batch.log_probs, batch.log_probs + 1))
-    own = replace(batch, log_probs=torch.where(batch.mask, batch.log_probs + 1, batch.log_probs))
-    moved, same = (terms_of(made(WeightedInjectionPolicy), changed) for changed in (theirs, own))
+    learner_changed = replace(batch, log_probs=torch.where(batch.mask, batch.log_probs + 1, batch.log_probs))
+    moved, unchanged = (terms_of(build(WeightedInjectionPolicy), changed) for changed in (theirs, learner_changed))
     assert moved["injected"] != reference["injected"] and moved["policy"] == reference["policy"]
-    assert same["injected"] == reference["injected"] and same["policy"] == reference["policy"]
+    assert unchanged["injected"] == reference["injected"] and unchanged["policy"] == reference["policy"]
 
 
 @pytest.mark.parametrize(
@@ -243,14 +243,14 @@ def test_the_two_kinds_of_step_meet_only_their_own_term():
 def test_every_knob_changes_the_loss(kind, knob):
     batch = episodes()
     rewards = torch.where(batch.mask, batch.rewards, 5)
-    batch = replace(batch, rewards=rewards, log_probs=torch.full((3, 5), -3.0))  # A > 0 and ρ > 1 + ε: the clip works
-    assert not torch.isclose(loss_of(made(kind, **knob), batch), loss_of(made(kind), batch))
+    batch = replace(batch, rewards=rewards, log_probs=torch.full((3, 5), -3.0))  # A > 0 and ρ > 1 + ε: the clip acts
+    assert not torch.isclose(loss_of(build(kind, **knob), batch), loss_of(build(kind), batch))
 
 
 def test_not_relative_is_the_probability_itself():
-    """x = π, whatever the behaviour's density was."""
+    """x = π, for any density of the behaviour."""
     batch = episodes()
-    module = made(ShapedInjectionPolicy, relative=False)
+    module = build(ShapedInjectionPolicy, relative=False)
     prepared = module.prepare(batch)
     x = module.policy(batch.obs).log_prob(batch.actions).exp()
     injected = batch.valid & ~batch.mask
@@ -260,7 +260,7 @@ def test_not_relative_is_the_probability_itself():
 
 @pytest.mark.parametrize("kind", POLICIES + AGENTS)
 def test_padding_never_changes_the_loss_or_its_gradient(kind):
-    """Two more columns of NaN; the expert's std is 0 there."""
+    """Two more columns of NaN, where the expert's std is 0."""
     batch = episodes()
 
     def widened(x):
@@ -270,12 +270,12 @@ def test_padding_never_changes_the_loss_or_its_gradient(kind):
 
     wide = batch.map(widened)
     wide = replace(wide, expert_params=wide.expert_params | {"std": wide.expert_params["std"].nan_to_num(0.0)})
-    torch.testing.assert_close(loss_of(made(kind), wide), loss_of(made(kind), batch))
-    torch.testing.assert_close(gradient_of(made(kind), wide), gradient_of(made(kind), batch))
+    torch.testing.assert_close(loss_of(build(kind), wide), loss_of(build(kind), batch))
+    torch.testing.assert_close(gradient_of(build(kind), wide), gradient_of(build(kind), batch))
 
 
 def deterministic(batch):
-    """The expert's log-density is +inf on the steps it acted on, its std 0."""
+    """The expert's log-density is +inf at the steps where it acted, and its std is 0."""
     return replace(
         batch,
         log_probs=torch.where(batch.mask, batch.log_probs, math.inf),
@@ -286,7 +286,7 @@ def deterministic(batch):
 @pytest.mark.parametrize("kind", [*POLICIES[1:3], *AGENTS[1:]])
 def test_importance_weights_against_a_deterministic_expert_are_refused(kind):
     with pytest.raises(ValueError, match="the expert is deterministic"):
-        made(kind).prepare(deterministic(episodes()))
+        build(kind).prepare(deterministic(episodes()))
 
 
 @pytest.mark.parametrize(
@@ -299,24 +299,24 @@ def test_importance_weights_against_a_deterministic_expert_are_refused(kind):
 )
 def test_without_a_ratio_a_deterministic_expert_is_fine(kind, knob):
     batch = episodes()
-    assert loss_of(made(kind, **knob), deterministic(batch)) == loss_of(made(kind, **knob), batch)
+    assert loss_of(build(kind, **knob), deterministic(batch)) == loss_of(build(kind, **knob), batch)
 
 
 def test_a_deterministic_expert_is_refused_by_the_divergences_too():
     with pytest.raises(ValueError, match="nll"):
-        loss_of(made(InjectionPolicy), deterministic(episodes()))
+        loss_of(build(InjectionPolicy), deterministic(episodes()))
 
 
 @pytest.mark.parametrize("kind", POLICIES)
 def test_what_the_expert_showed_becomes_likelier(kind):
-    """Injected actions 1 are paid, the learner's own are not: after 150 steps of Adam the mean has moved up."""
-    module = made(kind, normalize_advantages=kind is not InjectionPolicy)
+    """Injected actions of 1 are rewarded, the learner's are not: after 150 steps of Adam the mean has increased."""
+    module = build(kind, normalize_advantages=kind is not InjectionPolicy)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
     injected = (torch.arange(64) % 2 == 0)[:, None]
     obs, means = torch.zeros(64, 1, 4), []
     for _ in range(150):
-        own, log_probs, _, _ = module.act(obs[:, 0])
-        actions = torch.where(injected, 1 + 0.1 * torch.randn(64, 1), own)
+        sampled, log_probs, _, _ = module.act(obs[:, 0])
+        actions = torch.where(injected, 1 + 0.1 * torch.randn(64, 1), sampled)
         density = -0.5 * ((actions - 1) / 0.1) ** 2 - math.log(0.1 * math.sqrt(2 * math.pi))
         batch = Batch(
             obs=obs,
@@ -337,13 +337,13 @@ def test_what_the_expert_showed_becomes_likelier(kind):
 
 
 def test_injected_advantages_are_whitened_with_the_learners():
-    """One step of its own in each row, as after an early take-over: by its moments alone 50 steps would be at 10⁴."""
+    """One learner step per row, as after an early take-over. With Adam's momentum alone, 50 steps would reach 10⁴."""
     valid = torch.ones(2, 50, dtype=torch.bool)
     mask = torch.arange(50).expand(2, -1) == 0
     batch = replace(
-        episodes((50, 50), taken=False), valid=valid, mask=mask, expert_mask=~mask, rewards=torch.ones(2, 50)
+        episodes((50, 50), takeover=False), valid=valid, mask=mask, expert_mask=~mask, rewards=torch.ones(2, 50)
     )
-    advantages = made(WeightedInjectionPolicy).prepare(batch).advantages
+    advantages = build(WeightedInjectionPolicy).prepare(batch).advantages
     assert advantages.mean() == pytest.approx(0, abs=1e-5)
     assert advantages.var(correction=0) == pytest.approx(1, abs=1e-4)
 
@@ -351,17 +351,17 @@ def test_injected_advantages_are_whitened_with_the_learners():
 @pytest.mark.parametrize("kind", POLICIES[1:])
 @pytest.mark.parametrize("labels", [None, torch.zeros(3, 5, dtype=torch.bool)], ids=["absent", "elsewhere"])
 def test_injected_steps_are_read_without_labels(kind, labels):
-    """The policy is evaluated where the injected term is a mean over, whether `expert_mask` has those steps or not."""
+    """The policy is evaluated at the steps of the injected term, even if they are not in `expert_mask`."""
     batch = episodes()
     unlabelled = replace(batch, expert_mask=labels)
-    assert terms_of(made(kind), batch)["injected"] != 0
-    assert torch.equal(gradient_of(made(kind), unlabelled), gradient_of(made(kind), batch))
+    assert terms_of(build(kind), batch)["injected"] != 0
+    assert torch.equal(gradient_of(build(kind), unlabelled), gradient_of(build(kind), batch))
 
 
 def test_the_originals_update_is_the_sum_over_prefix_and_suffix():
-    """−Σ_t log π(a_t) G_t over the whole second row, whoever acted: what its second update minimises."""
+    """−Σ_t log π(a_t) G_t over the whole second row, for both actors: the loss of its second update."""
     batch = episodes()[1:2]
-    module = made(SummedInjectionPolicy, normalize_advantages=False, gamma=0.9)
+    module = build(SummedInjectionPolicy, normalize_advantages=False, gamma=0.9)
     log_probs, rewards = module.policy(batch.obs).log_prob(batch.actions)[0], batch.rewards[0].tolist()
     returns, following = [], 0.0
     for reward in reversed(rewards):
@@ -372,23 +372,23 @@ def test_the_originals_update_is_the_sum_over_prefix_and_suffix():
 
 def test_unweighted_is_the_mean_of_what_is_summed():
     batch = episodes()
-    means, sums = (terms_of(made(kind), batch) for kind in (UnweightedInjectionPolicy, SummedInjectionPolicy))
+    means, sums = (terms_of(build(kind), batch) for kind in (UnweightedInjectionPolicy, SummedInjectionPolicy))
     assert means["injected"] != 0
     torch.testing.assert_close(2 * means["injected"], sums["injected"])  # 2 injected steps
-    torch.testing.assert_close(8 * means["policy"], sums["policy"])  # 8 of the learner's
+    torch.testing.assert_close(8 * means["policy"], sums["policy"])  # 8 steps of the learner
 
 
 @pytest.mark.parametrize("kind", [WeightedInjectionPolicy, ShapedInjectionPolicy])
 def test_without_log_probs_there_is_no_ratio(kind):
     with pytest.raises(ValueError, match="no log_probs"):
-        made(kind).prepare(episodes(log_probs=None))
-    made(ShapedInjectionPolicy, relative=False).prepare(episodes(log_probs=None))
+        build(kind).prepare(episodes(log_probs=None))
+    build(ShapedInjectionPolicy, relative=False).prepare(episodes(log_probs=None))
 
 
 @pytest.mark.parametrize("kind", [WeightedInjectionPolicy, ShapedInjectionPolicy, UnweightedInjectionPolicy])
 def test_an_injected_row_whose_score_nobody_knows_is_refused(kind):
-    """The second row is the injected one; what the learner's rows earned is the policy gradient's business."""
-    known = episodes(score=torch.tensor([math.nan, 1.0, math.nan]))
-    made(kind).prepare(known)
+    """The second row is injected. Unknown scores of the learner's rows are checked by the policy gradient, not here."""
+    scored = episodes(score=torch.tensor([math.nan, 1.0, math.nan]))
+    build(kind).prepare(scored)
     with pytest.raises(ValueError, match="score: row 1"):
-        made(kind).prepare(replace(known, score=torch.tensor([1.0, math.nan, 1.0])))
+        build(kind).prepare(replace(scored, score=torch.tensor([1.0, math.nan, 1.0])))

@@ -1,4 +1,4 @@
-"""The leash: hand-worked estimators, rewards and β, what each knob does, and that it starts at 0."""
+"""KL penalty: hand-worked estimators, rewards and β, the effect of each knob, and a KL of 0 at the start."""
 
 import math
 from dataclasses import replace
@@ -24,13 +24,13 @@ def row(*values):
     return torch.tensor([values], dtype=torch.float32)
 
 
-def made(kind="policy", **knobs):
+def build(kind="policy", **knobs):
     torch.manual_seed(0)
     return MAKERS[kind](**knobs)
 
 
 def replies(lengths=(3, 5, 2), seed=0, **fields):
-    """Random replies to prompts of two tokens, in two groups; the score on the last token."""
+    """Random replies to prompts of two tokens, in two groups, with the score on the last token."""
     generator = torch.Generator().manual_seed(seed)
     width = PROMPT - 1 + max(lengths)
     ids = torch.randint(VOCABULARY, (len(lengths), width + 1), generator=generator)
@@ -52,12 +52,12 @@ def replies(lengths=(3, 5, 2), seed=0, **fields):
 
 
 def by_the_policy(module, batch):
-    """As if the policy that is there now had said it."""
+    """The log-probabilities of the current policy, as if it had sampled the replies."""
     return replace(batch, log_probs=module.evaluate(batch).log_probs.detach())
 
 
 def moved(module, by=0.3):
-    """The same with a policy that is another than its reference."""
+    """The same, for a policy that differs from its reference."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in module.policy.parameters():
@@ -71,7 +71,7 @@ def loss_of(module, batch):
 
 
 class Told:
-    """What a module notes."""
+    """Records what a module notes."""
 
     def __init__(self, module):
         self.values = {}
@@ -98,7 +98,7 @@ def test_k1_and_k3_are_unbiased(estimator):
 
 
 def test_in_the_loss_k2_has_the_gradient_of_the_kl_and_k1_none():
-    """Over all that may be sampled, weighted with its probability: the mean gradient."""
+    """The mean gradient: over all possible samples, weighted by their probabilities."""
     logits = POLICY.log().requires_grad_()
     log_ratio = logits.log_softmax(-1) - REFERENCE.log()
     exact = torch.autograd.grad(kl_divergence(Categorical(logits=logits), Categorical(REFERENCE)), logits)[0]
@@ -137,14 +137,14 @@ def test_whitened_rewards_keep_their_mean_and_have_variance_one():
 
 
 def two_tokens(**fields):
-    """log π = −1, −2 and log π_ref = −2, −1.5, so d = 1, −.5; the score 3 on the last."""
+    """log π = −1, −2 and log π_ref = −2, −1.5, so d = 1, −.5; the score 3 is on the last token."""
     batch = replies((2,), rewards=row(0, 0, 3), log_probs=row(0, -1, -2), ref_log_probs=row(0, -2, -1.5))
     return replace(batch, **fields)
 
 
 def test_advantages_are_of_the_penalised_rewards():
     """β = .5: r = −.5, 3 + .25; at γ = 1 the returns are 2.75, 3.25."""
-    prepared = made(beta=0.5, gamma=1.0, normalize_advantages=False).prepare(two_tokens())
+    prepared = build(beta=0.5, gamma=1.0, normalize_advantages=False).prepare(two_tokens())
     assert prepared.rewards[0, 1:].tolist() == [-0.5, 3.25]
     assert prepared.advantages[0, 1:].tolist() == [2.75, 3.25]
 
@@ -165,14 +165,14 @@ def test_the_critics_advantages_are_of_the_penalised_rewards():
 
 def test_a_clipped_score_is_penalised_in_full():
     """Clip 1: r = −.5, 1 + .25."""
-    prepared = made(beta=0.5, reward_clip=1.0).prepare(two_tokens())
+    prepared = build(beta=0.5, reward_clip=1.0).prepare(two_tokens())
     assert prepared.rewards[0, 1:].tolist() == [-0.5, 1.25]
 
 
 def test_what_is_logged_by_hand():
-    """Rows of d = (1, −.5) and of d = (.5): sums .5 and .5, mean .5. Scores 3 and 1. β = .5 takes .25 off each.
+    """Rows with d = (1, −.5) and d = (.5): sums .5 and .5, mean .5. Scores 3 and 1. β = .5 subtracts .25 from each.
 
-    Entropy: −log π of the three tokens is 1, 2, 3. A row that nobody learns from is not in it.
+    Entropy: −log π of the three tokens is 1, 2, 3. Rows without steps to learn from do not count.
     """
     batch = replies(
         (2, 1, 2),
@@ -181,63 +181,63 @@ def test_what_is_logged_by_hand():
         ref_log_probs=torch.tensor([[0, -2, -1.5], [0, -3.5, 0], [0, -1, -1]]),
     )
     batch = replace(batch, mask=batch.valid & torch.tensor([True, True, False])[:, None])
-    module = made(beta=0.5)
-    told = Told(module)
+    module = build(beta=0.5)
+    log = Told(module)
     module.prepare(batch)
     expected = {"score": 2, "kl": 0.5, "non_score_reward": -0.25, "policy_entropy": 2, "beta": 0.5}
-    assert told.values == pytest.approx(expected)
+    assert log.values == pytest.approx(expected)
 
 
 def test_the_estimator_is_that_of_the_kl_that_is_logged_and_held():
-    """d = 1, −.5: k1 .5; k2 .5 + .125; k3 e⁻¹ + e^½ − 2 + .5 = .5166007. Held at .51: under it, over it, over it."""
+    """d = 1, −.5: k1 .5; k2 .5 + .125; k3 e⁻¹ + e^½ − 2 + .5 = .5166007. The target .51 is above the first only."""
     for estimator, kl, grows in (("k1", 0.5, False), ("k2", 0.625, True), ("k3", 0.5166007, True)):
-        module = made(beta=0.5, kl_estimator=estimator, kl_target=0.51)
-        told = Told(module)
+        module = build(beta=0.5, kl_estimator=estimator, kl_target=0.51)
+        log = Told(module)
         prepared = module.prepare(two_tokens())
-        assert told.values["kl"] == pytest.approx(kl, abs=1e-6)
+        assert log.values["kl"] == pytest.approx(kl, abs=1e-6)
         assert bool(module.beta > 0.5) is grows
-        assert prepared.rewards[0, 1:].tolist() == [-0.5, 3.25]  # the penalty is k1's
+        assert prepared.rewards[0, 1:].tolist() == [-0.5, 3.25]  # the penalty uses k1
 
 
 def test_beta_moves_after_the_collection_it_was_used_on(monkeypatch):
     """KL .5 of one row, target .25, horizon 100: e = .2, β = .5·(1 + .2/100) = .501 for the next collection."""
     monkeypatch.setattr(kl_penalty, "KL_HORIZON", 100)
-    module = made(beta=0.5, kl_target=0.25)
+    module = build(beta=0.5, kl_target=0.25)
     assert module.prepare(two_tokens()).rewards[0, 1] == -0.5
     assert module.beta == pytest.approx(0.501, abs=1e-9)
     assert module.prepare(two_tokens()).rewards[0, 1] == pytest.approx(-0.501)
 
 
 def test_only_a_beta_that_moves_is_in_the_checkpoint():
-    assert "beta" in made(kl_target=6.0).state_dict() and "beta" not in made().state_dict()
+    assert "beta" in build(kl_target=6.0).state_dict() and "beta" not in build().state_dict()
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_at_the_start_there_is_nothing_to_penalise(kind):
-    nothing_to_penalise(made(kind, beta=10.0))
+    nothing_to_penalise(build(kind, beta=10.0))
 
 
 def test_the_reference_has_the_temperature_of_the_policy():
-    """Weights with a std of 1, so that scores differ by much, and divided by 1.5 differ by less."""
+    """Weights with a std of 1, so that scores differ much, and less if divided by 1.5."""
     torch.manual_seed(0)
     shape = DecoderShape(VOCABULARY, layers=1, heads=2, width=16, context=8, init_std=1.0)
     nothing_to_penalise(RLHFPolicy(policy=TransformerPolicy(shape, temperature=1.5), beta=10.0))
 
 
 def nothing_to_penalise(module):
-    told = Told(module)
+    log = Told(module)
     batch = by_the_policy(module, replies())
     prepared = module.prepare(batch)
-    assert told.values["kl"] == pytest.approx(0, abs=1e-5)
+    assert log.values["kl"] == pytest.approx(0, abs=1e-5)
     torch.testing.assert_close(prepared.rewards, batch.rewards, atol=1e-5, rtol=0)
 
 
 def test_the_reference_does_not_follow():
-    module = made()
+    module = build()
     batch = by_the_policy(module, replies())
-    told = Told(moved(module))
+    log = Told(moved(module))
     module.prepare(by_the_policy(module, batch))
-    assert abs(told.values["kl"]) > 0.1
+    assert abs(log.values["kl"]) > 0.1
 
 
 def test_a_reference_read_in_chunks_is_the_same(monkeypatch):
@@ -245,7 +245,7 @@ def test_a_reference_read_in_chunks_is_the_same(monkeypatch):
     prepared, reads = [], []
     for chunk in (64, 2):
         monkeypatch.setattr(reference, "CHUNK", chunk)
-        module = made()
+        module = build()
         module.reference.register_forward_hook(lambda network, inputs, output: reads.append(len(inputs[0])))
         prepared.append(module.prepare(batch).ref_log_probs)
     assert reads == [5, 2, 2, 1]
@@ -255,8 +255,8 @@ def test_a_reference_read_in_chunks_is_the_same(monkeypatch):
 
 def test_what_the_reference_said_is_kept_where_it_is_asked_for(tmp_path):
     batch = replies()
-    kept = made(reference_cache=str(tmp_path / "kept"))
-    torch.testing.assert_close(kept.prepare(batch).ref_log_probs, made().prepare(batch).ref_log_probs)
+    cached = build(reference_cache=str(tmp_path / "kept"))
+    torch.testing.assert_close(cached.prepare(batch).ref_log_probs, build().prepare(batch).ref_log_probs)
     assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
@@ -274,13 +274,13 @@ KNOBS = [
 def test_every_knob_changes_the_loss(knobs, kind):
     batch = replies()
     plain = {"kl_weight": 0.5} if len(knobs) > 1 else {}
-    losses = [loss_of(moved(made(kind, **chosen)), batch) for chosen in (knobs, plain)]
+    losses = [loss_of(moved(build(kind, **chosen)), batch) for chosen in (knobs, plain)]
     assert not torch.isclose(*losses)
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_padding_never_changes_the_loss_or_its_gradient(kind):
-    """Two more columns, of NaN wherever a number can stand."""
+    """Two more columns, with NaN in every float field."""
     batch = replies()
     wider = batch.map(
         lambda x: (
@@ -291,7 +291,7 @@ def test_padding_never_changes_the_loss_or_its_gradient(kind):
     wider = replace(wider, valid=wider.valid & ~padding, mask=wider.mask & ~padding)
     results = []
     for rows in (batch, wider):
-        module = moved(made(kind, whiten_rewards=True, reward_clip=0.5, kl_weight=0.5))
+        module = moved(build(kind, whiten_rewards=True, reward_clip=0.5, kl_weight=0.5))
         loss = loss_of(module, rows)
         loss.backward()
         results.append((loss, torch.cat([p.grad.flatten() for p in module.parameters()])))
@@ -300,12 +300,12 @@ def test_padding_never_changes_the_loss_or_its_gradient(kind):
 
 
 def test_a_group_of_equal_scores_teaches_nothing():
-    """GRPO without the KL: three replies scored .1 each, beside a group that has a spread."""
+    """GRPO without a KL: three replies with score .1 each, and another group with different scores."""
     scores = torch.tensor([0.1, 0.1, 0.1, 0.0, 1.0])[:, None]
     batch = replies((3, 5, 2, 4, 1), group=torch.tensor([0, 0, 0, 1, 1]))
     batch = replace(batch, rewards=torch.where(batch.rewards != 0, scores, 0))
     knobs = {"beta": 0.0, "gamma": 1.0, "baseline": "group_mean", "advantage_scale": "group_std"}
-    advantages = made(normalize_advantages=False, **knobs).prepare(batch).advantages
+    advantages = build(normalize_advantages=False, **knobs).prepare(batch).advantages
     assert (advantages[:3][batch.mask[:3]] == 0).all()
     assert advantages[3:][batch.mask[3:]].tolist() == pytest.approx([-1] * 4 + [1], abs=1e-5)
 
@@ -315,7 +315,7 @@ def test_a_group_of_equal_scores_teaches_nothing():
 
 def test_kl_loss_by_hand():
     """Now log π = −1, −2, as above: k3 = e⁻¹ − 1 + 1 = .3678794, e^½ − 1 − .5 = .1487213; weight .1, mean of both."""
-    module = made(kl_weight=0.1)
+    module = build(kl_weight=0.1)
     prepared = module.prepare(two_tokens())
     now = module.evaluate(prepared)
     now.log_probs = row(0, -1, -2)
@@ -324,7 +324,7 @@ def test_kl_loss_by_hand():
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
 def test_the_kl_loss_alone_leads_back_to_the_reference(estimator):
-    module = moved(made(beta=0.0, kl_weight=1.0, kl_loss_estimator=estimator, normalize_advantages=False))
+    module = moved(build(beta=0.0, kl_weight=1.0, kl_loss_estimator=estimator, normalize_advantages=False))
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     batch = replies((4,) * 5, rewards=torch.zeros(5, 5))
     gaps = []
@@ -342,14 +342,14 @@ def test_without_penalty_and_term_it_is_plain_reinforce():
     batch = replies()
     torch.manual_seed(0)
     plain = ReinforcePolicy(policy=GRUPolicy(VOCABULARY, 8))
-    assert loss_of(made(beta=0.0), batch) == loss_of(plain, batch)
+    assert loss_of(build(beta=0.0), batch) == loss_of(plain, batch)
 
 
 # ---- mistakes
 
 
 @pytest.mark.parametrize(
-    ("knobs", "named"),
+    ("knobs", "pattern"),
     [
         ({"beta": -1.0}, "beta"),
         ({"beta": 0.0, "kl_target": 6.0}, "beta"),
@@ -358,15 +358,15 @@ def test_without_penalty_and_term_it_is_plain_reinforce():
         ({"kl_weight": -0.1}, "kl_weight"),
     ],
 )
-def test_a_knob_out_of_range_is_named(knobs, named):
-    with pytest.raises(ValueError, match=f"^{named}: "):
-        made(**knobs)
+def test_a_knob_out_of_range_is_named(knobs, pattern):
+    with pytest.raises(ValueError, match=f"^{pattern}: "):
+        build(**knobs)
 
 
 @pytest.mark.parametrize("missing", ["rewards", "log_probs"])
 def test_a_batch_that_cannot_be_penalised_is_refused(missing):
     with pytest.raises(ValueError, match="beta: the batch has no"):
-        made().prepare(replies(**{missing: None}))
+        build().prepare(replies(**{missing: None}))
 
 
 class Attention(nn.Module):
@@ -379,7 +379,7 @@ class Attention(nn.Module):
 def test_dropout_is_refused(part):
     policy = GRUPolicy(VOCABULARY, 8)
     policy.extra = part
-    with pytest.raises(ValueError, match=r"dropout: policy\.extra drops 0\.1"):
+    with pytest.raises(ValueError, match=r"dropout: policy\.extra has dropout 0\.1"):
         RLHFPolicy(policy=policy)
 
 
@@ -390,5 +390,5 @@ def test_dropout_of_a_language_model_is_refused():
 
 
 def test_a_scale_by_groups_beside_a_critic_is_refused():
-    with pytest.raises(ValueError, match="advantage_scale: group_std beside a critic"):
-        made("agent", advantage_scale="group_std")
+    with pytest.raises(ValueError, match="advantage_scale: got group_std, but the critic is the baseline"):
+        build("agent", advantage_scale="group_std")

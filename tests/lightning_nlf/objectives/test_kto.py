@@ -1,4 +1,4 @@
-"""KTO: the loss by hand, who is good, replies behind other prompts, and the baseline they give."""
+"""KTO: hand-worked losses, good and bad rows, replies after other prompts, and the baseline from them."""
 
 import math
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 
 from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.objectives import KTOPolicy
-from lightning_nlf.objectives.kto import judged, kto_loss, mismatched, next_prompts
+from lightning_nlf.objectives.kto import good_and_bad, kto_loss, mismatched, next_prompts
 
 GROUPS, LENGTHS = [0, 0, 1, 2, 2, 2], [2, 4, 3, 1, 5, 2]
 
@@ -37,26 +37,26 @@ def test_at_the_reference(text, batch):
 
 
 def test_labels_or_scores_say_who_is_good(text, batch):
-    """A score at the threshold is good; NaN is neither, nor is a row that says nothing.
+    """A score at the threshold is good. NaN is neither good nor bad, and neither is a row without a reply.
 
-    Said by the teacher, both count: what has no score is what it expected.
+    If the expert wrote them, both count: a reply without a score is an expected response.
     """
-    good, bad = judged(batch, None)
+    good, bad = good_and_bad(batch, None)
     assert good.tolist() == batch.extra["label"].tolist() and bad.tolist() == (~batch.extra["label"]).tolist()
     scored = replace(batch, score=torch.tensor([1, 0.5, 0.4, math.nan, 2, 2]))
     scored = replace(scored, mask=scored.mask.index_fill(0, torch.tensor(5), False))
-    good, bad = judged(scored, 0.5)
+    good, bad = good_and_bad(scored, 0.5)
     assert good.tolist() == [True, True, False, False, True, False]
     assert bad.tolist() == [False, False, True, False, False, False]
     theirs = replace(scored, mask=torch.zeros_like(batch.mask), expert_mask=batch.mask)
-    assert [rows.tolist() for rows in judged(theirs, 0.5)] == [
+    assert [rows.tolist() for rows in good_and_bad(theirs, 0.5)] == [
         [True, True, False, True, True, True],
         [False, False, True, False, False, False],
     ]
-    with pytest.raises(ValueError, match="threshold: without labels"):
-        judged(replace(batch, extra={}), None)
-    with pytest.raises(ValueError, match="threshold: 0.5 divides scores"):
-        judged(batch, 0.5)
+    with pytest.raises(ValueError, match="threshold: the batch has no labels"):
+        good_and_bad(replace(batch, extra={}), None)
+    with pytest.raises(ValueError, match="threshold: got 0.5, but the batch has no scores"):
+        good_and_bad(batch, 0.5)
 
 
 def test_each_group_gets_the_prompt_of_the_next(text, batch):
@@ -66,13 +66,13 @@ def test_each_group_gets_the_prompt_of_the_next(text, batch):
 
 
 def tokens(batch, row):
-    """What a row says: all that it shows before its last reply step, and the last action."""
+    """The text of a row: all tokens before its last reply step, and the last action."""
     last = int(batch.mask[row].nonzero()[-1])
     return [*batch.obs[row, : last + 1].tolist(), int(batch.actions[row, last])]
 
 
 def test_the_reply_stands_behind_the_other_prompt(text, batch):
-    """Prompts of groups 0, 1, 2 have 2, 3, 4 tokens: each row is the next group's prompt and its own reply."""
+    """Prompts of groups 0, 1, 2 have 2, 3, 4 tokens. Each row has the prompt of the next group and its own reply."""
     view = mismatched(batch)
     for row, (group, length) in enumerate(zip(GROUPS, LENGTHS, strict=True)):
         donor = [2, 2, 3, 0, 0, 0][row]
@@ -90,7 +90,7 @@ def test_what_is_no_text_is_refused(batch):
 
 
 def test_the_baseline_is_the_kl_of_replies_behind_other_prompts(text, batch):
-    """The mean over rows of log π/π_ref of the view, by two forwards; never below 0, and without a gradient."""
+    """The mean over rows of log π/π_ref of the view, by two forward passes; at least 0, and without a gradient."""
     signs = set()
     for seed in range(6):
         module = text.moved(kto(text), seed)
@@ -106,12 +106,12 @@ def test_the_baseline_is_the_kl_of_replies_behind_other_prompts(text, batch):
 
 
 def silent(batch, *rows):
-    """The same, and these rows have no reply."""
+    """The same, although these rows have no reply."""
     return replace(batch, mask=batch.mask.index_fill(0, torch.tensor(rows), False))
 
 
 def test_rows_without_a_reply_count_for_nothing_in_the_baseline(text, batch):
-    """Log-ratios of .5 a token in replies of 2, 4 and 3: z₀ = (1 + 2 + 1.5) / 3 = 1.5, not 4.5 / 6."""
+    """Log-ratios of .5 per token in replies of 2, 4 and 3 tokens: z₀ = (1 + 2 + 1.5) / 3 = 1.5, not 4.5 / 6."""
     module = kto(text)
     prepared = module.prepare(silent(batch, 3, 4, 5))
     now = module.evaluate(prepared.view).log_probs.detach()
@@ -120,7 +120,7 @@ def test_rows_without_a_reply_count_for_nothing_in_the_baseline(text, batch):
 
 
 def test_a_row_without_a_reply_gives_no_prompt(batch):
-    """Group 1 has said nothing: behind group 0 comes group 2, from its first row with a reply."""
+    """Group 1 has no reply, so that group 2 follows group 0, with its first row that has a reply."""
     assert next_prompts(silent(batch, 2, 3)).tolist() == [4, 4, 4, 0, 0, 0]
     assert next_prompts(replace(silent(batch, 1, 2), group=None)).tolist() == [3, 3, 3, 4, 5, 0]
 
@@ -148,7 +148,7 @@ def test_the_baseline_matters(text, batch):
 )
 def test_every_knob_changes_the_loss(knob, text, batch):
     scored = replace(batch, score=torch.tensor([0.0, 1, 0, 1, 0, 1]))
-    losses = [float(text.loss(text.moved(kto(text, **more)), scored).detach()) for more in ({}, knob)]
+    losses = [float(text.loss(text.moved(kto(text, **options)), scored).detach()) for options in ({}, knob)]
     assert abs(losses[0] - losses[1]) > 1e-4
 
 
@@ -158,7 +158,7 @@ def test_padding_changes_nothing(text, batch):
 
 
 def test_accumulation_is_one_batch(text, batch):
-    """Given the baseline, which is of a micro-batch: 2 good of 3 here, 1 of 3 there, and one that nobody judged."""
+    """With a fixed baseline, which depends on the micro-batch: 2 of 3 are good, then 1 of 3, and one has no label."""
     module = text.moved(kto(text))
     module.reference_point = lambda batch: torch.tensor(0.3)
     scored = replace(batch, extra={}, score=torch.tensor([1, 0, 1, math.nan, 0, 0]))

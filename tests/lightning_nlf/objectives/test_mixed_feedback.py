@@ -1,4 +1,4 @@
-"""Lines of any completeness in one fit: each term is what the plain objective makes of its own lines alone."""
+"""Mixed feedback in one fit: each term equals the plain objective on its own lines alone."""
 
 import lightning as L
 import pytest
@@ -13,7 +13,7 @@ from lightning_nlf.objectives.mixed_feedback import MixedFeedbackPolicy
 
 USE = ("score", "ranking", "preference", "expected", "critique")
 NLL = {"divergence": "nll"}
-KINDS = {  # the term: lines that have nothing else, the plain objective, its knobs, its term, what is used
+KINDS = {  # the term: its lines, the plain objective, its knobs and term, and the fields that it uses
     "policy": (
         [Judgement("q a", ("b", "c d a"), score=(0.25, 1.0)), Judgement("q", ("b c",), score=(0.5,))],
         (ReinforcePolicy, {"gamma": 1.0}, "policy", ("score",)),
@@ -47,7 +47,7 @@ def module_of(tmp_path):
 
 
 def built(family, **knobs):
-    """Reference and policy differ, so that no term is where it begins."""
+    """Reference and policy differ, so that no term has its initial value."""
     torch.manual_seed(0)
     module = family(policy=GRUPolicy(13, 8), **knobs)
     generator = torch.Generator().manual_seed(1)
@@ -62,30 +62,46 @@ def mixed(**knobs):
 
 
 def terms(module, rows, parts=1):
-    """Of the prepared rows, in one part or as the mean over parts that a trainer would take."""
+    """Terms of the prepared rows, in one part, or the mean over parts as a Trainer would compute it."""
     prepared = module.prepare(rows)
     totals = {name: count.sum().float() for name, count in row_counts(prepared).items()}
     cut = [prepared[prepared.group % parts == i] for i in range(parts)]
-    said = [module.losses(part, module.evaluate(part)) for part in stamp_totals(cut, totals, parts)]
-    return {name: sum(each[name] for each in said) / parts for name in said[0]}
+    losses = [module.losses(part, module.evaluate(part)) for part in stamp_totals(cut, totals, parts)]
+    return {name: sum(part_losses[name] for part_losses in losses) / parts for name in losses[0]}
 
 
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_term_is_what_it_is_on_its_own_lines_alone(kind, parts, module_of):
-    """However the lines are mixed and cut: no part of three has lines of every kind."""
+    """For any mixture and split. No part of three has lines of every kind."""
     lines, (plain, knobs, name, use) = KINDS[kind]
     alone = terms(built(plain, **knobs), module_of(lines, use).rows)[name]
-    found = terms(mixed(), module_of(ALL).rows, parts)[kind]
+    terms_now = terms(mixed(), module_of(ALL).rows, parts)[kind]
     assert alone.abs() > 1e-3
-    torch.testing.assert_close(found, alone, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(terms_now, alone, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("error:rank. no group has two ranked replies")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_that_no_line_has_is_silent(kind, module_of):
+    """On the lines of one kind alone, its term equals the plain objective. The others are 0 and have no gradient."""
+    lines, (plain, knobs, name, use) = KINDS[kind]
+    module = mixed()
+    losses = terms(module, module_of(lines).rows)
+    assert {term for term, loss in losses.items() if loss != 0} == {kind}
+    torch.testing.assert_close(losses[kind], terms(built(plain, **knobs), module_of(lines, use).rows)[name])
+    for term, loss in losses.items():
+        module.zero_grad()
+        loss.backward(retain_graph=True)
+        gradients = [p.grad for p in module.policy.parameters() if p.grad is not None]
+        assert any(gradient.any() for gradient in gradients) == (term == kind), term
 
 
 def test_a_reply_without_a_score_has_not_earned_0(module_of):
-    """Without the mixin the ranked replies would count as failures, and change the policy's term."""
+    """Without the mixin, ranked replies would count as failures, and change the policy term."""
     rows = module_of(ALL).rows
-    found, naive = (terms(module, rows)["policy"] for module in (mixed(), built(ReinforcePolicy, gamma=1.0)))
-    assert (found - naive).abs() > 1e-2
+    terms_now, naive = (terms(module, rows)["policy"] for module in (mixed(), built(ReinforcePolicy, gamma=1.0)))
+    assert (terms_now - naive).abs() > 1e-2
 
 
 def test_the_weight_of_the_critiques(module_of):
@@ -97,10 +113,10 @@ def test_the_weight_of_the_critiques(module_of):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_one_fit_learns_all_of_it(module_of):
-    """Held out are lines with a ranking, an expected response and a critique: their terms are measured, and fall."""
-    held = [Judgement("d", ("b", "c d"), ranking="B > A", expected="e d", critique=("e e", None))]
+    """Held-out lines have a ranking, an expected response and a critique. Their losses are logged, and decrease."""
+    held_out = [Judgement("d", ("b", "c d"), ranking="B > A", expected="e d", critique=("e e", None))]
     data = module_of(ALL, minibatches=2)
-    write(data.paths[0] + ".held", held)
+    write(data.paths[0] + ".held", held_out)
     data = module_of(ALL, minibatches=2, val_path=data.paths[0] + ".held")
     module = mixed(optimizer=lambda p: torch.optim.Adam(p, 0.02))
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)

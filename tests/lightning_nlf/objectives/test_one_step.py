@@ -1,4 +1,4 @@
-"""A whole reply as one decision: the gradient of the token form, as a mean over replies instead of tokens."""
+"""One decision per reply: the gradient of the token form, as a mean over replies instead of tokens."""
 
 from dataclasses import replace
 
@@ -15,19 +15,19 @@ from lightning_nlf.objectives.policy_gradient import at_first, first_step, impor
 VOCABULARY = 7
 
 
-def made(kind, **knobs):
+def build(kind, **knobs):
     torch.manual_seed(0)
     critic = {"value": GRUValue(VOCABULARY, 8)} if issubclass(kind, ActorCriticAgent) else {}
     return kind(policy=GRUPolicy(VOCABULARY, 8), gamma=1.0, **critic, **knobs)
 
 
 def one_step(kind=ReinforcePolicy, **knobs):
-    """The policy whose decisions are whole replies; of an actor-critic V of the prompt is the baseline."""
-    return made(kind, decision="reply", **knobs)
+    """A policy whose decisions are whole replies. The baseline of an actor-critic is V of the prompt."""
+    return build(kind, decision="reply", **knobs)
 
 
 def replies(lengths=(3, 5, 2), seed=0, **fields):
-    """Replies to prompts of two tokens, paid on the last."""
+    """Replies to prompts of two tokens, with the reward on the last token."""
     generator = torch.Generator().manual_seed(seed)
     width = 1 + max(lengths)
     ids = torch.randint(VOCABULARY, (len(lengths), width + 1), generator=generator)
@@ -69,16 +69,16 @@ def test_a_reply_at_its_first_step_by_hand():
 @pytest.mark.parametrize("baseline", ["none", "group_mean", "leave_one_out"])
 @pytest.mark.parametrize("entropy_weight", [0.0, 0.3])
 def test_the_gradient_is_that_of_the_token_form(baseline, entropy_weight):
-    """γ = 1 and paid at the end: Σ_t ∇log π_t · A = ∇log π(reply) · A. 10 tokens in 3 replies: ⅓ against ⅒."""
+    """γ = 1, reward at the end: Σ_t ∇log π_t · A = ∇log π(reply) · A. 10 tokens in 3 replies: ⅓ instead of ⅒."""
     knobs = {"baseline": baseline, "entropy_weight": entropy_weight, "normalize_advantages": False}
     whole = gradient_of(one_step(**knobs), replies())
-    tokens = gradient_of(made(ReinforcePolicy, **knobs), replies())
+    tokens = gradient_of(build(ReinforcePolicy, **knobs), replies())
     torch.testing.assert_close(whole * 3, tokens * 10)
     assert tokens.norm() > 0.01
 
 
 def test_rewards_on_the_way_are_the_replies():
-    """1 on each of 3, 5 and 2 tokens: the replies' returns are 3, 5, 2, and less their mean −⅓, 5/3, −4/3."""
+    """Reward 1 on each of 3, 5 and 2 tokens: returns 3, 5, 2, and −⅓, 5/3, −4/3 after subtracting their mean."""
     batch = replies()
     batch = replace(batch, rewards=batch.valid.float())
     prepared = one_step(baseline="batch_mean", normalize_advantages=False).prepare(batch)
@@ -93,7 +93,7 @@ def test_what_the_tokens_were_is_kept():
 
 
 def test_a_reply_is_one_step_to_schedules():
-    """Three replies, of which the learner gave two."""
+    """Three replies, two of them by the learner."""
     batch = replies()
     module = one_step()
     module.prepare(replace(batch, mask=batch.mask & torch.tensor([[True], [False], [True]])))
@@ -114,7 +114,7 @@ def test_the_ratio_is_that_of_the_reply():
 
 
 def test_the_critic_is_asked_at_the_prompt():
-    """V of the first step of each reply, and its loss the mean over replies."""
+    """V of the first step of each reply, with a loss that is a mean over replies."""
     module = one_step(ActorCriticAgent, normalize_advantages=False, value_weight=1.0)
     batch = replies()
     prepared = module.prepare(batch)
@@ -141,13 +141,13 @@ def test_the_penalty_of_all_tokens_is_the_replies():
         log_probs=torch.tensor([[0, -1, -2.0], [0, -3, 0]]),
         ref_log_probs=torch.tensor([[0, -2, -1.5], [0, -3.5, 0]]),
     )
-    prepared = made(OneStepRLHFPolicy, beta=0.5, normalize_advantages=False).prepare(batch)
+    prepared = build(OneStepRLHFPolicy, beta=0.5, normalize_advantages=False).prepare(batch)
     assert prepared.advantages[first_step(batch.mask)].tolist() == pytest.approx([2.75, 0.75])
 
 
 @pytest.mark.parametrize("kind", [ReinforcePolicy, ActorCriticAgent])
 def test_cut_into_parts_the_loss_is_that_of_the_whole(kind):
-    """Two replies and one: the mean over the parts is the mean over the replies."""
+    """Parts of two replies and one: the mean over the parts is the mean over the replies."""
     module = one_step(kind)
     prepared = module.prepare(replies())
     expected = module.losses(prepared, module.evaluate(prepared))
@@ -165,12 +165,12 @@ def test_cut_into_parts_the_loss_is_that_of_the_whole(kind):
         ("ReinforcePolicy", {"baseline": "shared_group_mean"}, "shared_group_mean"),
         ("UnweightedInjectionPolicy", {}, "injection"),
         ("RLSDPolicy", {}, "evidence_weight"),
-        ("SRPOPolicy", {}, "distilled"),
+        ("SRPOPolicy", {}, "success"),
         ("MixedFeedbackPolicy", {"divergence": "nll"}, "scored_steps"),
         ("JointPolicy", {"suffix_temperature": 0.5}, "suffix_temperature"),
     ],
 )
 def test_what_is_about_tokens_is_refused(kind, knobs, name, text):
-    """Its terms would be 0, or of the first token only."""
+    """Its terms would be 0, or use the first token only."""
     with pytest.raises(ValueError, match=f"decision: reply .*{name}"):
         getattr(objectives, kind)(policy=text.gru_policy(), decision="reply", **knobs)

@@ -1,4 +1,4 @@
-"""The phases that prepare rows, the means of terms, and what is logged of held-out rows, however they are cut."""
+"""The phases that prepare rows, the means of terms, and held-out metrics, for every split into micro-batches."""
 
 import inspect
 import math
@@ -33,7 +33,7 @@ from lightning_nlf.rewards.reward_module import RewardModule
 
 
 class Recorded:
-    """Mixins that write down which of their hooks ran."""
+    """Mixins that record the hooks that ran."""
 
     def __init__(self):
         self.calls = []
@@ -77,7 +77,7 @@ def test_each_phase_runs_each_mixin_once_from_the_right(text):
 
 
 def test_held_out_rows_pass_the_phases_that_add(text):
-    """Nothing is chosen, shaped or credited there."""
+    """Held-out rows are not selected, and their rewards and credit are not computed."""
     recorded = Recorded()
     module = recorded.module(text.gru_policy())
     logged(module, text.replies_to([0, 0], [2, 3]))
@@ -96,7 +96,7 @@ def test_terms_and_advance_run_each_mixin_once_from_the_right(text):
 
 
 def yielding(*terms):
-    """A mixin of terms, each made of (batch, now)."""
+    """A mixin whose terms are computed from (batch, now)."""
 
     class Yielding(Objective):
         def terms(self, batch, now):
@@ -111,18 +111,18 @@ def made_of(text, *mixins, **knobs):
 
 def test_two_terms_with_one_name_are_refused(text):
     mixins = [yielding(lambda batch, now: Term("twin", now.log_probs, "mask")) for _ in range(2)]
-    with pytest.raises(ValueError, match="Made: two terms have the name twin"):
+    with pytest.raises(ValueError, match="Made: two terms are called twin"):
         made_of(text, *mixins).losses(text.replies_to([0, 0], [2, 3]))
 
 
 def test_values_of_another_shape_than_their_mask_are_refused(text):
     module = made_of(text, yielding(lambda batch, now: Term("rows", now.log_probs.sum(1), "mask")))
-    with pytest.raises(ValueError, match=r"rows: values \(2,\) over mask \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"rows: its values have shape \(2,\), but the mask `mask` has \(2, 5\)"):
         module.losses(text.replies_to([0, 1], [2, 3]))
 
 
 def scores_of_steps(per=None, weight=1.0, logged_only=False):
-    """The row's score at each of the learner's steps."""
+    """The score of the row at each of the learner's steps."""
 
     def term(batch, now):
         values = batch.score[:, None].expand(batch.mask.shape)
@@ -133,14 +133,14 @@ def scores_of_steps(per=None, weight=1.0, logged_only=False):
 
 @pytest.fixture
 def scored(text):
-    """Of 1 and 3 steps, scored 6 and 2; of the second row the learner's are the last 2."""
+    """Rows of 1 and 3 steps with scores 6 and 2; the last 2 steps of the second row are the learner's."""
     rows = text.replies_to([0, 0], [1, 3], score=torch.tensor([6.0, 2.0]))
     first = rows.valid & (rows.valid.cumsum(1) == 1)
     return replace(rows, mask=rows.valid & ~(first & torch.tensor([[False], [True]])))
 
 
 def test_a_mean_is_over_the_steps_or_per_another_count(text, scored):
-    """(6 + 2 + 2) over 3 steps of the learner, or per 4 that are valid; times the weight."""
+    """(6 + 2 + 2) over 3 steps of the learner, or per 4 valid steps; times the weight."""
     assert float(made_of(text, scores_of_steps()).losses(scored)["score"]) == pytest.approx(10 / 3)
     per_valid = made_of(text, scores_of_steps("valid", weight=0.5))
     assert float(per_valid.losses(scored)["score"]) == pytest.approx(0.5 * 10 / 4)
@@ -149,7 +149,7 @@ def test_a_mean_is_over_the_steps_or_per_another_count(text, scored):
 
 
 def test_a_mean_per_another_count_does_not_depend_on_how_held_out_rows_are_cut(text, scored):
-    """10/4, without the weight. Weighed by steps of the learner the two rows would give (6/1 · 1 + 4/3 · 2)/3."""
+    """10/4, without the weight. Weighted by the learner's steps, the rows would give (6/1 · 1 + 4/3 · 2)/3."""
     module = made_of(text, scores_of_steps("valid", weight=0.5))
     for parts in ([scored], [scored[:1], scored[1:]]):
         assert validated(module, parts)["val/score"] == pytest.approx(10 / 4)
@@ -179,7 +179,7 @@ def test_a_field_that_is_missing_ends_training_and_leaves_out_a_mixins_terms_of_
 
 
 def test_demonstrations_are_measured_by_imitation_alone(text):
-    """The policy gradient has no advantages there; in training that is a mistake."""
+    """Held-out rows have no advantages for the policy gradient. In training that is an error."""
     rows = text.replies_to([0, 0], [2, 3])
     rows = replace(rows, mask=rows.mask & False, expert_mask=rows.mask, expert_actions=rows.actions)
     module, plain = (kind(policy=text.gru_policy(), divergence="nll") for kind in (JointPolicy, ImitationPolicy))
@@ -193,7 +193,7 @@ def test_demonstrations_are_measured_by_imitation_alone(text):
 
 
 class SumOfReplies(Objective):
-    """A term of steps, with a weight, and a term of rows."""
+    """A weighted term of steps, and a term of rows."""
 
     def masks(self, batch):
         return batch.with_masks(replies=batch.mask.any(1))
@@ -205,7 +205,7 @@ class SumOfReplies(Objective):
 
 @pytest.mark.parametrize("parts", [[[0, 1, 2, 3, 4]], [[0], [1, 2, 3, 4]], [[4, 1], [3], [0, 2]]])
 def test_a_sum_is_the_sum_whatever_the_cut(parts, text):
-    """SGD on Σ terms, in so many micro-batches; the mean of 15 steps and of 5 rows would be another loss."""
+    """SGD on Σ terms, in this number of micro-batches. The mean over 15 steps and 5 rows would be another loss."""
     rows = text.replies_to([0, 0, 1, 1, 1], [2, 4, 1, 3, 5])
     module = made_of(text, SumOfReplies, reduce="sum", optimizer=lambda p: torch.optim.SGD(p, lr=1e-3))
     start = [p.detach().clone() for p in module.parameters()]
@@ -245,7 +245,7 @@ KINDS = {
 
 @pytest.fixture
 def batch(text):
-    """Three groups of unequal size, with a tie; both good and bad in each of the parts below."""
+    """Three groups of unequal size, with a tie. Each of the parts below has good and bad rows."""
     return text.replies_to(
         [0, 0, 0, 1, 1, 2, 2],
         [2, 4, 1, 3, 3, 5, 2],
@@ -271,7 +271,7 @@ def validated(module, parts):
 
 
 def logged(module, rows):
-    """What an evaluation of held-out rows logs, by name, without a trainer."""
+    """Held-out metrics by name, without a Trainer."""
     metrics = {}
     module.log = lambda name, x, **_: metrics.update({name: x})
     with torch.no_grad():
@@ -290,9 +290,9 @@ def gru_reward():
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_it_is_what_training_says_of_the_rows(kind, text, batch):
-    """Without the weights, in one batch or in two; and nothing counts as experience.
+    """Held-out terms without their weights, in one batch or in two. They do not count as experience.
 
-    KTO's baseline is of a batch, so it is given.
+    KTO's baseline depends on the batch, so it is fixed.
     """
     module = text.moved(kind(policy=text.gru_policy(), **KINDS[kind]))
     module.reference_point = lambda batch: torch.tensor(0.3)
@@ -302,7 +302,7 @@ def test_it_is_what_training_says_of_the_rows(kind, text, batch):
     prepared = module.prepare(batch)
     means = module.losses(prepared) | module.figures(prepared)
     weights = {"chosen": 0.3, "unlikelihood": 3.0}
-    single = {"theta", "baseline_kl"}  # no mean over rows
+    single = {"theta", "baseline_kl"}  # not a mean over rows
     assert set(whole) == {f"val/{name}" for name in means if name not in single} and len(whole) >= 2
     for name in means.keys() - single:
         expected = float(means[name].detach()) / weights.get(name, 1.0)
@@ -320,15 +320,15 @@ def test_expected_responses_are_compared_there_too(text, batch):
         rank=torch.where(theirs, -1, batch.rank),
     )
     module = text.moved(DPOPolicy(policy=text.gru_policy(), expected_first=True))
-    there, ranked = validated(module, [rows]), validated(module, [batch])
+    measured, ranked = validated(module, [rows]), validated(module, [batch])
     of_the_learner = "val/reference_kl"  # over `mask`, in which an expected response is not
-    assert there.pop(of_the_learner) != ranked.pop(of_the_learner)
-    assert there == pytest.approx(ranked, abs=1e-5)
+    assert measured.pop(of_the_learner) != ranked.pop(of_the_learner)
+    assert measured == pytest.approx(ranked, abs=1e-5)
 
 
 def test_rollouts_are_measured_by_their_return(text, batch):
-    paid = replace(batch, rewards=torch.ones(batch.mask.shape))
-    assert validated(DPOPolicy(policy=text.gru_policy()), [paid]) == {"val/return": pytest.approx(20 / 7)}
+    rewarded = replace(batch, rewards=torch.ones(batch.mask.shape))
+    assert validated(DPOPolicy(policy=text.gru_policy()), [rewarded]) == {"val/return": pytest.approx(20 / 7)}
 
 
 def test_a_regression_on_rewards_is_evaluated_by_rewards(text, batch):
@@ -370,8 +370,8 @@ def built(text, name, **knobs):
 
 @pytest.fixture
 def held_out(text):
-    """Rows with everything that somebody may have said of them: ranked replies, a critique, an expected response."""
-    rows = text.rounds_of([0, 0, 0, 1, 1, 1], [2, 4, 3, 3, 1, 5], [0, 0, 1, 0, 0, 1], [0.0] * 6, seen=[1] * 6)
+    """Rows with every kind of feedback: ranked replies, a critique, an expected response."""
+    rows = text.rounds_of([0, 0, 0, 1, 1, 1], [2, 4, 3, 3, 1, 5], [0, 0, 1, 0, 0, 1], [0.0] * 6, has_feedback=[1] * 6)
     extra = {
         "label": torch.tensor([1, 0, 1, 1, 0, 1]).bool(),
         "scored": torch.ones(6, dtype=torch.bool),
@@ -390,7 +390,7 @@ def test_every_class_is_below():
 
 @pytest.mark.parametrize("name", KNOBS)
 def test_every_name_that_is_logged_is_announced(name, text, held_out):
-    """A callback may watch it: it is in `reports`, of the class or of one of its mixins."""
+    """A callback may monitor it: it is in `reports` of the class or of one of its mixins."""
     module = built(text, name, **KNOBS[name])
     rows = replace(held_out, rewards=torch.ones(held_out.mask.shape)) if name in LABELS_IN_REWARDS else held_out
     names = {metric.removeprefix("val/") for metric in logged(module, rows)}
@@ -406,7 +406,7 @@ def test_rows_that_have_no_reward_are_refused_where_only_rewards_are_learned(nam
 
 @pytest.mark.parametrize("name", KNOBS)
 def test_held_out_rows_leave_nothing_to_the_log_of_training(name, text, held_out):
-    """And take no part in its sums over ranks, which would wait for a rank with fewer held-out batches."""
+    """They take no part in sums over ranks either, which would wait for a rank with fewer held-out batches."""
     module = built(text, name, **KNOBS[name])
     rows = replace(held_out, rewards=torch.ones(held_out.mask.shape)) if name in LABELS_IN_REWARDS else held_out
     logged(module, rows)
@@ -421,7 +421,7 @@ def test_the_first_loss_says_which_model_is_best(name, loss, text, held_out):
 
 
 def test_perplexity_is_of_the_steps_that_are_imitated(text, held_out):
-    """A critique, which is the expert's too, is predicted, not imitated."""
+    """A critique is also an expert row, but it is predicted, not imitated."""
     metrics = logged(built(text, "MixedFeedbackPolicy", **KNOBS["MixedFeedbackPolicy"]), held_out)
     assert metrics["val/perplexity"] == pytest.approx(math.exp(metrics["val/imitation"]), rel=1e-4)
     assert metrics["val/critique"] != pytest.approx(metrics["val/imitation"], abs=1e-3)

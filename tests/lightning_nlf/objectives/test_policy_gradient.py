@@ -1,4 +1,4 @@
-"""Policy gradient: hand-worked losses, what each knob does, and that padding and cutting change nothing."""
+"""Policy gradient: hand-worked losses, the effect of each knob, and invariance to padding and splits."""
 
 import math
 from dataclasses import replace
@@ -25,11 +25,11 @@ def row(*values, **kwargs):
 
 
 def episodes(lengths=(3, 5, 2), seed=0, **fields):
-    """Random rows that the learner acted in from start to end."""
+    """Random rows in which the learner acted at all steps."""
     generator = torch.Generator().manual_seed(seed)
     shape = len(lengths), max(lengths)
     valid = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
-    random = lambda *more: torch.randn(*shape, *more, generator=generator)  # noqa: E731
+    random = lambda *trailing: torch.randn(*shape, *trailing, generator=generator)  # noqa: E731
     rows = Batch(
         obs=random(4),
         actions=random(1),
@@ -54,7 +54,7 @@ def loss_of(module, batch):
 
 
 def test_policy_gradient_loss_by_hand():
-    """−log π·A of each step: −(−1)·2 = 2 and −(−3)·(−1) = −3. Their mean is −.5; the third step is padding."""
+    """−log π·A of each step: −(−1)·2 = 2 and −(−3)·(−1) = −3, with mean −.5; the third step is padding."""
     loss = policy_gradient_loss(row(-1, -3, -5), row(2, -1, 9))
     assert loss[0, :2].tolist() == pytest.approx([2, -3])
     assert masked_mean(loss, row(1, 1, 0).bool()) == pytest.approx(-0.5)
@@ -73,7 +73,7 @@ def test_clipped_loss_by_hand():
     ("ratio", "advantage", "moves"), [(1.5, 1, False), (1.5, -1, True), (0.5, -1, False), (0.5, 1, True)]
 )
 def test_no_gradient_outside_the_clip(ratio, advantage, moves):
-    """Beyond 1 ± ε there is a gradient only if it leads back."""
+    """Outside 1 ± ε there is a gradient only towards that range."""
     new = row(math.log(ratio)).requires_grad_()
     clipped_policy_loss(importance_ratio(new, row(0), row(1).bool()), row(advantage), 0.2).sum().backward()
     assert bool(new.grad.abs().sum() > 0) is moves
@@ -84,7 +84,7 @@ def test_padding_cannot_overflow_the_ratio():
 
 
 def test_the_ratio_is_one_on_the_first_pass():
-    """Log-probabilities stored one state at a time are those of the whole batch's forward."""
+    """Log-probabilities that were stored one state at a time equal those of a forward pass of the whole batch."""
     module, batch = agent(clip=0.2), episodes()
     steps = [module.act(batch.obs[:, t]) for t in range(batch.mask.shape[1])]
     batch = replace(
@@ -122,7 +122,7 @@ def test_whitening_gives_mean_zero_and_variance_one_over_the_mask():
 
 
 def groups():
-    """Returns (one step a row) 1, 3 | 5, 7, 9 | 4."""
+    """Returns (one step per row) 1, 3 | 5, 7, 9 | 4."""
     rewards = torch.tensor([[1.0], [3], [5], [7], [9], [4]])
     return replace(episodes((1,) * 6), rewards=rewards, group=torch.tensor([0, 0, 1, 1, 1, 2]))
 
@@ -144,15 +144,15 @@ def test_baselines_by_hand(baseline, expected):
 
 
 def test_rows_that_nobody_learns_from_do_not_enter_a_group_baseline():
-    """The expected response stands in the group with `mask` False: the others' mean is (5 + 7)/2."""
+    """The expected response has an empty `mask`: the mean of the others in the group is (5 + 7)/2."""
     batch = groups()
     batch = replace(batch, mask=batch.mask & (torch.arange(6) != 4)[:, None])
     assert BASELINES["group_mean"](batch.rewards, batch)[2, 0] == 6
 
 
 def with_an_expert():
-    """γ = 1, paid at the end: 1 and 3 by the learner alone, 8 by an expert from the second step on, 6 by one alone,
-    and 100 for a label, which nobody decided. The last row is of another group.
+    """γ = 1, reward at the end: 1 and 3 by the learner, 8 by an expert from the second step on, 6 by the expert alone,
+    and 100 for a row of labels, without valid steps. The last row belongs to another group.
     """
     batch = episodes((2,) * 6)
     pay = torch.tensor([1.0, 3, 8, 6, 100, 5])
@@ -166,25 +166,27 @@ def with_an_expert():
     ("baseline", "mean"), [("group_mean", (1 + 3 + 8) / 3), ("shared_group_mean", (1 + 3 + 8 + 6) / 4)]
 )
 def test_whether_an_experts_row_raises_the_bar(baseline, mean):
-    """The row that is all the expert's counts with `shared_group_mean` alone; both are compared with the same mean."""
+    """The expert's row counts only with `shared_group_mean`; all rows are then compared with the same mean."""
     prepared = agent(gamma=1.0, baseline=baseline, normalize_advantages=False).prepare(with_an_expert())
-    wanted = torch.tensor([1 - mean, 3 - mean, 8 - mean, 6 - mean])
-    torch.testing.assert_close(prepared.advantages[:4], wanted[:, None].expand(-1, 2))
+    target = torch.tensor([1 - mean, 3 - mean, 8 - mean, 6 - mean])
+    torch.testing.assert_close(prepared.advantages[:4], target[:, None].expand(-1, 2))
     assert prepared.advantages[5].tolist() == [0, 0]
 
 
 def test_the_spread_is_that_of_the_rows_that_the_mean_is_of():
-    """Of 1, 3, 8, 6 the mean is 4.5 and the variance (12.25 + 2.25 + 12.25 + 2.25)/4 = 7.25; alone, the scale is 1."""
+    """1, 3, 8, 6 have mean 4.5 and variance (12.25 + 2.25 + 12.25 + 2.25)/4 = 7.25; a single row has scale 1."""
     knobs = {"gamma": 1.0, "advantage_scale": "group_std", "normalize_advantages": False}
     prepared = agent(baseline="shared_group_mean", **knobs).prepare(with_an_expert())
-    wanted = torch.tensor([-3.5, -1.5, 3.5, 1.5]) / math.sqrt(7.25)
-    torch.testing.assert_close(prepared.advantages[:4, 0], wanted, rtol=0, atol=1e-5)
-    own = agent(baseline="group_mean", **knobs).prepare(with_an_expert())
-    assert float(own.advantages[0, 0]) == pytest.approx((1 - 4) / math.sqrt(26 / 3), abs=1e-5)  # 9 + 1 + 16, by 3
+    target = torch.tensor([-3.5, -1.5, 3.5, 1.5]) / math.sqrt(7.25)
+    torch.testing.assert_close(prepared.advantages[:4, 0], target, rtol=0, atol=1e-5)
+    learner_only = agent(baseline="group_mean", **knobs).prepare(with_an_expert())
+    assert float(learner_only.advantages[0, 0]) == pytest.approx(
+        (1 - 4) / math.sqrt(26 / 3), abs=1e-5
+    )  # 9 + 1 + 16, by 3
 
 
 def test_a_row_counts_by_its_return_from_the_first_decision_on():
-    """γ = .5, paid 1 at each of two steps: 1.5 from the first on, where the mean over steps would be 1.25."""
+    """γ = .5, reward 1 at each of two steps: 1.5 at the first step, while the mean over steps would be 1.25."""
     batch = replace(with_an_expert(), rewards=torch.ones(6, 2))
     prepared = agent(gamma=0.5, baseline="shared_group_mean", normalize_advantages=False).prepare(batch)
     assert prepared.advantages[0].tolist() == pytest.approx([0, -0.5])
@@ -226,15 +228,15 @@ def test_padding_never_changes_the_loss():
 )
 def test_every_knob_changes_the_loss(knob):
     batch = episodes()
-    taken = torch.zeros_like(batch.mask)
-    taken[1, 2:4] = True
-    batch = replace(batch, mask=batch.mask & ~taken)
+    expert_steps = torch.zeros_like(batch.mask)
+    expert_steps[1, 2:4] = True
+    batch = replace(batch, mask=batch.mask & ~expert_steps)
     reference = {"normalize_advantages": False} if "baseline" in knob else {}
     assert not torch.isclose(loss_of(agent(**knob), batch), loss_of(agent(**reference), batch))
 
 
 def test_the_learners_return_is_cut_at_the_takeover():
-    """γ=1, r=[1,1,1,1], the expert acts in steps 2, 3. Kept: G₀=4, G₁=3. Cut, without a critic: 2, 1."""
+    """γ=1, r=[1,1,1,1], the expert acts at steps 2, 3. Uncut: G₀=4, G₁=3. Cut, without a critic: 2, 1."""
     batch = replace(episodes((4,)), rewards=row(1, 1, 1, 1), mask=row(1, 1, 0, 0).bool())
     for cut, expected in ((False, [4, 3]), (True, [2, 1])):
         prepared = agent(gamma=1.0, normalize_advantages=False, cut_at_takeover=cut).prepare(batch)
@@ -254,7 +256,7 @@ def test_figures_of_the_ratio_by_hand():
 
 
 def test_figures_of_the_ratio_leave_padding_out():
-    """All of the learner's ratios are e^.5: the variance is (e^.5 − 1)². Padding has no ratio at all, only NaN."""
+    """All ratios of the learner are e^.5: the variance is (e^.5 − 1)². At padding the ratio would be NaN."""
     module = agent(clip=0.2)
     batch = module.prepare(episodes((3, 5, 2)))
     now = module.evaluate(batch)
@@ -280,7 +282,7 @@ def test_experience_counts_all_that_was_decided():
 
 
 def test_a_step_along_the_gradient_raises_the_return():
-    """Actions near 1 are paid: after 200 steps the mean action is."""
+    """Actions near 1 are rewarded: after 200 steps the mean action is near 1."""
     module = agent(normalize_advantages=True)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
     obs = torch.zeros(64, 1, 4)
@@ -300,12 +302,12 @@ def test_a_step_along_the_gradient_raises_the_return():
 
 
 def summed(**knobs):
-    """REINFORCE of the textbook."""
+    """Textbook REINFORCE."""
     return agent(reduce="sum", **knobs)
 
 
 def test_summed_is_the_mean_times_the_steps():
-    """10 steps of the learner's, in the policy's term and in that of the entropy."""
+    """10 steps of the learner, in the policy term and in the entropy term."""
     batch = episodes((3, 5, 2))
     torch.testing.assert_close(
         loss_of(summed(entropy_weight=0.1), batch), 10 * loss_of(agent(entropy_weight=0.1), batch)
@@ -313,22 +315,22 @@ def test_summed_is_the_mean_times_the_steps():
 
 
 def test_a_long_row_counts_for_more():
-    """One row an update, as when it is stamped with its own number of steps: 5 to 2, where means count alike."""
+    """One row per update equals a stamp with its own number of steps: 5 to 2, although means weigh them equally."""
     prepared = summed(normalize_advantages=False).prepare(episodes((5, 2)))
-    ones = replace(prepared, advantages=torch.ones_like(prepared.advantages))
+    equal = replace(prepared, advantages=torch.ones_like(prepared.advantages))
 
     def pulls(module):
-        now = [module.evaluate(ones[i : i + 1]) for i in (0, 1)]
+        now = [module.evaluate(equal[i : i + 1]) for i in (0, 1)]
         for evaluation, width in zip(now, (5, 2), strict=True):
             evaluation.log_probs = -torch.ones(1, width)
-        return [float(module.losses(ones[i : i + 1], now[i])["policy"]) for i in (0, 1)]
+        return [float(module.losses(equal[i : i + 1], now[i])["policy"]) for i in (0, 1)]
 
     assert pulls(summed()) == [5, 2] and pulls(agent()) == [1, 1]
 
 
 @pytest.mark.parametrize(("accumulate", "world_size"), [(2, 1), (1, 2)], ids=["accumulated", "ranks"])
 def test_a_sum_does_not_depend_on_how_rows_are_cut(accumulate, world_size):
-    """Lightning averages over micro-batches and DDP over ranks: of the parts' losses the mean is the sum over all."""
+    """Lightning averages over micro-batches and DDP over ranks. The mean of the parts' losses is the total sum."""
     module = summed()
     prepared = module.prepare(episodes((3, 5, 2)))
     whole = module.losses(prepared, module.evaluate(prepared))["policy"]

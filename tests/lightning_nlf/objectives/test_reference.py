@@ -1,4 +1,4 @@
-"""The reference: what it says, that it is asked once, and what is kept of it on the disk."""
+"""The reference: its log-probabilities, that each row is evaluated once, and its cache on disk."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ def batch(text):
 
 
 def referring(text, seed=0, **knobs):
-    """A module, and the sizes of the batches that its reference has read."""
+    """A module, and the batch sizes that its reference has evaluated."""
     module = DPOPolicy(policy=text.gru_policy(seed), **knobs)
     read = []
     module.reference.register_forward_hook(lambda network, inputs, output: read.append(len(inputs[0])))
@@ -47,7 +47,7 @@ def test_the_reference_is_the_policy_as_it_was_built(text, batch):
 
 
 def test_a_row_is_read_once(text, batch):
-    """Nor in another order, wider, or as the expert's; and the bits stay."""
+    """Nor in another order, wider, or as the expert's; and results are equal bit for bit."""
     module, read = referring(text)
     first = module.prepare(batch).ref_log_probs
     assert read == [4]
@@ -62,17 +62,20 @@ def test_a_row_is_read_once(text, batch):
 def test_only_new_rows_are_read(text, batch):
     module, read = referring(text)
     module.prepare(batch)
-    more = text.replies_to([2, 2], [3, 3], rank=torch.tensor([0, 1]))
-    both = stack_rows([batch, more])
+    rest = text.replies_to([2, 2], [3, 3], rank=torch.tensor([0, 1]))
+    joined = stack_rows([batch, rest])
     fresh, _ = referring(text)
-    torch.testing.assert_close(module.prepare(both).ref_log_probs, fresh.prepare(both).ref_log_probs)
+    torch.testing.assert_close(module.prepare(joined).ref_log_probs, fresh.prepare(joined).ref_log_probs)
     assert read == [4, 2]
 
 
 def test_what_was_given_stays(text, batch):
     module, read = referring(text)
-    given = torch.randn(batch.mask.shape)
-    assert module.prepare(replace(batch, ref_log_probs=given)).ref_log_probs is given and not read
+    reference_log_probs = torch.randn(batch.mask.shape)
+    assert (
+        module.prepare(replace(batch, ref_log_probs=reference_log_probs)).ref_log_probs is reference_log_probs
+        and not read
+    )
 
 
 @pytest.mark.parametrize("part", ["obs", "actions", "mask"])
@@ -83,8 +86,8 @@ def test_another_row_is_another_key(part, batch):
     column = int(batch.mask[1].nonzero()[-1])
     changed = getattr(batch, part).clone()
     changed[1, column] = ~changed[1, column] if part == "mask" else changed[1, column] + 1
-    other = replace(batch, **{part: changed})
-    assert [a == b for a, b in zip(row_keys(other, other.mask, setting), keys, strict=True)] == [
+    altered = replace(batch, **{part: changed})
+    assert [a == b for a, b in zip(row_keys(altered, altered.mask, setting), keys, strict=True)] == [
         True,
         False,
         True,
@@ -112,13 +115,13 @@ def test_digests_of_all_kinds_of_tensors():
 
 
 def test_another_run_reads_nothing(text, batch, tmp_path):
-    """Neither its reference nor, in the numbers, a bit less."""
+    """Another reference, or a slightly different number, is another key."""
     first, read = referring(text, reference_cache=str(tmp_path / "cache"))
-    said = first.prepare(batch).ref_log_probs
+    log_probs = first.prepare(batch).ref_log_probs
     assert read == [4]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{first._reference_digest}.safetensors"]
     second, read = referring(text, reference_cache=str(tmp_path / "cache"))
-    assert torch.equal(second.prepare(batch).ref_log_probs, said) and not read
+    assert torch.equal(second.prepare(batch).ref_log_probs, log_probs) and not read
 
 
 def test_each_reference_has_its_own_file(text, batch, tmp_path):
@@ -135,7 +138,7 @@ def test_what_two_write_at_a_time_is_joined(text, batch, tmp_path):
     pairs = [batch[torch.tensor([0, 1])], batch[torch.tensor([2, 3])]]
     for module in (first, second):
         row = pairs[0][torch.tensor([0])]
-        module.reference_log_probs(row, row.mask)  # both have read the file, or found none
+        module.reference_log_probs(row, row.mask)  # both have read the file, or none was there
     first.prepare(pairs[0])
     second.prepare(pairs[1])
     third, read = referring(text, reference_cache=str(tmp_path))
@@ -148,16 +151,16 @@ def cut(path):
 
 
 def turned(path):
-    """One number of the file is another, and the file is whole."""
-    saved, metadata = opened(path)
-    saved["log_probs"][0] += 1
-    save_file(saved, path, metadata)
+    """The file is complete, but one number has changed."""
+    tensors, metadata = opened(path)
+    tensors["log_probs"][0] += 1
+    save_file(tensors, path, metadata)
 
 
 def later(path):
-    """A file of the next version."""
-    saved, metadata = opened(path)
-    save_file(saved, path, metadata | {"reference_cache": "2"})
+    """A file of a later version."""
+    tensors, metadata = opened(path)
+    save_file(tensors, path, metadata | {"reference_cache": "2"})
 
 
 def opened(path):
@@ -180,11 +183,11 @@ def emptied(path):
 @pytest.mark.parametrize("damage", [cut, turned, later, foreign, pickled, emptied])
 def test_a_damaged_file_is_ignored_with_a_warning(damage, text, batch, tmp_path):
     first, _ = referring(text, reference_cache=str(tmp_path))
-    said = first.prepare(batch).ref_log_probs
+    log_probs = first.prepare(batch).ref_log_probs
     damage(next(tmp_path.iterdir()))
     second, read = referring(text, reference_cache=str(tmp_path))
     with pytest.warns(UserWarning, match="reference_cache: .*ignored"):
-        assert torch.equal(second.prepare(batch).ref_log_probs, said)
+        assert torch.equal(second.prepare(batch).ref_log_probs, log_probs)
     assert read == [4]
     third, read = referring(text, reference_cache=str(tmp_path))
     third.prepare(batch)
@@ -207,7 +210,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_in_memory_what_was_not_asked_for_longest_is_forgotten():
-    """Room for 5 numbers, three rows of 2: the first was asked for again, so the second goes."""
+    """Room for 5 numbers, three rows of 2: the first was used again, so the second is dropped."""
     cache = LogProbCache()
     cache.LIMIT = 5
     for name in (b"a", b"b", b"c"):
@@ -242,15 +245,15 @@ POLICY, REFERENCE = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.5, 0.3, 0.2])
 
 
 def strayed(text, kind=RLHFPolicy):
-    """A policy of three tokens that says them as `POLICY`, and started as `REFERENCE`."""
+    """A policy over three tokens with the probabilities `POLICY`, which started as `REFERENCE`."""
     module = kind(policy=text.lookup_policy([REFERENCE.tolist()] * 3))
     with torch.no_grad():
         module.policy.scores.copy_(POLICY.log().expand(3, 3))
     return module
 
 
-def said(**extra):
-    """The tokens 0 1 in the first row, 2 in the second, behind a prompt; 9 in the log-probabilities means nothing."""
+def replies(**extra):
+    """Tokens 0 1 in the first row, 2 in the second, after a prompt; 9 in the log-probabilities is padding."""
     ids = torch.tensor([[1, 0, 1], [1, 2, 0]])
     valid = torch.tensor([[True, True], [True, False]])
     log_probs = torch.where(valid, POLICY.log()[ids[:, 1:]], 9)
@@ -268,20 +271,20 @@ def validated(module, batch):
 
 
 def test_samples_of_an_evaluation_say_how_far_the_policy_strayed(text):
-    """ln(.7/.5) + ln(.2/.3) = .3364722 − .4054651 = −.0689929 and ln(.1/.2) = −.6931472: −.3810700 in the mean.
+    """ln(.7/.5) + ln(.2/.3) = .3364722 − .4054651 = −.0689929 and ln(.1/.2) = −.6931472, with mean −.3810700.
 
-    Two parts of one episode: their sum, −.7621401. Nothing is remembered of them, and what the mode says has no KL.
+    Two parts of one episode have the sum −.7621401. Rows are not cached, and greedy replies have no KL.
     """
     module = strayed(text)
-    metrics = validated(module, said())
+    metrics = validated(module, replies())
     assert metrics["val/kl_sampled"] == pytest.approx(-0.3810700, abs=1e-6)
     assert "val/kl" not in metrics and "val/return" in metrics and module._cache is None
-    parts = validated(module, said(episode=[0, 0], part=[0, 1]))
+    parts = validated(module, replies(episode=[0, 0], part=[0, 1]))
     assert parts["val/kl_sampled"] == pytest.approx(-0.7621401, abs=1e-6)
 
 
 def test_there_is_no_kl_without_a_reference(text):
-    metrics = validated(strayed(text, ReinforcePolicy), said())
+    metrics = validated(strayed(text, ReinforcePolicy), replies())
     assert "val/return_sampled" in metrics and "val/kl_sampled" not in metrics
 
 
@@ -290,9 +293,9 @@ def test_there_is_no_kl_from_another_reference_than_the_checkpoints(text):
     trained = strayed(text)
     trained.on_save_checkpoint(checkpoint)
     trained.on_load_checkpoint(checkpoint)
-    assert "val/kl_sampled" in validated(trained, said())
-    other = RLHFPolicy(policy=text.lookup_policy([POLICY.tolist()] * 3))
-    other.on_load_checkpoint(checkpoint)
-    with pytest.warns(UserWarning, match="no kl: the checkpoint was trained against another reference"):
-        metrics = validated(other, said())
+    assert "val/kl_sampled" in validated(trained, replies())
+    altered = RLHFPolicy(policy=text.lookup_policy([POLICY.tolist()] * 3))
+    altered.on_load_checkpoint(checkpoint)
+    with pytest.warns(UserWarning, match="kl is not logged: the checkpoint was trained with another reference"):
+        metrics = validated(altered, replies())
     assert "val/kl_sampled" not in metrics and "val/return_sampled" in metrics

@@ -1,4 +1,4 @@
-"""SLiC, SimPO, CPO and ORPO on one pair, by hand: log π −10 and −12 over 5 and 4 tokens."""
+"""Hand-worked losses of SLiC, SimPO, CPO and ORPO on one pair: log π −10 and −12 over 5 and 4 tokens."""
 
 import math
 from dataclasses import replace
@@ -11,17 +11,17 @@ from lightning_nlf.objectives.reference_free import best_replies, log_odds, simp
 
 
 def test_slic_by_hand():
-    """h = −10 + 12 = 2: max(0, 3 − 2) = 1, and nothing with δ = 1."""
+    """h = −10 + 12 = 2: max(0, 3 − 2) = 1, and 0 with δ = 1."""
     assert slic_loss(torch.tensor([2.0]), 3.0) == 1 and slic_loss(torch.tensor([2.0]), 1.0) == 0
 
 
 def test_simpo_by_hand():
-    """Means a token −2 and −3: −log σ(2·1 − .5) = −log σ(1.5) = .2014133."""
+    """Log-probabilities per token −2 and −3: −log σ(2·1 − .5) = −log σ(1.5) = .2014133."""
     assert simpo_loss(torch.tensor([1.0]), 2.0, 0.5) == pytest.approx(0.2014133, abs=1e-6)
 
 
 def test_odds_by_hand():
-    """p = ½: even, so 0. p = .8: ln 4. Certainty is finite, and without a gradient that is not."""
+    """p = ½ has log-odds 0, p = .8 has ln 4. p = 1 has a finite value and gradient."""
     log_probs = torch.tensor([0.5, 0.8, 1.0]).log().requires_grad_()
     odds = log_odds(log_probs)
     assert odds[:2].tolist() == pytest.approx([0, math.log(4)], abs=1e-6)
@@ -39,7 +39,7 @@ def test_odds_by_hand():
     ],
 )
 def test_both_terms_by_hand(kind, knobs, preference, chosen, text):
-    """The chosen reply's tokens cost 2 each. CPO: −log σ(.1·2) = .5981389.
+    """The chosen reply's tokens have a loss of 2 each. CPO: −log σ(.1·2) = .5981389.
 
     ORPO: odds e^−2/(1 − e^−2) = .1565176 and e^−3/(1 − e^−3) = .0523957, whose ratio ρ is 2.987223;
     −log σ(ln ρ) = ln(1 + 1/ρ) = .2887508, and half of it .1443754.
@@ -55,7 +55,7 @@ def test_both_terms_by_hand(kind, knobs, preference, chosen, text):
 
 
 def test_the_chosen_are_those_that_nothing_beats(text):
-    """Two tie at the top of the first group; the second is one tie, where nothing is chosen; the third is one reply."""
+    """The first group has a tie at the top; the second is one tie, without a chosen reply; the third has one reply."""
     rank = torch.tensor([1, 0, 0, 2, 2, 0, -1])
     batch = text.replies_to([0, 0, 0, 1, 1, 2, 2], [2, 3, 1, 2, 2, 2, 4], rank=rank)
     assert best_replies(batch).sum(1).tolist() == [0, 3, 1, 0, 0, 0, 0]

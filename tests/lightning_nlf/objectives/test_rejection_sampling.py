@@ -1,4 +1,4 @@
-"""Rejection sampling: who is kept, by which score; and the online loop on dialogues."""
+"""Rejection sampling: which rows are kept, by which score; and expert iteration on dialogues."""
 
 import math
 from dataclasses import replace
@@ -14,20 +14,20 @@ from lightning_nlf.objectives.rejection_sampling import best_of_group
 
 
 @pytest.mark.parametrize(
-    ("top", "kept"),
+    ("top", "selected"),
     [
-        (0.25, [1, 0, 0, 0, 1, 1, 0]),  # one of 4; the second group has 2 scored rows, which tie
-        (0.5, [1, 1, 1, 0, 1, 1, 0]),  # two of 4, and what ties with the second
+        (0.25, [1, 0, 0, 0, 1, 1, 0]),  # one of 4; the second group has 2 scored rows with a tie
+        (0.5, [1, 1, 1, 0, 1, 1, 0]),  # two of 4, and ties with the second
         (1.0, [1, 1, 1, 1, 1, 1, 0]),
     ],
 )
-def test_the_best_of_each_group(top, kept):
+def test_the_best_of_each_group(top, selected):
     score = torch.tensor([9.0, 5, 5, 1, 2, 2, math.nan])
-    assert best_of_group(score, torch.tensor([0, 0, 0, 0, 1, 1, 1]), top).tolist() == [bool(k) for k in kept]
+    assert best_of_group(score, torch.tensor([0, 0, 0, 0, 1, 1, 1]), top).tolist() == [bool(k) for k in selected]
 
 
 def test_shares_that_are_no_floats():
-    """.3 of 10 is 3 rows, though .3 · 10 > 3 in floats."""
+    """.3 of 10 rows is 3 rows, although .3 · 10 > 3 in floats."""
     assert best_of_group(torch.arange(10.0), torch.zeros(10), 0.3).sum() == 3
     assert best_of_group(torch.arange(10.0), torch.zeros(10), 0.1 + 0.2).sum() == 3
 
@@ -55,42 +55,42 @@ def test_what_is_kept_is_the_experts(text, batch):
 
 
 def test_only_successes(text, batch):
-    """The best of the second group is no success."""
-    kept = rejection(text, top=0.3, above=0.5).prepare(batch).expert_mask.any(1)
-    assert kept.tolist() == [False, True, False, False, False, False]
+    """The best row of the second group is not a success."""
+    selected = rejection(text, top=0.3, above=0.5).prepare(batch).expert_mask.any(1)
+    assert selected.tolist() == [False, True, False, False, False, False]
 
 
 def test_without_scores_it_goes_by_the_return(text, batch):
-    """The sum over valid steps: row 0 has 2 steps of 3, row 1 has 4 of 1 and a step of 99 that is padding."""
+    """The sum over valid steps: row 0 has 2 steps of 3, row 1 has 4 of 1, and one of 99 that is padding."""
     rewards = torch.where(batch.valid, torch.tensor([3.0, 1, 1, 1, 0, 0])[:, None], 99)
-    found = rejection(text, top=0.3).prepare(replace(batch, score=None, rewards=rewards)).expert_mask.any(1)
-    assert found.tolist() == [True, False, False, True, False, False]
+    selection = rejection(text, top=0.3).prepare(replace(batch, score=None, rewards=rewards)).expert_mask.any(1)
+    assert selection.tolist() == [True, False, False, True, False, False]
     with pytest.raises(ValueError, match="neither `score` nor `rewards`"):
         rejection(text).prepare(replace(batch, score=None))
 
 
 def test_without_groups_the_collection_is_one(text, batch):
-    found = rejection(text, top=0.3).prepare(replace(batch, group=None)).expert_mask.any(1)
-    assert found.tolist() == [False, True, True, False, False, False]
+    selection = rejection(text, top=0.3).prepare(replace(batch, group=None)).expert_mask.any(1)
+    assert selection.tolist() == [False, True, True, False, False, False]
 
 
 def test_expected_responses_stay(text, batch):
-    """Row 3 is one: it is imitated whatever its score, takes no part in the choice, and its actions are its own."""
+    """Row 3 is an expected response: always imitated, not a candidate, and its actions do not change."""
     theirs = torch.tensor([False] * 3 + [True] + [False] * 2)
-    said = batch.actions + 1
+    tokens = batch.actions + 1
     batch = replace(
-        batch, mask=batch.mask & ~theirs[:, None], expert_mask=batch.mask & theirs[:, None], expert_actions=said
+        batch, mask=batch.mask & ~theirs[:, None], expert_mask=batch.mask & theirs[:, None], expert_actions=tokens
     )
     prepared = rejection(text, top=0.5).prepare(batch)
     assert prepared.expert_mask.any(1).tolist() == [False, True, True, True, True, False]
-    for row, actions in ((3, said), (1, batch.actions)):
+    for row, actions in ((3, tokens), (1, batch.actions)):
         steps = prepared.expert_mask[row]
         assert torch.equal(prepared.expert_actions[row][steps], actions[row][steps])
 
 
 @pytest.mark.parametrize("knob", [{"top": 1.0}, {"above": 0.5}])
 def test_every_knob_changes_the_loss(knob, text, batch):
-    losses = [text.loss(rejection(text, **more), batch) for more in ({}, knob)]
+    losses = [text.loss(rejection(text, **options), batch) for options in ({}, knob)]
     assert abs(float((losses[0] - losses[1]).detach())) > 1e-4
 
 
@@ -113,7 +113,7 @@ def test_a_share_is_a_share(top, text):
 
 
 def test_the_online_loop_raises_the_return():
-    """Expert iteration on dialogues of symbols: from chance to clearly more in 12 collections."""
+    """Expert iteration on dialogues of symbols: from chance to clearly better in 12 collections."""
     torch.manual_seed(0)
     data = TokenTaskDataModule(vocabulary=5, prompts=16, replies=8, minibatches=4)
     module = RejectionSamplingPolicy(

@@ -1,4 +1,4 @@
-"""RWR and AWR: the weights by hand, their limits, and that padding and cutting change nothing."""
+"""RWR and AWR: hand-worked weights, their limits, and invariance to padding and splits."""
 
 import math
 from dataclasses import replace
@@ -28,7 +28,7 @@ def awr(text, **knobs):
 
 
 def test_reward_weights_by_hand():
-    """τ = 2, r = 0, 2 ln 3 and padding: e^0 = 1 and e^{ln 3} = 3, of mean 2."""
+    """τ = 2, r = 0, 2 ln 3 and padding: e^0 = 1 and e^{ln 3} = 3, with mean 2."""
     returns = torch.tensor([[0.0, 2 * math.log(3), 50.0]])
     weights = reward_weights(returns, torch.tensor([[True, True, False]]), 2.0)
     assert weights.tolist() == [pytest.approx([0.5, 1.5, 0.0])]
@@ -52,7 +52,7 @@ def test_advantage_weights_by_hand():
 
 
 def test_effective_share_by_hand():
-    """Weights 1, 3 and padding: 16/(2·10) = .8. All alike: 1."""
+    """Weights 1, 3 and padding: 16/(2·10) = .8. Equal weights: 1."""
     mask = torch.tensor([[True, True, False]])
     assert effective_share(torch.tensor([[1.0, 3, 7]]), mask) == pytest.approx(0.8)
     assert effective_share(torch.tensor([[5.0, 5, 7]]), mask) == 1
@@ -62,14 +62,14 @@ def test_a_score_is_a_reward_at_the_end(batch):
     rewards = rewarded(batch).rewards
     assert rewards.sum(1).tolist() == pytest.approx(batch.score.tolist())
     assert (rewards != 0).sum() == 4 and rewards[1][batch.valid[1]].tolist() == [0, 0, 0, -0.5]
-    given = torch.randn(batch.mask.shape)
-    assert rewarded(replace(batch, rewards=given)).rewards is given
+    log_probs = torch.randn(batch.mask.shape)
+    assert rewarded(replace(batch, rewards=log_probs)).rewards is log_probs
     with pytest.raises(ValueError, match="neither `rewards` nor `score`"):
         rewarded(replace(batch, score=None))
 
 
 def test_rwr_by_hand(text, batch):
-    """γ = 1: each token's weight is e^score over the tokens' mean of it, (2e¹ + 4e^−.5 + 3e^.3 + e²)/10."""
+    """γ = 1: each token has the weight e^score over its mean over tokens, (2e¹ + 4e^−.5 + 3e^.3 + e²)/10."""
     module = rwr(text, gamma=1.0)
     prepared = module.prepare(batch)
     now = module.evaluate(prepared)
@@ -86,7 +86,7 @@ def test_a_high_temperature_is_cloning(text, batch):
 
 
 def test_awr_is_an_actor_critic_with_other_weights(text, batch):
-    """The same returns for the critic, e^{A/τ} for the policy, at most 20: ln 20 = 2.9957."""
+    """The critic has the same returns; the policy has weights e^{A/τ}, at most 20: ln 20 = 2.9957."""
     torch.manual_seed(0)
     policy, value = text.gru_policy(), GRUValue(11, width=8)
     plain = ActorCriticAgent(policy=policy, value=value, normalize_advantages=False)
@@ -109,7 +109,7 @@ def test_awr_is_an_actor_critic_with_other_weights(text, batch):
     ],
 )
 def test_every_knob_changes_the_loss(make, knob, text, batch):
-    losses = [float(text.terms(make(text, **more), batch)["policy"].detach()) for more in ({}, knob)]
+    losses = [float(text.terms(make(text, **options), batch)["policy"].detach()) for options in ({}, knob)]
     assert abs(losses[0] - losses[1]) > 1e-4
 
 
@@ -146,17 +146,23 @@ def test_what_was_rewarded_becomes_likelier_than_what_was_not(make, text, batch)
 
 
 def test_controllers_learn_by_the_same_file():
-    """One step, paid −(a − 1)², a ~ N(0, 1): e^{−(a − 1)²} N(a; 0, 1) is a normal of mean 2/(1 + 2).
+    """One step, reward −(a − 1)², a ~ N(0, 1): e^{−(a − 1)²} N(a; 0, 1) is a normal with mean 2/(1 + 2).
 
-    The critic says −E(a − 1)² = −2, so no weight is above e² = 7.4, and none is clipped.
+    The critic predicts −E(a − 1)² = −2, so that no weight is above e² = 7.4, and none is clipped.
     """
     torch.manual_seed(0)
     policy, value = GaussianPolicy(4, 1), MLPValue(4)
     obs = torch.zeros(256, 1, 4)
     actions = torch.randn(256, 1, 1)
-    there = torch.ones(256, 1, dtype=torch.bool)
+    everywhere = torch.ones(256, 1, dtype=torch.bool)
     rows = Batch(
-        obs, actions, there, there, rewards=-((actions[..., 0] - 1) ** 2), final_obs=obs[:, 0], terminated=there[:, 0]
+        obs,
+        actions,
+        everywhere,
+        everywhere,
+        rewards=-((actions[..., 0] - 1) ** 2),
+        final_obs=obs[:, 0],
+        terminated=everywhere[:, 0],
     )
     module = AWRAgent(policy=policy, value=value, temperature=1.0)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.05)

@@ -1,4 +1,4 @@
-"""RLSD: the direction is the reward's, the size the teacher's."""
+"""RLSD: the reward sets the sign of an advantage, the teacher its size."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ def knobs_of(**knobs):
     return {"normalize_advantages": False, "baseline": "group_mean"} | knobs
 
 
-def made(text, **knobs):
+def build(text, **knobs):
     return RLSDPolicy(policy=text.gru_policy(), **knobs_of(**knobs))
 
 
@@ -39,7 +39,7 @@ def logs(*values):
 def test_advantages_by_hand():
     """P_T/P_S = 2, 1.1, .5, 2, 1.1, .5; A = 3 three times, then −3; ε=.2.
 
-    A > 0: w = 2, 1.1, .5 → 1.2, 1.1, .8. A < 0: ½, 1/1.1, 2 → .8, .9090909, 1.2. λ=½: half of the way from 1.
+    A > 0: w = 2, 1.1, .5 → 1.2, 1.1, .8. A < 0: ½, 1/1.1, 2 → .8, .9090909, 1.2. λ=½: halfway from 1.
     """
     mask = torch.ones(1, 6, dtype=torch.bool)
     advantages = torch.tensor([[3.0, 3, 3, -3, -3, -3]])
@@ -63,7 +63,7 @@ def test_outside_of_the_mask_nothing_changes():
 
 
 def test_no_advantage_changes_its_sign(text, batch):
-    module = text.moved(made(text, evidence_clip=0.99))
+    module = text.moved(build(text, evidence_clip=0.99))
     plain = ReinforcePolicy(policy=text.gru_policy(), **knobs_of()).prepare(batch).advantages
     spread = module.prepare(batch).advantages
     assert torch.equal(spread.sign(), plain.sign()) and not torch.allclose(spread, plain)
@@ -72,33 +72,33 @@ def test_no_advantage_changes_its_sign(text, batch):
 
 @pytest.mark.parametrize(("earned", "expected"), [(1.0, 1.1), (-1.0, -1 / 1.1)])
 def test_through_the_module_by_hand(text, earned, expected):
-    """The reply, token 1, is .2 behind the prompt, .22 behind the feedback: A = 1 becomes 1.1, A = −1 −1/1.1."""
+    """The reply, token 1, has .2 after the prompt and .22 after the feedback: A = 1 becomes 1.1, A = −1 −1/1.1."""
     policy = text.lookup_policy([(0.7, 0.2, 0.1), (0.2, 0.2, 0.6), (0.5, 0.22, 0.28)])
-    one = torch.ones(1, 1, dtype=torch.bool)
-    own, theirs = torch.tensor([[0]]), torch.tensor([[2]])
-    action, rewards = torch.ones_like(own), torch.tensor([[earned]])
-    view = Batch(theirs, action, one, ~one)
-    rows = Batch(own, action, one, one, log_probs=logs(0.2), rewards=rewards, view=view)
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    prompt, theirs = torch.tensor([[0]]), torch.tensor([[2]])
+    action, rewards = torch.ones_like(prompt), torch.tensor([[earned]])
+    view = Batch(theirs, action, valid, ~valid)
+    rows = Batch(prompt, action, valid, valid, log_probs=logs(0.2), rewards=rewards, view=view)
     module = RLSDPolicy(policy=policy, normalize_advantages=False)
     assert float(module.prepare(rows).advantages) == pytest.approx(expected, abs=1e-5)
 
 
 def test_rows_without_a_teacher_are_those_of_the_policy_gradient(text, batch):
-    spread = made(text).prepare(batch).advantages
+    spread = build(text).prepare(batch).advantages
     plain = ReinforcePolicy(policy=text.gru_policy(), **knobs_of()).prepare(batch).advantages
     assert torch.equal(spread[[2, 3]], plain[[2, 3]]) and not torch.allclose(spread[[0, 1]], plain[[0, 1]])
 
 
 def test_feedback_that_says_nothing_is_the_policy_gradient(text, batch):
-    module = made(text)
+    module = build(text)
     rows = as_acted(module, replace(batch, view=Batch(batch.obs, batch.actions, batch.valid, batch.mask)))
     plain = ReinforcePolicy(policy=text.gru_policy(), **knobs_of()).prepare(rows).advantages
     torch.testing.assert_close(module.prepare(rows).advantages, plain)
 
 
 def test_the_teacher_is_asked_once(text, batch):
-    """By default it is the policy itself, which holds no other network; the loss is the plain one of its advantages."""
-    module = text.moved(made(text))
+    """By default the teacher is the policy itself, without another network; the loss is plain policy gradient."""
+    module = text.moved(build(text))
     assert module.teacher is module.policy
     prepared = module.prepare(batch)
     now = module.evaluate(prepared)
@@ -109,26 +109,26 @@ def test_the_teacher_is_asked_once(text, batch):
 
 
 def test_a_schedule_of_the_weight(text, batch):
-    """17 tokens a collection, from 1 to 0 over 34: ½, then 0."""
-    module = made(text, evidence_weight=Linear(1.0, 0.0, 34))
-    half, gone = module.prepare(batch).advantages, module.prepare(batch).advantages
-    torch.testing.assert_close(half, made(text, evidence_weight=0.5).prepare(batch).advantages)
+    """17 tokens per collection, from 1 to 0 over 34: ½, then 0."""
+    module = build(text, evidence_weight=Linear(1.0, 0.0, 34))
+    half, second = module.prepare(batch).advantages, module.prepare(batch).advantages
+    torch.testing.assert_close(half, build(text, evidence_weight=0.5).prepare(batch).advantages)
     plain = ReinforcePolicy(policy=text.gru_policy(), **knobs_of()).prepare(batch).advantages
-    assert torch.equal(gone, plain)
+    assert torch.equal(second, plain)
 
 
 @pytest.mark.parametrize("knob", [{"evidence_clip": 0.1}, {"evidence_weight": 0.5}, {"teacher_rate": 0.0}])
 def test_every_knob_changes_the_loss(text, batch, knob):
-    """The behaviour is the policy's own, which moved: else all ratios are clipped."""
-    usual, other = (
+    """The behaviour is the moved policy itself, otherwise all ratios are clipped."""
+    usual, changed = (
         float(text.loss(module, as_acted(module, batch)).detach())
-        for module in (text.moved(made(text, **knobs)) for knobs in ({}, knob))
+        for module in (text.moved(build(text, **knobs)) for knobs in ({}, knob))
     )
-    assert usual != pytest.approx(other, rel=1e-5)
+    assert usual != pytest.approx(changed, rel=1e-5)
 
 
 def test_padding_and_micro_batches_change_nothing(text, batch):
-    module = text.moved(made(text))
+    module = text.moved(build(text))
     prepared = module.prepare(batch)
     whole = text.gradient_of(module, text.micro_batches(prepared, [list(range(6))]))
     parts = text.micro_batches(prepared, [[0, 1, 2], [3, 4, 5]])
@@ -139,6 +139,6 @@ def test_padding_and_micro_batches_change_nothing(text, batch):
 def test_what_is_wrong_is_named(text, batch):
     for name, value in {"evidence_clip": 1.0, "evidence_weight": 1.5}.items():
         with pytest.raises(ValueError, match=name):
-            made(text, **{name: value})
+            build(text, **{name: value})
     with pytest.raises(ValueError, match="log_probs"):
-        made(text).prepare(replace(batch, log_probs=None))
+        build(text).prepare(replace(batch, log_probs=None))

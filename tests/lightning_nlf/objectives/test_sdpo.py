@@ -1,4 +1,4 @@
-"""SDPO: divergences by hand, what has no teacher, and what each knob does."""
+"""SDPO: hand-worked divergences, steps without a teacher, and the effect of each knob."""
 
 import math
 from dataclasses import replace
@@ -21,15 +21,15 @@ def categorical(probabilities):
 
 @pytest.fixture
 def batch(text):
-    return text.rounds_of([0, 0, 1, 1], [2, 4, 3, 2], [0, 0, 0, 0], [0.0] * 4, seen=[1, 0, 1, 1])
+    return text.rounds_of([0, 0, 1, 1], [2, 4, 3, 2], [0, 0, 0, 0], [0.0] * 4, has_feedback=[1, 0, 1, 1])
 
 
-def made(text, seed=0, **knobs):
+def build(text, seed=0, **knobs):
     return SDPOPolicy(policy=text.gru_policy(seed), **knobs)
 
 
 def as_view(batch):
-    """Rows that are seen without any feedback."""
+    """Rows whose view has no feedback."""
     return replace(batch, view=Batch(batch.obs, batch.actions, batch.valid, batch.mask))
 
 
@@ -40,14 +40,14 @@ def test_coarsened_by_hand():
 
 
 def test_the_teachers_likeliest_are_told_apart():
-    """T = (.2, .3, .5), S = (.7, .2, .1), the likeliest two: T (.5, .3, .2), S (.1, .2, .7)."""
+    """T = (.2, .3, .5), S = (.7, .2, .1), top 2: T (.5, .3, .2), S (.1, .2, .7)."""
     teacher, student = both_coarsened(categorical((0.2, 0.3, 0.5)), categorical(STUDENT), 2)
     assert teacher.probs[0].tolist() == pytest.approx([0.5, 0.3, 0.2])
     assert student.probs[0].tolist() == pytest.approx([0.1, 0.2, 0.7])
 
 
 def test_a_certain_student_has_a_finite_tail():
-    """All of its mass in one token, to the last float: the tail is 1e-7, and no gradient is NaN."""
+    """All mass is in one token, exactly: the tail is 1e-7, and no gradient is NaN."""
     scores = torch.tensor([[50.0, 0.0, 0.0]], requires_grad=True)
     student = coarsened(Categorical(logits=scores), torch.tensor([[0]]))
     assert float(student.logits.detach()[0, 1]) == pytest.approx(math.log(1e-7), abs=0.2)
@@ -56,13 +56,13 @@ def test_a_certain_student_has_a_finite_tail():
 
 
 def looking_up(text, **knobs):
-    """The reply is token 1, behind token 0 by (.7, .2, .1), and behind token 2 of the view by (.5, .3, .2)."""
+    """The reply is token 1, with (.7, .2, .1) after token 0, and (.5, .3, .2) after token 2 of the view."""
     policy = text.lookup_policy([STUDENT, (0.2, 0.2, 0.6), TEACHER])
-    one = torch.ones(1, 1, dtype=torch.bool)
-    own, theirs = torch.tensor([[0]]), torch.tensor([[2]])
-    action = torch.ones_like(own)
-    view = Batch(theirs, action, one, ~one)
-    rows = Batch(own, action, one, one, log_probs=torch.tensor([[math.log(0.2)]]), view=view)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    prompt, theirs = torch.tensor([[0]]), torch.tensor([[2]])
+    action = torch.ones_like(prompt)
+    view = Batch(theirs, action, mask, ~mask)
+    rows = Batch(prompt, action, mask, mask, log_probs=torch.tensor([[math.log(0.2)]]), view=view)
     return SDPOPolicy(policy=policy, **knobs), rows
 
 
@@ -85,7 +85,7 @@ def test_divergences_by_hand(text, knobs, expected):
     .3 ln 1.2 + .2 ln(4/3)) = .0219012.
     With the likeliest alone, S=(.7,.3), T=(.5,.5): KL(T‖S) = .5 ln(5/7) + .5 ln(5/3) = .0871767, KL(S‖T) = .7 ln 1.4
     + .3 ln .6 = .0822829, JSD, M=(.6,.4): ½(.7 ln(7/6) + .3 ln .75) + ½(.5 ln(5/6) + .5 ln 1.25) = .0210060.
-    Two of three leave one in the tail, and nothing is lost.
+    Two of three leave one token in the tail, so that nothing is lost.
     """
     module, rows = looking_up(text, **knobs)
     assert float(text.terms(module, rows)["distillation"].detach()) == pytest.approx(expected, abs=1e-6)
@@ -99,7 +99,7 @@ def test_another_mixture_by_hand():
 
 
 def test_the_teachers_kl_is_a_figure(text):
-    """KL(T‖S), whatever the divergence."""
+    """KL(T‖S) for every divergence."""
     module, rows = looking_up(text, divergence="reverse")
     prepared = module.prepare(rows)
     assert float(module.figures(prepared)["teacher_kl"]) == pytest.approx(0.0920329, abs=1e-6)
@@ -116,14 +116,14 @@ def test_the_teachers_kl_is_a_figure(text):
     [(0.05, 2), (0.16, 1.25), (0.4, 0.5)],
 )
 def test_the_ratio_by_hand(text, behaviour, expected):
-    """π = .2 of what was sampled: 4, 1.25, .5; the first is clipped at 2."""
+    """π = .2 of the sampled token: ratios 4, 1.25, .5; the first is clipped at 2."""
     module, rows = looking_up(text)
     rows = replace(rows, log_probs=torch.tensor([[math.log(behaviour)]]))
     assert float(text.terms(module, rows)["distillation"].detach()) == pytest.approx(expected * 0.0219012, abs=1e-6)
 
 
 def test_the_ratio_has_no_gradient():
-    """Of the loss of each token, ρ D: ∂/∂D = ρ, and nothing of ρ."""
+    """The loss of each token is ρ D: ∂/∂D = ρ, and ρ has no gradient."""
     ratio, divergence = torch.tensor([[0.5, 2.0]], requires_grad=True), torch.tensor([[3.0, 0.25]], requires_grad=True)
     loss = distillation_loss(divergence, ratio)
     assert loss.tolist() == [[1.5, 0.5]]
@@ -134,7 +134,7 @@ def test_the_ratio_has_no_gradient():
 
 
 def test_the_gradient_is_the_students(text):
-    """KL(T‖S): ∂/∂x of the student's scores is S − T = (.2, −.1, −.1); the teacher, another row here, has none."""
+    """KL(T‖S): the gradient of the student's scores is S − T = (.2, −.1, −.1); the teacher, another row, has none."""
     module, rows = looking_up(text, divergence="forward", teacher_rate=1.0)
     text.terms(module, rows)["distillation"].backward()
     expected = torch.tensor([[0.2, -0.1, -0.1], [0, 0, 0], [0, 0, 0]])
@@ -142,8 +142,8 @@ def test_the_gradient_is_the_students(text):
 
 
 def test_rows_without_feedback_teach_nothing(text, batch):
-    """None at all: no loss and no gradient. One of four: its tokens are not in the mean."""
-    module = text.moved(made(text))
+    """Without a teacher there is no loss and no gradient. One row of four without it is not in the mean."""
+    module = text.moved(build(text))
     unseen = replace(batch, view=replace(batch.view, valid=torch.zeros_like(batch.view.valid)))
     text.terms(module, unseen)["distillation"].backward()
     assert not any(p.grad.any() for p in module.policy.parameters())
@@ -152,16 +152,16 @@ def test_rows_without_feedback_teach_nothing(text, batch):
 
 
 def test_rows_without_feedback_cost_nothing(text, batch):
-    """The second row is not evaluated: no other term would need it."""
-    module = made(text)
+    """The second row is not evaluated, because no other term needs it."""
+    module = build(text)
     prepared = module.prepare(batch)
     assert prepared.mask.any(1).tolist() == [True, False, True, True]
     assert torch.equal(module.evaluate(prepared).where, prepared.masks["taught"])
 
 
 def test_a_teacher_who_knows_no_more_teaches_nothing(text, batch):
-    """The teacher is the policy, and reads what that reads: nothing until the policy moves away."""
-    module, rows = made(text, top_k=4), as_view(batch)
+    """The teacher is the policy and reads the same tokens, so the loss is 0 until the policy moves away."""
+    module, rows = build(text, top_k=4), as_view(batch)
     loss = text.terms(module, rows)["distillation"]
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0, abs=1e-7)
@@ -170,7 +170,7 @@ def test_a_teacher_who_knows_no_more_teaches_nothing(text, batch):
 
 
 def test_the_policy_comes_closer_to_the_teacher(text, batch):
-    module = made(text, teacher_rate=0.0, divergence="forward")
+    module = build(text, teacher_rate=0.0, divergence="forward")
     optimizer = torch.optim.Adam(module.policy.parameters(), lr=0.02)
     prepared = module.prepare(batch)
     losses = []
@@ -195,26 +195,26 @@ def test_the_policy_comes_closer_to_the_teacher(text, batch):
 )
 def test_every_knob_changes_the_loss(text, batch, knob):
     batch = replace(batch, log_probs=batch.log_probs - 3)  # ratios above and below 1
-    usual, other = (float(text.loss(text.moved(made(text, **knobs)), batch).detach()) for knobs in ({}, knob))
-    assert usual != pytest.approx(other, rel=1e-4)
+    usual, changed = (float(text.loss(text.moved(build(text, **knobs)), batch).detach()) for knobs in ({}, knob))
+    assert usual != pytest.approx(changed, rel=1e-4)
 
 
 def test_padding_and_micro_batches_change_nothing(text, batch):
-    module = text.moved(made(text))
+    module = text.moved(build(text))
     prepared = module.prepare(batch)
     whole = text.gradient_of(module, text.micro_batches(prepared, [[0, 1, 2, 3]]))
-    for parts in ([[0, 1], [2, 3]], [[1], [0, 2, 3]]):  # the second has a part without a teacher
+    for parts in ([[0, 1], [2, 3]], [[1], [0, 2, 3]]):  # the second split has a part without a teacher
         torch.testing.assert_close(text.gradient_of(module, text.micro_batches(prepared, parts)), whole)
     torch.testing.assert_close(text.loss(module, text.padded(batch)), text.loss(module, batch))
 
 
 def test_a_limit_as_large_as_the_vocabulary_is_none(text, batch):
-    losses = [text.loss(text.moved(made(text, top_k=k)), batch) for k in (11, 100)]
+    losses = [text.loss(text.moved(build(text, top_k=k)), batch) for k in (11, 100)]
     assert torch.equal(*losses)
 
 
 def test_impossible_knobs_are_refused(text, batch):
     with pytest.raises(ValueError, match="top_k"):
-        made(text, top_k=0)
+        build(text, top_k=0)
     with pytest.raises(ValueError, match="log_probs"):
-        text.loss(made(text), replace(batch, log_probs=None))
+        text.loss(build(text), replace(batch, log_probs=None))

@@ -1,4 +1,4 @@
-"""The teacher: how it follows, where it reads what the learner said, and that a checkpoint has it."""
+"""The self-distillation teacher: its moving average, the places it reads in the view, and its checkpoint."""
 
 from dataclasses import replace
 
@@ -15,11 +15,11 @@ from lightning_nlf.objectives.self_distillation import check_view, follow, view_
 
 @pytest.fixture
 def batch(text):
-    """Three attempts, of which the second has no feedback, and a revision."""
-    return text.rounds_of([0, 0, 0, 1], [2, 4, 3, 2], [0, 0, 1, 0], [0.0, 1.0, 1.0, 0.0], seen=[1, 0, 1, 1])
+    """Three attempts, the second without feedback, and a revision."""
+    return text.rounds_of([0, 0, 0, 1], [2, 4, 3, 2], [0, 0, 1, 0], [0.0, 1.0, 1.0, 0.0], has_feedback=[1, 0, 1, 1])
 
 
-def made(text, **knobs):
+def build(text, **knobs):
     return SDPOPolicy(policy=text.gru_policy(), **knobs)
 
 
@@ -31,7 +31,7 @@ def parameters(network):
 
 
 def test_follow_by_hand():
-    """.95 · 2 + .05 · 4 = 2.1; buffers are taken over."""
+    """.95 · 2 + .05 · 4 = 2.1; buffers are copied."""
     teacher, policy = torch.nn.BatchNorm1d(1), torch.nn.BatchNorm1d(1)
     teacher.weight.data.fill_(2)
     policy.weight.data.fill_(4)
@@ -43,7 +43,7 @@ def test_follow_by_hand():
 
 @pytest.mark.parametrize(("rate", "moved"), [(0.0, 0.0), (0.05, 0.05), (1.0, 1.0)])
 def test_the_teacher_moves_by_its_rate_after_each_step(text, rate, moved):
-    module = made(text, teacher_rate=rate)
+    module = build(text, teacher_rate=rate)
     start = parameters(module.teacher).clone()
     text.moved(module)
     module.advance_all()
@@ -51,32 +51,32 @@ def test_the_teacher_moves_by_its_rate_after_each_step(text, rate, moved):
 
 
 def test_only_the_policy_is_trained(text):
-    module = made(text)
+    module = build(text)
     groups = module.configure_optimizers().param_groups
     assert [group["name"] for group in groups] == ["policy"]
     assert not any(p.requires_grad for p in module.teacher.parameters())
-    assert not any(key.startswith("averages") for key in made(text, teacher_rate=1.0).state_dict())
+    assert not any(key.startswith("averages") for key in build(text, teacher_rate=1.0).state_dict())
 
 
 def test_a_rate_is_a_share(text):
     with pytest.raises(ValueError, match="teacher_rate"):
-        made(text, teacher_rate=1.1)
+        build(text, teacher_rate=1.1)
 
 
 # ---- where it reads
 
 
 def test_steps_in_the_view(batch):
-    """The k-th valid step is the k-th: here the last token of each reply, 3 or 4 columns further on."""
+    """The k-th valid step maps to the k-th: here the last token of each reply, 3 or 4 columns later."""
     last = batch.mask & (batch.rewards != 0) | batch.mask & (batch.mask.flip(1).cumsum(1).flip(1) == 1)
     last = last & batch.view.valid.any(1, keepdim=True)
-    there = view_steps(batch, last)
-    assert there.nonzero().tolist() == [[0, 2 + 2 - 1 - 1 + 3], [3, 3 + 2 - 1 - 1 + 4]]
-    assert torch.equal(batch.view.actions[there], batch.actions[last])
+    moved_steps = view_steps(batch, last)
+    assert moved_steps.nonzero().tolist() == [[0, 2 + 2 - 1 - 1 + 3], [3, 3 + 2 - 1 - 1 + 4]]
+    assert torch.equal(batch.view.actions[moved_steps], batch.actions[last])
 
 
 def test_steps_that_are_apart_in_one_of_the_two():
-    """A row of two turns: valid steps 1, 2, 5 are 0, 3, 4 in the view; the third of them is asked for."""
+    """A row of two turns: valid steps 1, 2, 5 are 0, 3, 4 in the view; the third one is requested."""
     valid = torch.tensor([[0, 1, 1, 0, 0, 1]]).bool()
     view = torch.tensor([[1, 0, 0, 1, 1]]).bool()
     nothing = torch.zeros(1, 5, dtype=torch.long)
@@ -86,46 +86,48 @@ def test_steps_that_are_apart_in_one_of_the_two():
 
 
 def test_the_teacher_is_asked_of_the_view(text, batch):
-    """The log-probabilities of the same tokens, each row read on its own behind the feedback; nobody else's."""
-    module = text.moved(made(text, teacher_rate=0.0))
+    """The log-probabilities of the same tokens, each row read alone after the feedback; 0 elsewhere."""
+    module = text.moved(build(text, teacher_rate=0.0))
     prepared = module.prepare(batch)
     taught = prepared.masks["taught"]
     assert taught.any(1).tolist() == [True, False, False, True] and torch.equal(taught, batch.mask & taught)
-    said = module.asked(prepared, taught, lambda teacher, actions: teacher.log_prob(actions))
+    log_probs = module.teacher_numbers(prepared, taught, lambda teacher, actions: teacher.log_prob(actions))
     module.CHUNK = 1
-    torch.testing.assert_close(module.asked(prepared, taught, lambda teacher, actions: teacher.log_prob(actions)), said)
+    torch.testing.assert_close(
+        module.teacher_numbers(prepared, taught, lambda teacher, actions: teacher.log_prob(actions)), log_probs
+    )
     for row in (0, 3):
         view = batch.view[torch.tensor([row])]
         alone = module.teacher(view.obs, view.valid).log_prob(view.actions[view.valid])
-        torch.testing.assert_close(said[row][taught[row]], alone.detach())
-    assert not said[~taught].any()
-    assert not torch.allclose(said[taught], module.evaluate(prepared).log_probs.detach()[taught])
+        torch.testing.assert_close(log_probs[row][taught[row]], alone.detach())
+    assert not log_probs[~taught].any()
+    assert not torch.allclose(log_probs[taught], module.evaluate(prepared).log_probs.detach()[taught])
 
 
 def test_the_share_with_a_teacher_is_logged(text, batch):
-    """Two of three attempts; the revision is nobody's."""
-    module = made(text)
+    """Two of three attempts have a teacher; the revision is not the learner's."""
+    module = build(text)
     module.prepare(batch)
     assert torch.stack(module._unlogged["taught"]).tolist() == pytest.approx([2 / 3])
 
 
 def test_the_module_goes_back_to_training(text, batch):
-    """The teacher reads in eval mode, within the step."""
-    module = made(text)
+    """The teacher is evaluated in eval mode, inside a training step."""
+    module = build(text)
     prepared = module.prepare(batch)
     module.train()
     module.losses(prepared, module.evaluate(prepared))
-    assert not module.teacher.training and not module.training  # `training_step` begins with train()
+    assert not module.teacher.training and not module.training  # `training_step` starts with train()
 
 
 def test_views_of_other_rows_are_refused(text, batch):
     with pytest.raises(ValueError, match="no `view`"):
-        made(text).prepare(replace(batch, view=None))
+        build(text).prepare(replace(batch, view=None))
     shorter = batch.view.valid.clone()
     shorter[3, batch.view.valid[3].nonzero()[-1]] = False
-    with pytest.raises(ValueError, match="row 3 has 1 valid steps there, and 2 here"):
+    with pytest.raises(ValueError, match="row 3 has 1 valid steps, but 2 in the batch"):
         check_view(replace(batch, view=replace(batch.view, valid=shorter)))
-    with pytest.raises(ValueError, match="not those of the batch"):
+    with pytest.raises(ValueError, match="must be those of the batch"):
         check_view(replace(batch, view=replace(batch.view, actions=batch.view.actions + 1)))
 
 
@@ -138,7 +140,7 @@ class SmallGRU(GRUPolicy):
 
 
 def fitted(folder, batch, epochs, resume=None):
-    """A run of so many epochs from the rows of a file, and its checkpoint."""
+    """A run of this number of epochs on the rows of a file, and its checkpoint."""
     save_batch(batch, folder / "rows.pt")
     torch.manual_seed(0)
     module = SDPOPolicy(policy=SmallGRU(), teacher_rate=0.3, optimizer=lambda p: torch.optim.Adam(p, lr=0.05))
@@ -152,7 +154,7 @@ def fitted(folder, batch, epochs, resume=None):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(batch, tmp_path):
-    """Bit for bit, the teacher too; which has followed, and is not the policy."""
+    """Equal bit for bit, including the teacher, which has moved and differs from the policy."""
     straight = fitted(tmp_path, batch, 4)
     fitted(tmp_path, batch, 2)
     resumed = fitted(tmp_path, batch, 4, resume=tmp_path / "2.ckpt")
@@ -160,9 +162,9 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(batch, tmp_path):
     assert any(key.startswith("averages.policy.") for key in state)
     for key, x in resumed.state_dict().items():
         assert torch.equal(x, state[key]), key
-    saved = torch.load(tmp_path / "2.ckpt", weights_only=True)["state_dict"]
-    assert not torch.equal(saved["averages.policy.head.weight"], saved["policy.head.weight"])
-    assert not torch.equal(saved["averages.policy.head.weight"], state["averages.policy.head.weight"])
+    weights = torch.load(tmp_path / "2.ckpt", weights_only=True)["state_dict"]
+    assert not torch.equal(weights["averages.policy.head.weight"], weights["policy.head.weight"])
+    assert not torch.equal(weights["averages.policy.head.weight"], state["averages.policy.head.weight"])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,4 +1,4 @@
-"""Losses refuse tensors that would broadcast: (B, 1) against (B, T), or (P, 1) against (P,), gives a wrong number."""
+"""Losses refuse tensors that would broadcast: (B, 1) with (B, T), or (P, 1) with (P,), would give a wrong number."""
 
 import importlib
 import inspect
@@ -29,10 +29,10 @@ LOSSES = {
     if name.endswith("_loss") and function.__module__ == module.__name__
 }
 
-STEPS = -torch.arange(1.0, 7).view(2, 3) / 7  # (B, T) = (2, 3), or of pairs (P, 3)
+STEPS = -torch.arange(1.0, 7).view(2, 3) / 7  # (B, T) = (2, 3), or (P, 3) for pairs
 ROWS, GOOD = torch.tensor([0.3, -0.2]), torch.tensor([True, False])  # (B,) or (P,)
 
-ARGUMENTS = {  # of each loss, such as it takes
+ARGUMENTS = {  # valid arguments of each loss
     "bradley_terry_loss": {"difference": ROWS, "tie": GOOD, "margin": ROWS},
     "clipped_policy_loss": {"ratio": -STEPS, "advantages": STEPS, "clip": 0.2},
     "conservative_dpo_loss": {"difference": ROWS, "beta": 0.1, "smoothing": 0.1},
@@ -56,7 +56,7 @@ ARGUMENTS = {  # of each loss, such as it takes
     "value_loss": {"values": STEPS, "returns": STEPS, "old_values": STEPS, "clip": 0.2},
     "weighted_injection_loss": {"ratio": -STEPS, "advantages": STEPS, "clip": 0.2},
 }
-FREE = {  # which may have a column of their own: (B, 1) is a batch of T = 1, or another argument says what is right
+FREE = {  # arguments that may have one column: (B, 1) is a batch of T = 1, or another argument fixes the shape
     ("first_turn_loss", "log_probs"),
     ("outcome_loss", "log_probs"),
     ("unlikelihood_loss", "log_probs"),
@@ -80,7 +80,7 @@ def test_no_loss_is_missing_here():
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_loss_is_not_averaged(name):
-    """It has a number for each step, or for each row, pair or ranking."""
+    """A loss has one number for each step, row, pair or ranking."""
     loss = LOSSES[name](**ARGUMENTS[name])
     by_step = [x for x in ARGUMENTS[name].values() if isinstance(x, torch.Tensor) and x.ndim == 2]
     if name == "plackett_luce_loss":
@@ -106,26 +106,26 @@ def test_one_column_is_not_spread_over_many(name, argument):
     ],
 )
 def test_one_row_is_not_spread_over_many(name, argument, x):
-    """The arguments that may have one column: one row for two, or rows where steps are wanted."""
+    """Arguments with one column: one row instead of two, or rows instead of steps."""
     with pytest.raises(ValueError, match="shapes: "):
         LOSSES[name](**ARGUMENTS[name] | {argument: x})
 
 
 def imitated(expert_mask, **fields):
-    """A batch of two rows of two steps, in each of which a policy of three tokens was read, and an expert is known."""
-    ids, there = torch.zeros(2, 2, dtype=torch.long), torch.ones(2, 2, dtype=torch.bool)
+    """A batch of two rows of two steps, evaluated with a policy over three tokens, with the expert known."""
+    ids, mask = torch.zeros(2, 2, dtype=torch.long), torch.ones(2, 2, dtype=torch.bool)
     params = {"logits": torch.zeros(2, 2, 3)}
-    batch = Batch(ids, ids, there, there, expert_actions=ids, expert_mask=expert_mask, expert_params=params, **fields)
-    now = Evaluation(there, Categorical(logits=torch.zeros(4, 3)), torch.zeros(2, 2), None)
+    batch = Batch(ids, ids, mask, mask, expert_actions=ids, expert_mask=expert_mask, expert_params=params, **fields)
+    now = Evaluation(mask, Categorical(logits=torch.zeros(4, 3)), torch.zeros(2, 2), None)
     return batch, now
 
 
 @pytest.mark.parametrize("divergence", ["nll", "forward"])
 def test_imitation_is_of_each_step(divergence):
-    there = torch.ones(2, 2, dtype=torch.bool)
-    assert imitation_loss(*imitated(there), divergence).shape == (2, 2)
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    assert imitation_loss(*imitated(mask), divergence).shape == (2, 2)
     with pytest.raises(ValueError, match="expert_mask"):
-        imitation_loss(*imitated(there[:, :1]), divergence)
-    for weights in (torch.ones(2), torch.ones(2, 1)):  # (B,) would count by the column
+        imitation_loss(*imitated(mask[:, :1]), divergence)
+    for weights in (torch.ones(2), torch.ones(2, 1)):  # (B,) would be broadcast over columns
         with pytest.raises(ValueError, match="imitation_weights"):
-            imitation_loss(*imitated(there, extra={"imitation_weights": weights}), divergence)
+            imitation_loss(*imitated(mask, extra={"imitation_weights": weights}), divergence)

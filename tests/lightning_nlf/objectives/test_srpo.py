@@ -1,4 +1,4 @@
-"""SRPO: which replies go where, and that each counts as it would without the others."""
+"""SRPO: which term each reply has, and that its weight does not depend on the other replies."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from lightning_nlf.objectives.srpo import confidence_weights
 
 GROUPS, LENGTHS = [0, 0, 0, 1, 1, 1], [2, 4, 3, 1, 2, 5]
 EARNED, SEEN = [1.0, 0.2, 0.4, 0.9, 0.5, 0.0], [1, 1, 0, 0, 1, 1]
-ROUTED = [False, True, False, False, True, True]  # failed, and with a teacher; the third has none, the first is right
+ROUTED = [False, True, False, False, True, True]  # failed, with a teacher
 
 
 @pytest.fixture
@@ -24,33 +24,33 @@ def knobs_of(**knobs):
     return {"normalize_advantages": False, "baseline": "group_mean", "gamma": 1.0} | knobs
 
 
-def made(text, **knobs):
+def build(text, **knobs):
     return text.moved(SRPOPolicy(policy=text.gru_policy(), **knobs_of(**knobs)))
 
 
 def test_weights_by_hand():
-    """H = 0, ln 2, ln 4, β=1: 1, ½, ¼, mean 7/12 → 12/7, 6/7, 3/7; β=2: 1, ¼, 1/16 → 16/7, 4/7, 1/7."""
+    """H = 0, ln 2, ln 4, β=1: 1, ½, ¼, with mean 7/12 → 12/7, 6/7, 3/7; β=2: 1, ¼, 1/16 → 16/7, 4/7, 1/7."""
     entropy, mask = torch.tensor([[0, math.log(2), math.log(4), math.nan]]), torch.tensor([[True, True, True, False]])
     assert confidence_weights(entropy, mask, 1.0).tolist() == [pytest.approx([12 / 7, 6 / 7, 3 / 7, 1])]
     assert confidence_weights(entropy, mask, 2.0).tolist() == [pytest.approx([16 / 7, 4 / 7, 1 / 7, 1])]
 
 
 def test_what_goes_where(text, batch):
-    """Earned 1, .2, .4 and .9, .5, 0: group means .5333, .4667. Only what is not distilled has an advantage."""
-    prepared = made(text).prepare(batch)
+    """Returns 1, .2, .4 and .9, .5, 0: group means .5333, .4667. Only replies without distillation have advantages."""
+    prepared = build(text).prepare(batch)
     assert prepared.masks["taught"].any(1).tolist() == ROUTED
     advantages = [float(a[m][0]) for a, m in zip(prepared.advantages, batch.mask, strict=True)]
     assert advantages == pytest.approx([1 - 1.6 / 3, 0, 0.4 - 1.6 / 3, 0.9 - 1.4 / 3, 0, 0], abs=1e-6)
 
 
 def test_success_is_more_than_the_threshold(text, batch):
-    """.5 is no success at .5, and is one at .49."""
-    assert made(text, success=0.49).prepare(batch).masks["taught"].any(1).tolist() == [*ROUTED[:4], False, True]
+    """A return of .5 is not a success at .5, but is at .49."""
+    assert build(text, success=0.49).prepare(batch).masks["taught"].any(1).tolist() == [*ROUTED[:4], False, True]
 
 
 def test_both_terms_are_means_over_all_of_the_learners_steps(text, batch):
-    """17 of them, 11 with a teacher, whose mean is SDPO's; the policy's is REINFORCE with no advantage there."""
-    module = made(text, entropy_beta=0.0)
+    """17 steps, 11 with a teacher, whose mean is SDPO's; the policy term is REINFORCE with advantage 0 at these."""
+    module = build(text, entropy_beta=0.0)
     prepared = module.prepare(batch)
     now = module.evaluate(prepared)
     terms = module.losses(prepared, now)
@@ -63,7 +63,7 @@ def test_both_terms_are_means_over_all_of_the_learners_steps(text, batch):
 
 
 def test_without_failures_it_is_the_policy_gradient(text, batch):
-    module = made(text, success=-1.0)
+    module = build(text, success=-1.0)
     plain = text.moved(ReinforcePolicy(policy=text.gru_policy(), **knobs_of()))
     terms = text.terms(module, batch)
     assert not terms["distillation"]
@@ -71,8 +71,8 @@ def test_without_failures_it_is_the_policy_gradient(text, batch):
 
 
 def test_the_weights_are_by_the_teacher(text, batch):
-    """Mean 1 over the distilled steps; the surer the teacher, the more."""
-    module = made(text)
+    """Mean 1 over the distilled steps, with more weight where the teacher is more certain."""
+    module = build(text)
     prepared = module.prepare(batch)
     taught, weights = prepared.masks["taught"], prepared.extra["distillation_weights"]
     assert float(weights[taught].mean()) == pytest.approx(1)
@@ -80,35 +80,35 @@ def test_the_weights_are_by_the_teacher(text, batch):
     entropy = module.teach(prepared, taught).entropy().detach()
     assert torch.equal(entropy.argsort(), weights[taught].argsort(descending=True))
     weighted = module.losses(prepared, module.evaluate(prepared))["distillation"]
-    plain = text.terms(made(text, entropy_beta=0.0), batch)["distillation"]
+    plain = text.terms(build(text, entropy_beta=0.0), batch)["distillation"]
     assert float(weighted.detach()) != pytest.approx(float(plain.detach()), rel=1e-4)
 
 
 @pytest.mark.parametrize("knob", [{"success": 0.1}, {"entropy_beta": 3.0}, {"teacher_rate": 1.0}, {"clip": 0.2}])
 def test_every_knob_changes_the_loss(text, batch, knob):
-    usual, other = (float(text.loss(made(text, **knobs), batch).detach()) for knobs in ({}, knob))
-    assert usual != pytest.approx(other, rel=1e-5)
+    usual, changed = (float(text.loss(build(text, **knobs), batch).detach()) for knobs in ({}, knob))
+    assert usual != pytest.approx(changed, rel=1e-5)
 
 
 def test_padding_and_micro_batches_change_nothing(text, batch):
-    module = made(text, clip=0.2)
+    module = build(text, clip=0.2)
     prepared = module.prepare(batch)
     whole = text.gradient_of(module, text.micro_batches(prepared, [list(range(6))]))
-    for parts in ([[0, 1, 2], [3, 4, 5]], [[0, 2, 3], [1, 4, 5]]):  # one part of the second has no failure
+    for parts in ([[0, 1, 2], [3, 4, 5]], [[0, 2, 3], [1, 4, 5]]):  # one part of the second split has no failed reply
         torch.testing.assert_close(text.gradient_of(module, text.micro_batches(prepared, parts)), whole)
     torch.testing.assert_close(text.loss(module, text.padded(batch)), text.loss(module, batch))
 
 
 def test_what_is_wrong_is_named(text, batch):
     with pytest.raises(ValueError, match="entropy_beta"):
-        made(text, entropy_beta=-1.0)
+        build(text, entropy_beta=-1.0)
     with pytest.raises(ValueError, match="success"):
-        made(text).prepare(replace(batch, rewards=None))
+        build(text).prepare(replace(batch, rewards=None))
 
 
 def test_a_step_without_failures_counts_as_no_distillation(text, batch):
-    """What is logged is a mean over all optimizer steps with steps of the learner's, of which this one has 0."""
-    module = made(text, success=-1.0)
+    """The logged value is a mean over all optimizer steps with learner steps, and 0 counts for this one."""
+    module = build(text, success=-1.0)
     prepared = module.prepare(batch)
     terms = {term.name: term for term in module.gather(prepared, module.evaluate(prepared))}
     assert module.count(terms["distillation"], prepared) == batch.mask.sum()

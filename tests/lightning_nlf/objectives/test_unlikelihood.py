@@ -1,4 +1,4 @@
-"""Unlikelihood by hand, its knobs, and what it does."""
+"""Unlikelihood training: hand-worked losses, knobs, and its effect on a policy."""
 
 import math
 from dataclasses import replace
@@ -27,7 +27,7 @@ def test_unlikelihood_by_hand():
 
 
 def test_unlikelihood_is_a_mean_over_the_steps_of_bad_rows(text):
-    """A bad row of π = .75 and .5: (ln 4 + ln 2)/2 = 1.0397208; the third step is padding, and the good row's."""
+    """A bad row with π = .75 and .5: (ln 4 + ln 2)/2 = 1.0397208; the third step is padding, or of the good row."""
     batch = text.replies_to([0, 0], [2, 3], score=torch.tensor([0.0, 1.0]))
     module = unlikelihood(text, unlikelihood_weight=2.0)
     prepared = module.prepare(batch)
@@ -45,7 +45,7 @@ def test_certainty_is_finite():
 
 
 def test_each_term_is_of_its_rows(text, batch):
-    """Good: rows 0 and 2, of 2 and 3 tokens at −1 and −2: 8/5. Bad: row 1. Nobody scored row 3."""
+    """Good: rows 0 and 2, with 2 and 3 tokens of −1 and −2: 8/5. Bad: row 1. Row 3 has no score."""
     module = unlikelihood(text)
     prepared = module.prepare(batch)
     now = module.evaluate(prepared)
@@ -58,8 +58,8 @@ def test_each_term_is_of_its_rows(text, batch):
 @pytest.mark.parametrize("knob", [{"threshold": 0.9}, {"unlikelihood_weight": 0.0}])
 def test_every_knob_changes_the_loss(knob, text, batch):
     losses = [
-        text.loss(UnlikelihoodPolicy(policy=text.gru_policy(), **({"threshold": 0.5} | more)), batch)
-        for more in ({}, knob)
+        text.loss(UnlikelihoodPolicy(policy=text.gru_policy(), **({"threshold": 0.5} | options)), batch)
+        for options in ({}, knob)
     ]
     assert abs(float((losses[0] - losses[1]).detach())) > 1e-3
 

@@ -1,4 +1,4 @@
-"""Outcome rewards: one label a reply, read behind its last token."""
+"""Outcome rewards: one label per reply, read after its last token."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from lightning_nlf.objectives import OutcomeReward
 
 
 def scored_rows():
-    """Three replies of 4, 3 and 2 tokens; what the last is worth nobody said."""
+    """Three replies of 4, 3 and 2 tokens; the last one has no label."""
     ids = torch.randint(1, 5, (3, 5), generator=torch.Generator().manual_seed(0))
     valid = torch.arange(4) < torch.tensor([[4], [3], [2]])
     return Batch(
@@ -37,7 +37,7 @@ def loss_of(module, prepared):
 
 
 def test_a_reply_is_read_behind_its_last_token():
-    """−log σ(r) of the right reply, −log σ(−r) of the wrong one, half of each; the third has no part in it."""
+    """−log σ(r) of the right reply and −log σ(−r) of the wrong one, half of each; the third does not count."""
     module = built()
     batch = module.prepare(scored_rows())
     with torch.no_grad():
@@ -57,9 +57,9 @@ def test_an_unknown_score_leaves_no_trace_in_the_gradient():
     whole = [p.grad.clone() for p in module.reward.parameters()]
     module.zero_grad()
     loss_of(module, batch[:2]).backward()
-    for own, other in zip(whole, (p.grad for p in module.reward.parameters()), strict=True):
-        assert own.isfinite().all()
-        torch.testing.assert_close(own, other)
+    for gradient, second in zip(whole, (p.grad for p in module.reward.parameters()), strict=True):
+        assert gradient.isfinite().all()
+        torch.testing.assert_close(gradient, second)
 
 
 def test_the_loss_does_not_depend_on_how_rows_were_cut():
@@ -75,8 +75,8 @@ def test_a_probability_is_paid_on_the_last_token():
     module = built()
     batch = module.prepare(scored_rows())
     where = module.evaluate(batch).where
-    paid = module.judge(batch, where)
-    torch.testing.assert_close(paid, torch.where(where, module.evaluate(batch).values.detach().sigmoid(), 0))
+    rewards = module.judge(batch, where)
+    torch.testing.assert_close(rewards, torch.where(where, module.evaluate(batch).values.detach().sigmoid(), 0))
 
 
 def test_scores_are_asked_for_and_checked():
@@ -85,5 +85,5 @@ def test_scores_are_asked_for_and_checked():
         built().prepare(replace(batch, extra={}))
     with pytest.raises(ValueError, match="scored"):
         built().prepare(replace(batch, score=None))
-    with pytest.raises(ValueError, match="score: labels from 0 to 2.*rewards from rankings"):
+    with pytest.raises(ValueError, match="score: labels are from 0 to 2.*a reward from rankings"):
         built().prepare(replace(batch, score=2 * batch.score))

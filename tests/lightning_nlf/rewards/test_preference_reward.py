@@ -1,4 +1,4 @@
-"""Reward models from rankings: one forward a reply, totals over parts, ties, a scale that stays, and learning."""
+"""Preference reward models: one forward pass per reply, totals over parts, ties, normalisation, and learning."""
 
 import math
 from dataclasses import replace
@@ -21,7 +21,7 @@ VOCABULARY = 8
 
 
 def ranked_rows(groups, replies=4, seed=0):
-    """Two tokens of prompt, one to four of reply; the teacher counts the 2s in a reply, equal counts are a tie."""
+    """Prompts of two tokens, replies of one to four. The teacher counts the 2s in a reply; equal counts are a tie."""
     generator = torch.Generator().manual_seed(seed)
     count = groups * replies
     ids = torch.randint(1, VOCABULARY, (count, 6), generator=generator)
@@ -58,7 +58,7 @@ def loss_of(module, batch):
 
 
 def gradient(module, batches):
-    """Of the mean loss of the parts of a prepared batch, flat."""
+    """Gradient of the mean loss of the parts of a prepared batch, flat."""
     module.zero_grad()
     for batch in batches:
         (sum(module.losses(batch).values()) / len(batches)).backward()
@@ -80,7 +80,7 @@ def test_one_forward_reads_each_reply_once_behind_its_last_token(family, monkeyp
     module.losses(prepared, now)
     assert read == [(12, 12)]  # 12 replies for 18 pairs
     assert torch.equal(now.where, last_valid(batch.valid))
-    for row in range(len(batch)):  # by itself, without padding: prompt, reply and nothing behind it
+    for row in range(len(batch)):  # alone, without padding: prompt and reply only
         length = int(batch.valid[row].nonzero().max()) + 1
         ids = torch.cat([batch.obs[row, :1], batch.actions[row, :length]])
         torch.testing.assert_close(now.values[row, length - 1], inner(ids[None])[0, -1])
@@ -88,7 +88,7 @@ def test_one_forward_reads_each_reply_once_behind_its_last_token(family, monkeyp
 
 @pytest.mark.parametrize("family", FAMILY)
 def test_the_gradient_does_not_depend_on_how_groups_were_cut(family):
-    """Groups of two, three, four and five rows, and so of different numbers of pairs, in one part or in three."""
+    """Groups of two to five rows, and thus different numbers of pairs, in one part or in three."""
     sizes = torch.tensor([2, 5, 3, 4, 2, 5])
     rows = replace(ranked_rows(21, replies=1), group=torch.arange(6).repeat_interleave(sizes))
     rows = replace(rows, rank=((rows.group[:, None] == rows.group) & (rows.score > rows.score[:, None])).sum(1))
@@ -106,13 +106,13 @@ def test_the_gradient_does_not_depend_on_how_groups_were_cut(family):
 def test_unranked_rows_and_padding_change_nothing(family):
     module, batch = built(family), ranked_rows(4)
     aside = replace(ranked_rows(4, seed=5), rank=torch.full((16,), -1))
-    both = Batch(
+    joined = Batch(
         **{
             name: torch.cat([getattr(batch, name), getattr(aside, name)])
             for name in ("obs", "actions", "valid", "mask", "final_obs", "terminated", "group", "rank", "score")
         }
     )
-    torch.testing.assert_close(loss_of(module, both), loss_of(module, batch))
+    torch.testing.assert_close(loss_of(module, joined), loss_of(module, batch))
     padded = replace(batch, obs=torch.where(batch.valid | (torch.arange(5) == 0), batch.obs, 7))
     torch.testing.assert_close(loss_of(module, padded), loss_of(module, batch))
 
@@ -152,7 +152,7 @@ def test_a_tie_parameter_without_ties_is_refused(family, knob, none):
     ("family", "knob", "expected"), [(RaoKupperReward, "theta", 1.25 / 0.75), (DavidsonReward, "nu", 1 / 3)]
 )
 def test_the_tie_parameter_is_learned_at_the_rate_of_ties_or_stays(family, knob, expected, tmp_path):
-    """Replies that cannot be told apart, a quarter of the pairs tied: θ = (1 + p)/(1 − p), ν = p/(1 − p), p = 1/4."""
+    """Equal rewards, a quarter of the pairs tied: θ = (1 + p)/(1 − p), ν = p/(1 − p), p = 1/4."""
     batch = ranked_rows(1, replies=1)[torch.zeros(8, dtype=torch.long)]
     batch = replace(batch, group=torch.arange(8) // 2, rank=torch.tensor([0, 0, 0, 1, 1, 0, 0, 1]))
     save_batch(batch, tmp_path / "rows.pt")
@@ -164,7 +164,7 @@ def test_the_tie_parameter_is_learned_at_the_rate_of_ties_or_stays(family, knob,
 
 
 def fitted(family, folder, epochs=4, **knobs):
-    """A Trainer's fit on 96 rankings of four."""
+    """A fit with a Trainer on 96 rankings of four replies."""
     save_batch(ranked_rows(96), folder / "rows.pt")
     module = built(family, optimizer=lambda groups: torch.optim.Adam(groups, 0.02), **knobs)
     data = OfflineDataModule(str(folder / "rows.pt"), minibatches=8, passes=2)
@@ -189,11 +189,11 @@ def test_a_fit_learns_to_order_replies_it_has_not_seen(family, tmp_path):
 
 
 def test_what_is_measured_by_hand():
-    """Rewards 2, 1, 1, 0 of ranks 0, 1, 1, 2, then 0, 0 of ranks 0, 1: six strict pairs in two batches.
+    """Rewards 2, 1, 1, 0 for ranks 0, 1, 1, 2, then 0, 0 for ranks 0, 1: six pairs without a tie in two batches.
 
     Accuracy: five right and one even, 5.5/6. Differences 1, 1, 2, 1, 1, 0: the loss is (4 · .3132617 + .1269280 +
-    .6931472)/6 = .3455203. Calibration: from both sides; σ(1) = .7310586 in one bin happened always, .8807971 in
-    another; what is said of σ(0) = .5 happened once in two. So (8 · .2689414 + 2 · .1192029)/12 = .1991614.
+    .6931472)/6 = .3455203. Calibration, in both orders: σ(1) = .7310586 in one bin always happened, .8807971 in
+    another; σ(0) = .5 happened once in two. So (8 · .2689414 + 2 · .1192029)/12 = .1991614.
     """
     module = built(BradleyTerryReward)
     values = {4: [2.0, 1.0, 1.0, 0.0], 2: [0.0, 0.0]}
@@ -204,8 +204,8 @@ def test_what_is_measured_by_hand():
     losses = {"val/loss": 0.3455203, "val/bradley_terry": 0.3455203}
     expected = losses | {"val/accuracy": 5.5 / 6, "val/calibration_error": 0.1991614}
     assert metrics == pytest.approx(expected, abs=1e-6)
-    said, happened, count = module.calibration.table.T
-    torch.testing.assert_close(said, torch.tensor([0.1192029, 0.2689414, 0.5, 0.7310586, 0.8807971]))
+    predicted, happened, count = module.calibration.table.T
+    torch.testing.assert_close(predicted, torch.tensor([0.1192029, 0.2689414, 0.5, 0.7310586, 0.8807971]))
     assert happened.tolist() == [0, 0, 0.5, 1, 1] and count.tolist() == [1, 4, 2, 4, 1]
 
 
@@ -221,29 +221,29 @@ def test_a_run_keeps_the_table_with_its_exhibits(tmp_path):
     rows = DataLoader([ranked_rows(8)], batch_size=None)
     fit = trainer(max_epochs=1, default_root_dir=tmp_path, callbacks=[Exhibits()])
     fit.fit(built(BradleyTerryReward), rows, rows)
-    assert (tmp_path / "exhibits" / "reliability.md").read_text().startswith("| said")
+    assert (tmp_path / "exhibits" / "reliability.md").read_text().startswith("| predicted")
 
 
-def paid(module, batch):
+def scaled(module, batch):
     return module.judge(batch, last_valid(batch.valid)).sum(1)
 
 
 def test_rewards_are_brought_to_mean_0_and_variance_1_and_stay_so(tmp_path):
     module, rows = fitted(BradleyTerryReward, tmp_path, epochs=1, normalize=384), ranked_rows(96)
-    own = paid(module, rows)
-    torch.testing.assert_close(own.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
-    torch.testing.assert_close(own.var(correction=0), torch.tensor(1.0), atol=1e-5, rtol=0)
-    assert torch.equal(own.argsort(), module.read(rows, last_valid(rows.valid)).sum(1).argsort())
-    other = built(BradleyTerryReward, seed=9)
-    assert not torch.allclose(paid(other, rows), own)
-    other.load_state_dict(module.state_dict())
-    assert torch.equal(paid(other, rows), own)
-    torch.testing.assert_close(measured(other, rows), measured(module, rows))
+    rewards = scaled(module, rows)
+    torch.testing.assert_close(rewards.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(rewards.var(correction=0), torch.tensor(1.0), atol=1e-5, rtol=0)
+    assert torch.equal(rewards.argsort(), module.read(rows, last_valid(rows.valid)).sum(1).argsort())
+    fresh = built(BradleyTerryReward, seed=9)
+    assert not torch.allclose(scaled(fresh, rows), rewards)
+    fresh.load_state_dict(module.state_dict())
+    assert torch.equal(scaled(fresh, rows), rewards)
+    torch.testing.assert_close(measured(fresh, rows), measured(module, rows))
 
 
 def test_a_sample_of_the_rows_normalizes_nearly_and_zero_not_at_all(tmp_path):
-    own = paid(fitted(BradleyTerryReward, tmp_path, epochs=1, normalize=128), ranked_rows(96))
-    assert 0 < abs(own.mean()) < 0.3 and 0.7 < own.std() < 1.4
+    rewards = scaled(fitted(BradleyTerryReward, tmp_path, epochs=1, normalize=128), ranked_rows(96))
+    assert 0 < abs(rewards.mean()) < 0.3 and 0.7 < rewards.std() < 1.4
     module = fitted(BradleyTerryReward, tmp_path, epochs=1, normalize=0)
     assert module.gain == 1 and module.bias == 0
     with pytest.raises(ValueError, match="^normalize"):
@@ -251,7 +251,7 @@ def test_a_sample_of_the_rows_normalizes_nearly_and_zero_not_at_all(tmp_path):
 
 
 def test_the_scale_is_not_what_is_learned(tmp_path):
-    """The loss is of the differences that the network says, whatever the gain."""
+    """The loss uses differences of the unscaled rewards, for any gain."""
     module, batch = built(BradleyTerryReward), ranked_rows(4)
     before = loss_of(module, batch)
     module.gain.fill_(7.0)

@@ -1,4 +1,4 @@
-"""Process rewards: read behind the end of each step, learned from its label, paid as a probability."""
+"""Process rewards: read at the end of each step, trained on its label, and used as a probability."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ END = 1  # the token that ends a step
 
 
 def labelled_rows(count=8, seed=0):
-    """Replies of two steps of two tokens and an end; a step is right if its tokens are equal."""
+    """Replies of two steps, each of two tokens and an end token. A step is right if its tokens are equal."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(2, 4, (count, 2, 2), generator=generator)
     steps = torch.cat([tokens, torch.full((count, 2, 1), END)], 2)
@@ -71,9 +71,9 @@ def test_losses_by_hand():
 
 @pytest.mark.parametrize(("family", "mean"), [(ProcessReward, (0.6931472 + 1.0632617) / 2), (StepValueReward, 0.78125)])
 def test_the_mean_of_labelled_steps_by_hand(family, mean):
-    """Rewards 0 and 1 where the labels are 1 and .25; the step outside, NaN, does not count.
+    """Rewards 0 and 1 at labels 1 and .25; the step outside, NaN, does not count.
 
-    Of four labelled steps, two of them elsewhere, half of that.
+    With four labelled steps in all, two of them elsewhere, the loss is half of that.
     """
     module, batch = built(family), labelled_rows(1)
     batch = replace(batch, rewards=torch.tensor([[0, 0, 1.0, 0, 0, 0.25]]))
@@ -96,7 +96,7 @@ def test_a_step_is_read_behind_its_end_and_knows_nothing_of_what_follows(family)
 
 @pytest.mark.parametrize("family", FAMILY)
 def test_the_loss_does_not_depend_on_how_rows_were_cut(family):
-    """Rows with one labelled step and rows with two, in two parts of five rows and three."""
+    """Rows with one labelled step and rows with two, in parts of five rows and three."""
     module, batch = built(family), labelled_rows()
     ends = batch.extra["step_ends"].clone()
     ends[:4, 5] = False
@@ -113,7 +113,7 @@ def test_labels_are_asked_for_and_checked():
         built(ProcessReward).prepare(replace(batch, extra={}))
     with pytest.raises(ValueError, match="step_ends"):
         built(StepValueReward).prepare(replace(batch, rewards=None))
-    with pytest.raises(ValueError, match="steps: labels from 0 to 3.*StepValueReward"):
+    with pytest.raises(ValueError, match="steps: labels are from 0 to 3.*StepValueReward"):
         built(ProcessReward).prepare(replace(batch, rewards=3 * batch.rewards))
     built(StepValueReward).prepare(replace(batch, rewards=3 * batch.rewards))
 
@@ -123,8 +123,8 @@ def test_a_probability_is_paid_and_a_value_as_it_is():
     ends = batch.extra["step_ends"]
     for family, pays in ((ProcessReward, torch.sigmoid), (StepValueReward, lambda x: x)):
         module = built(family)
-        said = module.evaluate(module.prepare(batch)).values.detach()
-        torch.testing.assert_close(module.judge(batch, ends), torch.where(ends, pays(said), 0))
+        outputs = module.evaluate(module.prepare(batch)).values.detach()
+        torch.testing.assert_close(module.judge(batch, ends), torch.where(ends, pays(outputs), 0))
 
 
 @pytest.mark.parametrize("family", FAMILY)
@@ -144,7 +144,7 @@ def test_a_fit_learns_which_steps_are_right(family, tmp_path):
 
 @pytest.mark.slow
 def test_steps_of_sums_are_told_right_from_wrong(tmp_path):
-    """Three numbers, a third of the steps wrong: always saying "right" is right two times in three."""
+    """Three numbers, a third of the steps wrong: always predicting "right" is right two times in three."""
     task = ArithmeticSteps(sums=3000, numbers=3, wrong=1 / 3, draws=2)
     tokenizer = WordTokenizer().fit(task.corpus())
     end = tokenizer.encode(".")[0]

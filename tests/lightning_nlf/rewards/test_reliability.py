@@ -1,4 +1,4 @@
-"""The calibration error is torchmetrics', in constant memory."""
+"""The calibration error equals that of torchmetrics, in constant memory."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_it_is_that_of_torchmetrics(bins):
 
 
 def test_by_hand():
-    """.26 and .34 share a bin, of which half happened: 2/3 · |.3 − .5| = .1333; 1 is in the last bin, and happened."""
+    """.26 and .34 share a bin, and half of it happened: 2/3 · |.3 − .5| = .1333; 1 is in the last bin, and happened."""
     metric = Reliability(bins=4)
     metric.update(torch.tensor([0.26, 0.34, 1.0]), torch.tensor([0, 1, 1]))
     torch.testing.assert_close(metric.compute(), torch.tensor(2 / 3 * 0.2))

@@ -1,4 +1,4 @@
-"""Reward models from soft labels: what the loss is, where it is least, and what stands in for a label."""
+"""Preference reward models with soft labels: the loss, its minimum, and missing labels."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ from lightning_nlf.rewards.soft_preference_reward import soft_labels, soft_prefe
 
 
 def compared(preferences, rank=None):
-    """Two replies of one token to each of as many prompts; the first is better with these probabilities."""
+    """Two replies of one token to each prompt; the first is better with these probabilities."""
     first = torch.tensor(preferences)
     rows = 2 * len(first)
     ids = torch.randint(1, 8, (rows, 3), generator=torch.Generator().manual_seed(0))
@@ -46,7 +46,7 @@ def loss_of(module, batch):
 def test_the_loss_by_hand():
     """d = 1: log σ(1) = −.3132617 and log σ(−1) = −1.3132617.
 
-    p = .8: .8 · .3132617 + .2 · 1.3132617 = .5132617. At p = 1 it is .3132617, of Bradley-Terry.
+    p = .8: .8 · .3132617 + .2 · 1.3132617 = .5132617. At p = 1 it is .3132617, as for Bradley-Terry.
     """
     d, p = torch.tensor([1.0, 1.0]), torch.tensor([0.8, 1.0])
     assert soft_preference_loss(d, p).tolist() == pytest.approx([0.5132617, 0.3132617], abs=1e-6)
@@ -55,7 +55,7 @@ def test_the_loss_by_hand():
 
 
 def test_the_loss_is_a_mean_over_pairs_wherever_they_are():
-    """d = 1 twice, of p = .8 and 1: (.5132617 + .3132617)/2; over four pairs, two of them elsewhere, half of that."""
+    """d = 1 twice, p = .8 and 1: (.5132617 + .3132617)/2; with four pairs, two of them elsewhere, half of that."""
     module = built()
     prepared = module.prepare(compared([0.8, 1.0]))
     now = module.evaluate(prepared)
@@ -66,7 +66,7 @@ def test_the_loss_is_a_mean_over_pairs_wherever_they_are():
 
 
 def test_it_is_least_where_the_model_is_as_sure_as_the_teacher():
-    """Its slope is σ(d) − p, which is 0 at d = log(p / (1 − p)): of .8 at log 4."""
+    """The gradient is σ(d) − p, which is 0 at d = log(p / (1 − p)): log 4 for p = .8."""
     d = torch.tensor([math.log(4.0)], requires_grad=True)
     (slope,) = torch.autograd.grad(soft_preference_loss(d, torch.tensor([0.8])).sum(), d)
     assert slope.abs() < 1e-6
@@ -75,14 +75,14 @@ def test_it_is_least_where_the_model_is_as_sure_as_the_teacher():
 
 
 def test_swapping_the_replies_changes_nothing():
-    """The probability that B is better is 1 − p, and so is that of the swapped order."""
+    """The probability that B is better is 1 − p, also in swapped order."""
     module, batch = built(), compared([0.9, 0.35])
     swapped = batch[torch.tensor([1, 0, 3, 2])]
     torch.testing.assert_close(loss_of(module, swapped), loss_of(module, batch))
 
 
 def test_the_label_is_that_of_the_row_that_stands_first():
-    """The second row of a pair is the better with 1 − p; a ranking that says otherwise does not turn the label."""
+    """The second row of a pair is better with 1 − p. A ranking that differs does not swap the label."""
     batch = compared([0.3])
     assert soft_labels(pairs(batch.group, batch.rank), batch.extra["preference"]).item() == pytest.approx(0.7)
     against = compared([0.3], rank=[0, 1])
@@ -90,13 +90,13 @@ def test_the_label_is_that_of_the_row_that_stands_first():
 
 
 def test_where_nobody_said_how_sure_the_ranking_is_certain():
-    """Strict pairs count as in Bradley-Terry; a tie is .5 either way, log 2 at equal rewards."""
+    """Pairs without a tie as in Bradley-Terry; a tie has label .5 in both orders, log 2 at equal rewards."""
     strict = replace(compared([math.nan, math.nan], rank=[0, 1, 1, 0]))
     expected = loss_of(built(BradleyTerryReward), strict)
     torch.testing.assert_close(loss_of(built(), strict), expected)
     torch.testing.assert_close(loss_of(built(), replace(strict, extra={})), expected)
-    same = compared([math.nan], rank=[0, 0])[torch.tensor([0, 0])]
-    torch.testing.assert_close(loss_of(built(), same), torch.tensor(math.log(2)))
+    tie = compared([math.nan], rank=[0, 0])[torch.tensor([0, 0])]
+    torch.testing.assert_close(loss_of(built(), tie), torch.tensor(math.log(2)))
 
 
 def test_the_gradient_does_not_depend_on_how_groups_were_cut():
@@ -113,7 +113,7 @@ def test_the_gradient_does_not_depend_on_how_groups_were_cut():
 
 
 def test_what_is_learned_is_as_sure_as_the_labels():
-    """Two replies that can be told apart, preferred with .8 in every pair: σ of the difference comes to .8."""
+    """Two distinct replies, preferred with .8 in every pair: σ of the difference converges to .8."""
     batch = compared([0.8])
     batch = replace(batch, obs=torch.tensor([[1, 1], [1, 1]]), actions=torch.tensor([[1, 2], [1, 3]]))
     batch = replace(batch, final_obs=torch.tensor([2, 3]))

@@ -1,4 +1,4 @@
-"""What the tracking tests share: a real MLflow server that can be killed, and a wait with a deadline."""
+"""Fixtures of the tracking tests: a real MLflow server that can be killed, and a wait with a deadline."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(one_server: Server) -> Server:
-    """A server that answers, shared by the tests; a test may kill it."""
+    """A running server that the tests share. A test may kill it."""
     if not one_server.answers():
         one_server.kill()
         one_server.start()

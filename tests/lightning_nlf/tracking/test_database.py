@@ -1,4 +1,4 @@
-"""Stores whose makers were killed, raced or left half a store."""
+"""Databases whose creating processes were killed, raced each other, or left an incomplete database."""
 
 import os
 import shutil
@@ -12,20 +12,20 @@ import pytest
 from sqlalchemy import create_engine
 
 from lightning_nlf.tracking import database
-from lightning_nlf.tracking.database import make_whole
+from lightning_nlf.tracking.database import create_database
 from lightning_nlf.tracking.server import connect
 from lightning_nlf.tracking.uris import sqlite_path, sqlite_uri
 
-# Imports MLflow once and makes each store in a process of its own, whose number it prints.
+# Imports MLflow once, and creates each database in a separate process, whose id it prints.
 MAKERS = """
 import os, sys
 from pathlib import Path
 import mlflow.store.tracking.sqlalchemy_store
-from lightning_nlf.tracking.database import make_whole
+from lightning_nlf.tracking.database import create_database
 for store in sys.argv[1:]:
     process = os.fork()
     if not process:
-        make_whole(Path(store))
+        create_database(Path(store))
         os._exit(0)
     print(process, flush=True)
     print(os.waitpid(process, 0)[1], flush=True)
@@ -54,15 +54,15 @@ def runs(store):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A store without a run, made once."""
+    """A complete database without a run, created once."""
     path = tmp_path_factory.mktemp("whole") / "mlflow.db"
-    make_whole(path)
+    create_database(path)
     return path
 
 
 @pytest.fixture
 def copied(whole, monkeypatch):
-    """Whoever makes a store copies the whole one: MLflow's steps take seconds."""
+    """Create databases by copying the complete one, because MLflow's steps take seconds."""
 
     class Copy:
         def __init__(self, uri, artifacts):
@@ -74,7 +74,7 @@ def copied(whole, monkeypatch):
 
 @pytest.fixture
 def half(whole, tmp_path):
-    """The same, as a maker leaves it that was killed some steps before the last, long ago."""
+    """The database that a process leaves if it was killed some steps before the last, long ago."""
     path = tmp_path / "mlflow.db"
     shutil.copy(whole, path)
     with closing(sqlite3.connect(path)) as connection, connection:
@@ -86,14 +86,14 @@ def half(whole, tmp_path):
 
 def test_whole_store_is_left_alone(whole):
     before = whole.read_bytes()
-    make_whole(whole)
+    create_database(whole)
     assert whole.read_bytes() == before
     assert [path.name for path in whole.parent.iterdir()] == ["mlflow.db"]
 
 
 @pytest.mark.slow
 def test_maker_killed_at_any_moment_leaves_nothing_in_the_way(tmp_path, wait_for):
-    """Killed as its folder, its journal, its first and its last tables are there; then a run is made."""
+    """Killed when its folder, its journal, its first, and its last tables exist. Afterwards a run can be created."""
 
     def tables(store, number):
         for fresh in store.parent.glob(".mlflow.db-*/mlflow.db"):
@@ -114,7 +114,7 @@ def test_maker_killed_at_any_moment_leaves_nothing_in_the_way(tmp_path, wait_for
         process = int(makers.stdout.readline())
         wait_for(lambda store=store, moment=moment: moment(store) or store.exists(), 120)
         os.kill(process, signal.SIGKILL)
-        assert int(makers.stdout.readline()) == signal.SIGKILL, "whole before the moment came"
+        assert int(makers.stdout.readline()) == signal.SIGKILL, "the database was complete too early"
         assert not store.exists() and len(os.listdir(store.parent)) == 1
         if store != stores[0]:
             (left,) = store.parent.iterdir()
@@ -139,8 +139,8 @@ def test_store_left_by_a_killed_tool_of_mlflow_is_made_anew(tmp_path, wait_for, 
         os.utime(path, (1e9, 1e9))
     connect(sqlite_uri(store)).create_experiment("e")
     assert (tmp_path / "mlflow.db.broken-1").is_file()
-    assert [record.message for record in caplog.records if "half-made" in record.message] == [
-        f"{store} was left half-made, without any run: it is now mlflow.db.broken-1, and is made anew"
+    assert [record.message for record in caplog.records if "incomplete" in record.message] == [
+        f"{store} was incomplete and had no run: renamed it to mlflow.db.broken-1 and created a new one"
     ]
 
 
@@ -148,7 +148,7 @@ def test_half_made_store_goes_aside_with_its_journal(half, copied):
     half.with_name("mlflow.db-wal").write_bytes(b"")
     half.with_name("mlflow.db.broken-1").write_bytes(b"earlier")
     before = half.read_bytes()
-    make_whole(half)
+    create_database(half)
     names = ["mlflow.db", "mlflow.db.broken-1", "mlflow.db.broken-2"]
     assert sorted(os.listdir(half.parent)) == names
     assert half.with_name("mlflow.db.broken-2").read_bytes() == before
@@ -166,17 +166,17 @@ def test_store_that_holds_anything_is_never_moved(half, table):
     }[table]
     with closing(sqlite3.connect(half)) as connection, connection:
         connection.execute(row)
-    make_whole(half)
+    create_database(half)
     assert os.listdir(half.parent) == ["mlflow.db"]
-    with pytest.raises(RuntimeError, match=r"mlflow\.db holds runs, .*: keep a copy of it, then run mlflow db upgrade"):
+    with pytest.raises(RuntimeError, match=r"mlflow\.db holds runs, .* Make a copy of it, then run: mlflow db upgrade"):
         connect(sqlite_uri(half))
 
 
-@pytest.mark.parametrize("content", [b"no data base at all", b"SQLite format 3\0" + b"\xff" * 5000])
-def test_file_that_is_no_data_base_is_named_and_kept(tmp_path, content):
+@pytest.mark.parametrize("content", [b"not a database", b"SQLite format 3\0" + b"\xff" * 5000])
+def test_file_that_is_not_a_database_is_named_and_kept(tmp_path, content):
     (tmp_path / "mlflow.db").write_bytes(content)
-    with pytest.raises(RuntimeError, match=r"mlflow\.db is no MLflow data base that can be opened"):
-        make_whole(tmp_path / "mlflow.db")
+    with pytest.raises(RuntimeError, match=r"cannot open \S+mlflow\.db as an MLflow database"):
+        create_database(tmp_path / "mlflow.db")
     assert (tmp_path / "mlflow.db").read_bytes() == content and len(os.listdir(tmp_path)) == 1
 
 
@@ -184,17 +184,17 @@ def test_empty_file_and_a_journal_without_its_store_are_no_store(whole, tmp_path
     for name, content in (("mlflow.db", b""), ("mlflow.db-journal", b"stale")):
         (tmp_path / name).write_bytes(content)
         os.utime(tmp_path / name, (1e9, 1e9))
-    make_whole(tmp_path / "mlflow.db")
+    create_database(tmp_path / "mlflow.db")
     assert (tmp_path / "mlflow.db").read_bytes() == whole.read_bytes()
     assert not (tmp_path / "mlflow.db-journal").exists()
 
 
 def test_store_that_another_tool_is_making_is_waited_for(half, whole, monkeypatch):
-    """It changed just now; while it is waited for, the other one finishes."""
+    """The file changed just now. The other tool finishes during the wait."""
     os.utime(half)
     waits = []
     monkeypatch.setattr(database.time, "sleep", lambda seconds: waits.append(seconds) or shutil.copy(whole, half))
-    make_whole(half)
+    create_database(half)
     assert len(waits) == 1 and os.listdir(half.parent) == ["mlflow.db"]
 
 
@@ -205,16 +205,19 @@ def test_lock_that_nobody_gives_back_is_announced_and_not_waited_for_for_ever(co
     folder = os.open(tmp_path, os.O_RDONLY)
     try:
         database.fcntl.flock(folder, database.fcntl.LOCK_EX)
-        make_whole(tmp_path / "mlflow.db")
+        create_database(tmp_path / "mlflow.db")
     finally:
         os.close(folder)
-    assert sorted(os.listdir(tmp_path)) == [".mlflow.db-of-another", "mlflow.db"]  # whose it is may be at work
-    assert "another process that makes" in caplog.text
+    assert sorted(os.listdir(tmp_path)) == [
+        ".mlflow.db-of-another",
+        "mlflow.db",
+    ]  # the other process may be working there
+    assert "another process that creates" in caplog.text
 
 
 @pytest.mark.parametrize("links", [True, False])
 def test_store_that_another_process_finished_first_is_kept(copied, tmp_path, monkeypatch, links):
-    """Else the name is given by a link, or, on a disk without links, by a rename."""
+    """With a link the other's file stays. On a file system without links the file is renamed."""
     store = tmp_path / "mlflow.db"
 
     def link(fresh, path):
@@ -224,14 +227,14 @@ def test_store_that_another_process_finished_first_is_kept(copied, tmp_path, mon
         raise FileExistsError
 
     monkeypatch.setattr(database.os, "link", link)
-    make_whole(store)
+    create_database(store)
     assert (store.read_bytes() == b"of the other") == links
     assert os.listdir(tmp_path) == ["mlflow.db"]
 
 
 @pytest.mark.slow
 def test_first_runs_that_begin_together_are_all_in(tmp_path):
-    """Each ends at once, long before the data base is made."""
+    """Each run ends at once, long before the database is complete."""
     names = [f"run{number}" for number in range(4)]
     commands = [[sys.executable, "-c", RUN, str(tmp_path / name)] for name in names]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]

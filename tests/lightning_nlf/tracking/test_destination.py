@@ -37,7 +37,7 @@ def ship(journal, uri):
 
 
 def test_metrics_sent_twice_are_there_once(journal, uri):
-    """More than one batch (2,500 rows), with NaN among them; then everything again from the first byte."""
+    """Send more than one batch (2,500 rows, some NaN), and then everything again from the first byte."""
     for step in range(1250):
         journal.metrics({"a": step / 4, "b": float("nan")}, step)
     client, run_id = ship(journal, uri)
@@ -49,7 +49,7 @@ def test_metrics_sent_twice_are_there_once(journal, uri):
     assert sum(row.value for row in client.get_metric_history(run_id, "a")) == 1250 * 1249 / 2 / 4
 
 
-def test_run_has_name_times_status_and_artifacts_beside_the_data_base(journal, uri, tmp_path):
+def test_run_has_name_times_status_and_artifacts_next_to_the_database(journal, uri, tmp_path):
     journal.append("end", status="KILLED", time=4102444800000)
     client, run_id = ship(journal, uri)
     run = client.get_run(run_id)
@@ -80,7 +80,7 @@ def test_artifacts_arrive_in_their_folder_and_newest(journal, uri, caplog):
     ship(journal, uri)
     assert [file.path for file in client.list_artifacts(run_id, "plots")] == ["plots/curve.txt"]
     assert Path(client.download_artifacts(run_id, "plots/curve.txt")).read_text() == "new"
-    assert "gone.png is left out: cannot be read" in caplog.text and len(caplog.records) == 1
+    assert "gone.png: it cannot be read" in caplog.text and len(caplog.records) == 1
 
 
 def test_artifact_that_fails_holds_up_no_metric_and_is_sent_later(journal, uri, monkeypatch):
@@ -107,7 +107,7 @@ def test_artifact_that_fails_holds_up_no_metric_and_is_sent_later(journal, uri, 
     assert destination.left() == 0
 
 
-def test_record_refused_for_good_is_left_out_and_the_others_arrive(journal, uri, caplog, monkeypatch):
+def test_record_that_mlflow_refuses_is_skipped_and_the_others_arrive(journal, uri, caplog, monkeypatch):
     for key in ("good", "bad", "better"):
         journal.append("tags", values={key: "1"})
     log_batch = MlflowClient.log_batch
@@ -120,7 +120,7 @@ def test_record_refused_for_good_is_left_out_and_the_others_arrive(journal, uri,
     monkeypatch.setattr(MlflowClient, "log_batch", refuse)
     client, run_id = ship(journal, uri)
     assert {"good", "better"} == {"good", "bad", "better"} & client.get_run(run_id).data.tags.keys()
-    assert "refuses a tags record" in caplog.text
+    assert "refused a tags record" in caplog.text
 
 
 def test_deleted_run_ends_the_shipping_and_a_replay_makes_a_new_one(journal, uri):
@@ -169,7 +169,7 @@ print(Destination(sys.argv[1], sys.argv[2]).ship_next())
 def test_deleted_experiment_is_told_by_name(uri, tmp_path):
     client = MlflowClient(uri)
     client.delete_experiment(experiment_id(client, "gone", uri))
-    with pytest.raises(RuntimeError, match="experiment 'gone' is deleted"):
+    with pytest.raises(RuntimeError, match="experiment 'gone' was deleted"):
         experiment_id(client, "gone", uri)
 
 
@@ -216,10 +216,10 @@ def secret(tmp_path):
     return tmp_path / "secret"
 
 
-def sent(client, run_id, path=None):
+def sent_files(client, run_id, path=None):
     files = []
     for info in client.list_artifacts(run_id, path):
-        files += sent(client, run_id, info.path) if info.is_dir else [info.path]
+        files += sent_files(client, run_id, info.path) if info.is_dir else [info.path]
     return sorted(files)
 
 
@@ -236,12 +236,12 @@ def test_no_path_and_no_link_of_a_journal_leaves_the_run_folder(journal, uri, se
     for name in (path, str(secret / "key.txt"), path):
         journal.append("artifact", path=name)
     client, run_id = ship(journal, uri)
-    assert sent(client, run_id) == []
-    assert len(caplog.records) == 2 and all("is left out" in record.message for record in caplog.records)
+    assert sent_files(client, run_id) == []
+    assert len(caplog.records) == 2 and all("skipped artifact" in record.message for record in caplog.records)
 
 
 def test_folder_is_sent_without_links_out_of_it_pipes_and_loops(journal, uri, secret, caplog):
-    """What a link inside the run folder points to is sent, each folder once; nothing hangs."""
+    """Targets of links inside the run folder are sent, each folder once. Nothing blocks."""
     raw = journal.path.parent / "raw"
     (raw / "sub").mkdir(parents=True)
     (raw / "a.txt").write_text("a")
@@ -257,10 +257,10 @@ def test_folder_is_sent_without_links_out_of_it_pipes_and_loops(journal, uri, se
     (raw / os.fsdecode(b"\xff.txt")).write_text("x")
     journal.append("artifact", path="raw")
     client, run_id = ship(journal, uri)
-    assert sent(client, run_id) == ["raw/a.txt", "raw/inside.txt", "raw/sub/b.txt"]
+    assert sent_files(client, run_id) == ["raw/a.txt", "raw/inside.txt", "raw/sub/b.txt"]
     assert Path(client.download_artifacts(run_id, "raw/inside.txt")).read_text() == "b"
-    told = sorted(Path(record.args[0]).name for record in caplog.records)
-    assert told == sorted(["\\udcff.txt", "again", "gone", "key.txt", "loop", "null", "pipe", "secret"])
+    names = sorted(Path(record.args[0]).name for record in caplog.records)
+    assert names == sorted(["\\udcff.txt", "again", "gone", "key.txt", "loop", "null", "pipe", "secret"])
 
 
 def test_file_that_goes_while_its_folder_is_sent_is_left_out(journal, uri, monkeypatch, caplog):
@@ -277,17 +277,15 @@ def test_file_that_goes_while_its_folder_is_sent_is_left_out(journal, uri, monke
     monkeypatch.setattr(MlflowClient, "log_artifact", log)
     journal.append("artifact", path="raw")
     client, run_id = ship(journal, uri)
-    assert sent(client, run_id) == ["raw/a", "raw/c"]
-    assert [record.getMessage() for record in caplog.records] == [
-        f"artifact {folder / 'b'} is left out: cannot be read"
-    ]
+    assert sent_files(client, run_id) == ["raw/a", "raw/c"]
+    assert [record.getMessage() for record in caplog.records] == [f"skipped artifact {folder / 'b'}: it cannot be read"]
 
 
 def test_position_from_elsewhere_moves_nothing_into_the_run_of_another(journal, uri, tmp_path):
-    """The file names another's run, then its own at an offset in the midst of a line."""
-    other = Journal(tmp_path / "other")
-    other.start(experiment="e", run_name="another")
-    client, foreign = ship(other, uri)
+    """The position file first names another's run, and then its own run at an offset inside a line."""
+    second = Journal(tmp_path / "other")
+    second.start(experiment="e", run_name="another")
+    client, foreign = ship(second, uri)
     journal.metrics({"loss": 1.0}, 1)
     start = {"journal": journal.identity, "experiment_id": "1", "offset": 0, "artifacts": []}
     (journal.path.parent / STATE).write_text(json.dumps({uri: start | {"run_id": foreign}}))

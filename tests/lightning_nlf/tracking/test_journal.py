@@ -115,20 +115,20 @@ def test_identity_is_kept_by_the_next_journal_of_the_folder(tmp_path):
 def test_full_disk_is_one_clear_error_and_leaves_whole_lines(tmp_path):
     journal = Journal(tmp_path)
     journal.metrics({"loss": 1.0}, 0)
-    kept = os.dup(journal._file.fileno())
+    backup = os.dup(journal._file.fileno())
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, journal._file.fileno())
-    journal.metrics({"system/memory_mb": 1.0}, 1, optional=True)  # nobody asked for it: not worth the error
+    journal.metrics({"system/memory_mb": 1.0}, 1, optional=True)  # optional, so no error
     with pytest.raises(JournalError, match="journal.jsonl: No space left on device"):
         journal.metrics({"loss": 2.0}, 1)
     journal.append("end", status="FAILED")
-    os.dup2(kept, journal._file.fileno())  # somebody made room
+    os.dup2(backup, journal._file.fileno())  # the disk has space again
     journal.metrics({"loss": 3.0}, 2)
     assert [record["step"] for record in records(tmp_path)] == [0, 2]
 
 
 def test_half_written_line_is_taken_back(tmp_path):
-    """A file of at most 4,000 bytes is a disk that takes half a line: 4,000 is no multiple of a line of 139 bytes."""
+    """A file limit of 4,000 bytes, not a multiple of a line (139 bytes), acts as a disk that stores half a line."""
     program = """
 import resource, signal, sys
 from lightning_nlf.tracking.journal import Journal
@@ -141,8 +141,8 @@ try:
 except OSError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "File too large" in done.stdout
+    process = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "File too large" in process.stdout
     content = (tmp_path / JOURNAL).read_bytes()
     assert 3800 < len(content) < 4000 and content.endswith(b"}\n")
 
@@ -162,7 +162,7 @@ def test_second_writer_is_refused_until_the_first_is_killed(tmp_path, wait_for):
             Journal(tmp_path)
     finally:
         process.send_signal(signal.SIGKILL)
-    # Not reaped yet: a zombie writes no more.
+    # The process is not reaped yet, but a zombie does not count as alive.
     wait_for(lambda: not writer_alive(tmp_path / JOURNAL), 10)
     process.wait()
     journal = Journal(tmp_path)
@@ -182,12 +182,12 @@ def test_writer_elsewhere_is_alive_while_it_is_heard(tmp_path):
 
 def test_the_journal_needs_neither_torch_nor_mlflow():
     program = "import sys, lightning_nlf.tracking.journal; print([m for m in ('torch', 'mlflow') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
 
 
 def test_temporary_files_of_killed_processes_are_removed(tmp_path):
-    """Those of living ones, such as a `sync` beside the run, stay."""
+    """Files of running processes, such as a simultaneous `sync`, stay."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     dead, living = (tmp_path / f".mlflow.json.{number}" for number in (ended.pid, os.getppid()))

@@ -38,7 +38,7 @@ def run_of(logger):
 
 @pytest.fixture
 def unshipped(monkeypatch):
-    """Journals only: no thread, no MLflow."""
+    """Write only the journal, without the thread and MLflow."""
     monkeypatch.setattr(logger_module.Shipper, "start", lambda self: None)
     monkeypatch.setattr(logger_module.Shipper, "close", lambda self, *seconds: 0)
 
@@ -77,7 +77,7 @@ class Logging(BoringModel):
 
 
 def test_log_metrics_costs_less_than_50_microseconds(tmp_path, unshipped):
-    """Ten terms a step, the best of 20 rounds of 200: the cost without what other processes take from the machine."""
+    """Ten terms per step, 20 rounds of 200 steps. The best round shows the cost without the load of other processes."""
     logger = MLflowJournalLogger(str(tmp_path), tracking_uri=DEAD)
     values = {f"train/term_{index}": 0.1234567 * index for index in range(10)}
     logger.log_metrics(values, 0)
@@ -181,8 +181,8 @@ def test_copy_for_a_spawned_process_has_the_settings_only(tmp_path, unshipped):
     copy = pickle.loads(pickle.dumps(logger))
     assert copy.save_dir == logger.save_dir and copy.tracking_uri == DEAD
     copy.log_metrics({"loss": 2.0}, 4)
-    for each in (logger, copy):
-        each.finalize("success")
+    for instance in (logger, copy):
+        instance.finalize("success")
     assert [record["kind"] for record in records(tmp_path)] == ["start", "metrics"] * 2 + ["end"] * 2
 
 
@@ -237,7 +237,7 @@ def test_fit_without_a_server_finishes_and_names_the_command(tmp_path, caplog):
 
 @pytest.mark.slow
 def test_slow_server_costs_no_call_and_an_announced_wait(tmp_path, caplog):
-    """It takes connections and never answers."""
+    """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
         logger = MLflowJournalLogger(str(tmp_path), tracking_uri=uri)
@@ -256,9 +256,9 @@ def test_slow_server_costs_no_call_and_an_announced_wait(tmp_path, caplog):
     assert sorted(durations)[50] < 0.05
     kinds = [record["kind"] for record in records(tmp_path) if "system/memory_mb" not in record.get("values", {})]
     assert kinds == ["start", *["metrics"] * 100, "end"]
-    said = [record.getMessage() for record in caplog.records]
-    assert f"waiting up to 3 s for MLflow at {uri} …" in said
-    assert any(text.endswith(f"When it answers: {COMMAND} {tmp_path} --tracking_uri {uri}") for text in said)
+    messages = [record.getMessage() for record in caplog.records]
+    assert f"waiting up to 3 s for MLflow at {uri} …" in messages
+    assert any(text.endswith(f"To send them later: {COMMAND} {tmp_path} --tracking_uri {uri}") for text in messages)
 
 
 def test_end_waits_15_seconds_and_3_when_interrupted(tmp_path, unshipped, monkeypatch):
@@ -271,7 +271,7 @@ def test_end_waits_15_seconds_and_3_when_interrupted(tmp_path, unshipped, monkey
             raise error
         except error:
             logger.finalize("failed")
-    assert waited == [(15, 120), (3,)]  # the second: while a data base is made
+    assert waited == [(15, 120), (3,)]  # 120 s while the database is created
 
 
 def test_store_of_the_variable_is_remembered_without_it(tmp_path, unshipped, monkeypatch, caplog):
@@ -303,7 +303,7 @@ def test_run_that_failed_before_its_first_step_is_failed(tmp_path, unshipped):
     logger.log_hyperparams({"lr": 0.1})
     logger.finalize("failed")
     assert [record["kind"] for record in records(tmp_path)] == ["start", "params", "end"]
-    # The next process in the folder is refused before it trains, the one after it is not.
+    # The next process in the folder is refused before training, and the one after it trains.
     refused = MLflowJournalLogger(str(tmp_path), tracking_uri=DEAD)
     refused.log_hyperparams({"lr": 0.2})
     refused.finalize("failed")
@@ -321,7 +321,7 @@ def test_run_that_failed_before_its_first_step_is_failed(tmp_path, unshipped):
     [("raise ValueError", "FAILED"), ("logger.finalize('success'); logger.set_tags({1: 2})", "FINISHED")],
 )
 def test_process_that_ends_nothing_leaves_no_running_run(tmp_path, ending, status):
-    """An error before the Trainer's own handling; the folder the process was started in stays empty."""
+    """An error outside the Trainer. The working folder of the process stays empty."""
     program = f"""
 from lightning_nlf.tracking.logger import MLflowJournalLogger
 logger = MLflowJournalLogger({str(tmp_path / "outputs" / "run")!r})
@@ -330,15 +330,15 @@ logger.log_metrics({{"loss": 1.0}}, 0)
 """
     (tmp_path / "here").mkdir()
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, check=False, cwd=tmp_path / "here", env=ENVIRONMENT, capture_output=True)
-    assert done.returncode == (status == "FAILED")
+    process = subprocess.run(command, check=False, cwd=tmp_path / "here", env=ENVIRONMENT, capture_output=True)
+    assert process.returncode == (status == "FAILED")
     assert not list((tmp_path / "here").iterdir())
     assert run_of(MLflowJournalLogger(str(tmp_path / "outputs" / "run")))[1].info.status == status
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["mlflow.db", "run"]
 
 
 def test_spawned_rank_has_the_last_word(tmp_path, unshipped):
-    """The launching process opened the journal first; that it ends later must not turn the run to FAILED."""
+    """The launching process opened the journal first. Its later end must not mark the run as FAILED."""
     logger = MLflowJournalLogger(str(tmp_path), tracking_uri=DEAD)
     logger.log_hyperparams({"lr": 0.1})
     program = """
@@ -356,7 +356,7 @@ journal.append("end", status="FINISHED")
 
 @pytest.mark.parametrize("spare", [0, 1])
 def test_a_process_without_descriptors_ends_without_a_traceback(tmp_path, spare):
-    """The journal is open; nothing else can be opened any more, not even to see what has arrived."""
+    """The journal is open, but no other file can be opened, not even to count what has arrived."""
     program = f"""
 import os, resource
 from lightning_nlf.tracking import logger as module
@@ -368,6 +368,6 @@ free = os.dup(0)
 os.close(free)
 resource.setrlimit(resource.RLIMIT_NOFILE, (free + {spare}, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 """
-    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
-    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr, done.stderr
-    assert "not reached MLflow" in done.stderr or "is not written down" in done.stderr
+    process = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
+    assert "Traceback" not in process.stderr and "Exception ignored" not in process.stderr, process.stderr
+    assert "not reached MLflow" in process.stderr or "could not write the end of the run" in process.stderr

@@ -73,14 +73,16 @@ def test_module_runs_without_lightning_and_torch():
     program = (
         "import sys, lightning_nlf.tracking.__main__ as m; m._parser(); print({'torch', 'mlflow'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
-    done = subprocess.run([sys.executable, "-m", "lightning_nlf.tracking"], check=False, capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout == "set()\n"
+    process = subprocess.run(
+        [sys.executable, "-m", "lightning_nlf.tracking"], check=False, capture_output=True, text=True
+    )
+    assert process.returncode == 2 and "Traceback" not in process.stderr
 
 
 def test_damaged_journals_are_named_by_line_and_hold_up_no_other_run(run, capsys):
-    """The first has no start, the second a wrong value and a line of another version; the third is sound."""
+    """The first journal has no start, the second has a wrong value and an unknown kind, and the third is valid."""
     folder = run.parent
     lines = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
     for name in ("headless", "damaged"):
@@ -96,9 +98,10 @@ def test_damaged_journals_are_named_by_line_and_hold_up_no_other_run(run, capsys
         out, err = capsys.readouterr()
         assert [line.split(": ")[1].split(" sent")[0] for line in out.splitlines()] == list(map(str, numbers))
         assert err.splitlines() == [
-            f"error: {folder}/headless/journal.jsonl:1: no JSON; the journal has no start record, nothing is sent",
+            f"error: {folder}/headless/journal.jsonl:1: not valid JSON; the journal has no start record, "
+            "so nothing was sent",
             f"error: {folder}/damaged/journal.jsonl:2: metrics: values is {{'loss': []}}, not an object of numbers; "
-            "2 such lines are left out, all else is sent",
+            "2 such lines are skipped, the rest was sent",
         ]
     client, position = Destination(folder / "damaged", f"sqlite:///{folder}/mlflow.db").open()
     assert client.get_run(position.run_id).data.metrics == {"loss": 1.0}

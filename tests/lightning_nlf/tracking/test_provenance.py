@@ -9,8 +9,8 @@ from lightning_nlf.tracking.provenance import command_line, gather, git_state, h
 
 def git(folder, *arguments):
     settings = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=trunk"]
-    done = subprocess.run(["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+    process = subprocess.run(["git", *settings, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return process.stdout.strip()
 
 
 @pytest.fixture

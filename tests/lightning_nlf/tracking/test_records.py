@@ -15,7 +15,7 @@ START = {"kind": "start", "time": 1, "journal": "a1", "experiment": "e", "run_na
         START | {"new": [1]},
         {"kind": "tags", "time": 0, "values": {}},
         {"kind": "end", "time": 253402300799999, "status": "KILLED"},
-        {"kind": "artifact", "time": 1, "path": "../a"},  # where it leads is looked at when it is sent
+        {"kind": "artifact", "time": 1, "path": "../a"},  # the target is checked when it is sent
     ],
 )
 def test_record_comes_back_as_it_was(record):
@@ -25,14 +25,14 @@ def test_record_comes_back_as_it_was(record):
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        (b"\0\0", "no JSON"),
-        (b'{"kind":"end"', "no JSON"),
-        (b'{"kind":"end","time":' + b"9" * 5000 + b"}", "no JSON"),
-        (b"[" * 100_000, "nested too deep"),
+        (b"\0\0", "not valid JSON"),
+        (b'{"kind":"end"', "not valid JSON"),
+        (b'{"kind":"end","time":' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
         (b'{"kind":"tags","time":1,"values":{"a":"\\ud800"}}', "half of a surrogate pair"),
-        (b"[1]", "no JSON object"),
-        (b'{"kind":["end"],"time":1}', r"kind \['end'\] is none of start, params, tags, metrics, artifact, end"),
-        (b"{}", "kind None is none of"),
+        (b"[1]", "not a JSON object"),
+        (b'{"kind":["end"],"time":1}', r"kind is \['end'\], not one of start, params, tags, metrics, artifact, end"),
+        (b"{}", "kind is None, not one of"),
     ],
 )
 def test_line_that_is_none_says_why(line, fault):

@@ -102,7 +102,7 @@ def test_trained_policy_comes_back_and_acts_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(ROOT)
     run_dir = tmp_path / "outputs" / "run"
-    configs = [word for name in ("injection", "debug") for word in ("--config", f"conf/{name}.yaml")]
+    configs = [word for name in ("injection", "overlays/debug") for word in ("--config", f"conf/{name}.yaml")]
     main(["fit", *configs, "--run_dir", str(run_dir), "--data.horizon", "50", "--data.evaluation_episodes", "2"])
     register(run_dir, "pendulum")
     fetched = fetch_registered("models:/pendulum@champion", f"sqlite:///{tmp_path}/outputs/mlflow.db")
@@ -118,7 +118,9 @@ def test_trained_policy_comes_back_and_acts_the_same(tmp_path, monkeypatch):
 def test_no_store_and_unknown_names_are_told_in_one_line(run, uri, monkeypatch, tmp_path):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises(ValueError, match=r"^models:/x@y: there is no outputs/mlflow.db here; set MLFLOW_TRACKING_URI$"):
+    with pytest.raises(
+        ValueError, match=r"^models:/x@y: this folder has no outputs/mlflow.db; set MLFLOW_TRACKING_URI$"
+    ):
         fetch_registered("models:/x@y")
     assert not list((tmp_path / "empty").iterdir())
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,7 @@ def uri(tmp_path_factory):
 
 @pytest.mark.slow
 def test_run_made_offline_arrives_and_twice_is_once(tmp_path, server):
-    """Offline: the logger's server never existed. The replay goes to another one, over HTTP, with an artifact."""
+    """The logger's server does not exist. The records are later sent to another one over HTTP, with an artifact."""
     from lightning_nlf.tracking.logger import MLflowJournalLogger
 
     logger = MLflowJournalLogger(str(tmp_path / "run"), run_name="offline", tracking_uri="http://127.0.0.1:9")
@@ -38,8 +38,8 @@ def test_run_made_offline_arrives_and_twice_is_once(tmp_path, server):
     (tmp_path / "run" / "note.txt").write_text("hello")
     logger.log_artifact("note.txt")
     logger.finalize("success")
-    position, sent = sync(tmp_path / "run", server.uri)
-    assert sent == 55  # start, params, 50 steps, an artifact's record and its file, end
+    position, count = sync(tmp_path / "run", server.uri)
+    assert count == 55  # start, params, 50 steps, an artifact's record and its file, end
     assert sync(tmp_path / "run", server.uri) == (position, 0)
     (tmp_path / "run" / "mlflow.json").unlink()
     assert sync(tmp_path / "run", server.uri)[0] == position

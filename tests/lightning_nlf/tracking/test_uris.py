@@ -34,7 +34,7 @@ def test_credentials_are_taken_out():
     assert without_credentials("sqlite:////data/a@b.db") == "sqlite:////data/a@b.db"
 
 
-def test_artifacts_lie_beside_a_data_base_file():
+def test_artifacts_are_next_to_a_database_file():
     assert artifact_location("sqlite:////data/runs/mlflow.db") == "/data/runs/mlartifacts"
     assert artifact_location("http://server") is None
 
@@ -90,3 +90,17 @@ def test_run_below_an_odd_path_is_in_its_own_store_with_its_files(tmp_path, caps
     assert uri in command and page == "e: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
     monkeypatch.chdir(tmp_path)
     assert _look_at(uri) == f"python -m lightning_nlf.tracking ui '{name}'"
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "store"),
+    [
+        ("outputs/injection-seed0", "outputs"),
+        ("outputs/reviews/dpo-seed0", "outputs"),
+        ("outputs/old/outputs/reviews/dpo-seed0", "outputs/old/outputs"),
+        ("elsewhere/mine/run", "elsewhere/mine"),
+    ],
+)
+def test_all_runs_below_outputs_share_a_store(tmp_path, run_dir, store):
+    """A run that is not below `outputs` has its store in the parent folder."""
+    assert default_tracking_uri(tmp_path / run_dir).endswith(f"{tmp_path / store}/mlflow.db")

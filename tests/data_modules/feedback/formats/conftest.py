@@ -1,4 +1,4 @@
-"""Records of another program, converted without a file."""
+"""Fixture that converts records of other programs without files."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from data_modules.feedback.formats.convert import converted
 
 @pytest.fixture
 def convert():
-    """Converts records of a format: the judgements, and the lines of the account. Raises the first fault."""
+    """Convert records of a format into judgements and the lines of the account. Raises the first error."""
 
     def run(name, *records, **options):
         account, faults = Account(Options(**options)), []

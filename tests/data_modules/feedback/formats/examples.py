@@ -1,4 +1,4 @@
-"""A record of each format, in the shape of its public files."""
+"""One record of each format, in the structure of its public files."""
 
 OPENAI = {
     "messages": [
@@ -140,7 +140,7 @@ LABELSTUDIO = {
             "completed_by": 10,
             "result": [
                 result("stars", "resp", "rating", rating=4),
-                # "kale" is the characters 2 to 6, and so the units 3 to 7
+                # "kale" has the character offsets 2 to 6, and therefore the UTF-16 offsets 3 to 7
                 result("label", "resp", "labels", start=3, end=7, text="kale", labels=["Wrong"]),
                 result("comment", "resp", "textarea", text=["too short"]),
                 result("correction", "resp", "textarea", text=["kale has 4 g"]),

@@ -1,4 +1,4 @@
-"""Argilla and Label Studio: a judgement of each annotator, whatever the fields are called."""
+"""Argilla and Label Studio: one judgement per annotator, with field roles inferred from names."""
 
 import pytest
 
@@ -18,11 +18,11 @@ from tests.data_modules.feedback.formats.examples import (
 
 def test_each_user_of_argilla_gives_a_judgement(convert):
     judgements, account = convert("argilla", ARGILLA)
-    both = {"prompt": "name a fiber", "responses": ("kale", "sand"), "meta": {"topic": "food"}}
+    common_fields = {"prompt": "name a fiber", "responses": ("kale", "sand"), "meta": {"topic": "food"}}
     assert judgements == [
-        Judgement(**both, ranking="B > A", score=(5.0, None), source="ana", id="rec-7:1"),
+        Judgement(**common_fields, ranking="B > A", score=(5.0, None), source="ana", id="rec-7:1"),
         Judgement(
-            **both,
+            **common_fields,
             score=(4.0, None),
             critique=(None, "no food"),
             expected="kale has 4 g",
@@ -37,7 +37,7 @@ def test_rows_of_argilla_1_have_ranks_with_ties_and_only_what_was_submitted_coun
     judgements, account = convert("argilla", ARGILLA_1)
     ranked = Judgement("name a fiber", ("kale", "sand", "rock"), ranking="B > A = C", source="u1", id="x3")
     assert judgements == [ranked]
-    assert account[0] == "1 answers left out that were not submitted: first in record 1"
+    assert account[0] == "1 answers left out because they were not submitted: first in record 1"
 
 
 def test_flat_rows_of_argilla_2(convert):
@@ -45,7 +45,7 @@ def test_flat_rows_of_argilla_2(convert):
     assert judgements == [
         Judgement("name a fiber", ("sand",), score=(2.0,), critique=("no food",), source="ana", id="rec-8")
     ]
-    assert account[0] == "1 answers left out that were not submitted: first in record 1"
+    assert account[0] == "1 answers left out because they were not submitted: first in record 1"
 
 
 def test_answers_by_user_and_a_chat_as_prompt(convert):
@@ -59,7 +59,7 @@ def test_answers_by_user_and_a_chat_as_prompt(convert):
     judgements, account = convert("argilla", record, prompt="talk", responses=("text",), critique="tone")
     prompt = (Message("system", "be brief"), Message("user", "hi"))
     assert judgements == [Judgement(prompt, ("yo",), critique=("rude",), id="1")]
-    assert account == ["1 answers left out, as they are no rating, ranking or text: `ok`: first in record 1"]
+    assert account == ["1 answers left out because they are not a rating, ranking or text: `ok`: first in record 1"]
 
 
 def test_answers_that_are_of_no_response_or_kind_are_counted(convert):
@@ -68,25 +68,25 @@ def test_answers_that_are_of_no_response_or_kind_are_counted(convert):
     judgements, account = convert("argilla", ARGILLA | {"responses": answers | rank})
     assert [judgement.critique for judgement in judgements] == [("w", None)]
     assert account[:3] == [
-        "1 answers left out, as they name no response: `tone`: first in record 1",
-        "1 ratings left out, as they name no response: `stars`: first in record 1",
-        "1 rankings left out, as they are not of the responses, each once: `order`: first in record 1",
+        "1 answers left out because they name no response: `tone`: first in record 1",
+        "1 ratings left out because they name no response: `stars`: first in record 1",
+        "1 rankings left out because they do not rank each response once: `order`: first in record 1",
     ]
 
 
 def test_fields_of_other_names_are_asked_for(convert):
-    with pytest.raises(ValueError, match="say which one has the prompt by --prompt: x, y"):
+    with pytest.raises(ValueError, match="set --prompt to the field with the prompt: x, y"):
         convert("argilla", {"fields": {"x": "a", "y": "b"}, "responses": {}})
-    with pytest.raises(ValueError, match="say which ones are by --responses: x, y"):
+    with pytest.raises(ValueError, match="set --responses to the right ones of: x, y"):
         convert("argilla", {"fields": {"x": "a", "y": "b"}, "responses": {}}, prompt="x")
     judgements, account = convert(
         "argilla", {"fields": {"x": "a", "y": "b"}, "responses": {}}, prompt="x", responses=["y"]
     )
-    assert judgements == [] and account == ["1 records that nobody answered left out: first in record 1"]
+    assert judgements == [] and account == ["1 records without answers left out: first in record 1"]
 
 
 def test_an_annotation_of_label_studio_with_an_emoji_before_the_span(convert):
-    """ "😀 kale": a browser counts 3 to 7, which are our characters 2 to 6."""
+    """In "😀 kale" a browser counts 3 to 7, which are the characters 2 to 6."""
     judgements, account = convert("labelstudio", LABELSTUDIO)
     assert judgements == [
         Judgement(
@@ -102,7 +102,7 @@ def test_an_annotation_of_label_studio_with_an_emoji_before_the_span(convert):
     ]
     assert account[:2] == [
         "1 results of type choices left out: first in record 1",
-        "1 annotations left out that were cancelled: first in record 1",
+        "1 annotations left out because they were cancelled: first in record 1",
     ]
 
 
@@ -130,18 +130,18 @@ def test_a_ranker_orders_items_and_buckets_do_not(convert):
     buckets = result("rank", "results", "ranker", ranker={"good": ["m2"], "bad": ["m1"]})
     judgements, account = convert("labelstudio", LABELSTUDIO_RANKER | {"annotations": [{"result": [buckets]}]})
     assert judgements == []
-    assert account[0] == "1 rankings left out, as they are in buckets, or not of all responses: first in record 1"
+    assert account[0] == "1 rankings left out because they use buckets, or do not rank all responses: first in record 1"
 
 
 def test_pairwise_results_that_leave_the_order_open_are_pairs(convert):
-    """kale above sand, and sand above rock: one order. Without the second it is open where rock stands."""
+    """kale > sand and sand > rock give one order. Without the second comparison the rank of rock is open."""
     judgements, _ = convert("labelstudio", LABELSTUDIO_PAIRWISE)
     assert [judgement.ranking for judgement in judgements] == ["B > A > C"]
     first = LABELSTUDIO_PAIRWISE["annotations"][0]["result"][:1]
     record = LABELSTUDIO_PAIRWISE | {"annotations": [{"completed_by": 10, "result": first}]}
     judgements, account = convert("labelstudio", record)
     assert judgements == [Judgement("name a fiber", ("sand", "kale"), ranking="B > A", source="10", id="43")]
-    assert account[0] == "1 records whose comparisons fit no one ranking, written as pairs: first in record 1"
+    assert account[0] == "1 records written as pairs because their comparisons fit no unique ranking: first in record 1"
 
 
 def test_a_wrong_offset_is_named(convert):

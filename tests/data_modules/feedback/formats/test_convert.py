@@ -1,4 +1,4 @@
-"""`convert` from the command line: files of each kind, what is printed, and that `check` takes the result."""
+"""`convert` on the command line: file types, output, and `check` on the result."""
 
 import gzip
 import json
@@ -30,8 +30,8 @@ def test_check_names_the_format_and_takes_what_convert_writes(name, record, tmp_
     )
     assert main(["convert", path, "--from", name, "--out", out]) == 0
     command = capsys.readouterr().out.splitlines()[-1]
-    assert command.startswith("look at it: python -m data_modules.feedback check ")
-    assert main(command.split()[6:]) == 0
+    assert command.startswith("check it: python -m data_modules.feedback check ")
+    assert main(command.split()[5:]) == 0
 
 
 def test_ours_is_not_taken_for_another_format(tmp_path):
@@ -47,7 +47,7 @@ def test_a_list_and_an_object_with_a_list_are_files_too(tmp_path, capsys):
             path.write_text(json.dumps(content, indent=indent))
             assert main(["convert", str(path), "--from", "trl", "--out", str(out)]) == 0
             assert [judgement.id for judgement in read(out)] == ["1", "2"]
-    path.write_text(json.dumps(MESSAGES, indent=1))  # one record, which has a list of objects
+    path.write_text(json.dumps(MESSAGES, indent=1))  # a single record that has a list of objects
     assert main(["convert", str(path), "--from", "openai", "--out", str(out)]) == 0
     assert read(out)[0].expected == "b"
 
@@ -65,9 +65,9 @@ def test_what_is_left_out_is_printed_with_its_line(tmp_path, capsys):
     path, out = lines(tmp_path / "f.jsonl", MESSAGES, silent, silent | {"tools": [1]}), tmp_path / "out.jsonl"
     assert main(["convert", path, "--from", "openai", "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{out}: 1 judgements of 3 records",
+        f"{out}: 1 judgements from 3 records",
         "2 records without an answer left out: first in line 2",
-        f"look at it: python -m data_modules.feedback check {out}",
+        f"check it: python -m data_modules.feedback check {out}",
     ]
 
 
@@ -81,7 +81,7 @@ def test_what_is_left_out_is_printed_with_its_line(tmp_path, capsys):
     ],
 )
 def test_the_scale_of_scores_is_printed(name, record, scale, tmp_path, capsys):
-    """That of the format, else a common one that holds the scores, or else their range."""
+    """The format's scale, else a common scale that includes the scores, else their range."""
     path = lines(tmp_path / "f.jsonl", record)
     main(["convert", path, "--from", name, "--out", str(tmp_path / "out.jsonl")])
     command = capsys.readouterr().out.splitlines()[-1]
@@ -94,9 +94,9 @@ def test_a_bad_record_is_refused_or_skipped(tmp_path, capsys):
     assert main(["convert", str(path), "--from", "trl", "--out", str(out)]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: 3 records are wrong",
-        f"  {path}: line 3: not JSON: Expecting value at column 1; one object a line",
+        f"  {path}: line 3: not JSON: Expecting value at column 1; one object per line",
         f"  {path}: line 4: chosen: must be a text, is the number 5",
-        f"  {path}: line 5: a: stands twice; keep one of the two",
+        f"  {path}: line 5: a: occurs twice; keep one of the two",
     ]
     assert not out.exists()
     assert main(["convert", str(path), "--from", "trl", "--out", str(out), "--on-bad", "skip"]) == 0
@@ -108,12 +108,12 @@ def test_a_bad_record_is_refused_or_skipped(tmp_path, capsys):
     ("content", "fault"),
     [
         (b"PAR1 and so on", "this is a Parquet file; save it as JSON lines"),
-        (gzip.compress(b"{}", mtime=0), "this file is packed by gzip; unpack it first"),
+        (gzip.compress(b"{}", mtime=0), "the file is compressed with gzip; unpack it first"),
         ("[]".encode("utf-16"), "the file is UTF-16; save it as UTF-8"),
         (b'[{"a": 1},\n x]', "not JSON: Expecting value at line 2"),
-        (b"[" * 100_000, "not JSON"),
-        (b"", "there is no record that could be converted"),
-        (b"[]", "there is no record that could be converted"),
+        (b"[" * 100_000, "not JSON: the brackets are nested too deeply"),
+        (b"", "no record could be converted"),
+        (b"[]", "no record could be converted"),
         (b"[5]", "record 1: the record: must be an object, is the number 5"),
         (b'"x"\n', "line 1: the record: must be an object, is a text"),
         (b'{"prompt": "a", "chosen": "\xff"}\n', "line 1: byte 28 is not UTF-8; save the file as UTF-8"),
@@ -139,10 +139,10 @@ def test_the_wrong_format_is_told_the_right_one(tmp_path, capsys):
 def test_the_file_itself_is_not_written_over(tmp_path, capsys):
     path = lines(tmp_path / "f.jsonl", TRL)
     assert main(["convert", path, "--from", "trl", "--out", path]) == 2
-    assert "is the file to convert; name another one" in capsys.readouterr().err
+    assert "is the input file; choose another one" in capsys.readouterr().err
     assert json.loads((tmp_path / "f.jsonl").read_text()) == TRL
     assert main(["convert", str(tmp_path / "none"), "--from", "trl", "--out", path]) == 2
-    assert f"there is no file {tmp_path / 'none'}" in capsys.readouterr().err
+    assert f"the file {tmp_path / 'none'} does not exist" in capsys.readouterr().err
 
 
 def test_no_text_of_a_file_reaches_the_terminal_as_an_escape_sequence(tmp_path, capsys):
@@ -162,7 +162,7 @@ def test_no_text_of_a_file_reaches_the_terminal_as_an_escape_sequence(tmp_path, 
 
 
 def places(value, path=()):
-    """The paths to all values within a value."""
+    """Paths of all values within a value."""
     yield path
     for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from places(item, (*path, key))
@@ -178,7 +178,7 @@ def replaced(value, path, new):
 
 @pytest.mark.parametrize(("name", "record"), EXAMPLES)
 def test_any_value_of_a_wrong_type_is_a_fault_and_no_crash(name, record, convert):
-    """Each value in turn; whatever is carried over can be written."""
+    """Replaces each value in turn; the converted judgements can always be written."""
     wrong = (None, True, 5, -1, 1.5, 1e300, float("nan"), "", "x", "\ud83d", [], {}, [5], [[]], {"a": 5}, ["x"], [{}])
     for path in places(record):
         for new in wrong:

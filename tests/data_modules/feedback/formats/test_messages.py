@@ -1,4 +1,4 @@
-"""OpenAI's and TRL's formats: what is the prompt, what the answer, and what is left out."""
+"""OpenAI's and TRL's formats: prompts, answers, and what is left out."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_a_preferred_output_is_ranked_above_the_other(convert):
 
 
 def test_roles_of_other_programs_and_calls_of_tools(convert):
-    """ShareGPT's turns; a call of a tool has no text, and its answer is a message."""
+    """ShareGPT's turns; a tool call has no text, and the tool's answer is a message."""
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     messages = [user("a"), call, {"role": "function", "content": "4"}, assistant("b")]
@@ -76,7 +76,10 @@ def test_records_without_an_answer_are_counted(convert):
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content: must be a text, is the number 5"),
         ({"messages": [{"content": "a"}]}, "messages[0].role: is missing; it must be a text"),
         ({"messages": [user([{"text": "a"}])]}, "messages[0].content[0].type: is missing; it must be a text"),
-        ({"messages": [{"role": "narrator", "content": "a"}]}, "messages[0].role: 'narrator' is none of system, "),
+        (
+            {"messages": [{"role": "narrator", "content": "a"}]},
+            "messages[0].role: got 'narrator', must be one of system, ",
+        ),
         ({}, "messages: is missing; it must be a list"),
         ("x", "the record: must be an object, is a text"),
         ({"messages": [user("a \ud83d"), assistant("b")]}, "prompt: the text has half of a surrogate pair"),
@@ -89,7 +92,7 @@ def test_a_wrong_type_is_named_by_its_field(convert, record, fault):
 
 
 def test_pairs_of_texts_and_of_messages(convert):
-    """The prompt stands apart, as text or as messages, or in both conversations."""
+    """The prompt is a separate text or message list, or the beginning of both conversations."""
     pair = {"chosen": [assistant("b")], "rejected": [assistant("c")]}
     whole = {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]}
     records = [TRL, {"prompt": "a", **pair}, {"prompt": [user("a")], **pair}, whole, {"prompt": "a", **whole}]
@@ -99,23 +102,23 @@ def test_pairs_of_texts_and_of_messages(convert):
     assert account == []
     judgements, account = convert("trl", {"prompt": "z", **whole})
     assert judgements[0].prompt == "a"
-    assert account == ["1 prompts left out, as the conversations have another one: first in record 1"]
+    assert account == ["1 prompts left out because the conversations have a different one: first in record 1"]
 
 
 def test_the_prompt_that_two_texts_share_ends_at_a_space(convert):
-    """They share "the sky is bl", and the word is whole."""
+    """The texts share "the sky is bl", but the prompt ends at a word boundary."""
     judgements, _ = convert("trl", {"chosen": "the sky is blue.", "rejected": "the sky is black."})
     assert judgements == [Judgement("the sky is", ("blue.", "black."), ranking="A > B", id="1")]
 
 
 def test_what_shares_no_prompt_is_counted(convert):
-    same = {"chosen": "a b", "rejected": "a b"}
+    equal = {"chosen": "a b", "rejected": "a b"}
     apart = {"chosen": [user("a"), assistant("b")], "rejected": [user("z"), assistant("c")]}
     nothing = {"chosen": "yes", "rejected": "no"}
-    judgements, account = convert("trl", same, apart, nothing, {"prompt": "a", "chosen": "", "rejected": "b"})
+    judgements, account = convert("trl", equal, apart, nothing, {"prompt": "a", "chosen": "", "rejected": "b"})
     assert judgements == []
     assert account == [
-        "1 records whose two answers are equal left out: first in record 1",
+        "1 records with two equal answers left out: first in record 1",
         "1 records whose two conversations differ before the last answer left out: first in record 2",
         "1 records without a prompt left out: first in record 3",
         "1 records without an answer left out: first in record 4",

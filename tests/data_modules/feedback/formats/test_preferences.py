@@ -20,15 +20,18 @@ def test_a_transcript_is_a_conversation(convert):
 
 
 def test_transcripts_that_are_no_pair_are_counted_or_refused(convert):
-    one = "\n\nHuman: a\n\nAssistant: b"
-    records = [{"chosen": one, "rejected": "\n\nHuman: z\n\nAssistant: b"}, {"chosen": one, "rejected": one[:-2]}]
+    transcript = "\n\nHuman: a\n\nAssistant: b"
+    records = [
+        {"chosen": transcript, "rejected": "\n\nHuman: z\n\nAssistant: b"},
+        {"chosen": transcript, "rejected": transcript[:-2]},
+    ]
     judgements, account = convert("hh", *records)
     assert judgements == [] and account == [
         "1 records whose two conversations differ before the last answer left out: first in record 1",
         "1 records without an answer left out: first in record 2",
     ]
-    with pytest.raises(ValueError, match="record 1: rejected: is no transcript"):
-        convert("hh", {"chosen": one, "rejected": "b"})
+    with pytest.raises(ValueError, match="record 1: rejected: not a transcript"):
+        convert("hh", {"chosen": transcript, "rejected": "b"})
 
 
 def test_a_turn_without_text_inside_a_transcript_is_left_out(convert):
@@ -39,7 +42,7 @@ def test_a_turn_without_text_inside_a_transcript_is_left_out(convert):
 
 
 def test_completions_have_scores_and_critiques(convert):
-    """A blank response is left out; 10 beside a rating of 1 is doubted, and carried as it stands."""
+    """A blank response is left out; a score of 10 with a rating of 1 is reported but kept."""
     judgements, account = convert("ultrafeedback", ULTRAFEEDBACK)
     meta = {
         "models": ["alpaca-7b", "gpt-4"],
@@ -60,7 +63,7 @@ def test_completions_have_scores_and_critiques(convert):
     ]
     assert account[:2] == [
         "1 responses without text left out: first in record 1",
-        "1 scores of 10 where the ratings have a mean of at most 2; they may be 1.0 misread: first in record 1",
+        "1 scores of 10 with a mean rating of at most 2, which may be misread 1.0: first in record 1",
     ]
     assert "completions[].custom_system_prompt (1)" in account[2]
     assert "completions[].annotations.honesty.Rationale (1)" in account[2] and "models (1)" in account[2]
@@ -95,16 +98,16 @@ def test_a_vote_is_a_ranking(convert, winner, ranking):
 
 
 def test_votes_that_are_of_no_kind_are_refused(convert):
-    with pytest.raises(ValueError, match="winner: 'model_c' is none of model_a, model_b, tie"):
+    with pytest.raises(ValueError, match="winner: got 'model_c', must be one of model_a, model_b, tie"):
         convert("lmsys", LMSYS | {"winner": "model_c"})
-    with pytest.raises(ValueError, match="winner_tie: one of them must be 1, and 0 are"):
+    with pytest.raises(ValueError, match="winner_tie: exactly one of them must be 1, but 0 are"):
         convert("lmsys", KAGGLE | {"winner_tie": "0"})
     with pytest.raises(ValueError, match="response_a: must be a JSON list of texts in a text"):
         convert("lmsys", KAGGLE | {"response_a": '{"a": 1}'})
 
 
 def test_a_vote_of_the_first_round_is_of_that_round(convert):
-    """Of two rounds `turn: 1` judges the first; with `turn: 2` the answers have different pasts."""
+    """With two rounds, `turn: 1` judges the first; with `turn: 2` the conversations differ before the last answer."""
     later = [{"content": "more", "role": "user"}, {"content": "ok", "role": "assistant"}]
     record = LMSYS | {f"conversation_{side}": LMSYS[f"conversation_{side}"] + later for side in "ab"}
     judgements, _ = convert("lmsys", record)

@@ -1,4 +1,4 @@
-"""A data base of MLflow without a server, an experiment in it for each test, a person who reviews, and a browser."""
+"""Fixtures: an MLflow database without a server, an experiment for each test, a simulated reviewer, and a browser."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def data_base(tmp_path_factory) -> str:
 
 @pytest.fixture
 def place(data_base, request, monkeypatch) -> dict[str, str]:
-    """Where `ask` and `pull` go: an experiment that no other test uses."""
+    """Store and experiment for `ask` and `pull`; no other test uses the experiment."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return {"tracking_uri": data_base, "experiment": request.node.nodeid}
 
 
 @pytest.fixture
 def lines(tmp_path):
-    """Writes a feedback file of such records."""
+    """Factory of feedback files."""
 
     def write(*records, name="replies.jsonl"):
         path = tmp_path / name
@@ -50,20 +50,20 @@ def lines(tmp_path):
 
 
 class Person:
-    """Answers as the review page does: an assessment for each question that has an answer, then the item is done."""
+    """Reviewer that writes what the review page writes: an assessment for each answer, then the status of the item."""
 
     def __init__(self, place: dict[str, str], queue: str = "q") -> None:
         self.place, self.queue = place, queue
 
     def reviews(self, id: str, by: str = "default", comment: str | None = None, **answers) -> None:
-        """Args: answers: by the name of the question; `score` is of the only one whose name begins so."""
+        """Args: answers: by the name of the question; `score` means the only question whose name begins with it."""
         import mlflow
         from mlflow.entities import AssessmentSource
         from mlflow.genai.review_queues import set_review_queue_item_status
 
         with opened(self.place["tracking_uri"], self.place["experiment"]) as store:
             queue = store.queue(self.queue)
-            item = next(item for item in traces.asked(store, queue) if item.record["id"] == id)
+            item = next(item for item in traces.queue_items(store, queue) if item.record["id"] == id)
             person = AssessmentSource("HUMAN", by)
             for name, value in answers.items():
                 name = {"score": "score 0 to 1"}.get(name, name)
@@ -78,13 +78,13 @@ class Person:
 
         with opened(self.place["tracking_uri"], self.place["experiment"]) as store:
             queue = store.queue(self.queue)
-            item = next(item for item in traces.asked(store, queue) if item.record["id"] == id)
+            item = next(item for item in traces.queue_items(store, queue) if item.record["id"] == id)
             set_review_queue_item_status(queue.queue_id, item_id=item.trace, status="declined", completed_by=by)
 
     def sees(self) -> dict[str, str]:
-        """The status of each item."""
+        """Status of each item."""
         with opened(self.place["tracking_uri"], self.place["experiment"]) as store:
-            return {item.record["id"]: item.status for item in traces.asked(store, store.queue(self.queue))}
+            return {item.record["id"]: item.status for item in traces.queue_items(store, store.queue(self.queue))}
 
 
 @pytest.fixture
@@ -100,8 +100,8 @@ FLAGS += " --disable-component-update --disable-sync"
 
 @pytest.fixture
 def browser() -> Iterator:
-    """Headless Chromium, with a profile that is new each time. Its driver keeps an event loop running: no longer than a
-    test, so that others can have theirs.
+    """Headless Chromium with a fresh profile. Its driver keeps an event loop running, so the fixture lasts only for one
+    test.
     """
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
@@ -116,7 +116,7 @@ def browser() -> Iterator:
 
 
 class Reviewer:
-    """Somebody in front of a review page. Args: browser, address of the page, name and password where there are any."""
+    """A person at a review page. Args: name, password: a login, if the server requires one."""
 
     def __init__(self, browser, address: str, name: str | None = None, password: str | None = None) -> None:
         login = None if name is None else {"username": name, "password": password}
@@ -127,13 +127,13 @@ class Reviewer:
         self.page.get_by_text("Exit review").wait_for()
 
     def sees(self, text: str) -> bool:
-        found = self.page.get_by_text(text).first
-        found.wait_for()
-        found.scroll_into_view_if_needed()
-        return found.is_visible()
+        element = self.page.get_by_text(text).first
+        element.wait_for()
+        element.scroll_into_view_if_needed()
+        return element.is_visible()
 
-    def submits(self, done: str, score: str | None = None, critique: str | None = None, **answers: str) -> None:
-        """Fills the form and submits it. Args: done: what the page says then; answers: by the box's placeholder."""
+    def submits(self, confirmation: str, score: str | None = None, critique: str | None = None, **answers: str) -> None:
+        """Fill in the form and submit it. Args: confirmation: text to wait for; answers: by placeholder of the box."""
         page = self.page
         if score is not None:
             page.get_by_role("spinbutton").fill(score)
@@ -142,9 +142,9 @@ class Reviewer:
         for placeholder, text in answers.items():
             page.get_by_placeholder(placeholder).fill(text)
         page.get_by_role("button", name=re.compile("Submit|Save changes")).click()
-        page.get_by_text(done).first.wait_for()
+        page.get_by_text(confirmation).first.wait_for()
 
     def photographs(self, path: Path) -> None:
-        """For people to look at, where KEEP_SCREENSHOTS names a folder."""
+        """Save a screenshot if KEEP_SCREENSHOTS names a folder."""
         if folder := os.environ.get("KEEP_SCREENSHOTS"):
             self.page.screenshot(path=Path(folder) / path)

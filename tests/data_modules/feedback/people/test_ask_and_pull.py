@@ -1,4 +1,4 @@
-"""A file in front of people and back, on a data base without a server: the reviews are written as the page does."""
+"""`ask` and `pull` on a database without a server, with reviews written like the review page writes them."""
 
 import json
 import os
@@ -25,10 +25,10 @@ def traces_of(place):
 def test_every_line_is_a_trace_that_shows_all_of_it(lines, place):
     path = lines(LEVEL, LONG)
     put = ask(path, "q", **place)
-    assert (put.new, put.there) == (2, 0)
+    assert (put.new, put.existing) == (2, 0)
     assert {trace.info.tags["feedback_file"] for trace in traces_of(place)} == {str(path)}
-    shown = {trace.info.request_preview: trace.info.response_preview for trace in traces_of(place)}
-    assert shown == {record["prompt"]: record["responses"][0] for record in (LEVEL, LONG)}
+    previews = {trace.info.request_preview: trace.info.response_preview for trace in traces_of(place)}
+    assert previews == {record["prompt"]: record["responses"][0] for record in (LEVEL, LONG)}
 
 
 def test_candidates_stand_under_their_letters_and_lines_stay_lines(lines, place):
@@ -42,7 +42,7 @@ def test_asking_again_adds_what_is_new_and_leaves_what_was_said(lines, place, pe
     ask(lines(LEVEL), "q", **place)
     person.reviews("level-1", score=1.0)
     put = ask(lines(LEVEL, LONG), "q", **place)
-    assert (put.new, put.there) == (1, 1)
+    assert (put.new, put.existing) == (1, 1)
     assert person.sees() == {"level-1": "complete", "long": "pending"}
     assert len(pull("q", lines(name="out.jsonl"), **place).judgements) == 1
 
@@ -52,7 +52,7 @@ def test_two_queues_have_items_of_their_own(lines, place):
 
 
 def test_runs_of_one_seed_do_not_overwrite_each_other_s_items(lines, place, person):
-    """MLflow draws the id of an item with Python's generator, which every run seeds."""
+    """MLflow draws trace ids with Python's generator, which every run seeds."""
     for queue, record in (("q", LEVEL), ("other", PAIR)):
         random.seed(0)
         ask(lines(record), queue, **place)
@@ -92,19 +92,19 @@ def test_each_person_has_a_line_and_the_last_answer_counts(lines, place, person,
 @pytest.mark.parametrize(
     "record, answers, why",
     [
-        (LEVEL, {"score": 99}, "score: 99 is off the scale 0 to 1"),
+        (LEVEL, {"score": 99}, "score: 99 is outside the scale 0 to 1"),
         (PAIR, {"ranking": "A > D > B > C"}, "ranking: 'A > D > B > C' names 'D', but the responses are A to C"),
         (PAIR, {"ranking": "A > B"}, "leaves out C"),
         (PAIR, {"expected_response": " "}, "expected: the text is empty"),
-        (LEVEL, {}, "default completed it without a word"),
+        (LEVEL, {}, "default completed it without an answer"),
     ],
 )
 def test_what_cannot_be_used_is_reopened_with_the_reason(lines, place, person, tmp_path, record, answers, why):
     ask(lines(record), "q", **place)
     person.reviews(record["id"], **answers)
-    found = pull("q", tmp_path / "out.jsonl", **place)
-    assert found.judgements == [] and not (tmp_path / "out.jsonl").exists()
-    assert why in found.reopened and record["id"] in found.reopened
+    reviews = pull("q", tmp_path / "out.jsonl", **place)
+    assert reviews.judgements == [] and not (tmp_path / "out.jsonl").exists()
+    assert why in reviews.reopened and record["id"] in reviews.reopened
     assert person.sees() == {record["id"]: "pending"}
 
 
@@ -112,9 +112,9 @@ def test_the_good_review_of_an_item_survives_the_bad_one(lines, place, person, t
     ask(lines(LEVEL), "q", **place)
     person.reviews("level-1", "ana", score=0.2)
     person.reviews("level-1", "ben", score=-1)
-    for _ in range(2):  # open again, it is still what ana said
-        found = pull("q", tmp_path / "out.jsonl", **place)
-        assert [j.source for j in found.judgements] == ["ana"] and len(found.faults) == 1
+    for _ in range(2):  # the item is reopened; Ana's review still counts
+        reviews = pull("q", tmp_path / "out.jsonl", **place)
+        assert [j.source for j in reviews.judgements] == ["ana"] and len(reviews.faults) == 1
     person.reviews("level-1", "ben", score=0.1)
     assert [j.source for j in pull("q", tmp_path / "out.jsonl", **place).judgements] == ["ana", "ben"]
 
@@ -127,10 +127,10 @@ def test_nothing_is_left_out_in_silence(lines, place, person, tmp_path, capsys):
     person.reviews("off", "ana", score=7)
     flags = ["--tracking-uri", place["tracking_uri"], "--experiment", place["experiment"]]
     assert main(["pull", "--queue", "q", "--out", str(tmp_path / "out.jsonl"), *flags]) == 0
-    said = capsys.readouterr()
-    assert "reviews: 1 by ana" in said.out
-    assert "wait for a first review: 1" in said.out and "items declined: 1, by ben" in said.out
-    assert "off:" in said.err and "7 is off the scale 0 to 1" in said.err
+    output = capsys.readouterr()
+    assert "reviews: 1 by ana" in output.out
+    assert "items without a review: 1" in output.out and "items declined: 1, by ben" in output.out
+    assert "off:" in output.err and "7 is outside the scale 0 to 1" in output.err
 
 
 def test_the_scale_of_the_question_is_that_of_the_reviews(lines, place, person, tmp_path):
@@ -141,14 +141,16 @@ def test_the_scale_of_the_question_is_that_of_the_reviews(lines, place, person, 
 
 def test_a_queue_keeps_its_questions(lines, place):
     ask(lines(LEVEL), "q", **place)
-    with pytest.raises(ValueError, match="'q' asks for .*score 0 to 1.* these items need ranking, expected_response"):
+    with pytest.raises(
+        ValueError, match="'q' asks for .*score 0 to 1.* but these items need ranking, expected_response"
+    ):
         ask(lines(PAIR), "q", **place)
 
 
 def test_a_file_that_nobody_could_judge_is_refused(lines, place):
-    with pytest.raises(ValueError, match="responses: there is none to judge"):
+    with pytest.raises(ValueError, match="responses: the line has none to review"):
         ask(lines({"prompt": "a", "expected": "b"}), "q", **place)
-    with pytest.raises(ValueError, match="12002 characters are more than the 10000"):
+    with pytest.raises(ValueError, match="12002 characters, and the review page shows only 10000"):
         ask(lines(LEVEL | {"prompt": "a" * 12002}), "q", **place)
     with pytest.raises(ValueError, match="scale: got 1 to 0"):
         ask(lines(LEVEL), "q", scale=(1, 0), **place)
@@ -156,29 +158,29 @@ def test_a_file_that_nobody_could_judge_is_refused(lines, place):
 
 def test_pulling_makes_nothing(lines, place, tmp_path):
     missing = tmp_path / "none.db"
-    with pytest.raises(ValueError, match="no data base"):
+    with pytest.raises(ValueError, match="the database .* does not exist"):
         pull("q", "out.jsonl", f"sqlite:///{missing}")
     assert not missing.exists()
     ask(lines(LEVEL), "q", **place)
-    with pytest.raises(ValueError, match="has no 'p'; there is q"):
+    with pytest.raises(ValueError, match="has no queue 'p'; its queues: q"):
         pull("p", "out.jsonl", **place)
-    with pytest.raises(ValueError, match="has no 'nowhere'"):
+    with pytest.raises(ValueError, match="has no experiment 'nowhere'"):
         pull("q", "out.jsonl", place["tracking_uri"], "nowhere")
 
 
 def test_a_dead_server_is_one_sentence(lines, capsys):
     flags = ["--queue", "q", "--tracking-uri", "http://someone:se@cret@127.0.0.1:9"]
     assert main(["ask", str(lines(LEVEL)), *flags]) == 2
-    said = capsys.readouterr().err
-    assert "tracking_uri: http://127.0.0.1:9" in said and "cret" not in said and "someone" not in said
+    output = capsys.readouterr().err
+    assert "tracking_uri: http://127.0.0.1:9" in output and "cret" not in output and "someone" not in output
 
 
-@pytest.mark.parametrize("own", [None, "sqlite:///set.db"])
+@pytest.mark.parametrize("uri", [None, "sqlite:///set.db"])
 @pytest.mark.parametrize("variable", [None, "sqlite:///variable.db"])
-def test_mlflow_goes_on_where_it_was(lines, place, monkeypatch, own, variable):
-    """Whether somebody set its address, the variable, both or neither."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it too: what is remembered is what was before
-    mlflow.set_tracking_uri(own)
+def test_mlflow_goes_on_where_it_was(lines, place, monkeypatch, uri, variable):
+    """Restores MLflow's state, whether its URI, the environment variable, both or neither were set."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it too; monkeypatch restores the original value
+    mlflow.set_tracking_uri(uri)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if variable is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
@@ -187,12 +189,12 @@ def test_mlflow_goes_on_where_it_was(lines, place, monkeypatch, own, variable):
     assert (mlflow.is_tracking_uri_set(), mlflow.get_tracking_uri()) == (was_set, before)
     assert os.environ.get("MLFLOW_TRACKING_URI") == variable
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert mlflow.is_tracking_uri_set() == (own is not None)
+    assert mlflow.is_tracking_uri_set() == (uri is not None)
     mlflow.set_tracking_uri(None)
 
 
 def test_the_record_is_whole(lines, place, tmp_path, person):
-    """All that a line has but what was said of it, whatever its length: tags would cut it."""
+    """The record keeps all fields except feedback at full length, which tags would truncate."""
     record = LONG | {"meta": LEVEL["meta"] | {"tokens": [list(range(3000))]}}
     ask(lines(record), "q", **place)
     person.reviews("long", score=1)

@@ -1,4 +1,4 @@
-"""People see two replies in an order that says nothing; what they say comes back in the first order."""
+"""Blind comparison: shuffled replies on the page, original order in the pulled file."""
 
 import json
 
@@ -15,9 +15,9 @@ from data_modules.judgements.parsing import parse
 from tests.data_modules.feedback.people.conftest import LEVEL, PAIR
 
 
-def changed(number, start="from the start", policy="of the policy", **more):
+def changed(number, start="from the start", policy="of the policy", **fields):
     meta = {"replies_of": ["start", "policy"], "finished": [False, True], "tokens": [[1], [2, 3]], "run": "mine"}
-    return {"id": f"p{number}", "prompt": f"say {number}", "responses": [start, policy], "meta": meta} | more
+    return {"id": f"p{number}", "prompt": f"say {number}", "responses": [start, policy], "meta": meta} | fields
 
 
 def test_the_order_goes_back_and_forth_with_all_that_is_of_a_response():
@@ -37,41 +37,41 @@ def test_three_responses_go_back_too():
     for number in range(10):
         line = parse(PAIR | {"ranking": "C > A = B", "prompt": str(number)})
         assert restored(shuffled(line)) == line
-    assert restored(judgement) == judgement  # that nobody has shuffled
+    assert restored(judgement) == judgement  # it was never shuffled
 
 
 def test_either_reply_stands_first_about_as_often_and_always_the_same_way():
-    """64 fair coins: fewer than 18 or more than 46 heads have the chance .0004."""
+    """64 fair coins: fewer than 18 or more than 46 heads have probability .0004."""
     hidden = [shuffled(parse(changed(number))) for number in range(64)]
     assert hidden == [shuffled(parse(changed(number))) for number in range(64)]
-    first = sum(each.responses[0] == "of the policy" for each in hidden)
+    first = sum(item.responses[0] == "of the policy" for item in hidden)
     assert 18 <= first <= 46
 
 
 def test_a_line_that_pretends_to_be_shuffled_is_refused(lines, place):
     line = changed(1)
     line["meta"]["shuffled"] = ["start", "policy"]
-    with pytest.raises(ValueError, match="replies.jsonl:1: meta: shuffled is what a blind comparison writes"):
+    with pytest.raises(ValueError, match="replies.jsonl:1: meta.shuffled: reserved for blind comparisons"):
         ask(lines(line), "q", **place)
 
 
-def shown(place):
+def logged_traces(place):
     with opened(place["tracking_uri"], place["experiment"]) as store:
         return mlflow.MlflowClient().search_traces(locations=[store.id], include_spans=True)
 
 
 def better(trace):
-    """The letter under which the policy's reply stands."""
+    """Letter of the policy's reply on the page."""
     page = trace.info.response_preview
     return "A" if page.index("of the policy") < page.index("from the start") else "B"
 
 
 def test_people_compare_blindly_and_the_answers_are_of_start_and_policy(lines, place, person, tmp_path, capsys):
-    """Of eight pairs the policy wins five, loses two and ties in one: 5.5 of 8 = .6875. Wilson with z = 1.96: middle
-    (.6875 + .2401)/1.4802 = .6267, half 1.3241 · √(.026855 + .015006) = .2709: from .3557 to .8976.
+    """The policy wins five of eight pairs, loses two and ties one: 5.5 of 8 = .6875. Wilson interval with z = 1.96:
+    centre (.6875 + .2401)/1.4802 = .6267, half width 1.3241 · √(.026855 + .015006) = .2709, so .3557 to .8976.
     """
     ask(lines(*map(changed, range(8))), "q", **place)
-    traces = {trace.info.request_preview: trace for trace in shown(place)}
+    traces = {trace.info.request_preview: trace for trace in logged_traces(place)}
     assert {better(trace) for trace in traces.values()} == {"A", "B"}
     for trace in traces.values():
         assert "replies_of" not in json.dumps(trace.to_dict())
@@ -85,9 +85,9 @@ def test_people_compare_blindly_and_the_answers_are_of_start_and_policy(lines, p
     assert main(["pull", "--queue", "q", "--out", str(out), *flags]) == 0
     words = "policy against start: win rate 0.688 (a tie counts half), 95 % interval 0.356 to 0.898, over 8 pairs"
     assert words in capsys.readouterr().out
-    said = {judgement.prompt: judgement for judgement in read(out)}
+    by_prompt = {judgement.prompt: judgement for judgement in read(out)}
     for number in range(8):
-        judgement = said[f"say {number}"]
+        judgement = by_prompt[f"say {number}"]
         assert judgement.responses == ("from the start", "of the policy")
         assert judgement.ranks == ((1, 0) if number < 5 else (0, 1) if number < 7 else (0, 0))
         assert judgement.meta == changed(number)["meta"]
@@ -99,7 +99,7 @@ def test_files_that_name_nobody_are_blind_if_asked(lines, place, person, tmp_pat
     pairs = [PAIR | {"id": f"p{number}", "prompt": str(number), "responses": ["one", "two"]} for number in range(8)]
     flags = ["--tracking-uri", place["tracking_uri"], "--experiment", place["experiment"]]
     assert main(["ask", str(lines(*pairs)), "--queue", "q", "--blind", *flags]) == 0
-    firsts = {trace.info.response_preview.startswith("**A**\n\none") for trace in shown(place)}
+    firsts = {trace.info.response_preview.startswith("**A**\n\none") for trace in logged_traces(place)}
     assert firsts == {True, False}
     person.reviews("p0", ranking="A > B")
     (judgement,) = pull("q", tmp_path / "out.jsonl", **place).judgements
@@ -107,8 +107,8 @@ def test_files_that_name_nobody_are_blind_if_asked(lines, place, person, tmp_pat
 
 
 def test_a_lone_reply_is_asked_about_as_ever(lines, place, person, tmp_path):
-    named = LEVEL | {"meta": LEVEL["meta"] | {"replies_of": ["policy"]}}
-    ask(lines(named), "q", **place)
+    record = LEVEL | {"meta": LEVEL["meta"] | {"replies_of": ["policy"]}}
+    ask(lines(record), "q", **place)
     person.reviews("level-1", score=0.5)
     (judgement,) = pull("q", tmp_path / "out.jsonl", **place).judgements
-    assert judgement.meta == named["meta"] and judgement.score == (0.5,)
+    assert judgement.meta == record["meta"] and judgement.score == (0.5,)

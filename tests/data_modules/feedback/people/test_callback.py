@@ -1,4 +1,4 @@
-"""What a prediction asks, and what is left of it where it cannot."""
+"""AskPeople: predictions go into the queue, and stay on disk if MLflow fails."""
 
 import shlex
 from pathlib import Path
@@ -24,7 +24,7 @@ def predicted(data, ask: AskPeople, **knobs) -> None:
 
 @pytest.fixture(autouse=True)
 def dead(tmp_path, monkeypatch):
-    """An empty folder, and a server that does not answer."""
+    """Empty working folder, and a server that does not answer."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
 
@@ -35,14 +35,14 @@ def test_a_rehearsal_asks_nobody():
 
 
 def test_what_nobody_can_judge_is_refused_before_it_is_predicted(dead, tmp_path):
-    with pytest.raises(ValueError, match="nobody can judge what OfflineDataModule predicts"):
+    with pytest.raises(ValueError, match="people cannot judge the predictions of OfflineDataModule"):
         AskPeople("q").on_predict_start(trainer_of(OfflineDataModule("rows.pt")), None)
 
 
 def test_several_processes_are_refused():
     trainer = trainer_of(PendulumDataModule())
     trainer.strategy.world_size = 2
-    with pytest.raises(ValueError, match="one process asks, and there are 2"):
+    with pytest.raises(ValueError, match="got 2 processes, supports one"):
         AskPeople("q").on_predict_start(trainer, None)
 
 
@@ -62,6 +62,8 @@ def test_the_command_that_is_told_asks_the_same():
 @pytest.mark.slow
 def test_where_mlflow_does_not_answer_the_prediction_stays_and_the_next_command_is_told():
     command = "python -m data_modules.feedback ask run/predictions/filmed.jsonl --queue 'my queue'"
-    with pytest.raises(ValueError, match=f"127.0.0.1:9 says: .* What was predicted is there: {command}"):
+    with pytest.raises(
+        ValueError, match=f"127.0.0.1:9 reports: .* The predictions are saved; submit them with: {command}"
+    ):
         predicted(PendulumDataModule(evaluation_episodes=1), AskPeople("my queue"))
     assert len(Path("run/predictions/filmed.jsonl").read_text().splitlines()) == 2

@@ -1,4 +1,4 @@
-"""Episodes of a pendulum: predicted, in front of people, judged, and learned from."""
+"""Pendulum episodes: predicted, reviewed by people, and used for training."""
 
 import json
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ from lightning_nlf.tracking.logger import MLflowJournalLogger
 
 
 def episode(steps: int, padding: int = 0) -> Batch:
-    """One row of so many steps, the observation at each step its number."""
+    """One row with this many steps; the observation of a step is its index."""
     shape = (1, steps + padding)
     valid = torch.arange(shape[1])[None] < steps
     return Batch(
@@ -38,7 +38,7 @@ def episode(steps: int, padding: int = 0) -> Batch:
 
 
 class Pictures:
-    """A DataModule whose pictures are the length of the episode."""
+    """DataModule whose pictures are text files with the length of the episode."""
 
     question = "How was it?"
 
@@ -48,12 +48,12 @@ class Pictures:
 
 
 @pytest.fixture
-def judged(tmp_path):
-    """A file of judgements of episodes of 3 and 5 steps, and what the DataModule makes of it."""
+def make_data(tmp_path):
+    """Factory of DataModules with reviewed episodes of 3 and 5 steps."""
 
-    def rows(*said, **knobs):
-        both = [filmed(Pictures(), episode(steps), "sampled", tmp_path)[0] for steps in (3, 5)]
-        records = [line | own for line, own in zip(both, said, strict=False)]
+    def rows(*feedback, **knobs):
+        filmed_lines = [filmed(Pictures(), episode(steps), "sampled", tmp_path)[0] for steps in (3, 5)]
+        records = [line | fields for line, fields in zip(filmed_lines, feedback, strict=False)]
         judgements = [
             Judgement(
                 prompt=record["prompt"],
@@ -76,56 +76,56 @@ def judged(tmp_path):
 def test_a_row_is_kept_beside_its_picture(tmp_path):
     batch = episode(3, padding=2)
     (line,) = filmed(Pictures(), batch, "sampled", tmp_path)
-    assert line["responses"] == ["3 steps, return 3, then it was over"] and line["meta"] == {"steps": 3}
-    kept = load_batch(line["episode"])
-    assert torch.equal(kept.obs, batch.obs[:, :3]) and kept.valid.all()
+    assert line["responses"] == ["3 steps, return 3, ended by termination"] and line["meta"] == {"steps": 3}
+    recorded = load_batch(line["episode"])
+    assert torch.equal(recorded.obs, batch.obs[:, :3]) and recorded.valid.all()
     assert (tmp_path / f"{line['id']}.gif").read_text() == "3"
 
 
 def test_another_episode_never_lies_where_a_review_says_that_this_one_is(tmp_path):
-    (one,), (other,) = (filmed(Pictures(), episode(steps), "sampled", tmp_path) for steps in (3, 4))
-    assert one["episode"] != other["episode"]
+    (first,), (second,) = (filmed(Pictures(), episode(steps), "sampled", tmp_path) for steps in (3, 4))
+    assert first["episode"] != second["episode"]
 
 
-def test_a_score_is_the_reward_at_the_last_step(judged):
-    """Of 3 and 5 steps the second has no score: nobody learns from its own steps."""
-    rows = judged({"score": 0.25}, {"expected": "1: 1"}).rows
+def test_a_score_is_the_reward_at_the_last_step(make_data):
+    """The second episode has no score, so the learner does not learn from its own steps there."""
+    rows = make_data({"score": 0.25}, {"expected": "1: 1"}).rows
     assert rows.rewards.tolist() == [[0, 0, 0.25, 0, 0], [0, 0, 0, 0, 0]]
     assert rows.mask.tolist() == [[True] * 3 + [False] * 2, [False] * 5]
     assert rows.score[0] == 0.25 and rows.score[1].isnan()
 
 
-def test_forces_are_imitated_where_they_are_marked(judged):
-    rows = judged({"expected": "2: -1.5"}, {"expected": "1: 1, 4-5: 2"}).rows
+def test_forces_are_imitated_where_they_are_marked(make_data):
+    rows = make_data({"expected": "2: -1.5"}, {"expected": "1: 1, 4-5: 2"}).rows
     assert rows.expert_mask.int().tolist() == [[0, 1, 0, 0, 0], [1, 0, 0, 1, 1]]
     assert rows.expert_actions[rows.expert_mask].flatten().tolist() == [-1.5, 1, 2, 2]
 
 
-def test_an_expert_is_imitated_throughout_by_its_mean(judged):
-    rows = judged({"expected": "LQRExpert"}, {"score": 1}).rows
+def test_an_expert_is_imitated_throughout_by_its_mean(make_data):
+    rows = make_data({"expected": "LQRExpert"}, {"score": 1}).rows
     assert rows.expert_mask.int().tolist() == [[1, 1, 1, 0, 0], [0] * 5]
     mean = LQRExpert().act(rows.obs[0, :3])[2]["mean"]
     torch.testing.assert_close(rows.expert_actions[0, :3], mean)
 
 
-def test_what_was_said_is_counted_once(judged):
-    data = judged({"score": 1, "expected": "LQRExpert"}, {"expected": "1: 1"})
+def test_what_was_said_is_counted_once(make_data):
+    data = make_data({"score": 1, "expected": "LQRExpert"}, {"expected": "1: 1"})
     for _ in range(2):
         assert len(data.collect(None, None)) == 2
     assert data.counters["feedback_calls"] == 3
 
 
-def test_what_cannot_be_learned_from_is_refused(tmp_path, judged):
+def test_what_cannot_be_learned_from_is_refused(tmp_path, make_data):
     with pytest.raises(ValueError, match="episode: path: there is no file .*sampled"):
-        judged({"score": 1})
+        make_data({"score": 1})
         for path in tmp_path.glob("*.pt"):
             path.unlink()
         EpisodeFeedbackDataModule(str(tmp_path / "said.jsonl")).setup("fit")
     write(tmp_path / "said.jsonl", [Judgement(prompt="a", responses=("b",), score=(1.0,))])
     with pytest.raises(ValueError, match=r"said.jsonl:1: episode: is missing; .* FeedbackDataModule"):
         EpisodeFeedbackDataModule(str(tmp_path / "said.jsonl")).setup("fit")
-    with pytest.raises(ValueError, match="off the scale 0 to 0.5"):
-        judged({"score": 1}, scale=(0.0, 0.5))
+    with pytest.raises(ValueError, match="outside the scale 0 to 0.5"):
+        make_data({"score": 1}, scale=(0.0, 0.5))
 
 
 # ---- the whole way
@@ -133,7 +133,7 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path, judged):
 
 @pytest.mark.slow
 def test_predicted_reviewed_pulled_and_fitted(tmp_path, place, person, monkeypatch):
-    """The forces of a person move the policy's mean towards them, at the states where they were given."""
+    """The policy's mean moves towards the forces that a person gave, at the states that they were given for."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     module = JointPolicy(
@@ -149,15 +149,15 @@ def test_predicted_reviewed_pulled_and_fitted(tmp_path, place, person, monkeypat
 
     person.reviews(lines[0]["id"], "ana", "it tips over", score=0.1, expected_action="2: 2.5, 4: 2.5")
     person.reviews(lines[1]["id"], "ana", expected_action="99999: 1")
-    found = pull("q", "said.jsonl", **place)
-    assert len(found.judgements) == 1 and "the episode has steps 1 to" in found.reopened
-    assert found.judgements[0].critique == ("it tips over",)
+    reviews = pull("q", "said.jsonl", **place)
+    assert len(reviews.judgements) == 1 and "the episode, which has the steps 1 to" in reviews.reopened
+    assert reviews.judgements[0].critique == ("it tips over",)
 
-    said = EpisodeFeedbackDataModule("said.jsonl")
-    said.setup("fit")
-    where = said.rows.obs[said.rows.expert_mask][:, None]
+    data = EpisodeFeedbackDataModule("said.jsonl")
+    data.setup("fit")
+    where = data.rows.obs[data.rows.expert_mask][:, None]
     before = module.policy(where).mean.detach()
-    quiet(max_epochs=20).fit(module, said)
+    quiet(max_epochs=20).fit(module, data)
     after = module.policy(where).mean.detach()
     assert ((after - 2.5).abs() < (before - 2.5).abs()).all()
 

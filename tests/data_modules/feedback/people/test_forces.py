@@ -1,4 +1,4 @@
-"""What a person expects of a pendulum, as text."""
+"""Expected actions for a pendulum, written by people as text."""
 
 import pytest
 
@@ -18,13 +18,13 @@ def test_a_keyboard_may_write_dashes_and_lines():
 @pytest.mark.parametrize(
     "text, why",
     [
-        ("push it left", "no expert .LQRExpert, WeakExpert. and no force"),
-        ("3: ", "no force like"),
+        ("push it left", "must be an expert .LQRExpert, WeakExpert. or forces"),
+        ("3: ", "or forces"),
         ("0: 1", "steps 1 to 9"),
         ("9-10: 1", "steps 1 to 9"),
         ("5-4: 1", "steps 1 to 9"),
-        ("1: 3.1", "stronger than 3"),
-        ("1-3: 1, 3: 2", "step 3 is marked twice"),
+        ("1: 3.1", "too strong: each force must be between -3 and 3"),
+        ("1-3: 1, 3: 2", "step 3 has two forces"),
     ],
 )
 def test_what_reads_otherwise_is_refused(text, why):

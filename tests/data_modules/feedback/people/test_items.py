@@ -1,4 +1,4 @@
-"""What of a line a person sees, and what makes it another item."""
+"""Items of the review page: visible text, identity, and questions."""
 
 import pytest
 
@@ -9,14 +9,14 @@ from tests.data_modules.feedback.people.conftest import LEVEL, PAIR
 
 
 def item(record):
-    (found,) = items([parse(record)])
-    return found
+    (only,) = items([parse(record)])
+    return only
 
 
 def test_what_somebody_said_is_neither_shown_nor_part_of_the_item():
     bare = {name: value for name, value in LEVEL.items() if name not in ("score", "source")}
-    said = LEVEL | {"score": 0.1, "critique": "a blog", "expected": "as per the usda .", "source": "model"}
-    assert item(said) == item(LEVEL) == item(bare) and item(said).digest == item(bare).digest
+    judged_line = LEVEL | {"score": 0.1, "critique": "a blog", "expected": "as per the usda .", "source": "model"}
+    assert item(judged_line) == item(LEVEL) == item(bare) and item(judged_line).digest == item(bare).digest
 
 
 def test_another_reply_is_another_item():
@@ -30,10 +30,10 @@ def test_the_same_line_twice_is_one_item():
 def test_a_reply_that_was_cut_off_says_so():
     cut = LEVEL | {"meta": {"finished": [False]}}
     assert item(cut).response == LEVEL["responses"][0] + " …"
-    some = PAIR | {"meta": {"finished": [True, False, True]}}
+    several = PAIR | {"meta": {"finished": [True, False, True]}}
     with pytest.raises(ValueError, match="meta: finished must be"):
         item(PAIR | {"meta": {"finished": [True]}})
-    assert [part.split("\n\n")[1] for part in item(some).response.split("\n\n---\n\n")] == [
+    assert [part.split("\n\n")[1] for part in item(several).response.split("\n\n---\n\n")] == [
         "beef .",
         "kale . …",
         "both .",
@@ -42,8 +42,8 @@ def test_a_reply_that_was_cut_off_says_so():
 
 def test_what_was_said_is_shown_word_for_word():
     forged = "![x](https://elsewhere.org/seen.png)\n\n---\n\n**B**\n\nA is bad"
-    for shown in (item(LEVEL | {"responses": [forged]}).response, item(LEVEL | {"prompt": forged}).request):
-        assert shown == word_for_word(forged) != forged
+    for text in (item(LEVEL | {"responses": [forged]}).response, item(LEVEL | {"prompt": forged}).request):
+        assert text == word_for_word(forged) != forged
     chat = [{"role": "user", "content": forged}]
     assert word_for_word(forged) in item(LEVEL | {"prompt": chat}).request
     assert word_for_word(forged) in item(PAIR | {"responses": ["a", forged, "c"]}).response
@@ -54,10 +54,10 @@ def test_words_stay_as_they_are():
 
 
 def test_an_episode_says_how_long_it_is():
-    """A review may mark its steps; without their number none could be checked."""
+    """A review may give forces for single steps, which can be checked only if the number of steps is known."""
     assert item(LEVEL | {"episode": "e.pt", "meta": {"steps": 3}}).record["episode"] == "e.pt"
     for meta in ({}, {"steps": "3"}, {"steps": 0}):
-        with pytest.raises(ValueError, match="meta: steps, the number of steps of the episode, is missing"):
+        with pytest.raises(ValueError, match="meta.steps: is missing; add the number of steps"):
             item(LEVEL | {"episode": "e.pt", "meta": meta})
 
 

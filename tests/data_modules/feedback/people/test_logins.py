@@ -1,4 +1,4 @@
-"""A server with logins: who said what, who may not say anything, and what two people see of long candidates."""
+"""MLflow server with logins: sources of reviews, permissions, and long candidates on the page."""
 
 import urllib.error
 import urllib.request
@@ -33,7 +33,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def admin(server, monkeypatch):
-    """This process is the administrator; ana and ben may write in the experiment, eve has a login alone."""
+    """This process logs in as administrator; Ana and Ben may write in the experiment; Eve has no permissions."""
     from mlflow.server.auth.client import AuthServiceClient
 
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
@@ -62,15 +62,15 @@ def test_reviews_are_of_those_who_logged_in(server, admin, browser, lines, tmp_p
     ben.page.get_by_text("1 of 2 reviewed").wait_for()
     ben.submits("Changes saved", **{RANKING.instruction: "C > A > B"})  # of the same item
 
-    found = pull("q", tmp_path / "out.jsonl", server.uri)
-    assert found.waiting == 1 and len({judgement.id for judgement in found.judgements}) == 2
-    said = {judgement.source: judgement.ranking for judgement in read(tmp_path / "out.jsonl")}
-    assert said == {"ana": "B > A = C", "ben": "C > A > B"}
+    reviews = pull("q", tmp_path / "out.jsonl", server.uri)
+    assert reviews.waiting == 1 and len({judgement.id for judgement in reviews.judgements}) == 2
+    rankings = {judgement.source: judgement.ranking for judgement in read(tmp_path / "out.jsonl")}
+    assert rankings == {"ana": "B > A = C", "ben": "C > A > B"}
 
-    # eve sees the experiment, and neither the queue nor what is in it
+    # Eve sees the experiment, but not the queue or its items
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eve")
-    with pytest.raises(ValueError, match="has no 'q'; there is none yet"):
+    with pytest.raises(ValueError, match="has no queue 'q'; its queues: none yet"):
         pull("q", tmp_path / "eve.jsonl", server.uri)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "guessed")
-    with pytest.raises(ValueError, match="tracking_uri: http://127.0.0.1:.* says: .*(401|not authenticated)"):
+    with pytest.raises(ValueError, match="tracking_uri: http://127.0.0.1:.* reports: .*(401|not authenticated)"):
         pull("q", tmp_path / "eve.jsonl", server.uri)

@@ -1,4 +1,4 @@
-"""The round of four commands, with a person at a real review page: ask, review, pull, fit."""
+"""A round of feedback in four commands with a real review page: predict, review, pull, fit."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, server):
-    """An empty folder beside a copy of the yamls; runs go to the server."""
+    """Empty working folder with a copy of the yamls; runs are logged to the server."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIGHTNING_NLF_RUN_DIR", "")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
@@ -42,21 +42,21 @@ def page_of(queue: str, uri: str) -> str:
 
 
 def weights(checkpoint: Path) -> torch.Tensor:
-    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
-    return torch.cat([x.flatten() for name, x in sorted(saved.items()) if name.startswith("policy.")])
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return torch.cat([x.flatten() for name, x in sorted(state.items()) if name.startswith("policy.")])
 
 
 @pytest.mark.slow
 def test_one_round_of_feedback_in_four_commands(project, server, browser, capsys):
     start = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "60", "--trainer.logger", "false"]
-    main(["fit", "--config", "conf/feedback/feedback_sft.yaml", *start, *QUIET])
+    main(["fit", "--config", "conf/answers/sft.yaml", *start, *QUIET])
 
-    main(["predict", "--config", "conf/feedback/ask.yaml", "--data.evaluation_prompts", "2", *QUIET])
-    replies = (project / "outputs/ask-seed0-predict/predictions/replies.jsonl").read_text().splitlines()
-    asked = [json.loads(line) for line in replies]
+    main(["predict", "--config", "conf/answers/ask.yaml", "--data.evaluation_prompts", "2", *QUIET])
+    replies = (project / "outputs/answers/ask-seed0-predict/predictions/replies.jsonl").read_text().splitlines()
+    items = [json.loads(line) for line in replies]
 
     reviewer = Reviewer(browser, page_of("sourced-answers", server.uri))
-    first, second = asked if reviewer.page.get_by_text(asked[0]["prompt"]).count() else asked[::-1]
+    first, second = items if reviewer.page.get_by_text(items[0]["prompt"]).count() else items[::-1]
     assert reviewer.sees(first["prompt"]) and reviewer.sees(first["responses"][0])
     reviewer.photographs("answer.png")
     expected = "according to the usda , the amount of sugar in apples is high ."
@@ -68,31 +68,33 @@ def test_one_round_of_feedback_in_four_commands(project, server, browser, capsys
     pull = ["pull", "--queue", "sourced-answers", "--out", "outputs/reviews.jsonl"]
     capsys.readouterr()
     assert feedback(pull) == 0
-    said = capsys.readouterr()
-    assert "reviews: 1 by default" in said.out
-    assert f"{second['id']}:" in said.err and "7.0 is off the scale 0 to 1" in said.err
+    output = capsys.readouterr()
+    assert "reviews: 1 by default" in output.out
+    assert f"{second['id']}:" in output.err and "7.0 is outside the scale 0 to 1" in output.err
 
-    again = Reviewer(browser, page_of("sourced-answers", server.uri))  # what was reopened is there again
+    again = Reviewer(browser, page_of("sourced-answers", server.uri))  # shows the reopened item
     assert again.sees(second["prompt"])
     again.submits("All items in this queue have been reviewed", "0.9")
     assert feedback(pull) == 0
     lines = [json.loads(line) for line in (project / "outputs/reviews.jsonl").read_text().splitlines()]
     by_prompt = {line["prompt"]: line for line in lines}
-    one, other = by_prompt[first["prompt"]], by_prompt[second["prompt"]]
-    assert (one["score"], one["critique"], one["expected"]) == (0.2, "it names no source", expected)
-    assert other["score"] == 0.9 and "critique" not in other
-    assert one["meta"]["tokens"] == first["meta"]["tokens"]
+    critical, scored = by_prompt[first["prompt"]], by_prompt[second["prompt"]]
+    assert (critical["score"], critical["critique"], critical["expected"]) == (0.2, "it names no source", expected)
+    assert scored["score"] == 0.9 and "critique" not in scored
+    assert critical["meta"]["tokens"] == first["meta"]["tokens"]
 
-    main(["fit", "--config", "conf/feedback/round.yaml", "--trainer.max_epochs", "1", *QUIET])
-    before, after = (Path("outputs") / run / "checkpoints/last.ckpt" for run in ("feedback_sft-seed0", "round-seed0"))
+    main(["fit", "--config", "conf/answers/round.yaml", "--trainer.max_epochs", "1", *QUIET])
+    before, after = (
+        Path("outputs") / run / "checkpoints/last.ckpt" for run in ("answers/sft-seed0", "answers/round-seed0")
+    )
     assert not torch.equal(weights(before), weights(after))
-    metrics = (project / "outputs/round-seed0/journal.jsonl").read_text()
+    metrics = (project / "outputs/answers/round-seed0/journal.jsonl").read_text()
     assert "train/policy" in metrics and "train/imitation" in metrics
 
 
 @pytest.mark.slow
 def test_an_episode_plays_in_the_page_and_a_force_on_a_step_is_learned(project, server, browser):
-    main(["predict", "--config", "conf/feedback/ask_episodes.yaml", "--data.evaluation_episodes", "1", *QUIET])
+    main(["predict", "--config", "conf/pendulum/ask.yaml", "--data.evaluation_episodes", "1", *QUIET])
     reviewer = Reviewer(browser, page_of("pendulum", server.uri))
     picture = reviewer.page.get_by_alt_text("The episode plays under View full trace")
     picture.wait_for()
@@ -102,5 +104,5 @@ def test_an_episode_plays_in_the_page_and_a_force_on_a_step_is_learned(project, 
     reviewer.submits("1 of 2 reviewed", "0.1", "it leans to one side", **{ACTION.instruction: "1-2: -1.5"})
     reviewer.submits("All items in this queue have been reviewed", **{ACTION.instruction: "LQRExpert"})
     assert feedback(["pull", "--queue", "pendulum", "--out", "outputs/episode_reviews.jsonl"]) == 0
-    main(["fit", "--config", "conf/feedback/round_episodes.yaml", "--trainer.max_epochs", "1", *QUIET])
-    assert "train/imitation" in (project / "outputs/round_episodes-seed0/journal.jsonl").read_text()
+    main(["fit", "--config", "conf/pendulum/round.yaml", "--trainer.max_epochs", "1", *QUIET])
+    assert "train/imitation" in (project / "outputs/pendulum/round-seed0/journal.jsonl").read_text()

@@ -41,7 +41,7 @@ def test_experiment_below_an_odd_path_has_its_files_beside_the_data_base(tmp_pat
 
 @pytest.mark.slow
 def test_whoever_is_killed_while_the_data_base_is_made_leaves_nothing_in_the_way(tmp_path):
-    """Killed when some of its tables are there: nothing has its name yet, and the next one makes it."""
+    """A process killed after some tables exist leaves no database with the final name; the next process makes it."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     program = (
         "import sys; from data_modules.feedback.people.store import opened\n"
@@ -61,20 +61,20 @@ def test_whoever_is_killed_while_the_data_base_is_made_leaves_nothing_in_the_way
 
 @pytest.mark.slow
 def test_two_threads_make_a_data_base_one_after_the_other(tmp_path):
-    """The logger of a run holds the folder's lock while it makes the tables; migrations at once would mix."""
-    made = threading.Event()
+    """A run's logger holds the folder's lock while it creates tables; simultaneous migrations would interfere."""
+    ready = threading.Event()
 
     def make():
         with opened(f"sqlite:///{tmp_path}/mlflow.db", "e", create=True):
-            made.set()
+            ready.set()
 
     folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     thread = threading.Thread(target=make)
     thread.start()
-    assert not made.wait(8) and not list(tmp_path.iterdir())  # a quarter of that makes one
+    assert not ready.wait(8) and not list(tmp_path.iterdir())  # creating a database takes about two seconds
     os.close(folder)
-    assert made.wait(120)
+    assert ready.wait(120)
     thread.join()
 
 

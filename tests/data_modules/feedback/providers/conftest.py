@@ -1,4 +1,4 @@
-"""A real server on loopback that says what a script tells it to."""
+"""Fixture: an HTTP server on loopback with scripted answers."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from data_modules.feedback.providers.endpoint import Endpoint
 
 
 def chat(text="", alternatives=(), tokens=(10, 2)):
-    """The JSON of a chat completion; alternatives: of each token the probabilities of the likeliest, by token."""
+    """JSON of a chat completion. Args: alternatives: for each token, probabilities of the most probable tokens."""
     steps = [
         {"token": max(step, key=step.get), "top_logprobs": [{"token": t, "logprob": log(p)} for t, p in step.items()]}
         for step in alternatives
@@ -23,7 +23,7 @@ def chat(text="", alternatives=(), tokens=(10, 2)):
 
 
 def completion(text="", alternatives=()):
-    """That of a text completion."""
+    """JSON of a text completion."""
     steps = [{token: log(p) for token, p in step.items()} for step in alternatives]
     choice = {"index": 0, "text": text, "logprobs": {"top_logprobs": steps} if steps else None}
     return {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}}
@@ -34,10 +34,10 @@ def log(p):
 
 
 class Fault:
-    """Instead of an answer: a status, a body that is no JSON, a connection that breaks, or none that comes in time.
+    """Faulty answer: a status, an invalid body, a dropped connection, or an answer that comes too late.
 
-    `cut` ends the connection after so many bytes of the body, `stall` leaves it open there, `drip` sends one byte of it
-    every so many seconds for ever.
+    `cut` closes the connection after this many bytes of the body; `stall` leaves it open there; `drip` sends one byte
+    at this interval in seconds for ever.
     """
 
     def __init__(self, status=200, body="", headers=(), drop=False, hang=False, cut=None, stall=None, drip=None):
@@ -55,13 +55,13 @@ class Handler(BaseHTTPRequestHandler):
             server.requests.append(body)
             server.paths.append(self.path)
             server.headers.append(self.headers)
-            said = server.answer(body)
-        if isinstance(said, Fault) and (said.hang or said.drop):
-            if said.hang:
+            answer = server.answer(body)
+        if isinstance(answer, Fault) and (answer.hang or answer.drop):
+            if answer.hang:
                 server.released.wait(30)
             self.close_connection = True
             return
-        fault = said if isinstance(said, Fault) else Fault(body=json.dumps(said))
+        fault = answer if isinstance(answer, Fault) else Fault(body=json.dumps(answer))
         content = fault.body if isinstance(fault.body, bytes) else fault.body.encode()
         self.send_response(fault.status)
         for name, value in {"Content-Length": str(len(content)), **fault.headers}.items():
@@ -69,10 +69,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             self._write(content, fault, server)
-        except (BrokenPipeError, ConnectionResetError):  # the client has heard enough
+        except (BrokenPipeError, ConnectionResetError):  # the client has closed the connection
             self.close_connection = True
 
-    def do_GET(self):  # what a redirection that is followed may become
+    def do_GET(self):  # a client that follows a redirect may send GET
         self.server.script.paths.append(self.path)
         self.send_error(404)
 
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Script:
-    """`answer(body)` is what it says; `requests` is what it was asked."""
+    """Scripted server: `answer(body)` gives its answers; `requests` holds the received bodies."""
 
     chat, completion, Fault = staticmethod(chat), staticmethod(completion), Fault
 
@@ -106,7 +106,7 @@ class Script:
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def says(self, *answers):
-        """One after the other, the last of them from then on."""
+        """Give these answers in order, then repeat the last one."""
         left = list(answers)
         self.answer = lambda body: left.pop(0) if len(left) > 1 else left[0]
 
@@ -117,7 +117,7 @@ def asked_of(body):
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch):
-    """Seconds that openai's client would have waited before each try again: nobody waits here. No proxy is asked."""
+    """Waits of the openai client before its retries, recorded without waiting. No proxy is used."""
     seconds = []
 
     async def sleep(delay):
@@ -145,16 +145,16 @@ def server():
 
 @pytest.fixture
 def endpoint(server, tmp_path):
-    """Makes an endpoint of the server."""
+    """Factory of endpoints for the server."""
 
     def make(**knobs):
-        own = {"url": server.url, "model": "judge", "cache": str(tmp_path / "cache"), "timeout": 5.0}
-        return Endpoint(**(own | knobs))
+        defaults = {"url": server.url, "model": "judge", "cache": str(tmp_path / "cache"), "timeout": 5.0}
+        return Endpoint(**(defaults | knobs))
 
     return make
 
 
 @pytest.fixture
 def prompt_of():
-    """What a request asks, as text."""
+    """Function that returns the prompt of a request."""
     return asked_of

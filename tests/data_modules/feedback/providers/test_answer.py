@@ -1,4 +1,4 @@
-"""Answers of a server that cannot be right: each is refused, asked again, and never kept; the others are judged."""
+"""Invalid answers of a server are refused, requested again and never cached; valid ones are used."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ SPOILT = [
     ('"logprob": -0.5', '"logprob": null'),
     ('"logprob": -0.5', '"logprob": [-0.5]'),
     ('"logprob": -0.5', '"lp": -0.5'),
-    ('"logprob": -0.5', '"logprob": 0'),  # with the other one it is more than 1
+    ('"logprob": -0.5', '"logprob": 0'),  # the probabilities add up to more than 1
     ('"token": "1"', '"token": 1'),
     ('"token": "1"', '"token": null'),
     ('"top_logprobs": [', '"top": ['),
@@ -96,7 +96,7 @@ def test_a_spoilt_answer_is_refused_in_one_short_line(old, new):
         ('"prompt_tokens": 10', '"prompt_tokens": 10.0'),
         ('"prompt_tokens": 10', '"prompt_tokens": null'),
         ('"usage": {', '"usage": null, "others": {'),
-        ('"token": "2"', '"token": "\\ud83d"'),  # half of a pair, as a token of bytes may be
+        ('"token": "2"', '"token": "\\ud83d"'),  # half of a surrogate pair, which a byte token may be
         ('"content": "1"', '"content": null'),
         ('"content": "1"', '"content": "1", "refusal": NaN'),
     ],
@@ -109,7 +109,7 @@ def test_what_servers_rightly_write_is_read(old, new):
 
 
 def test_rounding_is_forgiven_and_never_above_a_probability_of_one():
-    """1 is written as log-probability 10⁻⁶; of two tokens written alike, .6 and .4 are 1."""
+    """A probability of 1 may come as log-probability 10⁻⁶; two tokens with the same text and .6 and .4 give 1."""
     body = json.loads(GOOD)
     steps = body["choices"][0]["logprobs"]["content"]
     steps[0]["top_logprobs"] = [{"token": "1", "logprob": 1e-6}]
@@ -140,19 +140,19 @@ def test_an_excerpt_is_short_and_escaped():
 
 @pytest.mark.parametrize(("old", "new"), SPOILT, ids=NAMES)
 def test_one_spoilt_answer_takes_no_other_with_it_and_is_not_kept(server, endpoint, prompt_of, tmp_path, old, new):
-    """Of three comparisons the second gets no right answer: it is left out and listed, and the rerun asks again."""
+    """The second of three comparisons gets no valid answer: it is left out and listed, and a rerun asks again."""
     lines = [Judgement(f"q {i}", ("a", "b"), where=f"f:{i}") for i in range(3)]
     bad = server.Fault(body=spoilt(old, new))
     right = server.chat("1", [{"1": 0.75, "2": 0.25}])
     server.answer = lambda body: bad if "q 1" in prompt_of(body) else right
     judge = ModelJudge(endpoint(retries=1), [PreferenceQuestion()])
-    done, account = judge.complete(lines, int)
-    assert [line.preference for line in done] == [pytest.approx(0.5), None, pytest.approx(0.5)]
+    completed, account = judge.complete(lines, int)
+    assert [line.preference for line in completed] == [pytest.approx(0.5), None, pytest.approx(0.5)]
     (left_out,) = account.left_out
-    assert left_out.startswith("f:1: an answer that is none: ") and left_out.endswith(", 2 times")
+    assert left_out.startswith("f:1: invalid answer: ") and left_out.endswith(", 2 times")
     assert account.counters["calls"] == len(server.requests) == 4 + 2 * 2 and account.stopped is None
-    kept = [path.read_text() for path in (tmp_path / "cache").rglob("*.json")]
-    assert len(kept) == 4 and {json.dumps(json.loads(text)) for text in kept} == {
+    cached = [path.read_text() for path in (tmp_path / "cache").rglob("*.json")]
+    assert len(cached) == 4 and {json.dumps(json.loads(text)) for text in cached} == {
         json.dumps(Answer.of(right).as_json())
     }
     server.answer = lambda body: right
@@ -177,15 +177,15 @@ def test_a_spoilt_answer_in_an_old_cache_is_asked_again(server, endpoint, tmp_pa
 
 
 def ask(client, prompt):
-    async def one():
+    async def ask_once():
         async with client:
             return await client.ask(prompt, 5)
 
-    return asyncio.run(one())
+    return asyncio.run(ask_once())
 
 
 def test_what_an_older_version_kept_is_still_read(server, endpoint, tmp_path):
-    """The server's whole JSON, under the request's SHA-256: printf '{"max_tokens":5,"messages":[{"content":"say",
+    """Full server JSON, cached under the request's SHA-256: printf '{"max_tokens":5,"messages":[{"content":"say",
     "role":"user"}],"model":"judge","seed":0,"temperature":0.0}' | sha256sum, without the line break.
     """
     key = "04e960d2fa5b6bda9f35f6a2805ed80bb480f1d2da6d0ca66f3fcaaa23bd019a"
@@ -195,7 +195,7 @@ def test_what_an_older_version_kept_is_still_read(server, endpoint, tmp_path):
 
 
 def test_negative_tokens_extend_no_budget(server, endpoint, prompt_of):
-    """Every second answer claims −1000 tokens; 12 tokens each of the others, so the budget of 30 is spent by three."""
+    """Every second answer claims −1000 tokens; the others have 12 each, so three of them spend the budget of 30."""
     bad = server.Fault(body=GOOD.replace('"prompt_tokens": 10', '"prompt_tokens": -1000'))
     right = server.chat("1", [{"1": 0.75, "2": 0.25}])
     server.answer = lambda body: bad if len(server.requests) % 2 else right
@@ -205,22 +205,22 @@ def test_negative_tokens_extend_no_budget(server, endpoint, prompt_of):
 
 
 def test_one_answer_without_log_probabilities_is_asked_again_and_not_kept(server, endpoint, prompt_of, tmp_path):
-    """A server that gives them to all others is not one that cannot; one that gives them to nobody is."""
+    """One missing answer is left out; a server that never gives log-probabilities is an error."""
     lines = [Judgement(f"q {i}", ("a", "b"), where=f"f:{i}") for i in range(3)]
     right = server.chat("1", [{"1": 0.75, "2": 0.25}])
     server.answer = lambda body: server.chat("1") if "q 2" in prompt_of(body) else right
-    done, account = ModelJudge(endpoint(concurrency=1), [PreferenceQuestion()]).complete(lines, int)
-    assert [line.preference for line in done] == [pytest.approx(0.5)] * 2 + [None] and len(account.left_out) == 1
+    completed, account = ModelJudge(endpoint(concurrency=1), [PreferenceQuestion()]).complete(lines, int)
+    assert [line.preference for line in completed] == [pytest.approx(0.5)] * 2 + [None] and len(account.left_out) == 1
     assert "f:2: votes: the server gives no log-probabilities" in account.left_out[0]
     assert len(list((tmp_path / "cache").rglob("*.json"))) == 4
     server.says(server.chat("1"))
-    with pytest.raises(ValueError, match="the server gives no log-probabilities; ask for votes instead"):
+    with pytest.raises(ValueError, match="the server gives no log-probabilities; set votes to sample answers instead"):
         ModelJudge(endpoint(cache=None), [PreferenceQuestion()]).complete(lines, int)
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
 def test_half_a_critique_is_none(server, endpoint, reason):
-    """Nor an empty one; a number that was said whole is one, whatever ended it."""
+    """A truncated critique is left out; a complete number counts even if the answer was cut off."""
     answer = server.chat("It names no sou")
     answer["choices"][0]["finish_reason"] = reason
     server.says(answer)
@@ -242,9 +242,9 @@ def test_an_empty_answer_is_asked_again_and_not_kept(server, endpoint, tmp_path,
 def test_a_question_that_is_no_text_takes_no_other_with_it(server, endpoint):
     server.says(server.chat("10"))
     lines = [Judgement("half \ud83d", ("a",), where="f:1"), Judgement("q", ("a",), where="f:2")]
-    done, account = ModelJudge(endpoint(), [ScoreQuestion()]).complete(lines, int)
-    assert [line.score for line in done] == [None, (1.0,)]
-    assert account.left_out == ["f:1: the question holds half a surrogate, which no server can read"]
+    completed, account = ModelJudge(endpoint(), [ScoreQuestion()]).complete(lines, int)
+    assert [line.score for line in completed] == [None, (1.0,)]
+    assert account.left_out == ["f:1: the question has half a surrogate pair, which cannot be sent"]
 
 
 def test_a_very_long_answer_makes_no_long_message(server, endpoint):

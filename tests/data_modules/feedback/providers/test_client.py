@@ -1,4 +1,4 @@
-"""Asking a server that fails in every way there is: nothing is asked twice, nothing that was paid for is lost."""
+"""Client of a failing server: no question is asked twice, and no paid answer is lost."""
 
 import ast
 import asyncio
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[4]
 
 
 def ask(client, *prompts, **how):
-    """The answers side by side; an exception in the place of one that failed."""
+    """Concurrent answers, with an exception in place of each failed one."""
 
     async def every():
         async with client:
@@ -69,10 +69,10 @@ def test_the_key_is_nowhere_to_be_read(server, endpoint, monkeypatch, tmp_path):
     monkeypatch.setenv("JUDGE_KEY", "secret-1")
     client = Client(endpoint(key_variable="JUDGE_KEY"))
     ask(client, "say")
-    kept = "".join(path.read_text() for path in (tmp_path / "cache").rglob("*.json"))
-    assert kept and "secret-1" not in kept + repr(client.endpoint) + str(vars(client.endpoint))
+    cached = "".join(path.read_text() for path in (tmp_path / "cache").rglob("*.json"))
+    assert cached and "secret-1" not in cached + repr(client.endpoint) + str(vars(client.endpoint))
     monkeypatch.delenv("JUDGE_KEY")
-    with pytest.raises(ValueError, match="endpoint.key_variable: the environment has no JUDGE_KEY"):
+    with pytest.raises(ValueError, match="endpoint.key_variable: the environment variable JUDGE_KEY is not set"):
         ask(client, "say")
 
 
@@ -81,26 +81,26 @@ def test_a_server_that_repeats_the_key_tells_nobody(server, endpoint, monkeypatc
     monkeypatch.setenv("JUDGE_KEY", "secret-1")
     server.says(server.Fault(status, body="x" * 295 + "secret-1 is wrong"))
     try:
-        told = str(ask(Client(endpoint(key_variable="JUDGE_KEY", retries=0)), "say"))
+        text = str(ask(Client(endpoint(key_variable="JUDGE_KEY", retries=0)), "say"))
     except ValueError as error:
-        told = str(error)
-    assert f"HTTP {status}" in told and "secre" not in told
+        text = str(error)
+    assert f"HTTP {status}" in text and "secre" not in text
 
 
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
         ({"url": "localhost:8000"}, "endpoint.url: got 'localhost:8000'"),
-        ({"url": "https://me:secret-1@localhost/v1"}, "endpoint.url: it holds a password"),
+        ({"url": "https://me:secret-1@localhost/v1"}, "endpoint.url: includes a password"),
         ({"concurrency": 0}, "endpoint.concurrency: got 0"),
         ({"retries": -1}, "endpoint.retries: got -1"),
         ({"timeout": 0.0}, "endpoint.timeout: got 0.0 seconds"),
         ({"max_calls": -1}, "endpoint.max_calls: got -1"),
         ({"longest_wait": math.inf}, "endpoint.longest_wait: got inf"),
         ({"longest_wait": 121.0}, "endpoint.longest_wait: got 121"),
-        ({"url": "http://"}, "endpoint.url: got 'http://': it names no server"),
+        ({"url": "http://"}, "endpoint.url: got 'http://': it has no host name"),
         ({"url": "http://a:b/v1"}, "endpoint.url: got 'http://a:b/v1'"),
-        ({"options": {"top_p": math.nan}}, "endpoint.options: they cannot be sent as JSON"),
+        ({"options": {"top_p": math.nan}}, "endpoint.options: cannot be sent as JSON"),
     ],
 )
 def test_knobs_that_are_wrong(knobs, message):
@@ -109,21 +109,21 @@ def test_knobs_that_are_wrong(knobs, message):
 
 
 def test_no_more_at_a_time_than_allowed(server, endpoint):
-    """Three of eight questions arrive together, and no more: they wait for each other, and none comes on top."""
-    together, most, inside = threading.Barrier(3), [], []
+    """Exactly three of eight questions are under way at the same time."""
+    together, sizes, inside = threading.Barrier(3), [], []
     server.lock = threading.Semaphore(100)  # answers may overlap
 
     def answer(body):
         inside.append(1)
-        most.append(len(inside))
-        if len(most) <= 3:
+        sizes.append(len(inside))
+        if len(sizes) <= 3:
             together.wait(10)
         inside.pop()
         return server.chat("1")
 
     server.answer = answer
     ask(Client(endpoint(concurrency=3)), *map(str, range(8)))
-    assert len(most) == 8 and max(most) == 3
+    assert len(sizes) == 8 and max(sizes) == 3
 
 
 # ---- faults
@@ -162,14 +162,14 @@ def test_it_tries_again_after_a_broken_answer(server, endpoint, kind):
 
 @pytest.mark.parametrize("fault", [{"hang": True}, {"body": '{"choices', "stall": 5}, {"drip": 0.02}])
 def test_it_tries_again_when_the_time_is_up(server, endpoint, fault):
-    """Whether nothing comes, half of it, or a byte now and then: the time is that of the whole answer."""
+    """The timeout covers the full answer, whether nothing, a part, or single bytes arrive."""
     server.says(server.Fault(headers={"Content-Length": "1000000"}, **fault), server.chat("now"))
     client = Client(endpoint(timeout=0.3))
     assert ask(client, "say")[0].text == "now" and client.counters["retries"] == 1
 
 
 def test_what_fails_for_good_is_said(server, endpoint):
-    """Its retries are used up; the other question is answered all the same. Four requests went out."""
+    """One question uses up its retries; the other one is still answered. Four requests are sent."""
     server.answer = lambda body: (
         server.Fault(500, "out of memory") if body["messages"][0]["content"] == "bad" else server.chat("fine")
     )
@@ -194,7 +194,7 @@ def test_what_is_wrong_for_all_questions_is_the_users_mistake(server, endpoint, 
 
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_question_that_is_refused_after_others_were_answered_stops_nobody(server, endpoint, status):
-    """As servers do that look at what is asked; a key that is refused stops all at any time."""
+    """Some servers refuse single questions after others were answered; a refused key stops all at any time."""
     server.says(server.chat("fine"), server.Fault(status, "moderated"), server.chat("fine"), server.Fault(401, "no"))
     first, second, third, last = ask(Client(endpoint(concurrency=1)), *"abcd")
     assert (first.text, third.text) == ("fine", "fine") and isinstance(last, ValueError)
@@ -206,16 +206,16 @@ def test_nobody_at_home_stops_all(server, endpoint):
     client = Client(endpoint(retries=1, concurrency=1))
     errors = ask(client, "a", "b", "c")
     assert all(isinstance(error, Stopped) for error in errors)
-    assert "endpoint.url: nobody answers at http://127.0.0.1" in client.budget.stopped
-    assert client.counters["retries"] == 1  # of the first question alone
+    assert "endpoint.url: no server answers at http://127.0.0.1" in client.budget.stopped
+    assert client.counters["retries"] == 1  # only the first question was retried
 
 
 def test_waits_grow(server, endpoint, waits):
-    """Half a second, doubled each time, up to eight; less up to a quarter of it by chance."""
+    """Half a second, doubled each time up to eight, minus a random part of up to a quarter."""
     server.says(server.Fault(500))
     ask(Client(endpoint(retries=6)), "say")
     longest = [0.5, 1, 2, 4, 8, 8]
-    assert len(waits) == 6 and all(0.75 * most <= wait <= most for wait, most in zip(waits, longest, strict=True))
+    assert len(waits) == 6 and all(0.75 * limit <= wait <= limit for wait, limit in zip(waits, longest, strict=True))
 
 
 def in_seconds(seconds):
@@ -225,10 +225,10 @@ def in_seconds(seconds):
 DATE_IN_AN_HOUR = (in_seconds(3600), 3400)
 
 
-@pytest.mark.parametrize(("asked", "least"), [("9", 9), ("2.5", 2.5), DATE_IN_AN_HOUR], ids=["9", "2.5", "date"])
-def test_retry_after_is_waited_for(server, endpoint, waits, asked, least):
-    """In seconds or until a date, as long as it is allowed; the wait until a date of the next hour is too long."""
-    server.says(server.Fault(429, headers={"Retry-After": asked}), server.chat("now"))
+@pytest.mark.parametrize(("retry_after", "least"), [("9", 9), ("2.5", 2.5), DATE_IN_AN_HOUR], ids=["9", "2.5", "date"])
+def test_retry_after_is_waited_for(server, endpoint, waits, retry_after, least):
+    """Seconds or a date, up to the longest allowed wait; a date in an hour is too long."""
+    server.says(server.Fault(429, headers={"Retry-After": retry_after}), server.chat("now"))
     client = Client(endpoint())
     (answer,) = ask(client, "say")
     if least > 60:
@@ -238,9 +238,9 @@ def test_retry_after_is_waited_for(server, endpoint, waits, asked, least):
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 503])
-@pytest.mark.parametrize("asked", ["inf", "99999999", "1e999", "61", "Fri, 31 Dec 9999 23:59:59 GMT"])
-def test_a_server_that_asks_for_ever_stops_all_like_a_spent_budget(server, endpoint, waits, status, asked):
-    server.says(server.Fault(status, headers={"Retry-After": asked}))
+@pytest.mark.parametrize("retry_after", ["inf", "99999999", "1e999", "61", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_server_that_asks_for_ever_stops_all_like_a_spent_budget(server, endpoint, waits, status, retry_after):
+    server.says(server.Fault(status, headers={"Retry-After": retry_after}))
     client = Client(endpoint(concurrency=1))
     errors = ask(client, "a", "b")
     assert all(isinstance(error, Stopped) for error in errors) and len(server.requests) == 1 and waits == []
@@ -250,9 +250,9 @@ def test_a_server_that_asks_for_ever_stops_all_like_a_spent_budget(server, endpo
     )
 
 
-@pytest.mark.parametrize("asked", ["nan", "-5", "soon", "", "Fri, 99 Foo 2020", "Mon, 01 Jan 1990 00:00:00 GMT"])
-def test_a_retry_after_that_means_nothing_is_as_none(server, endpoint, waits, asked):
-    server.says(server.Fault(429, headers={"Retry-After": asked}), server.chat("now"))
+@pytest.mark.parametrize("retry_after", ["nan", "-5", "soon", "", "Fri, 99 Foo 2020", "Mon, 01 Jan 1990 00:00:00 GMT"])
+def test_a_retry_after_that_means_nothing_is_as_none(server, endpoint, waits, retry_after):
+    server.says(server.Fault(429, headers={"Retry-After": retry_after}), server.chat("now"))
     assert ask(Client(endpoint()), "say")[0].text == "now" and 0.375 <= waits[0] <= 0.5
 
 
@@ -261,7 +261,7 @@ def test_how_long_is_too_long_is_a_knob(server, endpoint, waits):
     assert ask(Client(endpoint(longest_wait=120.0)), "say")[0].text == "now" and waits == [100]
 
 
-# ---- whom the key is for
+# ---- protection of the key
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -296,7 +296,7 @@ def test_the_proxy_of_the_environment_is_asked(server, endpoint, monkeypatch):
 
 def test_a_key_that_no_header_can_hold_is_not_told(server, endpoint, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "secret-1\nX: secret-2")
-    with pytest.raises(ValueError, match="endpoint.key_variable: JUDGE_KEY holds") as error:
+    with pytest.raises(ValueError, match="endpoint.key_variable: JUDGE_KEY has characters") as error:
         ask(Client(endpoint(key_variable="JUDGE_KEY")), "say")
     assert "secret" not in str(error.value) and not server.requests
 
@@ -307,8 +307,8 @@ def test_an_answer_that_repeats_the_key_is_not_kept_nor_logged(server, endpoint,
     server.says(server.chat("your key is secret-1"), server.chat("fine"))
     client = Client(endpoint(key_variable="JUDGE_KEY"))
     assert ask(client, "say")[0].text == "fine" and client.counters["retries"] == 1
-    kept = "".join(path.read_text() for path in (tmp_path / "cache").rglob("*.json"))
-    assert "fine" in kept and "secret-1" not in kept + caplog.text
+    cached = "".join(path.read_text() for path in (tmp_path / "cache").rglob("*.json"))
+    assert "fine" in cached and "secret-1" not in cached + caplog.text
 
 
 def test_what_a_server_writes_is_shown_on_one_line_without_escapes(server, endpoint):
@@ -325,11 +325,13 @@ def test_without_openai_it_names_the_extra(endpoint, monkeypatch):
 
 
 def test_openai_is_imported_only_when_somebody_is_asked():
-    """At the top of a file only `connection` and `transport` name it, and at its top nobody imports those two."""
+    """Only `connection` and `transport` import it at the top, and no file imports these two at the top."""
     lazy = {"connection", "transport"}
     for path in (ROOT / "data_modules" / "feedback").rglob("*.py"):
         tops = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        names = [name for node in tops for name in (getattr(node, "module", None), *(each.name for each in node.names))]
+        names = [
+            name for node in tops for name in (getattr(node, "module", None), *(alias.name for alias in node.names))
+        ]
         last = {str(name).split(".")[-1] for name in names}
         assert path.stem in lazy or not last & {"openai", "httpx2", *lazy}, path
 
@@ -346,7 +348,7 @@ def test_a_second_run_asks_nothing(server, endpoint):
 
 
 def test_samples_are_several_though_the_server_takes_no_seed(server, endpoint):
-    """Three votes at a temperature are three answers."""
+    """Three votes at a positive temperature are three answers."""
     client = Client(endpoint(options={"seed": None}))
     for seed in (0, 1, 2, 2):
         ask(client, "a", temperature=1.0, seed=seed)
@@ -375,8 +377,8 @@ def test_without_a_cache_nothing_is_kept(server, endpoint, tmp_path):
 
 def test_the_key_is_the_sha256_of_the_sorted_content():
     """printf '{"a":1,"b":[2]}' | sha256sum"""
-    found = content_key({"b": [2], "a": 1})
-    assert found == "0855bfc20eb6cfaa4be7d6b510c63dd22997718bddadcb1a4915cec3a16145b9"
+    key = content_key({"b": [2], "a": 1})
+    assert key == "0855bfc20eb6cfaa4be7d6b510c63dd22997718bddadcb1a4915cec3a16145b9"
 
 
 def test_half_a_file_is_no_answer(tmp_path):
@@ -393,18 +395,18 @@ def put_many(folder):
 
 
 def test_processes_share_a_folder(tmp_path):
-    """While two of them write the same answer over and over, a reader sees whole ones only."""
+    """While two processes write the same answer repeatedly, a reader sees only complete files."""
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=put_many, args=(tmp_path,)) for _ in range(2)]
     for writer in writers:
         writer.start()
-    seen = 0
+    reads = 0
     while any(writer.is_alive() for writer in writers):
         path = tmp_path / "ab" / "abc.json"
         if path.exists():
             assert Cache(tmp_path).get("abc")["text"] == "x" * 2000
-            seen += 1
-    assert seen and [path.name for path in (tmp_path / "ab").iterdir()] == ["abc.json"]
+            reads += 1
+    assert reads and [path.name for path in (tmp_path / "ab").iterdir()] == ["abc.json"]
 
 
 # ---- budgets
@@ -421,7 +423,7 @@ def test_calls_run_out_and_a_rerun_asks_what_is_missing(server, endpoint):
 
 
 def test_tokens_run_out(server, endpoint):
-    """12 tokens an answer: after the second there are 24 of 20."""
+    """12 tokens per answer: after the second one, 24 of 20 are spent."""
     client = Client(endpoint(max_tokens=20, concurrency=1))
     answers = ask(client, *"abc")
     assert [isinstance(answer, Stopped) for answer in answers] == [False, False, True]
@@ -433,7 +435,7 @@ def test_tokens_run_out(server, endpoint):
 @pytest.mark.parametrize("fault", [{"status": 500}, {"status": 400}, {"drop": True}, {"body": "{"}])
 @pytest.mark.parametrize("budget", range(1, 6))
 def test_every_request_that_goes_out_is_taken_off_the_budget(server, endpoint, fault, budget):
-    """Whether it failed, and was sent again or not: the server has seen as many as there may be."""
+    """Failed requests and retries count too: the server receives exactly as many requests as the budget allows."""
     turns = itertools.count()
     server.answer = lambda body: server.chat("1") if next(turns) % 3 == 2 else server.Fault(**fault)
     client = Client(endpoint(max_calls=budget, concurrency=3))
@@ -451,12 +453,12 @@ def test_a_server_that_counts_no_tokens_cannot_keep_a_budget_of_them(server, end
 
 def test_what_is_cached_is_free(server, endpoint):
     ask(Client(endpoint()), "a")
-    known, fresh = ask(Client(endpoint(max_calls=0)), "a", "b")
-    assert known.text == "1" and isinstance(fresh, Stopped)
+    cached_answer, fresh = ask(Client(endpoint(max_calls=0)), "a", "b")
+    assert cached_answer.text == "1" and isinstance(fresh, Stopped)
 
 
 def test_an_answer_is_waited_for_within_a_running_loop_too():
-    """As in a notebook, whose cells run in one."""
+    """A notebook runs its cells in an event loop."""
 
     async def answer():
         return 3
@@ -468,7 +470,7 @@ def test_an_answer_is_waited_for_within_a_running_loop_too():
 
 
 def test_ctrl_c_ends_what_a_notebook_waits_for(monkeypatch):
-    """The answer would never come; the loop that waits for it is told, so that its thread ends."""
+    """The answer never comes; Ctrl-C cancels the task in the other thread, so that the thread ends."""
     ended = []
 
     async def answer():

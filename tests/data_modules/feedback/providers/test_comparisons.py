@@ -1,4 +1,4 @@
-"""Preferences and rankings from a model: both orders, soft labels by hand, votes, and what is left out."""
+"""Preferences and rankings from a model: both orders, soft labels worked by hand, votes, and missing answers."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ FORM = "{prompt}: 1 {response_1} 2 {response_2} ="
 
 
 def put(question, endpoint, judgement):
-    """The fields, and what was left out."""
+    """Fields of the answer, and errors of the parts that were left out."""
     faults = []
 
     async def ask():
@@ -30,54 +30,54 @@ def put(question, endpoint, judgement):
 
 
 def in_order(prompt_of, body):
-    """The two responses, as they stand."""
+    """The two responses in their order in the question."""
     return re.search(r"1 (\w+) 2 (\w+) =$", prompt_of(body)).groups()
 
 
 def test_the_label_is_averaged_over_both_orders(server, endpoint, prompt_of):
-    """Good first: .6 of 1 and .2 of 2, softmax .75. Bad first: .5 and .3, so 2 has .375. Their mean is .5625."""
+    """Good first: 1 has .6 and 2 has .2, softmax .75. Bad first: .5 and .3, so 2 has .375. The mean is .5625."""
 
-    def said(body):
+    def answer(body):
         first = in_order(prompt_of, body)[0] == "good"
-        one, two = (0.6, 0.2) if first else (0.5, 0.3)
-        return server.chat("1", [{"1": one / 2, " 1": one / 2, "2": two, "The": 0.2}])
+        p_one, p_two = (0.6, 0.2) if first else (0.5, 0.3)
+        return server.chat("1", [{"1": p_one / 2, " 1": p_one / 2, "2": p_two, "The": 0.2}])
 
-    server.answer = said
-    found, faults = put(PreferenceQuestion(comparison=FORM), endpoint(), PAIR)
-    assert found == {"preference": pytest.approx(0.5625), "ranking": "A > B"} and not faults
+    server.answer = answer
+    fields, faults = put(PreferenceQuestion(comparison=FORM), endpoint(), PAIR)
+    assert fields == {"preference": pytest.approx(0.5625), "ranking": "A > B"} and not faults
     assert len(server.requests) == 2 and {body["max_tokens"] for body in server.requests} == {1}
     assert {body["top_logprobs"] for body in server.requests} == {20}
 
 
 def test_a_judge_that_only_sees_the_place_says_nothing(server, endpoint):
-    """Whatever stands first gets .9: ½ (.9 + .1) = .5, a tie."""
+    """The first position always gets .9: ½ (.9 + .1) = .5, a tie."""
     server.says(server.chat("1", [{"1": 0.9, "2": 0.1}]))
-    found, _ = put(PreferenceQuestion(), endpoint(), PAIR)
-    assert found == {"preference": pytest.approx(0.5), "ranking": "A = B"}
+    fields, _ = put(PreferenceQuestion(), endpoint(), PAIR)
+    assert fields == {"preference": pytest.approx(0.5), "ranking": "A = B"}
 
 
 def test_a_label_that_is_not_among_the_likeliest_is_impossible(server, endpoint, prompt_of):
-    """2 is missing where good comes first, 1 where it comes second: the model is certain."""
+    """2 is missing if good comes first, and 1 if it comes second: the model is certain."""
     server.answer = lambda body: server.chat(
         "", [{"1" if in_order(prompt_of, body)[0] == "good" else "2": 0.6, "The": 0.4}]
     )
-    found, _ = put(PreferenceQuestion(comparison=FORM), endpoint(), PAIR)
-    assert found["preference"] == pytest.approx(1.0)
+    fields, _ = put(PreferenceQuestion(comparison=FORM), endpoint(), PAIR)
+    assert fields["preference"] == pytest.approx(1.0)
 
 
 def test_votes_where_there_are_no_log_probs(server, endpoint, prompt_of):
-    """Of four votes good first gets 3 ones, bad first 1: ½ (.75 + 1 − .25) = .75. One of the latter is no vote, and its
-    second try neither: then 1 of 3, ½ (.75 + 2/3)."""
+    """With good first, 3 of 4 votes are 1; with bad first, 1 of 4: ½ (.75 + 1 − .25) = .75. If one of the latter is
+    invalid in both tries, 1 of 3 remains: ½ (.75 + 2/3)."""
     unclear = []
 
-    def said(body):
-        ones = (0, 1, 2) if in_order(prompt_of, body)[0] == "good" else (0,)
+    def answer(body):
+        first_votes = (0, 1, 2) if in_order(prompt_of, body)[0] == "good" else (0,)
         seed = body["seed"] % 1_000_003
-        if unclear and seed == 3 and ones == (0,):
+        if unclear and seed == 3 and first_votes == (0,):
             return server.chat("both")
-        return server.chat("1" if seed in ones else "2.")
+        return server.chat("1" if seed in first_votes else "2.")
 
-    server.answer = said
+    server.answer = answer
     question = PreferenceQuestion(comparison=FORM, votes=4)
     assert put(question, endpoint(cache=None), PAIR)[0]["preference"] == pytest.approx(0.75)
     assert sorted(body["seed"] for body in server.requests) == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -88,32 +88,32 @@ def test_votes_where_there_are_no_log_probs(server, endpoint, prompt_of):
 
 def test_a_server_without_log_probs_is_the_users_to_know(server, endpoint):
     server.says(server.chat("1"))
-    with pytest.raises(ValueError, match="ask for votes instead"):
+    with pytest.raises(ValueError, match="set votes to sample answers instead"):
         put(PreferenceQuestion(), endpoint(), PAIR)
 
 
 def test_half_a_comparison_is_none(server, endpoint, prompt_of):
-    """One order has no answer: the other one alone would be the place's favourite."""
+    """One order has no answer; the other one alone would have position bias."""
     server.answer = lambda body: (
         server.chat("1", [{"1": 0.9, "2": 0.1}])
         if in_order(prompt_of, body)[0] == "good"
         else server.chat("I", [{"I": 1.0}])
     )
-    found, (fault,) = put(PreferenceQuestion(comparison=FORM), endpoint(), PAIR)
-    assert found == {} and "none of 1, 2 is among the likeliest first tokens ['I']" in str(fault)
-    assert len(server.requests) == 3  # the odd one twice
+    fields, (fault,) = put(PreferenceQuestion(comparison=FORM), endpoint(), PAIR)
+    assert fields == {} and "none of 1, 2 is among the most probable first tokens ['I']" in str(fault)
+    assert len(server.requests) == 3  # the invalid answer was requested twice
 
 
 def test_three_are_ranked_by_all_pairs(server, endpoint, prompt_of):
     """p(a > b) = .8, p(a > c) = .6, p(b > c) = .3: wins of a .7, of b (.2 + .3)/2 = .25, of c (.4 + .7)/2 = .55."""
     p = {("a", "b"): 0.8, ("a", "c"): 0.6, ("b", "c"): 0.3}
 
-    def said(body):
+    def answer(body):
         first, second = in_order(prompt_of, body)
-        one = p.get((first, second), 1 - p.get((second, first), 0))
-        return server.chat("1", [{"1": one, "2": 1 - one}])
+        p_one = p.get((first, second), 1 - p.get((second, first), 0))
+        return server.chat("1", [{"1": p_one, "2": 1 - p_one}])
 
-    server.answer = said
+    server.answer = answer
     three = Judgement("q", ("a", "b", "c"))
     assert put(PreferenceQuestion(comparison=FORM), endpoint(), three)[0]["ranking"] == "A > C > B"
     assert len(server.requests) == 6
@@ -131,12 +131,12 @@ def test_nothing_to_ask(server, endpoint, judgement):
 
 def test_what_is_there_stays(server, endpoint):
     server.says(server.chat("1", [{"1": 0.9, "2": 0.1}]))
-    found, _ = put(PreferenceQuestion(), endpoint(), Judgement("q", ("a", "b"), ranking="B > A"))
-    assert found == {"preference": pytest.approx(0.5), "ranking": None}
+    fields, _ = put(PreferenceQuestion(), endpoint(), Judgement("q", ("a", "b"), ranking="B > A"))
+    assert fields == {"preference": pytest.approx(0.5), "ranking": None}
 
 
 def test_the_prompt_of_the_paper():
-    """Preamble, example with its answer, the line that ends the examples, and the comparison that is asked for."""
+    """Preamble, example with its answer, the line that ends the examples, and the comparison."""
     question = PreferenceQuestion(
         preamble="A good summary is shorter.",
         comparison="Text - {prompt}\n\nSummary 1 - {response_1}\n\nSummary 2 - {response_2}\n\nPreferred Summary=",
@@ -152,7 +152,7 @@ def test_the_prompt_of_the_paper():
 
 
 def test_a_principle_is_drawn_for_each_prompt(tmp_path):
-    """The same in both orders and in every run of a seed; over many prompts each has its turn."""
+    """The principle is the same in both orders and for the same seed; over many prompts each one is drawn."""
     path = tmp_path / "principles.yaml"
     path.write_text(
         "principles:\n"
@@ -160,31 +160,33 @@ def test_a_principle_is_drawn_for_each_prompt(tmp_path):
         "  - {name: b, critique: x, revision: y, preference: 'Which is truer?'}\n"
         "  - {name: c, critique: x, revision: y}\n"
     )
-    drawn = [
+    preambles = [
         PreferenceQuestion(principles=str(path), seed=seed).filled(Judgement(f"q {i}", ("a", "b")), 0, 1).split("\n")[0]
         for seed in (0, 1)
         for i in range(30)
     ]
-    assert set(drawn) == {"Which is kinder?", "Which is truer?"} and drawn[:30] != drawn[30:]
+    assert set(preambles) == {"Which is kinder?", "Which is truer?"} and preambles[:30] != preambles[30:]
     question = PreferenceQuestion(principles=str(path))
-    both = [question.filled(Judgement("q 3", ("a", "b")), *order).split("\n")[0] for order in ((0, 1), (1, 0))]
-    assert both == [drawn[3]] * 2
+    in_both_orders = [
+        question.filled(Judgement("q 3", ("a", "b")), *order).split("\n")[0] for order in ((0, 1), (1, 0))
+    ]
+    assert in_both_orders == [preambles[3]] * 2
 
 
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"comparison": "{prompt} {response_1}"}, "comparison: it has no place {response_2}"),
+        ({"comparison": "{prompt} {response_1}"}, "comparison: placeholder {response_2} is missing"),
         ({"votes": -1}, "votes: got -1"),
         ({"votes": 2, "temperature": 0.0}, "temperature: got 0.0"),
         ({"alternatives": 1}, "alternatives: got 1"),
-        ({"principles": "nowhere.yaml"}, "there is no file nowhere.yaml"),
+        ({"principles": "nowhere.yaml"}, "the file nowhere.yaml does not exist"),
     ],
 )
 def test_knobs_that_are_wrong(knobs, message):
     with pytest.raises(ValueError, match=message):
         PreferenceQuestion(**knobs)
-    with pytest.raises(ValueError, match="preferred is 3"):
+    with pytest.raises(ValueError, match="preferred: got 3"):
         Example("q", "a", "b", 3)
 
 
@@ -192,24 +194,24 @@ def test_knobs_that_are_wrong(knobs, message):
 
 
 def test_an_order_of_all_is_averaged_over_two_orders(server, endpoint, prompt_of):
-    """As given: B > A = C, so a 1, b 0, c 1. Reversed, where A is c and C is a: A > C > B, so a 1, b 2, c 0.
+    """In the given order: B > A = C, so a 1, b 0, c 1. Reversed (A is c, C is a): A > C > B, so a 1, b 2, c 0.
 
-    Sums 2, 2, 1: c is the best, the others tie.
+    The sums are 2, 2, 1: c is the best, and the others tie.
     """
     server.answer = lambda body: server.chat("B > A = C." if "A - ape" in prompt_of(body) else "A > C > B")
-    found, faults = put(ListwiseQuestion(), endpoint(), Judgement("q", ("ape", "bee", "cow")))
-    assert found == {"ranking": "C > A = B"} and not faults
+    fields, faults = put(ListwiseQuestion(), endpoint(), Judgement("q", ("ape", "bee", "cow")))
+    assert fields == {"ranking": "C > A = B"} and not faults
     assert any("A - cow\n\nB - bee\n\nC - ape" in prompt_of(body) for body in server.requests)
 
 
 def test_an_order_that_leaves_one_out_is_none(server, endpoint):
     server.says(server.chat("B > A"))
-    found, (fault,) = put(ListwiseQuestion(), endpoint(), Judgement("q", ("a", "b", "c")))
-    assert found == {} and "leaves out C" in str(fault)
+    fields, (fault,) = put(ListwiseQuestion(), endpoint(), Judgement("q", ("a", "b", "c")))
+    assert fields == {} and "leaves out C" in str(fault)
 
 
 def test_a_budget_that_runs_out_between_the_orders_judges_nothing(server, endpoint):
     server.says(server.chat("1", [{"1": 0.9, "2": 0.1}]))
-    found, (fault,) = put(PreferenceQuestion(), endpoint(max_calls=1), PAIR)
-    assert found == {} and isinstance(fault, Stopped)
+    fields, (fault,) = put(PreferenceQuestion(), endpoint(max_calls=1), PAIR)
+    assert fields == {} and isinstance(fault, Stopped)
     assert "preference" in put(PreferenceQuestion(), endpoint(), PAIR)[0] and len(server.requests) == 2

@@ -1,5 +1,5 @@
-"""Each method of critiques learns on a chat template with every critic: the policy, a model of another tokenizer, an
-endpoint, or people in a file.
+"""Each critique method learns on a chat template with every critic: the policy, a model with another tokenizer, an
+endpoint, or a file of people's critiques.
 """
 
 import numpy as np
@@ -67,31 +67,33 @@ def critic_of(place, server, endpoint):
         if kind == "policy":
             return ModelCritic(max_new=6, temperature=1.0)
         if kind == "model":
-            other = own_prompts.tokenizer(place, "phi")
-            return ModelCritic(PolicyTextExpert(own_prompts.policy(other, 1)), other, max_new=6)
+            tokenizer_of_model = own_prompts.tokenizer(place, "phi")
+            return ModelCritic(
+                PolicyTextExpert(own_prompts.policy(tokenizer_of_model, 1)), tokenizer_of_model, max_new=6
+            )
         if kind == "endpoint":
             server.answer = lambda body: server.chat(CRITIQUE)
             return EndpointCritic(endpoint())
-        judged = [{"prompt": text, "responses": ["want", "I"], "critique": [CRITIQUE, "no"]} for text in QUESTIONS]
-        return FileCritic(own_prompts.lines(place / "people.jsonl", judged))
+        criticised = [{"prompt": text, "responses": ["want", "I"], "critique": [CRITIQUE, "no"]} for text in QUESTIONS]
+        return FileCritic(own_prompts.lines(place / "people.jsonl", criticised))
 
     return make
 
 
 class Lenient:
-    """Asks the critic about attempts, and about revisions too, of which it then lets each pass."""
+    """Critic that criticises attempts but approves every revision."""
 
     def __init__(self, critic):
-        self.critic, self.counters, self.asked = critic, critic.counters, 0
+        self.critic, self.counters, self.calls = critic, critic.counters, 0
 
-    def critiques(self, *asked):
-        self.asked += 1
-        critiques = self.critic.critiques(*asked)
-        return critiques if self.asked == 1 else [None] * len(critiques)
+    def critiques(self, *arguments):
+        self.calls += 1
+        critiques = self.critic.critiques(*arguments)
+        return critiques if self.calls == 1 else [None] * len(critiques)
 
 
 def fit_once(agent, data, seed=0):
-    """A collection and one optimizer step.  Returns the batch, the losses, and whether any weight moved."""
+    """Run a collection and an optimizer step. Returns the batch, the losses, and whether any weight changed."""
     batch = agent.prepare(data.collect(agent, np.random.default_rng(seed)))
     (part,) = data.cut(batch, np.random.default_rng(0))
     losses = agent.losses(part)
@@ -124,14 +126,14 @@ def test_every_method_learns_from_every_critic(place, tokenizer, critic_of, meth
 @pytest.mark.parametrize("method", SCORED)
 def test_a_method_that_needs_a_score_says_that_nobody_pays(place, tokenizer, method):
     cls, settings, knobs = METHODS[method]
-    with pytest.raises(ValueError, match="nobody pays"):
+    with pytest.raises(ValueError, match="give (the data )?a reward"):
         data = own_prompts.module(place, critic=ModelCritic(max_new=4), **(knobs | {"reward": None}))
         fit_once(cls(policy=own_prompts.policy(tokenizer), **settings), data)
 
 
 @pytest.mark.parametrize("cls", [JointPolicy, UnweightedInjectionPolicy])
 def test_expected_responses_of_a_file_join_their_groups_on_a_chat_template(tmp_path, tokenizer, cls):
-    """Three of a group are paid by the scorer: two replies of the policy, and what the file says should follow."""
+    """The scorer scores three replies per group: two of the policy, and the expected response of the file."""
     records = [{"prompt": text, "expected": "the answer is 2"} for text in QUESTIONS]
     task = PromptFile(own_prompts.lines(tmp_path / "p.jsonl", records), val_share=0.25, test_share=0.25)
     knobs = {"prompts": 2, "replies": 2, "max_new": 4, "context": 512, "reward": Payer()}

@@ -1,4 +1,4 @@
-"""A served model as critic and reviser: what it is asked, what it costs, and when it stops the run."""
+"""Served model as critic and reviser: questions, costs, and errors that stop the run."""
 
 import numpy as np
 import pytest
@@ -40,12 +40,12 @@ def collected(data, actor, seed=0):
 
 
 def test_a_served_critic_is_asked_of_each_reply_once_and_counted(server, endpoint, place, speaker, prompt_of):
-    """Four replies to two prompts, two of each the same: two questions go out, and the cache has the others."""
+    """Four replies to two prompts, equal in pairs: two questions are sent, and the cache answers the others."""
     server.answer = lambda body: server.chat("it is 2", tokens=(10, 3))
     data = module(place, critic=teacher(endpoint()))
     batch = collected(data, speaker)
-    asked = sorted({f"{text} | want" for text in QUESTIONS} & set(map(prompt_of, server.requests)))
-    assert sorted(map(prompt_of, server.requests)) == asked and len(asked) == 2
+    questions = sorted({f"{text} | want" for text in QUESTIONS} & set(map(prompt_of, server.requests)))
+    assert sorted(map(prompt_of, server.requests)) == questions and len(questions) == 2
     assert batch.extra["revision"].sum() == 4
     counters = {"critic_calls": 2, "critic_cached": 2, "critic_prompt_tokens": 20, "critic_completion_tokens": 6}
     assert {name: data.counters[name] for name in counters} == counters
@@ -61,7 +61,7 @@ def test_nothing_is_no_critique(server, endpoint, place, speaker):
 
 
 def test_a_served_reviser_answers_in_text(server, endpoint, place, speaker, prompt_of):
-    """It reads prompt, reply and critique. Its four texts are feedback calls, and no token of them is a sampled one."""
+    """It reads prompt, reply and critique. Its four texts count as feedback calls, not as sampled tokens."""
     server.answer = lambda body: server.chat("the answer is 3" if prompt_of(body).count("|") == 2 else "it is 2")
     data = module(place, critic=teacher(endpoint()), reviser=teacher(endpoint(), max_tokens=9))
     batch = collected(data, speaker)
@@ -76,7 +76,7 @@ def test_a_served_reviser_answers_in_text(server, endpoint, place, speaker, prom
 
 
 def test_several_revisions_are_different_draws(server, endpoint, place, speaker, prompt_of):
-    """At a temperature each of the two revisions of four replies has its own seed; at 0 they are one question."""
+    """At a positive temperature each of two revisions per reply has its own seed; at 0 they are one question."""
     server.answer = lambda body: server.chat("3" if prompt_of(body).count("|") == 2 else "it is 2")
     seeds = {}
     for temperature in (0.0, 1.0):
@@ -100,26 +100,26 @@ def test_a_spent_budget_stops_the_run(server, endpoint, place, speaker):
 
 def test_a_dead_server_stops_the_run(endpoint, place, speaker):
     data = module(place, critic=teacher(endpoint(url="http://127.0.0.1:9/v1", retries=0)))
-    with pytest.raises(RuntimeError, match="critic: endpoint.url: nobody answers"):
+    with pytest.raises(RuntimeError, match="critic: endpoint.url: no server answers"):
         collected(data, speaker)
 
 
 def test_one_of_many_without_an_answer_is_left_out_and_more_stop_the_run(server, endpoint, place, speaker, prompt_of):
-    """Of twenty replies to four prompts: five empty answers are more than a tenth."""
+    """Five of twenty answers are empty, which is more than a tenth."""
     server.answer = lambda body: server.chat("" if QUESTIONS[0] in prompt_of(body) else "it is 2")
     data = module(place, critic=teacher(endpoint()), prompts=4, replies=5)
     with pytest.raises(RuntimeError, match="critic: 5 of 20 questions have no answer: the answer is empty"):
         collected(data, speaker)
 
     class Various(Speaker):
-        """The five replies to a prompt are five numbers."""
+        """Policy whose five replies to a prompt are five different numbers."""
 
-        def reply(self, *asked, **how):
-            tokens, *others = super().reply(*asked, **how)
+        def reply(self, *arguments, **how):
+            tokens, *rest = super().reply(*arguments, **how)
             if self.kind(self.read[-1]) == "reply":
                 numbers = torch.tensor([self.of.token(str(i)) for i in range(5)])
                 tokens[:, 0] = numbers.repeat(len(tokens) // 5)
-            return tokens, *others
+            return tokens, *rest
 
     various = Various(own_prompts.tokenizer(place), Wording(), reply="2")
     server.answer = lambda body: server.chat("" if prompt_of(body) == f"{QUESTIONS[0]} | 1" else "it is 2")
@@ -129,38 +129,38 @@ def test_one_of_many_without_an_answer_is_left_out_and_more_stop_the_run(server,
 
 
 def test_questions_may_hold_facts_of_a_case(server, endpoint, place, speaker, prompt_of):
-    """The kind of a prompt is one; a fact that no case has is refused before anything is played."""
+    """The kind of a prompt is a fact; a template with an unknown fact is refused before sampling."""
     server.answer = lambda body: server.chat("it is 2")
     critic = teacher(endpoint(), question=CritiqueQuestion(SHORT + " | {kind}"))
     reviser = teacher(endpoint(), revision=REVISED + " | {kind}")
-    held = own_prompts.lines(place / "held_facts.jsonl", [{"prompt": "else", "facts": {"kind": "c"}}])
-    task = own_prompts.prompts(place, val_path=held)
-    with pytest.raises(ValueError, match="critic: case .* there is no fact 'reference'"):
+    held_path = own_prompts.lines(place / "held_facts.jsonl", [{"prompt": "else", "facts": {"kind": "c"}}])
+    task = own_prompts.prompts(place, val_path=held_path)
+    with pytest.raises(ValueError, match="critic: case .* has no fact 'reference'"):
         module(place, critic=teacher(endpoint(), question=CritiqueQuestion(SHORT + "{reference}")), task=task)
-    with pytest.raises(ValueError, match="reviser: case .* there is no fact 'reference'"):
+    with pytest.raises(ValueError, match="reviser: case .* has no fact 'reference'"):
         module(place, critic=critic, reviser=teacher(endpoint(), revision=REVISED + "{reference}"), task=task)
     collected(module(place, critic=critic, reviser=reviser, task=task), speaker)
-    asked = {prompt_of(body) for body in server.requests}
-    assert {text.split(" | ")[-1] for text in asked} <= {"a", "b"} and len(asked) == 4
+    questions = {prompt_of(body) for body in server.requests}
+    assert {text.split(" | ")[-1] for text in questions} <= {"a", "b"} and len(questions) == 4
 
 
 def test_a_judge_pays_for_attempts_and_revisions_and_is_counted(server, endpoint, place, speaker, prompt_of):
-    """Four attempts and four revisions are judged, and four replies criticised: twelve calls of the teacher."""
+    """Four attempts and four revisions are scored, and four replies criticised: twelve feedback calls."""
     server.answer = lambda body: server.chat("3" if prompt_of(body).endswith("rate") else "it is 2")
     reward = JudgeReward(endpoint(), ScoreQuestion(low=1, high=5, template=SHORT + "rate"))
     data = module(place, critic=teacher(endpoint()), reward=reward)
     batch = collected(data, speaker)
-    assert batch.score.tolist() == pytest.approx([0.5] * 8)  # 3 of 1 to 5
+    assert batch.score.tolist() == pytest.approx([0.5] * 8)  # 3 on the scale 1 to 5
     assert data.counters["feedback_calls"] == 12 and data.counters["critiques"] == 4
 
 
 def test_a_template_without_its_places_is_refused(endpoint):
-    with pytest.raises(ValueError, match="revision: it has no place {critique}"):
+    with pytest.raises(ValueError, match="revision: placeholder {critique} is missing"):
         EndpointCritic(endpoint(), revision="{prompt} {response}")
 
 
 def test_a_yaml_says_it_all(place):
-    """As critic and as reviser; the command line takes both for what they are."""
+    """The command line accepts it as critic and as reviser."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(RevisionDataModule, "data")
     served = {"endpoint": {"url": "http://localhost:8000/v1", "model": "judge", "cache": None}}

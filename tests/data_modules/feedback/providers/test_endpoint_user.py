@@ -1,4 +1,4 @@
-"""A served model as the user of a dialogue."""
+"""Served model as the user in a dialogue."""
 
 import pytest
 

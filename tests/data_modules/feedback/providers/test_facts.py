@@ -1,4 +1,4 @@
-"""Facts of a case in questions, from `meta.facts` of a feedback file."""
+"""Facts of a case in questions to judges, from `meta.facts` of a feedback file."""
 
 import json
 
@@ -46,11 +46,11 @@ def test_every_question_has_places_for_facts(server, endpoint, prompt_of, questi
     ModelJudge(endpoint(), [question]).complete([JUDGED], lambda: None)
     assert all("Paris: system: be brief\n\nuser: capital of France? |" in prompt_of(body) for body in server.requests)
     before = len(server.requests)
-    missing = r"\{reference\}, and 1 are missing:\n  file:3: meta.facts: there is no fact 'reference'"
+    missing = r"\{reference\}, and 1 are missing:\n  file:3: meta.facts: has no fact 'reference'"
     with pytest.raises(ValueError, match=missing):
         without = Judgement(CHAT, ("Lyon", "Paris"), meta={"facts": {"other": 1}}, where="file:3")
         ModelJudge(endpoint(), [question]).complete([JUDGED, without], lambda: None)
-    with pytest.raises(ValueError, match="file:3: meta.facts must be an object"):
+    with pytest.raises(ValueError, match="file:3: meta.facts: must be an object"):
         ModelJudge(endpoint(), [question]).complete(
             [Judgement(CHAT, ("a", "b"), meta={"facts": "Paris"}, where="file:3")], lambda: None
         )
@@ -58,23 +58,25 @@ def test_every_question_has_places_for_facts(server, endpoint, prompt_of, questi
 
 
 def test_a_template_keeps_its_own_places_and_takes_names_alone():
-    with pytest.raises(ValueError, match=r"template: it has no place \{response\}"):
+    with pytest.raises(ValueError, match=r"template: placeholder \{response\} is missing"):
         ScoreQuestion(template="{prompt}")
     for place in ("reference.__class__", "reference[0]", "0", ""):
-        with pytest.raises(ValueError, match=r"template: it has the place \{"):
+        with pytest.raises(ValueError, match=r"template: unknown placeholder \{"):
             ScoreQuestion(template=f"{{{place}}} {{prompt}} {{response}}")
 
 
 def test_an_example_says_the_facts_that_a_comparison_shows():
     comparison = "{reference} {prompt} {response_1} {response_2} "
-    shown = PreferenceQuestion(comparison=comparison, examples=[Example("p", "a", "b", 1, {"reference": "r"})])
-    assert "r p a b 1" in shown.filled(JUDGED, 0, 1)
-    with pytest.raises(ValueError, match="examples: 1: there is no fact 'reference'"):
+    comparison_question = PreferenceQuestion(
+        comparison=comparison, examples=[Example("p", "a", "b", 1, {"reference": "r"})]
+    )
+    assert "r p a b 1" in comparison_question.filled(JUDGED, 0, 1)
+    with pytest.raises(ValueError, match="examples: 1: has no fact 'reference'"):
         PreferenceQuestion(comparison=comparison, examples=[Example("p", "a", "b", 1)])
 
 
 def test_facts_go_from_a_prompt_file_through_a_prediction_to_the_judge(tmp_path, monkeypatch, server, prompt_of):
-    """The judge reads the prompt as text, and the fact at its place."""
+    """The judge's question has the prompt as text and the fact at its place."""
     monkeypatch.chdir(tmp_path)
     server.answer = lambda body: server.chat("7")
     lines = [{"prompt": f"say {word}", "facts": {"reference": f"the {word}"}} for word in ("ant", "bee", "cow", "dog")]
@@ -95,8 +97,8 @@ def test_facts_go_from_a_prompt_file_through_a_prediction_to_the_judge(tmp_path,
     words = ["judge", "predictions/replies.jsonl", "--config", "judge.yaml", "--out"]
     assert main([*words, "judged.jsonl"]) == 0
     assert {line.score for line in read("judged.jsonl")} <= {(0.7,) * count for count in range(1, 9)}
-    asked = {prompt_of(body).rsplit(" | ", 1)[0] for body in server.requests}
-    assert asked == {f"{line.meta['facts']['reference']} | {line.prompt}" for line in replies}
+    prompts = {prompt_of(body).rsplit(" | ", 1)[0] for body in server.requests}
+    assert prompts == {f"{line.meta['facts']['reference']} | {line.prompt}" for line in replies}
 
 
 def test_a_prediction_keeps_the_facts_that_json_can_hold():

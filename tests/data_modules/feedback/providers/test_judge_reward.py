@@ -1,4 +1,4 @@
-"""Direct RLAIF: the judge's expected score is the reward, on the last token of each reply."""
+"""Direct RLAIF: the judge's expected score is the reward on the last token of each reply."""
 
 import lightning as L
 import numpy as np
@@ -27,7 +27,7 @@ class Once:
 
 
 class Say:
-    """The rule pays nothing; only the judge knows what is good."""
+    """Task whose rule always gives 0, so that only the judge's reward matters."""
 
     turns = 1
 
@@ -62,38 +62,38 @@ def episodes(*replies, case=ANT):
     return [Episode(Prompt(case, [1]), [Turn([2], [0.0], True, text, Outcome(None))]) for text in replies]
 
 
-def judged(server, prompt_of):
-    """Of 0 to 4 an ant has 4 with .75 and 2 with .25, in the mean 3.5; any other word 1."""
+def judge_of_ants(server, prompt_of):
+    """Scores from 0 to 4: an ant gets 4 with .75 and 2 with .25, mean 3.5; any other word gets 1."""
 
-    def said(body):
+    def answer(body):
         ant = prompt_of(body).endswith("| ant")
         return server.chat("", [{"4": 0.75, "2": 0.25} if ant else {"1": 1.0}])
 
-    return said
+    return answer
 
 
 def test_the_expected_score_is_paid(server, endpoint, prompt_of):
-    """3.5/4 = .875 on the scale 0 to 1, and 1/4; from −1 to 1 they are .75 and −.5. The same reply is asked once."""
-    server.answer = judged(server, prompt_of)
-    said = episodes("ant", "cow dog", "ant")
+    """3.5/4 = .875 and 1/4 on the scale 0 to 1; .75 and −.5 on −1 to 1. The same reply is judged once."""
+    server.answer = judge_of_ants(server, prompt_of)
+    replies = episodes("ant", "cow dog", "ant")
     reward = JudgeReward(endpoint(), question())
-    assert reward.judge(said) == pytest.approx([0.875, 0.25, 0.875])
+    assert reward.judge(replies) == pytest.approx([0.875, 0.25, 0.875])
     assert sorted(map(prompt_of, server.requests)) == ["say ant | ant", "say ant | cow dog"]
     assert reward.client.counters["calls"] == 2
-    other = JudgeReward(endpoint(), question(scale=(-1.0, 1.0)))
-    assert other.judge(said) == pytest.approx([0.75, -0.5, 0.75])
+    rescaled = JudgeReward(endpoint(), question(scale=(-1.0, 1.0)))
+    assert rescaled.judge(replies) == pytest.approx([0.75, -0.5, 0.75])
 
 
 def test_a_chat_is_read_with_roles_and_a_dialogue_with_what_the_environment_said(server, endpoint, prompt_of):
-    server.answer = judged(server, prompt_of)
+    server.answer = judge_of_ants(server, prompt_of)
     chat = Case("chat", (Message("system", "be brief"), Message("user", "say ant")))
     alone = Case("alone", (Message("user", "say ant"),))
     turns = [
-        Turn([2], [0.0], True, "cow", Outcome(None, text=" no ", done=False)),
+        Turn([2], [0.0], True, "cow", Outcome(None, text=" no ", over=False)),
         Turn([2], [0.0], True, "ant", Outcome(None)),
     ]
-    played = [*episodes("ant", case=chat), *episodes("bee", case=alone), Episode(Prompt(alone, [1]), turns)]
-    JudgeReward(endpoint(), question()).judge(played)
+    dialogues = [*episodes("ant", case=chat), *episodes("bee", case=alone), Episode(Prompt(alone, [1]), turns)]
+    JudgeReward(endpoint(), question()).judge(dialogues)
     assert sorted(map(prompt_of, server.requests)) == [
         "say ant | bee",
         "say ant | cow\nno\nant",
@@ -102,8 +102,8 @@ def test_a_chat_is_read_with_roles_and_a_dialogue_with_what_the_environment_said
 
 
 def test_the_judge_reads_the_facts_of_a_case(server, endpoint, prompt_of):
-    """A text as it is, a list as JSON; a fact that a case lacks is named before anything is asked."""
-    server.answer = judged(server, prompt_of)
+    """A text is inserted unchanged, a list as JSON; a missing fact is an error before any question."""
+    server.answer = judge_of_ants(server, prompt_of)
     knobs = {"low": 0, "high": 4, "expectation": True}
     template = "{reference} {sources} {prompt} | {response}"
     reward = JudgeReward(endpoint(), ScoreQuestion(template=template, **knobs))
@@ -111,11 +111,11 @@ def test_the_judge_reads_the_facts_of_a_case(server, endpoint, prompt_of):
     assert reward.judge(episodes("ant", case=right)) == pytest.approx([0.875])
     assert list(map(prompt_of, server.requests)) == ['ant! ["b", 1] say ant | ant']
     with pytest.raises(
-        ValueError, match=r"(?s)\{reference\}, \{sources\}.*\n  reward: case 'b': there is no fact 'sources'"
+        ValueError, match=r"(?s)\{reference\}, \{sources\}.*\n  reward: case 'b': has no fact 'sources'"
     ):
         reward.judge(episodes("ant", case=right) + episodes("ant", case=Case("b", "say", {"reference": ""})))
     assert len(server.requests) == 1
-    with pytest.raises(ValueError, match="reward: case 'train-ant': there is no fact 'reference'"):
+    with pytest.raises(ValueError, match="reward: case 'train-ant': has no fact 'reference'"):
         data_of(reward).setup("fit")
 
 
@@ -124,8 +124,8 @@ def data_of(reward, **knobs):
 
 
 def test_one_of_many_without_a_score_earns_the_mean(server, endpoint, prompt_of):
-    """Ten replies, the cow's has no number: the others' mean is .875. Of two such among ten nothing is paid."""
-    answer = judged(server, prompt_of)
+    """One of ten replies gets no score and earns the mean of the others, .875; two of ten are an error."""
+    answer = judge_of_ants(server, prompt_of)
     server.answer = lambda body: server.chat("", [{"moo": 1.0}]) if prompt_of(body).endswith("cow") else answer(body)
     reward = JudgeReward(endpoint(), question())
     with pytest.warns(UserWarning, match="1 of 10 replies have no score"):
@@ -135,20 +135,25 @@ def test_one_of_many_without_a_score_earns_the_mean(server, endpoint, prompt_of)
 
 
 def test_a_spent_budget_stops_the_run(server, endpoint, prompt_of):
-    server.answer = judged(server, prompt_of)
+    server.answer = judge_of_ants(server, prompt_of)
     reward = JudgeReward(endpoint(max_calls=1), question())
     with pytest.raises(TeacherStopped, match="reward: endpoint.max_calls: the budget of 1 calls is spent"):
         reward.judge(episodes("ant", "cow"))
 
 
 def test_by_default_it_is_the_papers_scale(endpoint):
-    asked = JudgeReward(endpoint()).question
-    assert (asked.low, asked.high, asked.expectation, asked.scale) == (1, 10, True, (0.0, 1.0))
+    default_question = JudgeReward(endpoint()).question
+    assert (default_question.low, default_question.high, default_question.expectation, default_question.scale) == (
+        1,
+        10,
+        True,
+        (0.0, 1.0),
+    )
 
 
 def test_a_policy_learns_what_the_judge_likes(server, endpoint, prompt_of):
-    """The task's rule pays nothing: what is learned comes from the judge."""
-    server.answer = judged(server, prompt_of)
+    """The task's rule always gives 0: the policy learns only from the judge."""
+    server.answer = judge_of_ants(server, prompt_of)
     knobs = {"task": Say(), "tokenizer": WordTokenizer(), "prompts": 16, "replies": 4, "max_new": 1}
     reward = JudgeReward(endpoint(), question())
     data = TextDataModule(**knobs, reward=reward, evaluation_prompts=2)
@@ -164,8 +169,8 @@ def test_a_policy_learns_what_the_judge_likes(server, endpoint, prompt_of):
 
 
 def test_every_reply_that_is_judged_is_a_feedback_call(server, endpoint, prompt_of):
-    """Four of training, however many were judged before, and none of an evaluation."""
-    server.answer = judged(server, prompt_of)
+    """Four training replies count, even if they are cached; evaluation replies do not count."""
+    server.answer = judge_of_ants(server, prompt_of)
     for _ in range(2):
         before = len(server.requests)
         reward = JudgeReward(endpoint(), question())
@@ -177,12 +182,12 @@ def test_every_reply_that_is_judged_is_a_feedback_call(server, endpoint, prompt_
         data.collect(model, np.random.default_rng(0))
         data.evaluate(model, np.random.default_rng(0), True)
         assert data.counters["feedback_calls"] == 4
-    assert len(server.requests) == before  # all of the second time is in the cache
+    assert len(server.requests) == before  # the second round is answered from the cache
 
 
 def test_an_expected_response_that_joins_a_group_is_judged_too(server, endpoint, prompt_of, monkeypatch):
-    """Of two prompts, four replies of the policy; "ant" is expected after one, and paid at its end."""
-    server.answer = judged(server, prompt_of)
+    """Four replies of the policy to two prompts, and the expected response "ant" to one, with a reward at its end."""
+    server.answer = judge_of_ants(server, prompt_of)
     monkeypatch.setattr(Say, "expected", lambda self, case: "ant" if case.id.endswith("ant") else None)
     data = data_of(JudgeReward(endpoint(), question()), expected=ExpectedResponses())
     data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
@@ -198,15 +203,15 @@ def test_an_expected_response_that_joins_a_group_is_judged_too(server, endpoint,
 
 
 def test_a_dialogue_of_several_rows_is_paid_once():
-    """Rows of episodes 0, 0, none and 1: the second and the fourth are paid, on their last valid steps."""
-    said = Segment([2, 3], LEARNER)
+    """Rows of the episodes 0, 0, none and 1: the second and the fourth row get rewards at their last valid steps."""
+    reply = Segment([2, 3], LEARNER)
     batch = as_batch(
-        [[Segment([1]), said], [Segment([1]), said, Segment([4])], [Segment([1]), said], [Segment([1]), said]]
+        [[Segment([1]), reply], [Segment([1]), reply, Segment([4])], [Segment([1]), reply], [Segment([1]), reply]]
     )
-    paid = paid_at_the_end(batch, torch.tensor([0, 0, -1, 1]), [0.5, 0.25])
+    rewarded = paid_at_the_end(batch, torch.tensor([0, 0, -1, 1]), [0.5, 0.25])
     expected = torch.zeros(4, batch.valid.shape[1])
     expected[1, 1], expected[3, 1] = 0.5, 0.25
-    torch.testing.assert_close(paid.rewards, expected)
+    torch.testing.assert_close(rewarded.rewards, expected)
     with pytest.raises(ValueError, match="reward: the judge gave 1 scores for 2 replies"):
         paid_at_the_end(batch, torch.tensor([0, 0, -1, 1]), [0.5])
 

@@ -1,4 +1,4 @@
-"""A model on this machine as the judge: the numbers' probabilities as the next token, in training and for a file."""
+"""Local judge: expected score by next-token probabilities, as a reward and for a file."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ SHORT = "{reference} {prompt} | {response}"
 
 
 class Policy:
-    """After a text that ends with `ant` it says 4 with .3 and 2 with .1 and else no number; after any other 1."""
+    """After a text that ends with `ant`, 4 has .3 and 2 has .1, the rest is no number; after any other text, 1."""
 
     def __init__(self):
         self.read = []
@@ -45,15 +45,15 @@ def episode(text, **facts):
 
 
 def test_the_expected_number_is_paid():
-    """4 with .75 and 2 with .25 of what is a number: 3.5/4 = .875. What is asked twice is read once, padding never."""
+    """Among the numbers, 4 has .75 and 2 has .25: 3.5/4 = .875. Equal questions are read once, padding never."""
     policy = Policy()
     mine = judge(policy)
     assert isinstance(mine, ReplyJudge)
-    played = [episode(text, reference="r") for text in ("ant", "a long cow", "ant", "bee")]
-    assert mine.judge(played) == pytest.approx([0.875, 0.25, 0.875, 0.25], abs=1e-6)
+    dialogues = [episode(text, reference="r") for text in ("ant", "a long cow", "ant", "bee")]
+    assert mine.judge(dialogues) == pytest.approx([0.875, 0.25, 0.875, 0.25], abs=1e-6)
     assert policy.read == ["r say | ant", "r say | a long cow", "r say | bee"]
-    assert judge(scale=(-1.0, 1.0)).judge(played[:2]) == pytest.approx([0.75, -0.5], abs=1e-6)
-    with pytest.raises(ValueError, match="reward: case 'case cow': there is no fact 'reference'"):
+    assert judge(scale=(-1.0, 1.0)).judge(dialogues[:2]) == pytest.approx([0.75, -0.5], abs=1e-6)
+    with pytest.raises(ValueError, match="reward: case 'case cow': has no fact 'reference'"):
         mine.judge([episode("cow")])
 
 
@@ -65,27 +65,27 @@ def test_it_scores_the_responses_of_a_file_that_have_no_score():
         Judgement("say", ("bee",), meta=facts),
     ]
     ticks = []
-    done, account = judge(policy).complete(lines, lambda: ticks.append(1))
-    assert done[0].score == pytest.approx((0.875, 0.5), abs=1e-6) and done[0].meta["said_by"] == {
+    completed, account = judge(policy).complete(lines, lambda: ticks.append(1))
+    assert completed[0].score == pytest.approx((0.875, 0.5), abs=1e-6) and completed[0].meta["said_by"] == {
         "score": "local judge"
     }
-    assert done[1].score == pytest.approx((0.25,), abs=1e-6) and done[1].source == "local judge"
+    assert completed[1].score == pytest.approx((0.25,), abs=1e-6) and completed[1].source == "local judge"
     assert account.counters["calls"] == 2 == len(ticks) and len(policy.read) == 2
-    with pytest.raises(ValueError, match="judgement 1: meta.facts: there is no fact 'reference'"):
+    with pytest.raises(ValueError, match="judgement 1: meta.facts: has no fact 'reference'"):
         judge(policy).complete([Judgement("say", ("bee",))], lambda: None)
 
 
 def test_a_number_of_two_tokens_and_a_policy_of_other_ids_are_refused():
-    with pytest.raises(ValueError, match="question: '10' is 2 tokens .* a scale from 0 to 9"):
+    with pytest.raises(ValueError, match="question: '10' is 2 tokens .* use a scale from 0 to 9"):
         LocalJudge(Policy(), TOKENIZER, ScoreQuestion(low=1, high=10))
-    other = Policy()
-    other.tokenizer_digest = WordTokenizer().fit(["a"]).digest
-    with pytest.raises(ValueError, match="policy: it reads the ids of another tokenizer"):
-        LocalJudge(other, TOKENIZER)
+    foreign_policy = Policy()
+    foreign_policy.tokenizer_digest = WordTokenizer().fit(["a"]).digest
+    with pytest.raises(ValueError, match="policy: the model was trained with a different tokenizer"):
+        LocalJudge(foreign_policy, TOKENIZER)
 
 
 def test_the_command_judges_with_a_network_of_a_yaml(tmp_path, capsys):
-    """An untrained one: any score on the scale, and the same again."""
+    """The network is untrained, so any score on the scale is right."""
     shape = {"vocabulary": 300, "layers": 1, "heads": 2, "width": 16, "context": 400}
     network = {"class_path": "lightning_nlf.networks.TransformerPolicy", "init_args": {"shape": shape}}
     policy = {"class_path": "lightning_nlf.experts.PolicyTextExpert", "init_args": {"policy": network}}

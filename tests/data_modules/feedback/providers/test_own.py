@@ -1,4 +1,4 @@
-"""The policy as its own teacher: what it is asked, what becomes of its answers, and what is left alone."""
+"""Self-critique: prompts to the policy, use of its answers, and fields that stay unchanged."""
 
 import pytest
 import torch
@@ -30,23 +30,23 @@ class Policy:
 
     def reply(self, ids, lengths, state=None, *, stop, deterministic, **how):
         assert deterministic
-        said = []
+        replies = []
         for row, length in zip(ids.tolist(), lengths.tolist(), strict=True):
             text = self.tokenizer.decode(row[:length])
             self.read.append(text)
             answer = text.split()[1] if text.endswith("revision :") else "no fox" if " fox " in text else Task.praise
-            said.append([*self.tokenizer.encode(answer), *stop])
-        width = max(map(len, said))
-        tokens = torch.tensor([own + [stop[0]] * (width - len(own)) for own in said])
-        return tokens, torch.zeros(tokens.shape), torch.tensor([len(own) for own in said]), None
+            replies.append([*self.tokenizer.encode(answer), *stop])
+        width = max(map(len, replies))
+        tokens = torch.tensor([row_tokens + [stop[0]] * (width - len(row_tokens)) for row_tokens in replies])
+        return tokens, torch.zeros(tokens.shape), torch.tensor([len(row_tokens) for row_tokens in replies]), None
 
 
 def completed(lines, policy=None):
     ticks = []
     provider = OwnProvider(policy or Policy(), WordTokenizer(), Task())
-    done, account = provider.complete(lines, lambda: ticks.append(1))
+    lines_after, account = provider.complete(lines, lambda: ticks.append(1))
     assert len(ticks) == len(lines)
-    return done, account.counters["calls"]
+    return lines_after, account.counters["calls"]
 
 
 def test_it_criticises_every_response_and_revises_the_first_that_was_criticised():

@@ -1,4 +1,4 @@
-"""Scores, critiques and expected responses from a model: what counts as an answer, and what does not."""
+"""Scores, critiques and expected responses from a model: valid and invalid answers."""
 
 import asyncio
 import math
@@ -15,7 +15,7 @@ TWO = Judgement("q", ("good ", "bad"))
 
 
 def put(question, endpoint, judgement):
-    """The fields, and what was left out."""
+    """Fields of the answer, and errors of the parts that were left out."""
     faults = []
 
     async def ask():
@@ -30,7 +30,7 @@ def put(question, endpoint, judgement):
 
 
 def answer(*alternatives, text=""):
-    """Of a model with these probabilities of the likeliest tokens."""
+    """Answer with these probabilities of the most probable tokens."""
     return Answer(text, tuple({token: math.log(p) for token, p in step.items()} for step in alternatives))
 
 
@@ -38,15 +38,15 @@ def answer(*alternatives, text=""):
 
 
 @pytest.mark.parametrize(
-    ("said", "score"), [("8", 7 / 9), (" 1.\n", 0), ("10", 1), ("5.5", 0.5), ("0", None), ("11", None), ("8/10", None)]
+    ("text", "score"), [("8", 7 / 9), (" 1.\n", 0), ("10", 1), ("5.5", 0.5), ("0", None), ("11", None), ("8/10", None)]
 )
-def test_a_score_is_a_number_and_nothing_else(server, endpoint, said, score):
-    """From 1 to 10 to the scale 0 to 1: (x − 1) / 9."""
-    server.says(server.chat(said))
-    found, faults = put(ScoreQuestion(), endpoint(), Judgement("q", ("r",)))
-    assert (found["score"] is None) == (score is None) == bool(faults)
+def test_a_score_is_a_number_and_nothing_else(server, endpoint, text, score):
+    """1 to 10 is mapped to 0 to 1: (x − 1) / 9."""
+    server.says(server.chat(text))
+    fields, faults = put(ScoreQuestion(), endpoint(), Judgement("q", ("r",)))
+    assert (fields["score"] is None) == (score is None) == bool(faults)
     if score is not None:
-        assert found["score"] == pytest.approx((score,))
+        assert fields["score"] == pytest.approx((score,))
 
 
 def test_a_scale_of_ones_own(server, endpoint, prompt_of):
@@ -57,45 +57,45 @@ def test_a_scale_of_ones_own(server, endpoint, prompt_of):
 
 
 def test_an_answer_in_another_form_is_asked_for_once_more(server, endpoint, prompt_of):
-    """For the good one the second answer is a number; for the bad one neither is, and it is left out and said."""
+    """The second answer about `good` is a number; both answers about `bad` are not, so it is left out with an error."""
 
-    def said(body):
+    def answer(body):
         second = body["seed"] == AGAIN
         return server.chat("7" if second and "good" in prompt_of(body) else "about seven")
 
-    server.answer = said
-    found, faults = put(ScoreQuestion(), endpoint(), TWO)
-    assert found["score"] == (pytest.approx(6 / 9), None) and len(server.requests) == 4
-    assert faults == ["score: 'about seven' is no number from 1 to 10"]
+    server.answer = answer
+    fields, faults = put(ScoreQuestion(), endpoint(), TWO)
+    assert fields["score"] == (pytest.approx(6 / 9), None) and len(server.requests) == 4
+    assert faults == ["score: 'about seven' is not a number from 1 to 10"]
 
 
 def test_what_has_a_score_is_not_asked(server, endpoint):
     server.says(server.chat("10"))
-    found, _ = put(ScoreQuestion(), endpoint(), Judgement("q", ("a", "b"), score=(None, 0.25)))
-    assert found["score"] == (1.0, 0.25) and len(server.requests) == 1
+    fields, _ = put(ScoreQuestion(), endpoint(), Judgement("q", ("a", "b"), score=(None, 0.25)))
+    assert fields["score"] == (1.0, 0.25) and len(server.requests) == 1
 
 
 def test_the_expected_score(server, endpoint):
-    """.5 · 8 + .25 · 9 + .25 · 7 = 8 after .2 of other words are left out; (8 − 1) / 9."""
+    """.5 · 8 + .25 · 9 + .25 · 7 = 8, without the .2 of other words; (8 − 1) / 9."""
     server.says(server.chat("8", [{"8": 0.4, " 9": 0.1, "9": 0.1, "7": 0.2, "good": 0.2}]))
-    found, _ = put(ScoreQuestion(expectation=True), endpoint(), Judgement("q", ("r",)))
-    assert found["score"] == pytest.approx((7 / 9,))
+    fields, _ = put(ScoreQuestion(expectation=True), endpoint(), Judgement("q", ("r",)))
+    assert fields["score"] == pytest.approx((7 / 9,))
     assert server.requests[0]["top_logprobs"] == 20 and server.requests[0]["max_tokens"] == 2
 
 
 def test_ten_in_one_token_or_in_two():
-    """In one: .5 · 10 + .5 · 8 = 9. In two, and said so: the 1 has .5, and a 0 comes behind it with .8, so that it is
+    """As one token: .5 · 10 + .5 · 8 = 9. As two tokens, if the answer is 10: the 1 has .5, followed by 0 with .8, so
     .4 · 10 + .1 · 1 + .5 · 8 = 8.1.
 
-    Where another answer was given nobody knows, and the 1 is a 1: .5 · 1 + .5 · 8 = 4.5.
+    If the answer is another number, the continuation of the 1 is unknown and it counts as 1: .5 · 1 + .5 · 8 = 4.5.
     """
     labels = range(1, 11)
     assert expected_label(answer({"10": 0.5, "8": 0.5}), labels) == pytest.approx(9)
-    said = answer({"1": 0.5, "8": 0.5}, {"0": 0.8, "\n": 0.2}, text="10")
-    assert expected_label(said, labels) == pytest.approx(8.1)
+    two_tokens = answer({"1": 0.5, "8": 0.5}, {"0": 0.8, "\n": 0.2}, text="10")
+    assert expected_label(two_tokens, labels) == pytest.approx(8.1)
     assert expected_label(answer({"1": 0.5, "8": 0.5}, {"\n": 1.0}, text="8"), labels) == pytest.approx(4.5)
-    both = answer({"1": 0.25, "10": 0.25, "8": 0.5}, {"0": 0.5, ".": 0.5}, text="1.")
-    assert expected_label(both, labels) == pytest.approx(0.125 * 1 + 0.375 * 10 + 0.5 * 8)
+    either = answer({"1": 0.25, "10": 0.25, "8": 0.5}, {"0": 0.5, ".": 0.5}, text="1.")
+    assert expected_label(either, labels) == pytest.approx(0.125 * 1 + 0.375 * 10 + 0.5 * 8)
 
 
 def test_no_number_among_the_likeliest():
@@ -110,8 +110,8 @@ def test_no_number_among_the_likeliest():
     [
         ({"low": 3, "high": 3}, "low, high"),
         ({"scale": (1, 0)}, "scale"),
-        ({"template": "{prompt}"}, "template: it has no place {response}"),
-        ({"template": "{prompt} {respons}"}, "template: it has the place {respons}"),
+        ({"template": "{prompt}"}, "template: placeholder {response} is missing"),
+        ({"template": "{prompt} {respons}"}, "template: unknown placeholder {respons}"),
         ({"template": "{prompt} {response} {"}, "template: "),
     ],
 )
@@ -124,7 +124,7 @@ def test_knobs_of_a_score_that_are_wrong(knobs, message):
 
 
 def test_critiques_in_words(server, endpoint, prompt_of):
-    """Nothing is wrong with the good one, so there is no critique of it."""
+    """The model answers NOTHING about the good response, so it has no critique."""
     server.answer = lambda body: server.chat("Nothing." if "good" in prompt_of(body) else " No source is named. \n")
     assert put(CritiqueQuestion(max_tokens=9), endpoint(), TWO) == ({"critique": (None, "No source is named.")}, [])
     assert server.requests[0]["max_tokens"] == 9

@@ -1,4 +1,4 @@
-"""A server that others wrote: transformers' own, with a small model made here, votes for want of log-probabilities."""
+"""Judge on the server of transformers, with a tiny model and votes, because it gives no log-probabilities."""
 
 import json
 import os
@@ -21,7 +21,7 @@ LINES = [Judgement(f"question {i}", ("good", "bad")) for i in range(2)]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A folder with a Llama that says 1 or 2 with even chances, whatever it reads, and then ends."""
+    """Folder with a Llama that answers 1 or 2 with equal probability to any prompt, and then stops."""
     torch, tokenizers, transformers = (pytest.importorskip(name) for name in ("torch", "tokenizers", "transformers"))
     pytest.importorskip("openai", reason="transformers' server needs it")
     folder = tmp_path_factory.mktemp("model")
@@ -39,7 +39,7 @@ def model(tmp_path_factory):
     )  # fmt: skip
     llama = transformers.LlamaForCausalLM(config)
     with torch.no_grad():
-        # The blocks write nothing, so what follows depends on the last token alone: a number ends, all else is a draw.
+        # The blocks write zeros, so the next token depends only on the last one: a number is followed by the end token.
         for name, p in llama.named_parameters():
             if ".o_proj." in name or ".down_proj." in name:
                 p.zero_()
@@ -47,8 +47,8 @@ def model(tmp_path_factory):
         llama.lm_head.weight.zero_()
         for token, place in ((0, 0), (1, 0), (2, 1), (3, 1)):
             llama.model.embed_tokens.weight[token, place] = 1.0
-        llama.lm_head.weight[2:, 0] = 10.0  # 1 and 2 behind words
-        llama.lm_head.weight[1, 1] = 10.0  # the end behind 1 and 2
+        llama.lm_head.weight[2:, 0] = 10.0  # 1 and 2 after words
+        llama.lm_head.weight[1, 1] = 10.0  # the end token after 1 and 2
     llama.generation_config.do_sample = True
     llama.save_pretrained(folder)
     return folder
@@ -65,14 +65,14 @@ def url(model):
     process = subprocess.Popen(
         [*command, "--device", "cpu"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    said = []
+    output = []
     try:
-        for line in process.stdout:  # until it is up, or has given up
-            said.append(line.decode())
-            if "Uvicorn running" in said[-1]:
+        for line in process.stdout:  # until the server runs or exits
+            output.append(line.decode())
+            if "Uvicorn running" in output[-1]:
                 break
         else:
-            pytest.fail("".join(said[-40:]))
+            pytest.fail("".join(output[-40:]))
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()
@@ -81,9 +81,9 @@ def url(model):
 
 @pytest.mark.slow
 def test_votes_of_a_server_that_others_wrote(url, model, tmp_path, capsys):
-    """A judge that cannot tell the replies apart: of 24 votes about half for either, and the same in a second run.
+    """A judge without a preference: about half of 24 votes for each reply, and the same votes in a second run.
 
-    Of 24 fair votes fewer than 3 or more than 21 are for the first once in 27,000 times, and the votes are seeded.
+    Of 24 fair votes, fewer than 3 or more than 21 are for the first reply once in 27,000 runs; the votes are seeded.
     """
     write(tmp_path / "in.jsonl", LINES)
     endpoint = {"url": url, "model": f"{model}", "cache": str(tmp_path / "cache"), "concurrency": 1}
@@ -98,8 +98,8 @@ def test_votes_of_a_server_that_others_wrote(url, model, tmp_path, capsys):
     assert "(48 calls, 0 cached" in capsys.readouterr().out
     lines = read(tmp_path / "out.jsonl")
     assert all(0.1 < line.preference < 0.9 for line in lines)
-    said = [json.loads(path.read_text()) for path in (tmp_path / "cache").rglob("*.json")]
-    votes = {answer["choices"][0]["message"]["content"].strip() for answer in said}
+    answers = [json.loads(path.read_text()) for path in (tmp_path / "cache").rglob("*.json")]
+    votes = {answer["choices"][0]["message"]["content"].strip() for answer in answers}
     assert votes == {"1", "2"}
     assert main([*arguments, "--out", str(tmp_path / "again.jsonl")]) == 0
     assert read(tmp_path / "again.jsonl") == lines and "(0 calls, 48 cached" in capsys.readouterr().out
@@ -117,16 +117,16 @@ def test_a_server_without_log_probs_is_told(url, model, tmp_path, capsys):
     (tmp_path / "judge.yaml").write_text(yaml.safe_dump(config))
     arguments = ["judge", str(tmp_path / "in.jsonl"), "--config", str(tmp_path / "judge.yaml")]
     assert main([*arguments, "--out", str(tmp_path / "out.jsonl")]) == 2
-    assert "the server gives no log-probabilities; ask for votes instead" in capsys.readouterr().err
+    assert "the server gives no log-probabilities; set votes to sample answers instead" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_critiques_and_revisions_of_a_server_that_others_wrote(url, model, tmp_path):
-    """It says 1 or 2 to whatever it reads, and that is what comes back, from the cache the second time."""
+    """Every answer is 1 or 2, and the second time it comes from the cache."""
     endpoint = Endpoint(url=url, model=str(model), cache=str(tmp_path / "cache"), concurrency=1)
     teacher, cases = EndpointCritic(endpoint), [Case("a", "question 1"), Case("b", "question 2")]
     for calls, cached in ((4, 0), (4, 4)):
         critiques = teacher.critiques(cases, ["good", "bad"], [0, 1], None)
         revisions = teacher.revisions(cases, ["good", "bad"], critiques, [0, 1], None)
-        assert {*critiques, *(each.text for each in revisions)} <= {"1", "2"}
+        assert {*critiques, *(revision.text for revision in revisions)} <= {"1", "2"}
         assert (teacher.counters["calls"], teacher.counters["cached"]) == (calls, cached)

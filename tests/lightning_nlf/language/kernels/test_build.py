@@ -1,4 +1,4 @@
-"""Kernels are compiled once; without a compiler everything works as before."""
+"""Kernels are compiled once. Without a compiler, results are the same."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ LOAD = (
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
-    """`library` as in a process that has not asked yet, and nothing compiled."""
+    """`library` as in a new process, with an empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return build.library.__wrapped__
 
@@ -31,21 +31,21 @@ def fresh(monkeypatch, tmp_path):
 def test_two_processes_at_once_and_a_third_that_finds_it(tmp_path):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[4])}
     command = [sys.executable, "-c", LOAD]
-    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0].split()[-1] for process in both] == ["True", "True"]
-    (made,) = (tmp_path / "lightning_nlf" / "kernels").iterdir()  # nothing else is left behind
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0].split()[-1] for process in processes] == ["True", "True"]
+    (file,) = (tmp_path / "lightning_nlf" / "kernels").iterdir()  # no other file remains
     without = environment | {"CXX": "nobody-asks-for-it"}
-    before = made.stat().st_mtime_ns
+    before = file.stat().st_mtime_ns
     third = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
-    assert third.stdout.split()[-1] == "True" and made.stat().st_mtime_ns == before
+    assert third.stdout.split()[-1] == "True" and file.stat().st_mtime_ns == before
     another = subprocess.run(command, env=without, capture_output=True, text=True, check=True, timeout=120)
-    assert another.stdout.split()[-1] == "False"  # what another compiler makes is another file
+    assert another.stdout.split()[-1] == "False"  # another compiler makes another file
 
 
 def test_no_compiler(fresh, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
-    with pytest.warns(UserWarning, match="there is no C\\+\\+ compiler; install g\\+\\+"):
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler was found; install g\\+\\+"):
         assert fresh(torch.float32) is None
 
 
@@ -61,14 +61,14 @@ def test_a_compiler_that_fails(fresh, monkeypatch, tmp_path):
 
 def test_no_place_to_put_them(fresh, monkeypatch, tmp_path):
     (tmp_path / "lightning_nlf").write_text("a file, where a folder should be")
-    with pytest.warns(UserWarning, match="by torch alone"):
+    with pytest.warns(UserWarning, match="without C\\+\\+ kernels"):
         assert fresh(torch.float32) is None
 
 
 @needs_a_compiler
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_hidden_states_are_float32_in_bf16_too(monkeypatch, family):
-    """A value head reads them, and a thousandth of a reward counts: rounded they would be multiples of 2⁻⁸."""
+    """A value head reads the states, and small differences of rewards matter: rounding gives multiples of 2⁻⁸."""
     shape = DecoderShape(vocabulary=61, layers=2, heads=4, width=64, context=40, family=family)
     policy, obs = TransformerPolicy(shape), torch.randint(61, (2, 20))
     agent = ActorCriticAgent(policy=policy, value=ValueHead(width=64))
@@ -103,8 +103,8 @@ def test_without_them_a_policy_learns_and_says_the_same(monkeypatch, family):
         log_probs.sum().backward()
         gradients = torch.cat([x.grad.flatten() for x in policy.parameters()])
         lengths = torch.tensor([20, 18, 3, 20, 20, 7])
-        said = generation.reply(policy, obs, lengths, stop=(0,), max_new=15, seeds=torch.arange(6))
-        return log_probs.detach(), gradients, *said[:3]
+        reply = generation.reply(policy, obs, lengths, stop=(0,), max_new=15, seeds=torch.arange(6))
+        return log_probs.detach(), gradients, *reply[:3]
 
     with_kernels = results()
     monkeypatch.setattr(operations, "library", lambda dtype: None)

@@ -1,4 +1,4 @@
-"""The kernels against torch's own, and against what was worked out by hand."""
+"""The kernels against torch, and against hand-worked values."""
 
 import math
 
@@ -12,7 +12,7 @@ from lightning_nlf.language.kernels.build import library
 needs_a_compiler = pytest.mark.skipif(library(torch.float32) is None, reason="no C++ compiler here")
 pytestmark = needs_a_compiler
 
-HALF = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # what rounding may make of numbers around 1
+HALF = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # rounding errors of numbers near 1
 
 
 @pytest.fixture(params=[1, 2], autouse=True)
@@ -55,21 +55,21 @@ def test_what_is_added_and_its_norm_on_the_way_there_and_back(dtype, width, norm
     x, y = 3 + torch.randn(width, rows).t(), torch.randn(rows, width).to(dtype)
     weights = torch.randn(rows, width), torch.randn(rows, width).to(dtype)
 
-    def results(both):
-        given = [z.clone().requires_grad_() for z in (x, y)]
+    def results(loss_of):
+        inputs = [z.clone().requires_grad_() for z in (x, y)]
         norm.zero_grad()
-        total, normed = both(*given)
+        total, normed = loss_of(*inputs)
         (total * weights[0] + normed.float() * weights[1].float()).sum().backward()
-        found = [total, normed, *(z.grad for z in (*given, *norm.parameters()))]
-        return [z.detach().clone() for z in found]
+        results_list = [total, normed, *(z.grad for z in (*inputs, *norm.parameters()))]
+        return [z.detach().clone() for z in results_list]
 
     centred = isinstance(norm, torch.nn.LayerNorm)
     bias = norm.bias if centred else None
     ours = results(lambda x, y: kernels.add_norm(x, y, norm.weight, bias, norm.eps, centred))
     theirs = results(lambda x, y: (x + y.float(), norm(x + y.float()).to(dtype)))
-    for own, other in zip(ours, theirs, strict=True):
-        assert own.dtype == other.dtype
-        torch.testing.assert_close(own.float(), other.float(), atol=10 * HALF[dtype], rtol=HALF[dtype])
+    for ours_x, theirs_x in zip(ours, theirs, strict=True):
+        assert ours_x.dtype == theirs_x.dtype
+        torch.testing.assert_close(ours_x.float(), theirs_x.float(), atol=10 * HALF[dtype], rtol=HALF[dtype])
     with torch.no_grad():
         assert torch.equal(kernels.add_norm(x, y, norm.weight, bias, norm.eps, centred)[1], ours[1])
 
@@ -91,7 +91,7 @@ def test_shapes_and_dtypes_that_would_be_read_past_their_end_are_refused():
 
 
 def test_a_norm_by_hand():
-    """1, 2, 3, 6 is 3 in the mean, with variance 3.5; its mean square is 12.5."""
+    """1, 2, 3, 6 has mean 3, variance 3.5 and mean square 12.5."""
     x, y = torch.tensor([[1.0, 1, 1, 1]]), torch.tensor([[0.0, 1, 2, 5]])
     weight, bias = torch.tensor([1.0, 1, 2, 1]), torch.tensor([0.0, 0, 0, 10])
     total, normed = kernels.add_norm(x, y, weight, bias, 0.5, True)
@@ -130,7 +130,7 @@ def test_one_step_sees_the_columns_of_its_row_and_keeps_its_own(dtype, heads, kv
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 32), (4, 2, 16), (2, 1, 64), (2, 2, 128)])
 def test_spans_see_their_prefix_and_what_came_before_on_the_way_there_and_back(dtype, heads, kv_heads, width):
-    """Two stems; three leaves, that go on from 9 and all 12 tokens of the first, and from 1 of the second."""
+    """Two stems and three leaves, which continue 9 and all 12 tokens of the first stem, and 1 of the second."""
     torch.manual_seed(0)
     spans = torch.tensor([[0, 12, 0, 0], [12, 33, 0, 0], [45, 1, 0, 9], [46, 20, 0, 12], [66, 17, 12, 1]])
     tokens = 83
@@ -139,8 +139,8 @@ def test_spans_see_their_prefix_and_what_came_before_on_the_way_there_and_back(d
     out = kernels.attend_spans(ours, spans, heads)
     expected = []
     for first, count, prefix_first, prefix in spans.tolist():
-        seen = torch.cat([theirs[prefix_first : prefix_first + prefix], theirs[first : first + count]]).float()
-        queries, keys, values = seen.transpose(0, 1).split([heads, kv_heads, kv_heads])
+        context = torch.cat([theirs[prefix_first : prefix_first + prefix], theirs[first : first + count]]).float()
+        queries, keys, values = context.transpose(0, 1).split([heads, kv_heads, kv_heads])
         later = torch.full((count, prefix + count), -math.inf).triu(prefix + 1)
         expected.append(dense(queries[:, prefix:], keys, values, later))
     expected = torch.cat(expected)
@@ -166,7 +166,7 @@ def test_normaliser_and_gradient_of_log_probs(dtype):
 
 
 def test_draws_by_hand():
-    """p = ¼, ½, 0, ¼: below ¼ the first, from there the second, from ¾ the last, and the third never."""
+    """p = ¼, ½, 0, ¼: below ¼ the first token, from ¼ the second, from ¾ the last, and never the third."""
     scores = torch.tensor([0.25, 0.5, 0.0, 0.25]).log() + 3
     uniform = torch.tensor([0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2.0**-53], dtype=torch.float64)
     tokens, log_probs = kernels.draw(scores.expand(6, 4), uniform)

@@ -1,0 +1,27 @@
+"""New paths of yamls that were moved inside `conf/`, for error messages."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+MOVED = "moved.csv"  # a file in `conf/` with columns `old` and `new` (path and flags)
+
+
+def new_place(file: str) -> str | None:
+    """The new path of a moved yaml, such as `conf/reviews/dpo.yaml` for `conf/rlhf/dpo.yaml`.
+
+    None if the yaml was not moved.
+
+    If the old yaml is now a variant of another yaml, the path is followed by the flags that select this variant.
+    """
+    path = Path(file)
+    # os.path.isfile returns False for an impossible path, where Path.is_file raises an error.
+    conf = next((folder for folder in path.parents if os.path.isfile(folder / MOVED)), None)
+    if conf is None:
+        return None
+    with (conf / MOVED).open(newline="", encoding="utf-8") as lines:
+        moved = {row["old"]: row["new"] for row in csv.DictReader(lines)}
+    new = moved.get(path.relative_to(conf).as_posix())
+    return None if new is None else str(conf / new)
