@@ -56,7 +56,9 @@ def test_one_round_of_feedback_in_four_commands(project, server, browser, capsys
     items = [json.loads(line) for line in replies]
 
     reviewer = Reviewer(browser, page_of("sourced-answers", server.uri))
-    first, second = items if reviewer.page.get_by_text(items[0]["prompt"]).count() else items[::-1]
+    prompts = [reviewer.page.get_by_text(item["prompt"]) for item in items]
+    prompts[0].or_(prompts[1]).first.wait_for()  # the page may still be loading
+    first, second = items if prompts[0].count() else items[::-1]
     assert reviewer.sees(first["prompt"]) and reviewer.sees(first["responses"][0])
     reviewer.photographs("answer.png")
     expected = "according to the usda , the amount of sugar in apples is high ."
