@@ -6,6 +6,7 @@ further words for its fits, and `<!-- not run: why -->` leaves it out.
 """
 
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -13,6 +14,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+
+from lightning_nlf.cli.command_line import main
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = ("python", "yaml", "jsonl", "csv")
@@ -110,6 +115,25 @@ def fast(command: str, further: str = "") -> str:
         return command
     stage = shlex.split(command)[3]
     return " ".join([command, *([FAST] if stage == "fit" else []), *([] if stage == "describe" else [QUIET]), further])
+
+
+def check_command(command: str) -> None:
+    """Build what a command line of `lightning_nlf` names; one that needs another run first is only read."""
+    (source,) = set(re.findall(r"--config (conf/\S+)", command)) - {"conf/overlays/debug.yaml"}
+    needs_run = re.search(r"^[^#]*(outputs|my)/|ckpt_path best", f"{command}\n{(ROOT / source).read_text()}", re.M)
+    if not needs_run:
+        main(command.split(), run=False)
+        return
+    with pytest.raises(SystemExit) as ending:
+        main([*command.split(), "--print_config"])
+    assert ending.value.code == 0
+
+
+def check_names(page: str) -> None:
+    """Every yaml and every name of our code that a page has is there."""
+    assert [name for name in set(re.findall(r"conf/[\w/]+\.yaml", page)) if not (ROOT / name).is_file()] == []
+    for name in set(re.findall(r"(?<![\w/])((?:lightning_nlf|data_modules)(?:\.\w+)+)(?![\w/])", page)):
+        pkgutil.resolve_name(name)
 
 
 def with_includes(page: Path) -> str:

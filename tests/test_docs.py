@@ -2,7 +2,6 @@
 
 import ast
 import json
-import pkgutil
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ import yaml
 from benchmarks.own_prompts_arms import ARMS
 from data_modules.feedback import read
 from lightning_nlf.cli.command_line import main
-from tests.documents import ROOT, Block, commands, fast, page_blocks, run_page, with_includes
+from tests.documents import ROOT, Block, check_names, commands, fast, page_blocks, run_page, with_includes
 from tests.journey import Journey, Server
 
 PAGES = sorted((ROOT / "docs").glob("**/*.md"))
@@ -54,10 +53,7 @@ def test_the_blocks_of_a_page_can_be_read(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_yamls_and_the_code_that_a_page_names_are_there(page):
-    text = page.read_text()
-    assert [name for name in set(re.findall(r"conf/[\w/]+\.yaml", text)) if not (ROOT / name).is_file()] == []
-    for name in set(re.findall(r"(?<![\w/])((?:lightning_nlf|data_modules)(?:\.\w+)+)(?![\w/])", text)):
-        pkgutil.resolve_name(name)
+    check_names(page.read_text())
 
 
 def anchors(page):

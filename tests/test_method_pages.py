@@ -1,7 +1,6 @@
 """Pages on families of methods and on feedback: their commands, yamls, figures, links, metrics and length."""
 
 import ast
-import pkgutil
 import re
 import shlex
 
@@ -9,8 +8,7 @@ import pytest
 import yaml
 
 from data_modules.feedback.__main__ import _parser as feedback_parser
-from lightning_nlf.cli.command_line import main
-from tests.documents import ROOT, commands_of, page_blocks
+from tests.documents import ROOT, check_command, check_names, commands_of, page_blocks
 
 DOCS = ROOT / "docs"
 METHODS = [page for page in sorted((DOCS / "methods").glob("*.md")) if page.stem != "index"]
@@ -35,16 +33,10 @@ RUNS = [command.split(None, 3)[3] for command in FITS if "conf/" in command]
 
 
 @pytest.mark.parametrize("command", RUNS)
-def test_a_command_builds(command, monkeypatch, capsys):
+def test_a_command_builds(command, monkeypatch):
     """With a word misspelt, or a knob that is gone, it would not. One that needs another run first is only read."""
     monkeypatch.chdir(ROOT)
-    (source,) = set(re.findall(r"--config (conf/\S+)", command)) - {"conf/overlays/debug.yaml"}
-    if not re.search(r"^[^#]*(outputs|my)/|ckpt_path best", f"{command}\n{(ROOT / source).read_text()}", re.M):
-        main(command.split(), run=False)
-        return
-    with pytest.raises(SystemExit) as ending:
-        main([*command.split(), "--print_config"])
-    assert ending.value.code == 0, capsys.readouterr().err
+    check_command(command)
 
 
 def test_commands_on_feedback_files_are_there():
@@ -67,10 +59,7 @@ def test_every_yaml_is_on_a_page():
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_yamls_and_the_code_that_a_page_names_are_there(page):
-    text = page.read_text()
-    assert [name for name in set(re.findall(r"conf/[\w/]+\.yaml", text)) if not (ROOT / name).is_file()] == []
-    for name in set(re.findall(r"(?<![\w/])((?:lightning_nlf|data_modules)(?:\.\w+)+)(?![\w/])", text)):
-        pkgutil.resolve_name(name)
+    check_names(page.read_text())
 
 
 def is_part(part, whole):

@@ -11,6 +11,7 @@ from lightning_nlf.tracking import logger as logger_module
 from lightning_nlf.tracking.journal import read_records
 
 CONF = Path(__file__).parents[3] / "conf"
+FIT = ["fit", "--config", str(CONF / "pendulum/reinforce.yaml"), "--config", str(CONF / "overlays/debug.yaml")]
 
 
 class Deleting(L.Callback):
@@ -28,16 +29,7 @@ def test_a_deleted_run_folder_is_reported_and_written_again(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     flags = ["--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "1", "--run_dir", "run"]
     flags += ["--trainer.callbacks", "deleting.Deleting", "--data.evaluation_episodes", "2"]
-    main(
-        [
-            "fit",
-            "--config",
-            str(CONF / "pendulum" / "reinforce.yaml"),
-            "--config",
-            str(CONF / "overlays" / "debug.yaml"),
-            *flags,
-        ]
-    )
+    main([*FIT, *flags])
     assert [record.getMessage() for record in caplog.records if "was deleted" in record.getMessage()] == [
         "run was deleted during the run; writing its files again"
     ]
@@ -65,16 +57,7 @@ def test_a_folder_that_cannot_be_written_again_ends_the_run(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     flags = ["--trainer.max_epochs", "3", "--run_dir", "run", "--trainer.callbacks", "taking.Taking"]
     with pytest.raises(SystemExit) as ending:
-        main(
-            [
-                "fit",
-                "--config",
-                str(CONF / "pendulum" / "reinforce.yaml"),
-                "--config",
-                str(CONF / "overlays" / "debug.yaml"),
-                *flags,
-            ]
-        )
+        main([*FIT, *flags])
     assert ending.value.code == 1
     message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(message) == 1 and "run" in message[0]
