@@ -126,7 +126,7 @@ def test_a_rank_that_dies_ends_the_run_as_failed(start):
     code, output, seconds = run.end()
     assert code == 1 and seconds < 60 and run.status == "FAILED"
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
-    assert f"rank 1 (process {other_rank.pid}) was ended by SIGKILL" in line and "last.ckpt" in line
+    assert f"rank 1 (process {other_rank.pid}) was killed by SIGKILL" in line and "last.ckpt" in line
     assert "Traceback" not in output, output
     # The first process dies before training, so the other one waits for nobody.
     run = start(2)
