@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.intervals import Interval, interval_text, mean_interval, median_interval, ratio_interval  # noqa: E402
+from lightning_nlf.moved_yamls import arguments  # noqa: E402
 
 RUNS = Path("outputs/benchmarks/bodies")
 RESULTS = Path(__file__).parent / "results"
@@ -98,7 +99,7 @@ def built(body: str, arm: str, seed: int, expert: Path | None, flags: list[str] 
     """Command line object of a yaml, without logger, checkpoints and callbacks."""
     from lightning_nlf.cli.command_line import main
 
-    args = ["fit", "--config", f"conf/bodies/{body}_{arm}.yaml", "--seed_everything", str(seed), *(flags or [])]
+    args = ["fit", *arguments(Path("conf"), f"bodies/{body}_{arm}"), "--seed_everything", str(seed), *(flags or [])]
     args += ["--run_dir", str(RUNS / "none"), "--trainer.max_epochs", "1000000", "--trainer.limit_val_batches", "0"]
     args += [f"--trainer.{x}=false" for x in ("logger", "enable_progress_bar", "enable_checkpointing")]
     if arm != "ppo":

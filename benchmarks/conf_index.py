@@ -41,7 +41,8 @@ prints the loss and the phases of a yaml without training.
   estimated from the first iterations ([conf_times.md](../benchmarks/results/conf_times.md)). A dash means that it
   depends on your model, on people or on a judge model, or is not yet measured.
 
-`moved.csv` lists old paths of yamls; the command line names the new one. This page is written by
+A row with flags is a variant: a yaml with few changes. `moved.csv` lists old paths of yamls; the command line names
+the new one. This page is written by
 `python benchmarks/conf_index.py`.
 """
 
@@ -68,7 +69,7 @@ def paper(link: str) -> str:
 def row(header: Header, minutes: float | None) -> str:
     """One line of a table: method, paper, command, reached, minutes."""
     time = "–" if minutes is None else f"{minutes:.1f}" if minutes < 9.95 else f"{minutes:.0f}"
-    cells = [f"[{header.method}]({header.name}.yaml)", ", ".join(map(paper, header.papers))]
+    cells = [f"[{header.method}]({header.yaml}.yaml)", ", ".join(map(paper, header.papers))]
     cells += [f"`{header.command}`", header.reached[:1].upper() + header.reached[1:], time]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
@@ -82,7 +83,7 @@ def index(yamls: list[Header], minutes: dict[str, float]) -> str:
     parts = {folder: [header for header in yamls if folder_of(header) == folder] for folder in FOLDERS}
     if missing := {folder_of(header) for header in yamls} - parts.keys():
         raise KeyError(f"FOLDERS has no sentence for {', '.join(sorted(missing))}")
-    lines = [INTRODUCTION, "| folder | yamls | task |", "| --- | --- | --- |"]
+    lines = [INTRODUCTION, "| folder | experiments | task |", "| --- | --- | --- |"]
     lines += [f"| [{title(f)}](#{anchor(f)}) | {len(parts[f])} | {sentence} |" for f, sentence in FOLDERS.items()]
     for folder, sentence in FOLDERS.items():
         lines += ["", f"## {title(folder)}", "", sentence, ""]

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import resource
 import shlex
 import shutil
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 FOLDER = Path("outputs/benchmarks/conf_times")  # where the runs are
 TO_THE_END = ("answers/sft", "mazes/sft", "reviews/sft", "sums/sft")  # the others need a good start
-NEEDS_OTHERS = ("my/", "endpoint:", "outputs/reviews.jsonl", "outputs/episode_reviews.jsonl", "pairs_sample-seed$")
+NEEDS_OTHERS = ("my/", "endpoint:", "outputs/reviews.jsonl", "outputs/episode_reviews.jsonl", "pairs_sample-seed")
 
 
 class IterationClock(L.Callback):
@@ -64,9 +65,11 @@ class IterationClock(L.Callback):
 
 def is_alone(header: Header) -> bool:
     """Whether a yaml runs without people, a judge, or your own model or file."""
-    text = (CONF / f"{header.name}.yaml").read_text()
+    text = (CONF / f"{header.yaml}.yaml").read_text()
     settings = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
-    return header.command.startswith("python -m lightning_nlf") and not any(word in settings for word in NEEDS_OTHERS)
+    return header.command.startswith("python -m lightning_nlf") and not any(
+        word in f"{settings} {' '.join(header.flags)}" for word in NEEDS_OTHERS
+    )
 
 
 def estimate(header: Header, seconds: float) -> dict[str, Any]:
@@ -146,7 +149,8 @@ def main() -> None:
             needed(path)
         for command in header.commands[: header.commands.index(header.command)]:
             if command.startswith("python -m lightning_nlf"):
-                needed(command.split("--config ")[1].split()[0])
+                folder = re.search(r"--run_dir outputs/(\S+)-seed0", command)
+                needed(folder[1] if folder else command.split("--config ")[1].split()[0])
             else:
                 processor_seconds(command)
         shutil.rmtree(FOLDER / run_folder(header.name), ignore_errors=True)

@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.intervals import interval_text, median_interval  # noqa: E402
+from lightning_nlf.moved_yamls import arguments  # noqa: E402
 
 PENDULUM = [f"pendulum/{name}" for name in ("reinforce", "a2c", "q_actor_critic", "ppo", "joint")]
 PENDULUM += ["injection", *(f"pendulum/injection_{kind}" for kind in ("triggered", "weighted", "shaped"))]
@@ -39,7 +40,7 @@ def run(name: str, seed: int) -> dict:
     folder = RUNS / f"{name}-{seed}"
     finished = folder / "finished"
     if not finished.is_file():
-        command = [sys.executable, "-m", "lightning_nlf", "fit", "--config", f"conf/{name}.yaml"]
+        command = [sys.executable, "-m", "lightning_nlf", "fit", *arguments(Path("conf"), name)]
         command += ["--seed_everything", str(seed), "--run_dir", str(folder), "--ckpt_path", "last"]
         subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         finished.touch()

@@ -85,6 +85,8 @@ class OfflineDataModule(MinibatchDataModule):
         seed, minibatches, passes, rows_per_batch, tokens_per_batch: see `MinibatchDataModule`.
     """
 
+    rows_are_given = True
+
     def __init__(self, path: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.path = path

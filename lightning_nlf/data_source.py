@@ -91,7 +91,7 @@ _NOTHING: dict[str, Any] = {
     "tokens_per_batch": None,
     "workload": None,
     "sizes": {},
-    "rows_are_given": False,
+    "rows_are_given": True,
     "solved": None,
     "arguments": lambda: {},
     "exhibits": lambda folder: [],

@@ -12,10 +12,11 @@ import yaml
 from lightning_nlf.cli.class_lookup import look_up, parameters
 from lightning_nlf.cli.command_line import TRAINER_DEFAULTS
 from lightning_nlf.cli.parser import Parser
+from lightning_nlf.cli.shorthand import bases_of, with_class
 
 CONF = Path(__file__).parents[1] / "conf"
 YAMLS = sorted(CONF.rglob("*.yaml"))
-MOST = 1596
+MOST = 1096
 TRAINER = "lightning.pytorch.Trainer"
 SHOWN = ("layers", "heads", "width", "updates")  # sizes and budgets, which a yaml says for its reader
 parameters_of = cache(lambda path: parameters(Parser, look_up(path, ())))
@@ -44,7 +45,6 @@ def repeated(settings):
         if key in settings:
             yield from _of_class(settings[key], (key,))
     trainer = {name: parameter.default for name, parameter in parameters_of(TRAINER).items()} | TRAINER_DEFAULTS
-    trainer |= {"check_val_every_n_epoch": 1}
     yield from _equal(settings.get("trainer", {}), trainer, ("trainer",))
     for i, callback in enumerate(settings.get("trainer", {}).get("callbacks", [])):
         yield from _of_class(callback, ("trainer", "callbacks", i))
@@ -61,6 +61,7 @@ def _of_class(node, path):
     for name, value in values.items():
         for i, item in enumerate(value) if isinstance(value, list) else [(None, value)]:
             place = (*where, name) if i is None else (*where, name, i)
+            item = name in arguments and with_class(item, bases_of(arguments[name].hint)) or item
             if isinstance(item, dict) and "class_path" in item:
                 yield from _of_class(item, place)
             elif isinstance(item, dict) and name in arguments:

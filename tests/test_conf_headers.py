@@ -7,8 +7,10 @@ import re
 import pytest
 import yaml
 
-from benchmarks.conf_headers import headers, read_header
+from benchmarks.conf_headers import headers, read_headers
 from benchmarks.intervals import rounded_down
+from lightning_nlf.cli.given_config import given_config
+from lightning_nlf.moved_yamls import arguments
 from tests.documents import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -18,8 +20,8 @@ INTERVAL = r"\S+ \[\S+ \S+\]"  # 0.879 [0.859, 0.898]
 
 
 def settings(name):
-    """What a yaml sets, without its comments."""
-    return yaml.safe_load((ROOT / f"conf/{name}.yaml").read_text())
+    """What a yaml or a variant sets, without comments."""
+    return given_config(arguments(ROOT / "conf", name))
 
 
 def strings(node):
@@ -55,19 +57,46 @@ def parsed(tmp_path):
         path = tmp_path / "a" / "dpo.yaml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-        return read_header(path, tmp_path)
+        return read_headers(path, tmp_path)
 
     return parse
 
 
 def test_the_parts_of_a_header(parsed):
-    header = parsed(HEADER)
+    (header,) = parsed(HEADER)
     assert header.method == "Direct preference optimisation, DPO"
     assert header.papers == ("https://arxiv.org/abs/2305.18290",)
     assert header.run_first == ("conf/a/sft.yaml", "conf/a/sample.yaml")
     assert header.command == "python -m lightning_nlf fit --config conf/a/dpo.yaml"
     assert header.reached == "0.9 [0.8, 1.0]; labels: 3. No more."
     assert "the seed" not in header.text
+
+
+VARIANT = """#
+# Variant ties: DPO with ties (https://arxiv.org/abs/2409.17431). Two replies may tie.
+#
+#     python -m lightning_nlf fit --config conf/a/dpo.yaml --model mine.Ties \\
+#         --data.use '[ranking, score]' --run_dir outputs/a/ties-seed0
+#
+# Not measured: it was not run.
+"""
+
+
+def test_the_parts_of_a_variant(parsed):
+    first, variant = parsed(HEADER.replace("seed_everything", VARIANT + "seed_everything"))
+    assert (first.name, first.yaml, first.flags) == ("a/dpo", "a/dpo", [])
+    assert (variant.name, variant.yaml, variant.method) == ("a/ties", "a/dpo", "DPO with ties")
+    assert variant.flags == ["--model", "mine.Ties", "--data.use", "[ranking, score]"]
+    assert variant.run_first == first.run_first and variant.result.startswith("Not measured")
+    assert "0.9" in first.result and "0.9" not in variant.text
+
+
+def test_a_variant_is_the_same_in_its_header_and_in_the_table_of_moved_yamls():
+    """So an old path gives the flags, and everything that is run by name runs the command of the header."""
+    variants = {name: header for name, header in HEADERS.items() if header.yaml != name}
+    assert len(variants) > 20
+    for name, header in variants.items():
+        assert arguments(ROOT / "conf", name) == ["--config", str(ROOT / f"conf/{header.yaml}.yaml"), *header.flags]
 
 
 @pytest.mark.parametrize(
@@ -80,15 +109,20 @@ def test_a_header_without_a_part_is_refused(parsed, part, message):
 
 
 def test_a_method_fits_in_a_table():
-    assert len(HEADERS) == len(list((ROOT / "conf").rglob("*.yaml")))
+    assert {header.yaml for header in HEADERS.values()} == {
+        path.relative_to(ROOT / "conf").with_suffix("").as_posix() for path in (ROOT / "conf").rglob("*.yaml")
+    }
     assert [name for name, header in HEADERS.items() if len(header.method) > 120] == []
 
 
 def test_a_header_names_all_runs_that_its_yaml_needs():
     """In an order in which they can be run; what its own commands make is not named again."""
     for name, header in HEADERS.items():
-        commands = " ".join(header.commands)
-        runs = [f"conf/{run}.yaml" for run in needed(name) if f"conf/{run}.yaml" not in commands]
+        places = (r"--run_dir outputs/(\S+)-seed0", r"--config conf/(\S+)\.yaml")
+        runs_of_commands = [
+            next(filter(None, (re.search(p, line) for p in places)), "??")[1] for line in header.commands
+        ]
+        runs = [f"conf/{run}.yaml" for run in needed(name) if run not in runs_of_commands]
         assert list(header.run_first) == runs, name
 
 
@@ -108,6 +142,7 @@ def rows(name):
     """(name of a row, the rest of it) of all tables of a results file, a moved yaml under its present name."""
     with (ROOT / "conf/moved.csv").open(newline="") as file:
         moved = {row["old"].removesuffix(".yaml"): row["new"].removesuffix(".yaml") for row in csv.DictReader(file)}
+        moved = {old: new for old, new in moved.items() if " " not in new}  # the others are names of variants
     lines = re.findall(r"^\| ([\w/]+) \|(.*)\|$", (RESULTS / f"{name}.md").read_text(), re.M)
     return [(moved.get(row, row), columns) for row, columns in lines]
 

@@ -25,9 +25,10 @@ def test_the_page_is_what_the_generator_writes():
     assert index(HEADERS, {name: cell["minutes"] for name, cell in times.items()}) == PAGE
 
 
-def test_every_yaml_has_one_row():
-    rows = re.findall(r"^\| \[[^\]]+\]\(([\w/]+\.yaml)\) \|.*\|$", PAGE, re.M)
-    assert sorted(rows) == sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
+def test_every_yaml_and_every_variant_has_one_row():
+    rows = re.findall(r"^\| \[[^\]]+\]\(([\w/]+\.yaml)\) \| [^|]* \| `([^`]+)` \|.*\|$", PAGE.replace("\\|", ""), re.M)
+    assert sorted(rows) == sorted((f"{header.yaml}.yaml", header.command) for header in HEADERS)
+    assert {yaml for yaml, _ in rows} == {path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
 
 
 def test_every_row_has_five_cells():
@@ -53,7 +54,7 @@ def test_a_row_shows_bars_and_minutes():
 
 def test_a_folder_without_a_sentence_is_refused():
     with pytest.raises(KeyError, match="no sentence for strange"):
-        index([*HEADERS, HEADERS[0].__class__("strange/a", "A", (), (), (), "", "")], {})
+        index([*HEADERS, HEADERS[0].__class__("strange/a", "strange/a", "A", (), (), (), "", "")], {})
 
 
 def test_papers_have_short_names():

@@ -92,7 +92,7 @@ def test_a_judge_labels_pairs_and_compares_policies(project, capsys):
     first, second = ([line.preference for line in lines if len(line.responses) == 2] for lines in files)
     assert len(by_judge) == 48 and len(first) > 12 and None not in first + second and first != second
     assert all(line.expected and len(line.meta["revisions"]) == 4 for line in read(folder / "revisions.jsonl"))
-    sample = "python -m lightning_nlf predict --config conf/reviews/pairs_sample.yaml"
+    sample = "python -m lightning_nlf predict --config conf/reviews/sample.yaml --data.replies 2"
     weights = "--model.policy.weights outputs/rlaif_ppo-seed0/checkpoints/last.ckpt"
     project.run(f"{sample} {weights} --run_dir outputs/new_sample-seed0")
     (block,) = [block for block in page_blocks(page.read_text()) if "duels.jsonl" in block.text]

@@ -26,6 +26,7 @@ from lightning_nlf.cli import noise
 from lightning_nlf.cli.command_line import main as command_line
 from lightning_nlf.maths.steps import row_sums
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.moved_yamls import arguments
 from lightning_nlf.objective import scattered
 
 noise.silence()
@@ -37,9 +38,13 @@ MAX_NEW, CONTEXT = 26, 48
 
 
 def command(stage: str, name: str, seed: int, run_dir: str, changes: dict[str, Any]) -> Path:
-    """Run `python -m lightning_nlf stage --config conf/name.yaml …` in this process; returns the run folder."""
+    """Run `python -m lightning_nlf stage --config conf/name.yaml …` in this process; returns the run folder.
+
+    The flags of a variant name runs of seed 0; here they are of the same seed.
+    """
     folder = Path("outputs") / run_dir
-    words = [stage, "--config", str(CONF / f"{name}.yaml"), "--seed_everything", str(seed)]
+    words = [stage, *(word.replace("-seed0/", f"-seed{seed}/") for word in arguments(CONF, name))]
+    words += ["--seed_everything", str(seed)]
     words += ["--run_dir", str(folder), "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     for key, value in changes.items():
         words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]

@@ -14,6 +14,7 @@ from torch import nn
 from data_modules.pendulum.data_module import PendulumDataModule
 from lightning_nlf.cli.parts import Parts
 from lightning_nlf.modules import PolicyModule
+from lightning_nlf.moved_yamls import arguments
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -23,15 +24,15 @@ def read(name: str, changes: dict[str, Any], seed: int) -> tuple[PolicyModule, P
 
     Args: changes: values by dotted key below `model` or `data`, in the form of `fit`: {"data.episodes": 4}.
     """
-    parts = Parts(CONF / f"{name}.yaml", changes | {"seed_everything": seed})
+    parts = Parts(arguments(CONF, name), changes | {"seed_everything": seed})
     parts.model.optimizer = partial(parts.model.optimizer, fused=True)  # one kernel instead of seven
     return parts.model, parts.datamodule, parts.options.trainer.gradient_clip_val
 
 
 def stands(name: str, changes: dict[str, Any]) -> bool:
     """Whether `conf/{name}.yaml` has all these values already."""
-    path = CONF / f"{name}.yaml"
-    return Parts(path, changes, build=False).options == Parts(path, {}, build=False).options
+    words = arguments(CONF, name)
+    return Parts(words, changes, build=False).options == Parts(words, {}, build=False).options
 
 
 @dataclass

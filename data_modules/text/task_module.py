@@ -40,7 +40,8 @@ class TextTaskDataModule(TextPrediction, RolloutDataModule):
         tokenizer: tokenizer of the model, either pretrained or built from the task's corpus at `setup`. By default the
             one in the model's folder, or a `WordTokenizer` if the model has none.
         prompts: number of prompts per collection, over all ranks.
-        replies: number of episodes per prompt, in training and in predictions.
+        replies: number of episodes per prompt, in training and in predictions; by default 4, or 1 in a run whose module
+            has a value network, and so needs no group as a baseline.
         max_new: maximum number of tokens in a reply; by default `max_new` of a task that is `Sized`, else 32.
         resamples: with `unfinished: reject`, how often an episode with a cut reply is sampled again before it is kept.
         top_k, top_p, temperature: sampling settings. The policy and its own temperature do not change. The stored
@@ -71,7 +72,7 @@ class TextTaskDataModule(TextPrediction, RolloutDataModule):
         task: TextEnvironment,
         tokenizer: Tokenizer | None = None,
         prompts: Size = 16,
-        replies: Size = 4,
+        replies: Size | None = None,
         max_new: Size | None = None,
         resamples: Size = 4,
         top_k: Count = 0,
@@ -98,7 +99,8 @@ class TextTaskDataModule(TextPrediction, RolloutDataModule):
         sampling(top_k, top_p, temperature)
         if greedy and best_of is not None:
             raise ValueError("greedy: it gives one reply to a prompt, and best_of chooses among several; leave one out")
-        self.task, self.tokenizer, self.prompts, self.replies = task, tokenizer, prompts, replies
+        self.task, self.tokenizer, self.prompts = task, tokenizer, prompts
+        self.replies = 4 if replies is None else replies
         self.resamples, self.context, self.best_of, self.greedy = resamples, context, best_of, greedy
         self.evaluation_prompts, self.evaluation_replies = evaluation_prompts, evaluation_replies
         self.compare_start = compare_start

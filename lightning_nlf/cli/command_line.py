@@ -58,6 +58,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,
     "log_every_n_steps": 10,
     "gradient_clip_val": 1.0,
+    "check_val_every_n_epoch": None,  # derived
     "logger": {"class_path": LOGGER, "init_args": {"save_dir": "."}},  # the run folder replaces it
 }
 
@@ -196,6 +197,8 @@ class CommandLine(SeededCLI):
                 self.config_init = self._instantiated("data", "trainer")
                 self.datamodule = self.config_init[self.stage].data
                 self._complete_model()
+                for trainer in (self.options.trainer, self.config_init[self.stage].trainer):
+                    derived.complete_trainer(trainer, self.datamodule)
                 self.trainer = self.instantiate_trainer()
                 model = self.options.model.as_dict()
                 ahead = self.runs and preflight.look_ahead(self.trainer, self.stage, self.datamodule, model)

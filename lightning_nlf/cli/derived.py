@@ -1,4 +1,4 @@
-"""Derive settings from the rest of the configuration: seeds, a model's tokenizer, network sizes, and Adam's knobs.
+"""Derive settings from the rest of the configuration: seeds, tokenizer, network sizes, Adam's knobs, validation.
 
 Settings that are null are derived, and so are sizes that are 0. All settings are derived before the module is built, so
 that the config.yaml of a run and its checkpoints contain the values that were used.
@@ -17,6 +17,8 @@ from lightning_nlf.language import hf_layout
 
 SIZES = ("obs_dim", "action_dim", "vocabulary")
 PLAYED_EPS, GIVEN_DECAY = 1e-5, 0.01  # language models: eps if replies are sampled, weight decay if rows are given
+RARELY, OFTEN = 10, 4  # validations of a fit that samples: every 10 iterations, and at least 4 in all
+CLIP = 0.2  # PPO's, for several passes over a collection
 HELD_OUT = 0.1  # share of the prompts in a feedback file that is held out
 
 
@@ -26,11 +28,21 @@ def complete_data(options: Namespace) -> None:
         if key.rpartition(".")[2] == "seed" and value is None:
             options.data[key] = options.seed_everything
     _complete(options.data, {"use": _feedback(options.model.class_path)})
+    if options.model.get("init_args.value") is not None:
+        _complete(options.data, {"replies": 1})
     if options.data.get("init_args.val_path") is None:
         _complete(options.data, {"val_share": HELD_OUT})
     folder = next(_folders(options.model), None)
     if folder is not None:
         _complete(options.data, _beside(options.data.class_path, folder))
+
+
+def complete_trainer(trainer: Namespace, built: object) -> None:
+    """Derive how often to validate: each epoch if rows are given, or after several collections."""
+    if trainer.check_val_every_n_epoch is None and trainer.val_check_interval is None:
+        last = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else RARELY * OFTEN
+        interval = 1 if source_of(built).rows_are_given else max(1, min(RARELY, last // OFTEN))
+        trainer.check_val_every_n_epoch = interval
 
 
 def complete_model(model: Namespace, data: Namespace, built: object) -> None:
@@ -46,6 +58,9 @@ def complete_model(model: Namespace, data: Namespace, built: object) -> None:
         return
     for network in _networks(model):
         _complete_sizes(network, source)
+    _complete_value(arguments)
+    if not source.rows_are_given and data.get("init_args.passes", 1) > 1:
+        _complete(model, {"clip": CLIP})
     if arguments.get("optimizer") is None:
         adapted = any(network.get("lora") is not None for network in _networks(model))
         language = source.speaks and not adapted
@@ -78,6 +93,14 @@ def _complete_sizes(network: Namespace, source: DataSource) -> None:
     sizes = source.sizes if places else {}  # slow, because it may have to build a tokenizer
     for holder, name in places:
         holder[name] = sizes.get(name, 0)
+
+
+def _complete_value(arguments: Namespace) -> None:
+    """Give a value network of states the hidden layers and the standardised inputs of the policy."""
+    policy = arguments.get("policy.init_args")
+    for value in (arguments.get("value"), arguments.get("q")):
+        if policy is not None and isinstance(value, Namespace) and value.get("init_args.weights") is None:
+            _complete(value, {name: policy.get(name) for name in ("hidden", "obs_mean", "obs_std")})
 
 
 def _folders(model: Namespace) -> Iterator[str]:

@@ -14,6 +14,7 @@ from jsonargparse import get_loader
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_nlf.cli.shorthand import is_path
 from lightning_nlf.cli.yaml_bounds import read_text
 from lightning_nlf.cli.yaml_places import flags
 
@@ -56,9 +57,11 @@ def _parsed(value: str) -> Any:
 
 
 def _overlaid(old: Any, new: Any) -> Any:
-    """Merge `new` over `old`, by the rules of jsonargparse."""
+    """Merge `new` over `old`, by the rules of jsonargparse. A path stands for the class that reads it."""
+    if is_path(old) and isinstance(new, dict):
+        old = {"class_path": old}
     if isinstance(old, dict) and "class_path" in old:
-        if isinstance(new, str):
+        if isinstance(new, str) and not is_path(new):
             new = {"class_path": new}
         if isinstance(new, dict) and not _OF_A_CLASS & set(new):
             new = {"init_args": new}

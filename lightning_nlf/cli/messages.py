@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_nlf.cli.errors import nearest
 from lightning_nlf.cli.given_config import given_config
+from lightning_nlf.cli.shorthand import is_about
 from lightning_nlf.cli.valid_names import import_hint, stage_parser
 from lightning_nlf.cli.wrong_key import Examiner
 from lightning_nlf.cli.yaml_places import Place, find, short
@@ -56,6 +57,9 @@ def translate_interpolation(error: OmegaConfBaseException, places: Sequence[Plac
 def translate_construction(class_name: str, error: Exception, places: Sequence[Place]) -> str:
     """One-line error for a value that a constructor refused."""
     text = import_hint(error)
+    for place in reversed(places):
+        if is_about(text, class_name, place.value):
+            return f"{place}: {text.removeprefix('weights: ')}"
     name, _, rest = text.partition(":")
     tail = tuple(name.split("."))
     owners = [place.keys[:-1] for place in places if (place.value or "").rpartition(".")[2] == class_name]

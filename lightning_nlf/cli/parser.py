@@ -7,7 +7,7 @@ from argparse import Action
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, get_args
 
-from lightning_nlf.cli import messages, values
+from lightning_nlf.cli import messages, shorthand, values
 from lightning_nlf.cli.errors import OUT_OF_MEMORY, ConfigurationError, RunFailure, memory_is_short
 from lightning_nlf.cli.yaml_places import Place
 from lightning_nlf.construction import surfacing
@@ -53,6 +53,16 @@ class Parser(CheckedParser):
         turns the null in `--model.policy.weights null` into this word.
         """
         values.refuse_empty_class(action, value)
+        value = shorthand.in_full(value, type_of(action))
+        try:
+            return self._checked(action, value, check)
+        except TypeError:  # for arguments alone, no class is known yet
+            full = shorthand.with_class(value, shorthand.bases_of(type_of(action)))
+            if full is None:
+                raise
+        return self._checked(action, full, check)
+
+    def _checked(self, action: Action, value: Any, check: Callable[[Any], Any]) -> Any:
         # Without a default, null means that the argument was not given.
         if value is None and action.default is not None and type_of(action) is not None:
             with lenient(False):

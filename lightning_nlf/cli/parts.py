@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_nlf.cli.command_line import CommandLine
@@ -15,14 +14,14 @@ class Parts(CommandLine):
     """The checked `options` of a fit and, if `build` is True, its `datamodule` and `model`.
 
     Args:
-        yaml: Yaml of the fit.
+        words: Arguments of the fit, such as ["--config", "conf/injection.yaml"].
         changes: Changed values by dotted key, like the flags of `fit`, such as {"data.episodes": 4}.
         build: If False, only the configuration is read.
     """
 
-    def __init__(self, yaml: Path, changes: Mapping[str, Any], build: bool = True) -> None:
+    def __init__(self, words: Sequence[str], changes: Mapping[str, Any], build: bool = True) -> None:
         self.builds = build
-        super().__init__(["fit", "--config", str(yaml), *(f"--{k}={json.dumps(x)}" for k, x in changes.items())], False)
+        super().__init__(["fit", *words, *(f"--{k}={json.dumps(x)}" for k, x in changes.items())], False)
 
     def before_instantiate_classes(self) -> None:
         self.parser.add_instantiator(surfacing(), object)

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning_nlf.cli.class_lookup import NoSuchClass, Parameter, conforms, look_up, parameters
 from lightning_nlf.cli.errors import nearest
 from lightning_nlf.cli.given_config import OldClassArguments
+from lightning_nlf.cli.shorthand import is_path, left_out, with_class
 from lightning_nlf.cli.type_words import alternatives, article, choices, classes, element_types, in_words, value_type
 from lightning_nlf.cli.valid_names import options
 from lightning_nlf.private_names import arguments_of, is_protocol, type_of
@@ -103,7 +104,7 @@ class Examiner:
     def instance(self, value: Any, expected: Sequence[tuple[type, int]], keys: tuple[str, ...]) -> Fault | None:
         """Find the fault in an object's class_path or in one of its arguments."""
         bases = [base for base, _ in expected]
-        spec = value if isinstance(value, dict) else {"class_path": value}
+        spec = (with_class(value, bases) or value) if isinstance(value, dict) else {"class_path": value}
         class_keys = (*keys, "class_path") if isinstance(value, dict) else keys
         if "class_path" not in spec:
             return self._without_class_path(spec, bases, keys)
@@ -111,8 +112,9 @@ class Examiner:
             if key not in _OF_A_CLASS:
                 hint = nearest(key, _OF_A_CLASS) or "Put arguments of the class below init_args."
                 return Fault((*keys, key), "no such key beside class_path.", hint)
+        path = spec["class_path"]
         try:
-            cls = look_up(spec["class_path"], bases)
+            cls = look_up((left_out(bases) or path) if is_path(path) else path, bases)
         except NoSuchClass as error:
             return Fault(class_keys, str(error))
         if not inspect.isclass(cls):

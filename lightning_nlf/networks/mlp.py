@@ -102,7 +102,7 @@ class GaussianPolicy(Policy):
 
 
 class MLPValue(Value):
-    """MLP value network V(s). Args: see `GaussianPolicy`."""
+    """MLP value network V(s). Args: see `GaussianPolicy`; a run takes those that are left out from its policy."""
 
     def __init__(
         self,

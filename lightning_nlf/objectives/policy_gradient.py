@@ -92,7 +92,8 @@ class PolicyGradientObjective(Objective):
         baseline: name of the baseline that is subtracted from the reward-to-go. A group baseline averages over the
             learner's rows; `shared_group_mean` averages over all rows. `normalize_advantages` also subtracts the mean
             of the batch.
-        clip: ε of PPO's clipped surrogate, for several passes over one collection. None: the plain policy gradient.
+        clip: ε of PPO's clipped surrogate, for several passes over one collection. None: the plain policy gradient. A
+            run that samples and has `data.passes` above 1 uses 0.2 in place of None.
         advantage_scale: `group_std` divides by the standard deviation of the group's returns, as in GRPO. This scale is
             applied before `normalize_advantages`.
         normalize_advantages: scale advantages to mean 0 and variance 1 over the learned steps of the collection, on all

@@ -14,6 +14,7 @@ from benchmarks.intervals import resamples
 from benchmarks.side_by_side import feedback_figures, feedback_report, feedback_runs, feedback_targets
 from benchmarks.side_by_side.rlhf_runs import command
 from lightning_nlf.cli.command_line import main
+from lightning_nlf.moved_yamls import arguments
 
 ROOT = Path(__file__).parents[2]
 
@@ -198,7 +199,7 @@ def test_every_arm_is_a_yaml_with_knobs_that_are_there(study, arm, monkeypatch):
     """Values that refer to a start are checked by their names only."""
     monkeypatch.chdir(ROOT)
     settings = feedback.STUDIES[study]["arms"][arm]
-    text = (ROOT / "conf" / f"{settings['yaml']}.yaml").read_text()
+    text = Path(arguments(ROOT / "conf", settings["yaml"])[1]).read_text()
     for key in settings.get("of_start", {}):
         assert key.rsplit(".", 1)[-1] in text
     assert set(feedback.STUDIES[study]["paired"]) <= set(feedback.STUDIES[study]["arms"])

@@ -1,11 +1,14 @@
 """Process and outcome reward models: figures of judges, choice of cells, and paired gains."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from benchmarks import process
 from benchmarks.side_by_side import process_report
 from benchmarks.side_by_side.process_runs import area_under_curve, best_of
+from lightning_nlf.moved_yamls import arguments
 
 
 def row(method, seed, reward, **fields):
@@ -60,6 +63,6 @@ def test_a_judge_is_ahead_of_the_outcome_model_by_seed():
 
 def test_every_method_names_a_yaml():
     for name, method in process.METHODS.items():
-        path = process.HERE.parent / "conf" / f"{method.get('yaml')}.yaml"
-        assert path.is_file() == (name not in ("judges", "start"))
+        path = arguments(process.HERE.parent / "conf", str(method.get("yaml")))[1]
+        assert Path(path).is_file() == (name not in ("judges", "start"))
         assert len(process.grid(name)) == (3 if "yaml" in method else 1)

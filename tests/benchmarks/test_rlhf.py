@@ -10,6 +10,7 @@ from benchmarks.side_by_side import rlhf_report, rlhf_runs
 from benchmarks.side_by_side.rlhf_runs import without
 from data_modules.text.rows import as_rows
 from lightning_nlf.cli.command_line import main as command_line
+from lightning_nlf.moved_yamls import arguments
 
 LR = "model.lr"
 
@@ -94,7 +95,7 @@ def test_every_method_names_a_yaml_and_changes_what_is_there(name, tmp_path, mon
     """The command line reads the yaml with all changes, and would refuse a misspelt key."""
     monkeypatch.chdir(tmp_path)
     method, grid = rlhf.METHODS["methods"][name], rlhf.grid(name)
-    words = ["fit", "--config", str(rlhf.HERE.parent / "conf" / f"{method['yaml']}.yaml")]
+    words = ["fit", *arguments(rlhf.HERE.parent / "conf", method["yaml"])]
     for key, value in (method.get("changes", {}) | grid[0]).items():
         words += [f"--{key}", json.dumps(value)]
     with pytest.raises(SystemExit) as ending:

@@ -47,7 +47,7 @@ class Endpoint:
     key_variable: str | None = None
     completions: bool = False
     options: dict[str, Any] = field(default_factory=dict)
-    concurrency: Size = 8
+    concurrency: Size = 16
     timeout: Positive = 60.0
     retries: Count = 5
     longest_wait: NonNegative = 60.0

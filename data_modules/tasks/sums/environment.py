@@ -85,11 +85,11 @@ class ArithmeticSteps:
     def __init__(
         self,
         seed: Seed | None = None,
-        sums: Size = 2000,
+        sums: Size = 10_000,
         numbers: Size = 4,
         wrong: Share = 0.2,
         draws: Size = 1,
-        largest: Size = LARGEST,
+        largest: Size = 20,
     ) -> None:
         shares(wrong=wrong)
         most_sums = 3000 if numbers == 3 else 20_000

@@ -125,7 +125,9 @@ def test_a_knob_out_of_range_is_refused_by_name(knob, value):
 
 
 def test_more_numbers_make_longer_sums():
-    longest = lambda numbers: max(len(case.prompt) for case in ArithmeticSteps(numbers=numbers).cases("train"))  # noqa: E731
+    def longest(numbers):
+        return max(len(case.prompt) for case in ArithmeticSteps(sums=400, numbers=numbers).cases("train"))
+
     assert longest(3) < longest(4) < longest(6)
 
 

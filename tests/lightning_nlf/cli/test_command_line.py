@@ -14,11 +14,13 @@ import pytest
 import torch
 import yaml
 
+from benchmarks.conf_headers import headers
 from data_modules.feedback import read, write
 from data_modules.feedback.__main__ import main as feedback
 from lightning_nlf import callbacks
 from lightning_nlf.cli.command_line import main
 from lightning_nlf.modules import ObjectiveModule
+from lightning_nlf.moved_yamls import arguments as words_of
 from lightning_nlf.networks import HuggingFacePolicy
 from lightning_nlf.objectives import InjectionPolicy
 from tests.my_folder import my_folder
@@ -26,17 +28,25 @@ from tests.my_folder import my_folder
 ROOT = Path(__file__).parents[3]
 CONF = ROOT / "conf"
 DEBUG = CONF / "overlays" / "debug.yaml"
-# all but providers of feedback, which are no runs
-RUNS = {path: path.read_text() for path in CONF.rglob("*.yaml") if path != DEBUG and "\nmodel:" in path.read_text()}
-EXPERIMENTS = sorted(path.relative_to(CONF) for path in RUNS)
+
+
+def text_of(experiment: str) -> str:
+    """The settings of a yaml, without its comments, and the flags of a variant."""
+    _, path, *flags = words_of(CONF, experiment)
+    lines = [line for line in Path(path).read_text().splitlines() if not line.startswith("#")]
+    return "\n".join([*lines, *flags])
+
+
+# yamls, and variants by the name of their run folder; all but providers of feedback, which are no runs
+EXPERIMENTS = [header.name for header in headers() if "\nmodel:" in f"\n{text_of(header.name)}"]
 # prompts without a reward, for `predict` only
-UNPAID = [Path("chat/ask.yaml"), Path("chat/sample.yaml")]
+UNPAID = ["chat/ask", "chat/sample"]
 # that ask no server, and learn from no recorded episode, which people see in tests/data_modules/feedback/people
-ALONE = sorted(
-    path.relative_to(CONF)
-    for path, text in RUNS.items()
-    if "endpoint:" not in text and "episode_reviews" not in text and path.relative_to(CONF) not in UNPAID
-)
+ALONE = [
+    name
+    for name in EXPERIMENTS
+    if "endpoint:" not in text_of(name) and "episode_reviews" not in text_of(name) and name not in UNPAID
+]
 REVIEWS = {"outputs/reviews.jsonl": "outputs/answers/sample-seed0/judged.jsonl"}  # a rule's, in the place of people's
 INJECTION = ["fit", "--config", str(CONF / "injection.yaml")]
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
@@ -52,7 +62,7 @@ def empty_folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def run_output(tmp_path_factory):
     """A function that makes, once, a file or folder which the run of another yaml saves."""
-    cache: dict[tuple[Path | str, str], Path] = {}
+    cache: dict[tuple[str, str], Path] = {}
 
     def file(path: str) -> Path:
         if path == "my":
@@ -60,7 +70,7 @@ def run_output(tmp_path_factory):
                 cache["my", "my"] = my_folder(tmp_path_factory.mktemp("my"))
             return cache["my", "my"]
         run, below = re.fullmatch(r"outputs/(.+-seed\d+[\w-]*)/(.+)", path).groups()
-        source = CONF / f"{run.rpartition('-seed')[0]}.yaml"
+        source = run.rpartition("-seed")[0]
         if (source, path) not in cache:
             folder = tmp_path_factory.mktemp("made") / run
             bring_needed(source, file)
@@ -71,11 +81,12 @@ def run_output(tmp_path_factory):
     return file
 
 
-def bring_needed(source: Path, file) -> None:
-    """What a yaml reads of other yamls' runs, and of a team's own folder, where it looks for it."""
-    if " my/" in uncommented(source) and not Path("my").exists():
+def bring_needed(source: str, file) -> None:
+    """What a yaml or variant reads of others' runs, and of a team's own folder, where it looks for it."""
+    text = text_of(source).replace("${seed_everything}", "0")
+    if " my/" in text and not Path("my").exists():
         shutil.copytree(file("my"), "my")
-    for path in set(re.findall(r"outputs/[\w./-]+", uncommented(source).replace("${seed_everything}", "0"))):
+    for path in set(re.findall(r"outputs/[\w./-]+", text)):
         folder = not Path(path).suffix and Path(path).name != "huggingface"  # which whoever wants it makes
         if not folder and not Path(path).exists() and path != "outputs/episode_reviews.jsonl":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -83,34 +94,30 @@ def bring_needed(source: Path, file) -> None:
             (shutil.copytree if output.is_dir() else shutil.copy)(output, path)
 
 
-def uncommented(source: Path) -> str:
-    return "\n".join(line for line in source.read_text().splitlines() if not line.startswith("#"))
-
-
-def brief(source: Path) -> list[str]:
+def brief(source: str) -> list[str]:
     """A fit of seconds by any yaml: one epoch, and no more than a few demonstrations, where those are imitated."""
-    flags = ["--config", str(source), "--config", str(DEBUG), "--trainer.max_epochs", "1"]
-    if re.search(r"class_path: \S+\.(Demonstrations|Expected)DataModule", source.read_text()):
+    flags, text = [*words_of(CONF, source), "--config", str(DEBUG), "--trainer.max_epochs", "1"], text_of(source)
+    if re.search(r"class_path: \S+\.(Demonstrations|Expected)DataModule", text):
         flags += ["--data.rows", "64", "--data.minibatches", "1"]
-    if "data_modules.text.PromptFile" in source.read_text():
+    if "data_modules.text.PromptFile" in text:
         flags += ["--data.prompts", "4", "--data.max_new", "16", "--data.evaluation_prompts", "4"]
-    if "draws:" in source.read_text():
+    if "draws:" in text:
         flags += ["--data.task.draws", "1"]
     return flags
 
 
-def briefly_trained(source: Path, folder: Path) -> None:
+def briefly_trained(source: str, folder: Path) -> None:
     least = ["--data.minibatches", "1", "--data.passes", "1"]
     main(["fit", *brief(source), *least, *QUIET, "--run_dir", str(folder)])
 
 
-def sampled(source: Path, folder: Path) -> None:
+def sampled(source: str, folder: Path) -> None:
     """Replies to a few prompts, ranked, and with one of them as what was expected; answers judged by their rule."""
     few = ["--data.evaluation_prompts", "400", "--data.max_new", "16"]
-    main(["predict", "--config", str(source), *few, *QUIET, "--run_dir", str(folder)])
+    main(["predict", *words_of(CONF, source), *few, *QUIET, "--run_dir", str(folder)])
     replies = str(folder / "predictions/replies.jsonl")
     by = {name: ["rank", replies, "--by", "score"] for name in ("rankings.jsonl", "judged.jsonl")}
-    if source == CONF / "answers" / "sample.yaml":
+    if source == "answers/sample":
         by["judged.jsonl"] = ["judge", replies, "--config", str(CONF / "providers" / "rule.yaml")]
         # Who has hardly learned spells special tokens, which no prompt of a critique may quote.
         write(replies, [line for line in read(replies) if "<" not in "".join(line.responses)])
@@ -123,7 +130,7 @@ def sampled(source: Path, folder: Path) -> None:
 @pytest.fixture
 def experiment(request, run_output):
     """A yaml; the files that it names, of runs of other yamls, lie where it looks for them."""
-    bring_needed(CONF / request.param, run_output)
+    bring_needed(request.param, run_output)
     return request.param
 
 
@@ -163,12 +170,12 @@ def test_an_overlay_can_swap_the_model():
 
 @pytest.mark.parametrize(
     "experiment, network, swapped",
-    [("reviews/reward.yaml", "reward", "BradleyTerryReward"), ("reviews/dpo.yaml", "policy", "RankedDPOPolicy")],
+    [("reviews/reward", "reward", "BradleyTerryReward"), ("reviews/dpo", "policy", "RankedDPOPolicy")],
     indirect=["experiment"],
 )
 def test_a_flag_can_swap_the_objective(experiment, network, swapped):
     def built(*flags: str):
-        cli = main(["fit", "--config", str(CONF / experiment), *flags], run=False)
+        cli = main(["fit", *words_of(CONF, experiment), *flags], run=False)
         return cli.model, cli.options.model.init_args[network].init_args.weights
 
     before, path = built()
@@ -196,9 +203,9 @@ def test_a_swapped_class_keeps_the_arguments_that_it_accepts(steps, read):
     assert swapped.init_args.total_iters == read and "end_factor" not in swapped.init_args
 
 
-@pytest.mark.parametrize("experiment", ["reviews/dpo.yaml"], indirect=True)
+@pytest.mark.parametrize("experiment", ["reviews/dpo"], indirect=True)
 def test_null_of_a_flag_is_null_in_a_class_inside_a_class(experiment, capsys):
-    dpo = ["fit", "--config", str(CONF / experiment)]
+    dpo = ["fit", *words_of(CONF, experiment)]
     adam = ["--model.lr", "null", "--model.optimizer", "torch.optim.Adam", "--model.optimizer.foreach", "null"]
     shape = ["--model.policy.shape.layers", "1", "--model.policy.shape.width", "16"]
     flags = ["--model.policy.weights", "null", *shape, *adam]
@@ -256,9 +263,9 @@ def test_help_of_a_stage_lists_its_flags(capsys):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=str, indirect=True)
 def test_every_yaml_builds(experiment):
-    cli = main(["fit", "--config", str(CONF / experiment)], run=False)
+    cli = main(["fit", *words_of(CONF, experiment)], run=False)
     assert isinstance(cli.model, ObjectiveModule)
-    assert cli.files and str(experiment.stem) in str(cli.run_dir)
+    assert cli.files and f"outputs/{Path(cli.files[0]).relative_to(CONF).with_suffix('')}-seed0" in str(cli.run_dir)
 
 
 # ---- a run
@@ -274,7 +281,7 @@ def same_policy(first: torch.nn.Module, second: torch.nn.Module, batch) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ALONE, ids=str, indirect=True)
 def test_every_yaml_trains_and_its_checkpoint_is_the_model(experiment):
-    cli = main(["fit", *brief(CONF / experiment), *QUIET, "--run_dir", "run"])
+    cli = main(["fit", *brief(experiment), *QUIET, "--run_dir", "run"])
     reloaded = ObjectiveModule.load_from_checkpoint("run/checkpoints/last.ckpt")
     assert type(reloaded) is type(cli.model) and cli.trainer.global_step > 0
     state = cli.model.state_dict()
@@ -293,19 +300,19 @@ def test_every_yaml_trains_and_its_checkpoint_is_the_model(experiment):
 @pytest.mark.parametrize("experiment", UNPAID, ids=str, indirect=True)
 def test_prompts_without_a_reward_get_replies(experiment):
     """`predict` writes a line for each of 40 prompts, except those whose replies are all empty. No judge is asked."""
-    settings = yaml.safe_load((CONF / experiment).read_text())
+    settings = yaml.safe_load(text_of(experiment))
     few = ["--data.max_new", "8", "--trainer.callbacks", "null"]
-    main(["predict", "--config", str(CONF / experiment), *few, *QUIET, "--run_dir", "run"])
+    main(["predict", *words_of(CONF, experiment), *few, *QUIET, "--run_dir", "run"])
     lines = read("run/predictions/replies.jsonl")
     assert 36 < len(lines) <= 40 and all(line.score is None for line in lines)
     assert max(len(line.responses) for line in lines) == settings["data"]["init_args"].get("replies", 4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", [Path("reviews/ppo_lora.yaml")], ids=str, indirect=True)
+@pytest.mark.parametrize("experiment", ["reviews/ppo_lora"], indirect=True)
 def test_the_reference_of_a_policy_with_lora_stays_the_folder_s_model_while_the_policy_moves(experiment):
     pytest.importorskip("peft")
-    model = main(["fit", *brief(CONF / experiment), *QUIET, "--run_dir", "run"]).model.eval()
+    model = main(["fit", *brief(experiment), *QUIET, "--run_dir", "run"]).model.eval()
     base = HuggingFacePolicy("outputs/reviews/sft-seed0/huggingface").eval()
     ids = torch.randint(base.vocabulary, (4, 20))
     with torch.no_grad():

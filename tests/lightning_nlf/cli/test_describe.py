@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from lightning_nlf.cli.command_line import main
+from lightning_nlf.moved_yamls import arguments
 
 ROOT = Path(__file__).parents[3]
 
@@ -69,7 +70,7 @@ LOSSES = {
     ],
     "pendulum/bc.yaml": [("imitation", "1", "ImitationObjective", "expert_mask")],
     "reviews/dpo.yaml": [("preference", "1", "DirectPreferenceObjective", "strict_pairs")],
-    "reviews/dpo_rankings.yaml": [("preference", "1", "DirectPreferenceObjective", "rankings")],
+    "reviews/dpo_rankings": [("preference", "1", "DirectPreferenceObjective", "rankings")],
     "reviews/rloo.yaml": [("policy", "1", "PolicyGradientObjective", "replies")],
     "reviews/kto.yaml": [("kto", "1", "KTOObjective", "judged")],
     "answers/mixed.yaml": [
@@ -84,7 +85,8 @@ LOSSES = {
 
 @pytest.mark.parametrize("path", LOSSES)
 def test_the_loss(described, path):
-    assert terms(described(path)) == LOSSES[path]
+    file, *flags = arguments(ROOT / "conf", path.removesuffix(".yaml"))[1:]
+    assert terms(described(file, *flags)) == LOSSES[path]
 
 
 def test_terms_that_are_parts_of_one_mean_say_so(described):
