@@ -52,10 +52,10 @@ def with_class(value: Any, bases: Sequence[type]) -> dict[str, Any] | None:
     return {"class_path": class_path, "init_args": _deeper(value, 1)} if class_path else None
 
 
-def left_out(bases: Sequence[type], known: Mapping[str, str] = LEFT_OUT) -> str | None:
+def left_out(bases: Sequence[type], table: Mapping[str, str] = LEFT_OUT) -> str | None:
     """The class among LEFT_OUT that is one of these types."""
     concrete = [base for base in bases if base is not object]
-    return next((path for path in known if any(conforms(look_up(path, ()), base) for base in concrete)), None)
+    return next((path for path in table if any(conforms(look_up(path, ()), base) for base in concrete)), None)
 
 
 def bases_of(hint: Any) -> list[type]:

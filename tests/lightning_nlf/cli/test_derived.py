@@ -12,7 +12,7 @@ AGENT = ["--model", "lightning_nlf.objectives.ActorCriticAgent", "--model.value"
 TEXT = """
 model:
   class_path: lightning_nlf.objectives.{objective}
-  init_args: {{policy: {{shape: {{layers: 1, heads: 1, width: 16}}}}, {more} lr: 0.1}}
+  init_args: {{policy: {{shape: {{layers: 1, heads: 1, width: 16}}}}, {critic} lr: 0.1}}
 data: {{class_path: data_modules.text.TextDataModule, init_args: {{task: data_modules.text.PositiveReviews}}}}
 """
 
@@ -61,10 +61,10 @@ def test_a_value_network_has_the_layers_and_the_inputs_of_the_policy():
 
 
 @pytest.mark.parametrize(
-    "objective, more, replies",
+    "objective, critic, replies",
     [("ReinforcePolicy", "", 4), ("ActorCriticAgent", "value: lightning_nlf.networks.ValueHead,", 1)],
 )
-def test_a_value_network_needs_no_group_of_replies(objective, more, replies):
-    Path("a.yaml").write_text(TEXT.format(objective=objective, more=more))
+def test_a_value_network_needs_no_group_of_replies(objective, critic, replies):
+    Path("a.yaml").write_text(TEXT.format(objective=objective, critic=critic))
     assert built("a.yaml").datamodule.replies == replies
     assert built("a.yaml", "--data.replies", "3").datamodule.replies == 3

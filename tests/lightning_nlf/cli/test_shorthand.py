@@ -90,7 +90,7 @@ def test_flags_go_into_a_path():
 
 
 @pytest.mark.parametrize(
-    "given, flags, message",
+    "parts, flags, message",
     [
         ({"policy": "{weights: a/b, loora: {r: 1}}"}, [], r"policy.loora \(a.yaml, line 5\): TransformerPolicy has no"),
         ({"policy": "{weights: a/b, lora: {r: x}}"}, [], r"lora.r \(a.yaml, line 5\): expected a whole number"),
@@ -100,13 +100,13 @@ def test_flags_go_into_a_path():
         ({"weight": "a/b"}, [], r"imitation_weight \(a.yaml, line 6\): expected a number"),
     ],
 )
-def test_a_mistake_has_its_place(given, flags, message):
+def test_a_mistake_has_its_place(parts, flags, message):
     with pytest.raises(ConfigurationError, match=message):
-        options(*flags, **given)
+        options(*flags, **parts)
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "parts, message",
     [
         ({"policy": "a/b.ckpt"}, r"policy \(a.yaml, line 5\): there is no file a/b.ckpt"),
         (
@@ -115,7 +115,7 @@ def test_a_mistake_has_its_place(given, flags, message):
         ),
     ],
 )
-def test_a_path_of_nothing_has_its_place(given, message):
-    options(**({"policy": "{shape: {layers: 1, width: 16}}"} | given))
+def test_a_path_of_nothing_has_its_place(parts, message):
+    options(**({"policy": "{shape: {layers: 1, width: 16}}"} | parts))
     with pytest.raises(ConfigurationError, match=message):
         main(["fit", "--config", "a.yaml"], run=False)
