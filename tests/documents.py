@@ -122,10 +122,10 @@ def check_command(command: str) -> None:
     (source,) = set(re.findall(r"--config (conf/\S+)", command)) - {"conf/overlays/debug.yaml"}
     needs_run = re.search(r"^[^#]*(outputs|my)/|ckpt_path best", f"{command}\n{(ROOT / source).read_text()}", re.M)
     if not needs_run:
-        main(command.split(), run=False)
+        main(shlex.split(command), run=False)
         return
     with pytest.raises(SystemExit) as ending:
-        main([*command.split(), "--print_config"])
+        main([*shlex.split(command), "--print_config"])
     assert ending.value.code == 0
 
 
