@@ -57,12 +57,12 @@ def translate_interpolation(error: OmegaConfBaseException, places: Sequence[Plac
 def translate_construction(class_name: str, error: Exception, places: Sequence[Place]) -> str:
     """One-line error for a value that a constructor refused."""
     text = import_hint(error)
-    for place in reversed(places):
-        if is_about(text, class_name, place.value):
-            return f"{place}: {text.removeprefix('weights: ')}"
     name, _, rest = text.partition(":")
     tail = tuple(name.split("."))
     owners = [place.keys[:-1] for place in places if (place.value or "").rpartition(".")[2] == class_name]
+    for place in reversed(places if not owners else ()):  # the class is left out
+        if is_about(text, class_name, place.value):
+            return f"{place}: {text.removeprefix('weights: ')}"
     matches = [place for place in places if place.keys[-len(tail) :] == tail]
     matches = [place for place in matches if place.keys[: -len(tail)] in owners or not owners]
     value = re.search(r"got ([^\s,;]+)", rest)
