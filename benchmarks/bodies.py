@@ -3,13 +3,14 @@
     python benchmarks/bodies.py [--seeds 10] [--only hopper:joint]
 
 An expert is the best validated policy of `conf/bodies/<body>_ppo.yaml` on seed 0, trained to the end by the command
-line. Every arm, `conf/bodies/<body>_<arm>.yaml` with that expert, then trains on seeds 1000, 1001, … (the yamls were
-tuned on 0–2) with a fixed budget of environment steps, including the expert's and excluding the evaluation's. At fixed
-intervals 10 deterministic episodes are evaluated on separate seeds. A run reaches a threshold at the first of three
-consecutive evaluations at or above it, and stops when it has reached the last threshold. A run that never reaches it
-counts as infinite. PPO's unreached thresholds count as the full budget in the numerator of a ratio, so the ratio is a
-lower bound. The arms' steps do not include the training of the expert; the table lists it separately.
-Finished runs are kept in `outputs/benchmarks/bodies` and not repeated. Writes `results/bodies.{json,md,png}`.
+line. Every arm, `bodies/<body>_<arm>` of the index of `conf/` with that expert, then trains on seeds 1000, 1001, …
+(the yamls were tuned on 0–2) with a fixed budget of environment steps, including the expert's and excluding the
+evaluation's. At fixed intervals 10 deterministic episodes are evaluated on separate seeds. A run reaches a threshold
+at the first of three consecutive evaluations at or above it, and stops when it has reached the last threshold. A run
+that never reaches it counts as infinite. PPO's unreached thresholds count as the full budget in the numerator of a
+ratio, so the ratio is a lower bound. The arms' steps do not include the training of the expert; the table lists it
+separately. Finished runs are kept in `outputs/benchmarks/bodies` and not repeated. Writes
+`results/bodies.{json,md,png}`.
 """
 
 from __future__ import annotations

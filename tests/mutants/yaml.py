@@ -44,14 +44,28 @@ def experiments() -> dict[str, dict[str, Any]]:
     }
     complete = {name: config for name, config in parsed.items() if {"model", "data"} <= set(config)}
     for config in complete.values():
+        _in_full(config["model"].get("init_args", {}))
         for _, node in nodes(config):
             if isinstance(node, dict) and isinstance(node.get("init_args"), dict) and "weights" in node["init_args"]:
                 del node["init_args"]["weights"]
                 if "Transformer" in node["class_path"]:
                     node["init_args"]["shape"] = {"layers": 2, "heads": 2, "width": 64}
-    whole = {name: config for name, config in complete.items() if "checkpoint:" not in dump(config)}
+    whole = {name: config for name, config in complete.items() if ".ckpt" not in dump(config)}
     # The mazes need textworld, and chat/ needs the user's own model.
     return {name: config for name, config in whole.items() if not name.startswith(("mazes/", "chat/"))}
+
+
+def _in_full(arguments: dict[str, Any]) -> None:
+    """Name the classes that a yaml leaves out, since mutations look for them."""
+    for role in ("policy", "value", "reward"):
+        network = arguments.get(role)
+        if isinstance(network, dict) and "class_path" not in network or isinstance(network, str) and "/" in network:
+            init_args = network if isinstance(network, dict) else {"weights": network}
+            class_path = f"lightning_nlf.networks.Transformer{role.capitalize()}"
+            arguments[role] = {"class_path": class_path, "init_args": init_args}
+    for name, schedule in arguments.items():
+        if isinstance(schedule, dict) and "over" in schedule:
+            arguments[name] = {"class_path": "lightning_nlf.maths.Linear", "init_args": schedule}
 
 
 def _spoilt(rng: random.Random, name: str, bases: dict[str, dict[str, Any]]) -> tuple[str, Spoilt]:
