@@ -145,7 +145,7 @@ def test_a_fit_learns_which_steps_are_right(family, tmp_path):
 @pytest.mark.slow
 def test_steps_of_sums_are_told_right_from_wrong(tmp_path):
     """Three numbers, a third of the steps wrong: always predicting "right" is right two times in three."""
-    task = ArithmeticSteps(sums=3000, numbers=3, wrong=1 / 3, draws=2)
+    task = ArithmeticSteps(sums=3000, numbers=3, wrong=1 / 3, draws=2, largest=99)
     tokenizer = WordTokenizer().fit(task.corpus())
     end = tokenizer.encode(".")[0]
 
