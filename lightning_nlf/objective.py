@@ -78,6 +78,7 @@ class Objective(L.LightningModule if TYPE_CHECKING else object):  # type: ignore
     needs: tuple[type, ...] = ()  # classes that must be to the right of this one
     excludes: tuple[type, ...] = ()  # mixins that cannot be combined with this one
 
+    ratio_cap = 2.0  # cap of the importance weights of replies from a generation server, see `truncated_ratio`
     experience: Tensor  # () float64: decisions so far, over all ranks; schedules depend on it
     reports: tuple[str, ...] = ()  # names of the terms on held-out rows
     measures: tuple[str, ...] = ()  # names that `measure` logs on held-out rows

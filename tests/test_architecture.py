@@ -22,6 +22,7 @@ FLOORS = [
     "maths",
     "language",
     "networks",
+    "generators",
     "construction",
     "compatibility",
     "objective",
@@ -159,6 +160,9 @@ def test_optional_libraries_stay_in_their_file_and_wait_until_they_are_used(path
         "transformers": "language/hf_model.py",
         "peft": "networks/lora.py",
         "huggingface_hub": "language/hf_layout.py",
+        "openai": "generators/server.py",
+        "httpx2": "generators/server.py",
+        "vllm": "generators/weight_transfer.py",
     }
     for library in {name.split(".")[0] for name in imports(path)} & optional.keys():
         assert path == ROOT / "lightning_nlf" / optional[library]

@@ -4,6 +4,7 @@ from lightning_nlf.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_nlf.callbacks.disk import DiskSpace
 from lightning_nlf.callbacks.exhibits import Exhibits
 from lightning_nlf.callbacks.export import HuggingFaceExport
+from lightning_nlf.callbacks.generation_server import GenerationServer
 from lightning_nlf.callbacks.progress import FitProgress
 from lightning_nlf.callbacks.provenance import Provenance
 from lightning_nlf.callbacks.stopping import StopWhenSolved
@@ -13,6 +14,7 @@ __all__ = [
     "DiskSpace",
     "Exhibits",
     "FitProgress",
+    "GenerationServer",
     "HuggingFaceExport",
     "LastCheckpoint",
     "Provenance",

@@ -16,6 +16,7 @@ from lightning_nlf.cli.run_folder import describe_last_checkpoint
 from lightning_nlf.cli.valid_names import import_hint
 from lightning_nlf.cli.yaml_places import Place
 from lightning_nlf.construction import ConstructionFailed
+from lightning_nlf.generators import GeneratorStopped
 from lightning_nlf.modules import NonFiniteError
 from lightning_nlf.private_names import restores_checkpoint
 
@@ -27,8 +28,8 @@ def user_errors(places: Sequence[Place], run_dir: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: A constructor or one of our checks refused a value, a package is missing, the Trainer
             cannot be built, or a checkpoint belongs to other networks.
-        RunFailure: A loss, reward or gradient is not finite, a teacher does not answer, memory ran out, or the disk
-            cannot be written.
+        RunFailure: A loss, reward or gradient is not finite, a teacher or a generation server does not answer, memory
+            ran out, or the disk cannot be written.
     """
     try:
         with _restoring():
@@ -43,7 +44,7 @@ def user_errors(places: Sequence[Place], run_dir: Path) -> Iterator[None]:
         if place := _unwanted(error, places):
             raise ConfigurationError(f"{place}: {failed.class_name} has no such argument") from error
         raise error from error.__cause__
-    except (NonFiniteError, TeacherStopped) as error:
+    except (NonFiniteError, TeacherStopped, GeneratorStopped) as error:
         raise RunFailure(f"{error}. {describe_last_checkpoint(run_dir)}") from error
     except MisconfigurationException as error:
         raise ConfigurationError(str(error)) from error

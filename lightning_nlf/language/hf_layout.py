@@ -149,19 +149,25 @@ def _fill(parameter: Tensor, value: Tensor, place: str) -> None:
 
 
 @torch.no_grad()
-def save(folder: Path, decoder: Decoder, head: nn.Linear | None, dtype: torch.dtype = torch.float32) -> None:
-    """Write config.json and model.safetensors in `dtype`, for `AutoModelForCausalLM.from_pretrained`."""
+def named_weights(decoder: Decoder, head: nn.Linear | None) -> Iterator[tuple[str, Tensor]]:
+    """The weights with their Hugging Face names, as views. LoRA additions are left out."""
     shape = decoder.shape
-    tensors = {}
     for name, theirs, transposed in names(shape, base_parameters(decoder)):
-        value = decoder.get_parameter(name).to(dtype).cpu()
+        value = decoder.get_parameter(name).detach()
         parts = [value]
         if len(theirs) > 1:
             parts = list(value.split(heights(shape, name.split(".")[-2], len(value))))
         for key, part in zip(theirs, parts, strict=True):
-            tensors[body(shape) + key] = (part.T if transposed else part).contiguous().clone()
+            yield body(shape) + key, part.T if transposed else part
     if head is not None:
-        tensors["lm_head.weight"] = head.weight.to(dtype).cpu().contiguous().clone()
+        yield "lm_head.weight", head.weight.detach()
+
+
+@torch.no_grad()
+def save(folder: Path, decoder: Decoder, head: nn.Linear | None, dtype: torch.dtype = torch.float32) -> None:
+    """Write config.json and model.safetensors in `dtype`, for `AutoModelForCausalLM.from_pretrained`."""
+    shape = decoder.shape
+    tensors = {name: x.to(dtype).cpu().contiguous().clone() for name, x in named_weights(decoder, head)}
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(shape) | {"dtype": str(dtype).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_nlf.batch import Batch
+from lightning_nlf.generators import Generator
 from lightning_nlf.language import generation
+from lightning_nlf.maths.importance import mismatch_kl
 from lightning_nlf.maths.parts import untrimmed
 from lightning_nlf.maths.steps import episode_sums, followed, row_sums
 from lightning_nlf.modules.objective_module import ObjectiveModule
@@ -26,6 +29,7 @@ class PolicyModule(ObjectiveModule):
     def __init__(self, policy: Policy, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.policy = policy
+        self.generator: Generator | None = None  # samples the replies instead of `policy`; set by `GenerationServer`
         self.return_metrics = nn.ModuleList([MeanMetric(), MeanMetric()])  # returns of the two evaluation loaders
 
     # ---- evaluation
@@ -127,4 +131,31 @@ class PolicyModule(ObjectiveModule):
     def reply(self, ids: Tensor, lengths: Tensor, state: Any = None, **how: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
         """`Actor.reply`."""
         with self.acting():
-            return generation.reply(self.policy, ids.to(self.device), lengths.to(self.device), state, **how)
+            ids, lengths = ids.to(self.device), lengths.to(self.device)
+            if self.generator is None:
+                return generation.reply(self.policy, ids, lengths, state, **how)
+            self.generator.follow(self.policy)
+            return self.generator.reply(ids, lengths, state, **how)
+
+    # ---- replies of a generation server
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> Batch:
+        """`Actor.prepare`. If a generation server sampled the replies, first compare its log-probabilities."""
+        if self.generator is not None and batch.log_probs is not None:
+            batch = self.compared(batch.to(self.device), batch.log_probs.to(self.device))
+        return super().prepare(batch)
+
+    def compared(self, batch: Batch, server: Tensor) -> Batch:
+        """Replace the log-probabilities of a server (B, T) by the policy's at `mask`, and log how far they are apart.
+
+        The batch gets `server_log_ratio` (B, T) in `extra`: log π_trainer − log π_server at `mask`, 0 elsewhere.
+        """
+        parts = self.reading_parts(batch.mask)
+        read = torch.cat([self.token_log_probs(untrimmed(batch, rows)) for rows in parts])
+        log_probs = read[torch.cat(parts).argsort()]
+        log_ratio = torch.where(batch.mask, log_probs - server, 0)
+        total, count = self.sum_over_ranks(torch.stack([mismatch_kl(log_ratio).sum(), batch.mask.sum()]))
+        self.note("mismatch_kl", total / count.clamp(min=1))
+        log_probs = torch.where(batch.mask, log_probs, server)
+        return replace(batch, log_probs=log_probs).with_extra(server_log_ratio=log_ratio)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -283,6 +283,10 @@ class HuggingFacePolicy(HuggingFace, Policy):
             model = model.merge_and_unload()
         (model if dtype == torch.float32 else model.to(dtype)).save_pretrained(folder)
         write_generation(Path(folder), self.generation)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights of a model without a LoRA adapter, by their names in the Hugging Face layout."""
+        return self.model.named_parameters()
 
     def export_adapter(self, folder: str | Path) -> None:
         """Write the LoRA adapter for PEFT and vLLM. The network needs a `base`."""

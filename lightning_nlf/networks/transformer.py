@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -236,6 +236,10 @@ class TransformerPolicy(Transformer, DecoderReader, Policy):
         with self.merged():
             hf_layout.save(Path(folder), self.decoder, self.lm_head, dtype or self.start_dtype)
         write_generation(Path(folder), self.generation)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights without a LoRA adapter, by their names in the Hugging Face layout."""
+        return hf_layout.named_weights(self.decoder, self.lm_head)
 
     def export_adapter(self, folder: str | Path) -> None:
         """Write the LoRA adapter for PEFT and vLLM. The network needs a `base`."""

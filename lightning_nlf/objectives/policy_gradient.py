@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_nlf.batch import Batch, required
 from lightning_nlf.compatibility import replaceable
+from lightning_nlf.maths.importance import truncated_ratio
 from lightning_nlf.maths.means import check_shapes, mask_named
 from lightning_nlf.maths.returns import episode_gae
 from lightning_nlf.maths.steps import row_sums, takeover_cuts
@@ -231,6 +232,10 @@ class PolicyGradientObjective(Objective):
             loss = clipped_policy_loss(ratio, advantages, self.clip)
             for name, x in ratio_figures(ratio.detach(), self.clip).items():
                 yield Term(name, x, over, logged_only=True)
+        if (log_ratio := batch.extra.get("server_log_ratio")) is not None:
+            weight = truncated_ratio(of_decision(log_ratio), self.ratio_cap)
+            loss = loss * weight
+            yield Term("mismatch_capped", (weight == self.ratio_cap).to(loss.dtype), over, logged_only=True)
         yield Term("policy", loss, over, self.policy_per)
         if self.entropy_weight:
             yield Term("entropy", of_decision(now.entropy), over, weight=-self.entropy_weight)
