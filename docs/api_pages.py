@@ -137,7 +137,9 @@ def whole_signature(cls: type) -> str:
 def sign(
     app: Sphinx, kind: str, name: str, value: Any, options: Any, signature: str | None, returns: str | None
 ) -> Any:
-    """Every argument of a class; defaults that are functions or classes by their name."""
+    """Every argument of a class, none of a protocol; defaults that are functions or classes by their name."""
+    if getattr(value, "_is_protocol", False):
+        return "", returns
     if isinstance(value, type) and "**kwargs" in (signature or ""):
         signature = whole_signature(value)
     return re.sub(r"<(?:function|class) '?([\w.]+)[^>]*>", r"\1", signature or "") or None, returns

@@ -1,4 +1,4 @@
-"""Pages that show the files of the project, line by line, and links to their lines.
+"""Pages that show the files of the project, line by line, links to their lines, and line breaks in commands.
 
 {line}`PATH "TEXT"` is a link to the one line of PATH that holds TEXT. Links to files of the project, and the [source]
 links of the API reference, lead to the same pages. Only files that something links to get a page.
@@ -115,9 +115,25 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
         yield f"source/{path}", {"title": path, "body": body}, "page.html"
 
 
+BASH = re.compile(r'(<div class="highlight-bash[^>]*>.*?<pre>)(.*?)(?=</pre>)', re.S)
+FLAG = re.compile(r'<span class="pre">(?=-[^<]{1,36}<)')
+HYPHENATED = re.compile(r"(?<=[\s>])[^\s<>]*-[^\s<>]*(?=[\s<])")
+
+
+def whole_words(app: Sphinx, page: str, template: str, context: dict[str, Any], document: nodes.Node | None) -> None:
+    """Commands do not break after a hyphen: words with one, and flags in a sentence, get a class for site.css."""
+
+    def words(block: re.Match) -> str:
+        return block[1] + HYPHENATED.sub(r'<span class="word">\g<0></span>', block[2])
+
+    if "body" in context:
+        context["body"] = FLAG.sub('<span class="pre flag">', BASH.sub(words, context["body"]))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_lexer("jsonl", JsonLexer)
     app.add_role("line", line_role(app))
     app.add_transform(FileLinks)
     app.connect("html-collect-pages", source_pages)
+    app.connect("html-page-context", whole_words)
     return {"parallel_read_safe": False}
