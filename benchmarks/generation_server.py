@@ -15,7 +15,7 @@ import torch
 
 from lightning_nlf.generators import LoRASwap, Server, VLLMReplier
 from lightning_nlf.language import generation
-from lightning_nlf.maths.importance import mismatch_kl
+from lightning_nlf.maths.kl import k3
 from lightning_nlf.networks import LoRA, TransformerPolicy
 
 
@@ -89,7 +89,7 @@ def main() -> None:
         local = generation.reply(policy, ids, lengths, copies=words.copies, seeds=seeds, **how)
         local_seconds = time.perf_counter() - begin
         ratios = log_ratios(policy, ids, lengths, sampled[:3], words.copies)
-        kl, largest = float(mismatch_kl(ratios).mean()), float(ratios.abs().max())
+        kl, largest = float(k3(-ratios).mean()), float(ratios.abs().max())
         print(f"adapter {seed}: {len(ratios)} sampled tokens, mismatch KL {kl:.2e}, largest |log ratio| {largest:.2e}")
         print(
             f"adapter {seed}: tokens/s: server {int(sampled[2].sum()) / seconds:.0f}, "

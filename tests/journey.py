@@ -9,9 +9,11 @@ import shlex
 import shutil
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from zlib import crc32
 
+import pytest
 import yaml
 
 from data_modules.feedback.__main__ import main as feedback
@@ -148,3 +150,14 @@ def check_lines(text: str) -> None:
             parse(record)
         else:
             read_line(record, "page")
+
+
+def in_folder(kind: type[Journey], folder: Path) -> Iterator[Journey]:
+    """A journey in a folder, with a server that answers; both end when the iterator does."""
+    server = Server()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("LIGHTNING_NLF_RUN_DIR", "")
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield kind(folder, server.url)
+    server.close()

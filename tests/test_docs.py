@@ -13,7 +13,7 @@ from benchmarks.own_prompts_arms import ARMS
 from data_modules.feedback import read
 from lightning_nlf.cli.command_line import main
 from tests.documents import ROOT, Block, check_names, commands, fast, page_blocks, run_page, with_includes
-from tests.journey import Journey, Server
+from tests.journey import Journey, in_folder
 
 PAGES = sorted((ROOT / "docs").glob("**/*.md"))
 JOURNEYS = [ROOT / "docs" / f"from_{teacher}.md" for teacher in ("people", "a_file", "a_judge", "critiques")]
@@ -133,14 +133,7 @@ def test_the_first_figure_in_a_header_is_that_of_the_yaml_as_it_stands(name):
 @pytest.fixture(scope="module")
 def journey(tmp_path_factory):
     """A folder of a team: pages are done in it one after the other, and leave what they leave."""
-    folder = tmp_path_factory.mktemp("team")
-    server = Server()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("LIGHTNING_NLF_RUN_DIR", "")
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield Journey(folder, server.url)
-    server.close()
+    yield from in_folder(Journey, tmp_path_factory.mktemp("team"))
 
 
 LEFT = {

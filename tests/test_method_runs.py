@@ -9,7 +9,7 @@ import yaml
 from data_modules.feedback import read
 from data_modules.feedback.__main__ import _parser as feedback_parser
 from tests.documents import ROOT, commands, page_blocks
-from tests.journey import Journey, Server
+from tests.journey import Journey, in_folder
 from tests.test_method_pages import DOCS, PAGES, name_of
 
 QUIET = "--trainer.logger false --trainer.enable_progress_bar false"
@@ -42,14 +42,7 @@ class Project(Journey):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    server = Server()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("LIGHTNING_NLF_RUN_DIR", "")
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield Project(folder, server.url)
-    server.close()
+    yield from in_folder(Project, tmp_path_factory.mktemp("project"))
 
 
 LEFT = {

@@ -13,6 +13,7 @@ from typing import Any
 from data_modules.feedback.compare import add_command as add_compare
 from data_modules.feedback.formats.convert import add_command as add_convert
 from data_modules.feedback.formats.convert import advice
+from data_modules.feedback.options import add_scale
 from data_modules.feedback.people.commands import add_commands as add_people
 from data_modules.feedback.providers.commands import add_commands as add_providers
 from data_modules.feedback.summary import item_text, summary
@@ -121,14 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     file_options = argparse.ArgumentParser(add_help=False)
     file_options.add_argument("file", type=Path, metavar="FILE", help="JSON lines")
-    file_options.add_argument(
-        "--scale",
-        type=float,
-        nargs=2,
-        default=(0.0, 1.0),
-        metavar=("LOW", "HIGH"),
-        help="range of the scores (default: 0 1)",
-    )
+    add_scale(file_options)
     file_options.add_argument(
         "--on-bad",
         "--on_bad",

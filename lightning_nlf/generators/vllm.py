@@ -45,7 +45,7 @@ class VLLMReplier:
             self._served = None  # until the server has the new weights
             self._served = self.sync.push(policy)
             self._mark = mark
-        self.temperature, self.vocabulary = float(getattr(policy, "temperature", 1.0)), policy.vocabulary or 0
+        self.temperature, self.vocabulary = policy.temperature, policy.vocabulary or 0
 
     def close(self) -> None:
         """Remove the weights from the server. A later `follow` sends them again."""

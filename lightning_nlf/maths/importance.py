@@ -1,20 +1,9 @@
-"""Importance weights of replies that another process sampled: mismatch of two samplers, and truncated ratios."""
+"""Importance weights of replies that another process sampled."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def mismatch_kl(log_ratio: Tensor) -> Tensor:
-    """Estimate of KL(server ‖ trainer) at each token, ρ − 1 − log ρ with ρ = π_trainer / π_server; at least 0.
-
-    Its mean over tokens that the server sampled is unbiased, like that of −log ρ, and has a smaller variance.
-    Source: k3 of http://joschu.net/blog/kl-approx.html.
-
-    Args: log_ratio: log ρ, any shape.  Returns the same shape.
-    """
-    return log_ratio.expm1() - log_ratio
 
 
 def truncated_ratio(log_ratio: Tensor, cap: float) -> Tensor:

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from lightning_nlf.batch import Batch
 from lightning_nlf.generators import Generator
 from lightning_nlf.language import generation
-from lightning_nlf.maths.importance import mismatch_kl
+from lightning_nlf.maths.kl import k3
 from lightning_nlf.maths.parts import untrimmed
 from lightning_nlf.maths.steps import episode_sums, followed, row_sums
 from lightning_nlf.modules.objective_module import ObjectiveModule
@@ -155,7 +155,7 @@ class PolicyModule(ObjectiveModule):
         read = torch.cat([self.token_log_probs(untrimmed(batch, rows)) for rows in parts])
         log_probs = read[torch.cat(parts).argsort()]
         log_ratio = torch.where(batch.mask, log_probs - server, 0)
-        total, count = self.sum_over_ranks(torch.stack([mismatch_kl(log_ratio).sum(), batch.mask.sum()]))
+        total, count = self.sum_over_ranks(torch.stack([k3(-log_ratio).sum(), batch.mask.sum()]))
         self.note("mismatch_kl", total / count.clamp(min=1))
         log_probs = torch.where(batch.mask, log_probs, server)
         return replace(batch, log_probs=log_probs).with_extra(server_log_ratio=log_ratio)

@@ -184,6 +184,7 @@ class Policy(Network, Reader):
 
     role = "policy"
     shared = False  # whether the head of a value or Q network uses the policy's features
+    temperature = 1.0  # of a language policy: its scores are divided by it, in sampling and in learning
     origin: Path | None = None  # a model folder that contains all weights of the policy, if any
 
     def forward(self, obs: Tensor, where: Tensor | None = None) -> Distribution:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nlf.batch import Batch, required
+from lightning_nlf.maths.kl import k1, k2, k3
 from lightning_nlf.modules import PolicyModule
 from lightning_nlf.numbers import NonNegative, Positive
 from lightning_nlf.objective import Evaluation, Objective, Term
@@ -17,28 +18,6 @@ from lightning_nlf.objectives.actor_critic import ValueObjective
 from lightning_nlf.objectives.baselines import Sum, moments, one_process
 from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 from lightning_nlf.objectives.reference import ReferenceObjective
-
-
-def k1(log_ratio: Tensor) -> Tensor:
-    """k1 estimator of KL(π ‖ π_ref) from a sample of π: d = log π − log π_ref.
-
-    Unbiased, but often negative.  Any shape.
-    """
-    return log_ratio
-
-
-def k2(log_ratio: Tensor) -> Tensor:
-    """k2 estimator d²/2: biased, but with low variance.
-
-    Its gradient is an unbiased estimate of the gradient of the KL.
-    """
-    return log_ratio**2 / 2
-
-
-def k3(log_ratio: Tensor) -> Tensor:
-    """k3 estimator e^−d − 1 + d: unbiased and never negative (Schulman 2020, "Approximating KL Divergence")."""
-    return torch.expm1(-log_ratio) + log_ratio
-
 
 KL_HORIZON = 10_000  # number of responses in which β grows by at most a fifth: Ziegler et al. 2019, §2.2
 ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}

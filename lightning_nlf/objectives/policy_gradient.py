@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_nlf.batch import Batch, required
 from lightning_nlf.compatibility import replaceable
 from lightning_nlf.maths.importance import truncated_ratio
+from lightning_nlf.maths.kl import k3
 from lightning_nlf.maths.means import check_shapes, mask_named
 from lightning_nlf.maths.returns import episode_gae
 from lightning_nlf.maths.steps import row_sums, takeover_cuts
@@ -61,7 +62,7 @@ def ratio_figures(ratio: Tensor, clip: float) -> dict[str, Tensor]:
     """
     return {
         "clip_fraction": ((ratio - 1).abs() > clip).to(ratio.dtype),
-        "approx_kl": ratio - 1 - ratio.log(),
+        "approx_kl": k3(-ratio.log()),
         "ratio_mean": ratio,
         "ratio_variance": (ratio - 1) ** 2,
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.feedback.compare import wins
+from data_modules.feedback.options import add_scale
 from data_modules.feedback.people import store
 from data_modules.feedback.people.ask import ask
 from data_modules.feedback.people.pull import pull
@@ -33,14 +34,7 @@ def add_commands(commands: Any) -> None:
 
     command = commands.add_parser("ask", parents=[place], help="submit a file to people for review, in MLflow")
     command.add_argument("file", type=Path, metavar="FILE", help="JSON lines, such as the replies that `predict` wrote")
-    command.add_argument(
-        "--scale",
-        type=float,
-        nargs=2,
-        default=(0.0, 1.0),
-        metavar=("LOW", "HIGH"),
-        help="range of the scores (default: 0 1)",
-    )
+    add_scale(command)
     command.add_argument(
         "--reviewers",
         nargs="+",

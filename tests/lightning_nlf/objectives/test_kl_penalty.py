@@ -9,9 +9,10 @@ from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
 from lightning_nlf.batch import Batch
+from lightning_nlf.maths.kl import k1, k2, k3
 from lightning_nlf.networks import DecoderShape, GRUPolicy, GRUValue, TransformerPolicy, Value
 from lightning_nlf.objectives import ReinforcePolicy, RLHFAgent, RLHFPolicy, kl_penalty, reference
-from lightning_nlf.objectives.kl_penalty import ESTIMATORS, KL_HORIZON, adapted_beta, k1, k2, k3, whitened_rewards
+from lightning_nlf.objectives.kl_penalty import ESTIMATORS, KL_HORIZON, adapted_beta, whitened_rewards
 
 VOCABULARY, PROMPT = 7, 2
 MAKERS = {
