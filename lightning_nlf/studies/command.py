@@ -63,17 +63,17 @@ def main(words: Sequence[str]) -> None:
         sys.path.insert(0, os.getcwd())
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        given = options(words)
-        study = reader.read(given.file)
-        unknown = [name for name in given.only or () if name not in study.arms]
+        flags = options(words)
+        study = reader.read(flags.file)
+        unknown = [name for name in flags.only or () if name not in study.arms]
         if unknown:
             hint = nearest(unknown[0], study.arms) or f"The arms are {', '.join(study.arms)}."
-            raise ConfigurationError(f"--only: {given.file} has no arm {unknown[0]!r}. {hint}")
-        if given.again and not given.only:
+            raise ConfigurationError(f"--only: {flags.file} has no arm {unknown[0]!r}. {hint}")
+        if flags.again and not flags.only:
             raise ConfigurationError("--again: name the arms with --only")
-        if given.jobs is not None and given.jobs < 1:
-            raise ConfigurationError(f"--jobs: got {given.jobs}, must be at least 1")
-        failures = Session(study, given).work()
+        if flags.jobs is not None and flags.jobs < 1:
+            raise ConfigurationError(f"--jobs: got {flags.jobs}, must be at least 1")
+        failures = Session(study, flags).work()
     except (ConfigurationError, RunFailure) as error:
         if traceback_wanted():
             raise
@@ -93,30 +93,31 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 class Session:
     """One process that works on a study, alone or beside others."""
 
-    def __init__(self, study: Study, given: argparse.Namespace) -> None:
-        self.study, self.given = study, given
-        self.arms = list(given.only or study.arms)
-        self.jobs = given.jobs or os.cpu_count() or 1
-        self.tuning = Tuning(study, widen=given.widen)
-        self.committed = {r.run.name: r for r in report.committed(study) if r.run.arm not in (given.only or ())}
+    def __init__(self, study: Study, flags: argparse.Namespace) -> None:
+        self.study, self.flags = study, flags
+        self.arms = list(flags.only or study.arms)
+        self.jobs = flags.jobs or os.cpu_count() or 1
+        self.tuning = Tuning(study, widen=flags.widen)
+        self.committed = {r.run.name: r for r in report.committed(study) if r.run.arm not in (flags.only or ())}
         self.results: dict[str, Result] = dict(self.committed)
         self.running: dict[str, tuple[Run, Handle]] = {}
         self.later: dict[str, float] = {}  # when to look again at a run that another process has
         self.deaths: dict[str, int] = {}
+        self.tuned: set[str] = set()  # arms whose tuning results have all been read
 
     def work(self) -> int:
         """Do what the flags ask for. Returns the number of failed runs."""
-        if self.given.report:
+        if self.flags.report:
             self.collect()
             self._report()
             return 0
         reader.check(self.study)
-        if self.given.again:
+        if self.flags.again:
             for name in self.arms:
                 self._set_aside(name)
         self.collect()
         print(self.cost_text(), file=sys.stderr, flush=True)
-        if not self.given.cost:
+        if not self.flags.cost:
             self._run_all()
             self._report()
         failed = [r for r in self.results.values() if r.failure and r.run.stage == "report"]
@@ -127,25 +128,20 @@ class Session:
     # ---- what there is to do
 
     def collect(self) -> None:
-        """Read the results that have been written since the last look, whoever wrote them."""
-        for run in self._wanted():
-            result = self.results.get(run.name) or runs.load(run.folder(self.study))
-            if result is not None and run.name not in self.results:
-                self.results[run.name] = result
-                if run.stage == "tune":
-                    self.tuning.finish(result)
-
-    def _wanted(self) -> Iterator[Run]:
-        """All runs that can be made now: of arms that are being tuned, and on the report seeds of the others."""
+        """Read the results that have been written since the last look, whichever process wrote them."""
         for name in self.arms:
-            cell = self.tuning.chosen(name)
-            if cell is None:
-                yield from self.tuning.next_runs(name, self.jobs)
-            else:
-                yield from (Run(name, "report", cell, seed) for seed in self.study.report)
+            for run in self.tuning.report_runs(name):
+                if run.name not in self.results and (result := runs.load(run.folder(self.study))) is not None:
+                    self.results[run.name] = result
+            if self.tuning.chosen(name) is None or name not in self.tuned:
+                self.results |= {result.run.name: result for result in self.tuning.results(name)}
+                self.tuned |= {name} if self.tuning.chosen(name) is not None else set()
 
-    def _missing(self) -> list[Run]:
-        return [run for run in self._wanted() if run.name not in self.results]
+    def missing(self) -> list[Run]:
+        """Runs that can be made now: cells of arms that are being tuned, and report seeds of the others."""
+        tuning = [run for name in self.arms for run in self.tuning.next_runs(name, self.jobs)]
+        report = [run for name in self.arms for run in self.tuning.report_runs(name)]
+        return [*tuning, *(run for run in report if run.name not in self.results)]
 
     def _set_aside(self, arm: str) -> None:
         """Move the report runs of an arm to `old/`, so that they are made again."""
@@ -168,10 +164,10 @@ class Session:
         lines, whole = [], 0.0
         for (name, stage, _), count in left.items():
             if count > 0:
-                each = self._seconds(name, stage)
-                whole += each * count
+                longest = self._seconds(name, stage)
+                whole += longest * count
                 kind = "tuning" if stage == "tune" else "report"
-                lines.append(f"  {name}: {count} {kind} runs of up to {duration(each)}")
+                lines.append(f"  {name}: {count} {kind} runs of up to {duration(longest)}")
         self.total = sum(max(0, count) for count in left.values()) + len(finished)
         many = sum(max(0, count) for count in left.values())
         time_text = f", at most {duration(whole / self.jobs)} with {self.jobs} at a time" if many else ""
@@ -184,11 +180,11 @@ class Session:
     # ---- running
 
     def _run_all(self) -> None:
-        missing = self._missing()
+        missing = self.missing()
         if not missing:
             return
         self.parent = Parent(self.study)
-        self.executor = executor(self.given.executor, self.jobs, {})
+        self.executor = executor(self.flags.executor, self.jobs, {})
         display = Display(self.total, len(self.results), self.jobs)
         status = "KILLED"
         try:
@@ -197,7 +193,7 @@ class Session:
                 time.sleep(POLL)
                 if self._poll():
                     self.collect()
-                missing = self._missing()
+                missing = self.missing()
                 self._show(display)
             status = "FINISHED"
         finally:
@@ -234,7 +230,7 @@ class Session:
 
     def _show(self, display: Display) -> None:
         results = list(self.results.values())
-        left = sum(self._seconds(run.arm, run.stage) for run in self._missing()) / self.jobs
+        left = sum(self._seconds(run.arm, run.stage) for run in self.missing()) / self.jobs
         failures = sum(bool(result.failure) for result in results)
         best = {name: score for name in self.arms if (score := self.tuning.best(name)) is not None}
         display.show(len(results), len(self.running), failures, best, left)

@@ -58,8 +58,8 @@ def most_cells(study: Study, arm: str) -> int:
 def paces(study: Study, arms: list[str], jobs: int) -> dict[str, Pace]:
     """Pace of each arm. Timed runs are made once and kept in `cost.json` of the study's folder."""
     file = study.folder / FILE
-    known = json.loads(file.read_text()) if file.is_file() else {}
-    table = {name: Pace(**row) for name, row in known.items()}
+    rows = json.loads(file.read_text()) if file.is_file() else {}
+    table = {name: Pace(**row) for name, row in rows.items()}
     missing = [name for name in arms if name not in table]
     for i in range(0, len(missing), jobs):
         probes = [Probe(study, name) for name in missing[i : i + jobs]]
