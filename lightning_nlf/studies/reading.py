@@ -6,7 +6,7 @@ import math
 
 from lightning_nlf.studies.comparison import Comparison, least_starts, simultaneous
 from lightning_nlf.studies.spec import Study
-from lightning_nlf.studies.statistics import bounds, rounded_down, rounded_up
+from lightning_nlf.studies.statistics import bounds, rounded_down
 from lightning_nlf.studies.summary import ArmFigures, Summary, baseline_of
 
 WORDS = {
@@ -28,7 +28,7 @@ def sentence(study: Study, summary: Summary, arm: str, counter: str) -> str:
     if figures is None:
         return f"{arm} has no runs yet."
     if not baseline_of(study, arm):
-        return f"{arm} is the baseline.{_unsolved(figures, counter)}"
+        return f"{arm} is the baseline.{_failures(figures, counter)}"
     comparison = summary.comparison(arm, counter)
     if comparison is None:
         return f"{arm} cannot be compared with {baseline_of(study, arm)} in {counter_words(counter)}."
@@ -36,13 +36,13 @@ def sentence(study: Study, summary: Summary, arm: str, counter: str) -> str:
     if comparison.starts < least:
         units = "seed" if comparison.starts == comparison.pairs else "start"
         plural = "" if comparison.starts == 1 else "s"
-        others = f" with {summary.planned} comparisons" if summary.planned > 1 else ""
+        reason = f" with {summary.planned} comparisons" if summary.planned > 1 else ""
         return (
             f"{arm}: no claim is made from {comparison.starts} {units}{plural}; "
-            f"at least {least} are needed{others}.{_unsolved(figures, counter)}"
+            f"at least {least} are needed{reason}.{_failures(figures, counter)}"
         )
     text = _steps(comparison, counter) if study.solved else _metric(study, comparison)
-    return f"{text}, over {_seeds(comparison)}.{_unsolved(figures, counter)}"
+    return f"{text}, over {_seeds(comparison)}.{_failures(figures, counter)}"
 
 
 def _seeds(comparison: Comparison) -> str:
@@ -50,10 +50,10 @@ def _seeds(comparison: Comparison) -> str:
     return seeds if comparison.starts == comparison.pairs else f"{seeds} from {comparison.starts} starts"
 
 
-def _unsolved(figures: ArmFigures, counter: str) -> str:
-    if not figures.unsolved:
-        return ""
+def _failures(figures: ArmFigures, counter: str) -> str:
     runs = len(figures.figures)
+    if not figures.unsolved:
+        return f" {figures.failures} of its {runs} runs failed and count as the worst." if figures.failures else ""
     number = "None" if figures.unsolved == runs else f"{runs - figures.unsolved}"
     return f" {number} of its {runs} runs solved the task within {figures.limit:,.0f} {counter_words(counter)}."
 
@@ -74,10 +74,6 @@ def _times(bound: float, direction: str) -> str:
     """`: at least 4.1 times fewer`; nothing if the rounded bound says no more than the direction."""
     least = rounded_down(bound, decimals(bound))
     return "" if math.isinf(bound) or float(least.replace(",", "")) <= 1 else f": at least {least} times {direction}"
-
-
-def _ratio_bounds(low: float, high: float) -> str:
-    return f"[{rounded_down(low, decimals(low))}, {rounded_up(high, decimals(high))}]"
 
 
 def _metric(study: Study, comparison: Comparison) -> str:

@@ -54,4 +54,5 @@ def plain(x: Any) -> Any:
 
 
 def _number(content: dict[str, Any]) -> Any:
-    return float(content[NOT_FINITE]) if content.keys() == {NOT_FINITE} else content
+    marked = content.keys() == {NOT_FINITE} and content[NOT_FINITE] in ("nan", "inf", "-inf")
+    return float(content[NOT_FINITE]) if marked else content

@@ -1,0 +1,171 @@
+"""Picture of a report: learning curves, performance profiles and comparisons, a row per counter and setting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lightning_nlf.studies.comparison import Comparison
+from lightning_nlf.studies.reading import counter_words
+from lightning_nlf.studies.spec import Study
+from lightning_nlf.studies.summary import ArmFigures, Summary, baseline_of, method_of
+from lightning_nlf.studies.tables import settings_of
+from lightning_nlf.terminal import printable
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart; then again with other lines
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")
+Style = Mapping[str, Any]
+
+
+def draw(study: Study, summary: Summary, file: Path) -> None:
+    """Save the picture as PNG."""
+    panels = [
+        (counter, setting) for counter, arms in summary.arms.items() for setting in settings_of(study, list(arms))
+    ]
+    styles = styles_of(study)
+    rows = max(len(panels), 1)
+    most = max((len(arms_of(study, summary.arms[c], s)) for c, s in panels), default=1)
+    figure = Figure(figsize=(16, rows * max(4.2, 0.32 * most + 1.6) + 0.3 + 0.3 * math.ceil(len(styles) / 5)), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 3, squeeze=False)
+    for (counter, setting), (left, middle, right) in zip(panels, axes, strict=False):
+        arms = arms_of(study, summary.arms[counter], setting)
+        curves(study, left, {name: summary.curves[counter][name] for name in arms}, counter, styles)
+        profile(study, middle, arms, counter, styles)
+        compared = [c for name in arms if (c := summary.comparison(name, counter)) and in_setting(study, name, setting)]
+        intervals(study, right, compared, counter, styles)
+        if setting:
+            left.set_title(f"{label(setting)}", loc="left", fontweight="bold")
+    _legend(study, figure, styles)
+    figure.savefig(file, format="png")
+
+
+def _legend(study: Study, figure: Figure, styles: Mapping[str, Style]) -> None:
+    by_method = {method_of(study, name): style for name, style in styles.items()}
+    handles = [figure.axes[0].plot([], [], linewidth=2.5, **style)[0] for style in by_method.values()]
+    lines = math.ceil(len(handles) / 5)
+    share = (0.25 + 0.28 * lines) / figure.get_figheight()
+    names = [label(method) for method in by_method]
+    figure.legend(handles, names, loc="lower center", ncols=5, fontsize=11, frameon=False, handlelength=3)
+    figure.tight_layout(rect=(0, share, 1, 1))
+
+
+def styles_of(study: Study) -> dict[str, Style]:
+    """Colour and line of each arm, the same for a method in all settings."""
+    methods = list(dict.fromkeys(method_of(study, name) for name in study.arms))
+    places = {name: methods.index(method_of(study, name)) for name in study.arms}
+    return {
+        name: {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i // len(COLOURS) % len(LINES)]}
+        for name, i in places.items()
+    }
+
+
+def arms_of(study: Study, arms: Mapping[str, ArmFigures], setting: str) -> dict[str, ArmFigures]:
+    """Arms of a setting, and their baselines, which may stand in another one."""
+    names = [name for name in arms if in_setting(study, name, setting)]
+    bases = [base for name in names if (base := baseline_of(study, name)) in arms and base not in names]
+    return {name: arms[name] for name in dict.fromkeys([*bases, *names])}
+
+
+def in_setting(study: Study, name: str, setting: str) -> bool:
+    return study.arms[name].setting == setting
+
+
+def label(text: str) -> str:
+    """Foreign text that matplotlib shows as it is: no maths, and no leading underscore, which hides a legend."""
+    line = " ".join(printable(text).split()).replace("$", r"\$")
+    return f" {line}" if line.startswith("_") else line
+
+
+def curves(
+    study: Study, axes: Axes, by_arm: Mapping[str, Mapping[str, list[float]]], counter: str, styles: Mapping[str, Style]
+) -> None:
+    """Median and quartile band of the metric against a counter."""
+    low, high = _range([x for curve in by_arm.values() for key in ("low", "median", "high") for x in curve[key]])
+    for name, curve in by_arm.items():
+        middle, bottom, top = (np.clip(curve[key], low, high) for key in ("median", "low", "high"))
+        axes.plot(curve["at"], middle, linewidth=2, **styles[name])
+        axes.fill_between(curve["at"], bottom, top, color=styles[name]["color"], alpha=0.15, linewidth=0)
+    if study.solved:
+        axes.axhline(study.solved.threshold, color="#777777", linewidth=1, linestyle=(0, (2, 3)))
+        axes.set_xscale("log")
+    axes.set_ylim(low, high)
+    _name(axes, counter_words(counter), f"{study.metric}: median, quartiles")
+
+
+def profile(
+    study: Study, axes: Axes, arms: Mapping[str, ArmFigures], counter: str, styles: Mapping[str, Style]
+) -> None:
+    """Share of runs that are solved within so many steps, or that are at least as good as a value."""
+    values = {name: np.sort([x for x in arm.figures.values() if math.isfinite(x)]) for name, arm in arms.items()}
+    low, high = _range([float(x) for finite in values.values() for x in finite])
+    for name, finite in values.items():
+        runs = len(arms[name].figures)
+        if study.solved or not study.higher:
+            reached = np.arange(1, len(finite) + 1) / runs
+            end = max(arms[name].limit, *finite, 0) if study.solved else high
+            x, y = [*finite, end], [*reached, len(finite) / runs]
+            x, y = [min([*finite, low if not study.solved else end]), *x], [0.0, *y]
+            axes.step(x, y, where="post", linewidth=2, **styles[name])
+        else:
+            left = np.arange(len(finite), 0, -1) / runs
+            axes.step([low, *finite, high], [len(finite) / runs, *left, 0.0], where="pre", linewidth=2, **styles[name])
+    if study.solved:
+        axes.set_xscale("log")
+        _name(axes, counter_words(counter), "share of runs that are solved")
+    else:
+        _name(axes, f"{study.metric}: x", f"share of runs with {'at least' if study.higher else 'at most'} x")
+    axes.set_ylim(-0.03, 1.03)
+
+
+def intervals(
+    study: Study, axes: Axes, comparisons: Sequence[Comparison], counter: str, styles: Mapping[str, Style]
+) -> None:
+    """Effect of each arm: the 95 % interval as a thick line, the bounds that hold together as a thin one."""
+    neutral = 1.0 if study.solved else 0.0
+    ends = [
+        x for c in comparisons for x in (*c.effect, *c.together) if math.isfinite(x) and (x > 0 or not study.solved)
+    ]
+    low, high = _range([*ends, neutral], log=study.solved is not None)
+    for i, comparison in enumerate(comparisons):
+        colour = styles[comparison.arm]["color"]
+        for bounds, width in ((comparison.together[1:], 1.5), (comparison.effect[1:], 5)):
+            axes.plot(np.clip(bounds, low, high), [i, i], color=colour, linewidth=width, solid_capstyle="butt")
+        for bound, end, marker in ((comparison.together[1], low, "<"), (comparison.together[2], high, ">")):
+            if not low <= bound <= high:  # it goes on beyond the picture
+                axes.plot(end, i, marker=marker, color=colour, markersize=8, clip_on=False)
+        if math.isfinite(comparison.effect[0]):
+            axes.plot(np.clip(comparison.effect[0], low, high), i, "o", color=colour, markersize=8, mec="white")
+    axes.axvline(neutral, color="#777777", linewidth=1)
+    axes.set_yticks(range(len(comparisons)), [label(method_of(study, c.arm)) for c in comparisons], fontsize=11)
+    axes.set_ylim(len(comparisons) - 0.4, -0.6)
+    if study.solved:
+        axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    bases = sorted({comparison.baseline for comparison in comparisons})
+    versus = bases[0] if len(bases) == 1 else "the baseline"
+    title = f"times fewer {counter_words(counter)} than {versus}" if study.solved else f"difference to {versus}"
+    _name(axes, title, "")
+
+
+def _range(values: Sequence[float], log: bool = False) -> tuple[float, float]:
+    """Range of the finite values with a margin."""
+    finite = [math.log(x) if log else x for x in values if math.isfinite(x)] or [0.0]
+    margin = 0.06 * (max(finite) - min(finite)) or 0.5
+    low, high = min(finite) - margin, max(finite) + margin
+    return (math.exp(low), math.exp(high)) if log else (low, high)
+
+
+def _name(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(label(x), fontsize=12)
+    axes.set_ylabel(label(y), fontsize=12)
+    axes.tick_params(labelsize=11)
+    axes.grid(alpha=0.3)
