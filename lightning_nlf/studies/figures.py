@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from lightning_nlf.studies.comparison import Comparison
 from lightning_nlf.studies.reading import counter_words
@@ -22,6 +24,8 @@ from lightning_nlf.terminal import printable
 # Okabe and Ito's colours, which people with any colour vision can tell apart; then again with other lines
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
+ELSEWHERE = {"color": "#777777", "linestyle": (0, (1, 1))}  # a baseline that stands in another setting
+LONGEST = 28  # characters of a name
 Style = Mapping[str, Any]
 
 
@@ -38,23 +42,31 @@ def draw(study: Study, summary: Summary, file: Path) -> None:
     axes = figure.subplots(rows, 3, squeeze=False)
     for (counter, setting), (left, middle, right) in zip(panels, axes, strict=False):
         arms = arms_of(study, summary.arms[counter], setting)
-        curves(study, left, {name: summary.curves[counter][name] for name in arms}, counter, styles)
-        profile(study, middle, arms, counter, styles)
+        local = {name: styles[name] if in_setting(study, name, setting) else ELSEWHERE for name in arms}
+        curves(study, left, {name: summary.curves[counter][name] for name in arms}, counter, local)
+        profile(study, middle, arms, counter, local)
         compared = [c for name in arms if (c := summary.comparison(name, counter)) and in_setting(study, name, setting)]
         intervals(study, right, compared, counter, styles)
         if setting:
-            left.set_title(f"{label(setting)}", loc="left", fontweight="bold")
-    _legend(study, figure, styles)
+            left.set_title(label(setting), loc="left", fontweight="bold")
+    _legend(figure, legend_of(study, styles))
     figure.savefig(file, format="png")
 
 
-def _legend(study: Study, figure: Figure, styles: Mapping[str, Style]) -> None:
-    by_method = {method_of(study, name): style for name, style in styles.items()}
-    handles = [figure.axes[0].plot([], [], linewidth=2.5, **style)[0] for style in by_method.values()]
-    lines = math.ceil(len(handles) / 5)
-    share = (0.25 + 0.28 * lines) / figure.get_figheight()
-    names = [label(method) for method in by_method]
-    figure.legend(handles, names, loc="lower center", ncols=5, fontsize=11, frameon=False, handlelength=3)
+def legend_of(study: Study, styles: Mapping[str, Style]) -> dict[str, Style]:
+    """Style of each method, and of baselines from another setting."""
+    legend = {label(method_of(study, name)): style for name, style in styles.items()}
+    for name, arm in study.arms.items():
+        base = baseline_of(study, name)
+        if base and study.arms[base].setting != arm.setting:
+            legend[label(base)] = ELSEWHERE
+    return legend
+
+
+def _legend(figure: Figure, styles: Mapping[str, Style]) -> None:
+    handles = [Line2D([], [], linewidth=2.5, **style) for style in styles.values()]
+    share = (0.25 + 0.28 * math.ceil(len(handles) / 5)) / figure.get_figheight()
+    figure.legend(handles, list(styles), loc="lower center", ncols=5, fontsize=11, frameon=False, handlelength=3)
     figure.tight_layout(rect=(0, share, 1, 1))
 
 
@@ -81,7 +93,8 @@ def in_setting(study: Study, name: str, setting: str) -> bool:
 
 def label(text: str) -> str:
     """Foreign text that matplotlib shows as it is: no maths, and no leading underscore, which hides a legend."""
-    line = " ".join(printable(text).split()).replace("$", r"\$")
+    line = " ".join(printable(text).split())
+    line = (line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…").replace("$", r"\$")
     return f" {line}" if line.startswith("_") else line
 
 
@@ -97,8 +110,11 @@ def curves(
     if study.solved:
         axes.axhline(study.solved.threshold, color="#777777", linewidth=1, linestyle=(0, (2, 3)))
         axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_ylim(low, high)
-    _name(axes, counter_words(counter), f"{study.metric}: median, quartiles")
+    _name(axes, counter_words(counter), f"{label(study.metric)}: median, quartiles")
 
 
 def profile(
@@ -122,7 +138,7 @@ def profile(
         axes.set_xscale("log")
         _name(axes, counter_words(counter), "share of runs that are solved")
     else:
-        _name(axes, f"{study.metric}: x", f"share of runs with {'at least' if study.higher else 'at most'} x")
+        _name(axes, f"{label(study.metric)}: x", f"share of runs with {'at least' if study.higher else 'at most'} x")
     axes.set_ylim(-0.03, 1.03)
 
 
@@ -151,7 +167,7 @@ def intervals(
         axes.set_xscale("log")
     axes.set_xlim(low, high)
     bases = sorted({comparison.baseline for comparison in comparisons})
-    versus = bases[0] if len(bases) == 1 else "the baseline"
+    versus = label(bases[0]) if len(bases) == 1 else "the baseline"
     title = f"times fewer {counter_words(counter)} than {versus}" if study.solved else f"difference to {versus}"
     _name(axes, title, "")
 
@@ -165,7 +181,7 @@ def _range(values: Sequence[float], log: bool = False) -> tuple[float, float]:
 
 
 def _name(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(label(x), fontsize=12)
-    axes.set_ylabel(label(y), fontsize=12)
+    axes.set_xlabel(x, fontsize=12)
+    axes.set_ylabel(y, fontsize=12)
     axes.tick_params(labelsize=11)
     axes.grid(alpha=0.3)

@@ -62,8 +62,7 @@ def _counter(study: Study, summary: Summary, counter: str, cells: Mapping[str, A
     """Sentences and tables at one counter."""
     limits = {name: x.limit for name, x in summary.arms[counter].items()}
     title = counter_words(counter)
-    if not study.solved and limits:
-        spent = sorted(set(limits.values()))
+    if spent := sorted({limit for limit in limits.values() if limit and not study.solved}):
         title = f"after {' or '.join(f'{limit:,.0f}' for limit in spent)} {title}"
     parts = [f"## {escaped(title[0].upper() + title[1:])}"]
     parts.append(_list(escaped(sentence(study, summary, arm, counter)) for arm in study.arms))

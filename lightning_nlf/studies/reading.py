@@ -6,7 +6,7 @@ import math
 
 from lightning_nlf.studies.comparison import Comparison, least_starts, simultaneous
 from lightning_nlf.studies.spec import Study
-from lightning_nlf.studies.statistics import bounds, rounded_down
+from lightning_nlf.studies.statistics import bounds, rounded_down, rounded_up
 from lightning_nlf.studies.summary import ArmFigures, Summary, baseline_of
 
 WORDS = {
@@ -65,9 +65,8 @@ def _steps(comparison: Comparison, counter: str) -> str:
         return f"{arm} needs fewer {words} than {base}{_times(low, 'fewer')}"
     if high < 1:
         return f"{arm} needs more {words} than {base}{_times(math.inf if high == 0 else 1 / high, 'more')}"
-    return (
-        f"{arm} is not shown to differ from {base} in {words}: the ratio may be anywhere in {_ratio_bounds(low, high)}"
-    )
+    anywhere = f"[{rounded_down(low, decimals(low))}, {rounded_up(high, decimals(high))}]"
+    return f"{arm} is not shown to differ from {base} in {words}: the ratio may be anywhere in {anywhere}"
 
 
 def _times(bound: float, direction: str) -> str:

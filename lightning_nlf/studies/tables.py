@@ -23,14 +23,14 @@ def arms_table(study: Study, summary: Summary, counter: str, setting: str, cells
     spent = [name for name in SPENT if any(x.spent.get(name) for x in arms.values())]
     bases = {baseline_of(study, name) for name in arms} - {""}
     versus = escaped(bases.pop()) if len(bases) == 1 else "its baseline"
-    value = counter_words(counter) if study.solved else study.metric
+    value = escaped(counter_words(counter) if study.solved else study.metric)
     titles = [
         "arm",
         "cell",
         "runs",
         "solved" if study.solved else "",
         "failed",
-        f"{escaped(value)}, median [quartiles]",
+        f"{value}, median [quartiles]",
     ]
     titles += [f"{'× fewer than' if study.solved else 'difference to'} {versus} (95 %)", "**all together**"]
     titles += [f"P(better than {versus}) (95 %)", "pairs", *(counter_words(name) for name in spent)]
@@ -51,7 +51,7 @@ def arms_table(study: Study, summary: Summary, counter: str, setting: str, cells
 
 def _counts(study: Study, x: ArmFigures) -> list[str]:
     runs = len(x.figures)
-    return [str(runs), f"{runs - x.unsolved}" if study.solved else "", str(x.failures)]
+    return [str(runs), f"{runs - x.unsolved}" if not math.isnan(x.median) and study.solved else "", str(x.failures)]
 
 
 def _digits(arms: Any) -> int:
