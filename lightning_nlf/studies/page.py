@@ -78,15 +78,19 @@ def _counter(study: Study, summary: Summary, counter: str, cells: Mapping[str, A
 def _method(study: Study, summary: Summary) -> str:
     """How to read the tables."""
     starts = len(set(map(study.starts.__getitem__, study.report)))
-    resampled = "seeds" if starts == len(study.report) else f"{starts} starts, and the seeds within each"
+    clustered = starts < len(study.report)
+    resampled = f"{starts} starts, and the seeds within each" if clustered else "seeds, both runs of a pair together"
+    bootstrap = f"percentile bootstrap over {resampled}, expanded for few seeds (arXiv:1411.5279)"
     effect = (
         "A ratio is the baseline's median over the arm's, above 1 if the arm is better. A median that was not reached "
         "counts as its budget or as infinite, whichever makes the weaker claim."
         if study.solved
         else "A difference is the median over pairs of arm − baseline."
     )
+    exact = "exact, from order statistics of the pairs"
     text = (
-        f"Runs with the same seed are pairs. {effect} Intervals are percentile bootstrap intervals over {resampled}. "
+        f"Runs with the same seed are pairs. {effect} Its interval: "
+        f"{bootstrap if study.solved or clustered else exact}. "
         f"**All together**: bounds of level {100 * simultaneous(summary.planned):.4g} %, which hold for all "
         f"{summary.planned} comparisons of the report together with 95 % (Bonferroni); the sentences use these. "
         "Bounds are rounded to the weaker claim. P(better): share of pairs in which the arm is better, ties half, with "
