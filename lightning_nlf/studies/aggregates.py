@@ -21,8 +21,8 @@ def interquartile_mean(figures: Figures, starts: Sequence[Sequence[int]], level:
     """Mean of the middle half of all runs of all settings. Args: starts: start of each run, as `figures`."""
     samples = [np.array(runs, dtype=float) for runs in figures]
     resampled = [x[resamples(s, DRAWS, i)] for i, (x, s) in enumerate(zip(samples, starts, strict=True))]
-    drawn = trim_mean(np.concatenate(resampled, axis=1), 0.25, axis=1)
-    return float(trim_mean(np.concatenate(samples), 0.25)), *interval(drawn, level)
+    values = trim_mean(np.concatenate(resampled, axis=1), 0.25, axis=1)
+    return float(trim_mean(np.concatenate(samples), 0.25)), *interval(values, level)
 
 
 def probability_of_improvement(
@@ -32,12 +32,12 @@ def probability_of_improvement(
 
     Args: arm, baseline: paired figures by setting; starts: start of each pair; lower: whether lower is better.
     """
-    estimates, drawn = [], []
+    estimates, values = [], []
     for i, (a, b, s) in enumerate(zip(arm, baseline, starts, strict=True)):
         pairs = np.array([a, b], dtype=float) * (-1 if lower else 1)
         estimates.append(float(wins(*pairs)))
-        drawn.append(np.array([wins(*pairs[:, places]) for places in resamples(s, DRAWS, i)]))
-    return float(np.mean(estimates)), *interval(np.mean(drawn, axis=0), level)
+        values.append(np.array([wins(*pairs[:, places]) for places in resamples(s, DRAWS, i)]))
+    return float(np.mean(estimates)), *interval(np.mean(values, axis=0), level)
 
 
 def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:

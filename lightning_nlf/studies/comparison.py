@@ -106,8 +106,8 @@ def paired_difference(
     estimate = (low + high) / 2 if finite else low if low == high else math.nan
     if len(set(starts)) == len(starts):
         return [(estimate, *median_interval(differences, level)[1:]) for level in levels]
-    drawn = differences[places(tuple(starts), draws)]
-    lows, highs = lower_median(drawn), -lower_median(-drawn)
+    values = differences[places(tuple(starts), draws)]
+    lows, highs = lower_median(values), -lower_median(-values)
     return [(estimate, *guarded(lows, highs, starts, level, -math.inf)) for level in levels]
 
 

@@ -68,7 +68,7 @@ def first_streak(points: Sequence[Point], solved: Solved, higher: bool) -> int |
     return None
 
 
-def judged(result: Result, study: Study, counter: str, stage: str) -> Point | None:
+def judged_point(result: Result, study: Study, counter: str, stage: str) -> Point | None:
     """The validation at which a run is judged: the first of its streak, or its last one within the budget."""
     points = within_budget(result, study, counter, stage)
     first = None if study.solved is None else first_streak(points, study.solved, study.higher)

@@ -113,7 +113,7 @@ def method_of(study: Study, arm: str) -> str:
 def arm_figures(study: Study, runs: Sequence[Result], counter: str) -> ArmFigures:
     figures = {run.run.seed: scores.figure(run, study, counter, STAGE) for run in runs}
     low, middle, high = np.quantile(list(figures.values()), [0.25, 0.5, 0.75], method="lower").tolist()
-    points = [point for run in runs if (point := scores.judged(run, study, counter, STAGE))]
+    points = [point for run in runs if (point := scores.judged_point(run, study, counter, STAGE))]
     names = dict.fromkeys(name for point in points for name in point.counters if name not in (counter, "iteration"))
     broken = [bool(run.failure) or _worst_metric(study, figures[run.run.seed]) for run in runs]
     return ArmFigures(

@@ -43,8 +43,8 @@ def test_pairs_are_resampled_together():
     """All 27 resamples of three pairs: shares of each ratio of medians, found by enumeration."""
     arm, baseline = np.array([100.0, 200.0, 400.0]), np.array([100.0, 800.0, 400.0])
     exact = [np.median(baseline[[*i]]) / np.median(arm[[*i]]) for i in itertools.product(range(3), repeat=3)]
-    drawn = resamples([0, 1, 2], 50_000)
-    ratios = lower_median(baseline[drawn]) / lower_median(arm[drawn])
+    resampled = resamples([0, 1, 2], 50_000)
+    ratios = lower_median(baseline[resampled]) / lower_median(arm[resampled])
     assert set(ratios) == set(exact)
     for ratio in set(exact):
         assert np.mean(ratios == ratio) == pytest.approx(np.mean(np.array(exact) == ratio), abs=0.01)

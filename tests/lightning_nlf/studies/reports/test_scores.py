@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lightning_nlf.cli.errors import ConfigurationError
-from lightning_nlf.studies.scores import figure, judged
+from lightning_nlf.studies.scores import figure, judged_point
 from lightning_nlf.studies.spec import Solved
 
 INF, NAN = math.inf, math.nan
@@ -21,7 +21,7 @@ def test_a_run_is_solved_at_the_first_validation_of_its_streak(study_of, run_of)
     run = run_of([0, 1, 0, 1, 1, 1])
     assert steps(study, run) == 400
     assert figure(run, study, "optimizer_steps", "report") == 40
-    assert judged(run, study, "env_steps", "report") == run.points[3]
+    assert judged_point(run, study, "env_steps", "report") == run.points[3]
 
 
 def test_a_streak_must_end_within_the_budget(study_of, run_of):

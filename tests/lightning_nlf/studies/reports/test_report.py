@@ -135,11 +135,11 @@ def test_the_json_gives_the_runs_back(study_of, run_of):
     study = study_of()
     odd = run_of([1.0, math.nan, -INF], "base", 100, failure="|", seconds=2.5, machine="2 cores", commit="abc")
     odd = replace(odd, run=replace(odd.run, cell={"model.lr": INF, "data.x": {"float": 0.1}, "n": [1, "a"]}))
-    other = replace(run_of([1.0], "joint", 101), points=(Point({"a": 1.0}, 1.0), Point({"b": 2.0}, 2.0)))
-    other = replace(other, points=other.points[:0])
-    report.write(study, [other, odd], {"joint": None, "base": {"x": INF}}, ["a remark"])
+    empty = replace(run_of([1.0], "joint", 101), points=(Point({"a": 1.0}, 1.0), Point({"b": 2.0}, 2.0)))
+    empty = replace(empty, points=empty.points[:0])
+    report.write(study, [empty, odd], {"joint": None, "base": {"x": INF}}, ["a remark"])
     first, second = report.committed(study)
-    assert second == other
+    assert second == empty
     assert repr(first) == repr(odd)  # NaN is not equal to itself
     strict = json.loads((study.folder / "report.json").read_text(), parse_constant=pytest.fail)
     assert strict["remarks"] == ["a remark"]
@@ -224,8 +224,8 @@ def test_the_picture_has_a_row_per_counter_and_setting(study_of, run_of):
         assert len(image.getcolors(1 << 24)) > 20
         return image.height
 
-    one = height({"env_steps": 200}, ("",))
-    assert height({"env_steps": 200, "optimizer_steps": 20}, ("a", "b")) > 3 * one
+    single = height({"env_steps": 200}, ("",))
+    assert height({"env_steps": 200, "optimizer_steps": 20}, ("a", "b")) > 3 * single
 
 
 def test_a_report_without_runs(study_of):
