@@ -36,8 +36,10 @@ def draw(study: Study, summary: Summary, file: Path) -> None:
     ]
     styles = styles_of(study)
     rows = max(len(panels), 1)
-    most = max((len(arms_of(study, summary.arms[c], s)) for c, s in panels), default=1)
-    figure = Figure(figsize=(16, rows * max(4.2, 0.32 * most + 1.6) + 0.3 + 0.3 * math.ceil(len(styles) / 5)), dpi=110)
+    largest = max((len(arms_of(study, summary.arms[c], s)) for c, s in panels), default=1)
+    figure = Figure(
+        figsize=(16, rows * max(4.2, 0.32 * largest + 1.6) + 0.3 + 0.3 * math.ceil(len(styles) / 5)), dpi=110
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, 3, squeeze=False)
     for (counter, setting), (left, middle, right) in zip(panels, axes, strict=False):

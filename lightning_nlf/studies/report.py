@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_nlf.cli.errors import ConfigurationError
-from lightning_nlf.studies.runs import Result
+from lightning_nlf.studies.runs import Result, digest
 from lightning_nlf.studies.spec import Study
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def write(
     """Write the report of a study, each file in one step, and return the path of the Markdown.
 
     Args:
-        results: Runs that have ended. Only those of report seeds count.
+        results: Runs that have ended. Only those of report seeds and of the chosen cells count.
         cells: Chosen cell of each arm; None or absent while it is not chosen.
         remarks: Sentences on the tuning.
     """
@@ -36,8 +36,7 @@ def write(
     from lightning_nlf.studies.page import page
     from lightning_nlf.studies.summary import summarize
 
-    chosen = [result for result in results if result.run.stage == "report" and result.run.arm in study.arms]
-    chosen.sort(key=lambda result: (list(study.arms).index(result.run.arm), result.run.seed))
+    chosen = of_chosen_cells(study, results, cells)
     summary = summarize(study, chosen)
     files = {suffix: file_of(study, suffix) for suffix in ("md", "json", "png")}
     files["md"].parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +46,20 @@ def write(
     text = page(study, summary, chosen, cells, remarks, files["png"].name)
     in_one_step(files["md"], lambda part: part.write_text(text, encoding="utf-8"))
     return files["md"]
+
+
+def of_chosen_cells(
+    study: Study, results: Sequence[Result], cells: Mapping[str, Mapping[str, Any] | None]
+) -> list[Result]:
+    """Runs of report seeds, by arm and seed, without those of a cell that is not the chosen one any more."""
+    runs: dict[tuple[int, int], Result] = {}
+    for result in results:
+        run = result.run
+        if run.stage == "report" and run.arm in study.arms and run.seed in study.report:
+            cell = cells.get(run.arm)
+            if cell is None or digest(cell) == digest(run.cell):
+                runs[list(study.arms).index(run.arm), run.seed] = result
+    return [runs[place] for place in sorted(runs)]
 
 
 def committed(study: Study) -> list[Result]:

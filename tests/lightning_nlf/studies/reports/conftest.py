@@ -42,12 +42,12 @@ def study_of(tmp_path):
 def run_of():
     """Run with a validation every 100 environment steps and 10 optimizer steps."""
 
-    def build(values, arm="joint", seed=100, stage="report", failure="", **details):
+    def build(values, arm="joint", seed=100, stage="report", failure="", cell=None, **details):
         points = tuple(
             Point({"env_steps": 100.0 * i, "optimizer_steps": 10.0 * i, "iteration": float(i)}, float(value))
             for i, value in enumerate(values, 1)
         )
-        return Result(Run(arm, stage, {}, seed), points, failure, **details)
+        return Result(Run(arm, stage, cell or {}, seed), points, failure, **details)
 
     return build
 

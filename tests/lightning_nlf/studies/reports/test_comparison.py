@@ -131,12 +131,12 @@ def missed(n, level, trials, seed):
     rng = np.random.default_rng(seed)
     misses = np.zeros(3)
     for _ in range(trials):
-        common = rng.normal(0, 0.6, n)
-        a, b = np.exp(common + rng.normal(0, 0.6, (2, n)) + [[0], [1]])
+        shared = rng.normal(0, 0.6, n)
+        a, b = np.exp(shared + rng.normal(0, 0.6, (2, n)) + [[0], [1]])
         ((_, low, high),) = paired_ratio(1000 * a, 1000 * b, range(n), (level,), draws=1000)
-        ((_, least, most),) = paired_difference(np.log(a) + 1, np.log(b), range(n), (level,))
+        ((_, least, greatest),) = paired_difference(np.log(a) + 1, np.log(b), range(n), (level,))
         _, rare, often = probability_better(a, b, range(n), True, level)
-        misses += [not low <= math.e <= high, not least <= 0 <= most, not rare <= norm.cdf(1 / 0.72**0.5) <= often]
+        misses += [not low <= math.e <= high, not least <= 0 <= greatest, not rare <= norm.cdf(1 / 0.72**0.5) <= often]
     return misses / trials
 
 

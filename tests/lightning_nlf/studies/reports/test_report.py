@@ -22,6 +22,7 @@ from lightning_nlf.studies.summary import summarize
 
 INF = math.inf
 STEPS = {"solved": Solved(1.0)}
+CELL = {"model.lr": 0.1}
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def speedup(study_of, solved_at):
     study = study_of(**STEPS)
     base, joint = (800, 800, 800, 800, 800, INF), (200, 200, 200, 200, 100, INF)
     runs = [solved_at(steps, "base", seed) for steps, seed in zip(base, study.report, strict=True)]
-    runs += [solved_at(steps, "joint", seed) for steps, seed in zip(joint, study.report, strict=True)]
+    runs += [solved_at(steps, "joint", seed, cell=CELL) for steps, seed in zip(joint, study.report, strict=True)]
     return study, runs
 
 
@@ -43,7 +44,7 @@ def rows_of(text):
 def test_a_table_of_steps(speedup):
     """Medians 800 and 200: four times fewer. Joint wins 5 of 6 pairs, and one is a tie: 5.5 / 6 = .92."""
     study, runs = speedup
-    text = report.write(study, runs, {"joint": {"model.lr": 0.1}}, []).read_text()
+    text = report.write(study, runs, {"base": {}, "joint": CELL}, []).read_text()
     rows = rows_of(text)
     assert rows["base"][:5] == ["base", "", "6", "5", "0"]
     assert rows["base"][5] == "800 [800, 800]"
@@ -64,6 +65,15 @@ def test_only_seeds_that_both_have_are_pairs(speedup, solved_at):
     assert rows_of(text)["joint"][1] == "5" and rows_of(text)["joint"][-2] == "4"
     assert "joint: no claim is made from 4 seeds; at least 6 are needed." in text
     assert "10 of 12 report runs" in text
+
+
+def test_only_runs_of_the_chosen_cell_count(speedup, solved_at):
+    """Six earlier runs of another cell, and a run of a seed that is no seed of the report."""
+    study, runs = speedup
+    earlier = [solved_at(900, "joint", seed, cell={"model.lr": 0.2}) for seed in study.report]
+    several = [*earlier, *runs, *earlier, solved_at(100, "joint", 7, cell=CELL)]
+    report.write(study, several, {"base": {}, "joint": CELL}, [])
+    assert report.committed(study) == runs
 
 
 def test_a_median_run_that_was_not_solved(study_of, solved_at):
@@ -135,9 +145,8 @@ def test_the_json_gives_the_runs_back(study_of, run_of):
     study = study_of()
     odd = run_of([1.0, math.nan, -INF], "base", 100, failure="|", seconds=2.5, machine="2 cores", commit="abc")
     odd = replace(odd, run=replace(odd.run, cell={"model.lr": INF, "data.x": {"float": 0.1}, "n": [1, "a"]}))
-    empty = replace(run_of([1.0], "joint", 101), points=(Point({"a": 1.0}, 1.0), Point({"b": 2.0}, 2.0)))
-    empty = replace(empty, points=empty.points[:0])
-    report.write(study, [empty, odd], {"joint": None, "base": {"x": INF}}, ["a remark"])
+    empty = run_of([], "joint", 101)
+    report.write(study, [empty, odd], {"joint": None, "base": odd.run.cell}, ["a remark"])
     first, second = report.committed(study)
     assert second == empty
     assert repr(first) == repr(odd)  # NaN is not equal to itself
@@ -201,8 +210,9 @@ def test_foreign_text_is_shown_as_it_is():
 
 def test_foreign_names_and_reasons_make_no_markup(study_of, run_of):
     study = study_of(names=("base", "<img src=x>|$a$"))
-    runs = [run_of([1.0], arm, seed, failure=FOREIGN) for arm in study.arms for seed in study.report]
-    text = report.write(study, runs, {"base": {"k": FOREIGN}}, [FOREIGN]).read_text()
+    cell = {"k": FOREIGN}
+    runs = [run_of([1.0], arm, seed, failure=FOREIGN, cell=cell) for arm in study.arms for seed in study.report]
+    text = report.write(study, runs, {"base": cell}, [FOREIGN]).read_text()
     html = MarkdownIt("gfm-like", {"linkify": False}).render(text)
     assert "<script" not in html and "<img src=x" not in html and "<a " not in html and "<s>" not in html
     assert html.count("<img") == 1 and "\x1b" not in text
