@@ -37,9 +37,9 @@ def draw(study: Study, summary: Summary, file: Path) -> None:
     styles = styles_of(study)
     rows = max(len(panels), 1)
     largest = max((len(arms_of(study, summary.arms[c], s)) for c, s in panels), default=1)
-    figure = Figure(
-        figsize=(16, rows * max(4.2, 0.32 * largest + 1.6) + 0.3 + 0.3 * math.ceil(len(styles) / 5)), dpi=110
-    )
+    legend = legend_of(study, styles)
+    below = 0.25 + 0.28 * math.ceil(len(legend) / 5)  # inches
+    figure = Figure(figsize=(16, rows * max(4.2, 0.32 * largest + 1.6) + below), dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, 3, squeeze=False)
     for (counter, setting), (left, middle, right) in zip(panels, axes, strict=False):
@@ -51,7 +51,9 @@ def draw(study: Study, summary: Summary, file: Path) -> None:
         intervals(study, right, compared, counter, styles)
         if setting:
             left.set_title(label(setting), loc="left", fontweight="bold")
-    _legend(figure, legend_of(study, styles))
+    handles = [Line2D([], [], linewidth=2.5, **style) for style in legend.values()]
+    figure.legend(handles, list(legend), loc="lower center", ncols=5, fontsize=11, frameon=False, handlelength=3)
+    figure.tight_layout(rect=(0, below / figure.get_figheight(), 1, 1))
     figure.savefig(file, format="png")
 
 
@@ -63,13 +65,6 @@ def legend_of(study: Study, styles: Mapping[str, Style]) -> dict[str, Style]:
         if base and study.arms[base].setting != arm.setting:
             legend[label(base)] = ELSEWHERE
     return legend
-
-
-def _legend(figure: Figure, styles: Mapping[str, Style]) -> None:
-    handles = [Line2D([], [], linewidth=2.5, **style) for style in styles.values()]
-    share = (0.25 + 0.28 * math.ceil(len(handles) / 5)) / figure.get_figheight()
-    figure.legend(handles, list(styles), loc="lower center", ncols=5, fontsize=11, frameon=False, handlelength=3)
-    figure.tight_layout(rect=(0, share, 1, 1))
 
 
 def styles_of(study: Study) -> dict[str, Style]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning_nlf.studies.comparison import Comparison
 from lightning_nlf.studies.markdown import code, escaped, table
 from lightning_nlf.studies.reading import counter_words, decimals
 from lightning_nlf.studies.spec import Study
@@ -41,7 +40,7 @@ def arms_table(study: Study, summary: Summary, counter: str, setting: str, cells
             short_cell(cells.get(name)),
             *_counts(study, x),
             _median(study, x, digits),
-            *_comparison(study, summary.comparison(name, counter), x),
+            *_comparison(study, summary, name, counter),
             *(f"{x.spent[name]:,.0f}" if name in x.spent else "" for name in spent),
         ]
         for name, x in arms.items()
@@ -72,23 +71,23 @@ def _median(study: Study, x: ArmFigures, digits: int) -> str:
     return f"{text(x.median)} [{', '.join(map(text, x.quartiles))}]"
 
 
-def _comparison(study: Study, comparison: Comparison | None, x: ArmFigures) -> list[str]:
+def _comparison(study: Study, summary: Summary, name: str, counter: str) -> list[str]:
+    comparison = summary.comparison(name, counter)
     if comparison is None:
         return [""] * 4
-    effect = _ratio(comparison.effect, x) if study.solved else _difference(comparison.effect)
+    medians = (summary.arms[counter][arm].median for arm in (name, comparison.baseline))
+    effect = _ratio(comparison.effect, *map(math.isinf, medians)) if study.solved else _difference(comparison.effect)
     together = bounded(comparison.together) if study.solved else _difference_bounds(comparison.together)
     estimate, low, high = comparison.better
     return [effect, f"**{together}**", f"{estimate:.2f} {bounds(low, high, 2)}", str(comparison.pairs)]
 
 
-def _ratio(effect: Interval, x: ArmFigures) -> str:
-    """Ratio with its bounds; only an upper or lower bound is known where a median run was not solved."""
-    estimate, low, high = effect
-    if math.isnan(estimate):
+def _ratio(effect: Interval, slow: bool, slow_baseline: bool) -> str:
+    """Ratio with its bounds; the ratio is itself a bound if the median run of the arm or baseline was not solved."""
+    estimate = effect[0]
+    if math.isnan(estimate) or math.isinf(estimate):
         return f"unknown {bounded(effect)}"
-    sign, rounded = ("< ", rounded_up) if math.isinf(x.median) else ("", _nearest)
-    if math.isinf(estimate):
-        return f"∞ {bounded(effect)}"
+    sign, rounded = ("< ", rounded_up) if slow else ("> ", rounded_down) if slow_baseline else ("", _nearest)
     return f"{sign}{rounded(estimate, decimals(estimate))} {bounded(effect)}"
 
 

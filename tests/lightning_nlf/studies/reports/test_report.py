@@ -83,6 +83,10 @@ def test_a_median_run_that_was_not_solved(study_of, solved_at):
     text = report.write(study, runs, {}, []).read_text()
     assert rows_of(text)["joint"][4:6] == ["> 1,000 [> 1,000, > 1,000]", "< 0.10 [0, 0.10]"]
     assert "at least 10 times more, over 6 seeds. None of its 6 runs solved" in text
+    swapped = replace(study, baselines=dict.fromkeys(study.arms, "joint"))
+    text = report.write(swapped, runs, {}, []).read_text()
+    assert rows_of(text)["base"][5] == "> 10 [10, ∞]"
+    assert "base needs fewer environment steps than joint: at least 10 times fewer, over 6 seeds." in text
 
 
 def test_a_table_of_a_metric(study_of, run_of):
