@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from lightning_nlf.studies.comparison import Comparison
 from lightning_nlf.studies.reading import counter_words
@@ -100,13 +100,14 @@ def curves(
 ) -> None:
     """Median and quartile band of the metric against a counter."""
     low, high = _range([x for curve in by_arm.values() for key in ("low", "median", "high") for x in curve[key]])
+    alpha = 0.15 if len(by_arm) <= len(COLOURS) else 0.06
     for name, curve in by_arm.items():
         middle, bottom, top = (np.clip(curve[key], low, high) for key in ("median", "low", "high"))
         axes.plot(curve["at"], middle, linewidth=2, **styles[name])
-        axes.fill_between(curve["at"], bottom, top, color=styles[name]["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(curve["at"], bottom, top, color=styles[name]["color"], alpha=alpha, linewidth=0)
     if study.solved:
         axes.axhline(study.solved.threshold, color="#777777", linewidth=1, linestyle=(0, (2, 3)))
-        axes.set_xscale("log")
+        _log(axes)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -119,24 +120,22 @@ def profile(
 ) -> None:
     """Share of runs that are solved within so many steps, or that are at least as good as a value."""
     values = {name: np.sort([x for x in arm.figures.values() if math.isfinite(x)]) for name, arm in arms.items()}
-    low, high = _range([float(x) for finite in values.values() for x in finite])
+    log = study.solved is not None
+    low, high = _range([float(x) for finite in values.values() for x in finite if x > 0 or not log], log)
     for name, finite in values.items():
         runs = len(arms[name].figures)
-        if study.solved or not study.higher:
-            reached = np.arange(1, len(finite) + 1) / runs
-            end = max(arms[name].limit, *finite, 0) if study.solved else high
-            x, y = [*finite, end], [*reached, len(finite) / runs]
-            x, y = [min([*finite, low if not study.solved else end]), *x], [0.0, *y]
-            axes.step(x, y, where="post", linewidth=2, **styles[name])
+        end = max(arms[name].limit, low) if log else high
+        if log or not study.higher:
+            x, counts, where = [low, *finite, end], [*range(len(finite) + 1), len(finite)], "post"
         else:
-            left = np.arange(len(finite), 0, -1) / runs
-            axes.step([low, *finite, high], [len(finite) / runs, *left, 0.0], where="pre", linewidth=2, **styles[name])
-    if study.solved:
-        axes.set_xscale("log")
+            x, counts, where = [low, *finite, end], [len(finite), *range(len(finite), -1, -1)], "pre"
+        axes.step(x, np.array(counts) / runs, where=where, linewidth=2, **styles[name])
+    axes.set_ylim(-0.03, 1.03)
+    if log:
+        _log(axes)
         _name(axes, counter_words(counter), "share of runs that are solved")
     else:
         _name(axes, f"{label(study.metric)}: x", f"share of runs with {'at least' if study.higher else 'at most'} x")
-    axes.set_ylim(-0.03, 1.03)
 
 
 def intervals(
@@ -160,13 +159,23 @@ def intervals(
     axes.axvline(neutral, color="#777777", linewidth=1)
     axes.set_yticks(range(len(comparisons)), [label(method_of(study, c.arm)) for c in comparisons], fontsize=11)
     axes.set_ylim(len(comparisons) - 0.4, -0.6)
-    if study.solved:
-        axes.set_xscale("log")
     axes.set_xlim(low, high)
+    if study.solved:
+        _log(axes)
     bases = sorted({comparison.baseline for comparison in comparisons})
     versus = label(bases[0]) if len(bases) == 1 else "the baseline"
     title = f"times fewer {counter_words(counter)} than {versus}" if study.solved else f"difference to {versus}"
     _name(axes, title, "")
+
+
+def _log(axes: Axes) -> None:
+    """Logarithmic x axis with plain numbers, a few in each decade if there are few decades."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    decades = math.log10(high / low)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3 else (1,)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _range(values: Sequence[float], log: bool = False) -> tuple[float, float]:
