@@ -105,7 +105,7 @@ def paired_difference(
     finite = math.isfinite(low) and math.isfinite(high)
     estimate = (low + high) / 2 if finite else low if low == high else math.nan
     if len(set(starts)) == len(starts):
-        return [(estimate, *median_interval(differences, level)[1:]) for level in levels]
+        return [(estimate, *median_interval(differences.tolist(), level)[1:]) for level in levels]
     values = differences[places(tuple(starts), draws)]
     lows, highs = lower_median(values), -lower_median(-values)
     return [(estimate, *guarded(lows, highs, starts, level, -math.inf)) for level in levels]

@@ -126,10 +126,11 @@ def profile(
         runs = len(arms[name].figures)
         end = max(arms[name].limit, low) if log else high
         if log or not study.higher:
-            x, counts, where = [low, *finite, end], [*range(len(finite) + 1), len(finite)], "post"
+            counts, drawstyle = [*range(len(finite) + 1), len(finite)], "steps-post"
         else:
-            x, counts, where = [low, *finite, end], [len(finite), *range(len(finite), -1, -1)], "pre"
-        axes.step(x, np.array(counts) / runs, where=where, linewidth=2, **styles[name])
+            counts, drawstyle = [len(finite), *range(len(finite), -1, -1)], "steps-pre"
+        shares = np.array(counts) / runs
+        axes.plot([low, *finite, end], shares, drawstyle=drawstyle, linewidth=2, **styles[name])
     axes.set_ylim(-0.03, 1.03)
     if log:
         _log(axes)
