@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_nlf.studies.spec import Arm, Study
+from lightning_nlf.studies.spec import Arm, Study, limits
 from lightning_nlf.tracking.journal import JOURNAL, read_records
 
 RESULT = "result.json"
@@ -31,7 +31,10 @@ class Run:
         return f"{self.arm.replace('/', '-')}/{self.stage}-{digest(self.cell)}-seed{self.seed}"
 
     def folder(self, study: Study) -> Path:
-        return study.folder / "runs" / self.name
+        """Its folder: the name, and a digest of the arm's recipe and budgets if the study was read from a file."""
+        arm = study.arms[self.arm]
+        recipe = f"-{digest({'recipe': arm.recipe, **limits(arm, self.stage)})}" if arm.recipe else ""
+        return study.folder / "runs" / f"{self.name}{recipe}"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,11 @@ arms:
     yaml: conf/pendulum/reinforce.yaml
     grid: {model.lr: [0.005, 0.01, 0.02], data.episodes: [1, 2]}
   joint: conf/pendulum/joint.yaml
+
+An arm is a yaml, perhaps with flags of `fit` behind it, or a mapping with `yaml`, `changes`, `grid`, `budgets`,
+`tune_budgets` and `settings`. `settings` at the top gives each setting's changes for all arms; an arm then has one row
+per setting, `joint/fifty`. `settings` of an arm are the names of its settings, or a mapping from these names to other
+values of the arm's keys in this setting: `changes` and `budgets` are merged key by key, the others replace the arm's.
 """
 
 from __future__ import annotations
@@ -69,6 +74,8 @@ class Arm:
         grid: Values to choose from, by dotted key; empty for an arm that is not tuned.
         budgets: Limit of each counter; None: as far as the yaml goes.
         tune_budgets: Limits of the tuning runs.
+        recipe: Digest of all that a run depends on except its cell, seed and budgets: flags, content of the yaml,
+            changes. It is part of the names of run folders, so that no run of an earlier recipe counts.
     """
 
     name: str
@@ -78,6 +85,7 @@ class Arm:
     budgets: Mapping[str, float] = field(default_factory=dict)
     tune_budgets: Mapping[str, float] = field(default_factory=dict)
     setting: str = ""
+    recipe: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,5 +130,9 @@ class Study:
 
 def budget(arm: Arm, counter: str, stage: str) -> float:
     """Limit of a counter in the runs of a stage ("tune" or "report"); infinite without one."""
-    limits = {**arm.budgets, **(arm.tune_budgets if stage == "tune" else {})}
-    return limits.get(counter, math.inf)
+    return limits(arm, stage).get(counter, math.inf)
+
+
+def limits(arm: Arm, stage: str) -> dict[str, float]:
+    """Limits of all counters that have one in the runs of a stage ("tune" or "report")."""
+    return {**arm.budgets, **(arm.tune_budgets if stage == "tune" else {})}
