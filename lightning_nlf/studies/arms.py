@@ -130,7 +130,9 @@ def _entry(section: Section) -> Entry:
         section,
         _words(section) if "yaml" in section else (),
         section.values("changes"),
-        _grid(section.section("grid", "values by dotted key, such as {model.lr: [0.01, 0.02]}")) if "grid" in section else None,
+        _grid(section.section("grid", "values by dotted key, such as {model.lr: [0.01, 0.02]}"))
+        if "grid" in section
+        else None,
         read_budgets(section, "budgets"),
         read_budgets(section, "tune_budgets"),
     )
@@ -144,7 +146,7 @@ def _words(section: Section) -> tuple[str, ...]:
         raise section.error("yaml", f"expected {_YAML}: {str(error).lower()}") from None
     words = ("--config", file, *rest)
     for flag in flags(words):
-        if flag.keys[0] in _BY_STUDY and flag.keys[0] != "config":
+        if flag.keys and flag.keys[0] in _BY_STUDY and flag.keys[0] != "config":
             raise section.error("yaml", f"{flag.name} is set by the study: {_BY_STUDY[flag.keys[0]]}")
     for path in config_files(words):
         try:
@@ -214,7 +216,8 @@ def _check_grid(section: Section, arm: Arm, search: Search) -> None:
         raise below.error(ranges[0], "a range needs search: {sampler: random} or {sampler: tpe}; a grid needs a list")
     cells = math.prod(len(values) for values in arm.grid.values() if not isinstance(values, Range))
     if not ranges and search.sampler == "grid" and cells > _MOST_CELLS:
-        raise section.error("grid", f"{cells:,} cells; at most {_MOST_CELLS:,}. Use search: {{sampler: random, cells: 50}}")
+        raise section.error(
+            "grid", f"{cells:,} cells; at most {_MOST_CELLS:,}. Use search: {{sampler: random, cells: 50}}"
+        )
     if arm.grid and not ranges and search.cells is not None and search.cells > cells:
         raise section.error("grid", f"it has {cells} cells, but search.cells is {search.cells}; use sampler: grid")
-
