@@ -97,7 +97,7 @@ class Section:
 
     def number(self, key: str, text: str = "a number") -> float:
         value = self.value.get(key)
-        if not is_number(value):
+        if value is None or not is_number(value):
             raise self.expected(key, text)
         return value
 
