@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lightning_nlf.cli.errors import ConfigurationError
@@ -130,9 +130,12 @@ class Cells:
 
 
 def report_runs(study: Study, arm: Arm) -> int:
-    """Number of report runs of an arm that have results or validations, of any cell and recipe."""
-    folders = (study.folder / "runs" / arm.name.replace("/", "-")).glob("report-*")
-    return sum(any(Path(folder, name).exists() for name in (RESULT, JOURNAL)) for folder in folders)
+    """Number of report runs of an arm that have results or validations, of any cell and recipe, also moved to `old`."""
+    name = arm.name.replace("/", "-")
+    moved = re.compile(rf"\d+-{re.escape(name)}-report-.*")
+    folders = [*(study.folder / "runs" / name).glob("report-*")]
+    folders += [folder for folder in (study.folder / "old").glob("*") if moved.fullmatch(folder.name)]
+    return sum(any((folder / file).exists() for file in (RESULT, JOURNAL)) for folder in folders)
 
 
 def finite(value: float) -> float | None:

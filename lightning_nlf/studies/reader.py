@@ -13,9 +13,12 @@ from lightning_nlf.cli.errors import ConfigurationError, nearest
 from lightning_nlf.cli.yaml_bounds import read_text
 from lightning_nlf.cli.yaml_places import places_of
 from lightning_nlf.studies.arms import check_name, read_arms
+from lightning_nlf.studies.check import check
 from lightning_nlf.studies.section import Section
 from lightning_nlf.studies.seeds import read_seeds, read_starts
 from lightning_nlf.studies.spec import FOLDER, PRUNERS, SAMPLERS, Arm, Search, Solved, Study
+
+__all__ = ["check", "read"]
 
 KEYS = (
     *("arms", "settings", "baseline", "metric", "direction", "last", "solved", "budgets", "tune_budgets"),
