@@ -68,7 +68,11 @@ class Trials:
 
     def open(self) -> list[Any]:
         """Trials with seeds that have not ended, the oldest first."""
-        return [trial for trial in self._all() if not trial.state.is_finished() and "cell" in trial.user_attrs]
+        return [trial for trial in self.asked() if not trial.state.is_finished()]
+
+    def asked(self) -> list[Any]:
+        """Trials with a cell, the oldest first."""
+        return [trial for trial in self._all() if "cell" in trial.user_attrs]
 
     def ended(self) -> list[Any]:
         """Trials with a score: all their seeds have ended, or they were pruned."""
@@ -197,4 +201,4 @@ class Trials:
         return self.optuna.get_trials(deepcopy=False)
 
     def _digests(self) -> set[str]:
-        return {digest(trial.user_attrs["cell"]) for trial in self._all() if "cell" in trial.user_attrs}
+        return {digest(trial.user_attrs["cell"]) for trial in self.asked()}

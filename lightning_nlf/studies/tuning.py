@@ -75,6 +75,23 @@ class Tuning:
         record = self.cells.frozen(self.study.arms[arm])
         return None if record is None else record["cell"]
 
+    def results(self, arm: str) -> list[Result]:
+        """Results of all tuning runs of an arm so far, in the order of the cells and seeds."""
+        if not self.study.arms[arm].grid:
+            return []
+        with self._lock():
+            trials = self._trials(arm)
+            runs = [run for trial in trials.asked() for run in self._runs(trials.arm, trial)]
+        return [result for run in runs if (result := self._result(run)) is not None]
+
+    def best(self, arm: str) -> float | None:
+        """Score of the best cell whose seeds have all ended; None before there is one, or if it is not solved."""
+        if not self.study.arms[arm].grid:
+            return None
+        with self._lock():
+            rows = self._ranked(self._trials(arm))
+        return rows[0]["score"] if rows else None
+
     def report_runs(self, arm: str) -> list[Run]:
         """The report runs of an arm, of its frozen cell; none while it is being tuned."""
         cell = self.chosen(arm)
@@ -129,18 +146,21 @@ class Tuning:
         return [run for row in rows for run in row[:1]]
 
     def _freeze(self, trials: Trials) -> None:
-        """Write the best cell, once every cell has ended. Of equal cells, the first by its values is the best."""
-        arm = trials.arm
-        if not trials.exhausted() or trials.open() or self.cells.frozen(arm) is not None:
-            return
+        """Write the best cell, once every cell has ended."""
+        if trials.exhausted() and not trials.open() and self.cells.frozen(trials.arm) is None:
+            rows = self._ranked(trials)
+            self.cells.freeze(trials.arm, rows[0]["cell"], rows)
+
+    def _ranked(self, trials: Trials) -> list[dict[str, Any]]:
+        """Cells that have ended, the best first; pruned ones last. Of equal cells, the first by its values is first."""
         lower = lower_is_better(self.study)
         rows = []
         for trial in trials.ended():
             score, pruned = Score(**trial.user_attrs["score"]), trial.state.name == "PRUNED"
-            positions = tuple(trial.params[key] for key in arm.grid)
+            positions = tuple(trial.params[key] for key in trials.arm.grid)
             rows.append(((pruned, -score.seeds if pruned else 0, *score.rank(lower), positions), trial, score))
         rows.sort(key=lambda row: row[0])
-        cells = [
+        return [
             {
                 "cell": trial.user_attrs["cell"],
                 "score": finite(score.value),
@@ -150,4 +170,3 @@ class Tuning:
             }
             for _, trial, score in rows
         ]
-        self.cells.freeze(arm, cells[0]["cell"], cells)
