@@ -77,7 +77,7 @@ class Cells:
         if changed:
             raise ConfigurationError(
                 f"{self.study.file}: arms.{arm.name}: its {' and '.join(changed['changed'])} changed after "
-                f"{changed['report_runs']} report runs had started, so the choice would no longer be blind. Undo the "
+                f"{_counted(changed['report_runs'])} had started, so the choice would no longer be blind. Undo the "
                 "change, or tune again with --widen; the report will say so."
             )
 
@@ -150,9 +150,13 @@ def _contains(grid: Mapping[str, Any], smaller: Mapping[str, Any]) -> bool:
     )
 
 
+def _counted(number: int) -> str:
+    return f"{number} report run{'' if number == 1 else 's'}"
+
+
 def _sentence(row: Mapping[str, Any]) -> str:
     verb = "widened" if row["wider"] else "changed"
     return (
         f"{row['arm']}: its {' and '.join(row['changed'])} {'was' if len(row['changed']) == 1 else 'were'} {verb} "
-        f"after {row['report_runs']} report runs existed, and it was tuned again (--widen)"
+        f"after {_counted(row['report_runs'])} existed, and it was tuned again (--widen)"
     )
