@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,30 @@ from lightning_nlf.studies.tuning import Tuning
 GRID = {"lr": (1, 2, 3), "hidden": ([8], [8, 8])}
 
 
-@pytest.fixture
-def study(tmp_path):
+def study_in(folder):
     arms = {"plain": Arm("plain", ()), "joint": Arm("joint", (), {}, GRID, {"env_steps": 1000})}
     seeds = {seed: seed for seed in (0, 1, 2, 9)}
-    folder = tmp_path / "speed"
     baselines = dict.fromkeys(arms, "plain")
     return Study("speed", Path("speed.yaml"), folder, arms, baselines, "val/return", (0, 1, 2), (9,), seeds)
+
+
+@pytest.fixture
+def study(tmp_path):
+    return study_in(tmp_path / "speed")
+
+
+@pytest.fixture(scope="module")
+def tuned_folder(tmp_path_factory):
+    """The folder of the study after tuning; tests copy it."""
+    folder = tmp_path_factory.mktemp("tuned")
+    work(study_in(folder), [])
+    return folder
+
+
+@pytest.fixture
+def tuned(tuned_folder, tmp_path):
+    shutil.copytree(tuned_folder, tmp_path / "tuned")
+    return study_in(tmp_path / "tuned")
 
 
 def with_arm(study, **values):
@@ -77,12 +95,11 @@ def test_a_grid_runs_each_cell_on_each_seed(study):
     assert tuning.best("joint") == pytest.approx(record["cells"][0]["score"])
 
 
-def test_report_runs_exist_only_for_the_chosen_cell(study):
+def test_report_runs_exist_only_for_the_chosen_cell(study, tuned):
     tuning = Tuning(study)
     assert tuning.report_runs("joint") == [] and tuning.chosen("joint") is None
     assert tuning.report_runs("plain") == [Run("plain", "report", {}, 9)]
-    work(study, [])
-    assert tuning.report_runs("joint") == [Run("joint", "report", {"lr": 2, "hidden": [8, 8]}, 9)]
+    assert Tuning(tuned).report_runs("joint") == [Run("joint", "report", {"lr": 2, "hidden": [8, 8]}, 9)]
 
 
 def test_an_arm_without_a_grid_writes_nothing(study):
@@ -248,30 +265,27 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change, name", CHANGES)
-def test_a_change_after_report_runs_is_refused(study, change, name):
-    work(study, [])
-    for run in Tuning(study).report_runs("joint"):
-        end(study, run, 0)
+def test_a_change_after_report_runs_is_refused(tuned, change, name):
+    for run in Tuning(tuned).report_runs("joint"):
+        end(tuned, run, 0)
     with pytest.raises(ConfigurationError) as error:
-        Tuning(change(study))
+        Tuning(change(tuned))
     assert all(part in str(error.value) for part in ("arms.joint", f"its {name}", "1 report run", "--widen"))
-    Tuning(study)  # the change undone
+    Tuning(tuned)  # the change undone
 
 
 @pytest.mark.parametrize("change, name", CHANGES[:1] + CHANGES[2:])
-def test_a_change_before_report_runs_just_tunes_again(study, change, name):
-    work(study, [])
-    tuning = Tuning(change(study))
+def test_a_change_before_report_runs_just_tunes_again(tuned, change, name):
+    tuning = Tuning(change(tuned))
     assert tuning.chosen("joint") is None and tuning.report_runs("joint") == [] and tuning.remarks() == []
-    if change(study).arms["joint"].recipe:
+    if change(tuned).arms["joint"].recipe:
         assert tuning.wanted("joint", 1)[0].seed == 0  # no result of the earlier recipe counts
-    assert work(change(study), []) is not None
+    assert work(change(tuned), []) is not None
 
 
-def test_a_wider_grid_is_tuned_again_with_the_flag_and_remembered_for_ever(study):
-    work(study, [])
-    end(study, Tuning(study).report_runs("joint")[0], 0)
-    wider = with_arm(study, grid={**GRID, "lr": (1, 2, 3, 4)})
+def test_a_wider_grid_is_tuned_again_with_the_flag_and_remembered_for_ever(tuned):
+    end(tuned, Tuning(tuned).report_runs("joint")[0], 0)
+    wider = with_arm(tuned, grid={**GRID, "lr": (1, 2, 3, 4)})
     tuning = Tuning(wider, widen=True)
     sentence = "joint: its grid was widened after 1 report run existed, and it was tuned again (--widen)"
     assert tuning.chosen("joint") is None and tuning.remarks() == [sentence]
@@ -282,7 +296,7 @@ def test_a_wider_grid_is_tuned_again_with_the_flag_and_remembered_for_ever(study
     for widen in (True, False):
         assert Tuning(wider, widen).remarks() == [sentence]
     with pytest.raises(ConfigurationError, match="--widen"):
-        Tuning(study)
+        Tuning(tuned)
 
 
 def test_a_grid_that_comes_after_report_runs_is_refused(study):
