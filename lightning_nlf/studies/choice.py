@@ -9,7 +9,7 @@ from statistics import fmean, median_low
 from typing import Any
 
 from lightning_nlf.studies.runs import Result
-from lightning_nlf.studies.scores import figure
+from lightning_nlf.studies.scores import figure, lower_is_better, worst
 from lightning_nlf.studies.spec import Range, Study
 
 _UNSOLVED = 1e30  # Optuna's value of a cell without a finite score
@@ -33,9 +33,9 @@ class Score:
     rest: float
     seeds: int
 
-    def rank(self, lower: bool) -> tuple[float, int, float]:
+    def rank(self, study: Study) -> tuple[float, int, float]:
         """Order of cells, the best first: by value, then failures, then the value without failures."""
-        sign = 1 if lower else -1
+        sign = 1 if lower_is_better(study) else -1
         return sign * self.value, self.failures, sign * self.rest
 
     def finite(self) -> float:
@@ -43,10 +43,6 @@ class Score:
         if math.isfinite(self.value):
             return self.value
         return math.copysign(_UNSOLVED * (1 + self.failures / self.seeds), self.value)
-
-
-def lower_is_better(study: Study) -> bool:
-    return study.solved is not None or not study.higher
 
 
 def score(results: Sequence[Result], study: Study) -> Score:
@@ -61,7 +57,7 @@ def score(results: Sequence[Result], study: Study) -> Score:
 def _value(rows: Sequence[Sequence[float]], study: Study) -> float:
     """Value of a list of seeds. Args: rows: per seed, its figure at each counter."""
     if not rows or not rows[0]:
-        return math.inf if lower_is_better(study) else -math.inf
+        return worst(study)
     columns = list(zip(*rows, strict=True))
     if study.solved is None:
         return fmean([fmean(column) for column in columns])

@@ -140,7 +140,7 @@ class Session:
         for name in self.arms:
             cell = self.tuning.chosen(name)
             if cell is None:
-                yield from self.tuning.wanted(name, self.jobs)
+                yield from self.tuning.next_runs(name, self.jobs)
             else:
                 yield from (Run(name, "report", cell, seed) for seed in self.study.report)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ def read(file: str) -> Study:
     except ConfigurationError as error:
         raise ConfigurationError(f"{file}: the file names the study: {str(error).partition(': ')[2]}") from None
     metric, first, search = root.text("metric", "val/return"), _first(root), _search(root.section("search"))
-    arms = read_arms(root, {"metric": metric, "first": first}, search)
-    tune, report = read_seeds(root.section("seeds"), any(arm.grid for arm in arms.values()))
     solved, higher = _criterion(root)
+    ends = None if solved is None else asdict(solved)  # a run ends when it is solved
+    arms = read_arms(root, {"metric": metric, "first": first, "solved": ends, "higher": higher}, search)
+    tune, report = read_seeds(root.section("seeds"), any(arm.grid for arm in arms.values()))
     return Study(
         name=name,
         file=Path(file),

@@ -111,10 +111,10 @@ class Section:
     def check_value(self, key: str) -> None:
         """Refuse a value that JSON cannot represent: a date, NaN, an infinity, a key that is a number."""
         try:
-            same = json.loads(json.dumps(self.value[key], allow_nan=False)) == self.value[key]
+            representable = json.loads(json.dumps(self.value[key], allow_nan=False)) == self.value[key]
         except (TypeError, ValueError):
-            same = False
-        if not same:
+            representable = False
+        if not representable:
             raise self.expected(key, "numbers, strings, true, false, null, and lists and mappings of these")
 
     def _with_names(self, value: Mapping[Any, Any]) -> dict[str, Any]:

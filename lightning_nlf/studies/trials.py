@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_nlf.studies.cells import plan
-from lightning_nlf.studies.choice import Score, lower_is_better, score
+from lightning_nlf.studies.choice import Score, score
 from lightning_nlf.studies.runs import Result, digest
+from lightning_nlf.studies.scores import lower_is_better
 from lightning_nlf.studies.spec import Arm, Range, Study
 from lightning_nlf.tracking.journal import repair
 
@@ -68,9 +69,9 @@ class Trials:
 
     def open(self) -> list[Any]:
         """Trials with seeds that have not ended, the oldest first."""
-        return [trial for trial in self.asked() if not trial.state.is_finished()]
+        return [trial for trial in self.with_cell() if not trial.state.is_finished()]
 
-    def asked(self) -> list[Any]:
+    def with_cell(self) -> list[Any]:
         """Trials with a cell, the oldest first."""
         return [trial for trial in self._all() if "cell" in trial.user_attrs]
 
@@ -201,4 +202,4 @@ class Trials:
         return self.optuna.get_trials(deepcopy=False)
 
     def _digests(self) -> set[str]:
-        return {digest(trial.user_attrs["cell"]) for trial in self.asked()}
+        return {digest(trial.user_attrs["cell"]) for trial in self.with_cell()}

@@ -1,4 +1,4 @@
-"""Tuning of the arms of a study: which runs are wanted, and which cell of each grid is chosen."""
+"""Tuning of the arms of a study: which runs are next, and which cell of each grid is chosen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from lightning_nlf.studies.cells import FILE, Cells, finite
-from lightning_nlf.studies.choice import Score, lower_is_better
+from lightning_nlf.studies.choice import Score
 from lightning_nlf.studies.runs import Result, Run, load
 from lightning_nlf.studies.spec import Arm, Study
 from lightning_nlf.studies.trials import Trials, lock, storage
@@ -40,7 +40,7 @@ class Tuning:
             else:
                 self.cells.check(arm)
 
-    def wanted(self, arm: str, ahead: int) -> list[Run]:
+    def next_runs(self, arm: str, ahead: int) -> list[Run]:
         """Tuning runs of an arm that have not ended, those to start first in front.
 
         Args:
@@ -58,7 +58,7 @@ class Tuning:
         return runs
 
     def finish(self, result: Result) -> None:
-        """Count the result of a tuning run. Results on the disk count without this call, at the next `wanted`."""
+        """Count the result of a tuning run. Results on the disk count without this call, at the next `next_runs`."""
         run = result.run
         if run.stage != "tune" or self.chosen(run.arm) is not None:
             return
@@ -81,7 +81,7 @@ class Tuning:
             return []
         with self._lock():
             trials = self._trials(arm)
-            runs = [run for trial in trials.asked() for run in self._runs(trials.arm, trial)]
+            runs = [run for trial in trials.with_cell() for run in self._runs(trials.arm, trial)]
         return [result for run in runs if (result := self._result(run)) is not None]
 
     def best(self, arm: str) -> float | None:
@@ -153,12 +153,11 @@ class Tuning:
 
     def _ranked(self, trials: Trials) -> list[dict[str, Any]]:
         """Cells that have ended, the best first; pruned ones last. Of equal cells, the first by its values is first."""
-        lower = lower_is_better(self.study)
         rows = []
         for trial in trials.ended():
             score, pruned = Score(**trial.user_attrs["score"]), trial.state.name == "PRUNED"
             positions = tuple(trial.params[key] for key in trials.arm.grid)
-            rows.append(((pruned, -score.seeds if pruned else 0, *score.rank(lower), positions), trial, score))
+            rows.append(((pruned, -score.seeds if pruned else 0, *score.rank(self.study), positions), trial, score))
         rows.sort(key=lambda row: row[0])
         return [
             {

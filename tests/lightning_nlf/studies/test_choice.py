@@ -12,9 +12,9 @@ from lightning_nlf.studies.spec import Arm, Range, Solved, Study
 
 def study(**values):
     arm = Arm("joint", ("--config", "fit.yaml"), {}, {"lr": (1, 2)}, values.pop("budgets", {"env_steps": 100}))
-    given = {"solved": Solved(10), **values}
+    values = {"solved": Solved(10), **values}
     return Study(
-        "s", Path("s.yaml"), Path("s"), {"joint": arm}, {"joint": "joint"}, "val/return", (0,), (9,), {}, **given
+        "s", Path("s.yaml"), Path("s"), {"joint": arm}, {"joint": "joint"}, "val/return", (0,), (9,), {}, **values
     )
 
 
@@ -59,7 +59,7 @@ def test_without_a_median_the_fewest_failures_then_the_lowest_median_win():
         steps(50, 60, None),
         steps(50, 55, 60),
     ]
-    ranks = [score(cell, study()).rank(lower=True) for cell in cells]
+    ranks = [score(cell, study()).rank(study()) for cell in cells]
     assert sorted(range(5), key=ranks.__getitem__) == [4, 3, 2, 0, 1]
     values = [score(cell, study()).finite() for cell in cells]  # Optuna's order, without the last rule
     assert values[4] == 55 and values[3] == 60 and values[3] < values[0] == values[2] < values[1] < math.inf

@@ -1,10 +1,12 @@
 """The yaml of a study: what it means, and one clear error with key, line and advice for each mistake."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lightning_nlf.cli.errors import ConfigurationError
 from lightning_nlf.studies.reader import read
@@ -148,8 +150,8 @@ def test_a_recipe_is_what_a_run_depends_on():
     recipes += [study_of(text).arms["plain"].recipe, before.arms["plain"].recipe]
     assert len({*recipes}) == 6
     run = Run("plain", "report", {}, 1000)
-    more = study_of(text + "budgets: {labels: 3}")
-    assert run.folder(more) != run.folder(study_of(text)) and run.folder(more).name.startswith("report-")
+    larger = study_of(text + "budgets: {labels: 3}")
+    assert run.folder(larger) != run.folder(study_of(text)) and run.folder(larger).name.startswith("report-")
 
 
 ARM = "plain: fit.yaml"
@@ -209,7 +211,7 @@ MISTAKES = [  # a text, its replacement, and parts of the message
     ("tune: 0-3", "tune: 3-0", ["seeds.tune (speed.yaml, line 3)", "the lower first"]),
     ("tune: 0-3", "tune: []", ["seeds.tune (speed.yaml, line 3)", "an empty list"]),
     ("tune: 0-3", "tune: 0-9999999999", ["seeds.tune (speed.yaml, line 3)", "4,294,967,295"]),
-    ("tune: 0-3", "tune: 0-20000", ["seeds.tune (speed.yaml, line 3)", "more than 10,000 seeds"]),
+    ("tune: 0-3", "tune: 0-20000", ["seeds.tune (speed.yaml, line 3)", "larger than 10,000 seeds"]),
     ("tune: 0-3", "tune: -1", ["seeds.tune (speed.yaml, line 3)", "from 0"]),
     (", report: 1000-1003", "", ["seeds.report (speed.yaml, line 3)", "missing"]),
     ("metric: val/return", "metric: !!python/name:os.system", ["speed.yaml", "not valid yaml"]),
@@ -255,3 +257,70 @@ def test_reading_imports_no_heavy_library():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)}
     )
     assert not {"torch", "lightning", "mlflow", "optuna", "ray", "matplotlib"} & {*out.stdout.split()}
+
+
+FULL = (
+    HEAD
+    + """\
+direction: max
+last: 2
+budgets: {env_steps: 40000}
+tune_budgets: {env_steps: 10000}
+starts: 2
+first: [fit]
+search: {sampler: random, cells: 2, pruner: none}
+results: a/b
+settings: {ten: {data.limit: 10}}
+arms:
+  plain: fit.yaml
+  joint:
+    yaml: fit.yaml
+    changes: {model.x: 1}
+    grid: {model.lr: [1, 2], model.z: {low: 1, high: 2, log: true}}
+    settings: {ten: {yaml: other.yaml, changes: {model.y: 1}}}
+"""
+)
+ODD = [
+    None,
+    3,
+    -1,
+    1.5,
+    "x",
+    "",
+    "'",
+    True,
+    [],
+    {},
+    [None],
+    [[]],
+    {1: 2},
+    {"x": None},
+    {None: 1},
+    float("inf"),
+    "\x1b",
+    "0-9" * 99,
+]
+
+
+def paths(value, path=()):
+    """The path of each value below a value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, below in items:
+        yield (*path, key)
+        yield from paths(below, (*path, key))
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_an_odd_value_anywhere_is_a_mistake_or_a_study(odd):
+    """No value at any place of a study's yaml ends in a traceback."""
+    whole = yaml.safe_load(FULL)
+    assert len(list(paths(whole))) > 40 and len(study_of(FULL).arms) == 2
+    for path in paths(whole):
+        text = yaml.safe_load(FULL)
+        place = text
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = odd
+        Path("odd.yaml").write_text(yaml.safe_dump(text))
+        with contextlib.suppress(ConfigurationError):
+            read("odd.yaml")

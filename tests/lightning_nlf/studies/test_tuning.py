@@ -67,18 +67,18 @@ def end(study, run, value):
     return result
 
 
-def work(study, runs, most=10**6, value=value_of, ahead=1):
-    """Run until the cell is chosen, or `most` runs have ended, in a process of its own as it were."""
+def work(study, runs, limit=10**6, value=value_of, ahead=1):
+    """Run until the cell is chosen, or `limit` runs have ended, in a process of its own as it were."""
     tuning = Tuning(study)
-    while tuning.chosen("joint") is None and most:
-        wanted = tuning.wanted("joint", ahead)
-        if not wanted:  # all results of the last cells were on the disk
+    while tuning.chosen("joint") is None and limit:
+        left = tuning.next_runs("joint", ahead)
+        if not left:  # all results of the last cells were on the disk
             assert tuning.chosen("joint") is not None
             break
-        run = wanted[0]
+        run = left[0]
         runs.append(run.name)
         tuning.finish(end(study, run, value(run)))
-        most -= 1
+        limit -= 1
     return tuning.chosen("joint")
 
 
@@ -91,7 +91,7 @@ def test_a_grid_runs_each_cell_on_each_seed(study):
     assert [row["score"] for row in record["cells"]] == sorted((row["score"] for row in record["cells"]), reverse=True)
     assert record["plan"]["tuning seeds"] == [0, 1, 2]
     tuning = Tuning(study)
-    assert tuning.wanted("joint", 8) == [] and len(tuning.results("joint")) == 18
+    assert tuning.next_runs("joint", 8) == [] and len(tuning.results("joint")) == 18
     assert tuning.best("joint") == pytest.approx(record["cells"][0]["score"])
 
 
@@ -104,7 +104,7 @@ def test_report_runs_exist_only_for_the_chosen_cell(study, tuned):
 
 def test_an_arm_without_a_grid_writes_nothing(study):
     tuning = Tuning(study)
-    assert tuning.chosen("plain") == {} and tuning.wanted("plain", 4) == [] and tuning.best("plain") is None
+    assert tuning.chosen("plain") == {} and tuning.next_runs("plain", 4) == [] and tuning.best("plain") is None
     assert tuning.remarks() == [] and not study.folder.exists()
 
 
@@ -127,7 +127,7 @@ def test_stopped_anywhere_it_chooses_the_same_and_runs_nothing_twice(study, tmp_
     stops = random.Random(str(search))
     while work(again, sequel, stops.randint(1, 4)) is None:
         if stops.random() < 0.5:  # killed between the result and the book-keeping
-            for run in Tuning(again).wanted("joint", 1)[:1]:
+            for run in Tuning(again).next_runs("joint", 1)[:1]:
                 sequel.append(run.name)
                 end(again, run, value_of(run))
     assert sequel == runs and len({*runs}) == len(runs)
@@ -138,10 +138,10 @@ def test_stopped_anywhere_it_chooses_the_same_and_runs_nothing_twice(study, tmp_
 def test_the_order_of_results_does_not_matter_without_a_pruner(study, ahead):
     tuning, runs = Tuning(study), []
     while tuning.chosen("joint") is None:
-        wanted = tuning.wanted("joint", ahead)
-        assert len(wanted) >= min(ahead, 18 - len(runs))
-        assert len(wanted) < ahead + 3
-        run = random.Random(len(runs)).choice(wanted)
+        left = tuning.next_runs("joint", ahead)
+        assert len(left) >= min(ahead, 18 - len(runs))
+        assert len(left) < ahead + 3
+        run = random.Random(len(runs)).choice(left)
         runs.append(run.name)
         tuning.finish(end(study, run, value_of(run)))
     assert tuning.chosen("joint") == {"lr": 2, "hidden": [8, 8]} and len({*runs}) == len(runs) == 18
@@ -233,20 +233,20 @@ def test_a_pruned_cell_is_never_chosen(study):
 
 def test_a_pruner_first_sees_one_seed_of_each_cell(study):
     tuning = Tuning(with_search(study, "grid", None, "median"))
-    assert [run.seed for run in tuning.wanted("joint", 4)] == [0] * 4
-    assert len(tuning.wanted("joint", 18)) == 18  # all cells are open: the workers need not be idle
+    assert [run.seed for run in tuning.next_runs("joint", 4)] == [0] * 4
+    assert len(tuning.next_runs("joint", 18)) == 18  # all cells are open: the workers need not be idle
 
 
 def test_unsolved_cells(study):
     """Steps to solve: lr 1 is solved on no seed, lr 2 on one of three in 10 steps, lr 3 on one in 5."""
     study = replace(with_arm(study, grid={"lr": (1, 2, 3)}), solved=Solved(100))
     tuning = Tuning(study)
-    for run in tuning.wanted("joint", 9):
+    for run in tuning.next_runs("joint", 9):
         solved = run.seed == 1 and run.cell["lr"] > 1
         point = Point({"env_steps": 10 if run.cell["lr"] == 2 else 5}, 100.0 if solved else 0.0)
         run.folder(study).mkdir(parents=True)
         Result(run, (point,)).save(run.folder(study))
-    assert tuning.wanted("joint", 1) == [] and tuning.chosen("joint") == {"lr": 3}
+    assert tuning.next_runs("joint", 1) == [] and tuning.chosen("joint") == {"lr": 3}
     assert tuning.best("joint") is None
     assert tuning.remarks() == ["joint: the best cell is at the edge of its grid: lr 3 is the largest"]
 
@@ -279,7 +279,7 @@ def test_a_change_before_report_runs_just_tunes_again(tuned, change, name):
     tuning = Tuning(change(tuned))
     assert tuning.chosen("joint") is None and tuning.report_runs("joint") == [] and tuning.remarks() == []
     if change(tuned).arms["joint"].recipe:
-        assert tuning.wanted("joint", 1)[0].seed == 0  # no result of the earlier recipe counts
+        assert tuning.next_runs("joint", 1)[0].seed == 0  # no result of the earlier recipe counts
     assert work(change(tuned), []) is not None
 
 

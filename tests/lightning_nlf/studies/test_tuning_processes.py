@@ -42,7 +42,7 @@ import optuna.samplers, optuna.pruners, optuna.storages.journal
 print("ready", flush=True)
 input()
 while tuning.chosen("joint") is None:
-    for run in tuning.wanted("joint", 2):
+    for run in tuning.next_runs("joint", 2):
         folder = run.folder(study)
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -67,12 +67,12 @@ def folder(tmp_path, monkeypatch):
     Path("fit.yaml").write_text("trainer: {max_epochs: 3}\n")
 
 
-def outputs(most):
-    """Lines of workers that start at once. Args: most: for each, after how many results it is killed; 0: never."""
+def outputs(ends):
+    """Lines of workers that start at once. Args: ends: for each, after how many results it is killed; 0: never."""
     words = [sys.executable, "-c", WORKER]
     workers = [
         subprocess.Popen([*words, str(n)], stdin=-1, stdout=-1, stderr=-1, text=True, env={"PYTHONPATH": str(ROOT)})
-        for n in most
+        for n in ends
     ]
     assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * len(workers)
     for worker in workers:
@@ -114,7 +114,7 @@ def test_a_process_goes_on_with_the_cells_of_killed_ones():
     study = read("speed.yaml")
     tuning, runs = Tuning(study), [name for out in lines for name in out]
     while tuning.chosen("joint") is None:
-        for run in tuning.wanted("joint", 1)[:1]:
+        for run in tuning.next_runs("joint", 1)[:1]:
             runs.append(run.name)
             result = Result(run, (Point({}, float(run.cell["model.lr"] == 3)),))
             run.folder(study).mkdir(parents=True, exist_ok=True)
