@@ -29,6 +29,8 @@ _BY_STUDY = {
     "config": "name the yaml under yaml",
 }
 _MOST_CELLS = 10_000
+_MOST_VALUES = 1_000
+_MOST_ROWS = 1_000
 _YAML = "the path of a yaml, perhaps with flags of fit behind it"
 
 
@@ -68,6 +70,8 @@ def read_arms(root: Section, recipe: Mapping[str, Any], search: Search) -> dict[
                 raise section.error(name, f"{arm.name} and {twin} would have the same folder; rename one")
             _check_grid(entries[-1].section if entries[-1].grid else entries[-2].section, arm, search)
             arms[arm.name] = arm
+            if len(arms) > _MOST_ROWS:
+                raise root.error("arms", f"more than {_MOST_ROWS:,} arms and settings")
     return arms
 
 
@@ -165,6 +169,8 @@ def _grid(section: Section) -> dict[str, Sequence[Any] | Range]:
             raise section.expected(key, "a list of values, or {low: …, high: …, log: true}")
         else:
             section.check_value(key)
+            if len(value) > _MOST_VALUES:
+                raise section.error(key, f"{len(value):,} values; at most {_MOST_VALUES:,}, or a range")
             for first, second in itertools.combinations(value, 2):
                 if first == second and isinstance(first, bool) == isinstance(second, bool):
                     raise section.error(key, f"{described(first)} appears twice; delete one")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
+from lightning_nlf.cli.errors import EXTRAS, ConfigurationError
 from lightning_nlf.studies.cells import FILE, Cells, finite
 from lightning_nlf.studies.choice import Score
 from lightning_nlf.studies.runs import Result, Run, load
@@ -25,11 +27,15 @@ class Tuning:
 
     Raises:
         ConfigurationError: What an arm's choice depends on (grid, changes, yaml, search, tuning seeds) changed after
-            its report runs had started.
+            its report runs had started; or Optuna is not installed.
     """
 
     def __init__(self, study: Study, widen: bool = False) -> None:
         self.study = study
+        if any(arm.grid for arm in study.arms.values()) and find_spec("optuna") is None:
+            raise ConfigurationError(
+                f"{study.file}: a grid needs Optuna: pip install 'lightning_nlf[{EXTRAS['optuna']}]'"
+            )
         self.cells = Cells(study)
         self._results: dict[str, Result] = {}
         self._arms: dict[str, Trials] = {}

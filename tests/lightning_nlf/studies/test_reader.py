@@ -211,7 +211,7 @@ MISTAKES = [  # a text, its replacement, and parts of the message
     ("tune: 0-3", "tune: 3-0", ["seeds.tune (speed.yaml, line 3)", "the lower first"]),
     ("tune: 0-3", "tune: []", ["seeds.tune (speed.yaml, line 3)", "an empty list"]),
     ("tune: 0-3", "tune: 0-9999999999", ["seeds.tune (speed.yaml, line 3)", "4,294,967,295"]),
-    ("tune: 0-3", "tune: 0-20000", ["seeds.tune (speed.yaml, line 3)", "larger than 10,000 seeds"]),
+    ("tune: 0-3", "tune: 0-20000", ["seeds.tune (speed.yaml, line 3)", "more than 10,000 seeds"]),
     ("tune: 0-3", "tune: -1", ["seeds.tune (speed.yaml, line 3)", "from 0"]),
     (", report: 1000-1003", "", ["seeds.report (speed.yaml, line 3)", "missing"]),
     ("metric: val/return", "metric: !!python/name:os.system", ["speed.yaml", "not valid yaml"]),
@@ -238,6 +238,15 @@ def test_a_grid_needs_tuning_seeds():
 def test_a_large_grid_is_refused():
     grid = ", ".join(f"k{i}: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]" for i in range(5))
     assert "100,000 cells" in message_of(PLAIN.replace(ARM, f"plain: {{yaml: fit.yaml, grid: {{{grid}}}}}"))
+
+
+def test_long_lists_and_many_rows_are_refused():
+    values = ", ".join(map(str, range(1001)))
+    assert "1,001 values" in message_of(PLAIN.replace(ARM, f"plain: {{yaml: fit.yaml, grid: {{a: [{values}]}}}}"))
+    arms, settings = (
+        f"{{{', '.join(f'{x}{i}: {y}' for i in range(40))}}}" for x, y in (("a", "fit.yaml"), ("s", "{}"))
+    )
+    assert "more than 1,000 arms" in message_of(f"{HEAD}arms: {arms}\nsettings: {settings}")
 
 
 def test_a_missing_file_and_a_file_name_that_is_no_name():
@@ -280,26 +289,7 @@ arms:
     settings: {ten: {yaml: other.yaml, changes: {model.y: 1}}}
 """
 )
-ODD = [
-    None,
-    3,
-    -1,
-    1.5,
-    "x",
-    "",
-    "'",
-    True,
-    [],
-    {},
-    [None],
-    [[]],
-    {1: 2},
-    {"x": None},
-    {None: 1},
-    float("inf"),
-    "\x1b",
-    "0-9" * 99,
-]
+ODD = [None, -1, "x", "", True, [], {}, [None], {1: 2}, {None: 1}, float("inf"), "\x1b"]
 
 
 def paths(value, path=()):

@@ -3,7 +3,9 @@
 import json
 import random
 import shutil
+import sys
 from dataclasses import replace
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -310,6 +312,16 @@ def test_a_grid_that_comes_after_report_runs_is_refused(study):
     (study.folder / "moved").rename(study.folder / "old" / "17-plain-report-x")  # made again on request
     with pytest.raises(ConfigurationError, match="arms.plain"):
         Tuning(late)
+
+
+def test_without_optuna_a_grid_is_refused(study, monkeypatch):
+    monkeypatch.setattr("sys.path", [])
+    monkeypatch.setattr("sys.path_importer_cache", {})
+    monkeypatch.setattr("sys.meta_path", [finder for finder in sys.meta_path if finder is PathFinder])
+    monkeypatch.delitem(sys.modules, "optuna", raising=False)
+    Tuning(with_arm(study, grid={}))
+    with pytest.raises(ConfigurationError, match=r"a grid needs Optuna: pip install 'lightning_nlf\[study\]'"):
+        Tuning(study)
 
 
 def test_damaged_cells(study):
