@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,21 +13,13 @@ from jsonargparse import get_loader
 from lightning_nlf.cli.errors import ConfigurationError, nearest
 from lightning_nlf.cli.yaml_bounds import read_text
 from lightning_nlf.cli.yaml_places import config_files, flags, places_of
+from lightning_nlf.studies.grids import BY_STUDY, check_grid, read_grid
 from lightning_nlf.studies.runs import digest
-from lightning_nlf.studies.section import Section, described
+from lightning_nlf.studies.section import Section
 from lightning_nlf.studies.spec import COUNTERS, Arm, Range, Search
 
 _KEYS = ("yaml", "changes", "grid", "budgets", "tune_budgets")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
-# Keys of `fit` that the study sets.
-_BY_STUDY = {
-    "seed_everything": "list the seeds under seeds",
-    "run_dir": "each run has its folder",
-    "ckpt_path": "a run resumes by itself",
-    "config": "name the yaml under yaml",
-}
-_MOST_CELLS = 10_000
-_MOST_VALUES = 1_000
 _MOST_ROWS = 1_000
 _YAML = "the path of a yaml, perhaps with flags of fit behind it"
 
@@ -68,7 +58,7 @@ def read_arms(root: Section, recipe: Mapping[str, Any], search: Search) -> dict[
             twin = folders.setdefault(arm.name.replace("/", "-"), arm.name)
             if twin != arm.name:
                 raise section.error(name, f"{arm.name} and {twin} would have the same folder; rename one")
-            _check_grid(entries[-1].section if entries[-1].grid else entries[-2].section, arm, search)
+            check_grid(entries[-1].section if entries[-1].grid else entries[-2].section, arm, search)
             arms[arm.name] = arm
             if len(arms) > _MOST_ROWS:
                 raise root.error("arms", f"more than {_MOST_ROWS:,} arms and settings")
@@ -134,7 +124,7 @@ def _entry(section: Section) -> Entry:
         section,
         _words(section) if "yaml" in section else (),
         section.values("changes"),
-        _grid(section.section("grid", "values by dotted key, such as {model.lr: [0.01, 0.02]}"))
+        read_grid(section.section("grid", "values by dotted key, such as {model.lr: [0.01, 0.02]}"))
         if "grid" in section
         else None,
         read_budgets(section, "budgets"),
@@ -150,44 +140,14 @@ def _words(section: Section) -> tuple[str, ...]:
         raise section.error("yaml", f"expected {_YAML}: {str(error).lower()}") from None
     words = ("--config", file, *rest)
     for flag in flags(words):
-        if flag.keys and flag.keys[0] in _BY_STUDY and flag.keys[0] != "config":
-            raise section.error("yaml", f"{flag.name} is set by the study: {_BY_STUDY[flag.keys[0]]}")
+        if flag.keys and flag.keys[0] in BY_STUDY and flag.keys[0] != "config":
+            raise section.error("yaml", f"{flag.name} is set by the study: {BY_STUDY[flag.keys[0]]}")
     for path in config_files(words):
         try:
             places_of(path, "")
         except ConfigurationError as error:
             raise section.error("yaml", str(error)) from None
     return words
-
-
-def _grid(section: Section) -> dict[str, Sequence[Any] | Range]:
-    grid: dict[str, Sequence[Any] | Range] = {}
-    for key, value in section.value.items():
-        if isinstance(value, Mapping):
-            grid[key] = _range(section.section(key))
-        elif not isinstance(value, list) or not value:
-            raise section.expected(key, "a list of values, or {low: …, high: …, log: true}")
-        else:
-            section.check_value(key)
-            if len(value) > _MOST_VALUES:
-                raise section.error(key, f"{len(value):,} values; at most {_MOST_VALUES:,}, or a range")
-            for first, second in itertools.combinations(value, 2):
-                if first == second and isinstance(first, bool) == isinstance(second, bool):
-                    raise section.error(key, f"{described(first)} appears twice; delete one")
-            grid[key] = tuple(value)
-    return grid
-
-
-def _range(section: Section) -> Range:
-    section.allow(("low", "high", "log"))
-    low, high, log = section.number("low"), section.number("high"), section.value.get("log", False)
-    if not isinstance(log, bool):
-        raise section.expected("log", "true or false")
-    if not low < high:
-        raise section.error("high", f"expected a number above low ({low}), got {high}")
-    if log and low <= 0:
-        raise section.error("low", f"a log scale needs a number above 0, got {low}")
-    return Range(low, high, log)
 
 
 def _arm(name: str, setting: str, entries: Sequence[Entry], recipe: Mapping[str, Any]) -> Arm:
@@ -206,24 +166,3 @@ def _arm(name: str, setting: str, entries: Sequence[Entry], recipe: Mapping[str,
         setting,
         digest({**recipe, "words": words, "changes": changes, "contents": contents}),
     )
-
-
-def _check_grid(section: Section, arm: Arm, search: Search) -> None:
-    """Refuse keys that the study sets, keys with a change and a grid, and a grid that does not fit the search."""
-    for key in (*arm.changes, *arm.grid):
-        below = section.section("grid" if key in arm.grid else "changes")
-        if key.split(".")[0] in _BY_STUDY:
-            raise below.error(key, f"this key is set by the study: {_BY_STUDY[key.split('.')[0]]}")
-        if key in arm.changes and key in arm.grid:
-            raise below.error(key, "the arm also has a change of this key; delete one of them")
-    below = section.section("grid")
-    ranges = [key for key, values in arm.grid.items() if isinstance(values, Range)]
-    if ranges and search.sampler == "grid":
-        raise below.error(ranges[0], "a range needs search: {sampler: random} or {sampler: tpe}; a grid needs a list")
-    cells = math.prod(len(values) for values in arm.grid.values() if not isinstance(values, Range))
-    if not ranges and search.sampler == "grid" and cells > _MOST_CELLS:
-        raise section.error(
-            "grid", f"{cells:,} cells; at most {_MOST_CELLS:,}. Use search: {{sampler: random, cells: 50}}"
-        )
-    if arm.grid and not ranges and search.cells is not None and search.cells > cells:
-        raise section.error("grid", f"it has {cells} cells, but search.cells is {search.cells}; use sampler: grid")

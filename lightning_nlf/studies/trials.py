@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lightning_nlf.studies.cells import plan
@@ -16,36 +14,8 @@ from lightning_nlf.studies.choice import Score, score
 from lightning_nlf.studies.runs import Result, digest
 from lightning_nlf.studies.scores import lower_is_better
 from lightning_nlf.studies.spec import Arm, Range, Study
-from lightning_nlf.tracking.journal import repair
 
-LOG = "optuna.log"
 _DRAWS = 20  # of random cells, before the first one that was not drawn yet is taken
-
-
-@contextmanager
-def lock(file: Path) -> Iterator[None]:
-    """Hold the lock of a file against all processes on the disk. One left by a killed process opens after 30 s."""
-    from optuna.storages.journal import JournalFileOpenLock
-
-    mutex = JournalFileOpenLock(str(file.resolve()))
-    mutex.acquire()
-    try:
-        yield
-    finally:
-        mutex.release()
-
-
-def storage(folder: Path) -> Any:
-    """Optuna's storage in a study's folder. A line that a killed process left incomplete is removed first."""
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    file = (folder / LOG).resolve()
-    with lock(file):
-        repair(file)
-    return JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
 
 
 class Trials:

@@ -13,7 +13,8 @@ from lightning_nlf.studies.cells import FILE, Cells, finite
 from lightning_nlf.studies.choice import Score
 from lightning_nlf.studies.runs import Result, Run, load
 from lightning_nlf.studies.spec import Arm, Study
-from lightning_nlf.studies.trials import Trials, lock, storage
+from lightning_nlf.studies.storage import lock, storage
+from lightning_nlf.studies.trials import Trials
 
 
 class Tuning:
