@@ -6,6 +6,7 @@ from lightning_nlf.callbacks.exhibits import Exhibits
 from lightning_nlf.callbacks.export import HuggingFaceExport
 from lightning_nlf.callbacks.progress import FitProgress
 from lightning_nlf.callbacks.provenance import Provenance
+from lightning_nlf.callbacks.spent import StopWhenSpent
 from lightning_nlf.callbacks.stopping import StopWhenSolved
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "LastCheckpoint",
     "Provenance",
     "StopWhenSolved",
+    "StopWhenSpent",
 ]
