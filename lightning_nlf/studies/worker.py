@@ -1,8 +1,8 @@
 """Execute one run of a study: claim it, run its fit in a process, and save its result.
 
-    python -m lightning_nlf.studies.worker FILE RUN
+    python -m lightning_nlf.studies.worker FILE RUN FOLDER
 
-RUN is a `Run` as JSON. The exit code is 0 if the run has a result now, or if another process has it.
+RUN is a `Run` as JSON, and FOLDER its folder. The exit code is 0 if the run has a result now, or if another process has it.
 """
 
 from __future__ import annotations
@@ -142,6 +142,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m lightning_nlf.studies.worker", description=__doc__)
     parser.add_argument("file", metavar="FILE", help="yaml of the study")
     parser.add_argument("run", metavar="RUN", help="the run, as JSON")
+    parser.add_argument("folder", metavar="FOLDER", help="folder of the run, which depends on its settings")
     parser.add_argument("--tags", default="{}", help="tags of the run in MLflow, as JSON")
     parser.add_argument("--threads", type=int, default=1, help="threads of the fit (default: 1)")
     options = parser.parse_args(words)
@@ -150,8 +151,8 @@ def main(words: Sequence[str] | None = None) -> None:
         from lightning_nlf.studies.reader import read
 
         study, run = read(options.file), Run(**json.loads(options.run))
-        if run.arm not in study.arms:
-            raise ConfigurationError(f"arms: {options.file} has no arm {run.arm} any more")
+        if run.arm not in study.arms or str(run.folder(study)) != options.folder:
+            raise ConfigurationError(f"{options.file} was changed since this study was started; start it again")
         execute(study, run, json.loads(options.tags), options.threads)
     except ConfigurationError as error:
         print("error:", printable(str(error)), file=sys.stderr)
