@@ -15,6 +15,7 @@ from lightning_nlf.studies.spec import Arm, Study, limits
 from lightning_nlf.tracking.journal import JOURNAL, read_records
 
 RESULT = "result.json"
+STOP = "lightning_nlf.callbacks.StopWhenSpent"
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,7 @@ def _ending(arm: Arm, stage: str, study: Study) -> list[str]:
         values |= {"monitor": study.metric, "mode": "max" if study.higher else "min"}
     if len(values) == 1 and not finite:
         return []
-    flags = [f"--trainer.callbacks.{name}={json.dumps(value)}" for name, value in values.items()]
-    return ["--trainer.callbacks+=lightning_nlf.callbacks.StopWhenSpent", *flags]
+    return [f"--trainer.callbacks+={json.dumps({'class_path': STOP, 'init_args': values})}"]
 
 
 def in_place(text: str, study: Study, seed: int) -> str:
