@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ import pytest
 
 from lightning_nlf.cli.errors import ConfigurationError
 from lightning_nlf.studies.claims import holder
-from lightning_nlf.studies.executors import Executor, executor
+from lightning_nlf.studies.executors import executor
 from lightning_nlf.studies.executors.local import cores
 from lightning_nlf.studies.runs import Run, load, points
 from lightning_nlf.studies.spec import Study
 from lightning_nlf.tracking.journal import JOURNAL, read_records
 
+LOOPBACK = "127.0.0.1"
 RUNS = [Run("tiny", "report", {}, seed) for seed in (1, 2)]
 
 
@@ -88,58 +88,53 @@ def test_a_run_that_is_stopped_leaves_no_process(
 
 @pytest.fixture
 def cluster(study: Study) -> Iterator[Any]:
-    """A Ray cluster of two nodes with one core each, on this machine. The test's study is its driver."""
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    import ray
+    """A Ray cluster of two nodes with one core each, on this machine, in the working folder of the study."""
+    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
     from ray.cluster_utils import Cluster
 
-    before = {process.pid for process in psutil.process_iter()}
-    nodes = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={**nodes, "node_ip_address": "127.0.0.1"})
+    node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False, "node_ip_address": LOOPBACK}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    processes: list[psutil.Process] = []
     try:
-        cluster.add_node(**{**nodes, "node_ip_address": "127.0.0.1"})
+        cluster.add_node(**node)
         yield cluster
     finally:
+        processes = psutil.Process().children(recursive=True)
         ray.shutdown()
         cluster.shutdown()
-        left = [process for process in psutil.process_iter() if process.pid not in before and _is_rays(process)]
+        _, left = psutil.wait_procs(processes, timeout=30)
         for process in left:
             process.kill()
+    assert not left
 
 
-def _is_rays(process: psutil.Process) -> bool:
-    try:
-        return any("ray" in word for word in process.cmdline()[:3]) and process.username() == psutil.Process().username()
-    except psutil.Error:
-        return False
+def raylet(node: Any) -> int:
+    """Process id of the daemon of a node."""
+    return int(node.all_processes["raylet"][0].process.pid)
 
 
 @pytest.mark.slow
-def test_two_nodes_of_a_ray_cluster(study: Study, until: Callable, cluster: Any) -> None:
-    """Each node gets a run. A worker is killed, then a whole node; the other node finishes both runs."""
-    import ray
-
-    ray_: Executor = executor("ray", options={"address": cluster.address})
+def test_a_ray_cluster_loses_a_worker_and_a_node(study: Study, until: Callable, cluster: Any) -> None:
+    """Each of two nodes gets a run. A worker is killed on the first, and the second is killed as a whole."""
+    ray_ = executor("ray", options={"address": cluster.address})
     assert ray_.slots == 2
-    folders = [run.folder(study) for run in RUNS]
-    handles = [ray_.submit(study, run, {}) for run in RUNS]
-    until(lambda: all(len(points(folder, study.metric)) >= 2 for folder in folders))
-    nodes = [worker(folder).parent().ppid() for folder in folders]  # type: ignore[union-attr]
-    assert nodes[0] != nodes[1]
+    handles = {run.seed: ray_.submit(study, run, {}) for run in RUNS}
+    until(lambda: all(len(points(run.folder(study), study.metric)) >= 2 for run in RUNS))
+    nodes = {worker(run.folder(study)).parent().ppid(): run for run in RUNS}  # type: ignore[union-attr]
+    stays, dies = cluster.head_node, next(iter(cluster.worker_nodes))
+    first, second = nodes[raylet(stays)], nodes[raylet(dies)]
+    worker(first.folder(study)).kill()
+    cluster.remove_node(dies, allow_graceful=False)
+    until(lambda: all(handle.poll() is not None for handle in handles.values()))
+    assert (handles[first.seed].poll(), handles[second.seed].poll()) == (-9, 1)
 
-    worker(folders[0]).kill()
-    until(lambda: handles[0].poll() is not None)
-    assert handles[0].poll() == -9 and load(folders[0]) is None
-    handles[0] = ray_.submit(study, RUNS[0], {})
+    def all_have_results() -> bool:
+        """Whether all runs have a result. A run that was left is submitted again, as a study does."""
+        for run in RUNS:
+            if handles[run.seed].poll() is not None and load(run.folder(study)) is None:
+                handles[run.seed] = ray_.submit(study, run, {})
+        return all(load(run.folder(study)) is not None for run in RUNS)
 
-    other = cluster.list_all_nodes()[1]
-    cluster.remove_node(other, allow_graceful=False)
-    lost = int(other_of(folders, study) is None)
-    assert ray.is_initialized() and lost in (0, 1)
-    for _ in range(3):
-        for index, handle in enumerate(handles):
-            until(lambda handle=handle: handle.poll() is not None)
-            if load(folders[index]) is None:
-                handles[index] = ray_.submit(study, RUNS[index], {})
+    until(all_have_results)
     for run in RUNS:
         check(study, run, times=2)

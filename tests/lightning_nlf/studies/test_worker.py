@@ -94,7 +94,7 @@ def test_a_fit_that_fails_by_itself_is_a_failed_result(study: Study) -> None:
     arm = replace(study.arms["tiny"], changes={"model.lr_": 1})
     result = execute(replace(study, arms={"tiny": arm}), RUN)
     assert result is not None and result.points == ()
-    assert result.failure == "--model.lr_: not an argument of InjectionPolicy. Did you mean 'lr'?"
+    assert result.failure == "--model.lr_: InjectionPolicy has no such key. Did you mean 'lr_end'?"
     assert result == load(RUN.folder(study)) == execute(study, RUN)  # it is not tried again
     assert holder(RUN.folder(study)) is None
 
