@@ -17,7 +17,6 @@ from lightning_nlf.studies.runs import Run, load, points
 from lightning_nlf.studies.spec import Study
 from lightning_nlf.tracking.journal import JOURNAL, read_records
 
-LOOPBACK = "127.0.0.1"
 RUNS = [Run("tiny", "report", {}, seed) for seed in (1, 2)]
 
 
@@ -87,16 +86,18 @@ def test_a_run_that_is_stopped_leaves_no_process(
 
 
 @pytest.fixture
-def cluster(study: Study) -> Iterator[Any]:
-    """A Ray cluster of two nodes with one core each, on this machine, in the working folder of the study."""
+def cluster(study: Study, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of two nodes with one core each, by addresses of this machine, in the working folder of the study."""
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False, "node_ip_address": LOOPBACK}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
+    # Not 127.0.0.1, which Ray replaces by the address of a network card.
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "node_ip_address": "127.0.0.2"})
     processes: list[psutil.Process] = []
     try:
-        cluster.add_node(**node)
+        cluster.add_node(**node, node_ip_address="127.0.0.3")
         yield cluster
     finally:
         processes = psutil.Process().children(recursive=True)
