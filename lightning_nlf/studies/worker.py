@@ -2,7 +2,8 @@
 
     python -m lightning_nlf.studies.worker FILE RUN FOLDER
 
-RUN is a `Run` as JSON, and FOLDER its folder. The exit code is 0 if the run has a result now, or if another process has it.
+RUN is a `Run` as JSON, and FOLDER its folder. The exit code is 0 if the run has a result now, or if another process has
+the run.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ class Ray:
 
     def __init__(self, jobs: int | None = None, threads: int = 1, address: str = "auto", gpus: float = 0) -> None:
         if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False, logging_level="error")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         self.slots, self.threads = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads), threads
         # The worker is not started again by Ray, but by the study, which continues it from its last checkpoint.
         self.task: Any = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_task())

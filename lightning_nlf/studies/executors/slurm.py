@@ -45,7 +45,12 @@ class Slurm:
     """
 
     def __init__(
-        self, jobs: int | None = None, threads: int = 1, cluster: str = "slurm", minutes: int = 24 * 60, **parameters: Any
+        self,
+        jobs: int | None = None,
+        threads: int = 1,
+        cluster: str = "slurm",
+        minutes: int = 24 * 60,
+        **parameters: Any,
     ) -> None:
         self.slots, self.threads, self.cluster = jobs or 100, threads, cluster
         self.parameters = {"timeout_min": minutes, "cpus_per_task": threads, **parameters}

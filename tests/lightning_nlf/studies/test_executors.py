@@ -87,7 +87,7 @@ def test_a_run_that_is_stopped_leaves_no_process(
 
 @pytest.fixture
 def cluster(study: Study, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Ray cluster of two nodes with one core each, by addresses of this machine, in the working folder of the study."""
+    """A Ray cluster of two nodes on this machine, each with an address and one core, for the study."""
     ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
     from ray.cluster_utils import Cluster
 

@@ -141,6 +141,4 @@ def test_a_run_of_an_earlier_yaml_is_refused(
     with pytest.raises(SystemExit) as ending:
         main([str(study.file), run, folder])
     assert ending.value.code == 2
-    assert capsys.readouterr().err == (
-        "error: study.yaml was changed since this study was started; start it again\n"
-    )
+    assert capsys.readouterr().err == ("error: study.yaml was changed since this study was started; start it again\n")
