@@ -136,6 +136,6 @@ def test_a_ray_cluster_loses_a_worker_and_a_node(study: Study, until: Callable, 
                 handles[run.seed] = ray_.submit(study, run, {})
         return all(load(run.folder(study)) is not None for run in RUNS)
 
-    until(all_have_results)
+    until(all_have_results, seconds=600)
     for run in RUNS:
         check(study, run, times=2)

@@ -102,7 +102,6 @@ def test_given_tags_are_set_at_each_start(tmp_path, unshipped):
     assert tags[0]["mlflow.parentRunId"] == "7" and len(tags[0]["arm"]) <= 5000
 
 
-
 def test_run_folder_is_all_the_folders_there_are(tmp_path):
     logger = MLflowJournalLogger(str(tmp_path / "outputs" / "run"))
     assert (logger.name, logger.version) == ("", "")
