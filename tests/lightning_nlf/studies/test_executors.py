@@ -127,7 +127,8 @@ def test_a_ray_cluster_loses_a_worker_and_a_node(study: Study, until: Callable, 
     worker(first.folder(study)).kill()
     cluster.remove_node(dies, allow_graceful=False)
     until(lambda: all(handle.poll() is not None for handle in handles.values()))
-    assert (handles[first.seed].poll(), handles[second.seed].poll()) == (-9, 1)
+    assert handles[first.seed].poll() == -9
+    assert handles[second.seed].poll() in (-9, 1)  # 1 if Ray's own process died before it saw that the worker had
 
     def all_have_results() -> bool:
         """Whether all runs have a result. A run that was left is submitted again, as a study does."""
