@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ from lightning_nlf.studies.spec import Arm, Study, limits
 from lightning_nlf.tracking.journal import JOURNAL, read_records
 
 RESULT = "result.json"
+STOP = "lightning_nlf.callbacks.StopWhenSpent"
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,33 @@ def digest(cell: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def command(run: Run, study: Study) -> list[str]:
-    """The command of a run: a fit in the run's folder, with the changes of its arm and the values of its cell."""
+def command(run: Run, study: Study, tags: Mapping[str, str] | None = None) -> list[str]:
+    """The command of a run: a fit in the run's folder, with the changes of its arm and the values of its cell.
+
+    The fit ends when the budgets of its stage are spent, or when the task is solved. Without either, it ends by its
+    yaml.
+
+    Args: tags: Tags of the run in MLflow.
+    """
     arm: Arm = study.arms[run.arm]
     words = [sys.executable, "-m", "lightning_nlf", "fit", *arm.words]
     words += [f"--{key}={json.dumps(value)}" for key, value in {**arm.changes, **run.cell}.items()]
     words += [f"--seed_everything={run.seed}", f"--run_dir={run.folder(study)}"]
+    words += ["--trainer.enable_progress_bar=false", *_ending(arm, run.stage, study)]
+    words += [f"--trainer.logger.tags={json.dumps(tags)}"] if tags else []
     return [in_place(word, study, run.seed) for word in words]
+
+
+def _ending(arm: Arm, stage: str, study: Study) -> list[str]:
+    """Flags of the callback that ends a fit."""
+    finite = {name: limit for name, limit in limits(arm, stage).items() if math.isfinite(limit)}
+    values: dict[str, Any] = {"budgets": finite}
+    if study.solved is not None:
+        values |= {"threshold": study.solved.threshold, "in_a_row": study.solved.in_a_row}
+        values |= {"monitor": study.metric, "mode": "max" if study.higher else "min"}
+    if len(values) == 1 and not finite:
+        return []
+    return [f"--trainer.callbacks+={json.dumps({'class_path': STOP, 'init_args': values})}"]
 
 
 def in_place(text: str, study: Study, seed: int) -> str:
