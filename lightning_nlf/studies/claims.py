@@ -26,13 +26,13 @@ SILENCE_SECONDS = 60.0  # a claim of another machine that was not touched for th
 class Claim:
     """A claimed folder, as a context manager that releases the claim. `take` makes it.
 
-    A thread touches the file at intervals. `lost` becomes True if another process took the claim over, which happens
+    A thread touches the file at intervals. `is_lost` becomes True if another process took the claim over, which happens
     only after this process was suspended for a minute.
     """
 
     def __init__(self, file: Path, content: dict[str, Any]) -> None:
         self.file, self.content = file, content
-        self.lost = False
+        self.is_lost = False
         self._over = threading.Event()
         threading.Thread(target=self._beat, name="claim", daemon=True).start()
 
@@ -51,10 +51,10 @@ class Claim:
             part.replace(self.file)
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT_SECONDS) and not self.lost:
+        while not self._over.wait(BEAT_SECONDS) and not self.is_lost:
             with contextlib.suppress(OSError):  # a disk of the network may be away for a moment
                 os.utime(self.file)
-                self.lost = _last_number(self.file.parent) > _number(self.file)
+                self.is_lost = _last_number(self.file.parent) > _number(self.file)
 
 
 def take(folder: Path) -> Claim | None:

@@ -103,7 +103,7 @@ def _run(claim: Claim, threads: int, words: Sequence[str], output: Path) -> int:
     with open(output, "ab") as file:
         process = processes.start(words, signal.SIGKILL, stdout=file, env=environ, **streams)
         try:
-            while not claim.lost:
+            while not claim.is_lost:
                 try:
                     return process.wait(POLL_SECONDS)
                 except subprocess.TimeoutExpired:

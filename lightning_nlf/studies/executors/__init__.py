@@ -69,6 +69,6 @@ def executor(name: str, jobs: int | None = None, options: Mapping[str, Any] | No
 
 def words(study: Study, run: Run, tags: Mapping[str, str], threads: int) -> list[str]:
     """The command of a worker."""
-    given = [str(study.file), json.dumps(asdict(run)), str(run.folder(study))]
+    place = [str(study.file), json.dumps(asdict(run)), str(run.folder(study))]
     options = ["--tags", json.dumps(dict(tags)), "--threads", str(threads)]
-    return [sys.executable, "-m", "lightning_nlf.studies.worker", *given, *options]
+    return [sys.executable, "-m", "lightning_nlf.studies.worker", *place, *options]

@@ -27,23 +27,23 @@ class Validations(L.Callback):
 
 def test_the_last_validation_lies_at_the_budget_or_just_after(fit: Any) -> None:
     """2 optimizer steps an iteration, validations in iterations 4 and 8: 9 steps are spent after iteration 5."""
-    seen = Validations()
+    watch = Validations()
     stop = StopWhenSpent({"optimizer_steps": 9})
-    trainer, _ = fit.scripted(ZEROS, [seen, stop], steps=2, every=4)
-    assert (seen.iterations, trainer.current_epoch, trainer.global_step) == ([4, 5], 5, 10)
+    trainer, _ = fit.scripted(ZEROS, [watch, stop], steps=2, every=4)
+    assert (watch.iterations, trainer.current_epoch, trainer.global_step) == ([4, 5], 5, 10)
 
 
 def test_no_second_validation_where_one_was_due(fit: Any) -> None:
-    seen = Validations()
-    fit.scripted(ZEROS, [seen, StopWhenSpent({"optimizer_steps": 8})], steps=2, every=4)
-    assert seen.iterations == [4]
+    watch = Validations()
+    fit.scripted(ZEROS, [watch, StopWhenSpent({"optimizer_steps": 8})], steps=2, every=4)
+    assert watch.iterations == [4]
 
 
 def test_validations_within_iterations_end_nothing(fit: Any) -> None:
     """5 steps an iteration and a validation every second one: after steps 2, 4, 7 (2 of the second), 9, and 10."""
-    seen = Validations()
-    trainer, _ = fit.scripted(ZEROS, [seen, StopWhenSpent({"optimizer_steps": 6})], steps=5, val_check_interval=2)
-    assert (seen.iterations, trainer.global_step) == ([1, 1, 2, 2, 2], 10)
+    watch = Validations()
+    trainer, _ = fit.scripted(ZEROS, [watch, StopWhenSpent({"optimizer_steps": 6})], steps=5, val_check_interval=2)
+    assert (watch.iterations, trainer.global_step) == ([1, 1, 2, 2, 2], 10)
 
 
 @pytest.mark.parametrize("budgets, last", [({"optimizer_steps": 4, "iteration": 3}, 3), ({"iteration": 1}, 1)])
@@ -93,11 +93,11 @@ def test_a_fit_that_dies_in_its_last_validation_validates_when_resumed(
 def test_an_ended_fit_stays_as_it_is_when_resumed(fit: Any) -> None:
     last = fit.folder / "checkpoints" / "last.ckpt"
     fit.scripted(ZEROS, [StopWhenSpent({"iteration": 3}), LastCheckpoint()], every=2)
-    seen = Validations()
-    trainer, _ = fit.scripted(ZEROS, [seen, StopWhenSpent({"iteration": 3}), LastCheckpoint()], resume=last, every=2)
-    assert (seen.iterations, trainer.current_epoch) == ([], 3)
-    trainer, _ = fit.scripted(ZEROS, [seen, StopWhenSpent({"iteration": 5}), LastCheckpoint()], resume=last, every=2)
-    assert (seen.iterations, trainer.current_epoch) == ([4, 5], 5)
+    watch = Validations()
+    trainer, _ = fit.scripted(ZEROS, [watch, StopWhenSpent({"iteration": 3}), LastCheckpoint()], resume=last, every=2)
+    assert (watch.iterations, trainer.current_epoch) == ([], 3)
+    trainer, _ = fit.scripted(ZEROS, [watch, StopWhenSpent({"iteration": 5}), LastCheckpoint()], resume=last, every=2)
+    assert (watch.iterations, trainer.current_epoch) == ([4, 5], 5)
 
 
 def test_an_unknown_counter_is_refused_with_the_counters_of_the_run(fit: Any) -> None:

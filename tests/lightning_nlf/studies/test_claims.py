@@ -117,7 +117,7 @@ def test_the_owner_touches_its_claim(tmp_path: Path, until: Callable, monkeypatc
     assert claim is not None
     os.utime(claim.file, (0, 0))
     until(lambda: claim.file.stat().st_mtime > 0)
-    assert not claim.lost
+    assert not claim.is_lost
 
 
 def test_an_owner_that_was_suspended_sees_that_it_lost(
@@ -127,6 +127,6 @@ def test_an_owner_that_was_suspended_sees_that_it_lost(
     claim = take(tmp_path)
     assert claim is not None
     (tmp_path / "claim-2.json").write_text(json.dumps({"host": "elsewhere"}))
-    until(lambda: claim.lost)
+    until(lambda: claim.is_lost)
     claim.release()
     assert take(tmp_path) is None  # the new owner keeps the folder
