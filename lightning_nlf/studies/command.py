@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,6 +104,8 @@ class Session:
         self.later: dict[str, float] = {}  # when to look again at a run that another process has
         self.deaths: dict[str, int] = {}
         self.tuned: set[str] = set()  # arms whose tuning results have all been read
+        self.scores: dict[str, float | None] = {}  # best score of each arm on the tuning seeds
+        self.counted = -1  # finished runs that MLflow has been told of
 
     def work(self) -> int:
         """Do what the flags ask for. Returns the number of failed runs."""
@@ -119,7 +121,6 @@ class Session:
         print(self.cost_text(), file=sys.stderr, flush=True)
         if not self.flags.cost:
             self._run_all()
-            self._report()
         failed = [r for r in self.results.values() if r.failure and r.run.stage == "report"]
         for result in failed:
             print(printable(f"failed: {result.run.name}: {result.failure}"), file=sys.stderr)
@@ -135,6 +136,7 @@ class Session:
                     self.results[run.name] = result
             if self.tuning.chosen(name) is None or name not in self.tuned:
                 self.results |= {result.run.name: result for result in self.tuning.results(name)}
+                self.scores[name] = self.tuning.best(name)
                 self.tuned |= {name} if self.tuning.chosen(name) is not None else set()
 
     def missing(self) -> list[Run]:
@@ -160,6 +162,10 @@ class Session:
         finished = [r for r in self.results.values() if r.run.arm in self.arms]
         left = {part: part[2] - sum((r.run.arm, r.run.stage) == part[:2] for r in finished) for part in parts}
         timed = [name for name in self.arms if any(part[0] == name and count for part, count in left.items())]
+        if new := cost.untimed(self.study, timed):
+            print(
+                f"timing {len(new)} arms, about {duration(40 * -(-len(new) // self.jobs))}", file=sys.stderr, flush=True
+            )
         self.paces = cost.paces(self.study, timed, self.jobs)
         lines, whole = [], 0.0
         for (name, stage, _), count in left.items():
@@ -182,25 +188,27 @@ class Session:
     def _run_all(self) -> None:
         missing = self.missing()
         if not missing:
+            self._report()
             return
         self.parent = Parent(self.study)
-        self.executor = executor(self.flags.executor, self.jobs, {})
-        display = Display(self.total, len(self.results), self.jobs)
-        status = "KILLED"
+        self.executor = executor(self.flags.executor, self.jobs)
+        display = Display(self.total, len(self.results))
+        status, next_look = "KILLED", 0.0
         try:
             while missing or self.running:
                 self._start(missing)
+                self._show(display, missing)
                 time.sleep(POLL)
-                if self._poll():
+                if self._poll() or time.monotonic() >= next_look:
                     self.collect()
-                missing = self.missing()
-                self._show(display)
+                    missing = self.missing()
+                    next_look = time.monotonic() + ELSEWHERE
             status = "FINISHED"
         finally:
             for _, handle in self.running.values():
                 handle.kill()
             display.close()
-            self.parent.close(status=status)
+            self.parent.close(self._report() if status == "FINISHED" else (), status)
 
     def _start(self, missing: list[Run]) -> None:
         now = time.monotonic()
@@ -226,24 +234,28 @@ class Session:
                 reason = f"its worker ended {ATTEMPTS} times without a result, with code {code}"
                 run.folder(self.study).mkdir(parents=True, exist_ok=True)
                 Result(run, (), reason).save(run.folder(self.study))
-        return bool(ended) or any(at <= time.monotonic() for at in self.later.values())
+        return bool(ended)
 
-    def _show(self, display: Display) -> None:
+    def _show(self, display: Display, missing: list[Run]) -> None:
         results = list(self.results.values())
-        left = sum(self._seconds(run.arm, run.stage) for run in self.missing()) / self.jobs
         failures = sum(bool(result.failure) for result in results)
-        best = {name: score for name in self.arms if (score := self.tuning.best(name)) is not None}
+        left = sum(self._seconds(run.arm, run.stage) for run in missing) / self.jobs
+        best = {name: score for name in self.arms if (score := self.scores.get(name)) is not None}
         display.show(len(results), len(self.running), failures, best, left)
-        self.parent.count({"runs_finished": len(results), "runs_failed": failures}, len(results))
+        if len(results) != self.counted:
+            self.counted = len(results)
+            self.parent.count({"runs_finished": len(results), "runs_failed": failures}, len(results))
 
     # ---- report
 
-    def _report(self) -> None:
+    def _report(self) -> tuple[Path, ...]:
+        """Write and print the report. Returns its files; none if no run on a report seed has ended."""
         cells = {name: cell for name in self.study.arms if (cell := self.tuning.chosen(name)) is not None}
-        chosen = [r for r in self.results.values() if r.run.stage == "report" and r.run.arm in cells]
-        if not chosen:
+        results = [r for r in self.results.values() if r.run.stage == "report" and r.run.arm in cells]
+        if not results:
             print("no run on a report seed has ended yet, so there is no report", file=sys.stderr)
-            return
-        file: Path = report.write(self.study, chosen, cells, self.tuning.remarks())
+            return ()
+        file = report.write(self.study, results, cells, self.tuning.remarks())
         print(file.read_text(encoding="utf-8"))
         print(f"report: {file}", file=sys.stderr)
+        return tuple(file.with_suffix(suffix) for suffix in (".md", ".json", ".png"))

@@ -20,7 +20,7 @@ from lightning_nlf.studies.spec import Range, Study, budget
 from lightning_nlf.tracking.journal import JOURNAL, read_records
 
 FILE = "cost.json"
-PROBE_SECONDS = 20.0  # of training, per arm
+PROBE_SECONDS = 10.0  # of training, per arm
 PATIENCE = 300.0  # seconds until a timed run that does not train is given up
 
 
@@ -57,16 +57,32 @@ def most_cells(study: Study, arm: str) -> int:
 
 def paces(study: Study, arms: list[str], jobs: int) -> dict[str, Pace]:
     """Pace of each arm. Timed runs are made once and kept in `cost.json` of the study's folder."""
-    file = study.folder / FILE
-    rows = json.loads(file.read_text()) if file.is_file() else {}
-    table = {name: Pace(**row) for name, row in rows.items()}
-    missing = [name for name in arms if name not in table]
+    table = _stored(study)
+    missing = untimed(study, arms)
     for i in range(0, len(missing), jobs):
         probes = [Probe(study, name) for name in missing[i : i + jobs]]
-        table |= {probe.arm: pace for probe in probes if (pace := probe.pace())}
+        table |= {_key(study, probe.arm): pace for probe in probes if (pace := probe.pace())}
+    file = study.folder / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({name: vars(pace) for name, pace in table.items()}))
-    return table
+    file.write_text(json.dumps({key: vars(pace) for key, pace in table.items()}))
+    return {name: table[_key(study, name)] for name in study.arms if _key(study, name) in table}
+
+
+def untimed(study: Study, arms: list[str]) -> list[str]:
+    """Arms without a pace in `cost.json`."""
+    table = _stored(study)
+    return [name for name in arms if _key(study, name) not in table]
+
+
+def _key(study: Study, arm: str) -> str:
+    """Name of an arm and digest of what it runs, because a changed yaml has another pace."""
+    return f"{arm} {study.arms[arm].recipe}"
+
+
+def _stored(study: Study) -> dict[str, Pace]:
+    file = study.folder / FILE
+    rows = json.loads(file.read_text()) if file.is_file() else {}
+    return {key: Pace(**row) for key, row in rows.items()}
 
 
 class Probe:

@@ -16,12 +16,10 @@ class Display:
     Args:
         total: Number of runs of the study, at most.
         finished: Number of runs that had finished before.
-        slots: Number of runs at a time.
     """
 
-    def __init__(self, total: int, finished: int, slots: int) -> None:
-        self.total, self.slots = total, slots
-        self._first, self._began = finished, time.monotonic()
+    def __init__(self, total: int, finished: int) -> None:
+        self.total = total
         self._printed, self._text = 0.0, ""
         self._bar: Any = None
         if sys.stderr.isatty():
