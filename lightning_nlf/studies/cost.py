@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from lightning_nlf.studies import runs
+from lightning_nlf.studies.first import run_first
 from lightning_nlf.studies.runs import Result, Run
 from lightning_nlf.studies.spec import Range, Study, budget
 from lightning_nlf.tracking.journal import JOURNAL, read_records
 
 FILE = "cost.json"
 PROBE_SECONDS = 10.0  # of training, per arm
+NOWHERE = "http://127.0.0.1:9"  # no server answers here, so that MLflow has no timed runs
+OUTPUT = "output.txt"
 PATIENCE = 300.0  # seconds until a timed run that does not train is given up
 
 
@@ -86,7 +90,7 @@ def _stored(study: Study) -> dict[str, Pace]:
 
 
 class Probe:
-    """A fit of one arm that is stopped after PROBE_SECONDS of training, on a seed of tuning if there is one."""
+    """A fit of one arm that is stopped after PROBE_SECONDS of training. Its metric is not read."""
 
     def __init__(self, study: Study, arm: str) -> None:
         self.arm = arm
@@ -97,9 +101,16 @@ class Probe:
         cell = {key: values.low if isinstance(values, Range) else values[0] for key, values in grid.items()}
         run = Run(arm, "tune", cell, (study.tune or study.report)[0])
         words = [word for word in runs.command(run, study) if not word.startswith("--run_dir=")]
+        self._environ = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": NOWHERE}
+        run_first(study, run.seed, self._run)  # after a failure here, the runs of the study say why
         self.began = time.time()
-        with (self.folder / "output.txt").open("wb") as output:
-            self.process = subprocess.Popen([*words, f"--run_dir={self.folder}"], stdout=output, stderr=output)
+        with (self.folder / OUTPUT).open("wb") as output:
+            words.append(f"--run_dir={self.folder}")
+            self.process = subprocess.Popen(words, stdout=output, stderr=output, env=self._environ)
+
+    def _run(self, words: Sequence[str], output: Path) -> str:
+        with output.open("ab") as file:
+            return "failed" if subprocess.run(words, stdout=file, stderr=file, env=self._environ).returncode else ""
 
     def pace(self) -> Pace | None:
         """Wait for the end of the timed run. None if it did not train."""
