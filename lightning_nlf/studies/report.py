@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_nlf.cli.errors import ConfigurationError
-from lightning_nlf.studies.runs import Result, digest
+from lightning_nlf.studies.runs import Result, digest, plan
 from lightning_nlf.studies.spec import Study
 
 if TYPE_CHECKING:
@@ -63,12 +63,15 @@ def of_chosen_cells(
 
 
 def committed(study: Study) -> list[Result]:
-    """Report runs of the report that was written last, in its order; empty without one."""
+    """Report runs of the report that was written last, in its order, but for arms that have changed since."""
     from lightning_nlf.studies.rows import from_row, loads
 
     file = file_of(study, "json")
     try:
-        return [from_row(row) for row in loads(file.read_text(encoding="utf-8"))["runs"]]
+        record = loads(file.read_text(encoding="utf-8"))
+        results = [from_row(row) for row in record["runs"]]
+        unchanged = {name for name, arm in study.arms.items() if record["plans"].get(name) == plan(arm, "report")}
+        return [result for result in results if result.run.arm in unchanged]
     except FileNotFoundError:
         return []
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -112,6 +115,7 @@ def content(
             "higher": study.higher,
             "solved": asdict(study.solved) if study.solved else None,
             "cells": cells,
+            "plans": {name: plan(arm, "report") for name, arm in study.arms.items()},
             "remarks": list(remarks),
             "reading": {c: {arm: sentence(study, summary, arm, c) for arm in study.arms} for c in study.counters},
             **asdict(summary),

@@ -35,8 +35,7 @@ class Run:
     def folder(self, study: Study) -> Path:
         """Its folder: the name, and a digest of the arm's recipe and budgets if the study was read from a file."""
         arm = study.arms[self.arm]
-        recipe = f"-{digest({'recipe': arm.recipe, **limits(arm, self.stage)})}" if arm.recipe else ""
-        return study.folder / "runs" / f"{self.name}{recipe}"
+        return study.folder / "runs" / (f"{self.name}-{plan(arm, self.stage)}" if arm.recipe else self.name)
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,11 @@ def from_json(row: Mapping[str, Any]) -> Result:
 def digest(cell: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits of a cell."""
     return hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def plan(arm: Arm, stage: str) -> str:
+    """Digest of what the runs of an arm do in a stage: its recipe and its budgets."""
+    return digest({"recipe": arm.recipe, **limits(arm, stage)})
 
 
 def command(run: Run, study: Study, tags: Mapping[str, str] | None = None) -> list[str]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -18,6 +19,7 @@ from lightning_nlf.studies import cost
 from lightning_nlf.studies.command import main
 from lightning_nlf.studies.cost import Pace
 from lightning_nlf.studies.reader import read
+from lightning_nlf.studies.report import committed
 from lightning_nlf.studies.spec import Study
 
 TWO_ARMS = """
@@ -50,10 +52,10 @@ def timed(folder: Path) -> None:
     (folder / cost.FILE).write_text(json.dumps(rows))
 
 
-def rows(folder: Path) -> list[dict]:
+def rows(folder: Path) -> list[tuple]:
     """What the report has of each run, without times."""
-    report = json.loads((folder / "report.json").read_text())
-    return [{key: row[key] for key in ("arm", "seed", "points")} for row in report["rows"]]
+    results = committed(replace(read("two.yaml"), folder=folder))
+    return sorted((result.run.arm, result.run.seed, result.points) for result in results)
 
 
 @pytest.mark.slow

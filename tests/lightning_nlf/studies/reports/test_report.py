@@ -167,6 +167,14 @@ def test_validations_with_different_counters_survive(study_of, run_of):
     assert report.committed(study) == [run]
 
 
+def test_runs_of_an_arm_that_was_changed_do_not_count(speedup):
+    study, runs = speedup
+    report.write(study, runs, {}, [])
+    name = runs[0].run.arm
+    changed = replace(study, arms={**study.arms, name: replace(study.arms[name], recipe="another yaml")})
+    assert report.committed(changed) == [result for result in report.committed(study) if result.run.arm != name] != []
+
+
 def test_numbers_that_json_lacks():
     content = {"a": [INF, -INF, 1.5], "b": {"float": "text"}, "c": {"float": 2.0}}
     assert loads(dumps(content)) == content
