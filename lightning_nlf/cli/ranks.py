@@ -19,6 +19,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_nlf.cli import peers
@@ -55,8 +56,8 @@ class StopTogether(L.Callback):
         if trainer.world_size == 1:
             return
         on_sigterm(trainer, self._terminate)
-        if isinstance(trainer.strategy.launcher, Launcher) and trainer.num_nodes == 1:
-            return
+        if isinstance(trainer.strategy.cluster_environment, LightningEnvironment) and trainer.num_nodes == 1:
+            return  # rank 0 has started all other ranks, and `Launcher` watches them
         self.peers, resumed = peers.join(trainer, self.resumes)
         if len(set(resumed)) > 1:
             raise ConfigurationError(

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from lightning_nlf.language import hf_folder, hf_layout
 from lightning_nlf.language.additions import ADDITION, add_lora, layers_with_additions, without_additions
@@ -143,6 +145,18 @@ class Transformer(Network):
             raise ValueError(f"shape: {weights} does not record it; set it (vocabulary, layers, heads, width, context)")
         return DecoderShape(**shape)
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """See `Network`. Each block is gathered when it is read; embedding, norms and head stay gathered until then.
+
+        The norms of a block are not among its layers, because the block before it, or the decoder, applies them.
+        """
+        if layers_with_additions(self.decoder):
+            raise ValueError("trainer.strategy: a LoRA adapter is too small to be divided; use ddp")
+        for block in self.decoder.blocks:
+            fully_shard([block.qkv, block.out, block.up, block.down], mesh=mesh)
+        self.sharded = True
+        fully_shard(self, mesh=mesh, reshard_after_forward=False)
+
     def states(self, obs: Tensor, where: Tensor | None, exact: bool = True) -> Tensor:
         """Hidden states: obs (B, T) → (B, T, d), or (N, d) at the True steps of `where`.
 
@@ -218,6 +232,11 @@ class TransformerPolicy(Transformer, DecoderReader, Policy):
 
     def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
         return self.states(obs, where, exact=self.shared)  # scores may be rounded, but values must not be
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        super().shard(mesh)
+        for name in ("features", "read"):
+            register_fsdp_forward_method(self, name)
 
     def distribution(self, features: Tensor) -> TokenDistribution:
         return token_distribution(features, self.head, self.decoder.shape.vocabulary)
