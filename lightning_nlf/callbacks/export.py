@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -73,15 +73,12 @@ class HuggingFaceExport(L.Callback):
         self.weights, self.merged, self.dtype = weights, merged, dtype
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if (
-            not isinstance(getattr(pl_module, "policy", None), Exportable)
-            or not trainer.is_global_zero
-            or rehearses(trainer)
-        ):
+        policy = getattr(pl_module, "policy", None)
+        if not isinstance(policy, Exportable) or not trainer.is_global_zero or rehearses(trainer):
             return
         best = best_of(trainer) if self.weights == "best" else None
         try:
-            with _weights(trainer, pl_module, best) as (source, policy):
+            with _weights(trainer, pl_module, best, policy) as (source, policy):
                 folders = self._write(trainer, policy)
         except (OSError, ValueError) as error:
             rank_zero_warn(f"the policy was not exported: {error}")
@@ -119,7 +116,7 @@ class HuggingFaceExport(L.Callback):
 
 @contextmanager
 def _weights(
-    trainer: L.Trainer, module: L.LightningModule, best: BestCheckpoint | None
+    trainer: L.Trainer, module: L.LightningModule, best: BestCheckpoint | None, policy: Exportable
 ) -> Iterator[tuple[str, Exportable]]:
     """Context manager with the policy to export and a description of its weights.
 
@@ -130,12 +127,13 @@ def _weights(
     """
     if divides_weights(trainer):
         path = LastCheckpoint().path_in(run_folder(trainer)) if best is None else best.path
-        yield path.name, type(module).load_from_checkpoint(path).policy
+        whole: Any = type(module).load_from_checkpoint(path)
+        yield path.name, whole.policy
     elif best is None:
-        yield "the last weights", module.policy
+        yield "the last weights", policy
     else:
         with best_weights(module, best) as iteration:
-            yield str(iteration), module.policy
+            yield str(iteration), policy
 
 
 def _write_tokenizer(trainer: L.Trainer, folder: Path) -> None:

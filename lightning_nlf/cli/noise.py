@@ -17,7 +17,7 @@ _WARNINGS = (
     r".*Checkpoint directory .* exists and is not empty.*",  # run folders are new, or are resumed on purpose
     r".*isinstance\(treespec, LeafSpec\).*",  # a call of Lightning to torch
     r".*Total length of `list` across ranks is zero.*",  # a run without held-out rows
-    r".*It is recommended to use `self.log\('train/.*sync_dist=True.*",  # `_log_terms` has summed over the ranks
+    r".*It is recommended to use `self.log\('(train|val|test)/.*sync_dist=True.*",  # already summed over ranks
     r".*`is_gradient_checkpointing` is deprecated.*",  # a call of peft to transformers
     r".*You are using `torch.load` with `weights_only=False`.*",
 )

@@ -1,4 +1,4 @@
-"""Fully sharded data parallelism (FSDP2) under Lightning's `ModelParallelStrategy`: each rank keeps a part of the weights.
+"""Fully sharded data parallelism (FSDP2) by Lightning's `ModelParallelStrategy`: each rank keeps a part of the weights.
 
 https://arxiv.org/abs/2304.11277. In training, the weights of a block are gathered when it is read. While rows are
 collected or held-out rows are measured, all weights stay gathered, because an all-gather for each sampled token would
@@ -8,20 +8,18 @@ take longer than the token, and because the ranks read different numbers of rows
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import FSDPModule
 
+from lightning_nlf.modules.checkpointing import Checkpointed
 from lightning_nlf.networks import Network
 from lightning_nlf.private_names import saves_shards
 
 
-class Sharded(L.LightningModule if TYPE_CHECKING else object):  # type: ignore[misc]
+class Sharded(Checkpointed):
     """Divides the networks of a module among the ranks, if the Trainer has the `ModelParallelStrategy`."""
 
-    _networks: dict[str, Network]
     _gathered = False
 
     def configure_model(self) -> None:
@@ -41,16 +39,17 @@ class Sharded(L.LightningModule if TYPE_CHECKING else object):  # type: ignore[m
         ranks = self.trainer.world_size
         if mesh["data_parallel"].size() != ranks:
             raise ValueError(
-                f"trainer.strategy: set data_parallel_size to {ranks}, the number of ranks, and tensor_parallel_size to 1"
+                f"trainer.strategy: set data_parallel_size to {ranks}, the number of ranks, and tensor_parallel_size "
+                "to 1"
             )
         if saves_shards(strategy):
             raise ValueError(
-                "trainer.strategy: set save_distributed_checkpoint to false, so that checkpoints are single files, which "
+                "trainer.strategy: set save_distributed_checkpoint to false, so that a checkpoint is one file, which "
                 "every command reads"
             )
         names = tuple(f"{name}." for name in self._networks)
         if loose := [name for name, _ in self.named_parameters() if not name.startswith(names)]:
-            raise ValueError(f"trainer.strategy: ModelParallelStrategy cannot train {loose[0]}; use ddp, or fix it")
+            raise ValueError(f"trainer.strategy: {loose[0]} is outside of the networks and cannot be divided; use ddp")
 
     # ---- all weights on each rank, at times that are the same on all ranks
 

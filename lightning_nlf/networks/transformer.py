@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from lightning_nlf.language import hf_folder, hf_layout
 from lightning_nlf.language.additions import ADDITION, add_lora, layers_with_additions, without_additions
-from lightning_nlf.language.decoder import Decoder
+from lightning_nlf.language.decoder import Block, Decoder
 from lightning_nlf.language.head_distribution import token_distribution
 from lightning_nlf.language.hf_config import shape_in
 from lightning_nlf.language.hf_generation import generation_in, write_generation
@@ -152,7 +152,7 @@ class Transformer(Network):
         """
         if layers_with_additions(self.decoder):
             raise ValueError("trainer.strategy: a LoRA adapter is too small to be divided; use ddp")
-        for block in self.decoder.blocks:
+        for block in cast("list[Block]", list(self.decoder.blocks)):
             fully_shard([block.qkv, block.out, block.up, block.down], mesh=mesh)
         self.sharded = True
         fully_shard(self, mesh=mesh, reshard_after_forward=False)
