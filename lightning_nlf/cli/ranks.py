@@ -56,7 +56,8 @@ class StopTogether(L.Callback):
         if trainer.world_size == 1:
             return
         on_sigterm(trainer, self._terminate)
-        if isinstance(trainer.strategy.cluster_environment, LightningEnvironment) and trainer.num_nodes == 1:
+        environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]  # every strategy with ranks has it
+        if isinstance(environment, LightningEnvironment) and trainer.num_nodes == 1:
             return  # rank 0 has started all other ranks, and `Launcher` watches them
         self.peers, resumed = peers.join(trainer, self.resumes)
         if len(set(resumed)) > 1:
