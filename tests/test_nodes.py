@@ -49,8 +49,8 @@ class Namespaces:
             pytest.skip(f"network namespaces: {getattr(error, 'stderr', '') or error}")
 
     def command(self, node, words):
-        named = ["unshare", "--uts", "sh", "-c", f'hostname {self.hosts[node]}; exec "$@"', "sh", *words]
-        return ["ip", "netns", "exec", self.names[node], *named]
+        shell = ["unshare", "--uts", "sh", "-c", f'hostname {self.hosts[node]}; exec "$@"', "sh", *words]
+        return ["ip", "netns", "exec", self.names[node], *shell]
 
     interface = "cable"
 
@@ -155,8 +155,8 @@ def metrics(folder):
     """All metrics of a run's journal, without speeds and times of this machine."""
     rows = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     values = [row["values"] for row in rows if row["kind"] == "metrics"]
-    learned = [{name: x for name, x in row.items() if name.split("/")[0] in ("train", "val")} for row in values]
-    return [row for row in learned if row]
+    losses = [{name: x for name, x in row.items() if name.split("/")[0] in ("train", "val")} for row in values]
+    return [row for row in losses if row]
 
 
 @pytest.mark.slow

@@ -87,8 +87,8 @@ class PeerWatch:
                         selector.unregister(link)
                         continue
                     dead = key.data if news is None else news
-                    for other in self._links.values():
-                        _send(other, dead)
+                    for peer_link in self._links.values():
+                        _send(peer_link, dead)
                     return dead
         return None
 
@@ -134,8 +134,8 @@ def _accept(server: socket.socket, token: bytes, world_size: int) -> dict[int, s
             greeting = link.recv(_GREETING.size, socket.MSG_WAITALL)
         except OSError:
             continue
-        sent, rank = _GREETING.unpack(greeting) if len(greeting) == _GREETING.size else (b"", 0)
-        if secrets.compare_digest(sent, token) and 0 < rank < world_size:
+        received_token, rank = _GREETING.unpack(greeting) if len(greeting) == _GREETING.size else (b"", 0)
+        if secrets.compare_digest(received_token, token) and 0 < rank < world_size:
             links[rank] = _kept_alive(link)
         else:
             link.close()

@@ -88,9 +88,9 @@ class Check:
         if int(distributed.get_rank()) == 0:
             print(line, flush=True)
 
-    def expect(self, what: str, true: bool) -> None:
-        self.failed |= not true
-        self.say(f"{'ok    ' if true else 'FAILED'} {what}")
+    def expect(self, claim: str, holds: bool) -> None:
+        self.failed |= not holds
+        self.say(f"{'ok    ' if holds else 'FAILED'} {claim}")
 
     @property
     def peak(self) -> str:
