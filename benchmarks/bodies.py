@@ -34,8 +34,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.intervals import Interval, interval_text, mean_interval, median_interval, ratio_interval  # noqa: E402
 from lightning_nlf.moved_yamls import arguments  # noqa: E402
+from lightning_nlf.studies.statistics import Interval, interval_text, mean_interval, median_interval, ratio_interval  # noqa: E402
 
 RUNS = Path("outputs/benchmarks/bodies")
 RESULTS = Path(__file__).parent / "results"

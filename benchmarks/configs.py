@@ -23,8 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.intervals import interval_text, median_interval  # noqa: E402
 from lightning_nlf.moved_yamls import arguments  # noqa: E402
+from lightning_nlf.studies.statistics import interval_text, median_interval  # noqa: E402
 
 PENDULUM = [f"pendulum/{name}" for name in ("reinforce", "a2c", "q_actor_critic", "ppo", "joint")]
 PENDULUM += ["injection", *(f"pendulum/injection_{kind}" for kind in ("triggered", "weighted", "shaped"))]

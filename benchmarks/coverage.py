@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.intervals import bootstrap_values, clustered_ratio_interval, interval, speed_up  # noqa: E402
+from lightning_nlf.studies.statistics import bootstrap_values, clustered_ratio_interval, interval, speed_up  # noqa: E402
 
 DRAWS = 2000  # resamples per bootstrap
 

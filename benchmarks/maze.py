@@ -72,8 +72,8 @@ def evaluate_policy(checkpoint: Path, seed: int) -> dict[str, float]:
 
 
 def report_text(rows: list[dict[str, Any]]) -> str:
-    from benchmarks.intervals import interval_text, mean_interval
     from data_modules.lmrl import Maze
+    from lightning_nlf.studies.statistics import interval_text, mean_interval
 
     lines = ["| yaml | score, sampled | mean return, sampled | score, greedy |", "| --- | --- | --- | --- |"]
     for name in YAMLS:

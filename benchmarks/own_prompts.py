@@ -36,11 +36,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import smollm2
-from benchmarks.intervals import mean_interval
 from benchmarks.own_prompts_arms import ARMS, OVERLAYS, STEPS
 from benchmarks.side_by_side.source_questions import names_a_source, names_food, reviewed, write, write_files
 from data_modules.judgements.files import read
 from data_modules.judgements.schema import Judgement
+from lightning_nlf.studies.statistics import mean_interval
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

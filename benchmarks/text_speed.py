@@ -28,8 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.intervals import Interval, bounds, median, ratio_interval
 from benchmarks.side_by_side.pinned import Pinned
+from lightning_nlf.studies.statistics import Interval, bounds, median, ratio_interval
 
 CHECKED_LR = 1e-3
 RESULTS = Path(__file__).parent / "results"

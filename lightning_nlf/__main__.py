@@ -11,6 +11,7 @@ from lightning_nlf.cli.startup import quick_imports
 
 HELP = """\
 usage: python -m lightning_nlf {fit,validate,test,predict,describe} --config YAML [--config OVERLAY] [--KEY VALUE]
+       python -m lightning_nlf study FILE
        python -m lightning_nlf chat --run_dir RUN
 
 Trains controllers and language models from the feedback of a teacher.
@@ -20,6 +21,7 @@ Trains controllers and language models from the feedback of a teacher.
   test       evaluate once on the test episodes or prompts
   predict    write the policy's replies or episodes to a file
   describe   print the loss: its terms, the mask that each is averaged over, and the class behind each phase
+  study      compare yamls over seeds: tune them, run fresh seeds, report intervals (see study --help)
   chat       chat with the policy of a language run (see chat --help)
 
 Each yaml in conf/ is one experiment, and each of its keys is also a flag.
@@ -41,6 +43,11 @@ Set LIGHTNING_NLF_TRACEBACK=1 to see where an error comes from.
 def main() -> None:
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(HELP, end="")
+        return
+    if sys.argv[1:2] == ["study"]:
+        from lightning_nlf.studies.command import main as study
+
+        study(sys.argv[2:])
         return
     # Idle OpenMP threads would compete with MuJoCo's: without this, a fit took ten times as long on two busy cores.
     # OpenMP reads the environment variable at import.

@@ -20,6 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 RESTORING_MODULE = "lightning.pytorch.trainer.connectors.checkpoint_connector"
@@ -167,6 +168,11 @@ def rank_launcher(trainer: Trainer) -> _SubprocessScriptLauncher | None:
 def set_launcher(trainer: Trainer, launcher: RankLauncher) -> None:
     """Replace the launcher of a Trainer."""
     trainer.strategy._launcher = launcher
+
+
+def saves_shards(strategy: ModelParallelStrategy) -> bool:
+    """Whether a strategy saves a folder with a file for each rank, not a single file."""
+    return strategy._save_distributed_checkpoint
 
 
 def on_sigterm(trainer: Trainer, callback: Callable[..., None]) -> None:

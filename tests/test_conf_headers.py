@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from benchmarks.conf_headers import headers, read_headers
-from benchmarks.intervals import rounded_down
 from lightning_nlf.cli.given_config import given_config
 from lightning_nlf.moved_yamls import arguments
+from lightning_nlf.studies.statistics import rounded_down
 from tests.documents import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"

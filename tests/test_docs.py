@@ -18,7 +18,10 @@ from tests.journey import Journey, in_folder
 PAGES = sorted((ROOT / "docs").glob("**/*.md"))
 JOURNEYS = [ROOT / "docs" / f"from_{teacher}.md" for teacher in ("people", "a_file", "a_judge", "critiques")]
 FAMILIES = ("methods", "feedback")  # folders whose pages tests/test_method_runs.py runs
-ELSEWHERE = [ROOT / "docs" / name for name in ("start/control.md", "start/language.md", "add_an_objective.md")]
+ELSEWHERE = [
+    ROOT / "docs" / name
+    for name in ("start/control.md", "start/language.md", "start/compare.md", "add_an_objective.md")
+]
 TO_RUN = [
     page
     for page in PAGES

@@ -1,4 +1,4 @@
-"""The pages docs/start/control.md and docs/start/language.md, done as they say in an empty folder with `conf/`."""
+"""The pages of docs/start, done as they say in an empty folder with `conf/`."""
 
 import re
 import shlex
@@ -7,10 +7,12 @@ import shutil
 import pytest
 
 from lightning_nlf.cli.command_line import main
-from tests.documents import ROOT, commands, page_blocks, shell
+from tests.documents import ROOT, commands, page_blocks, run_page, shell
+from tests.my_folder import my_folder
 
 CONTROL = ROOT / "docs/start/control.md"
 LANGUAGE = ROOT / "docs/start/language.md"
+COMPARE = ROOT / "docs/start/compare.md"
 
 
 def blocks(page, language):
@@ -137,3 +139,19 @@ def test_the_other_commands_of_the_language_page_build(monkeypatch, capsys):
         with pytest.raises(SystemExit) as ending:
             main([*shlex.split(line)[3:], "--print_config"])
         assert ending.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_ways_of_using_feedback_are_compared(tmp_path):
+    """The six commands, on a small model, with fewer seeds and steps than the page has."""
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    my_folder(tmp_path)
+    page = COMPARE.read_text()
+    for words, fewer in {"steps: 24": "steps: 2", "tune: 0-1, report: 100-105": "tune: 0, report: 100-101"}.items():
+        assert page.count(words) == 1
+        page = page.replace(words, fewer)
+    run_page(page, tmp_path)
+    folder = tmp_path / "outputs/studies/study"
+    report = (folder / "report.md").read_text()
+    assert "| sft |" in report and "| mixed |" in report and "no claim is made from 2 seeds" in report
+    assert (folder / "report.png").is_file() and len(list(folder.glob("old/*"))) == 2

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
-from benchmarks.intervals import Interval, clustered_mean_interval, clustered_ratio_interval
+from lightning_nlf.studies.statistics import Interval, clustered_mean_interval, clustered_ratio_interval
 
 Row = dict[str, Any]
 Rows = list[Row]

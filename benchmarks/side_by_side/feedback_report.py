@@ -16,7 +16,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.intervals import interval_text
 from benchmarks.side_by_side import feedback_targets
 from benchmarks.side_by_side.feedback_figures import (
     BUDGETS,
@@ -31,6 +30,7 @@ from benchmarks.side_by_side.feedback_figures import (
     paired,
     ratio,
 )
+from lightning_nlf.studies.statistics import interval_text
 
 RATIOS = {  # coverage from `coverage.py`
     "convergence": ", of ratios by resampling starts and the runs of each (simulated coverage .94)",

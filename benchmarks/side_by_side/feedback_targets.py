@@ -8,7 +8,6 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from benchmarks.intervals import Interval, bounds
 from benchmarks.side_by_side.feedback_figures import (
     BUDGETS,
     KINDS,
@@ -23,6 +22,7 @@ from benchmarks.side_by_side.feedback_figures import (
     paired,
     ratio,
 )
+from lightning_nlf.studies.statistics import Interval, bounds
 
 UNSCORED = ("ilf_approved", "ilf_unscored", "sdpo", "cft", "coh", "fcp", "c3po")  # learn from critiques alone
 

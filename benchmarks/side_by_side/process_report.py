@@ -12,8 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.intervals import interval_text, mean_interval
 from benchmarks.side_by_side.rlhf_report import Rows
+from lightning_nlf.studies.statistics import interval_text, mean_interval
 
 Figures = dict[str, dict[str, Any]]
 JUDGED = {

@@ -13,8 +13,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from benchmarks.intervals import Interval, bounds, geometric_mean_interval, median, ratio_interval, speed_up
 from benchmarks.side_by_side.pinned import Row
+from lightning_nlf.studies.statistics import Interval, bounds, geometric_mean_interval, median, ratio_interval, speed_up
 
 Found = dict[str, list[dict[str, Any]]]
 

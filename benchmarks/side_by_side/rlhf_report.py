@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from benchmarks.intervals import interval_text, mean_interval
 from benchmarks.study.learner import stands
+from lightning_nlf.studies.statistics import interval_text, mean_interval
 
 Rows = list[dict[str, Any]]
 JUDGED_BY = ("accuracy", "calibration_error")  # a reward model

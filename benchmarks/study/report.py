@@ -14,9 +14,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.intervals import bootstrap_values, faster, interval, lower_median, rounded_down, rounded_up, speed_up
 from benchmarks.study.convergence import MODES
 from benchmarks.study.learner import stands
+from lightning_nlf.studies.statistics import (
+    bootstrap_values,
+    faster,
+    interval,
+    lower_median,
+    rounded_down,
+    rounded_up,
+    speed_up,
+)
 
 Rows = dict[str, list[dict[str, Any]]]
 BASELINE = "reinforce/all"

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.intervals import median
 from benchmarks.study.convergence import MODES, Progress
+from lightning_nlf.studies.statistics import median
 
 
 def cells(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from lightning_nlf.callbacks.export import HuggingFaceExport
 from lightning_nlf.callbacks.generation_server import GenerationServer
 from lightning_nlf.callbacks.progress import FitProgress
 from lightning_nlf.callbacks.provenance import Provenance
+from lightning_nlf.callbacks.spent import StopWhenSpent
 from lightning_nlf.callbacks.stopping import StopWhenSolved
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "LastCheckpoint",
     "Provenance",
     "StopWhenSolved",
+    "StopWhenSpent",
 ]

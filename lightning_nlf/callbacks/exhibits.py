@@ -27,7 +27,14 @@ from lightning_nlf.callbacks.pictures import (
     draw_replies,
     numbers_of,
 )
-from lightning_nlf.callbacks.protocols import Exhibiting, ExhibitingText, log_artifacts, rehearses, run_folder
+from lightning_nlf.callbacks.protocols import (
+    Exhibiting,
+    ExhibitingText,
+    divides_weights,
+    log_artifacts,
+    rehearses,
+    run_folder,
+)
 from lightning_nlf.data_source import data_source
 from lightning_nlf.numbers import NonNegative
 
@@ -113,6 +120,11 @@ class Exhibits(Beginning):
     # ---- pictures
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not divides_weights(trainer):  # otherwise nothing may be sampled now, because the weights are not gathered
+            self._log_final(trainer, pl_module)
+        self._exhibit(trainer)
+
+    def _log_final(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         source, best = data_source(trainer), best_of(trainer)
         exports = [callback for callback in trainer.callbacks if isinstance(callback, HuggingFaceExport)]  # type: ignore[attr-defined]
         exports_last = any(callback.weights == "last" for callback in exports)
@@ -128,7 +140,6 @@ class Exhibits(Beginning):
         else:
             if metrics and trainer.is_global_zero:
                 self._log(trainer, metrics)
-        self._exhibit(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == "fit" and self._began:

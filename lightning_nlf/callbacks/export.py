@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -13,7 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_nlf.callbacks.best_weights import best_of, best_weights
-from lightning_nlf.callbacks.protocols import RunLogger, log_artifacts, rehearses, run_folder
+from lightning_nlf.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from lightning_nlf.callbacks.protocols import RunLogger, divides_weights, log_artifacts, rehearses, run_folder
 from lightning_nlf.data_source import data_source
 from lightning_nlf.language.additions import ADDITION
 from lightning_nlf.language.hf_generation import write_ends
@@ -76,7 +78,7 @@ class HuggingFaceExport(L.Callback):
             return
         best = best_of(trainer) if self.weights == "best" else None
         try:
-            with nullcontext("the last weights") if best is None else best_weights(pl_module, best) as source:
+            with _weights(trainer, pl_module, best, policy) as (source, policy):
                 folders = self._write(trainer, policy)
         except (OSError, ValueError) as error:
             rank_zero_warn(f"the policy was not exported: {error}")
@@ -110,6 +112,28 @@ class HuggingFaceExport(L.Callback):
         for weights in (path for folder in folders for path in folder.glob("*.safetensors")):
             shutil.copymode(next(weights.parent.glob("*config.json")), weights)  # safetensors makes the file private
         return folders
+
+
+@contextmanager
+def _weights(
+    trainer: L.Trainer, module: L.LightningModule, best: BestCheckpoint | None, policy: Exportable
+) -> Iterator[tuple[str, Exportable]]:
+    """Context manager with the policy to export and a description of its weights.
+
+    If this rank has only a part of the weights, the policy is read from a checkpoint.
+
+    Raises:
+        ValueError, OSError: The checkpoint cannot be read.
+    """
+    if divides_weights(trainer):
+        path = LastCheckpoint().path_in(run_folder(trainer)) if best is None else best.path
+        whole: Any = type(module).load_from_checkpoint(path)
+        yield path.name, whole.policy
+    elif best is None:
+        yield "the last weights", policy
+    else:
+        with best_weights(module, best) as iteration:
+            yield str(iteration), policy
 
 
 def _write_tokenizer(trainer: L.Trainer, folder: Path) -> None:

@@ -74,11 +74,11 @@ class Costs:
 
         Costs of other networks are scaled by size.
 
-        Returns None without such a network. Also returns None on a device other than a CPU, where a short trial says
-        nothing. The trial does not change the random state of the training.
+        Returns None without such a network, or if its weights are divided among ranks. Also returns None on a device
+        other than a CPU, where a short trial says nothing. The trial does not change the random state of the training.
         """
         networks = [child for child in module.children() if isinstance(child, Network) and child.vocabulary]
-        if not networks or module.device.type != "cpu":
+        if not networks or module.device.type != "cpu" or networks[0].sharded:
             return None
         training = sum(_forward_passes(network) * _size(network) for network in networks) / _size(networks[0])
         modes = {part: part.training for part in module.modules()}

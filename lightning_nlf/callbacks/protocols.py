@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 
@@ -52,6 +53,11 @@ class RunLogger(Protocol):
 def run_folder(trainer: L.Trainer) -> Path:
     """The run folder as an absolute path, because a logger may resolve relative paths differently."""
     return Path(trainer.default_root_dir).resolve()
+
+
+def divides_weights(trainer: L.Trainer) -> bool:
+    """Whether each rank has only a part of the weights, so that rank 0 alone cannot use them."""
+    return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
 def rehearses(trainer: L.Trainer) -> bool:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_nlf.callbacks.beginning import Beginning
 from lightning_nlf.callbacks.protocols import RunLogger, log_artifacts, rehearses, run_folder
 from lightning_nlf.data_source import data_source
-from lightning_nlf.tracking.provenance import gather
+from lightning_nlf.tracking.provenance import code_folder, gather
 
 
 class Provenance(Beginning):
@@ -70,16 +70,9 @@ class Provenance(Beginning):
             folder = folder / f"start-{starts + 1}" if starts else folder
             folder.mkdir(parents=True, exist_ok=True)
             data = "".join(f"{name}: {digest}\n" for name, digest in self._digests.items())
-            for name, text in (gather(_code_folder()) | ({"data.txt": data} if data else {})).items():
+            for name, text in (gather(code_folder()) | ({"data.txt": data} if data else {})).items():
                 (folder / name).write_text(text, encoding="utf-8")
                 self._paths.append(folder / name)
         # Provenance must never end a run, and a thread cannot raise an error in its caller: `_finish` reports it.
         except Exception as error:
             self._failure = error
-
-
-def _code_folder() -> Path:
-    """The working folder if it is in a git repository, otherwise the folder of this package."""
-    cwd = Path.cwd()
-    in_repository = any((folder / ".git").exists() for folder in (cwd, *cwd.parents))
-    return cwd if in_repository else Path(__file__).parent

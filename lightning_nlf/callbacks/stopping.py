@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -18,17 +18,24 @@ class StopWhenSolved(L.Callback):
     Args:
         threshold: Value of `monitor` to reach. The inverted pendulum counts as solved at 950.
         times: Number of validations in a row, because one good validation may be luck.
-        monitor: A validation metric; higher is better.
+        monitor: A validation metric.
+        mode: Whether a high ("max") or a low ("min") value is good.
 
     Raises:
         ValueError: `times` is below 1, or the validation does not log `monitor`. A missing `monitor` is refused before
             training if this is known in advance.
     """
 
-    def __init__(self, threshold: Number = 950.0, times: Size = 3, monitor: str = "val/return") -> None:
+    def __init__(
+        self,
+        threshold: Number = 950.0,
+        times: Size = 3,
+        monitor: str = "val/return",
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
         if times < 1:
             raise ValueError(f"times: got {times}, must be at least 1")
-        self.threshold, self.times, self.monitor = threshold, times, monitor
+        self.threshold, self.times, self.monitor, self.mode = threshold, times, monitor, mode
         self.solved = 0  # validations in a row that reached the threshold
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -40,7 +47,8 @@ class StopWhenSolved(L.Callback):
                 f"StopWhenSolved.monitor: the validation does not log {self.monitor}; "
                 f"it logs {', '.join(sorted(metrics)) or 'nothing'}"
             )
-        reached = float(metrics[self.monitor]) >= self.threshold
+        value = float(metrics[self.monitor])
+        reached = value >= self.threshold if self.mode == "max" else value <= self.threshold
         # All ranks must decide alike, even if their metrics differ in the last digit.
         reached = trainer.strategy.reduce_boolean_decision(reached)
         self.solved = self.solved + 1 if reached else 0

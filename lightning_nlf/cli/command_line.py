@@ -175,6 +175,7 @@ class CommandLine(SeededCLI):
         default = run_folder.default_folder(self.files, options.seed_everything)
         if options.trainer.fast_dev_run:
             default = default.with_name(f"{default.name}-fast_dev_run")
+        run_folder.require_run_dir(options.run_dir, self.ckpt_path, options.trainer.num_nodes)
         self.run_dir, options.ckpt_path = run_folder.resolve(self.stage, options.run_dir, self.ckpt_path, default)
         if self.stage == "fit" and options.ckpt_path and options.trainer.max_steps != -1:
             run_folder.release(self.run_dir)
@@ -247,7 +248,7 @@ class CommandLine(SeededCLI):
         solved = source_of(self.datamodule).solved
         if solved is not None and not any(isinstance(instance, callbacks.StopWhenSolved) for instance in chosen):
             chosen.append(callbacks.StopWhenSolved(solved))
-        chosen.append(ranks.StopTogether())
+        chosen.append(ranks.StopTogether(resumes=self.options.ckpt_path is not None))
         if self.stage == "fit":
             text = stage_parser(self.parser).dump(self.options, skip_none=False) + "\n"
             chosen.insert(0, SaveRunConfig(self.run_dir, text, self.files))

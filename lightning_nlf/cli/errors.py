@@ -16,6 +16,7 @@ EXTRAS = {
     "textworld": "games",
     "stable_baselines3": "benchmark",
     "envpool": "benchmark",
+    "optuna": "study",
 }
 _WANT_OF_MEMORY = ("cannot allocate memory", "can't allocate memory", "failed to map segment", "out of memory")
 _OURS = ("lightning_nlf", "data_modules")

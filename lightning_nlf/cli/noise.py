@@ -17,7 +17,9 @@ _WARNINGS = (
     r".*Checkpoint directory .* exists and is not empty.*",  # run folders are new, or are resumed on purpose
     r".*isinstance\(treespec, LeafSpec\).*",  # a call of Lightning to torch
     r".*Total length of `list` across ranks is zero.*",  # a run without held-out rows
+    r".*It is recommended to use `self.log\('(train|val|test)/.*sync_dist=True.*",  # already summed over ranks
     r".*`is_gradient_checkpointing` is deprecated.*",  # a call of peft to transformers
+    r".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing changes values in place
     r".*You are using `torch.load` with `weights_only=False`.*",
 )
 _MESSAGES = (

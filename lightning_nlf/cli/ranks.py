@@ -2,7 +2,7 @@
 
 This module replaces three parts of Lightning. Lightning's SIGTERM handler calls a collective, which the other ranks do
 not answer. Its observer kills all processes when one dies, before the run is marked as failed. Its ranks wait for ever
-if the first process dies.
+if the first process dies. Ranks on several machines, or started by torchrun or srun, are watched by `peers`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_nlf.cli import peers
+from lightning_nlf.cli.errors import ConfigurationError
 from lightning_nlf.cli.run_folder import describe_last_checkpoint, is_first_process
 from lightning_nlf.private_names import RankLauncher, on_sigterm, rank_launcher, set_launcher, stop_as_terminated
 
@@ -37,15 +40,36 @@ class StopTogether(L.Callback):
 
     Does nothing for a single process, because Lightning stops it. With several ranks, it costs an all-reduce of one
     number after each batch. A second Ctrl-C stops the process at once.
+
+    Args:
+        resumes: Whether this rank found a checkpoint to resume from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resumes: bool = False) -> None:
+        self.resumes = resumes
+        self.peers: peers.PeerWatch | None = None
         self._signal = _NONE
         self._before: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if trainer.world_size > 1:
-            on_sigterm(trainer, self._terminate)
+        """Raises: ConfigurationError: Some machines have the checkpoint and others do not."""
+        if trainer.world_size == 1:
+            return
+        on_sigterm(trainer, self._terminate)
+        environment = trainer.strategy.cluster_environment  # type: ignore[attr-defined]  # every strategy with ranks has it
+        if isinstance(environment, LightningEnvironment) and trainer.num_nodes == 1:
+            return  # rank 0 has started all other ranks, and `Launcher` watches them
+        self.peers, resumed = peers.join(trainer, self.resumes)
+        if len(set(resumed)) > 1:
+            raise ConfigurationError(
+                f"ckpt_path: rank {resumed.index(True)} has the checkpoint, but rank {resumed.index(False)} does not. "
+                "The run folder must be on a disk that all machines share"
+            )
+        self.peers.start(lambda dead: self._stuck(trainer, dead))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.peers is not None:
+            self.peers.finish()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
@@ -55,6 +79,8 @@ class StopTogether(L.Callback):
         self._restore()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self.peers is not None and isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            self.peers.finish()  # all ranks stop
         if not isinstance(exception, KeyboardInterrupt | SystemExit):  # these two errors end the process anyway
             self._restore()
 
@@ -71,6 +97,13 @@ class StopTogether(L.Callback):
             stop_as_terminated(trainer)
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end
+
+    def _stuck(self, trainer: L.Trainer, dead: str) -> None:
+        """End this process, if it has not ended by itself some time after the death of another rank."""
+        assert self.peers is not None
+        time.sleep(PATIENCE_SECONDS)
+        _end_as_failed(trainer, dead if self.peers.speaks and not self.peers.handled else None)
+        os._exit(1)
 
     def _terminate(self, *args: Any) -> None:
         self._signal = max(self._signal, _TERMINATE)
@@ -123,12 +156,18 @@ class Launcher(RankLauncher):
                 return
             time.sleep(POLL_SECONDS)
         time.sleep(PATIENCE_SECONDS)  # if the process ends in the meantime, this thread ends too
-        for logger in trainer.loggers if trainer is not None else ():
-            logger.finalize("failed")
-        where = "" if trainer is None else f" {describe_last_checkpoint(Path(trainer.default_root_dir))}"
-        print(f"error: {dead}; the run stops.{where}", file=sys.stderr, flush=True)
+        _end_as_failed(trainer, dead)
         self.kill(signal.SIGKILL)
         os._exit(1)
+
+
+def _end_as_failed(trainer: L.Trainer | None, dead: str | None) -> None:
+    """Mark the run as failed, and print which rank died."""
+    for logger in trainer.loggers if trainer is not None else ():
+        logger.finalize("failed")
+    where = "" if trainer is None else f" {describe_last_checkpoint(Path(trainer.default_root_dir))}"
+    if dead is not None:
+        print(f"error: {dead}; the run stops.{where}", file=sys.stderr, flush=True)
 
 
 def watch(trainer: L.Trainer) -> None:
@@ -138,11 +177,23 @@ def watch(trainer: L.Trainer) -> None:
 
 
 def dead_rank(trainer: L.Trainer, error: RuntimeError) -> str | None:
-    """Describe the rank whose death made a collective fail with `error`; None for any other error."""
-    launcher = trainer.strategy.launcher
-    if not isinstance(launcher, Launcher) or not re.search("gloo|nccl|connection", str(error), re.IGNORECASE):
+    """Describe the rank whose death made a collective fail with `error`; None for any other error.
+
+    Raises:
+        SystemExit: Code 1 if another rank prints the message.
+    """
+    if not re.search("gloo|nccl|connection|socket", str(error), re.IGNORECASE):
         return None
-    return launcher.dead_rank(patience=5.0)
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning does not declare it
+    watches = [callback.peers for callback in callbacks if isinstance(callback, StopTogether) and callback.peers]
+    for peer_watch in watches:
+        if dead := peer_watch.dead_rank(patience=5.0):
+            peer_watch.handled = True
+            if not peer_watch.speaks:
+                raise SystemExit(1) from error
+            return dead
+    launcher = trainer.strategy.launcher
+    return launcher.dead_rank(patience=5.0) if isinstance(launcher, Launcher) else None
 
 
 def end_with_first_process() -> None:

@@ -20,6 +20,7 @@ CONF = "conf"  # folder of yamls; folders above it are not part of the name of a
 _LONGEST_SHOWN = 60  # characters of a path in a message
 _FOLDER_VARIABLE = "LIGHTNING_NLF_RUN_DIR"  # environment variable that passes the folder to the other ranks
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
+_LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))  # set by torchrun and srun for each rank
 _TRACES = ("config.yaml", "journal.jsonl", "checkpoints", "raw")
 
 
@@ -54,7 +55,7 @@ def resolve(stage: str, run_dir: str | None, ckpt_path: str | None, default: Pat
         _check_path(key, str(path or ""))
     if not is_first_process():
         # The first process has already chosen and checked the folder, and may have begun to write into it.
-        folder = Path(os.environ.get(_FOLDER_VARIABLE) or run_dir or default)
+        folder = Path(os.environ.get(_FOLDER_VARIABLE) or run_dir or _owner(ckpt_path or "") or default)
     elif run_dir is not None:
         folder = Path(run_dir)
         if stage == "fit":
@@ -68,6 +69,26 @@ def resolve(stage: str, run_dir: str | None, ckpt_path: str | None, default: Pat
     file = checkpoint_file(folder, stage, ckpt_path)
     os.environ[_FOLDER_VARIABLE] = str(folder.absolute())
     return folder, file
+
+
+def require_run_dir(run_dir: str | None, ckpt_path: str | None, nodes: object) -> None:
+    """Require `run_dir` if this process cannot pass its run folder to the other ranks, because it did not start them.
+
+    Args:
+        nodes: `trainer.num_nodes`; above 1, processes of other machines belong to the run too.
+
+    Raises:
+        ConfigurationError: There are such ranks, and neither `run_dir` nor `ckpt_path` gives the folder of the run.
+    """
+    started_elsewhere = any(
+        rank in os.environ and os.environ.get(size, "1") not in ("", "0", "1") for rank, size in _LAUNCHERS
+    )
+    several = started_elsewhere or nodes not in (None, 1) and _FOLDER_VARIABLE not in os.environ
+    if several and run_dir is None and _owner(ckpt_path or "") is None:
+        raise ConfigurationError(
+            "run_dir: missing. Processes that torchrun, srun or another machine starts must all be given the same "
+            "folder, on a disk that they share: add --run_dir outputs/NAME"
+        )
 
 
 def _check_path(key: str, path: str) -> None:

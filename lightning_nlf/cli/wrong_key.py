@@ -53,7 +53,7 @@ class Examiner:
         """Find the first fault. Unknown keys come before wrong values."""
         names = options(self.parser, above)
         for key in config:
-            if str(key) not in names:
+            if str(key).removesuffix("+") not in names:  # `callbacks+` appends to a list
                 return Fault((*above, str(key)), "no such key.", nearest(str(key), names))
         actions = {action.dest: action for action in arguments_of(self.parser)}
         for key, value in config.items():

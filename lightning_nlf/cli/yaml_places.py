@@ -51,7 +51,7 @@ def read_places(args: Sequence[str]) -> list[Place]:
     for flag in flags(args):
         with contextlib.suppress(yaml.YAMLError):  # if this is not yaml, the value is plain text
             check_bounds(flag.value or "", flag.name)
-    return [place for file in config_files(args) for place in _places_of(file)] + flags(args)
+    return [place for file in config_files(args) for place in places_of(file)] + flags(args)
 
 
 def flags(args: Sequence[str]) -> list[Place]:
@@ -78,13 +78,18 @@ def short(keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(key for key in keys if key not in _OMITTED and not key.isdigit())
 
 
-def _places_of(file: str) -> list[Place]:
+def places_of(file: str, flag: str = "--config ") -> list[Place]:
+    """Every key of a yaml, in order. Args: flag: Text before the name of a missing file in the error message.
+
+    Raises:
+        ConfigurationError: See `read_places`.
+    """
     if not file:
         raise ConfigurationError("--config: the file name is missing; write --config FILE")
     if not os.path.isfile(file):  # also False for a path that no file system allows
         new = new_place(file)
         hint = f"; it is now {new}" if new else _sibling(file)
-        raise ConfigurationError(f"--config {file[:_LONGEST]}: the file does not exist{hint}")
+        raise ConfigurationError(f"{flag}{file[:_LONGEST]}: the file does not exist{hint}")
     try:
         text = read_text(file)
         check_bounds(text, file)

@@ -28,7 +28,8 @@ _graphs: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
 
 def fits(policy: Any, logits: Tensor) -> TypeGuard[DecoderReader]:
-    return isinstance(policy, DecoderReader) and logits.device.type == "cuda"
+    """Whether a graph can be captured. The weights of a policy that is divided among ranks have no fixed addresses."""
+    return isinstance(policy, DecoderReader) and logits.device.type == "cuda" and not getattr(policy, "sharded", False)
 
 
 class DecodeStep:

@@ -15,16 +15,16 @@ from lightning_nlf.batch import Batch
 from lightning_nlf.construction import rebuild
 from lightning_nlf.data_source import data_source
 from lightning_nlf.maths.means import count_of
-from lightning_nlf.modules.checkpointing import Checkpointed
 from lightning_nlf.modules.memory_estimate import check_memory
 from lightning_nlf.modules.micro_batches import micro_batches, stamped
 from lightning_nlf.modules.optimization import adam, refuse_both, straight_line
 from lightning_nlf.modules.phases import PhasedObjective
+from lightning_nlf.modules.sharding import Sharded
 from lightning_nlf.numbers import NonNegative, Positive, Share
 from lightning_nlf.objective import hooks_of
 
 
-class ObjectiveModule(PhasedObjective, Checkpointed, L.LightningModule):
+class ObjectiveModule(PhasedObjective, Sharded, L.LightningModule):
     """Base LightningModule of policies and reward models: one loss, the sum of all terms, and one optimizer.
 
     Args:

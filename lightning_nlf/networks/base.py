@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributions import Distribution
 
 from lightning_nlf.checkpoint_io import SafeCheckpointIO
@@ -23,6 +24,7 @@ class Network(nn.Module):
     vocabulary: int | None = None  # number of token ids; None if the network does not read tokens
     context: int | None = None  # maximum number of tokens that the network reads at a time; None: no limit
     unread = 1  # tokens at the end of a row that the network never has to read
+    sharded = False  # whether each rank has only a part of the weights
     base: Base | None = None  # the base model of a LoRA adapter, if checkpoints name this model instead of storing it
     tokenizer_digest: str | None = None  # digest of the tokenizer that the weights were trained with, if recorded
 
@@ -144,6 +146,17 @@ class Network(nn.Module):
     def own_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Select the weights of this network from the weights of a whole module, by the network's role."""
         return under(self.role, state)
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Divide the parameters among the ranks of `mesh` (FSDP2), so that each rank keeps a part of every parameter.
+
+        Raises:
+            ValueError: the network does not support this.
+        """
+        raise ValueError(
+            f"trainer.strategy: ModelParallelStrategy cannot divide a {type(self).__name__}, only transformers of our "
+            "own decoder; use ddp"
+        )
 
     @property
     def kept_per_token(self) -> int:

@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from lightning_nlf.language import hf_folder, hf_layout
 from lightning_nlf.language.additions import ADDITION, add_lora, layers_with_additions, without_additions
-from lightning_nlf.language.decoder import Decoder
+from lightning_nlf.language.decoder import Block, Decoder
 from lightning_nlf.language.head_distribution import token_distribution
 from lightning_nlf.language.hf_config import shape_in
 from lightning_nlf.language.hf_generation import generation_in, write_generation
@@ -143,6 +145,18 @@ class Transformer(Network):
             raise ValueError(f"shape: {weights} does not record it; set it (vocabulary, layers, heads, width, context)")
         return DecoderShape(**shape)
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """See `Network`. Each block is gathered when it is read; embedding, norms and head stay gathered until then.
+
+        The norms of a block are not among its layers, because the block before it, or the decoder, applies them.
+        """
+        if layers_with_additions(self.decoder):
+            raise ValueError("trainer.strategy: a LoRA adapter is too small to be divided; use ddp")
+        for block in cast("list[Block]", list(self.decoder.blocks)):
+            fully_shard([block.qkv, block.out, block.up, block.down], mesh=mesh)
+        self.sharded = True
+        fully_shard(self, mesh=mesh, reshard_after_forward=False)
+
     def states(self, obs: Tensor, where: Tensor | None, exact: bool = True) -> Tensor:
         """Hidden states: obs (B, T) → (B, T, d), or (N, d) at the True steps of `where`.
 
@@ -218,6 +232,11 @@ class TransformerPolicy(Transformer, DecoderReader, Policy):
 
     def features(self, obs: Tensor, where: Tensor | None = None) -> Tensor:
         return self.states(obs, where, exact=self.shared)  # scores may be rounded, but values must not be
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        super().shard(mesh)
+        for name in ("features", "read"):
+            register_fsdp_forward_method(self, name)
 
     def distribution(self, features: Tensor) -> TokenDistribution:
         return token_distribution(features, self.head, self.decoder.shape.vocabulary)

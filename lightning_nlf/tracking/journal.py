@@ -232,16 +232,21 @@ def writer_alive(path: Path) -> bool:
     A process on this machine is checked by its id, start time and status. A process on another machine counts as alive
     for `SILENCE_SECONDS` after its last record.
     """
-    import psutil
-
     record = last_lifecycle(path)
     if record.get("kind") != "start":
         return False
     if record.get("host") != socket.gethostname():
         return record.get("pid") is not None and time.time() - path.stat().st_mtime < SILENCE_SECONDS
+    return {"pid", "process_started"} <= record.keys() and process_alive(record["pid"], record["process_started"])
+
+
+def process_alive(pid: int, started: float) -> bool:
+    """Whether a process of this machine is running. Args: started: seconds since 1970."""
+    import psutil
+
     try:
-        process = psutil.Process(record["pid"])
-        is_same = abs(process.create_time() - record["process_started"]) < 2.0
+        process = psutil.Process(pid)
+        is_same = abs(process.create_time() - started) < 2.0
         return is_same and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except (psutil.NoSuchProcess, KeyError):
+    except psutil.NoSuchProcess:
         return False

@@ -59,6 +59,7 @@ class MLflowJournalLogger(Logger):
         largest_mb: Size limit in megabytes (10⁶ bytes) of files that are copied to MLflow. For a larger file, such as
             the checkpoint of a large model, only a tag `not_copied/<path>` is set, with the path, size and SHA-256 of
             the file.
+        tags: Tags of the run in MLflow, set at each start.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class MLflowJournalLogger(Logger):
         run_name: str | None = None,
         tracking_uri: str | None = None,
         largest_mb: Positive = LARGEST_MB,
+        tags: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self._largest = int(largest_mb * 1e6)
@@ -75,6 +77,7 @@ class MLflowJournalLogger(Logger):
         self._experiment = experiment
         self._run_name = run_name or default_run_name(self._run_dir)
         self._given_uri = tracking_uri
+        self._tags = tags or {}
         self._journal: Journal | None = None
         self._shipper: Shipper | None = None
         self._process: int | None = None
@@ -217,6 +220,8 @@ class MLflowJournalLogger(Logger):
         journal.start(experiment=self._experiment, run_name=self._run_name, tracking_uri=uri, **_origin())
         if self._params:
             journal.append("params", values=self._params)
+        if self._tags:
+            journal.append("tags", values={key: cut(value, LONGEST_TAG) for key, value in self._tags.items()})
         self._shipper = Shipper(journal, Destination(self._run_dir, self.tracking_uri))
         self._shipper.start()
         atexit.register(self._at_exit)

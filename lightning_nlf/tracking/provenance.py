@@ -84,7 +84,7 @@ def host() -> str:
     lines = {
         "host": platform.node(),
         "system": platform.platform(),
-        "cpu": f"{_processor()}, {os.cpu_count()} cores",
+        "cpu": processor(),
         "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
@@ -97,12 +97,28 @@ def host() -> str:
     return "".join(f"{key}: {value}\n" for key, value in lines.items())
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Kind of CPU and number of cores."""
     try:
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         match = None
-    return match.group(1) if match else platform.processor() or platform.machine()
+    kind = match.group(1) if match else platform.processor() or platform.machine()
+    return f"{kind}, {os.cpu_count()} cores"
+
+
+def commit(folder: str | Path = ".") -> str:
+    """Commit of the code, with a `+` if tracked files are changed; empty outside a git repository."""
+    name = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return "" if name is None else name.strip() + ("+" if changes else "")
+
+
+def code_folder() -> Path:
+    """The working folder if it is in a git repository, otherwise the folder of this package."""
+    cwd = Path.cwd()
+    in_repository = any((folder / ".git").exists() for folder in (cwd, *cwd.parents))
+    return cwd if in_repository else Path(__file__).parent
 
 
 def _git(folder: str | Path, *arguments: str) -> str | None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.intervals import bounds, mean_interval, rounded_down, rounded_up
 from benchmarks.side_by_side import feedback_figures as figures
+from lightning_nlf.studies.statistics import bounds, mean_interval, rounded_down, rounded_up
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

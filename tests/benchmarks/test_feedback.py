@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import feedback
-from benchmarks.intervals import resamples
 from benchmarks.side_by_side import feedback_figures, feedback_report, feedback_runs, feedback_targets
 from benchmarks.side_by_side.rlhf_runs import command
 from lightning_nlf.cli.command_line import main
 from lightning_nlf.cli.parts import Parts
 from lightning_nlf.moved_yamls import arguments
+from lightning_nlf.studies.statistics import resamples
 
 ROOT = Path(__file__).parents[2]
 

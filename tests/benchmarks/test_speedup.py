@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.intervals import (
+from benchmarks.speedup import arms, read_rows
+from benchmarks.study import report
+from benchmarks.study.convergence import FirstStreak, Progress
+from benchmarks.study.learner import read, stands
+from benchmarks.study.tuning import Race, cells, score, winner
+from lightning_nlf.studies.statistics import (
     bootstrap_values,
     clustered_mean_interval,
     faster,
@@ -18,11 +23,6 @@ from benchmarks.intervals import (
     ratio_interval,
     speed_up,
 )
-from benchmarks.speedup import arms, read_rows
-from benchmarks.study import report
-from benchmarks.study.convergence import FirstStreak, Progress
-from benchmarks.study.learner import read, stands
-from benchmarks.study.tuning import Race, cells, score, winner
 
 INF = math.inf
 

@@ -20,6 +20,7 @@ import lightning as L
 import pytest
 from jsonargparse import Namespace, get_loader
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,7 @@ MADE = [  # attributes that only objects have
     ("jsonargparse", lambda: parser()._actions[-1], "_typehint", "finding the wrong value of a yaml"),
     ("lightning", lambda: L.Trainer(logger=False, accelerator="cpu"), "_signal_connector", "a SIGTERM"),
     ("lightning", lambda: L.Trainer(logger=False, accelerator="cpu").strategy, "_launcher", "watching processes"),
+    ("lightning", ModelParallelStrategy, "_save_distributed_checkpoint", "refusing checkpoints that are folders"),
 ]
 
 

@@ -92,6 +92,15 @@ def test_log_metrics_costs_less_than_50_microseconds(tmp_path, unshipped):
     assert len(records(tmp_path)) == 3 + 20 * 200  # start, the first, end
 
 
+def test_given_tags_are_set_at_each_start(tmp_path, unshipped):
+    for _ in range(2):
+        logger = MLflowJournalLogger(str(tmp_path), tags={"mlflow.parentRunId": "7", "arm": "joint"})
+        logger.log_metrics({"a": 1.0}, 0)
+        logger.finalize("success")
+    tags = [record["values"] for record in records(tmp_path) if record["kind"] == "tags"]
+    assert tags == [{"mlflow.parentRunId": "7", "arm": "joint"}] * 2
+
+
 def test_run_folder_is_all_the_folders_there_are(tmp_path):
     logger = MLflowJournalLogger(str(tmp_path / "outputs" / "run"))
     assert (logger.name, logger.version) == ("", "")

@@ -2,7 +2,7 @@
 
 A percentile bootstrap of a mean with a nominal coverage of .95 covers only .84 at n = 5 and .91 at n = 10. Means over
 few seeds therefore use Student's interval, and medians over few seeds the exact interval of order statistics. The
-bootstrap is used only with 50 seeds or with infinite values; `coverage.py` measures its coverage there.
+bootstrap is used only with 50 seeds or with infinite values; `benchmarks/coverage.py` measures its coverage there.
 """
 
 from __future__ import annotations

@@ -1,0 +1,148 @@
+"""`python -m lightning_nlf study`: runs what is missing and nothing twice, whoever kills it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from lightning_nlf.studies import cost
+from lightning_nlf.studies.command import main
+from lightning_nlf.studies.cost import Pace
+from lightning_nlf.studies.reader import read
+from lightning_nlf.studies.report import committed
+from lightning_nlf.studies.spec import Study
+
+TWO_ARMS = """
+baseline: slow
+metric: val/return
+budgets: {iteration: 4}
+seeds: {tune: 1, report: 11-12}
+arms:
+  slow:
+    yaml: tiny.yaml
+    changes: {data.horizon: 20, model.lr: 0.001}
+  quick:
+    yaml: tiny.yaml
+    changes: {data.horizon: 20}
+    grid: {model.lr: [0.005, 0.02]}
+"""
+FOLDER = Path("outputs/studies/two")
+
+
+def study_process(*flags: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "lightning_nlf", "study", "two.yaml", *flags]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def timed(folder: Path) -> None:
+    """Write paces, so that no arm is timed."""
+    arms = read("two.yaml").arms
+    folder.mkdir(parents=True)
+    rows = {f"{name} {arm.recipe}": {"start": 5.0, "per": {"iteration": 0.5}} for name, arm in arms.items()}
+    (folder / cost.FILE).write_text(json.dumps(rows))
+
+
+def rows(folder: Path) -> list[tuple]:
+    """What the report has of each run, without times."""
+    results = committed(replace(read("two.yaml"), folder=folder))
+    return sorted((result.run.arm, result.run.seed, result.points) for result in results)
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_ends_with_the_table_of_one_that_is_not(study: Study, until: Callable) -> None:
+    """SIGKILL to the whole study while runs are going on, SIGTERM to the next one; then it is done, once and again."""
+    os.environ.pop("MLFLOW_TRACKING_URI")
+    Path("two.yaml").write_text(TWO_ARMS)
+    timed(FOLDER)
+    calm = study_process()
+    assert calm.wait(300) == 0, calm.stderr.read()
+    table, before = calm.stdout.read(), rows(FOLDER)
+    assert "| quick |" in table and len(before) == 4
+    client = mlflow.MlflowClient(f"sqlite:///{Path.cwd()}/outputs/mlflow.db")
+    every = client.search_runs([client.get_experiment_by_name("lightning_nlf").experiment_id])
+    (parent,) = [run for run in every if run.info.run_name == "studies/two"]
+    children = [run for run in every if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 6 and {run.data.tags["arm"] for run in children} == {"slow", "quick"}
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
+        f"report.{x}" for x in ("md", "json", "png")
+    }
+    assert parent.info.status == "FINISHED" and parent.data.metrics["runs_finished"] == 6
+
+    FOLDER.rename("outputs/studies/calm")
+    timed(FOLDER)
+    killed = study_process()
+    until(lambda: any(FOLDER.glob("runs/*/*/checkpoints/last.ckpt")))
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    stopped = study_process()
+    until(lambda: any(FOLDER.glob("runs/*/*/result.json")))
+    stopped.terminate()
+    assert stopped.wait(60) == 143 and "the same command goes on" in stopped.stderr.read()
+    last = study_process()
+    assert last.wait(300) == 0, last.stderr.read()
+    assert rows(FOLDER) == before
+    assert table_of(last.stdout.read()) == table_of(table)
+    times = {file: file.stat().st_mtime_ns for file in FOLDER.glob("runs/*/*/result.json")}
+    again = study_process()
+    assert again.wait(120) == 0 and "0 runs to make" in again.stderr.read()
+    assert times == {file: file.stat().st_mtime_ns for file in FOLDER.glob("runs/*/*/result.json")}
+
+    only = study_process("--only", "slow", "--again")
+    assert only.wait(300) == 0, only.stderr.read()
+    changed = {file for file in FOLDER.glob("runs/*/*/result.json") if times.get(file) != file.stat().st_mtime_ns}
+    assert {file.parts[4] for file in changed} == {"slow"} and len(changed) == 2
+    assert rows(FOLDER) == before
+
+
+def table_of(page: str) -> list[str]:
+    return [line for line in page.splitlines() if line.startswith("|")]
+
+
+def test_the_cost_of_a_study_is_counted(study: Study, capsys: pytest.CaptureFixture) -> None:
+    """Two tuning runs and two report runs of `quick`, two of `slow`: each 5 s and 4 iterations of half a second."""
+    Path("two.yaml").write_text(TWO_ARMS)
+    timed(FOLDER)
+    with pytest.raises(SystemExit) as ending:
+        main(["two.yaml", "--cost", "--jobs", "2"])
+    text = capsys.readouterr().err
+    assert ending.value.code == 0 and "6 runs to make, at most 21 s with 2 at a time" in text
+    assert re.findall(r"  (\w+): (\d) (\w+) runs of up to 7 s", text) == [
+        ("slow", "2", "report"),
+        ("quick", "2", "tuning"),
+        ("quick", "2", "report"),
+    ]
+
+
+def test_a_run_lasts_until_all_budgets_are_spent_or_its_yaml_ends_it() -> None:
+    pace = Pace(5.0, {"iteration": 0.5, "env_steps": 0.01}, iterations=100)
+    assert pace.seconds({"env_steps": 1000, "iteration": 10}) == pytest.approx(5 + 10)
+    assert pace.seconds({"env_steps": 100_000}) == pytest.approx(5 + 50)
+    assert pace.seconds({}) == pytest.approx(5 + 50)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--only", "quik"], "two.yaml has no arm 'quik'. Did you mean 'quick'?"),
+        (["--again"], "--again: name the arms with --only"),
+        (["--jobs", "0"], "--jobs: got 0, must be at least 1"),
+        (["--executor", "slrm", "--only", "slow"], "executor: got 'slrm'"),
+        (["--nothing"], "unrecognized arguments: --nothing"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(study: Study, capsys: pytest.CaptureFixture, flags: list[str], message: str) -> None:
+    Path("two.yaml").write_text(TWO_ARMS)
+    timed(FOLDER)
+    with pytest.raises(SystemExit) as ending:
+        main(["two.yaml", *flags])
+    assert ending.value.code == 2 and message in capsys.readouterr().err
