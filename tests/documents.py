@@ -114,7 +114,9 @@ def fast(command: str, further: str = "") -> str:
     if prints_only or not command.startswith("python -m lightning_nlf "):
         return command
     stage = shlex.split(command)[3]
-    return " ".join([command, *([FAST] if stage == "fit" else []), *([] if stage in ("describe", "study") else [QUIET]), further])
+    return " ".join(
+        [command, *([FAST] if stage == "fit" else []), *([] if stage in ("describe", "study") else [QUIET]), further]
+    )
 
 
 def check_command(command: str) -> None:

@@ -203,6 +203,7 @@ class Session:
                     self.collect()
                     missing = self.missing()
                     next_look = time.monotonic() + ELSEWHERE
+            self._show(display, missing)
             status = "FINISHED"
         finally:
             for _, handle in self.running.values():
