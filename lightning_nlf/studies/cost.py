@@ -61,7 +61,7 @@ def most_cells(study: Study, arm: str) -> int:
 
 def paces(study: Study, arms: list[str], jobs: int) -> dict[str, Pace]:
     """Pace of each arm. Timed runs are made once and kept in `cost.json` of the study's folder."""
-    table = _stored(study)
+    table = _read_paces(study)
     missing = untimed(study, arms)
     for i in range(0, len(missing), jobs):
         probes = [Probe(study, name) for name in missing[i : i + jobs]]
@@ -74,7 +74,7 @@ def paces(study: Study, arms: list[str], jobs: int) -> dict[str, Pace]:
 
 def untimed(study: Study, arms: list[str]) -> list[str]:
     """Arms without a pace in `cost.json`."""
-    table = _stored(study)
+    table = _read_paces(study)
     return [name for name in arms if _key(study, name) not in table]
 
 
@@ -83,7 +83,7 @@ def _key(study: Study, arm: str) -> str:
     return f"{arm} {study.arms[arm].recipe}"
 
 
-def _stored(study: Study) -> dict[str, Pace]:
+def _read_paces(study: Study) -> dict[str, Pace]:
     file = study.folder / FILE
     rows = json.loads(file.read_text()) if file.is_file() else {}
     return {key: Pace(**row) for key, row in rows.items()}
