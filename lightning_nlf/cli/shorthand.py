@@ -28,6 +28,7 @@ READERS = {  # classes that can be left out, with the argument for a path
     "lightning_nlf.networks.TransformerReward": "weights",
 }
 LEFT_OUT = READERS | {"lightning_nlf.maths.Linear": "over"}
+QUOTED = re.compile(r"""^(["'])(.*)\1$""")  # a flag such as --model.policy='"a path"', which is a yaml of its own
 KEYS = {*LEFT_OUT.values(), "shape"}  # arguments that show which class is left out
 
 
@@ -41,7 +42,8 @@ def in_full(value: Any, hint: Any) -> Any:
     if not is_path(value) or str in alternatives(hint):
         return value
     reader = left_out(bases_of(hint), READERS)
-    return {"class_path": reader, "init_args": {READERS[reader]: _deeper(value, 2)}} if reader else value
+    path = _deeper(QUOTED.sub(r"\2", value), 2)
+    return {"class_path": reader, "init_args": {READERS[reader]: path}} if reader else value
 
 
 def with_class(value: Any, bases: Sequence[type]) -> dict[str, Any] | None:

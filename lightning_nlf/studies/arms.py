@@ -18,7 +18,7 @@ from lightning_nlf.studies.runs import digest
 from lightning_nlf.studies.section import Section
 from lightning_nlf.studies.spec import COUNTERS, Arm, Range, Search
 
-_KEYS = ("yaml", "changes", "grid", "budgets", "tune_budgets")
+_KEYS = ("yaml", "changes", "grid", "budgets", "tune_budgets", "metric")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 _MOST_ROWS = 1_000
 _YAML = "the path of a yaml, perhaps with flags of fit behind it"
@@ -34,6 +34,7 @@ class Entry:
     grid: Mapping[str, Sequence[Any] | Range] | None = None
     budgets: Mapping[str, float] = field(default_factory=dict)
     tune_budgets: Mapping[str, float] = field(default_factory=dict)
+    metric: str = ""
 
 
 def read_arms(root: Section, recipe: Mapping[str, Any], search: Search) -> dict[str, Arm]:
@@ -129,6 +130,7 @@ def _entry(section: Section) -> Entry:
         else None,
         read_budgets(section, "budgets"),
         read_budgets(section, "tune_budgets"),
+        section.text("metric", "a metric of validations, such as val/return") if "metric" in section else "",
     )
 
 
@@ -155,6 +157,7 @@ def _arm(name: str, setting: str, entries: Sequence[Entry], recipe: Mapping[str,
     words = [entry.words for entry in entries if entry.words][-1]
     changes = {key: value for entry in entries for key, value in entry.changes.items()}
     grids = [entry.grid for entry in entries if entry.grid is not None]
+    metric = next((entry.metric for entry in reversed(entries) if entry.metric), "")
     contents = [repr(get_loader("yaml")(read_text(file))) for file in config_files(words)]  # without comments
     return Arm(
         f"{name}/{setting}" if setting else name,
@@ -164,5 +167,14 @@ def _arm(name: str, setting: str, entries: Sequence[Entry], recipe: Mapping[str,
         {key: value for entry in entries for key, value in entry.budgets.items()},
         {key: value for entry in entries for key, value in entry.tune_budgets.items()},
         setting,
-        digest({**recipe, "words": words, "changes": changes, "contents": contents}),
+        digest(
+            {
+                **recipe,
+                **({"metric": metric} if metric else {}),
+                "words": words,
+                "changes": changes,
+                "contents": contents,
+            }
+        ),
+        metric,
     )

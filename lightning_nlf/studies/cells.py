@@ -22,7 +22,7 @@ def plan(study: Study, arm: Arm) -> dict[str, Any]:
     """All that the choice of an arm's cell depends on, as JSON has it."""
     grid = {key: asdict(x) if isinstance(x, Range) else list(x) for key, x in arm.grid.items()}
     solved = None if study.solved is None else asdict(study.solved)
-    criterion = [study.metric, solved, study.higher, study.last]
+    criterion = [study.metric_of(arm.name), solved, study.higher, study.last]
     rows = {
         "yaml": [list(arm.words), arm.recipe],
         "changes": dict(arm.changes),

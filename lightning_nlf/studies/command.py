@@ -167,18 +167,21 @@ class Session:
                 f"timing {len(new)} arms, about {duration(40 * -(-len(new) // self.jobs))}", file=sys.stderr, flush=True
             )
         self.paces = cost.paces(self.study, timed, self.jobs)
-        lines, whole = [], 0.0
+        lines, longest = [], 0.0
         for (name, stage, _), count in left.items():
             if count > 0:
-                longest = self._seconds(name, stage)
-                whole += longest * count
-                kind = "tuning" if stage == "tune" else "report"
-                lines.append(f"  {name}: {count} {kind} runs of up to {duration(longest)}")
+                seconds = self._seconds(name, stage)
+                longest += 0.0 if math.isnan(seconds) else seconds * count
+                lines.append(f"  {name}: {count} {'tuning' if stage == 'tune' else 'report'} runs of ")
+                lines[-1] += f"up to {duration(seconds)}" if seconds == seconds else self._untimed(name)
         self.total = sum(max(0, count) for count in left.values()) + len(finished)
         many = sum(max(0, count) for count in left.values())
-        time_text = f", at most {duration(whole / self.jobs)} with {self.jobs} at a time" if many else ""
-        unknown = "" if math.isfinite(whole) else " (an arm has no end: give it a budget or trainer.max_epochs)"
+        time_text = f", at most {duration(longest / self.jobs)} with {self.jobs} at a time" if many else ""
+        unknown = " (an arm has no end: give it a budget or trainer.max_epochs)" if math.isinf(longest) else ""
         return "\n".join([f"{self.study.name}: {many} runs to make{time_text}{unknown}", *lines])
+
+    def _untimed(self, arm: str) -> str:
+        return f"unknown length, because the timed run ended early: {cost.probe_folder(self.study, arm) / cost.OUTPUT}"
 
     def _seconds(self, arm: str, stage: str) -> float:
         return cost.seconds(self.study, arm, stage, self.paces, list(self.results.values()))

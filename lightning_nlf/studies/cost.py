@@ -89,12 +89,16 @@ def _read_paces(study: Study) -> dict[str, Pace]:
     return {key: Pace(**row) for key, row in rows.items()}
 
 
+def probe_folder(study: Study, arm: str) -> Path:
+    return study.folder / "probes" / arm.replace("/", "-")
+
+
 class Probe:
     """A fit of one arm that is stopped after PROBE_SECONDS of training. Its metric is not read."""
 
     def __init__(self, study: Study, arm: str) -> None:
         self.arm = arm
-        self.folder = study.folder / "probes" / arm.replace("/", "-")
+        self.folder = probe_folder(study, arm)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         grid = study.arms[arm].grid

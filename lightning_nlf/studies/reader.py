@@ -22,7 +22,7 @@ from lightning_nlf.studies.spec import FOLDER, PRUNERS, SAMPLERS, Arm, Search, S
 __all__ = ["check", "read"]
 
 KEYS = (
-    *("arms", "settings", "baseline", "metric", "direction", "last", "solved", "budgets", "tune_budgets"),
+    *("arms", "settings", "baseline", "metric", "also", "direction", "last", "solved", "budgets", "tune_budgets"),
     *("seeds", "starts", "first", "search", "results"),
 )
 
@@ -62,6 +62,7 @@ def read(file: str) -> Study:
         first=first,
         search=search,
         results=_results(root),
+        also=root.texts("also", "a list of further metrics, such as [val/kl_sampled]"),
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Point:
-    """One validation. Args: counters: values at that time; value: the study's metric."""
+    """One validation. Args: counters: values at that time, and the metrics in `also`; value: the study's metric."""
 
     counters: Mapping[str, float]
     value: float
@@ -121,7 +121,7 @@ def _ending(arm: Arm, stage: str, study: Study) -> list[str]:
     values: dict[str, Any] = {"budgets": finite}
     if study.solved is not None:
         values |= {"threshold": study.solved.threshold, "in_a_row": study.solved.in_a_row}
-        values |= {"monitor": study.metric, "mode": "max" if study.higher else "min"}
+        values |= {"monitor": arm.metric or study.metric, "mode": "max" if study.higher else "min"}
     if len(values) == 1 and not finite:
         return []
     return [f"--trainer.callbacks+={json.dumps({'class_path': STOP, 'init_args': values})}"]
@@ -135,24 +135,26 @@ def in_place(text: str, study: Study, seed: int) -> str:
     return text
 
 
-def points(folder: Path, metric: str) -> tuple[Point, ...]:
-    """All validations in the journal of a run folder that log `metric`, in order.
+def points(folder: Path, metric: str, also: Sequence[str] = ()) -> tuple[Point, ...]:
+    """All validations in the journal of a run folder that log `metric`, in order, with further metrics.
 
     The counters of a validation stand in the next record of the same step. A run that was resumed may have written a
     validation twice; the later one counts.
     """
     values: dict[int, float] = {}
     counters: dict[int, dict[str, float]] = {}
+    further: dict[int, dict[str, float]] = {}
     for record, _ in read_records(folder / JOURNAL):
         if record["kind"] != "metrics":
             continue
         step, logged = int(record["step"]), record["values"]
         if metric in logged:
             values[step] = float(logged[metric])
+            further[step] = {name: float(logged[name]) for name in also if name in logged}
         if "iteration" in logged:
             counters[step] = {name: float(value) for name, value in logged.items() if "/" not in name}
     return tuple(
-        Point({**counters[step], "optimizer_steps": step + 1}, value)
+        Point({**counters[step], "optimizer_steps": step + 1, **further[step]}, value)
         for step, value in sorted(values.items())
         if step in counters
     )

@@ -76,6 +76,7 @@ class Arm:
         tune_budgets: Limits of the tuning runs.
         recipe: Digest of all that a run depends on except its cell, seed and budgets: flags, content of the yaml,
             changes. It is part of the names of run folders, so that no run of an earlier recipe counts.
+        metric: Name of the study's metric in the runs of this arm, if it has another name there.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Arm:
     tune_budgets: Mapping[str, float] = field(default_factory=dict)
     setting: str = ""
     recipe: str = ""
+    metric: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Study:
         starts: Start of each seed: the first seed of its start. Without `starts` in the yaml, each seed is one.
         first: Commands of `python -m lightning_nlf` or another module, run once per start before its runs.
         results: Path of committed results without suffix; None: in `folder`.
+        also: Further metrics of a validation that the report shows, without comparing them.
     """
 
     name: str
@@ -120,6 +123,11 @@ class Study:
     first: tuple[str, ...] = ()
     search: Search = Search()
     results: Path | None = None
+    also: tuple[str, ...] = ()
+
+    def metric_of(self, arm: str) -> str:
+        """Name of the metric in the runs of an arm."""
+        return self.arms[arm].metric or self.metric
 
     @property
     def counters(self) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ class ArmFigures:
         unsolved: Number of runs that did not solve the task within the budget; 0 without `solved`.
         failures: Number of runs that failed, or whose metric is not finite.
         limit: Budget of the counter; without one, the largest value that a run reached.
-        spent: Median of each other counter when the runs are judged.
+        spent: Median of each other counter and further metric when the runs are judged.
     """
 
     figures: Mapping[int, float]
@@ -123,7 +123,7 @@ def arm_figures(study: Study, runs: Sequence[Result], counter: str) -> ArmFigure
         sum(math.isinf(x) for x in figures.values()) if study.solved else 0,
         sum(broken),
         limit_of(study, runs, counter),
-        {name: float(np.median([point.counters.get(name, 0) for point in points])) for name in names},
+        {name: float(np.median([p.counters[name] for p in points if name in p.counters])) for name in names},
     )
 
 

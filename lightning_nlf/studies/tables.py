@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_nlf.studies.markdown import code, escaped, table
@@ -20,6 +20,7 @@ def arms_table(study: Study, summary: Summary, counter: str, setting: str, cells
     """Table of the arms of one setting at one counter."""
     arms = {name: x for name, x in summary.arms[counter].items() if study.arms[name].setting == setting}
     spent = [name for name in SPENT if any(x.spent.get(name) for x in arms.values())]
+    also = {name: _digits(x.spent.get(name, 0.0) for x in arms.values()) for name in study.also}
     bases = {baseline_of(study, name) for name in arms} - {""}
     versus = escaped(bases.pop()) if len(bases) == 1 else "its baseline"
     value = escaped(counter_words(counter) if study.solved else study.metric)
@@ -33,7 +34,8 @@ def arms_table(study: Study, summary: Summary, counter: str, setting: str, cells
     ]
     titles += [f"{'× fewer than' if study.solved else 'difference to'} {versus} (95 %)", "**all together**"]
     titles += [f"P(better than {versus}) (95 %)", "pairs", *(counter_words(name) for name in spent)]
-    digits = _digits(arms.values())
+    titles += map(escaped, also)
+    digits = _digits(x.median for x in arms.values())
     rows = [
         [
             escaped(method_of(study, name)),
@@ -42,6 +44,7 @@ def arms_table(study: Study, summary: Summary, counter: str, setting: str, cells
             _median(study, x, digits),
             *_comparison(study, summary, name, counter),
             *(f"{x.spent[name]:,.0f}" if name in x.spent else "" for name in spent),
+            *(f"{x.spent[name]:,.{places}f}" if name in x.spent else "" for name, places in also.items()),
         ]
         for name, x in arms.items()
     ]
@@ -53,9 +56,9 @@ def _counts(study: Study, x: ArmFigures) -> list[str]:
     return [str(runs), f"{runs - x.unsolved}" if not math.isnan(x.median) and study.solved else "", str(x.failures)]
 
 
-def _digits(arms: Any) -> int:
-    """Decimal places of the medians: three significant digits of the largest."""
-    return decimals(*(x.median for x in arms if math.isfinite(x.median)), significant=3)
+def _digits(values: Iterable[float]) -> int:
+    """Decimal places of a column: three significant digits of the largest value."""
+    return decimals(*filter(math.isfinite, values), significant=3)
 
 
 def _median(study: Study, x: ArmFigures, digits: int) -> str:

@@ -79,9 +79,10 @@ def execute(study: Study, run: Run, tags: Mapping[str, str] | None = None, threa
 
 def _result(study: Study, run: Run, failure: str) -> Result:
     folder = run.folder(study)
-    points = runs.points(folder, study.metric)
+    metric = study.metric_of(run.arm)
+    points = runs.points(folder, metric, study.also)
     if not points and not failure:
-        failure = f"no validation logged {study.metric}"
+        failure = f"no validation logged {metric}"
     return Result(run, points, failure, _seconds(folder / JOURNAL), processor(), commit(code_folder()))
 
 

@@ -50,6 +50,12 @@ def test_a_path_is_the_class_that_reads_it():
     assert spec(read.data.init_args.reward) == ("CheckpointReward", {"checkpoint": "models:/helpful@champion"})
 
 
+@pytest.mark.parametrize("path", ["runs/sft/last.ckpt", '"runs/sft/last.ckpt"', "'runs/sft/last.ckpt'"])
+def test_a_path_of_a_flag_may_be_quoted(path):
+    read = options(f"--model.policy={path}")
+    assert spec(read.model.init_args.policy) == ("TransformerPolicy", {"weights": "runs/sft/last.ckpt"})
+
+
 @pytest.mark.parametrize(
     "yaml, key, class_name",
     [
