@@ -133,6 +133,16 @@ arms:
     assert study.search == Search("tpe", 20, "median")
 
 
+def test_an_arm_may_have_the_metric_under_another_name():
+    """The run of that arm is judged, and ended, by this name; its recipe differs, that of the other arm does not."""
+    arms = "\n  named: {yaml: fit.yaml, metric: val/true_reward}\n"
+    study = study_of((PLAIN + "solved: {at_least: 3}\nalso: [val/kl]\n").replace("fit.yaml\n", "fit.yaml" + arms))
+    assert [study.metric_of(name) for name in study.arms] == ["val/return", "val/true_reward"]
+    for name, metric in (("plain", "val/return"), ("named", "val/true_reward")):
+        assert any(f'"monitor": "{metric}"' in word for word in command(Run(name, "report", {}, 1000), study))
+    assert study.also == ("val/kl",) and study.arms["plain"].recipe != study.arms["named"].recipe
+
+
 def test_tuning_seeds_may_be_missing_without_a_grid():
     assert study_of(PLAIN.replace("tune: 0-3, ", "")).tune == ()
 
@@ -200,6 +210,8 @@ MISTAKES = [  # a text, its replacement, and parts of the message
     (ARM, ARM + "\nsolved: {in_a_row: 3}", ["solved (speed.yaml, line 6)", "one of at_least and at_most"]),
     (ARM, ARM + "\nsolved: {at_least: x}", ["solved.at_least (speed.yaml, line 6)", "got 'x'"]),
     (ARM, ARM + "\nstarts: 5", ["starts (speed.yaml, line 6)", "5 starts for 4 report seeds"]),
+    (ARM, "plain: {yaml: fit.yaml, metric: 3}", ["arms.plain.metric (speed.yaml, line 5)", "got 3"]),
+    (ARM, ARM + "\nalso: val/kl", ["also (speed.yaml, line 6)", "a list of further metrics"]),
     (ARM, ARM + "\nfirst: fit", ["first (speed.yaml, line 6)", "a list of commands"]),
     (ARM, ARM + "\nresults: a.json", ["results (speed.yaml, line 6)", "without suffix"]),
     (ARM, ARM + "\nsearch: {sampler: grids}", ["search.sampler (speed.yaml, line 6)", "Did you mean 'grid'?"]),

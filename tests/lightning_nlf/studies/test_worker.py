@@ -115,6 +115,19 @@ def test_a_command_that_crashes_is_not_tried_again(study: Study) -> None:
     assert len(Path("tries").read_text().split()) == 1
 
 
+def test_further_metrics_of_a_validation_are_read(tmp_path: Path) -> None:
+    """Counters stand in another record of the step; a validation without the further metric goes without it."""
+    rows = [({"val/return": 2.0, "val/kl": 0.5}, 3), ({"iteration": 1.0, "labels": 7.0, "train/loss": 1.0}, 3)]
+    rows += [({"val/return": 4.0}, 5), ({"iteration": 2.0, "labels": 9.0}, 5)]
+    lines = [json.dumps({"kind": "metrics", "time": 1, "step": step, "values": values}) for values, step in rows]
+    (tmp_path / JOURNAL).write_text("\n".join(lines) + "\n")
+    counters = [point.counters for point in points(tmp_path, "val/return", ["val/kl"])]
+    assert counters == [
+        {"iteration": 1.0, "labels": 7.0, "optimizer_steps": 4, "val/kl": 0.5},
+        {"iteration": 2.0, "labels": 9.0, "optimizer_steps": 6},
+    ]
+
+
 def test_a_run_whose_fit_lives_on_elsewhere_is_left_alone(study: Study) -> None:
     """Its worker on another machine died, and its journal was written a moment ago."""
     folder = RUN.folder(study)

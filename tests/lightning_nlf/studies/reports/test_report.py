@@ -106,6 +106,18 @@ def test_a_table_of_a_metric(study_of, run_of):
     assert "## After 1,000 environment steps" in text
 
 
+def test_further_metrics_are_shown_where_a_run_is_judged(study_of, run_of):
+    """KL is 0.01 × the number of the validation: 0.02 at the last of two, and of seeds whose runs logged it."""
+    study = study_of(also=("val/kl", "val/never"))
+    runs = [run_of([0.0, 1.0], arm, seed) for arm in study.arms for seed in study.report]
+    for i in range(len(runs) - 1):
+        points = [Point({**p.counters, "val/kl": p.counters["iteration"] / 100}, p.value) for p in runs[i].points]
+        runs[i] = replace(runs[i], points=tuple(points))
+    text = report.write(study, runs, {}, []).read_text()
+    assert "| val/kl |" in text and "val/never" not in text
+    assert rows_of(text)["base"][-1] == rows_of(text)["joint"][-1] == "0.0200"
+
+
 def test_an_arm_is_judged_at_each_counter(study_of, run_of):
     """After 300 environment steps the arms differ by 3, after 20 optimizer steps by 2."""
     study = study_of(budgets={"env_steps": 300, "optimizer_steps": 20})
