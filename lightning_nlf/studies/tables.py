@@ -24,14 +24,8 @@ def arms_table(study: Study, summary: Summary, counter: str, setting: str, cells
     bases = {baseline_of(study, name) for name in arms} - {""}
     versus = escaped(bases.pop()) if len(bases) == 1 else "its baseline"
     value = escaped(counter_words(counter) if study.solved else study.metric)
-    titles = [
-        "arm",
-        "cell",
-        "runs",
-        "solved" if study.solved else "",
-        "failed",
-        f"{value}, median [quartiles]",
-    ]
+    some_failed = any(x.failures for x in arms.values())
+    titles = ["arm", "cell", "solved" if study.solved else "runs", "failed", f"{value}, median [quartiles]"]
     titles += [f"{'× fewer than' if study.solved else 'difference to'} {versus} (95 %)", "**all together**"]
     titles += [f"P(better than {versus}) (95 %)", "pairs", *(counter_words(name) for name in spent)]
     titles += map(escaped, also)
@@ -40,7 +34,8 @@ def arms_table(study: Study, summary: Summary, counter: str, setting: str, cells
         [
             escaped(method_of(study, name)),
             short_cell(cells.get(name)),
-            *_counts(study, x),
+            _runs(study, x),
+            f"{x.failures}" if some_failed else "",
             _median(study, x, digits),
             *_comparison(study, summary, name, counter),
             *(f"{x.spent[name]:,.0f}" if name in x.spent else "" for name in spent),
@@ -51,9 +46,10 @@ def arms_table(study: Study, summary: Summary, counter: str, setting: str, cells
     return table(titles, rows)
 
 
-def _counts(study: Study, x: ArmFigures) -> list[str]:
+def _runs(study: Study, x: ArmFigures) -> str:
+    """Number of runs, `9/10` of solved ones."""
     runs = len(x.figures)
-    return [str(runs), f"{runs - x.unsolved}" if not math.isnan(x.median) and study.solved else "", str(x.failures)]
+    return f"{runs - x.unsolved}/{runs}" if study.solved and not math.isnan(x.median) else f"{runs}"
 
 
 def _digits(values: Iterable[float]) -> int:
@@ -82,7 +78,8 @@ def _comparison(study: Study, summary: Summary, name: str, counter: str) -> list
     effect = _ratio(comparison.effect, *map(math.isinf, medians)) if study.solved else _difference(comparison.effect)
     together = bounded(comparison.together) if study.solved else _difference_bounds(comparison.together)
     estimate, low, high = comparison.better
-    return [effect, f"**{together}**", f"{estimate:.2f} {bounds(low, high, 2)}", str(comparison.pairs)]
+    pairs = "" if comparison.pairs == len(summary.arms[counter][name].figures) else f"{comparison.pairs}"
+    return [effect, f"**{together}**", f"{estimate:.2f} {bounds(low, high, 2)}", pairs]
 
 
 def _ratio(effect: Interval, slow: bool, slow_baseline: bool) -> str:

@@ -22,6 +22,7 @@ from lightning_nlf.studies.summary import summarize
 
 INF = math.inf
 STEPS = {"solved": Solved(1.0)}
+STEPS_TITLE = "environment steps, median [quartiles]"
 CELL = {"model.lr": 0.1}
 
 
@@ -36,9 +37,10 @@ def speedup(study_of, solved_at):
 
 
 def rows_of(text):
-    """Cells of each table row of a Markdown text, by the first cell."""
-    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    return {line[0]: line for line in lines}
+    """Cells by title of each row of the first table of a Markdown text, by the first cell."""
+    table = text[text.index("| arm |") :].split("\n\n")[0]
+    titles, _, *rows = [line[2:-2].split(" | ") for line in table.splitlines()]
+    return {row[0]: dict(zip(titles, row, strict=True)) for row in rows}
 
 
 def test_a_table_of_steps(speedup):
@@ -46,12 +48,13 @@ def test_a_table_of_steps(speedup):
     study, runs = speedup
     text = report.write(study, runs, {"base": {}, "joint": CELL}, []).read_text()
     rows = rows_of(text)
-    assert rows["base"][:5] == ["base", "", "6", "5", "0"]
-    assert rows["base"][5] == "800 [800, 800]"
-    assert rows["joint"][:6] == ["joint", "lr 0.1", "6", "5", "0", "200 [200, 200]"]
-    assert rows["joint"][6].startswith("4.0 [")
-    assert rows["joint"][8].startswith("0.92 [")
-    assert rows["joint"][9:] == ["6", "20"]  # pairs, and optimizer steps when it was judged
+    assert rows["base"]["solved"] == rows["joint"]["solved"] == "5/6"
+    assert (rows["base"]["cell"], rows["joint"]["cell"]) == ("", "lr 0.1")
+    assert (rows["base"][STEPS_TITLE], rows["joint"][STEPS_TITLE]) == ("800 [800, 800]", "200 [200, 200]")
+    assert rows["joint"]["× fewer than base (95 %)"].startswith("4.0 [")
+    assert rows["joint"]["P(better than base) (95 %)"].startswith("0.92 [")
+    assert rows["joint"]["optimizer steps"] == "20"  # when it was judged
+    assert not {"failed", "pairs"} & rows["joint"].keys()  # no run failed, and every run has its pair
     assert "A run is solved at a validation with `val/return` ≥ 1." in text
 
 
@@ -62,7 +65,7 @@ def test_only_seeds_that_both_have_are_pairs(speedup, solved_at):
     comparison = summarize(study, several).comparison("joint", "env_steps")
     assert (comparison.pairs, comparison.starts) == (4, 4)
     text = report.write(study, several, {}, []).read_text()
-    assert rows_of(text)["joint"][1] == "5" and rows_of(text)["joint"][-2] == "4"
+    assert rows_of(text)["joint"]["solved"] == "4/5" and rows_of(text)["joint"]["pairs"] == "4"
     assert "joint: no claim is made from 4 seeds; at least 6 are needed." in text
     assert "10 of 12 report runs" in text
 
@@ -81,11 +84,12 @@ def test_a_median_run_that_was_not_solved(study_of, solved_at):
     runs = [solved_at(100, "base", seed) for seed in study.report]
     runs += [solved_at(INF, "joint", seed) for seed in study.report]
     text = report.write(study, runs, {}, []).read_text()
-    assert rows_of(text)["joint"][4:6] == ["> 1,000 [> 1,000, > 1,000]", "< 0.10 [0, 0.10]"]
+    row = rows_of(text)["joint"]
+    assert row[STEPS_TITLE] == "> 1,000 [> 1,000, > 1,000]" and row["× fewer than base (95 %)"] == "< 0.10 [0, 0.10]"
     assert "at least 10 times more, over 6 seeds. None of its 6 runs solved" in text
     swapped = replace(study, baselines=dict.fromkeys(study.arms, "joint"))
     text = report.write(swapped, runs, {}, []).read_text()
-    assert rows_of(text)["base"][5] == "> 10 [10, ∞]"
+    assert rows_of(text)["base"]["× fewer than joint (95 %)"] == "> 10 [10, ∞]"
     assert "base needs fewer environment steps than joint: at least 10 times fewer, over 6 seeds." in text
 
 
@@ -97,9 +101,11 @@ def test_a_table_of_a_metric(study_of, run_of):
     runs[-1] = run_of([0.0], "joint", 109, failure="the loss is not finite")
     text = report.write(study, runs, {}, ["joint: its grid was widened"]).read_text()
     rows = rows_of(text)
-    assert rows["base"][1:4] == ["10", "0", "0.400 [0.200, 0.600]"]
-    assert rows["joint"][1:4] == ["10", "1", "0.800 [0.600, 1.000]"]
-    assert rows["joint"][4] == "0.50 [0.50, 0.50]"
+    assert [row["runs"] for row in rows.values()] == ["10", "10"]
+    assert [row["failed"] for row in rows.values()] == ["0", "1"]
+    medians = [row["val/return, median [quartiles]"] for row in rows.values()]
+    assert medians == ["0.400 [0.200, 0.600]", "0.800 [0.600, 1.000]"]
+    assert rows["joint"]["difference to base (95 %)"] == "0.50 [0.50, 0.50]"
     assert "- joint is better than base: its val/return is higher by at least 0.50, over 10 seeds. 1 of its 10" in text
     assert "- joint, seed 109: the loss is not finite" in text
     assert "- joint: its grid was widened" in text
@@ -115,7 +121,7 @@ def test_further_metrics_are_shown_where_a_run_is_judged(study_of, run_of):
         runs[i] = replace(runs[i], points=tuple(points))
     text = report.write(study, runs, {}, []).read_text()
     assert "| val/kl |" in text and "val/never" not in text
-    assert rows_of(text)["base"][-1] == rows_of(text)["joint"][-1] == "0.0200"
+    assert rows_of(text)["base"]["val/kl"] == rows_of(text)["joint"]["val/kl"] == "0.0200"
 
 
 def test_an_arm_is_judged_at_each_counter(study_of, run_of):
