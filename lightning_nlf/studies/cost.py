@@ -126,6 +126,7 @@ class Probe:
                 self.process.terminate()
                 self.process.wait()
         records = list(self._counters())
+        (self.folder / JOURNAL).unlink(missing_ok=True)  # so that `tracking sync` does not send it to MLflow
         if not records:
             return None
         last_time, last = records[-1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -72,8 +73,9 @@ class Parent:
         if self._journal is None or self._shipper is None:
             return
         for file in files:
-            if file.resolve().is_relative_to(self.folder.resolve()):
-                self._journal.append("artifact", path=file.resolve().relative_to(self.folder.resolve()).as_posix())
+            if file.parent.resolve() != self.folder.resolve():  # committed results; artifacts are in the run's folder
+                shutil.copy(file, self.folder)
+            self._journal.append("artifact", path=file.name)
         self._journal.append("end", status=status)
         if self._shipper.close(WAIT, OPENING) != 0:
             log.warning("send the rest later: python -m lightning_nlf.tracking sync %s", self.folder)

@@ -32,6 +32,12 @@ class Run:
         """Path of its folder below `runs`, such as `joint-fifty/tune-3f2a91c0-seed4`."""
         return f"{self.arm.replace('/', '-')}/{self.stage}-{digest(self.cell)}-seed{self.seed}"
 
+    @property
+    def title(self) -> str:
+        """Its name in MLflow, such as `joint, lr 0.01, tuning seed 4`."""
+        cell = "".join(f", {key.rpartition('.')[2]} {value}" for key, value in self.cell.items())
+        return f"{self.arm}{cell}, {'tuning ' if self.stage == 'tune' else ''}seed {self.seed}"
+
     def folder(self, study: Study) -> Path:
         """Its folder: the name, and a digest of the arm's recipe and budgets if the study was read from a file."""
         arm = study.arms[self.arm]
@@ -111,7 +117,8 @@ def command(run: Run, study: Study, tags: Mapping[str, str] | None = None) -> li
     words += [f"--{key}={json.dumps(value)}" for key, value in {**arm.changes, **run.cell}.items()]
     words += [f"--seed_everything={run.seed}", f"--run_dir={run.folder(study)}"]
     words += ["--trainer.enable_progress_bar=false", *_ending(arm, run.stage, study)]
-    words += [f"--trainer.logger.tags={json.dumps(tags)}"] if tags else []
+    if tags:
+        words += [f"--trainer.logger.tags={json.dumps(tags)}", f"--trainer.logger.run_name={json.dumps(run.title)}"]
     return [in_place(word, study, run.seed) for word in words]
 
 

@@ -62,7 +62,7 @@ def rows(folder: Path) -> list[tuple]:
 def test_a_study_that_is_killed_ends_with_the_table_of_one_that_is_not(study: Study, until: Callable) -> None:
     """SIGKILL to the whole study while runs are going on, SIGTERM to the next one; then it is done, once and again."""
     os.environ.pop("MLFLOW_TRACKING_URI")
-    Path("two.yaml").write_text(TWO_ARMS)
+    Path("two.yaml").write_text(f"{TWO_ARMS}results: committed/two\n")
     timed(FOLDER)
     calm = study_process()
     assert calm.wait(300) == 0, calm.stderr.read()
@@ -74,11 +74,12 @@ def test_a_study_that_is_killed_ends_with_the_table_of_one_that_is_not(study: St
     children = [run for run in every if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == 6 and {run.data.tags["arm"] for run in children} == {"slow", "quick"}
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
-        f"report.{x}" for x in ("md", "json", "png")
+        f"two.{x}" for x in ("md", "json", "png")
     }
     assert parent.info.status == "FINISHED" and parent.data.metrics["runs_finished"] == 6
 
     FOLDER.rename("outputs/studies/calm")
+    Path("two.yaml").write_text(TWO_ARMS)
     timed(FOLDER)
     killed = study_process()
     until(lambda: any(FOLDER.glob("runs/*/*/checkpoints/last.ckpt")))

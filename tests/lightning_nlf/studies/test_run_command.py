@@ -37,4 +37,6 @@ def test_a_fit_without_budgets_ends_when_solved_or_by_its_yaml(study: Study) -> 
 def test_tags_are_passed_to_the_logger(study: Study) -> None:
     words = command(Run("tiny", "report", {}, 1), study, {"mlflow.parentRunId": "7"})
     assert '--trainer.logger.tags={"mlflow.parentRunId": "7"}' in words
+    assert '--trainer.logger.run_name="tiny, seed 1"' in words
+    assert Run("tiny", "tune", {"model.lr": 0.1}, 2).title == "tiny, lr 0.1, tuning seed 2"
     assert not any("tags" in word for word in command(Run("tiny", "report", {}, 1), study))
