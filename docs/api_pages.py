@@ -36,7 +36,9 @@ def sections(package: str) -> str:
 
 
 def section(module: str) -> str:
-    return f"## {module.rpartition('.')[2]}\n\n`{module}`\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
+    """A section for one module. Names that it imports from its own modules have their entry there."""
+    directive = f".. automodule:: {module}\n   :ignore-module-all:"
+    return f"## {module.rpartition('.')[2]}\n\n`{module}`\n\n```{{eval-rst}}\n{directive}\n```\n"
 
 
 def whole_file(document: str, path: str) -> str:
@@ -89,16 +91,23 @@ def named_items(lines: list[str]) -> Iterator[str]:
         yield f"{INDENT}- " + (f"**{plain(names)}**: {plain(text)}" if colon else plain(names))
 
 
+def short_section(kind: str, about: str, text: str) -> list[str]:
+    """A section that begins in its first line: `Args: a: text; b: text.`, `Raises ValueError: text` or plain text."""
+    if kind == "Raises" and about.strip():
+        about, text = "", f"{about.strip()}: {text}"
+    items = re.split(r"; (?=[\w, ]+: )", text.strip())
+    if kind not in ("Returns", "Yields") and all(re.match(r"[\w, ]+: ", item) for item in items):
+        return [f":{kind}{plain(about)}:", "", *named_items(items)]
+    return [f":{kind}{plain(about)}: {plain(text.strip())}"]
+
+
 def block(lines: list[str]) -> list[str]:
     """One paragraph, list, section or literal block."""
     match = SECTION.match(lines[0])
+    if match and not match[3] and lines[1:] and match[1] not in ("Returns", "Yields"):
+        return [f":{match[1]}{plain(match[2])}:", "", *named_items(lines[1:])]
     if match:
-        head = f":{match[1]}{plain(match[2])}:"
-        return (
-            [head, "", *named_items(lines[1:])]
-            if not match[3] and lines[1:]
-            else [f"{head} {joined([match[3] or '', *lines[1:]])}"]
-        )
+        return short_section(match[1], match[2], " ".join(line.strip() for line in [match[3] or "", *lines[1:]]))
     if lines[0].startswith("- "):
         return ["- " + joined([item[0][2:], *item[1:]]) for item in cut(lines, lambda line: line.startswith("- "))]
     if lines[0].startswith(" "):
@@ -123,8 +132,9 @@ def rewrite(app: Sphinx, kind: str, name: str, value: Any, options: Any, lines: 
 def whole_signature(cls: type) -> str:
     """The arguments of a class, with those that its `**kwargs` hands to the classes behind it; required ones first."""
     arguments: dict[str, inspect.Parameter] = {}
-    hands_on = True
     bases = [base for base in cls.__mro__ if "__init__" in vars(base) and base.__module__.split(".")[0] in OURS]
+    bases = [base for base in bases if not getattr(base, "_is_protocol", False)]
+    hands_on = bool(bases)
     while hands_on and bases:
         parameters = list(inspect.signature(vars(bases.pop(0))["__init__"]).parameters.values())[1:]
         hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
@@ -142,11 +152,18 @@ def sign(
         return "", returns
     if isinstance(value, type) and "**kwargs" in (signature or ""):
         signature = whole_signature(value)
-    return re.sub(r"<(?:function|class) '?([\w.]+)[^>]*>", r"\1", signature or "") or None, returns
+    signature = re.sub(r"<(?:function|class) '?([\w.]+)[^>]*>", r"\1", signature or "").replace("<factory>", "…")
+    return signature or None, returns
+
+
+def skip(app: Sphinx, kind: str, name: str, value: Any, skipped: bool, options: Any) -> bool | None:
+    """Leave out the fields of a NamedTuple, whose docstring is only their number; the signature has them."""
+    return True if (getattr(value, "__doc__", "") or "").startswith("Alias for field number") else None
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", fill_in)
     app.connect("autodoc-process-docstring", rewrite)
     app.connect("autodoc-process-signature", sign)
+    app.connect("autodoc-skip-member", skip)
     return {"parallel_read_safe": False}

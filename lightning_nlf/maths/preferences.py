@@ -76,7 +76,7 @@ def rao_kupper_log_probs(difference: Tensor, log_theta: Tensor | float) -> Tenso
 def davidson_log_probs(difference: Tensor, log_nu: Tensor | float) -> Tensor:
     """Davidson log-probabilities of (win, tie, lose), 1970, with ν ≥ 0.  difference (P,) → (P, 3)
 
-    P(win) = e^{d/2} / Z, P(tie) = 2ν / Z, P(lose) = e^{−d/2} / Z.  ν = 0 (log ν = −∞) is Bradley-Terry.
+    P(win) = exp(d/2) / Z, P(tie) = 2ν / Z, P(lose) = exp(−d/2) / Z.  ν = 0 (log ν = −∞) is Bradley-Terry.
     """
     tie = torch.as_tensor(log_nu, dtype=difference.dtype, device=difference.device) + math.log(2)
     logits = torch.stack([difference / 2, tie.expand_as(difference), -difference / 2], -1)
