@@ -8,6 +8,7 @@ are written as reStructuredText here, with everything else escaped, so that no d
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import pkgutil
@@ -15,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -129,16 +131,31 @@ def rewrite(app: Sphinx, kind: str, name: str, value: Any, options: Any, lines: 
     lines[:] = rendered(lines)
 
 
+def set_by(init: Callable[..., None], behind: list[str]) -> set[str]:
+    """Arguments that `super().__init__(…)` in an `__init__` sets, so that a caller cannot.
+
+    Args: behind: the arguments of the next `__init__`, in order, for those that are set by position.
+    """
+    calls = [call for call in ast.walk(ast.parse(dedent(inspect.getsource(init)))) if isinstance(call, ast.Call)]
+    calls = [call for call in calls if ast.unparse(call.func) == "super().__init__"]
+    return {name for call in calls for name in [*behind[: len(call.args)], *(key.arg for key in call.keywords)] if name}
+
+
 def whole_signature(cls: type) -> str:
     """The arguments of a class, with those that its `**kwargs` hands to the classes behind it; required ones first."""
     arguments: dict[str, inspect.Parameter] = {}
     bases = [base for base in cls.__mro__ if "__init__" in vars(base) and base.__module__.split(".")[0] in OURS]
     bases = [base for base in bases if not getattr(base, "_is_protocol", False)]
     hands_on = bool(bases)
+    taken: set[str] = set()
     while hands_on and bases:
-        parameters = list(inspect.signature(vars(bases.pop(0))["__init__"]).parameters.values())[1:]
+        init = vars(bases.pop(0))["__init__"]
+        parameters = list(inspect.signature(init).parameters.values())[1:]
+        behind = list(inspect.signature(vars(bases[0])["__init__"]).parameters)[1:] if bases else []
         hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        arguments |= {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in arguments}
+        new = [p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in {*arguments, *taken}]
+        arguments |= {p.name: p for p in new}
+        taken |= set_by(init, behind)
     texts = [p.name for p in arguments.values() if p.default is p.empty]
     texts += [f"{p.name}={p.default!r}" for p in arguments.values() if p.default is not p.empty]
     return f"({', '.join([*texts, *(['**kwargs'] if hands_on else [])])})"
