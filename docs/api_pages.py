@@ -1,7 +1,7 @@
 """The API reference: a section for each module of a package, from the docstrings as they are.
 
 A line `<!-- modules: PACKAGE -->` in a page becomes these sections, so a new module needs no page of its own. A line
-`<!-- file: PATH -->` becomes that Markdown file of the project.
+`<!-- file: PATH -->` becomes that Markdown file of the project, and `<!-- class: NAME -->` the entry of a class.
 Docstrings are plain text: paragraphs, lists with hyphens, code in single backticks, and sections such as `Args:`. They
 are written as reStructuredText here, with everything else escaped, so that no docstring can break the build.
 """
@@ -22,6 +22,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 PLACE = re.compile(r"^<!-- modules: ([\w.]+) -->$", re.M)
+CLASS = re.compile(r"^<!-- class: ([\w.]+) -->$", re.M)
 FILE = re.compile(r"^<!-- file: (\S+) -->$", re.M)
 SECTION = re.compile(r"(Args|Attributes|Example|Raises|Returns|Yields)\b([^:]*):(?: +(.*))?$")
 INDENT = "    "
@@ -55,6 +56,7 @@ def whole_file(document: str, path: str) -> str:
 
 def fill_in(app: Sphinx, document: str, source: list[str]) -> None:
     source[0] = PLACE.sub(lambda match: sections(match[1]), source[0])
+    source[0] = CLASS.sub(r"```{eval-rst}\n.. autoclass:: \1\n```", source[0])
     source[0] = FILE.sub(lambda match: whole_file(document, match[1]), source[0])
 
 
