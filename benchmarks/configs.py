@@ -103,7 +103,8 @@ def main() -> None:
         for number, row in enumerate(pool.map(lambda job: run(*job), todo), 1):
             rows.append(row)
             print(f"{number}/{len(todo)} {row}", flush=True)
-    machine = f"{os.cpu_count()} cores of {platform.machine()}, one thread a run, {options.jobs} runs at a time"
+    runs = "1 run" if options.jobs == 1 else f"{options.jobs} runs"
+    machine = f"{os.cpu_count()} cores of {platform.machine()}, one thread a run, {runs} at a time"
     note = f"Median and 95 % interval of order statistics over seeds 1000–{999 + options.seeds}; {machine}"
     text = f"{tables(rows)}\n\n{note}; `python benchmarks/configs.py`.\n"
     RESULTS.mkdir(exist_ok=True)

@@ -67,7 +67,7 @@ class PolicyTextExpert:
 
     @torch.no_grad()
     def label(self, obs: Tensor, where: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """`TextExpert.label`: obs, where (B, T) → actions (N,) and {"logits": (N, V)}, on the device of `obs`."""
+        """`TextExpert.label`: obs, where (B, T) → actions (N,) and `{"logits": (N, V)}`, on the device of `obs`."""
         distribution = self.policy.to(obs.device)(obs, where)
         return distribution.sample(), params_of(distribution)
 

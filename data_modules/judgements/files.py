@@ -100,7 +100,7 @@ L = TypeVar("L", bound=WithId)
 def scan_lines(path: str | Path, read_line: Callable[[Any, str], L]) -> tuple[list[L], dict[int, list[str]]]:
     """Read a file line by line; return the results of `read_line`, and line number → errors for all faulty lines.
 
-    Args: read_line: parser of one line, (JSON value, FILE:LINE) → result; raises `Faults`.
+    Args: read_line: parser of one line, (JSON value, `FILE:LINE`) → result; raises `Faults`.
     Raises:
         ValueError: the file does not exist.
     """

@@ -68,7 +68,7 @@ class LinearExpert:
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """obs (N, 4) float32 → actions (N, 1), log_probs (N,) and {"mean", "std"}, each (N, 1).
+        """obs (N, 4) float32 → actions (N, 1), log_probs (N,) and `{"mean", "std"}`, each (N, 1).
 
         Random numbers come from torch's global generator. The actions are not clipped; the environment clips them.
         """

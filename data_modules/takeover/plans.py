@@ -13,7 +13,8 @@ from lightning_nlf.numbers import Count, PositiveShare, Share, Size, Steps
 class Geometric(Takeover):
     """The learner acts for n steps, with P(n) = p (1 − p)ⁿ, then the expert acts to the end of the row.
 
-    The mean of n is (1 − p) / p. github.com/TanayGahlot/LearnFromNaturalLanguageFeedback uses p = 0.4, with mean 1.5.
+    The mean of n is (1 − p) / p. https://github.com/TanayGahlot/LearnFromNaturalLanguageFeedback uses p = 0.4, with
+    mean 1.5.
 
     Args:
         p: probability that the expert takes over at the next step.

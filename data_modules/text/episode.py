@@ -31,6 +31,8 @@ class Turn:
 
 @dataclass
 class Episode:
+    """A dialogue so far: the prompt and the turns after it."""
+
     prompt: Prompt
     turns: list[Turn] = field(default_factory=list)
     cut: bool = False  # True: the context had no room for another reply

@@ -26,5 +26,5 @@ def k2(log_ratio: Tensor) -> Tensor:
 
 
 def k3(log_ratio: Tensor) -> Tensor:
-    """k3 estimator e^−d − 1 + d: unbiased and never negative."""
+    """k3 estimator exp(−d) − 1 + d: unbiased and never negative."""
     return torch.expm1(-log_ratio) + log_ratio

@@ -95,7 +95,7 @@ def stamp_totals(batches: list[Batch], totals: dict[str, Tensor], parts: int) ->
     """Add `totals / parts` to the micro-batches of one optimizer step.
 
     Lightning averages over micro-batches and DDP averages over ranks, so together they average over `parts` losses. If
-    the sum of each part is divided by the *mean* count per part, this average is the mean over all tokens.
+    the sum of each part is divided by the mean count per part, this average is the mean over all tokens.
     Args: totals: True steps of each mask, summed over all parts and ranks; parts: micro-batches × ranks.
     """
     return [replace(batch, totals={name: total / parts for name, total in totals.items()}) for batch in batches]

@@ -76,7 +76,7 @@ def rao_kupper_log_probs(difference: Tensor, log_theta: Tensor | float) -> Tenso
 def davidson_log_probs(difference: Tensor, log_nu: Tensor | float) -> Tensor:
     """Davidson log-probabilities of (win, tie, lose), 1970, with ν ≥ 0.  difference (P,) → (P, 3)
 
-    P(win) = e^{d/2} / Z, P(tie) = 2ν / Z, P(lose) = e^{−d/2} / Z.  ν = 0 (log ν = −∞) is Bradley-Terry.
+    P(win) = exp(d/2) / Z, P(tie) = 2ν / Z, P(lose) = exp(−d/2) / Z.  ν = 0 (log ν = −∞) is Bradley-Terry.
     """
     tie = torch.as_tensor(log_nu, dtype=difference.dtype, device=difference.device) + math.log(2)
     logits = torch.stack([difference / 2, tie.expand_as(difference), -difference / 2], -1)
@@ -97,7 +97,7 @@ def plackett_luce_loss(scores: Tensor, group: Tensor, rank: Tensor) -> Tensor:
 
     Tied rows form a block. P is a product over the blocks, best first. Each factor is the probability that exactly the
     rows of this block come next, summed over their possible orders (see `block_log_probs`). Without ties, P = Π_i
-    e^{s_i} / Σ_{j not before i} e^{s_j}.
+    exp(s_i) / Σ exp(s_j) over the j not before i.
 
     Args: scores (B,); group, rank (B,) int, rows of rank −1 are left out.  Returns (G,), 0 for a group in which all
         rows are tied.
@@ -127,10 +127,11 @@ def plackett_luce_loss(scores: Tensor, group: Tensor, rank: Tensor) -> Tensor:
 def block_log_probs(block: Tensor, after: Tensor) -> Tensor:
     """Log-probability that the m tied rows of a block come next, in any order.  block (N, m), after (N,) → (N,)
 
-    The probability is Σ over permutations π of Π_l e^{s_π(l)} / (Σ_{k ≥ l} e^{s_π(k)} + e^{after}). This is the
-    probability that m exponential times of rates e^s all end before one of rate A = e^{after}, ∫ A e^{−At} Π_l (1 −
-    e^{−t e^{s_l}}) dt (DeLong, Guirguis & So 1994). The integral uses the trapezoid rule over log t. Its integrand is
-    log-concave with a width of about 1/√(m + 1), so that the error is at the level of float precision.
+    The probability is the sum over permutations π of Π_l exp(s_π(l)) / (A + Σ exp(s_π(k)) over k ≥ l), A = exp(after).
+    This is the probability that m exponential times of rates r_l = exp(s_l) all end before one of rate A,
+    ∫ A exp(−A t) Π_l (1 − exp(−r_l t)) dt (DeLong, Guirguis & So 1994). The integral uses the trapezoid rule over
+    log t. Its integrand is log-concave with a width of about 1/√(m + 1), so that the error is at the level of float
+    precision.
     Args: after: log Σ e^s over the rows that come later. It is −∞ if no row comes later, and then P = 1.
     """
     m = block.shape[1]

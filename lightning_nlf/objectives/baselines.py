@@ -45,7 +45,7 @@ def group_mean(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) -> 
 
 
 def leave_one_out(returns: Tensor, batch: Batch, over_ranks: Sum = one_process) -> Tensor:
-    """Mean return of the *other* rows of the group (RLOO, https://arxiv.org/abs/2402.14740).  (B, T)
+    """Mean return of the other rows of the group (RLOO, https://arxiv.org/abs/2402.14740).  (B, T)
 
     The baseline is 0 for a row that is alone in its group.
     """

@@ -27,7 +27,7 @@ from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective, re
 def suffix_weights(
     advantages: Tensor, mask: Tensor, temperature: float, over_ranks: Sum = one_process, clip: float = 20.0
 ) -> Tensor:
-    """Advantage weights min(e^{z/τ}, clip), scaled to mean 1: AWR, algorithm 1 of https://arxiv.org/abs/1910.00177.
+    """Advantage weights min(exp(z/τ), clip), scaled to mean 1: AWR, algorithm 1 of https://arxiv.org/abs/1910.00177.
 
     z is the advantage, normalised to mean 0 and (biased) variance 1 over the steps of `mask` on all ranks. The meaning
     of τ thus does not depend on the scale of the rewards.

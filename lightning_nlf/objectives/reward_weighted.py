@@ -21,7 +21,7 @@ from lightning_nlf.objectives.policy_gradient import PolicyGradientObjective
 
 
 def reward_weights(returns: Tensor, mask: Tensor, temperature: float, over_ranks: Sum = one_process) -> Tensor:
-    """RWR weights e^{r/τ}, scaled to mean 1 over all ranks.
+    """RWR weights exp(r/τ), scaled to mean 1 over all ranks.
 
     Source: Peters & Schaal 2007, "Reinforcement learning by reward-weighted regression".
 
@@ -37,7 +37,7 @@ def reward_weights(returns: Tensor, mask: Tensor, temperature: float, over_ranks
 
 
 def advantage_weights(advantages: Tensor, temperature: float, clip: float = 20.0) -> Tensor:
-    """AWR weights min(e^{A/τ}, clip): algorithm 1 of https://arxiv.org/abs/1910.00177, where β is τ.  Any shape."""
+    """AWR weights min(exp(A/τ), clip): algorithm 1 of https://arxiv.org/abs/1910.00177, where β is τ.  Any shape."""
     return (advantages / temperature).clamp(max=math.log(clip)).exp()
 
 

@@ -21,7 +21,7 @@ from lightning_nlf.objectives.self_distillation import TeacherObjective, steps_w
 
 
 def confidence_weights(entropy: Tensor, mask: Tensor, beta: float, over_ranks: Sum = one_process) -> Tensor:
-    """Confidence weights e^{−βH} of the teacher's entropy, scaled to mean 1 over `mask` on all ranks.
+    """Confidence weights exp(−βH) of the teacher's entropy, scaled to mean 1 over `mask` on all ranks.
 
     Source: https://arxiv.org/abs/2604.02288.  entropy, mask (B, T) → (B, T), 1 outside `mask`
     """

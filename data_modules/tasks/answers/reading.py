@@ -32,6 +32,8 @@ Span = tuple[int, int]  # characters
 
 @dataclass(frozen=True)
 class Word:
+    """A word of a reply, and the characters at which it stands."""
+
     text: str
     span: Span
 

@@ -67,8 +67,8 @@ class Judge:
       a reply without an end, which is not yet a review.
     - fluency: mean log-probability per word under a trigram model of the grammar: 1 at the level that nine of ten of
       the grammar's sentences reach, 0 three nats below; times the share of distinct word bigrams.
-    - topic: 1 if a name of the thing occurs, 0 if a name of a different thing occurs, ½ without names. - finished:
-    whether the reply was not cut off, and ends as a sentence.
+    - topic: 1 if a name of the thing occurs, 0 if a name of a different thing occurs, ½ without names.
+    - finished: whether the reply was not cut off, and ends as a sentence.
     """
 
     def __init__(self) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Thing:
+    """A subject of reviews: its aspects, two verbs and two rivals."""
+
     aspects: dict[str, str]  # aspect → kind of adjectives that suit it
     tried: str  # verb in the past tense, for "we … this movie"
     again: str  # verb phrase, for "i would …"
