@@ -34,6 +34,6 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
     else:
         # heads that share keys are stacked along the steps, to avoid copies of the keys
         folded = queries.reshape(rows, -1, shared * steps, width)
-        bias = bias if shared == 1 else bias.repeat(1, 1, shared, 1)
+        bias = (bias if shared == 1 else bias.repeat(1, 1, shared, 1)).to(queries.dtype)  # kernels of a GPU need it
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=bias).reshape(queries.shape)
     return out.transpose(1, 2).flatten(2)

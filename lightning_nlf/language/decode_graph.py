@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary, ref
 
@@ -60,6 +61,7 @@ class DecodeStep:
         self.half = None if dtype == weight.dtype else dtype
         self.policy = ref(policy)  # a weak reference, so that the step does not keep its policy in memory
         linear = {id(x) for module in policy.modules() if isinstance(module, nn.Linear) for x in module.parameters()}
+        linear.add(id(policy.head.weight))  # also if it is the weight of the embedding, which is not a linear layer
         # In a graph, autocast would round all weights for every token. These copies are rounded once per reply.
         rounded = {name: x for name, x in _DecoderWithHead(policy).named_parameters() if id(x) in linear and self.half}
         self.originals = [x.detach() for x in rounded.values()]
@@ -67,7 +69,8 @@ class DecodeStep:
         long: dict[str, Any] = {"dtype": torch.long, "device": device}
         store_shape = (shape.layers, rows, 2 * shape.kv_heads, columns, shape.head_width)
         self.store = torch.zeros(store_shape, dtype=dtype, device=device)  # zeros, because 0 · NaN would be NaN
-        self.bias = torch.full((rows, columns), -torch.inf, device=device)
+        # in the cache's dtype, because autocast would round it again for every layer and token
+        self.bias = torch.full((rows, columns), -torch.inf, dtype=dtype, device=device)
         self.lengths, self.column, self.at = torch.zeros(rows, **long), torch.zeros(1, **long), torch.zeros(1, **long)
         self.stops = torch.tensor(stop, **long)
         self.token, self.ends, self.limits = (torch.zeros(rows, **long) for _ in range(3))
@@ -96,11 +99,13 @@ class DecodeStep:
         """Read the last token, and sample the next one."""
         policy = self.policy()
         assert policy is not None
-        self.bias.index_copy_(1, self.column, torch.where(self.running, 0.0, -torch.inf)[:, None])
+        bias = torch.where(self.running, 0.0, -torch.inf).to(self.bias.dtype)
+        self.bias.index_copy_(1, self.column, bias[:, None])
         arguments = (self.token, self.lengths.clamp(max=self.context - 1), self.attend)
         kind = self.token.device.type
         with torch.autocast(kind, self.half, cache_enabled=False) if self.half else nullcontext():
-            scores = torch.func.functional_call(_DecoderWithHead(policy), self.rounded, arguments)
+            # untied, because the embedding must not be rounded with the head
+            scores = torch.func.functional_call(_DecoderWithHead(policy), self.rounded, arguments, tie_weights=False)
         self.lengths += self.running
         self.column += 1
         self.choose(scores)
@@ -140,20 +145,26 @@ class DecodeStep:
                 self.step()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # On the stream of the warm-up: torch's own stream for captures stays on the GPU of the first one.
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
             self.step()
         self.replay = graph.replay
 
 
 class _DecoderWithHead(nn.Module):
-    """A decoder and its head as one module, whose weights `functional_call` can replace."""
+    """A decoder and its head as one module, whose weights `functional_call` can replace.
+
+    `output` is the weight of the head under a name of its own, so that it can be replaced without a tied embedding.
+    """
 
     def __init__(self, policy: DecoderReader) -> None:
         super().__init__()
+        self.output = policy.head.weight
         self.policy = policy
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Any) -> Tensor:
-        return self.policy.scores(self.policy.decoder(ids, positions, attend))
+        head = replace(self.policy.head, weight=self.output)
+        return head(self.policy.decoder(ids, positions, attend)).float()
 
 
 def decode(
@@ -164,10 +175,11 @@ def decode(
     limits: Tensor,
     stop: tuple[int, ...],
     draw: Draw,
-) -> tuple[Tensor, Tensor, Tensor, Cache]:
+    resume: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Cache | None]:
     """Sample replies from the first token's logits (B, V).
 
-    Returns tokens and log_probs (B, steps), lengths (B,), and the state.
+    Returns tokens and log_probs (B, steps), lengths (B,), and the state, or None without `resume`.
 
     Args: uniform (B, steps): random numbers of each row; limits (B,): maximum number of tokens of each row; draw: must
         compare by value, because it is a part of a graph's key.
@@ -184,8 +196,11 @@ def decode(
                 break
             decoding.replay()
             used += 1
-        read = decoding.store[:, :, :, :used].clone(), decoding.bias[:, :used].clone(), decoding.lengths.clone()
-        after = Cache(*read, used, state.longest + used - state.used)
+        after = None
+        if resume:
+            bias = decoding.bias[:, :used].to(state.bias.dtype, copy=True)
+            read = decoding.store[:, :, :, :used].clone(), bias, decoding.lengths.clone()
+            after = Cache(*read, used, state.longest + used - state.used)
         return decoding.tokens.clone(), decoding.log_probs.clone(), decoding.ends.clone(), after
 
 

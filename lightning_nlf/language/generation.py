@@ -65,7 +65,7 @@ def reply(
             of = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
             logits, state = logits[of], policy.rows_of(state, of)
         if decode_graph.fits(policy, logits):
-            out = decode_graph.decode(policy, logits, state, uniform, limits, tuple(stop), how)
+            out = decode_graph.decode(policy, logits, state, uniform, limits, tuple(stop), how, resume)
         else:
             out = _decode(policy, logits, state, uniform, limits, tuple(stop), how, resume)
     tokens, log_probs, ends, state = out

@@ -1,4 +1,7 @@
-"""The step that a GPU replays gives the results of the token loop. The last test captures a graph."""
+"""The step that a GPU replays gives the results of the token loop. The last test needs a GPU.
+
+Before it, a stand-in for CUDA graphs records the operations of a step, and repeats them on the same tensors.
+"""
 
 import gc
 import weakref
@@ -7,7 +10,8 @@ import pytest
 import torch
 
 from lightning_nlf.language import decode_graph, generation
-from lightning_nlf.networks import DecoderShape, TransformerPolicy
+from lightning_nlf.networks import DecoderShape, LoRA, TransformerPolicy
+from tests.gpu.recorded_graph import recorded_graphs
 
 STOP = (0, 7)
 
@@ -72,8 +76,9 @@ def test_the_step_says_what_the_loop_says(replayed, family, sampling):
     assert len(decode_graph._graphs[network]) == 1  # which all six turns shared
 
 
-def test_weights_are_rounded_for_every_reply(replayed):
-    network = policy("llama", tied=False)
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_rounded_for_every_reply(replayed, tied):
+    network = policy("llama", tied=tied)
 
     def replies(on):
         replayed(on)
@@ -88,6 +93,8 @@ def test_weights_are_rounded_for_every_reply(replayed):
     (step,) = decode_graph._graphs[network].values()
     parameters = dict(network.named_parameters())
     assert step.store.dtype == torch.bfloat16 and len(step.rounded) > 8
+    parameters["output"] = network.head.weight  # also rounded once if it is the embedding, which itself is not
+    assert "output" in step.rounded and "policy.decoder.embed.weight" not in step.rounded
     for name, rounded in step.rounded.items():
         assert torch.equal(rounded, parameters[name.removeprefix("policy.")].to(torch.bfloat16))
     assert not torch.equal(before[0], after[0])
@@ -122,6 +129,42 @@ def test_steps_are_few_and_go_with_their_policy(replayed):
     del network
     gc.collect()
     assert reference() is None
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("lora", [None, LoRA(r=2, target_modules=["q_proj", "up_proj"])])
+def test_the_recorded_operations_say_what_the_loop_says(replayed, half, lora):
+    """The capture runs as on a GPU. Three replies share it, with other prompts, limits and weights."""
+    torch.manual_seed(0)
+    network = TransformerPolicy(
+        DecoderShape(23, layers=2, heads=4, kv_heads=2, width=32, context=90, family="llama"), lora=lora
+    )
+    replayed(False)
+    for seed in range(3):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.2 * torch.randn_like(parameter)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            expected = two_turns(network, seed)
+            with recorded_graphs():
+                replies = two_turns(network, seed)
+        if not half:
+            for ours, plain in zip(replies, expected, strict=True):
+                torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
+        width = min(replies[0].shape[1], expected[0].shape[1])  # a reply may differ after a rounding
+        equal = (replies[0][:, :width] == expected[0][:, :width]).long().cumprod(1).bool()
+        assert equal.float().mean() > 0.5
+        ours, plain = replies[1][:, :width][equal], expected[1][:, :width][equal]
+        torch.testing.assert_close(ours, plain, atol=0.1, rtol=0.1)
+    if lora is None:  # with LoRA, only a GPU keeps the merged weights at one address
+        (step,) = decode_graph._graphs[network].values()
+        assert step.replay.__self__.replays > 60
+
+
+def test_a_recorded_capture_refuses_to_read_a_value():
+    with pytest.raises(RuntimeError, match="the host reads a value"), recorded_graphs():
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            bool(torch.ones(2).any())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
