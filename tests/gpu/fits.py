@@ -104,7 +104,7 @@ def fit(objective: str, lora: bool, weights: str | None, shape: dict[str, Any], 
 
     Args: lora: keep the adapter of the yaml; weights: folder of the model; shape: of a random model without `weights`.
     Raises:
-        RuntimeError: the fit failed; the message is the last line of its output.
+        SystemExit: the fit failed; the message is its output.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -135,6 +135,6 @@ def fit(objective: str, lora: bool, weights: str | None, shape: dict[str, Any], 
             text=True,
         )
         if process.returncode:
-            raise RuntimeError(next((x for x in reversed(process.stdout.splitlines()) if x.strip()), "no output"))
+            sys.exit(process.stdout)
         figures: dict[str, Any] = json.loads((folder / "figures.json").read_text())
         return figures

@@ -5,12 +5,13 @@ Takes less than ten minutes on one data-centre GPU. Prints tokens/s and peak mem
 - decode: greedy replies with CUDA graphs and without: whether they are equal in float32, and their speed in bf16;
 - dpo, ppo: conf/chat/{dpo,ppo}.yaml by the command line in bf16-mixed, of all weights and with LoRA.
 
-Each part runs in a process of its own. If a part fails or takes too long, its row has the last line of its output. A
-part that needs more memory than the GPU has is skipped. Exits with code 1 if a part failed. Not run on a GPU so far.
+Each part runs in a process of its own. If a part fails or takes too long, its row has one line with the reason, and the
+file the end of its output. A part that needs more memory than the GPU has is skipped. Exits with code 1 if a part
+failed. Not run on a GPU so far.
 
 Models have random weights in the shapes of GPT-2 (124M), SmolLM2 (135M) and Llama 3.2 (1B); `--weights FOLDER` reads a
-model for the parts of 135M. `--cpu` runs the same code with tiny shapes on a CPU, to find mistakes in the script. There,
-a recording takes the place of a CUDA graph, and the figures mean nothing.
+model for the parts of 135M. `--cpu` runs the same code with tiny shapes on a CPU, to find mistakes in the script.
+There, a recording takes the place of a CUDA graph, and the figures mean nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,11 +36,12 @@ from lightning_nlf.studies.statistics import geometric_mean_interval, interval_t
 
 PARTS = ("decode-124M", "decode-135M", "decode-1B", "dpo-135M", "ppo-135M", "dpo-135M-lora", "ppo-135M-lora", "dpo-1B")
 PART_SCRIPT = Path(__file__).with_name("one_part.py")
-SECONDS, PART_SECONDS = 600, 150  # limits of all parts together, and of one
+SECONDS, PART_SECONDS = 600, 180  # limits of all parts together, and of one
+ERROR = re.compile(r"[\w.]*(Error|Exception)\b|error: ")  # the last line is not always the reason
 
 
 def in_a_process(part: str, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Run a part in a process, which writes its figures to a file; or the last line of what it printed, as `error`."""
+    """Figures of a part, which runs in a process of its own. If it fails, `error` is one line, and `output` its end."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "part.json"
@@ -51,9 +54,10 @@ def in_a_process(part: str, options: argparse.Namespace, seconds: float) -> dict
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # with the fit that it started
             process.wait()
-            lines = [f"took more than {seconds:.0f} s"]
+            lines = [f"error: took more than {seconds:.0f} s"]
         done = process.returncode == 0 and path.is_file()
-        figures = json.loads(path.read_text()) if done else {"error": (lines or ["no output"])[-1]}
+        errors = [line for line in lines if ERROR.match(line)] or lines or ["no output"]
+        figures = json.loads(path.read_text()) if done else {"error": errors[-1], "output": lines[-30:]}
     speeds = figures.get("tokens_per_second", {})
     intervals = {name: geometric_mean_interval(values) for name, values in speeds.items()}
     return figures | {"intervals_95": intervals, "seconds": round(time.perf_counter() - began, 1)}
