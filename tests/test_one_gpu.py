@@ -38,10 +38,10 @@ def test_shapes_have_the_sizes_of_the_published_models(size, count):
 
 def test_bytes_are_those_counted_by_hand():
     """At 135M, a layer keeps 4 · 576 + 2 · (9 + 3) · 64 + 4 · 1536 = 9,984 numbers of each token."""
-    weights, kept = 134_515_008, 30 * 9_984
+    weights, per_token = 134_515_008, 30 * 9_984
     cache = 30 * 64 * (2 * 3) * (64 + 128) * 64  # layers, rows, keys and values, columns, width
     assert one_part.bytes_needed("decode-135M") == (4 + 2) * weights + 2 * 2 * cache == 1_373_321_088
-    rows = 4 * kept * 8 * 512
+    rows = 4 * per_token * 8 * 512
     assert one_part.bytes_needed("dpo-135M") == 5 * 4 * weights + rows == 7_597_635_840
     assert one_part.bytes_needed("dpo-135M-lora") == 4 * weights + rows == 5_445_395_712
     # 1B: (4 · 2048 + 2 · (32 + 8) · 64 + 4 · 8192) · 16 layers

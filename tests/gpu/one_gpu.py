@@ -55,9 +55,9 @@ def in_a_process(part: str, options: argparse.Namespace, seconds: float) -> dict
             os.killpg(process.pid, signal.SIGKILL)  # with the fit that it started
             process.wait()
             lines = [f"error: took more than {seconds:.0f} s"]
-        done = process.returncode == 0 and path.is_file()
+        success = process.returncode == 0 and path.is_file()
         errors = [line for line in lines if ERROR.match(line)] or lines or ["no output"]
-        figures = json.loads(path.read_text()) if done else {"error": errors[-1], "output": lines[-30:]}
+        figures = json.loads(path.read_text()) if success else {"error": errors[-1], "output": lines[-30:]}
     speeds = figures.get("tokens_per_second", {})
     intervals = {name: geometric_mean_interval(values) for name, values in speeds.items()}
     return figures | {"intervals_95": intervals, "seconds": round(time.perf_counter() - began, 1)}
