@@ -1,6 +1,6 @@
 """Decoding, DPO and PPO of language models on one GPU, by one command: `python tests/gpu/one_gpu.py`.
 
-Takes less than ten minutes on one data-centre GPU. Prints tokens/s and peak memory as a table, and writes a JSON file:
+Meant for a data-centre GPU; stops after ten minutes. Prints tokens/s and peak memory as a table, and writes JSON:
 
 - decode: greedy replies with CUDA graphs and without: whether they are equal in float32, and their speed in bf16;
 - dpo, ppo: conf/chat/{dpo,ppo}.yaml by the command line in bf16-mixed, of all weights and with LoRA.
