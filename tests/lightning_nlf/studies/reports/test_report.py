@@ -180,7 +180,7 @@ def test_the_json_gives_the_runs_back(study_of, run_of):
 
 def test_validations_with_different_counters_survive(study_of, run_of):
     study = study_of(budgets={})
-    run = replace(run_of([1.0]), points=(Point({"a": 1.0}, 1.0), Point({"b": 2.0}, 2.0)))
+    run = replace(run_of([1.0]), points=(Point({"labels": 1.0}, 1.0), Point({"tokens": 2.0}, 2.0)))
     report.write(study, [run], {}, [])
     assert report.committed(study) == [run]
 
