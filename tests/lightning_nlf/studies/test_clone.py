@@ -1,4 +1,4 @@
-"""A fresh clone has the committed JSON of a study and no folder: it neither tunes again nor forgets what it must say."""
+"""A fresh clone has the committed JSON of a study and no folder: it does not tune again, and forgets no remark."""
 
 import json
 import random
@@ -172,7 +172,7 @@ def test_a_grid_that_comes_after_committed_runs_is_refused(clone):
 
 
 def test_a_choice_of_the_present_plan_counts_wherever_it_is(clone, study):
-    """The clone's own choice counts if both are of the present plan, and the committed one if that of the clone is not."""
+    """The clone's choice counts if both are of the present plan; the committed one if that of the clone is not."""
     file, content = clone.folder / "cells.json", json.loads((study.folder / "cells.json").read_text())
     content["arms"]["joint"]["cell"] = {**CELL, "model.lr": 0.1}
     file.parent.mkdir()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
+from lightning_nlf.studies.executors import words
 from lightning_nlf.studies.first import run_first
-from lightning_nlf.studies.runs import Run
+from lightning_nlf.studies.reader import read
+from lightning_nlf.studies.runs import Run, load, points
 from lightning_nlf.studies.spec import Study
 from lightning_nlf.studies.worker import execute
+from lightning_nlf.tracking.journal import JOURNAL, last_lifecycle, read_records
 
 
 class Attempts:
@@ -82,3 +89,40 @@ def test_commands_get_this_python_and_one_thread(study: Study) -> None:
     result = execute(replace(study, first=(program,)), Run("tiny", "report", {}, 1))
     assert result is not None
     assert result.failure.endswith(f": {sys.executable} 1 (exit code 3)")
+
+
+FIT = "fit --config tiny.yaml --data.horizon 20 --trainer.max_epochs 40 --seed_everything {start} --run_dir {study}/sft"
+
+
+@pytest.mark.slow
+def test_a_first_fit_that_is_killed_is_taken_up_again_by_the_next_process(study: Study, until: Callable) -> None:
+    """SIGKILL to worker and fit, neither of which can clean up. The validations are those of a fit that was not killed.
+
+    The run of the study then starts, so the marker of the finished command is there.
+    """
+    text = f"{Path('study.yaml').read_text()}\nfirst: ['{FIT.replace('/sft', '/first/{start}/sft')}']\n"
+    Path("study.yaml").write_text(text.replace("iteration: 40", "iteration: 4"))
+    study, run = read("study.yaml"), Run("tiny", "report", {}, 1)
+    sft = study.folder / "first" / "1" / "sft"
+    worker = subprocess.Popen(words(study, run, {}, 1))
+    until(lambda: (sft / "checkpoints" / "last.ckpt").exists() and len(points(sft, study.metric)) >= 3)
+    worker.send_signal(signal.SIGSTOP)  # so that it cannot start the fit again
+    fit = psutil.Process(int(last_lifecycle(sft / JOURNAL)["pid"]))
+    fit.suspend()
+    before = points(sft, study.metric)
+    assert 3 <= len(before) < 20 and load(run.folder(study)) is None
+    worker.kill()
+    worker.wait()
+    until(lambda: not fit.is_running() or fit.status() == psutil.STATUS_ZOMBIE)  # it dies with its worker
+
+    result = execute(study, run)
+    assert result is not None and not result.failure and len(result.points) == 2
+    lines = [record for record, _ in read_records(sft / JOURNAL)]
+    starts = [i for i, record in enumerate(lines) if record["kind"] == "start"]
+    assert len(starts) == 2 and len([*sft.parent.glob("*.done")]) == 1
+    later = [record["step"] for record in lines[starts[1] :] if record["kind"] == "metrics"]
+    assert min(later) >= before[0].counters["optimizer_steps"]  # it did not begin again
+    command = [sys.executable, "-m", "lightning_nlf", *FIT.format(start=1, study="calm").split()]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert points(sft, study.metric) == points(Path("calm/sft"), study.metric)
+    assert [point.counters["iteration"] for point in points(sft, study.metric)] == list(range(2, 42, 2))
