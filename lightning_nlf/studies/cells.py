@@ -139,10 +139,9 @@ class Cells:
 
     def _choice(self, arm: Arm) -> Mapping[str, Any] | None:
         """The choice of an arm's cell in the folder or in the committed JSON: that of the present plan, if any."""
-        choices = [part.get(arm.name) for part in (self._read()["arms"], self._committed.arms)]
-        choices = [choice for choice in choices if choice]
-        now = plan(self.study, arm)
-        return next((choice for choice in choices if choice["plan"] == now), choices[0] if choices else None)
+        now, folder = plan(self.study, arm), self._read()["arms"].get(arm.name)
+        committed = self._committed.arms.get(arm.name)
+        return committed if committed and (not folder or folder["plan"] != now == committed["plan"]) else folder
 
     def _widened(self) -> list[Mapping[str, Any]]:
         rows = list(self._committed.widened)

@@ -305,6 +305,31 @@ def test_foreign_names_and_reasons_make_no_markup(study_of, run_of):
     assert html.count("<img") == 1 and "\x1b" not in text
 
 
+@pytest.mark.parametrize(
+    "sources, lines",
+    [
+        ([("", "")] * 2, []),
+        ([("A, 2 cores", "a1")] * 2, ["- Machine of the runs: A, 2 cores", "- Commit of the runs: a1"]),
+        (
+            [("B, 4 cores", "a1+"), ("A, 2 cores", "a1")],
+            [
+                "- Machines of the runs: A, 2 cores (joint); B, 4 cores (base)",
+                "- Commits of the runs: a1 (joint); a1+ (base) (+: with changes that were not committed)",
+            ],
+        ),
+    ],
+)
+def test_machines_and_commits_are_listed_once(study_of, run_of, sources, lines):
+    study = study_of()
+    runs = [
+        run_of([1.0], arm, seed, machine=machine, commit=commit)
+        for arm, (machine, commit) in zip(study.arms, sources, strict=True)
+        for seed in study.report
+    ]
+    text = report.write(study, runs, {}, []).read_text()
+    assert [line for line in text.splitlines() if " of the runs: " in line] == lines
+
+
 def test_no_folder_of_this_machine_is_named(speedup, tmp_path, monkeypatch):
     study, runs = speedup
     monkeypatch.chdir(tmp_path)
