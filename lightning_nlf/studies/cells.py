@@ -7,10 +7,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 from lightning_nlf.cli.errors import ConfigurationError
+from lightning_nlf.studies import record
 from lightning_nlf.studies.choice import edges
+from lightning_nlf.studies.grids import contains
+from lightning_nlf.studies.record import Record
 from lightning_nlf.studies.runs import RESULT, digest
 from lightning_nlf.studies.spec import Arm, Range, Study, limits
 from lightning_nlf.tracking.journal import JOURNAL
@@ -55,10 +59,15 @@ class Cells:
         self.study = study
         self.file = study.folder / FILE
 
-    def frozen(self, arm: Arm) -> dict[str, Any] | None:
+    def frozen(self, arm: Arm) -> Mapping[str, Any] | None:
         """The record of an arm's choice, if it was made under the present plan."""
-        record = self._read()["arms"].get(arm.name)
+        record = self._choice(arm)
         return record if record and record["plan"] == plan(self.study, arm) else None
+
+    def record(self) -> dict[str, Any]:
+        """What the committed JSON says of the tuning: the choice of each arm, and what was tuned again."""
+        choices = {arm.name: self._choice(arm) for arm in self.study.arms.values()}
+        return {"arms": {name: choice for name, choice in choices.items() if choice}, "widened": self._widened()}
 
     def freeze(self, arm: Arm, cell: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the choice. Args: rows: all cells, the best first, with their scores."""
@@ -91,8 +100,7 @@ class Cells:
 
     def remarks(self) -> list[str]:
         """Sentences for the report: which arms were tuned again, and which cells are at an edge of their grid."""
-        content = self._read()
-        sentences = [_sentence(row) for row in content["widened"]]
+        sentences = [_sentence(row) for row in self._widened()]
         for arm in self.study.arms.values():
             record = self.frozen(arm)
             for text in edges(record["cell"], arm.grid) if record else []:
@@ -101,19 +109,49 @@ class Cells:
 
     def _late_change(self, arm: Arm) -> dict[str, Any] | None:
         """A change of the plan after report runs had started, unless it is recorded."""
-        content, now = self._read(), plan(self.study, arm)
-        before = content["arms"].get(arm.name, {}).get("plan", {})
+        now = plan(self.study, arm)
+        before = (self._choice(arm) or {}).get("plan", {})
         if before == now or not (before or arm.grid):
             return None
-        if any(row["arm"] == arm.name and row["digest"] == digest(now) for row in content["widened"]):
+        if any(row["arm"] == arm.name and row["digest"] == digest(now) for row in self._widened()):
             return None
-        number = report_runs(self.study, arm)
+        number = len(report_runs(self.study, arm) | self._committed_runs(arm))
         if not number:
             return None
         changed = differences(before, now) if before else ["grid"]
         grids = before.get("grid", {}), now["grid"]
         wider = changed == ["grid"] and _contains(grids[1], grids[0])
         return {"arm": arm.name, "digest": digest(now), "changed": changed, "wider": wider, "report_runs": number}
+
+    @cached_property
+    def _committed(self) -> Record:
+        """The committed JSON, so that a clone of the repository need not tune again.
+
+        Raises:
+            ConfigurationError: It is damaged, or the cell of an arm is not in its grid.
+        """
+        content = record.read(self.study)
+        for name, choice in content.arms.items():
+            arm = self.study.arms.get(name)
+            if arm and choice["plan"] == plan(self.study, arm) and not contains(arm.grid, choice["cell"]):
+                raise record.broken(self.study, f"tuning.arms.{name}.cell is not a cell of its grid")
+        return content
+
+    def _choice(self, arm: Arm) -> Mapping[str, Any] | None:
+        """The choice of an arm's cell in the folder or in the committed JSON: that of the present plan, if any."""
+        now, folder = plan(self.study, arm), self._read()["arms"].get(arm.name)
+        committed = self._committed.arms.get(arm.name)
+        return committed if committed and (not folder or folder["plan"] != now == committed["plan"]) else folder
+
+    def _widened(self) -> list[Mapping[str, Any]]:
+        rows = list(self._committed.widened)
+        return [*rows, *(row for row in self._read()["widened"] if row not in rows)]
+
+    def _committed_runs(self, arm: Arm) -> set[str]:
+        """Names of the folders in which the committed report runs of an arm were made."""
+        runs = [result.run for result in self._committed.results if result.run.arm == arm.name]
+        names = {f"{run.name.rpartition('/')[2]}-{self._committed.plans.get(arm.name)}" for run in runs}
+        return names if arm.recipe else {name.rpartition("-")[0] for name in names}
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -129,13 +167,14 @@ class Cells:
         part.replace(self.file)
 
 
-def report_runs(study: Study, arm: Arm) -> int:
-    """Number of report runs of an arm that have results or validations, of any cell and recipe, also moved to `old`."""
+def report_runs(study: Study, arm: Arm) -> set[str]:
+    """Names of the folders of an arm's report runs that have results or validations, of any cell, also in `old`."""
     name = arm.name.replace("/", "-")
     moved = re.compile(rf"\d+-{re.escape(name)}-report-.*")
     folders = [*(study.folder / "runs" / name).glob("report-*")]
     folders += [folder for folder in (study.folder / "old").glob("*") if moved.fullmatch(folder.name)]
-    return sum(any((folder / file).exists() for file in (RESULT, JOURNAL)) for folder in folders)
+    begun = [folder.name for folder in folders if any((folder / file).exists() for file in (RESULT, JOURNAL))]
+    return {re.sub(rf"^\d+-{re.escape(name)}-", "", folder) for folder in begun}
 
 
 def finite(value: float) -> float | None:

@@ -259,7 +259,7 @@ class Session:
         if not results:
             print("no run on a report seed has ended yet, so there is no report", file=sys.stderr)
             return ()
-        file = report.write(self.study, results, cells, self.tuning.remarks())
+        file = report.write(self.study, results, cells, self.tuning.remarks(), self.tuning.record())
         print(file.read_text(encoding="utf-8"))
         print(f"report: {file}", file=sys.stderr)
         return tuple(file.with_suffix(suffix) for suffix in (".md", ".json", ".png"))

@@ -54,10 +54,23 @@ def _marker(folder: Path, command: str) -> Path:
     return folder / f"{hashlib.sha256(command.encode()).hexdigest()[:8]}.done"
 
 
+def arguments(command: str) -> list[str]:
+    """Arguments of Python for a command.
+
+    Raises:
+        ValueError: A quotation mark is missing.
+    """
+    words = shlex.split(command)
+    return words[1:] if words[0] in ("python", "python3") else ["-m", "lightning_nlf", *words]
+
+
+def subcommand(words: Sequence[str]) -> str:
+    """`fit` for the arguments `-m lightning_nlf fit …`, and so on; empty for another module or a script."""
+    return words[2] if tuple(words[:2]) == ("-m", "lightning_nlf") and len(words) > 2 else ""
+
+
 def _words(command: str) -> list[str]:
     """Words of a command with this Python. A fit is continued if it had begun."""
-    words = shlex.split(command)
-    words = words[1:] if words[0] in ("python", "python3") else ["-m", "lightning_nlf", *words]
-    is_fit = words[:3] == ["-m", "lightning_nlf", "fit"]
-    resumes = is_fit and not any(word.startswith("--ckpt_path") for word in words)
+    words = arguments(command)
+    resumes = subcommand(words) == "fit" and not any(word.startswith("--ckpt_path") for word in words)
     return [sys.executable, *words, *(["--ckpt_path", "last"] if resumes else [])]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_nlf.studies.section import Section, described
+from lightning_nlf.studies.section import Section, described, is_number
 from lightning_nlf.studies.spec import Arm, Range, Search
 
 _MOST_CELLS = 10_000
@@ -71,3 +71,14 @@ def check_grid(section: Section, arm: Arm, search: Search) -> None:
         )
     if arm.grid and not ranges and search.cells is not None and search.cells > cells:
         raise section.error("grid", f"it has {cells} cells, but search.cells is {search.cells}; use sampler: grid")
+
+
+def contains(grid: Mapping[str, Sequence[Any] | Range], cell: Mapping[str, Any]) -> bool:
+    """Whether a cell has a value of each list or range of a grid, and nothing else."""
+    return cell.keys() == grid.keys() and all(_has(values, cell[key]) for key, values in grid.items())
+
+
+def _has(values: Sequence[Any] | Range, value: Any) -> bool:
+    if isinstance(values, Range):
+        return is_number(value) and values.low <= value <= values.high
+    return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in values)

@@ -113,13 +113,22 @@ def _origin(study: Study, results: Sequence[Result]) -> list[str]:
         f"Tuning seeds {seed_text(study.tune) or 'none'}; report seeds {seed_text(study.report)}",
         f"{len(results)} of {len(study.arms) * len(study.report)} report runs, {hours:.2f} hours of training in all",
     ]
-    for title, names in (
-        ("Machine", [result.machine for result in results]),
-        ("Commit", [result.commit for result in results]),
-    ):
-        if different := sorted({name for name in names if name}):
-            lines.append(f"{title}{'s' * (len(different) > 1)}: {', '.join(map(escaped, different))}")
-    return lines
+    lines += [_sources("Machine", [(result.machine, result.run.arm) for result in results])]
+    lines += [_sources("Commit", [(result.commit, result.run.arm) for result in results])]
+    return [line for line in lines if line]
+
+
+def _sources(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """Each machine or commit once, with its arms if there are several; empty if none is known."""
+    arms: dict[str, dict[str, None]] = {}
+    for name, arm in sorted(rows, key=lambda row: row[0]):
+        if name:
+            arms.setdefault(name, {})[escaped(arm)] = None
+    if not arms:
+        return ""
+    texts = [escaped(name) + (f" ({', '.join(arms[name])})" if len(arms) > 1 else "") for name in arms]
+    changed = " (+: with changes that were not committed)" if any(name.endswith("+") for name in arms) else ""
+    return f"{title}{'s' * (len(arms) > 1)} of the runs: {'; '.join(texts)}{changed}"
 
 
 def relative_path(file: Path) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from jsonargparse import get_loader
 
 from lightning_nlf.cli.errors import ConfigurationError, nearest
 from lightning_nlf.cli.yaml_bounds import read_text
-from lightning_nlf.cli.yaml_places import places_of
+from lightning_nlf.cli.yaml_places import flags, places_of
 from lightning_nlf.studies.arms import check_name, read_arms
 from lightning_nlf.studies.check import check
-from lightning_nlf.studies.section import Section
+from lightning_nlf.studies.first import arguments, subcommand
+from lightning_nlf.studies.section import Section, described
 from lightning_nlf.studies.seeds import read_seeds, read_starts
 from lightning_nlf.studies.spec import FOLDER, PRUNERS, SAMPLERS, Arm, Search, Solved, Study
 
@@ -25,6 +25,8 @@ KEYS = (
     *("arms", "settings", "baseline", "metric", "also", "direction", "last", "solved", "budgets", "tune_budgets"),
     *("seeds", "starts", "first", "search", "results"),
 )
+_WRITERS = ("fit", "predict")
+_PLACE = "--run_dir {study}/first/{start}/sft"
 
 
 def read(file: str) -> Study:
@@ -46,6 +48,8 @@ def read(file: str) -> Study:
     ends = None if solved is None else asdict(solved)  # a run ends when it is solved
     arms = read_arms(root, {"metric": metric, "first": first, "solved": ends, "higher": higher}, search)
     tune, report = read_seeds(root.section("seeds"), any(arm.grid for arm in arms.values()))
+    starts = read_starts(root, tune, report)
+    _check_places(root, first, len({*starts.values()}))
     return Study(
         name=name,
         file=Path(file),
@@ -55,7 +59,7 @@ def read(file: str) -> Study:
         metric=metric,
         tune=tune,
         report=report,
-        starts=read_starts(root, tune, report),
+        starts=starts,
         higher=higher,
         last=root.count("last", 1),
         solved=solved,
@@ -113,13 +117,29 @@ def _search(section: Section) -> Search:
 
 def _first(root: Section) -> tuple[str, ...]:
     """Commands. A list of words for a shell is not allowed, because no shell reads them."""
-    commands = root.texts("first", "a list of commands, such as [fit --config conf/reviews/sample.yaml]")
+    commands = root.texts("first", f"a list of commands, such as [fit --config conf/reviews/sft.yaml {_PLACE}]")
     for command in commands:
         try:
-            shlex.split(command)
+            arguments(command)
         except ValueError as error:
             raise root.error("first", f"{command!r}: {str(error).lower()}") from None
     return commands
+
+
+def _check_places(root: Section, commands: Iterable[str], starts: int) -> None:
+    """Refuse a command that writes into a run folder which other starts or other studies also use."""
+    for command in commands:
+        words = arguments(command)
+        if subcommand(words) not in _WRITERS:
+            continue
+        folder = next((flag.value for flag in reversed(flags(words)) if flag.keys == ("run_dir",)), "")
+        if not folder:
+            reason = "without --run_dir, all starts and all studies would share its folder"
+        elif starts > 1 and "{start}" not in folder:
+            reason = f"the {starts} starts would share the folder {folder}"
+        else:
+            continue
+        raise root.error("first", f"{described(command)}: {reason}. Write {_PLACE}, or another folder with {{start}}")
 
 
 def _results(root: Section) -> Path | None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_nlf.cli.errors import ConfigurationError
+from lightning_nlf.studies.record import file_of, read
+from lightning_nlf.studies.rows import dumps, from_row, rounded, row
 from lightning_nlf.studies.runs import Result, digest, plan
 from lightning_nlf.studies.spec import Study
 
 if TYPE_CHECKING:
     from lightning_nlf.studies.summary import Summary
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write(
@@ -24,23 +24,27 @@ def write(
     results: Sequence[Result],
     cells: Mapping[str, Mapping[str, Any] | None],
     remarks: Sequence[str],
+    tuning: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the report of a study, each file in one step, and return the path of the Markdown.
+
+    Its figures are those of the runs as they stand in the JSON, so that `committed` gives the same report.
 
     Args:
         results: Runs that have ended. Only those of report seeds and of the chosen cells count.
         cells: Chosen cell of each arm; None or absent while it is not chosen.
         remarks: Sentences on the tuning.
+        tuning: How the cells were chosen; see `Cells.record`.
     """
     from lightning_nlf.studies.figures import draw
     from lightning_nlf.studies.page import page
     from lightning_nlf.studies.summary import summarize
 
-    chosen = of_chosen_cells(study, results, cells)
+    chosen = [from_row(row(result, study)) for result in of_chosen_cells(study, results, cells)]
     summary = summarize(study, chosen)
     files = {suffix: file_of(study, suffix) for suffix in ("md", "json", "png")}
     files["md"].parent.mkdir(parents=True, exist_ok=True)
-    record = content(study, summary, chosen, cells, remarks)
+    record = dumps(content(study, summary, chosen, cells, remarks) | ({"tuning": tuning} if tuning else {}))
     in_one_step(files["json"], lambda part: part.write_text(record, encoding="utf-8"))
     in_one_step(files["png"], lambda part: draw(study, summary, part))
     text = page(study, summary, chosen, cells, remarks, files["png"].name)
@@ -64,26 +68,9 @@ def of_chosen_cells(
 
 def committed(study: Study) -> list[Result]:
     """Report runs of the report that was written last, in its order, but for arms that have changed since."""
-    from lightning_nlf.studies.rows import from_row, loads
-
-    file = file_of(study, "json")
-    try:
-        record = loads(file.read_text(encoding="utf-8"))
-        results = [from_row(row) for row in record["runs"]]
-        unchanged = {name for name, arm in study.arms.items() if record["plans"].get(name) == plan(arm, "report")}
-        return [result for result in results if result.run.arm in unchanged]
-    except FileNotFoundError:
-        return []
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ConfigurationError(
-            f"{file}: not a report of a study ({type(error).__name__}: {error}). Restore it or delete it."
-        ) from error
-
-
-def file_of(study: Study, suffix: str) -> Path:
-    """File of the report: `<results>.md`, or `report.md` in the study's folder."""
-    stem = study.results or study.folder / "report"
-    return stem.parent / f"{stem.name}.{suffix}"
+    record = read(study)
+    unchanged = {name for name, arm in study.arms.items() if record.plans.get(name) == plan(arm, "report")}
+    return [result for result in record.results if result.run.arm in unchanged]
 
 
 def in_one_step(file: Path, save: Callable[[Path], object]) -> None:
@@ -102,23 +89,20 @@ def content(
     results: Sequence[Result],
     cells: Mapping[str, Mapping[str, Any] | None],
     remarks: Sequence[str],
-) -> str:
+) -> dict[str, Any]:
     """The JSON of a report: its figures, and its runs with all of their validations."""
     from lightning_nlf.studies.reading import sentence
-    from lightning_nlf.studies.rows import dumps, row
 
-    return dumps(
-        {
-            "format": FORMAT,
-            "study": study.name,
-            "metric": study.metric,
-            "higher": study.higher,
-            "solved": asdict(study.solved) if study.solved else None,
-            "cells": cells,
-            "plans": {name: plan(arm, "report") for name, arm in study.arms.items()},
-            "remarks": list(remarks),
-            "reading": {c: {arm: sentence(study, summary, arm, c) for arm in study.arms} for c in study.counters},
-            **asdict(summary),
-            "runs": [row(result) for result in results],
-        }
-    )
+    return {
+        "format": FORMAT,
+        "study": study.name,
+        "metric": study.metric,
+        "higher": study.higher,
+        "solved": asdict(study.solved) if study.solved else None,
+        "cells": cells,
+        "plans": {name: plan(arm, "report") for name, arm in study.arms.items()},
+        "remarks": list(remarks),
+        "reading": {c: {arm: sentence(study, summary, arm, c) for arm in study.arms} for c in study.counters},
+        **rounded(asdict(summary)),
+        "runs": [row(result, study) for result in results],
+    }

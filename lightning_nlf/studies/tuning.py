@@ -80,7 +80,7 @@ class Tuning:
         if not self.study.arms[arm].grid:
             return {}
         record = self.cells.frozen(self.study.arms[arm])
-        return None if record is None else record["cell"]
+        return None if record is None else dict(record["cell"])
 
     def results(self, arm: str) -> list[Result]:
         """Results of all tuning runs of an arm so far, in the order of the cells and seeds."""
@@ -107,6 +107,10 @@ class Tuning:
     def remarks(self) -> list[str]:
         """Sentences for the report: which arms were tuned again, and which cells are at an edge of their grid."""
         return self.cells.remarks()
+
+    def record(self) -> dict[str, Any]:
+        """How the cells were chosen, for the committed JSON."""
+        return self.cells.record()
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

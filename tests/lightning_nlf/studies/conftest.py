@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ data:
     takeover: {class_path: data_modules.takeover.Window, init_args: {probability: 0.5}}
     label_buffer: {updates: 2}
 """
+
+
+@pytest.fixture(autouse=True)
+def same_handler() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which the commands replace."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

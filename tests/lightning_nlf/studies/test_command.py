@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from lightning_nlf.studies.command import main
 from lightning_nlf.studies.cost import Pace
 from lightning_nlf.studies.reader import read
 from lightning_nlf.studies.report import committed
+from lightning_nlf.studies.runs import Point, Result
 from lightning_nlf.studies.spec import Study
+from lightning_nlf.studies.tuning import Tuning
 
 TWO_ARMS = """
 baseline: slow
@@ -103,6 +106,72 @@ def test_a_study_that_is_killed_ends_with_the_table_of_one_that_is_not(study: St
     changed = {file for file in FOLDER.glob("runs/*/*/result.json") if times.get(file) != file.stat().st_mtime_ns}
     assert {file.parts[4] for file in changed} == {"slow"} and len(changed) == 2
     assert rows(FOLDER) == before
+
+
+def tuned_clone(folder: Path) -> str:
+    """Commit results of `two.yaml`, made up, and remove the study's folder; the Markdown of the report."""
+    Path("two.yaml").write_text(TWO_ARMS + "results: results/two\n")
+    study = read("two.yaml")
+    tuning = Tuning(study)
+    while runs := [*tuning.next_runs("quick", 9)] or [run for arm in study.arms for run in tuning.report_runs(arm)]:
+        for run in runs:
+            value = run.cell.get("model.lr", 0.0) + run.seed / 1000
+            result = Result(run, (Point({"iteration": 4.0, "env_steps": 80.0}, value),))
+            run.folder(study).mkdir(parents=True, exist_ok=True)
+            result.save(run.folder(study))
+            tuning.finish(result)
+        if runs[0].stage == "report":
+            break
+    with pytest.raises(SystemExit):
+        main(["two.yaml", "--report"])
+    shutil.rmtree(folder)
+    timed(folder)
+    return Path("results/two.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_fresh_clone_makes_one_row_again_without_tuning_it(study: Study, capsys: pytest.CaptureFixture) -> None:
+    page, file = tuned_clone(FOLDER), Path("results/two.md")
+    assert "- quick: the best cell is at the edge of its grid: model.lr 0.02 is the largest" in page
+    capsys.readouterr()
+    for flags, text in (
+        (["--cost"], "two: 0 runs to make"),
+        (
+            ["--only", "quick", "--again", "--cost"],
+            "two: 2 runs to make, at most 7 s with 2 at a time\n  quick: 2 report",
+        ),
+    ):
+        with pytest.raises(SystemExit) as ending:
+            main(["two.yaml", *flags, "--jobs", "2"])
+        assert ending.value.code == 0 and text in (output := capsys.readouterr()).err
+        assert "tuning" not in output.err
+    for flags in (["--report"], []):
+        file.unlink()
+        with pytest.raises(SystemExit) as ending:
+            main(["two.yaml", *flags])
+        assert (
+            ending.value.code == 0
+            and capsys.readouterr().out == page + "\n" == Path("results/two.md").read_text() + "\n"
+        )
+
+
+def test_a_fresh_clone_refuses_another_grid_and_a_damaged_file(study: Study, capsys: pytest.CaptureFixture) -> None:
+    tuned_clone(FOLDER)
+    file, text = Path("results/two.json"), Path("two.yaml").read_text()
+    content, place = file.read_text(), "results/two.json: not a report of a study"
+    wider, damaged = text.replace("0.02]", "0.02, 0.1]"), content.replace('"cell":{"model.lr":0.02}', '"cell":{"x":1}')
+    for record, yaml, message in (
+        (content, wider, "quick: its grid changed after 2 report runs had started"),
+        (damaged, text, f"{place} (tuning.arms.quick.cell is not a cell of its grid)"),
+        ("{", text, f"{place} (JSONDecodeError"),
+    ):
+        Path("two.yaml").write_text(yaml)
+        file.write_text(record)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ending:
+            main(["two.yaml", "--only", "quick", "--again"])
+        error = capsys.readouterr().err
+        assert ending.value.code == 2 and message in error and error.count("\n") == 1
 
 
 def table_of(page: str) -> list[str]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
+from lightning_nlf.studies.executors import words
 from lightning_nlf.studies.first import run_first
-from lightning_nlf.studies.runs import Run
+from lightning_nlf.studies.reader import read
+from lightning_nlf.studies.runs import Run, load, points
 from lightning_nlf.studies.spec import Study
 from lightning_nlf.studies.worker import execute
+from lightning_nlf.tracking.journal import JOURNAL, last_lifecycle, read_records
 
 
 class Attempts:
@@ -82,3 +88,35 @@ def test_commands_get_this_python_and_one_thread(study: Study) -> None:
     result = execute(replace(study, first=(program,)), Run("tiny", "report", {}, 1))
     assert result is not None
     assert result.failure.endswith(f": {sys.executable} 1 (exit code 3)")
+
+
+FIT = "fit --config tiny.yaml --data.horizon 20 --trainer.max_epochs 40 --run_dir {study}/first/{start}/sft"
+
+
+@pytest.mark.slow
+def test_a_first_fit_that_is_killed_is_taken_up_again_by_the_next_process(study: Study, until: Callable) -> None:
+    """SIGKILL, after which neither worker nor fit can clean up. The fit does not begin again, and the run follows."""
+    text = Path("study.yaml").read_text() + f"\nfirst: ['{FIT}']\n"
+    Path("study.yaml").write_text(text.replace("iteration: 40", "iteration: 4"))
+    study, run = read("study.yaml"), Run("tiny", "report", {}, 1)
+    sft = study.folder / "first" / "1" / "sft"
+    worker = subprocess.Popen(words(study, run, {}, 1))
+    until(lambda: (sft / "checkpoints" / "last.ckpt").exists() and len(points(sft, study.metric)) >= 3)
+    worker.send_signal(signal.SIGSTOP)  # so that it cannot start the fit again
+    fit = psutil.Process(int(last_lifecycle(sft / JOURNAL)["pid"]))
+    fit.suspend()
+    before = points(sft, study.metric)
+    worker.kill()
+    worker.wait()
+    assert len(before) >= 3 and load(run.folder(study)) is None
+    until(lambda: not fit.is_running() or fit.status() == psutil.STATUS_ZOMBIE)  # it dies with its worker
+
+    result = execute(study, run)
+    assert result is not None and not result.failure and len(result.points) == 2
+    lines = [record for record, _ in read_records(sft / JOURNAL)]
+    starts = [i for i, record in enumerate(lines) if record["kind"] == "start"]
+    assert len(starts) == 2 and len([*sft.parent.glob("*.done")]) == 1
+    later = [record["step"] for record in lines[starts[1] :] if record["kind"] == "metrics"]
+    assert min(later) >= before[0].counters["optimizer_steps"]  # it did not begin again
+    after = points(sft, study.metric)
+    assert after[: len(before)] == before and len(after) > len(before)

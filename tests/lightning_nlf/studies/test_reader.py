@@ -49,7 +49,7 @@ solved: {at_least: 950, in_a_row: 3}
 budgets: {env_steps: 40000}
 tune_budgets: {env_steps: 10000}
 seeds: {tune: [0-1, 7], report: 1000-1001}
-first: [fit --config other.yaml]
+first: ["fit --config other.yaml --run_dir {study}/first/{start}"]
 results: results/speed
 arms:
   plain: fit.yaml --model lightning_nlf.objectives.DPOPolicy --model.lr 0.1
@@ -69,7 +69,9 @@ arms:
     assert (study.tune, study.report) == ((0, 1, 7), (1000, 1001))
     assert study.baselines == {"plain": "plain", "joint": "plain"}
     assert study.name == "speed" and study.folder == Path("outputs/studies/speed")
-    assert study.first == ("fit --config other.yaml",) and study.results == Path("results/speed")
+    assert study.first == ("fit --config other.yaml --run_dir {study}/first/{start}",) and study.results == Path(
+        "results/speed"
+    )
     words = command(Run("joint", "report", {"model.lr": 0.01}, 1001), study)
     assert '--model.policy="outputs/studies/speed/first/1001"' in words
 
@@ -154,7 +156,7 @@ def test_a_recipe_is_what_a_run_depends_on():
     Path("fit.yaml").write_text("# a comment\ntrainer:\n  max_epochs: 3\n")
     assert study_of(text).arms == before.arms
     recipes = [study_of(text.replace(a, b)).arms["plain"].recipe for a, b in (
-        ("a: 1", "a: 2"), ("fit.yaml", "fit.yaml --x 3"), ("val/return", "val/loss"), ("metric", "first: [fit]\nmetric")
+        ("a: 1", "a: 2"), ("fit.yaml", "fit.yaml --x 3"), ("val/return", "val/loss"), ("metric", "first: [x]\nmetric")
     )]  # fmt: skip
     Path("fit.yaml").write_text("trainer: {max_epochs: 4}")
     recipes += [study_of(text).arms["plain"].recipe, before.arms["plain"].recipe]
@@ -212,6 +214,8 @@ MISTAKES = [  # a text, its replacement, and parts of the message
     (ARM, ARM + "\nstarts: 5", ["starts (speed.yaml, line 6)", "5 starts for 4 report seeds"]),
     (ARM, "plain: {yaml: fit.yaml, metric: 3}", ["arms.plain.metric (speed.yaml, line 5)", "got 3"]),
     (ARM, ARM + "\nalso: val/kl", ["also (speed.yaml, line 6)", "a list of further metrics"]),
+    (ARM, ARM + "\nfirst: [fit]", ["first (speed.yaml, line 6)", "'fit'", "--run_dir {study}/first/{start}/sft"]),
+    (ARM, ARM + "\nfirst: [fit, \"x 'y\"]", ["first (speed.yaml, line 6)", "no closing quotation"]),
     (ARM, ARM + "\nfirst: fit", ["first (speed.yaml, line 6)", "a list of commands"]),
     (ARM, ARM + "\nresults: a.json", ["results (speed.yaml, line 6)", "without suffix"]),
     (ARM, ARM + "\nsearch: {sampler: grids}", ["search.sampler (speed.yaml, line 6)", "Did you mean 'grid'?"]),
@@ -240,6 +244,39 @@ def test_a_mistake_is_named(old, new, parts):
     assert old in PLAIN
     message = message_of(PLAIN.replace(old, new))
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("begin", ["fit", "predict", "python -m lightning_nlf fit", "python3 -m lightning_nlf predict"])
+@pytest.mark.parametrize(
+    "flags, starts, reason",
+    [
+        ("--config a.yaml", 4, "all starts and all studies would share its folder"),
+        ("--config a.yaml", 1, "all starts and all studies would share its folder"),
+        ("--model.run_dir x{start}", 4, "all starts and all studies would share its folder"),
+        ("--run_dir", 1, "all starts and all studies would share its folder"),
+        ("--run_dir=x", 4, "the 8 starts would share the folder x"),
+        ("--run_dir {study}/first/{seed}", 2, "the 4 starts would share the folder {study}/first/{seed}"),
+        ("--run_dir x{start} --run_dir y", 4, "share the folder y"),
+        ("--run_dir {study}/first/{start}/sft", 4, ""),
+        ("--run_dir=out{start} --config a.yaml", 2, ""),
+        ("--run_dir {study}/first", 0, ""),
+    ],
+)
+def test_a_first_command_has_a_folder_of_each_start(begin, flags, starts, reason):
+    """Tuning and report have their starts; without tuning seeds, one start is one in all, written as 0 here."""
+    text = PLAIN if starts else PLAIN.replace("tune: 0-3, ", "")
+    text += f"starts: {starts or 1}\nfirst:\n  - echo.py\n  - {begin} {flags}\n"
+    if reason:
+        message = message_of(text)
+        assert message.startswith("first (speed.yaml, line 7): ") and reason in message, message
+        assert message.endswith("Write --run_dir {study}/first/{start}/sft, or another folder with {start}")
+    else:
+        assert study_of(text).first[1] == f"{begin} {flags}"
+
+
+@pytest.mark.parametrize("command", ["python tool.py fit", "python -m tool fit", "describe --config fit.yaml"])
+def test_other_first_commands_choose_their_places(command):
+    assert study_of(PLAIN + f"first: [{command}]").first == (command,)
 
 
 def test_a_grid_needs_tuning_seeds():
@@ -288,7 +325,7 @@ last: 2
 budgets: {env_steps: 40000}
 tune_budgets: {env_steps: 10000}
 starts: 2
-first: [fit]
+first: ["fit --run_dir x{start}"]
 search: {sampler: random, cells: 2, pruner: none}
 results: a/b
 settings: {ten: {data.limit: 10}}

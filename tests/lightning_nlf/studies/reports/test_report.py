@@ -15,8 +15,8 @@ from lightning_nlf.studies import report
 from lightning_nlf.studies.curves import curve, grid
 from lightning_nlf.studies.markdown import code, escaped
 from lightning_nlf.studies.page import seed_text
-from lightning_nlf.studies.rows import dumps, loads
-from lightning_nlf.studies.runs import Point
+from lightning_nlf.studies.rows import dumps, from_row, loads, row
+from lightning_nlf.studies.runs import Point, Result, Run
 from lightning_nlf.studies.spec import Solved
 from lightning_nlf.studies.summary import summarize
 
@@ -180,9 +180,66 @@ def test_the_json_gives_the_runs_back(study_of, run_of):
 
 def test_validations_with_different_counters_survive(study_of, run_of):
     study = study_of(budgets={})
-    run = replace(run_of([1.0]), points=(Point({"a": 1.0}, 1.0), Point({"b": 2.0}, 2.0)))
+    run = replace(run_of([1.0]), points=(Point({"labels": 1.0}, 1.0), Point({"tokens": 2.0}, 2.0)))
     report.write(study, [run], {}, [])
     assert report.committed(study) == [run]
+
+
+def test_columns_of_a_run(study_of):
+    """Counters are exact, even steps are two numbers, seven digits are left of a value, and other counters go."""
+    study = study_of(also=("val/kl",))
+    rows = [(1234567890.0, 0.123456789, 2.0), (1234567899.0, 1e-9 / 3, 7.0), (1234567908.0, -950.0, 9.0)]
+    points = tuple(
+        Point({"env_steps": steps, "labels": labels, "val/kl": value / 3, "other": 5.0}, value)
+        for steps, value, labels in rows
+    )
+    columns = row(Result(Run("joint", "report", {}, 100), points, seconds=100 / 3), study)
+    assert columns["seconds"] == 33.33333 and columns["points"]["value"] == [0.1234568, 3.333333e-10, -950]
+    counters = columns["points"]["counters"]
+    assert counters["env_steps"] == {"from": 1234567890, "by": 9} and counters["labels"] == [2, 7, 9]
+    assert counters["val/kl"] == [0.04115226, 1.111111e-10, -316.6667] and "other" not in counters
+    assert len(dumps(columns)) < 500
+    again = from_row(loads(dumps(columns)))
+    assert row(again, study) == columns and again.points[1].counters["env_steps"] == 1234567899
+    assert '"value":[0.1234568,3.333333e-10,-950]' in dumps([columns])
+
+
+@pytest.mark.parametrize("solved", [Solved(1.23456789), Solved(0.123456749)])
+@pytest.mark.parametrize("higher", [True, False])
+def test_no_value_is_rounded_across_the_threshold(study_of, solved, higher):
+    """Runs end when they are solved, so that a value above the threshold by 1e-9 must stay above it."""
+    study = study_of(solved=solved, higher=higher)
+    values = [solved.threshold + shift for shift in (-1e-6, -1e-9, 0, 1e-9, 1e-6)]
+    run = Result(Run("joint", "report", {}, 100), tuple(Point({"env_steps": 1.0}, value) for value in values))
+    again = [point.value for point in from_row(loads(dumps(row(run, study)))).points]
+    assert [x >= solved.threshold for x in again] == [False, False, True, True, True]
+    assert [x <= solved.threshold for x in again] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("solved", [None, Solved(0.7, 2)])
+def test_a_report_of_committed_runs_is_the_same_to_the_last_digit(study_of, solved):
+    """Random values and steps; medians lie anywhere between two rounded digits."""
+    budgets = {"env_steps": 900, "labels": 40}
+    study = study_of(settings=("a", "b"), budgets=budgets, solved=solved, also=("val/kl",), last=3)
+    chance = np.random.default_rng(0)
+
+    def points():
+        steps, labels = chance.integers(1, 100, 20).cumsum(), chance.integers(0, 4, 20).cumsum()
+        rows = zip(steps.tolist(), labels.tolist(), chance.random(20).tolist(), strict=True)
+        return tuple(
+            Point({"env_steps": a, "labels": b, "tokens": 3.0 * a, "iteration": i, "val/kl": x / 7}, x)
+            for i, (a, b, x) in enumerate(rows)
+        )
+
+    runs = [
+        Result(Run(arm, "report", {}, s), points(), "", chance.random()) for arm in study.arms for s in study.report
+    ]
+    file = report.write(study, runs, {}, [])
+    before = file.read_text(), file.with_suffix(".json").read_text()
+    report.write(study, report.committed(study), {}, [])
+    assert (file.read_text(), file.with_suffix(".json").read_text()) == before
+    lines = before[1].splitlines()
+    assert sum(line.startswith('{"run":') for line in lines) == len(runs)  # a run made again changes one line
 
 
 def test_runs_of_an_arm_that_was_changed_do_not_count(speedup):
@@ -246,6 +303,31 @@ def test_foreign_names_and_reasons_make_no_markup(study_of, run_of):
     html = MarkdownIt("gfm-like", {"linkify": False}).render(text)
     assert "<script" not in html and "<img src=x" not in html and "<a " not in html and "<s>" not in html
     assert html.count("<img") == 1 and "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    "sources, lines",
+    [
+        ([("", "")] * 2, []),
+        ([("A, 2 cores", "a1")] * 2, ["- Machine of the runs: A, 2 cores", "- Commit of the runs: a1"]),
+        (
+            [("B, 4 cores", "a1+"), ("A, 2 cores", "a1")],
+            [
+                "- Machines of the runs: A, 2 cores (joint); B, 4 cores (base)",
+                "- Commits of the runs: a1 (joint); a1+ (base) (+: with changes that were not committed)",
+            ],
+        ),
+    ],
+)
+def test_machines_and_commits_are_listed_once(study_of, run_of, sources, lines):
+    study = study_of()
+    runs = [
+        run_of([1.0], arm, seed, machine=machine, commit=commit)
+        for arm, (machine, commit) in zip(study.arms, sources, strict=True)
+        for seed in study.report
+    ]
+    text = report.write(study, runs, {}, []).read_text()
+    assert [line for line in text.splitlines() if " of the runs: " in line] == lines
 
 
 def test_no_folder_of_this_machine_is_named(speedup, tmp_path, monkeypatch):
