@@ -1,4 +1,4 @@
-"""Commands that a study runs once per start before the runs of this start, such as supervised training."""
+"""Commands that a study runs before its runs: once per start, such as supervised training, or once for the study."""
 
 from __future__ import annotations
 
@@ -19,39 +19,40 @@ WAIT_SECONDS = 1.0
 def run_first(study: Study, seed: int, attempt: Callable[[Sequence[str], Path], str]) -> str:
     """Run the commands of a seed's start that have not finished, or wait until another process has run them.
 
-    Each finished command leaves a file `<digest>.done` in `first/<start>`, so that it is not repeated.
+    A command without `{start}` and `{seed}` is run once for the whole study. Each finished command leaves a file
+    `<digest>.done` in `first/<start>` or `first/study`, so that it is not repeated.
 
     Args:
         attempt: Runs a command with its output in a file, and returns why it failed; empty if it did not.
 
     Returns: Why a command failed; empty if none did.
     """
-    folder = study.folder / "first" / str(study.starts[seed])
-    commands = [in_place(command, study, seed) for command in study.first]
-    while pending := [command for command in commands if not _marker(folder, command).is_file()]:
+    for text in study.first:
+        place = str(study.starts[seed]) if is_of_start(text) else "study"
+        if failure := _run(study.folder / "first" / place, in_place(text, study, seed), attempt):
+            return failure
+    return ""
+
+
+def is_of_start(command: str) -> bool:
+    """Whether a command is run once per start, not once for the study."""
+    return "{start}" in command or "{seed}" in command
+
+
+def _run(folder: Path, command: str, attempt: Callable[[Sequence[str], Path], str]) -> str:
+    marker = folder / f"{hashlib.sha256(command.encode()).hexdigest()[:8]}.done"
+    while not marker.is_file():
         claim = take(folder)
         if claim is None:
             time.sleep(WAIT_SECONDS)
             continue
         with claim:
-            if failure := _run(folder, pending, attempt):
-                return failure
+            if marker.is_file():  # it was finished before the folder was claimed
+                break
+            if failure := attempt(_words(command), folder / "output.txt"):
+                return f"`{command}`: {failure}"
+            marker.write_text(command + "\n", encoding="utf-8")
     return ""
-
-
-def _run(folder: Path, pending: Sequence[str], attempt: Callable[[Sequence[str], Path], str]) -> str:
-    for command in pending:
-        marker = _marker(folder, command)
-        if marker.is_file():  # it was finished before the folder was claimed
-            continue
-        if failure := attempt(_words(command), folder / "output.txt"):
-            return f"`{command}`: {failure}"
-        marker.write_text(command + "\n", encoding="utf-8")
-    return ""
-
-
-def _marker(folder: Path, command: str) -> Path:
-    return folder / f"{hashlib.sha256(command.encode()).hexdigest()[:8]}.done"
 
 
 def arguments(command: str) -> list[str]:

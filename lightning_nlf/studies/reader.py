@@ -14,7 +14,7 @@ from lightning_nlf.cli.yaml_bounds import read_text
 from lightning_nlf.cli.yaml_places import flags, places_of
 from lightning_nlf.studies.arms import check_name, read_arms
 from lightning_nlf.studies.check import check
-from lightning_nlf.studies.first import arguments, subcommand
+from lightning_nlf.studies.first import arguments, is_of_start, subcommand
 from lightning_nlf.studies.section import Section, described
 from lightning_nlf.studies.seeds import read_seeds, read_starts
 from lightning_nlf.studies.spec import FOLDER, PRUNERS, SAMPLERS, Arm, Search, Solved, Study
@@ -135,7 +135,7 @@ def _check_places(root: Section, commands: Iterable[str], starts: int) -> None:
         folder = next((flag.value for flag in reversed(flags(words)) if flag.keys == ("run_dir",)), "")
         if not folder:
             reason = "without --run_dir, all starts and all studies would share its folder"
-        elif starts > 1 and "{start}" not in folder:
+        elif starts > 1 and is_of_start(command) and "{start}" not in folder:
             reason = f"the {starts} starts would share the folder {folder}"
         else:
             continue

@@ -103,8 +103,9 @@ class Study:
         last: Without `solved`, a run's figure is the mean of its last this many validations within the budget.
         tune, report: Seeds. They have no seed in common.
         starts: Start of each seed: the first seed of its start. Without `starts` in the yaml, each seed is one.
-        first: Commands of `python -m lightning_nlf` or another module, run once per start before its runs. A `fit` or
-            `predict` has a `--run_dir`, with `{start}` if there are several starts.
+        first: Commands of `python -m lightning_nlf` or another module, run before the runs: once per start if they
+            contain `{start}` or `{seed}`, else once. A `fit` or `predict` has a `--run_dir`, with `{start}` if it is
+            run for several starts.
         results: Path of committed results without suffix; None: in `folder`.
         also: Further metrics of a validation that the report shows, without comparing them.
     """

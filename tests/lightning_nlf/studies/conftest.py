@@ -44,10 +44,10 @@ data:
 
 @pytest.fixture(autouse=True)
 def same_handler() -> Iterator[None]:
-    """Restore the handler of SIGTERM, which the commands replace."""
-    handler = signal.getsignal(signal.SIGTERM)
+    """Restore the previous of SIGTERM, which the commands replace."""
+    previous = signal.getsignal(signal.SIGTERM)
     yield
-    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGTERM, previous)
 
 
 @pytest.fixture

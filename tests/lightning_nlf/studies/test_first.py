@@ -58,6 +58,16 @@ def test_each_start_runs_its_commands_once(started: Study) -> None:
         assert attempts.commands.index(fit(start)) < attempts.commands.index(f"-m tool {start}")
 
 
+def test_a_command_that_names_no_start_runs_once_for_the_study(started: Study) -> None:
+    """In its place in the order: before the commands of each start."""
+    study = replace(started, first=("fit --config expert.yaml --run_dir {study}/expert", *started.first))
+    attempts = Attempts()
+    for seed in (1, 2, 3, 4):
+        assert run_first(study, seed, attempts) == ""
+    expert = "-m lightning_nlf fit --config expert.yaml --run_dir outputs/studies/study/expert --ckpt_path last"
+    assert attempts.commands == [expert, fit(1), "-m tool 1", fit(3), "-m tool 3"]
+
+
 def test_after_a_failure_only_what_is_missing_runs_again(started: Study) -> None:
     failing = Attempts(fails="tool")
     assert run_first(started, 1, failing) == "`python -m tool 1`: no data"

@@ -254,7 +254,8 @@ def test_a_mistake_is_named(old, new, parts):
         ("--config a.yaml", 1, "all starts and all studies would share its folder"),
         ("--model.run_dir x{start}", 4, "all starts and all studies would share its folder"),
         ("--run_dir", 1, "all starts and all studies would share its folder"),
-        ("--run_dir=x", 4, "the 8 starts would share the folder x"),
+        ("--run_dir=x --seed_everything {start}", 4, "the 8 starts would share the folder x"),
+        ("--run_dir=x", 4, ""),  # once for the study
         ("--run_dir {study}/first/{seed}", 2, "the 4 starts would share the folder {study}/first/{seed}"),
         ("--run_dir x{start} --run_dir y", 4, "share the folder y"),
         ("--run_dir {study}/first/{start}/sft", 4, ""),
