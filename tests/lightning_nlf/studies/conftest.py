@@ -45,9 +45,9 @@ data:
 @pytest.fixture(autouse=True)
 def same_handler() -> Iterator[None]:
     """Restore the handler of SIGTERM, which the commands replace."""
-    handler = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
     yield
-    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
