@@ -149,11 +149,23 @@ def rows(name):
 
 def figures_of_rows():
     """The first figure with an interval of each yaml that has a row of its own."""
-    figures: dict[str, str] = {}
-    for table in ("configs", "bodies", "speedup", "rlhf", "process", "maze"):
+    figures = figures_of_studies()
+    for table in ("bodies", "speedup", "rlhf", "process", "maze"):
         for name, columns in rows(table):
             if name in HEADERS and (intervals := re.findall(INTERVAL, columns)):
                 figures.setdefault(name, intervals[0])
+    return figures
+
+
+def figures_of_studies():
+    """The figure of each yaml that is an arm of a study with a committed report: median and quartiles."""
+    names = {tuple(arguments(ROOT / "conf", name)): name for name in HEADERS}
+    figures: dict[str, str] = {}
+    for path in sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")):
+        report = RESULTS / f"{path.stem}.md"
+        for arm, yaml_and_flags in arms_of(path).items() if "# Study: " in report.read_text() else ():
+            (columns,) = re.findall(rf"^\| {arm} \|(.*)\|$", report.read_text(), re.M)
+            figures[names[yaml_and_flags]] = re.findall(INTERVAL, columns)[0]
     return figures
 
 
