@@ -124,6 +124,9 @@ class Session:
         failed = [r for r in self.results.values() if r.failure and r.run.stage == "report"]
         for result in failed:
             print(printable(f"failed: {result.run.name}: {result.failure}"), file=sys.stderr)
+        if failed:
+            names = " ".join(dict.fromkeys(result.run.arm for result in failed))
+            print(f"they count as the worst; once their cause is mended: --only {names} --again", file=sys.stderr)
         return len(failed)
 
     # ---- what there is to do
