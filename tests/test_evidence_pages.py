@@ -12,19 +12,32 @@ def results(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["configs", "bodies", "speedup", "rlhf", "process", "maze", "feedback_convergence", "feedback_comparison"]
+    "name",
+    [
+        "pendulum",
+        "tokens",
+        "bodies",
+        "speedup",
+        "rlhf",
+        "process",
+        "maze",
+        "feedback_convergence",
+        "feedback_comparison",
+    ],
 )
 def test_tables_are_those_of_the_results_files(name):
     """All of them but the long list of tuned values, which has a link. Where they come from is on the page too."""
     tables = [part for part in results(name) if part.startswith("|") and "chosen of 16 cells" not in part]
     assert tables and [table for table in tables if EVIDENCE.count(table) != 1] == []
-    (source,) = [part for part in results(name) if f"`python benchmarks/{source_of(name)}" in part]
+    (source,) = [part for part in results(name) if f"`python {source_of(name)}" in part]
     assert EVIDENCE.count(source) == 1
 
 
 def source_of(name):
-    """The benchmark that writes a results file."""
-    return name.partition("_")[0] + ".py"
+    """The command that writes a results file."""
+    study = f"benchmarks/studies/{name}.yaml"
+    is_study = (ROOT / study).is_file() and results(name)[0].startswith("# Study: ")
+    return f"-m lightning_nlf study {study}" if is_study else f"benchmarks/{name.partition('_')[0]}.py"
 
 
 def test_the_long_list_of_tuned_values_is_left_out():

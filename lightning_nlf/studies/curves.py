@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lightning_nlf.studies.runs import Result
+from lightning_nlf.studies.scores import figure
 from lightning_nlf.studies.spec import Study, budget
 
 STAGE = "report"
@@ -15,11 +16,18 @@ PLACES = 80
 
 
 def limit_of(study: Study, runs: Sequence[Result], counter: str) -> float:
-    """Budget of a counter in the runs of an arm; without one, the largest value that a run reached."""
+    """Value of a counter up to which the runs of an arm are known: their budget, unless their yaml ended them before.
+
+    With `solved`, it is where the first run ended that was not solved and did not fail. Nothing is known beyond.
+    """
     limit = budget(study.arms[runs[0].run.arm], counter, STAGE)
-    if math.isfinite(limit):
-        return limit
-    return max((point.counters.get(counter, 0.0) for run in runs for point in run.points), default=0.0)
+    ends = [max((point.counters.get(counter, 0.0) for point in run.points), default=0.0) for run in runs]
+    censored = [
+        end
+        for run, end in zip(runs, ends, strict=True)
+        if study.solved and not run.failure and math.isinf(figure(run, study, counter, STAGE))
+    ]
+    return min(limit, *censored, max(ends, default=0.0))
 
 
 def grid(study: Study, by_arm: Mapping[str, Sequence[Result]], counter: str) -> np.ndarray:

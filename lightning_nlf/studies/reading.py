@@ -54,8 +54,11 @@ def _failures(figures: ArmFigures, counter: str) -> str:
     runs = len(figures.figures)
     if not figures.unsolved:
         return f" {figures.failures} of its {runs} runs failed and count as the worst." if figures.failures else ""
-    number = "None" if figures.unsolved == runs else f"{runs - figures.unsolved}"
-    return f" {number} of its {runs} runs solved the task within {figures.limit:,.0f} {counter_words(counter)}."
+    within = f"within {figures.limit:,.0f} {counter_words(counter)}"
+    if figures.unsolved == runs:
+        return f" None of its {runs} runs solved the task {within}."
+    rest = "the other did" if figures.unsolved == 1 else "the others did"
+    return f" {runs - figures.unsolved} of its {runs} runs solved the task; {rest} not {within}."
 
 
 def _steps(comparison: Comparison, counter: str) -> str:

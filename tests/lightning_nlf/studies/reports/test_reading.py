@@ -93,9 +93,11 @@ def test_starts_are_named_where_seeds_share_them(say):
 
 
 def test_runs_that_were_not_solved_or_failed_are_counted(say):
-    end = " of its 20 runs solved the task within 40,000 environment steps."
-    assert say(4, 9, unsolved=2, **STEPS).endswith(f"over 20 seeds. 18{end}")
-    assert say(4, 9, unsolved=20, **STEPS).endswith(f"over 20 seeds. None{end}")
+    end = "within 40,000 environment steps."
+    solved = "of its 20 runs solved the task"
+    assert say(4, 9, unsolved=2, **STEPS).endswith(f"over 20 seeds. 18 {solved}; the others did not {end}")
+    assert say(4, 9, unsolved=1, **STEPS).endswith(f"over 20 seeds. 19 {solved}; the other did not {end}")
+    assert say(4, 9, unsolved=20, **STEPS).endswith(f"over 20 seeds. None {solved} {end}")
     assert say(4, 9, failures=2).endswith("over 20 seeds. 2 of its 20 runs failed and count as the worst.")
 
 

@@ -93,6 +93,17 @@ def test_a_median_run_that_was_not_solved(study_of, solved_at):
     assert "base needs fewer environment steps than joint: at least 10 times fewer, over 6 seeds." in text
 
 
+def test_a_run_that_its_yaml_ended_is_known_only_up_to_its_end(study_of, solved_at):
+    """Base is unsolved after 1,000 steps of a budget of 100,000: joint, at 100, is 10 times faster, not 1,000."""
+    study = study_of(**STEPS, budgets={"env_steps": 100_000})
+    runs = [solved_at(INF, "base", seed) for seed in study.report]
+    runs += [solved_at(100, "joint", seed) for seed in study.report]
+    text = report.write(study, runs, {}, []).read_text()
+    assert rows_of(text)["base"][STEPS_TITLE] == "> 1,000 [> 1,000, > 1,000]"
+    assert rows_of(text)["joint"]["× fewer than base (95 %)"] == "> 10 [10, ∞]"
+    assert "joint needs fewer environment steps than base: at least 10 times fewer, over 6 seeds." in text
+
+
 def test_a_table_of_a_metric(study_of, run_of):
     """Joint is 0.5 better with each seed; one run of it fails."""
     study = study_of(seeds=range(100, 110))
@@ -109,7 +120,7 @@ def test_a_table_of_a_metric(study_of, run_of):
     assert "- joint is better than base: its val/return is higher by at least 0.50, over 10 seeds. 1 of its 10" in text
     assert "- joint, seed 109: the loss is not finite" in text
     assert "- joint: its grid was widened" in text
-    assert "## After 1,000 environment steps" in text
+    assert "## After 200 environment steps" in text  # where the runs ended, before their budget of 1,000
 
 
 def test_further_metrics_are_shown_where_a_run_is_judged(study_of, run_of):
