@@ -25,6 +25,7 @@ from tests.test_faults import ROOT, RUN, iterations
 SOON = 60.0  # seconds in which a run must end after the death of a rank
 FIT = ["-m", "lightning_nlf", "fit", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MLFLOW_TRACKING_URI")
+VARIABLES += ("LIGHTNING_NLF_RUN_DIR",)  # an earlier test may have run a fit in this process
 
 
 class Namespaces:
@@ -209,6 +210,7 @@ def test_a_rank_that_dies_on_one_node_ends_the_other_node(nodes):
     ids=["torchrun", "srun"],
 )
 def test_ranks_started_elsewhere_need_a_folder_that_all_of_them_know(variables, monkeypatch, tmp_path):
+    monkeypatch.delenv("LIGHTNING_NLF_RUN_DIR", raising=False)
     require_run_dir(None, None, 1)  # one process
     with monkeypatch.context() as environment:
         for name, value in variables.items():
