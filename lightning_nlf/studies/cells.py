@@ -61,8 +61,8 @@ class Cells:
 
     def frozen(self, arm: Arm) -> Mapping[str, Any] | None:
         """The record of an arm's choice, if it was made under the present plan."""
-        record = self._choice(arm)
-        return record if record and record["plan"] == plan(self.study, arm) else None
+        choice = self._choice(arm)
+        return choice if choice and choice["plan"] == plan(self.study, arm) else None
 
     def record(self) -> dict[str, Any]:
         """What the committed JSON says of the tuning: the choice of each arm, and what was tuned again."""
@@ -102,8 +102,8 @@ class Cells:
         """Sentences for the report: which arms were tuned again, and which cells are at an edge of their grid."""
         sentences = [_sentence(row) for row in self._widened()]
         for arm in self.study.arms.values():
-            record = self.frozen(arm)
-            for text in edges(record["cell"], arm.grid) if record else []:
+            choice = self.frozen(arm)
+            for text in edges(choice["cell"], arm.grid) if choice else []:
                 sentences.append(f"{arm.name}: the best cell is at the edge of its grid: {text}")
         return sentences
 
@@ -120,7 +120,7 @@ class Cells:
             return None
         changed = differences(before, now) if before else ["grid"]
         grids = before.get("grid", {}), now["grid"]
-        wider = changed == ["grid"] and _contains(grids[1], grids[0])
+        wider = changed == ["grid"] and _is_wider(grids[1], grids[0])
         return {"arm": arm.name, "digest": digest(now), "changed": changed, "wider": wider, "report_runs": number}
 
     @cached_property
@@ -182,7 +182,8 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _contains(grid: Mapping[str, Any], smaller: Mapping[str, Any]) -> bool:
+def _is_wider(grid: Mapping[str, Any], smaller: Mapping[str, Any]) -> bool:
+    """Whether a grid has all values of another one."""
     return all(
         isinstance(values, list) and isinstance(grid.get(key), list) and all(value in grid[key] for value in values)
         for key, values in smaller.items()

@@ -13,10 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+
 from lightning_nlf.cli.errors import ConfigurationError, RunFailure, nearest, traceback_wanted
 from lightning_nlf.studies import cost, reader, report, runs
 from lightning_nlf.studies.display import Display, duration
 from lightning_nlf.studies.executors import Handle, executor
+from lightning_nlf.studies.executors.local import cores
 from lightning_nlf.studies.parent import Parent
 from lightning_nlf.studies.runs import Result, Run
 from lightning_nlf.studies.spec import Study
@@ -49,8 +52,23 @@ def options(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="write the report of the runs so far, and stop")
     parser.add_argument("--widen", action="store_true", help="tune again after a changed grid; the report says so")
     parser.add_argument("--executor", default="local", metavar="NAME", help="local, slurm or ray (default: local)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; Slurm: 100)")
+    parser.add_argument(
+        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the executor: threads=2, slurm_partition=gpu"
+    )
     return parser.parse_args(words)
+
+
+def values(options: Sequence[str]) -> dict[str, Any]:
+    """Arguments of an executor from `KEY=VALUE`.
+
+    Raises:
+        ConfigurationError: One has no "=".
+    """
+    for option in options:
+        if not option.partition("=")[1]:
+            raise ConfigurationError(f"--options: got {option!r}, expected KEY=VALUE, such as threads=2")
+    return {key: yaml.safe_load(value) for key, _, value in (option.partition("=") for option in options)}
 
 
 def main(words: Sequence[str]) -> None:
@@ -96,7 +114,8 @@ class Session:
     def __init__(self, study: Study, flags: argparse.Namespace) -> None:
         self.study, self.flags = study, flags
         self.arms = list(flags.only or study.arms)
-        self.jobs = flags.jobs or os.cpu_count() or 1
+        self.executor = executor(flags.executor, flags.jobs, values(flags.options))
+        self.jobs = self.executor.slots
         self.tuning = Tuning(study, widen=flags.widen)
         self.committed = {r.run.name: r for r in report.committed(study) if r.run.arm not in (flags.only or ())}
         self.results: dict[str, Result] = dict(self.committed)
@@ -167,9 +186,9 @@ class Session:
         timed = [name for name in self.arms if any(part[0] == name and count for part, count in left.items())]
         if new := cost.untimed(self.study, timed):
             print(
-                f"timing {len(new)} arms, about {duration(40 * -(-len(new) // self.jobs))}", file=sys.stderr, flush=True
+                f"timing {len(new)} arms, about {duration(40 * -(-len(new) // cores()))}", file=sys.stderr, flush=True
             )
-        self.paces = cost.paces(self.study, timed, self.jobs)
+        self.paces = cost.paces(self.study, timed, cores())
         lines, longest = [], 0.0
         for (name, stage, _), count in left.items():
             if count > 0:
@@ -197,7 +216,6 @@ class Session:
             self._report()
             return
         self.parent = Parent(self.study)
-        self.executor = executor(self.flags.executor, self.jobs)
         display = Display(self.total, len(self.results))
         status, next_look = "KILLED", 0.0
         try:

@@ -88,11 +88,17 @@ def _method(study: Study, summary: Summary) -> str:
         else "A difference is the median over pairs of arm − baseline."
     )
     exact = "exact, from order statistics of the pairs"
+    if summary.planned == 1:
+        together = "the bounds of the only comparison"
+    else:
+        together = (
+            f"bounds of level {100 * simultaneous(summary.planned):.4g} %, which hold for all {summary.planned} "
+            "comparisons of the report together with 95 % (Bonferroni)"
+        )
     text = (
         f"Runs with the same seed are pairs. {effect} Its interval: "
         f"{bootstrap if study.solved or clustered else exact}. "
-        f"**All together**: bounds of level {100 * simultaneous(summary.planned):.4g} %, which hold for all "
-        f"{summary.planned} comparisons of the report together with 95 % (Bonferroni); the sentences use these. "
+        f"**All together**: {together}; the sentences use these. "
         "Bounds are rounded to the weaker claim. P(better): share of pairs in which the arm is better, ties half, with "
         "Clopper and Pearson's interval. Curves: median and quartiles of the runs. Further columns: medians of what a "
         "run had spent when it was judged."

@@ -63,9 +63,12 @@ def _record(content: Mapping[str, Any]) -> Record:
         check(isinstance(choice["cell"], Mapping), f"tuning.arms.{name}.cell is not a mapping")
         check(isinstance(plan["grid"], Mapping) and len(plan["yaml"]) == 2, f"tuning.arms.{name}.plan is damaged")
     for row in tuning["widened"]:
-        check(all(isinstance(row[key], str) for key in ("arm", "digest")), "tuning.widened: an arm is no name")
+        check(
+            all(isinstance(row[key], str) for key in ("arm", "digest")),
+            "tuning.widened: an arm or a digest is not a text",
+        )
         check(isinstance(row["wider"], bool) and isinstance(row["report_runs"], int), "tuning.widened is damaged")
-        check(all(isinstance(part, str) for part in row["changed"]), "tuning.widened: changed is no list of names")
+        check(all(isinstance(part, str) for part in row["changed"]), "tuning.widened: changed is not a list of names")
     plans = content["plans"]
     check(isinstance(plans, Mapping), "plans is not a mapping")
     return Record(tuple(map(from_row, content["runs"])), plans, tuning["arms"], tuple(tuning["widened"]))

@@ -39,9 +39,12 @@ def from_row(content: Mapping[str, Any]) -> Result:
     run, values = content["run"], content["points"]["value"]
     check(isinstance(run["arm"], str) and isinstance(run["stage"], str), "a run without the name of its arm and stage")
     check(isinstance(run["seed"], int) and isinstance(run["cell"], Mapping), "a run without a seed and a cell")
-    check(all(isinstance(content.get(name, ""), str) for name in _TEXTS), "a run whose reason or machine is no text")
-    check(_is_number(content.get("seconds", 0.0)), "a run whose seconds are no number")
-    check(all(map(_is_number, values)), "a run with a value that is no number")
+    check(
+        all(isinstance(content.get(name, ""), str) for name in _TEXTS),
+        "a run whose failure, machine or commit is not a text",
+    )
+    check(_is_number(content.get("seconds", 0.0)), "a run whose seconds are not a number")
+    check(all(map(_is_number, values)), "a run with a value that is not a number")
     columns = {name: _values(column, len(values)) for name, column in content["points"]["counters"].items()}
     points = [
         {"value": float(value), "counters": {name: column[i] for name, column in columns.items() if i in column}}
@@ -71,10 +74,10 @@ def _values(column: Any, length: int) -> dict[int, float]:
     """Values of a column by the number of their validation."""
     if isinstance(column, Mapping):
         first, step = column["from"], column["by"]
-        check(isinstance(first, int) and isinstance(step, int), "a counter that is no list of numbers")
+        check(isinstance(first, int) and isinstance(step, int), "a counter that is not a list of numbers")
         return {i: float(first + i * step) for i in range(length)}
     check(isinstance(column, list) and len(column) == length, "a counter with too few or too many values")
-    check(all(x is None or _is_number(x) for x in column), "a counter with a value that is no number")
+    check(all(x is None or _is_number(x) for x in column), "a counter with a value that is not a number")
     return {i: float(x) for i, x in enumerate(column) if x is not None}
 
 

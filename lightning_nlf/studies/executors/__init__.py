@@ -45,7 +45,7 @@ def executor(name: str, jobs: int | None = None, options: Mapping[str, Any] | No
         options: Further arguments of its class.
 
     Raises:
-        ConfigurationError: The name is unknown, or a package is missing.
+        ConfigurationError: The name or an option is unknown, or a package is missing.
     """
     try:
         if name == "local":
@@ -64,6 +64,8 @@ def executor(name: str, jobs: int | None = None, options: Mapping[str, Any] | No
         raise ConfigurationError(
             f"executor: {name} needs {PACKAGES.get(name, error.name)}; pip install 'lightning_nlf[{name}]'"
         ) from error
+    except TypeError as error:
+        raise ConfigurationError(f"executor: {name}: {error}") from error
     raise ConfigurationError(f"executor: got {name!r}; choose one of {', '.join(NAMES)}")
 
 

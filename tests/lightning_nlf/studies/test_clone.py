@@ -216,12 +216,12 @@ DAMAGES = [
     ((*RUN, "run", "cell"), "x", "cell"),
     ((*RUN, "extra_key"), 3, "extra_key"),
     ((*RUN, "seconds"), "1", "seconds"),
-    ((*RUN, "failure"), 3, "no text"),
-    ((*RUN, "points", "value"), ["1", 2, 3, 4], "value that is no number"),
+    ((*RUN, "failure"), 3, "not a text"),
+    ((*RUN, "points", "value"), ["1", 2, 3, 4], "value that is not a number"),
     ((*RUN, "points", "value"), [1], "too few or too many"),
     ((*RUN, "points", "counters", "iteration"), {"from": 1}, "by"),
-    ((*RUN, "points", "counters", "iteration"), {"from": 1, "by": "x"}, "no list of numbers"),
-    ((*RUN, "points", "counters", "env_steps"), [1, 2, "3", 4], "no number"),
+    ((*RUN, "points", "counters", "iteration"), {"from": 1, "by": "x"}, "not a list of numbers"),
+    ((*RUN, "points", "counters", "env_steps"), [1, 2, "3", 4], "not a number"),
 ]
 
 

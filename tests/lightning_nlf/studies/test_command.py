@@ -17,7 +17,7 @@ import mlflow
 import pytest
 
 from lightning_nlf.studies import cost
-from lightning_nlf.studies.command import main
+from lightning_nlf.studies.command import Session, main, options
 from lightning_nlf.studies.cost import Pace
 from lightning_nlf.studies.reader import read
 from lightning_nlf.studies.report import committed
@@ -193,6 +193,16 @@ def test_the_cost_of_a_study_is_counted(study: Study, capsys: pytest.CaptureFixt
     ]
 
 
+def test_an_executor_decides_how_many_runs_go_on(study: Study) -> None:
+    """A number of jobs wins; else it is the executor's own, such as 100 of Slurm, and not the cores of this machine."""
+    Path("two.yaml").write_text(TWO_ARMS)
+    flags = ["two.yaml", "--executor", "slurm", "--options", "minutes=90", "slurm_partition=gpu", "threads=2"]
+    session = Session(read("two.yaml"), options(flags))
+    assert session.jobs == 100 and session.executor.threads == 2
+    assert session.executor.parameters == {"timeout_min": 90, "cpus_per_task": 2, "slurm_partition": "gpu"}
+    assert Session(read("two.yaml"), options([*flags, "--jobs", "7"])).jobs == 7
+
+
 def test_a_run_lasts_until_all_budgets_are_spent_or_its_yaml_ends_it() -> None:
     pace = Pace(5.0, {"iteration": 0.5, "env_steps": 0.01}, iterations=100)
     assert pace.seconds({"env_steps": 1000, "iteration": 10}) == pytest.approx(5 + 10)
@@ -206,6 +216,8 @@ def test_a_run_lasts_until_all_budgets_are_spent_or_its_yaml_ends_it() -> None:
         (["--only", "quik"], "two.yaml has no arm 'quik'. Did you mean 'quick'?"),
         (["--again"], "--again: name the arms with --only"),
         (["--jobs", "0"], "--jobs: got 0, must be at least 1"),
+        (["--options", "threads"], "--options: got 'threads', expected KEY=VALUE"),
+        (["--options", "treads=2"], "executor: local: "),
         (["--executor", "slrm", "--only", "slow"], "executor: got 'slrm'"),
         (["--nothing"], "unrecognized arguments: --nothing"),
     ],
