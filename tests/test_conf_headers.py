@@ -152,7 +152,7 @@ def rows(name):
 def figures_of_rows():
     """The first figure with an interval of each yaml that has a row of its own."""
     figures = figures_of_studies()
-    for table in ("bodies", "speedup", "rlhf", "process", "maze"):
+    for table in ("speedup", "rlhf", "process", "maze"):
         for name, columns in rows(table):
             if name in HEADERS and (intervals := re.findall(INTERVAL, columns)):
                 figures.setdefault(name, intervals[0])
@@ -168,7 +168,7 @@ def figures_of_studies():
         text = report.read_text() if report.is_file() else ""
         for arm in read_study(str(path)).arms.values() if text.startswith("# Study: ") else ():
             (columns,) = re.findall(rf"^\| {arm.name} \|(.*)\|$", text, re.M)
-            figures[names[arm.words]] = re.findall(INTERVAL, columns)[0]
+            figures[names[arm.words]] = columns.split("|")[1].strip()
     return figures
 
 

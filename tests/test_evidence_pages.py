@@ -16,7 +16,8 @@ def results(name):
     [
         "pendulum",
         "tokens",
-        "bodies",
+        "double_pendulum",
+        "hopper",
         "speedup",
         "rlhf",
         "process",
