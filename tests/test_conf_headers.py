@@ -208,3 +208,11 @@ def test_yamls_claim_the_lower_bounds_of_the_study(name):
     mode, sampled = (summary[measure]["corrected"][1] for measure in ("sust", "sto"))
     claim = f"at least {rounded_down(mode)}× over tuned REINFORCE, {rounded_down(sampled)}× with sampled actions"
     assert claim in HEADERS["injection" if name == "injection" else f"pendulum/{name}"].result
+
+
+@pytest.mark.parametrize("body", ["double_pendulum", "hopper"])
+@pytest.mark.parametrize("arm", ["joint", "injection"])
+def test_yamls_of_bodies_claim_the_bound_of_their_study(body, arm):
+    sentence = rf"^- {arm} needs fewer environment steps than ppo: at least (\S+) times fewer,"
+    (bound,) = re.findall(sentence, (RESULTS / f"{body}.md").read_text(), re.M)
+    assert f"at least {bound} times fewer steps than PPO" in HEADERS[f"bodies/{body}_{arm}"].result
